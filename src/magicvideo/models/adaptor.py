@@ -1,0 +1,53 @@
+"""The frame-wise adaptor: what lets one 2D convolution serve all frames of a video."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from magicvideo.shapes import FoldedFrames
+
+
+class FrameAdaptor(nn.Module):
+    """Scale and shift per frame and channel, after a convolution that all frames share.
+
+    Source: MagicVideo, frame-wise lightweight adaptor: z^i = S^i * Conv2d(z^i) + B^i. It starts at
+    S = 1 and B = 0, where the video network is the image network. Because S and B differ by frame
+    they also tell the network where in the video a frame stands.
+
+    Args:
+        num_frames: The most frames of a video; a shorter video uses the first rows.
+        channels: Channels of the convolution's output.
+    """
+
+    def __init__(self, num_frames: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_frames, channels))
+        self.shift = nn.Parameter(torch.zeros(num_frames, channels))
+
+    def forward(
+        self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "b c"] | None = None
+    ) -> FoldedFrames:
+        """Return S * x + B, plus one `offset` per video in the same pass over memory."""
+        batch = x.shape[0] // num_frames
+        scale = self.scale[:num_frames].repeat(batch, 1)
+        shift = self.shift[:num_frames].repeat(batch, 1)
+        if offset is not None:
+            shift = shift + offset.repeat_interleave(num_frames, dim=0)
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+
+
+class NoAdaptor(nn.Module):
+    """Stands where an adaptor would, in the image network and in the ablation without adaptors."""
+
+    def forward(
+        self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "b c"] | None = None
+    ) -> FoldedFrames:
+        """Return x, plus one `offset` per video."""
+        if offset is None:
+            return x
+        return x + offset.repeat_interleave(num_frames, dim=0)[:, :, None, None]
+
+
+def make_adaptor(num_frames: int, channels: int, *, enabled: bool) -> FrameAdaptor | NoAdaptor:
+    """Return a frame adaptor, or the piece that stands in its place."""
+    return FrameAdaptor(num_frames, channels) if enabled else NoAdaptor()

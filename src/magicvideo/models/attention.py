@@ -1,0 +1,134 @@
+"""The spatial transformer of Stable Diffusion, on frames folded into the batch.
+
+Parameter names and mathematics are those of diffusers' `Transformer2DModel` with
+`BasicTransformerBlock`, so that its weights load by name.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magicvideo.shapes import FoldedFrames, Tokens
+
+
+class Attention(nn.Module):
+    """Multi-head attention; `width_of_keys` differs from `channels` in cross-attention."""
+
+    def __init__(self, channels: int, num_heads: int, width_of_keys: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(width_of_keys, channels, bias=False)
+        self.to_v = nn.Linear(width_of_keys, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tokens, keys: Tokens) -> Tokens:
+        """Return what each token of `x` gathers from `keys`."""
+        q, k, v = (
+            rearrange(t, "b l (m d) -> b m l d", m=self.num_heads)
+            for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.to_out[0](rearrange(mixed, "b m l d -> b l (m d)"))
+        return out
+
+
+class GEGLU(nn.Module):
+    """A linear layer whose second half gates the first through GELU."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * width)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Return the gated half."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU and a linear layer. The identity holds the place of diffusers' dropout in the names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = 4 * channels
+        self.net = nn.Sequential(
+            GEGLU(channels, width), nn.Identity(), nn.Linear(width, channels)
+        )
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Return the network's output, without the residual."""
+        out: Tensor = self.net(x)
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention in a frame, cross-attention to the condition, feed-forward."""
+
+    def __init__(self, channels: int, num_heads: int, cross_attention_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, num_heads, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, num_heads, cross_attention_dim)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tokens, condition: Tokens, num_frames: int) -> Tokens:
+        """Return the block's output for frame tokens `n p c` and condition tokens `b l d`.
+
+        All frames of a video share its condition: they become one long row of queries, so keys and
+        values are computed once a video and never repeated in memory.
+        """
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        queries = rearrange(self.norm2(x), "(b f) p c -> b (f p) c", f=num_frames)
+        gathered = self.attn2(queries, condition)
+        x = x + rearrange(gathered, "b (f p) c -> (b f) p c", f=num_frames)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Group norm, projection in, one transformer block, projection out, residual.
+
+    Stable Diffusion 1.x projects by 1x1 convolutions and 2.x by linear layers: the same matrix
+    product, kept apart only in the shape of the stored weights.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        cross_attention_dim: int,
+        *,
+        num_groups: int,
+        linear_projection: bool,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, channels, eps=1e-6)
+        self.proj_in = _projection(channels, linear=linear_projection)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(channels, num_heads, cross_attention_dim)]
+        )
+        self.proj_out = _projection(channels, linear=linear_projection)
+
+    def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
+        """Return the spatial branch, residual included."""
+        tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
+        tokens = _project(self.proj_in, tokens)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, condition, num_frames)
+        tokens = _project(self.proj_out, tokens)
+        return x + rearrange(tokens, "n (h w) c -> n c h w", h=x.shape[2])
+
+
+def _projection(channels: int, *, linear: bool) -> nn.Linear | nn.Conv2d:
+    return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+
+def _project(layer: nn.Module, tokens: Tokens) -> Tokens:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return F.linear(tokens, torch.flatten(weight, 1), bias)

@@ -1,0 +1,220 @@
+"""The blocks of the video U-Net: shared 2D convolutions with adaptors, and the two attentions.
+
+Names of shared parameters are those of diffusers' `UNet2DConditionModel`. What is new is named
+`adaptor*` and `temporal_attentions`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magicvideo.models.adaptor import make_adaptor
+from magicvideo.models.attention import SpatialTransformer
+from magicvideo.models.temporal import DirectedTemporalAttention, TemporalMode
+from magicvideo.shapes import FoldedFrames, Tokens
+
+TimeEmbedding = Float[Tensor, "b d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings:
+    """What all blocks of one network share."""
+
+    time_embed_dim: int
+    cross_attention_dim: int
+    num_groups: int
+    linear_projection: bool
+    num_frames: int
+    temporal_attention: TemporalMode
+    frame_adaptor: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What conditions one forward pass.
+
+    Attributes:
+        time: Embedding of diffusion step and frame rate, activated, `b d`.
+        tokens: Text or image tokens, `b l d`.
+        num_frames: Frames of a video, by which the batch axis unfolds.
+    """
+
+    time: TimeEmbedding
+    tokens: Tokens
+    num_frames: int
+
+
+class ResnetBlock(nn.Module):
+    """Two adapted convolutions with the time embedding between them, and a residual."""
+
+    def __init__(self, in_channels: int, out_channels: int, settings: BlockSettings) -> None:
+        super().__init__()
+        frames, enabled = settings.num_frames, settings.frame_adaptor
+        self.norm1 = nn.GroupNorm(settings.num_groups, in_channels, eps=1e-5)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.adaptor1 = make_adaptor(frames, out_channels, enabled=enabled)
+        self.time_emb_proj = nn.Linear(settings.time_embed_dim, out_channels)
+        self.norm2 = nn.GroupNorm(settings.num_groups, out_channels, eps=1e-5)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.adaptor2 = make_adaptor(frames, out_channels, enabled=enabled)
+        self.conv_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
+
+    def forward(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+        """Return the block's output."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.adaptor1(h, given.num_frames, self.time_emb_proj(given.time))
+        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.adaptor2(h, given.num_frames)
+        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        out: Tensor = residual + h
+        return out
+
+
+class SpatioTemporalTransformer(SpatialTransformer):
+    """Figure 3b: spatial and directed temporal attention read the same features and are summed.
+
+    The spatial branch keeps Stable Diffusion's residual connection and gets an adaptor of its own.
+    """
+
+    def __init__(self, channels: int, num_heads: int, settings: BlockSettings) -> None:
+        super().__init__(
+            channels,
+            num_heads,
+            settings.cross_attention_dim,
+            num_groups=settings.num_groups,
+            linear_projection=settings.linear_projection,
+        )
+        self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
+        self.temporal = (
+            DirectedTemporalAttention(channels, num_heads, settings.temporal_attention)
+            if settings.temporal_attention != "none"
+            else None
+        )
+
+    def forward_video(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+        """Return the sum of both branches."""
+        spatial = self(x, given.tokens, given.num_frames)
+        spatial = self.adaptor(spatial, given.num_frames)
+        return spatial if self.temporal is None else spatial + self.temporal(x, given.num_frames)
+
+
+class Resample(nn.Module):
+    """A 3x3 convolution with its adaptor, by which a level halves or doubles its side."""
+
+    def __init__(self, channels: int, settings: BlockSettings, *, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
+
+    def forward(self, x: FoldedFrames, num_frames: int) -> FoldedFrames:
+        """Return the adapted convolution of x."""
+        out: Tensor = self.adaptor(self.conv(x), num_frames)
+        return out
+
+
+class DownBlock(nn.Module):
+    """One level of the encoder half; every output is kept for the decoder half."""
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        num_layers: int,
+        num_heads: int | None,
+        settings: BlockSettings,
+        *,
+        is_last: bool,
+    ) -> None:
+        super().__init__()
+        before, after = channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(before if i == 0 else after, after, settings) for i in range(num_layers)
+        )
+        self.attentions = _attentions(after, num_layers, num_heads, settings)
+        self.downsamplers = (
+            None if is_last else nn.ModuleList([Resample(after, settings, stride=2)])
+        )
+
+    def forward(self, x: FoldedFrames, given: Conditions) -> list[FoldedFrames]:
+        """Return the output of every layer; the last is the input of the next level."""
+        outputs = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, given)
+            if self.attentions is not None:
+                x = _attend(self.attentions[i], x, given)
+            outputs.append(x)
+        if self.downsamplers is not None:
+            outputs.append(self.downsamplers[0](x, given.num_frames))
+        return outputs
+
+
+class MidBlock(nn.Module):
+    """The deepest level: residual block, attention, residual block."""
+
+    def __init__(self, channels: int, num_heads: int, settings: BlockSettings) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, settings) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatioTemporalTransformer(channels, num_heads, settings)])
+
+    def forward(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+        """Return the level's output."""
+        x = self.resnets[0](x, given)
+        x = _attend(self.attentions[0], x, given)
+        out: Tensor = self.resnets[1](x, given)
+        return out
+
+
+class UpBlock(nn.Module):
+    """One level of the decoder half; each layer takes one output of the encoder half."""
+
+    def __init__(
+        self,
+        channels: int,
+        incoming: tuple[int, ...],
+        skips: tuple[int, ...],
+        num_heads: int | None,
+        settings: BlockSettings,
+        *,
+        is_last: bool,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(before + skip, channels, settings)
+            for before, skip in zip(incoming, skips, strict=True)
+        )
+        self.attentions = _attentions(channels, len(skips), num_heads, settings)
+        self.upsamplers = (
+            None if is_last else nn.ModuleList([Resample(channels, settings, stride=1)])
+        )
+
+    def forward(
+        self, x: FoldedFrames, skips: list[FoldedFrames], given: Conditions, side: torch.Size
+    ) -> FoldedFrames:
+        """Return the level's output; `skips` loses what is used, and `side` is the next level's."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), given)
+            if self.attentions is not None:
+                x = _attend(self.attentions[i], x, given)
+        if self.upsamplers is not None:
+            x = F.interpolate(x, size=side, mode="nearest")
+            x = self.upsamplers[0](x, given.num_frames)
+        return x
+
+
+def _attentions(
+    channels: int, num_layers: int, num_heads: int | None, settings: BlockSettings
+) -> nn.ModuleList | None:
+    if num_heads is None:
+        return None
+    return nn.ModuleList(
+        SpatioTemporalTransformer(channels, num_heads, settings) for _ in range(num_layers)
+    )
+
+
+def _attend(layer: nn.Module, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+    assert isinstance(layer, SpatioTemporalTransformer)
+    return layer.forward_video(x, given)

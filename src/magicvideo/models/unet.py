@@ -1,0 +1,208 @@
+"""The denoiser: Stable Diffusion's U-Net on frames, with adaptors and directed temporal attention."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magicvideo.models.adaptor import make_adaptor
+from magicvideo.models.blocks import BlockSettings, Conditions, DownBlock, MidBlock, UpBlock
+from magicvideo.models.temporal import TemporalMode
+from magicvideo.shapes import Latents, Tokens
+
+_LEVELS = {
+    "CrossAttnDownBlock2D": True,
+    "DownBlock2D": False,
+    "CrossAttnUpBlock2D": True,
+    "UpBlock2D": False,
+}
+
+
+class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Predict noise or velocity of a video's latents.
+
+    Source: MagicVideo, Figures 3a and 3b. Parameters that an image network has carry the names of
+    diffusers' `UNet2DConditionModel`; the others are the adaptors, the temporal attentions and the
+    frame-rate embedding, all neutral at the start, so that a network which has just taken over
+    image weights computes what the image network computes, frame by frame.
+
+    Args:
+        sample_size: Side of the latents that it was trained on; any other side works too.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        down_block_types: `CrossAttnDownBlock2D` or `DownBlock2D` a level, outermost first.
+        up_block_types: `CrossAttnUpBlock2D` or `UpBlock2D` a level, innermost first.
+        block_out_channels: Channels of each level, outermost first.
+        layers_per_block: Residual blocks a level.
+        cross_attention_dim: Width of the condition's tokens.
+        attention_head_dim: Attention heads, one number or one a level (the name is diffusers',
+            whose Stable Diffusion configurations store the number of heads under it).
+        norm_num_groups: Groups of every group norm.
+        use_linear_projection: Linear layers (Stable Diffusion 2.x) around the transformers, in
+            place of 1x1 convolutions (1.x).
+        num_frames: The most frames of a video.
+        temporal_attention: Mode of the temporal attention, or `none`.
+        frame_adaptor: Whether convolutions have frame-wise adaptors.
+
+    Raises:
+        ValueError: If the settings do not fit each other.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        down_block_types: Sequence[str] = (
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        up_block_types: Sequence[str] = (
+            "UpBlock2D",
+            "CrossAttnUpBlock2D",
+            "CrossAttnUpBlock2D",
+            "CrossAttnUpBlock2D",
+        ),
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        cross_attention_dim: int = 768,
+        attention_head_dim: int | Sequence[int] = 8,
+        norm_num_groups: int = 32,
+        use_linear_projection: bool = False,  # noqa: FBT001
+        num_frames: int = 16,
+        temporal_attention: TemporalMode = "directed",
+        frame_adaptor: bool = True,  # noqa: FBT001
+    ) -> None:
+        super().__init__()
+        channels = tuple(block_out_channels)
+        heads = _per_level(attention_head_dim, len(channels))
+        attends_down = _attending(down_block_types, channels, "down_block_types")
+        attends_up = _attending(up_block_types, channels, "up_block_types")
+        settings = BlockSettings(
+            time_embed_dim=4 * channels[0],
+            cross_attention_dim=cross_attention_dim,
+            num_groups=norm_num_groups,
+            linear_projection=use_linear_projection,
+            num_frames=num_frames,
+            temporal_attention=temporal_attention,
+            frame_adaptor=frame_adaptor,
+        )
+        first, last = channels[0], len(channels) - 1
+        self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(first, settings.time_embed_dim)
+        self.fps_embedding = TimestepEmbedding(first, settings.time_embed_dim)
+        nn.init.zeros_(self.fps_embedding.linear_2.weight)
+        nn.init.zeros_(self.fps_embedding.linear_2.bias)
+
+        self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
+        self.conv_in_adaptor = make_adaptor(num_frames, first, enabled=frame_adaptor)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                widths,
+                layers_per_block,
+                heads[i] if attends_down[i] else None,
+                settings,
+                is_last=i == last,
+            )
+            for i, widths in enumerate(pairwise((first, *channels)))
+        )
+        self.mid_block = MidBlock(channels[-1], heads[-1], settings)
+        skips = _skip_channels(channels, layers_per_block)
+        self.up_blocks = nn.ModuleList()
+        before = channels[-1]
+        for i, width in enumerate(reversed(channels)):
+            taken = tuple(skips.pop() for _ in range(layers_per_block + 1))
+            incoming = (before, *[width] * layers_per_block)
+            num_heads = heads[last - i] if attends_up[i] else None
+            self.up_blocks.append(
+                UpBlock(width, incoming, taken, num_heads, settings, is_last=i == last)
+            )
+            before = width
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=1e-5)
+        self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
+        self.conv_out_adaptor = make_adaptor(num_frames, out_channels, enabled=frame_adaptor)
+
+    def forward(
+        self,
+        latents: Latents,
+        timestep: Shaped[Tensor, "b"],
+        tokens: Tokens,
+        fps: Float[Tensor, "b"],
+    ) -> Latents:
+        """Return the prediction for noisy latents, in their shape (but `out_channels`).
+
+        Args:
+            latents: Noisy latents.
+            timestep: Diffusion step of each video.
+            tokens: Condition of each video: text tokens, or tokens of image embeddings.
+            fps: Frames a second of each video.
+
+        Raises:
+            ValueError: If the video has more frames than the network.
+        """
+        num_frames = latents.shape[1]
+        if num_frames > self.config.num_frames:
+            raise ValueError(
+                f"the video has {num_frames} frames and the network at most "
+                f"{self.config.num_frames}"
+            )
+        given = Conditions(self._embed_time(timestep, fps), tokens, num_frames)
+        x = rearrange(latents, "b f c h w -> (b f) c h w")
+        x = self.conv_in_adaptor(self.conv_in(x), num_frames)
+        outputs = [x]
+        for down in self.down_blocks:
+            outputs.extend(down(outputs[-1], given))
+        x = self.mid_block(outputs[-1], given)
+        layers = self.config.layers_per_block + 1
+        for i, up in enumerate(self.up_blocks):
+            is_last = i == len(self.up_blocks) - 1
+            # the level above ends at the side of the last skip that this level leaves over
+            side = x.shape[-2:] if is_last else outputs[-layers - 1].shape[-2:]
+            x = up(x, outputs, given, side)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_out_adaptor(x, num_frames)
+        return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
+
+    def _embed_time(
+        self, timestep: Shaped[Tensor, "b"], fps: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b d"]:
+        """Embed the diffusion step and the frame rate: emb_v = Linear(SiLU(Linear(Sin(v))))."""
+        dtype = self.conv_in.weight.dtype
+        time = self.time_embedding(self.time_proj(timestep).to(dtype))
+        rate = self.fps_embedding(self.time_proj(fps).to(dtype))
+        return F.silu(time + rate)
+
+
+def _per_level(value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
+    values = (value,) * num_levels if isinstance(value, int) else tuple(value)
+    if len(values) != num_levels:
+        raise ValueError(f"attention_head_dim={value} does not fit {num_levels} levels")
+    return values
+
+
+def _attending(types: Sequence[str], channels: tuple[int, ...], name: str) -> list[bool]:
+    if unknown := [t for t in types if t not in _LEVELS]:
+        raise ValueError(f"{name} has {unknown[0]!r}; allowed are {', '.join(_LEVELS)}")
+    if len(types) != len(channels):
+        raise ValueError(f"{name} has {len(types)} levels and block_out_channels {len(channels)}")
+    return [_LEVELS[t] for t in types]
+
+
+def _skip_channels(channels: tuple[int, ...], num_layers: int) -> list[int]:
+    skips = [channels[0]]
+    for i, width in enumerate(channels):
+        skips += [width] * num_layers
+        if i < len(channels) - 1:
+            skips.append(width)
+    return skips

@@ -1,0 +1,127 @@
+"""Files that are whole or absent: atomic writing, and folders that carry their SHA-256 sums."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from magicvideo.errors import UserError
+
+SUMS = "SHA256SUMS"
+_PARTIAL = ".partial-"
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it takes the target's place.
+
+    The bytes are flushed to the disk before the rename, so a kill or a full disk leaves either the
+    old file or the new one. The temporary path keeps the target's suffix, since encoders choose a
+    format by it. Whatever goes wrong, no partial file stays behind.
+    """
+    handle, name = tempfile.mkstemp(
+        prefix=f"{_PARTIAL}{target.stem[:50]}-", suffix=target.suffix, dir=target.parent
+    )
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        _flush(partial)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success it is summed and takes its place.
+
+    An existing target is replaced. The folder that appears always carries `SHA256SUMS`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
+    try:
+        yield partial
+        write_sums(partial)
+        for path in partial.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        partial.chmod(0o777 & ~_umask())
+        if target.exists():
+            shutil.rmtree(target)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Write `SHA256SUMS` over all files below a folder, in the format of `sha256sum`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def verify_sums(folder: Path) -> None:
+    """Check a folder against its `SHA256SUMS`.
+
+    Raises:
+        UserError: If the sums are absent, or a file is missing, foreign or changed. It names the
+            first such file.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise UserError(f"{folder} has no {SUMS}; take a complete copy of the folder.")
+    expected: dict[str, str] = {}
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        expected[name] = digest
+    present = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    } - {SUMS}
+    if missing := sorted(set(expected) - present):
+        raise UserError(f"{folder} lacks {missing[0]}; take a complete copy of the folder.")
+    if foreign := sorted(present - set(expected)):
+        raise UserError(f"{folder / foreign[0]} does not belong to the folder; remove it.")
+    for name, digest in expected.items():
+        if sha256(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged (its SHA-256 differs from {SUMS}); copy it again."
+            )
+
+
+def folder_hash(folder: Path) -> str:
+    """Return the identity of a summed folder: the SHA-256 of its `SHA256SUMS`."""
+    return sha256(folder / SUMS)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
