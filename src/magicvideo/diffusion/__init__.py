@@ -1,0 +1,1 @@
+"""The mathematics of diffusion on tensors and callables; it knows no network."""

@@ -1,0 +1,1 @@
+"""What is learned: networks and their inputs. No loops and no files."""

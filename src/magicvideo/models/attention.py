@@ -30,8 +30,7 @@ class Attention(nn.Module):
             for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.to_out[0](rearrange(mixed, "b m l d -> b l (m d)"))
-        return out
+        return self.to_out[0](rearrange(mixed, "b m l d -> b l (m d)"))
 
 
 class GEGLU(nn.Module):
@@ -53,14 +52,11 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         width = 4 * channels
-        self.net = nn.Sequential(
-            GEGLU(channels, width), nn.Identity(), nn.Linear(width, channels)
-        )
+        self.net = nn.Sequential(GEGLU(channels, width), nn.Identity(), nn.Linear(width, channels))
 
     def forward(self, x: Tokens) -> Tokens:
         """Return the network's output, without the residual."""
-        out: Tensor = self.net(x)
-        return out
+        return self.net(x)
 
 
 class TransformerBlock(nn.Module):

@@ -71,8 +71,7 @@ class ResnetBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         h = self.adaptor2(h, given.num_frames)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        out: Tensor = residual + h
-        return out
+        return residual + h
 
 
 class SpatioTemporalTransformer(SpatialTransformer):
@@ -113,8 +112,7 @@ class Resample(nn.Module):
 
     def forward(self, x: FoldedFrames, num_frames: int) -> FoldedFrames:
         """Return the adapted convolution of x."""
-        out: Tensor = self.adaptor(self.conv(x), num_frames)
-        return out
+        return self.adaptor(self.conv(x), num_frames)
 
 
 class DownBlock(nn.Module):
@@ -164,8 +162,7 @@ class MidBlock(nn.Module):
         """Return the level's output."""
         x = self.resnets[0](x, given)
         x = _attend(self.attentions[0], x, given)
-        out: Tensor = self.resnets[1](x, given)
-        return out
+        return self.resnets[1](x, given)
 
 
 class UpBlock(nn.Module):

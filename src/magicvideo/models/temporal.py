@@ -59,5 +59,4 @@ class DirectedTemporalAttention(nn.Module):
         if self.mode == "printed":
             weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).tril()
             return weights @ v
-        mixed: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=self.mode == "directed")
-        return mixed
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.mode == "directed")

@@ -1,4 +1,4 @@
-"""The denoiser: Stable Diffusion's U-Net on frames, with adaptors and directed temporal attention."""
+"""The denoiser: Stable Diffusion's U-Net on frames, with adaptors and temporal attention."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,7 +24,7 @@ _LEVELS = {
 }
 
 
-class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VideoUNet(ModelMixin, ConfigMixin):
     """Predict noise or velocity of a video's latents.
 
     Source: MagicVideo, Figures 3a and 3b. Parameters that an image network has carry the names of
@@ -59,7 +59,7 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 32,
+        sample_size: int = 32,  # noqa: ARG002 - registered
         in_channels: int = 4,
         out_channels: int = 4,
         down_block_types: Sequence[str] = (
@@ -79,10 +79,10 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         cross_attention_dim: int = 768,
         attention_head_dim: int | Sequence[int] = 8,
         norm_num_groups: int = 32,
-        use_linear_projection: bool = False,  # noqa: FBT001
+        use_linear_projection: bool = False,
         num_frames: int = 16,
         temporal_attention: TemporalMode = "directed",
-        frame_adaptor: bool = True,  # noqa: FBT001
+        frame_adaptor: bool = True,
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)

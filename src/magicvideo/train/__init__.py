@@ -1,0 +1,1 @@
+"""Flow 2: clips to checkpoints. One loop, and one small task a stage."""

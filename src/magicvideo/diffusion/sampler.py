@@ -1,0 +1,78 @@
+"""From noise to latents: the loop over diffusion steps, with classifier-free guidance."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from magicvideo.errors import UserError
+from magicvideo.shapes import Latents, Tokens
+
+Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+SamplerName: TypeAlias = Literal["ddim", "dpm++"]
+Scheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
+
+
+def make_scheduler(config: dict[str, Any], sampler: str) -> Scheduler:
+    """Return diffusers' scheduler for a model's stored scheduler configuration.
+
+    Args:
+        config: Configuration of the scheduler that the model was trained with.
+        sampler: `ddim` (the paper's kind, deterministic) or `dpm++` (DPM-Solver++, second order).
+
+    Raises:
+        UserError: If the sampler has another name.
+    """
+    if sampler == "ddim":
+        return DDIMScheduler.from_config(config)
+    if sampler == "dpm++":
+        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
+    allowed = " and ".join(get_args(SamplerName))
+    raise UserError(f"The sampler {sampler!r} is not known; choose one of {allowed}.")
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoiser,
+    noise: Latents,
+    scheduler: Scheduler,
+    num_steps: int,
+    guidance_scale: float,
+    tokens: Tokens,
+    negative_tokens: Tokens,
+    fps: Float[Tensor, "b"],
+    on_step: Callable[[int], None] | None = None,
+) -> Latents:
+    """Return the latents that the denoiser makes of noise.
+
+    Args:
+        denoise: Maps (noisy latents, timestep `b`, tokens, fps) to its prediction.
+        noise: Standard normal.
+        scheduler: Tells the steps and goes from one to the next.
+        num_steps: Evaluations of the denoiser (each of two videos, where guidance is on).
+        guidance_scale: 1 is the plain conditional model; above it, predictions are pushed away
+            from what `negative_tokens` gives (Ho and Salimans, 2207.12598).
+        tokens: Condition of each video.
+        negative_tokens: What to move away from, usually the empty prompt; the shape of `tokens`.
+        fps: Frame rate of each video.
+        on_step: Called with the number of finished steps.
+    """
+    scheduler.set_timesteps(num_steps)
+    latents = noise * scheduler.init_noise_sigma
+    guided = guidance_scale != 1.0
+    condition = torch.cat([negative_tokens, tokens]) if guided else tokens
+    rates = torch.cat([fps, fps]) if guided else fps
+    for done, timestep in enumerate(scheduler.timesteps, start=1):
+        scaled = scheduler.scale_model_input(latents, timestep)
+        stacked = torch.cat([scaled, scaled]) if guided else scaled
+        prediction = denoise(stacked, timestep.expand(len(stacked)), condition, rates)
+        if guided:
+            negative, positive = prediction.chunk(2)
+            prediction = negative + guidance_scale * (positive - negative)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        if on_step is not None:
+            on_step(done)
+    return latents

@@ -1,0 +1,194 @@
+"""The border between pixels and latents: two autoencoders behind one interface.
+
+At the paper's scale frames are coded by Stable Diffusion's `AutoencoderKL` from diffusers. The
+`PatchAutoencoder` here learns fast enough for a CPU. Both offer `encode(x).latent_dist`,
+`decode(z).sample`, `config.scaling_factor` and `config.latent_channels`, and everything else in the
+package goes through `encode_frames` and `decode_latents`.
+"""
+
+import math
+from typing import TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from magicvideo.shapes import FoldedFrames, Frames, Latents
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """A linear code of patches, and residual convolutions that correct it.
+
+    The linear part can be set to the principal components of real patches (`fit_linear`), the best
+    linear code there is; the convolutions end in zeros, so training starts there. They work at a
+    half and a quarter of the code's resolution and never at that of the pixels, which is what
+    makes them cheap.
+
+    Args:
+        in_channels: Channels of the pixels.
+        latent_channels: Channels of the code.
+        patch_size: Pixels a side of one position of the code; a multiple of 2.
+        widths: Channels of the convolutions at twice the code's side, and at the code's side.
+        encoder_layers: Residual blocks of the encoder at these two sides.
+        decoder_layers: Residual blocks of the decoder at these two sides.
+        norm_num_groups: Groups of the group norms.
+        noise_std: Standard deviation of the posterior, as a share of the code's own. It keeps the
+            code smooth, which makes it easier to model by diffusion.
+        scaling_factor: One over the standard deviation of the code.
+
+    Raises:
+        ValueError: If the patch size is odd or the noise is not positive.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        latent_channels: int = 16,
+        patch_size: int = 8,
+        widths: tuple[int, int] = (96, 192),
+        encoder_layers: tuple[int, int] = (1, 1),
+        decoder_layers: tuple[int, int] = (2, 3),
+        norm_num_groups: int = 16,
+        noise_std: float = 0.05,
+        scaling_factor: float = 1.0,  # noqa: ARG002 - registered
+    ) -> None:
+        super().__init__()
+        if patch_size % 2:
+            raise ValueError(f"patch_size={patch_size} is odd; the convolutions need halves of it")
+        if noise_std <= 0:
+            raise ValueError(f"noise_std={noise_std} is not above zero")
+        fine, coarse = widths
+        half = patch_size // 2
+        pixels = in_channels * half * half
+        self.encoder_linear = nn.Conv2d(in_channels, latent_channels, patch_size, patch_size)
+        self.decoder_linear = nn.ConvTranspose2d(
+            latent_channels, in_channels, patch_size, patch_size
+        )
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(half),
+            nn.Conv2d(pixels, fine, 3, padding=1),
+            *(ResidualBlock(fine, norm_num_groups) for _ in range(encoder_layers[0])),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * fine, coarse, 1),
+            *(ResidualBlock(coarse, norm_num_groups) for _ in range(encoder_layers[1])),
+            *_zero_head(coarse, latent_channels, norm_num_groups),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(latent_channels, coarse, 3, padding=1),
+            *(ResidualBlock(coarse, norm_num_groups) for _ in range(decoder_layers[1])),
+            nn.Conv2d(coarse, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            *(ResidualBlock(fine, norm_num_groups) for _ in range(decoder_layers[0])),
+            *_zero_head(fine, pixels, norm_num_groups),
+            nn.PixelShuffle(half),
+        )
+
+    def encode(self, x: FoldedFrames) -> AutoencoderKLOutput:
+        """Return the posterior of the code of pixels in [-1, 1], unscaled."""
+        mean = self.encoder_linear(x) + self.encoder(x)
+        std = self.config.noise_std / self.config.scaling_factor
+        log_variance = torch.full_like(mean, 2 * math.log(std))
+        return AutoencoderKLOutput(
+            latent_dist=DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
+        )
+
+    def decode(self, z: FoldedFrames) -> DecoderOutput:
+        """Return pixels of an unscaled code; they may leave [-1, 1] a little."""
+        # the convolutions see the code at unit scale, whatever the scale of the pixels' components
+        return DecoderOutput(
+            sample=self.decoder_linear(z) + self.decoder(z * self.config.scaling_factor)
+        )
+
+    @torch.no_grad()
+    def fit_linear(self, frames: FoldedFrames) -> None:
+        """Set the linear part to the principal components of the patches of some frames.
+
+        The scaling factor is set to one over the standard deviation of the code.
+        """
+        size = self.config.patch_size
+        patches = rearrange(frames, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size).double()
+        mean = patches.mean(dim=0)
+        covariance = torch.cov(patches.T, correction=0)
+        variances, vectors = torch.linalg.eigh(covariance)
+        kept = vectors[:, -self.config.latent_channels :].flip(1)
+        # an eigenvector's sign is arbitrary: fix it, so that the same frames give the same code
+        kept = kept * torch.where(kept.sum(dim=0) < 0, -1.0, 1.0)
+        basis = rearrange(kept.T.float(), "d (c p q) -> d c p q", p=size, q=size)
+        assert self.encoder_linear.bias is not None
+        assert self.decoder_linear.bias is not None
+        self.encoder_linear.weight.copy_(basis)
+        self.encoder_linear.bias.copy_(-(kept.T @ mean).float())
+        self.decoder_linear.weight.copy_(basis)
+        # the mean patch is constant over colours to first order: one value a colour channel
+        channels = rearrange(mean, "(c r) -> c r", r=size * size).mean(dim=1)
+        self.decoder_linear.bias.copy_(channels.float())
+        variance = variances[-self.config.latent_channels :].mean()
+        self.register_to_config(scaling_factor=float(variance**-0.5))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, each after a group norm and SiLU, and a residual."""
+
+    def __init__(self, channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_groups, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(num_groups, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: FoldedFrames) -> FoldedFrames:
+        """Return the block's output."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+def _zero_head(channels: int, out_channels: int, num_groups: int) -> list[nn.Module]:
+    head = nn.Conv2d(channels, out_channels, 3, padding=1)
+    nn.init.zeros_(head.weight)
+    assert head.bias is not None
+    nn.init.zeros_(head.bias)
+    return [nn.GroupNorm(num_groups, channels), nn.SiLU(), head]
+
+
+Autoencoder: TypeAlias = PatchAutoencoder | AutoencoderKL
+
+
+def encode_frames(
+    autoencoder: Autoencoder, frames: Frames, generator: torch.Generator | None = None
+) -> Latents:
+    """Return the scaled latents of frames: the posterior's mode, or a sample of it.
+
+    Args:
+        autoencoder: A `PatchAutoencoder` or diffusers' `AutoencoderKL`.
+        frames: Pixels in [-1, 1].
+        generator: If given, latents are drawn from the posterior with it.
+    """
+    posterior = autoencoder.encode(rearrange(frames, "b f c h w -> (b f) c h w")).latent_dist
+    code = posterior.mode() if generator is None else posterior.sample(generator)
+    scaled = code * autoencoder.config.scaling_factor
+    return rearrange(scaled, "(b f) c h w -> b f c h w", f=frames.shape[1])
+
+
+def decode_latents(autoencoder: Autoencoder, latents: Latents, chunk: int = 16) -> Frames:
+    """Return the frames of scaled latents, clamped to [-1, 1].
+
+    Frames are decoded `chunk` at a time, so that memory does not grow with the video.
+    """
+    folded = rearrange(latents, "b f c h w -> (b f) c h w") / autoencoder.config.scaling_factor
+    parts = [autoencoder.decode(part).sample for part in folded.split(chunk)]
+    frames = torch.cat(parts).clamp(-1, 1)
+    return rearrange(frames, "(b f) c h w -> b f c h w", f=latents.shape[1])
+
+
+def spatial_factor(autoencoder: Autoencoder) -> int:
+    """Return how many pixels a side one position of the latents stands for."""
+    config = autoencoder.config
+    if isinstance(autoencoder, PatchAutoencoder):
+        return int(config.patch_size)
+    return int(2 ** (len(config.block_out_channels) - 1))

@@ -1,0 +1,91 @@
+"""What the denoiser is told, as cross-attention tokens: text, or CLIP embeddings of frames."""
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPTextModel,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+)
+
+from magicvideo.shapes import Frames, Tokens
+
+# the statistics that CLIP's own preprocessing uses (Radford et al., 2103.00020, published code)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageConditioner(ModelMixin, ConfigMixin):
+    """A linear layer from CLIP image embeddings to condition tokens, the identity at the start.
+
+    Source: MagicVideo, unsupervised training on CLIP embeddings of frames in place of text
+    (reported by others; the layer is our choice, departure D6 in docs/paper_map.md).
+
+    Args:
+        embedding_dim: Width of the CLIP image embedding.
+        cross_attention_dim: Width of the condition's tokens; equal widths start as the identity.
+    """
+
+    @register_to_config
+    def __init__(self, embedding_dim: int = 768, cross_attention_dim: int = 768) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding_dim, cross_attention_dim)
+        nn.init.eye_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, embeddings: Float[Tensor, "b f e"]) -> Tokens:
+        """Return one token for each embedding, at the length of a text token.
+
+        CLIP embeddings have unit length and text tokens about the square root of their width (they
+        leave a layer norm), hence the factor.
+        """
+        return self.linear(embeddings * embeddings.shape[-1] ** 0.5)
+
+
+def encode_text(
+    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
+) -> Tokens:
+    """Return the last hidden states of the text encoder, padded to the tokenizer's length.
+
+    A longer prompt is cut; `generate` tells its user which words are lost.
+    """
+    batch = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    device = next(text_encoder.parameters()).device
+    return text_encoder(batch.input_ids.to(device)).last_hidden_state
+
+
+def embed_frames(
+    image_encoder: CLIPVisionModelWithProjection, frames: Frames
+) -> Float[Tensor, "b f e"]:
+    """Return the CLIP embedding of each frame, at unit length.
+
+    Args:
+        image_encoder: CLIP's image tower with its projection.
+        frames: Pixels in [-1, 1] of any size; they are resized to what the encoder was made for.
+    """
+    side = image_encoder.config.image_size
+    folded = rearrange(frames, "b f c h w -> (b f) c h w")
+    if folded.shape[-2:] != (side, side):
+        folded = F.interpolate(
+            folded, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+        )
+    embeddings = image_encoder(normalise_for_clip(folded)).image_embeds
+    unit = F.normalize(embeddings, dim=-1)
+    return rearrange(unit, "(b f) e -> b f e", f=frames.shape[1])
+
+
+def normalise_for_clip(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Return pixels in [-1, 1] with the mean and deviation that CLIP expects."""
+    mean = pixels.new_tensor(_CLIP_MEAN)[:, None, None]
+    std = pixels.new_tensor(_CLIP_STD)[:, None, None]
+    return ((pixels.clamp(-1, 1) + 1) / 2 - mean) / std
