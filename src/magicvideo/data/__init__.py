@@ -1,0 +1,1 @@
+"""Sources of clips, their preparation into a cache, and training samples out of that cache."""

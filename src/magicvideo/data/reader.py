@@ -1,0 +1,187 @@
+"""Video files to square frames of one size, with guards against files that are broken or huge."""
+
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 4096 * 2304
+"""Largest frame that is decoded; 8192 x 8192 in a 200 kB file is an attack or a mistake."""
+MAX_FRAMES = 5000
+"""Longest clip; its frames are held in memory while it is prepared."""
+
+PICTURE_SUFFIXES = frozenset({".gif", ".webp"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi"})
+
+_UNTIMED_FRAME = 100.0  # milliseconds that browsers give to a frame that states no duration
+
+
+class ClipError(Exception):
+    """A clip that cannot be used; the message is the reason, worded to follow "skipped: "."""
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """The frames of a file: uint8 `f h w c`, h = w, c=4 premultiplied RGBA or c=3 RGB."""
+
+    pixels: NDArray[np.uint8]
+    fps: float
+
+
+def read_clip(path: Path, size: int) -> DecodedClip:
+    """Decode a whole file and cut its centre square out, `size` pixels a side.
+
+    GIF and WebP keep their transparency; video files give RGB, turned upright where they carry a
+    rotation. Frames of unequal duration are taken as evenly spaced at their mean rate.
+
+    Raises:
+        ClipError: If the file is no video, damaged, cut off, a still, or over the limits.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ClipError(f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ClipError("not a regular file")
+    if status.st_size == 0:
+        raise ClipError("empty file")
+    is_picture = path.suffix.lower() in PICTURE_SUFFIXES
+    frames, fps = _read_picture(path, size) if is_picture else _read_video(path, size)
+    if len(frames) < 2:
+        raise ClipError("a still picture" if frames else "no frame can be decoded")
+    return DecodedClip(np.stack(frames), fps)
+
+
+def _read_picture(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
+    if path.suffix.lower() == ".gif":
+        _count_gif_frames(path)
+    frames: list[NDArray[np.uint8]] = []
+    durations: list[float] = []
+    with _picture_errors(), Image.open(path) as picture:
+        _check_frame_size(*picture.size)
+        count = getattr(picture, "n_frames", 1)
+        _check_count(count)
+        for number in range(count):
+            picture.seek(number)
+            picture.load()
+            durations.append(float(picture.info.get("duration") or _UNTIMED_FRAME))
+            frames.append(_square(picture.convert("RGBA").convert("RGBa"), size))
+    if frames and all(frame[..., 3].min() == 255 for frame in frames):
+        frames = [frame[..., :3] for frame in frames]
+    return frames, 1000 / float(np.mean(durations))
+
+
+@contextmanager
+def _picture_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ClipError(f"frames of more than {MAX_PIXELS:,} pixels") from None
+        except UnidentifiedImageError:
+            raise ClipError("not a picture file") from None
+        except (OSError, EOFError, SyntaxError, ValueError, MemoryError) as error:
+            raise ClipError(f"damaged or cut off ({error})") from None
+
+
+def _count_gif_frames(path: Path) -> None:
+    """Count without decoding: Pillow would walk through a million frames before it says so."""
+    with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
+        for number, _ in enumerate(container.demux()):
+            _check_count(number)
+
+
+def _read_video(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
+    with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
+        if not container.streams.video:
+            raise ClipError(
+                "no video stream, only sound" if container.streams.audio else "no video stream"
+            )
+        stream = container.streams.video[0]
+        _check_frame_size(stream.codec_context.width, stream.codec_context.height)
+        _check_count(stream.frames)
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.codec_context.thread_count = 1
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise ClipError("no frame rate")
+        return _decode(container, stream, rate, size), float(rate)
+
+
+def _decode(
+    container: InputContainer, stream: VideoStream, rate: Fraction, size: int
+) -> list[NDArray[np.uint8]]:
+    frames: list[NDArray[np.uint8]] = []
+    num_packets, end = 0, 0.0
+    for packet in container.demux(stream):
+        num_packets += packet.size > 0
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise ClipError(f"frame {len(frames)} is damaged")
+            _check_frame_size(frame.width, frame.height)
+            _check_count(len(frames) + 1)
+            frames.append(_square(_upright(frame), size))
+            end = (frame.time or 0.0) + float(1 / rate)
+    if num_packets < stream.frames:
+        raise ClipError(f"cut off: {num_packets} of {stream.frames} frames are there")
+    declared = _declared_duration(container, stream)
+    if not stream.frames and end < 0.95 * declared - 0.25:
+        raise ClipError(f"cut off: {end:.1f} of {declared:.1f} seconds are there")
+    return frames
+
+
+def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return 0.0
+
+
+@contextmanager
+def _video_errors() -> Iterator[None]:
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ClipError(f"damaged or no video ({error.strerror})") from None
+    except UnicodeEncodeError:
+        raise ClipError("its name is not UTF-8") from None
+
+
+def _check_frame_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ClipError(f"frames of {width}x{height}, more than {MAX_PIXELS:,} pixels")
+
+
+def _check_count(frames: int) -> None:
+    if frames > MAX_FRAMES:
+        raise ClipError(f"more than {MAX_FRAMES:,} frames; cut it into shorter clips")
+
+
+def _upright(frame: VideoFrame) -> Image.Image:
+    picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+
+
+def _square(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    shrinks = side >= size
+    resized = picture.resize(
+        (size, size),
+        Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC,
+        box=(left, top, left + side, top + side),
+    )
+    return np.asarray(resized)

@@ -1,0 +1,116 @@
+"""Fluent animated emoji by Microsoft (MIT): 2,014 short clips with transparency and attributes.
+
+`fluent_emoji_mit.jsonl` beside this module lists them. The clips come from the npm packages
+`@lobehub/fluent-emoji-anim-1` to `-4` (1.0.0), of which it keeps those that Microsoft publishes
+itself, in https://github.com/microsoft/fluentui-emoji-animated, matched by code points. Names,
+groups and part of the keywords are those of npm `emojibase-data` 17.0.0 (MIT, Miles Johnson), the
+other keywords those of npm `emojilib` 4.0.3 (MIT, Mu-An Chiou). `package` says which of the four
+packages holds the file, `sha256` what it must be.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from magicvideo.data.manifest import Attributes
+from magicvideo.data.sources.source import Candidate, Skipped, Source
+from magicvideo.data.sources.splits import COMBINATION_RULE, heldout_combinations
+
+NAME = "fluent-emoji"
+CLIPS = "clips"
+MARKER = "fluent-emoji.txt"
+"""File by which a fetched folder is known; it holds the licence notice."""
+
+NOTICE = """Fluent animated emoji, https://github.com/microsoft/fluentui-emoji-animated
+
+MIT License
+
+Copyright (c) Microsoft Corporation.
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE
+"""
+
+
+class ListedClip(BaseModel):
+    """One line of the shipped list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str
+    """Code points in hexadecimal, joined by hyphens: the name of the file."""
+    name: str
+    base: str
+    group: str
+    subgroup: str
+    keywords: tuple[str, ...]
+    skin_tone: str | None
+    gender: str | None
+    activity: str
+    frames: int
+    package: int
+    sha256: str
+
+
+def listed_clips() -> list[ListedClip]:
+    """Return the shipped list."""
+    text = (files(__package__) / "fluent_emoji_mit.jsonl").read_text(encoding="utf-8")
+    return [ListedClip.model_validate_json(line) for line in text.splitlines()]
+
+
+def find_clips(folder: Path) -> Source:
+    """Return the clips of a fetched folder; those that are missing are skipped with a reason."""
+    listed = listed_clips()
+    heldout = _heldout(listed)
+    present = {path.stem: path for path in (folder / CLIPS).glob("*.webp")}
+    candidates = [
+        Candidate(
+            id=clip.code,
+            path=present[clip.code],
+            split="heldout" if _pair(clip) in heldout else "train",
+            loops=True,
+            attributes=_attributes(clip),
+            frames=clip.frames,
+        )
+        for clip in listed
+        if clip.code in present
+    ]
+    skipped = [
+        Skipped(f"{CLIPS}/{clip.code}.webp", "missing; fetch it with `magicvideo data fetch`")
+        for clip in listed
+        if clip.code not in present
+    ]
+    foreign = sorted(set(present) - {clip.code for clip in listed})
+    skipped += [Skipped(f"{CLIPS}/{code}.webp", "not in the list of MIT clips") for code in foreign]
+    licence = "MIT, Copyright (c) Microsoft Corporation"
+    return Source(NAME, licence, COMBINATION_RULE, candidates, skipped)
+
+
+def _heldout(listed: list[ListedClip]) -> set[tuple[str, str]]:
+    in_tones = {clip.base for clip in listed if clip.skin_tone}
+    return heldout_combinations([_pair(clip) for clip in listed if clip.base in in_tones])
+
+
+def _pair(clip: ListedClip) -> tuple[str, str]:
+    return clip.base, clip.skin_tone or "default"
+
+
+def _attributes(clip: ListedClip) -> Attributes:
+    known = clip.model_dump(include=set(Attributes.model_fields))
+    return Attributes.model_validate(known)

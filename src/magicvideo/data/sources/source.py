@@ -1,0 +1,40 @@
+"""What every source says of itself: the clips it offers, and the files it leaves out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicvideo.data.manifest import Attributes, Split
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that is to become a clip."""
+
+    id: str
+    path: Path
+    split: Split
+    loops: bool
+    """Whether the first frame may follow the last."""
+    text: str | None = None
+    attributes: Attributes | None = None
+    frames: int | None = None
+    """How many the source says there are."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that becomes no clip, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before preparation."""
+
+    name: str
+    licence: str
+    split_rule: str
+    candidates: list[Candidate]
+    skipped: list[Skipped]
