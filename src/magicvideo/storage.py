@@ -11,7 +11,7 @@ from pathlib import Path
 from magicvideo.errors import UserError
 
 SUMS = "SHA256SUMS"
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     format by it. Whatever goes wrong, no partial file stays behind.
     """
     handle, name = tempfile.mkstemp(
-        prefix=f"{_PARTIAL}{target.stem[:50]}-", suffix=target.suffix, dir=target.parent
+        prefix=f"{PARTIAL}{target.stem[:50]}-", suffix=target.suffix, dir=target.parent
     )
     os.close(handle)
     partial = Path(name)
@@ -43,7 +43,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     An existing target is replaced. The folder that appears always carries `SHA256SUMS`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{target.name}-", dir=target.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
     try:
         yield partial
         write_sums(partial)
@@ -60,7 +60,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def remove_partial(folder: Path) -> None:
     """Delete what writers that were killed left in a folder."""
-    for path in folder.glob(f"{_PARTIAL}*"):
+    for path in folder.glob(f"{PARTIAL}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

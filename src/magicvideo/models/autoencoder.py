@@ -105,6 +105,13 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
             sample=self.decoder_linear(z) + self.decoder(z * self.config.scaling_factor)
         )
 
+    def forward(
+        self, x: FoldedFrames, generator: torch.Generator
+    ) -> tuple[FoldedFrames, FoldedFrames]:
+        """Return the reconstruction of pixels from a sample of their posterior, and its mean."""
+        posterior = self.encode(x).latent_dist
+        return self.decode(posterior.sample(generator)).sample, posterior.mean
+
     @torch.no_grad()
     def fit_linear(self, frames: FoldedFrames) -> None:
         """Set the linear part to the principal components of the patches of some frames.

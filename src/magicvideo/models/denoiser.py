@@ -1,0 +1,56 @@
+"""The denoiser with both of its conditions: what the video stages train as one network."""
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.unet import VideoUNet
+from magicvideo.shapes import Latents, Tokens
+
+
+class ConditionedDenoiser(nn.Module):
+    """A video U-Net told by text tokens or, sample by sample, by an image embedding in their place.
+
+    Args:
+        unet: The denoiser.
+        image_conditioner: Turns CLIP image embeddings into condition tokens.
+    """
+
+    def __init__(self, unet: VideoUNet, image_conditioner: ImageConditioner) -> None:
+        super().__init__()
+        self.unet, self.image_conditioner = unet, image_conditioner
+
+    def forward(
+        self,
+        latents: Latents,
+        timestep: Shaped[Tensor, "b"],
+        tokens: Tokens,
+        embeddings: Float[Tensor, "b e"],
+        told_by_image: Bool[Tensor, "b"],
+        fps: Float[Tensor, "b"],
+    ) -> Latents:
+        """Return the prediction for noisy latents.
+
+        Args:
+            latents: Noisy latents.
+            timestep: Diffusion step of each video.
+            tokens: Text tokens of each video.
+            embeddings: CLIP embedding of one frame of each video, at unit length.
+            told_by_image: Which videos are told by their embedding in place of the text.
+            fps: Frames a second of each video.
+        """
+        images = image_tokens(self.image_conditioner, embeddings, tokens.shape[1])
+        condition = torch.where(told_by_image[:, None, None], images, tokens)
+        return self.unet(latents, timestep, condition, fps)
+
+
+def image_tokens(
+    conditioner: ImageConditioner, embeddings: Float[Tensor, "b e"], length: int
+) -> Tokens:
+    """Return one token of each embedding, repeated to the length of a text.
+
+    Attention over equal tokens is attention over one, so the repetition changes nothing and lets
+    texts and images share a batch.
+    """
+    return conditioner(embeddings[:, None]).expand(-1, length, -1)

@@ -1,0 +1,63 @@
+"""Image weights into the video U-Net: every key copied, new or refused, and none left over."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magicvideo.errors import UserError
+from magicvideo.models.unet import VideoUNet
+
+_NEW = ("adaptor", "temporal", "fps_embedding")
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """What became of every key.
+
+    Attributes:
+        copied: Names of tensors taken over from the image network.
+        new: Names of tensors that only the video network has; they keep their neutral start.
+    """
+
+    copied: list[str]
+    new: list[str]
+
+
+@torch.no_grad()
+def inflate(network: VideoUNet, image_weights: Mapping[str, Tensor]) -> Inflation:
+    """Copy an image network's weights into a video network.
+
+    Source: MagicVideo initialises its denoiser from a text-to-image model. After it the video
+    network computes, frame by frame, what the image network computes.
+
+    Args:
+        network: Fresh, or with the new tensors in any state: they are not touched.
+        image_weights: State of a diffusers `UNet2DConditionModel`, or of a `VideoUNet` without
+            temporal attention and adaptors.
+
+    Raises:
+        UserError: If a tensor has no counterpart or another shape, or one that images need is
+            missing. Nothing is copied then.
+    """
+    own = network.state_dict()
+    for name, tensor in image_weights.items():
+        if name not in own:
+            raise UserError(f"{name} of the image network has no place in the video network.")
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{name} has the shape {list(tensor.shape)} in the image network and "
+                f"{list(own[name].shape)} in the video network; their settings must agree."
+            )
+    new = [name for name in own if name not in image_weights]
+    if missing := [name for name in new if not is_new(name)]:
+        raise UserError(f"The image network lacks {missing[0]}, which the video network needs.")
+    for name, tensor in image_weights.items():
+        own[name].copy_(tensor)
+    return Inflation(copied=list(image_weights), new=new)
+
+
+def is_new(name: str) -> bool:
+    """Return whether a tensor of `VideoUNet` is one that image networks lack."""
+    return any(part in name for part in _NEW)

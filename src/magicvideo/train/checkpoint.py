@@ -1,0 +1,169 @@
+"""Checkpoints: everything needed to go on, in one folder that appears whole or not at all."""
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from magicvideo.errors import UserError
+from magicvideo.storage import PARTIAL, atomic_folder, remove_partial, verify_sums
+from magicvideo.train.ema import Ema
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainingState:
+    """What changes while a stage trains.
+
+    Random numbers are a function of the step, so no state of theirs is kept.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    step: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of one stage, `step-00001000` and so on, below one folder.
+
+    Args:
+        folder: Where they are; made when the first is saved.
+        keep: How many are kept. The newest that passes its check is never deleted.
+        stage: Name of the stage, which a checkpoint must agree with.
+    """
+
+    def __init__(self, folder: Path, keep: int, stage: str) -> None:
+        self.folder, self.keep, self.stage = folder, keep, stage
+        self.rejected: list[str] = []
+        if folder.is_dir():
+            remove_partial(folder)
+
+    def save(self, state: TrainingState) -> Path:
+        """Write a checkpoint, then delete those that are too old."""
+        target = self.folder / f"step-{state.step:08d}"
+        with atomic_folder(target) as partial:
+            save_file(_contiguous(state.network.state_dict()), partial / "network.safetensors")
+            save_file(_contiguous(state.ema.shadow), partial / "ema.safetensors")
+            save_file(_optimizer_tensors(state), partial / "optimizer.safetensors")
+            about = {
+                "stage": self.stage,
+                "step": state.step,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+            (partial / "state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        for old in self._steps()[: -self.keep]:
+            # a folder that cannot be deleted costs room, and training goes on
+            with contextlib.suppress(OSError):
+                shutil.rmtree(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
+        return target
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint that passes its check, or None where there is none at all.
+
+        Those that fail are listed in `rejected`, with the reason.
+
+        Raises:
+            UserError: If there are checkpoints and none passes: training must not start afresh
+                over them unasked.
+        """
+        self.rejected = []
+        for path in reversed(self._steps()):
+            reason = _fault(path)
+            if reason is None:
+                return path
+            self.rejected.append(reason)
+        if self.rejected:
+            raise UserError(
+                f"No checkpoint in {self.folder} can be used: {self.rejected[0]} "
+                "Remove the folder to train this stage from its start."
+            )
+        return None
+
+    def restore(self, state: TrainingState, path: Path) -> dict[str, Any]:
+        """Load a checkpoint into `state` and return what its `state.json` says.
+
+        Raises:
+            UserError: If it belongs to another stage or its tensors are not the network's.
+        """
+        about = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if about["stage"] != self.stage:
+            raise UserError(f"{path} is of stage {about['stage']} and not of {self.stage}.")
+        load_exactly(state.network, path / "network.safetensors")
+        averages = load_file(path / "ema.safetensors")
+        _compare(set(averages), set(state.ema.shadow), path / "ema.safetensors")
+        state.ema.load(averages)
+        _load_optimizer(state, load_file(path / "optimizer.safetensors"))
+        state.step = int(about["step"])
+        return about
+
+    def _steps(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+
+
+def _fault(folder: Path) -> str | None:
+    try:
+        verify_sums(folder)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def load_exactly(network: nn.Module, file: Path) -> None:
+    """Load weights whose names and shapes are exactly the network's.
+
+    Raises:
+        UserError: If a name is missing or foreign, or a shape differs. It names the first.
+    """
+    tensors = load_file(file)
+    own = network.state_dict()
+    _compare(set(tensors), set(own), file)
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{file}: {name} has the shape {list(tensor.shape)} and the network "
+                f"{list(own[name].shape)}; the settings of the model must not change in a run."
+            )
+    network.load_state_dict(tensors)
+
+
+def _compare(found: set[str], expected: set[str], file: Path) -> None:
+    if missing := sorted(expected - found):
+        raise UserError(f"{file} lacks {missing[0]} ({len(missing)} tensors are missing).")
+    if foreign := sorted(found - expected):
+        raise UserError(f"{file} has {foreign[0]}, which the network lacks ({len(foreign)} such).")
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in state.network.named_parameters():
+        moments = state.optimizer.state.get(parameter, {})
+        for key, value in moments.items():
+            tensors[f"{name}/{key}"] = value.detach().contiguous()
+    return tensors
+
+
+def _load_optimizer(state: TrainingState, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in state.network.named_parameters():
+        if f"{name}/step" not in tensors:
+            continue
+        # the optimizer's fused kernel walks memory, so moments must lie as the parameter does
+        moments = {
+            key: torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(
+                tensors[f"{name}/{key}"]
+            )
+            for key in _MOMENTS
+        }
+        state.optimizer.state[parameter] = {"step": tensors[f"{name}/step"], **moments}

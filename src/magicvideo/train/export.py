@@ -1,0 +1,89 @@
+"""A run's products, put together as one model folder in diffusers' format."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import torch
+from safetensors.torch import load_file, save_file
+
+from magicvideo.errors import UserError
+from magicvideo.storage import atomic_folder, verify_sums
+from magicvideo.train.loop import PRODUCT, STAGE
+from magicvideo.train.tasks.clip import WORDS
+
+# component: (stage that makes it, library and class for model_index.json)
+_COMPONENTS = {
+    "vae": ("autoencoder", ("magicvideo", "PatchAutoencoder")),
+    "text_encoder": ("clip", ("transformers", "CLIPTextModel")),
+    "tokenizer": ("clip", ("transformers", "CLIPTokenizer")),
+    "image_encoder": ("clip", ("transformers", "CLIPVisionModelWithProjection")),
+    "unet": ("keyframes", ("magicvideo", "VideoUNet")),
+    "image_conditioner": ("keyframes", ("magicvideo", "ImageConditioner")),
+    "scheduler": ("keyframes", ("diffusers", "DDIMScheduler")),
+}
+TRAINING = "training.json"
+
+
+def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
+    """Write the model of a run that has trained all its stages.
+
+    The folder carries `SHA256SUMS`, the words of its training captions, and in `training.json` how
+    many steps each stage trained.
+
+    Args:
+        run: The `output` of a recipe.
+        output: The folder to make; one that exists is not touched.
+        precision: Of the stored weights. Half precision halves the files and is read back as
+            single precision.
+
+    Raises:
+        UserError: If a stage is not done, a product is damaged, or the output exists.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists; remove it or choose another folder.")
+    products = {}
+    for stage in dict.fromkeys(stage for stage, _ in _COMPONENTS.values()):
+        product = run / stage / PRODUCT
+        if not product.is_dir():
+            raise UserError(f"Stage {stage} of {run} is not done: {product} does not exist.")
+        verify_sums(product)
+        products[stage] = product
+    with atomic_folder(output) as partial:
+        for name, (stage, _) in _COMPONENTS.items():
+            shutil.copytree(products[stage] / name, partial / name)
+        shutil.copyfile(products["clip"] / WORDS, partial / WORDS)
+        if precision == "fp16":
+            for file in partial.rglob("*.safetensors"):
+                _halve(file)
+        _write_index(partial)
+        _write_training(partial, run)
+
+
+def _halve(file: Path) -> None:
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(file).items()
+    }
+    if broken := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
+        raise UserError(f"{broken[0]} does not fit half precision; export with --precision fp32.")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _write_index(folder: Path) -> None:
+    index = {
+        "_class_name": "MagicVideoPipeline",
+        "_diffusers_version": diffusers.__version__,
+        **{name: list(where) for name, (_, where) in _COMPONENTS.items()},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_training(folder: Path, run: Path) -> None:
+    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    stages = [json.loads(p.read_text(encoding="utf-8")) for p in run.glob(f"*/{PRODUCT}/{STAGE}")]
+    steps = {entry["stage"]: entry["steps"] for entry in stages}
+    about = {"recipe": recipe["name"], "steps": dict(sorted(steps.items()))}
+    (folder / TRAINING).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

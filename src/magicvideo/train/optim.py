@@ -1,0 +1,52 @@
+"""AdamW, its parameter groups and its learning rate as a function of the step."""
+
+import torch
+from torch import nn
+
+from magicvideo.train.recipe import StageSettings
+
+
+def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
+    """Return AdamW over the trained parameters.
+
+    Matrices and kernels decay. Biases, norms and frame adaptors do not: an adaptor's scale is
+    neutral at one, not at zero. A parameter may carry a `rate` attribute, a factor on the learning
+    rate (see `models.inflate`).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim >= 2 and "adaptor" not in name
+        decay = settings.weight_decay if decays else 0.0
+        groups.setdefault((decay, getattr(parameter, "rate", 1.0)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": decay,
+                "lr": settings.learning_rate * rate,
+                "peak": settings.learning_rate * rate,
+            }
+            for (decay, rate), parameters in groups.items()
+        ],
+        betas=(0.9, settings.beta2),
+        fused=True,
+    )
+
+
+def learning_rate_factor(settings: StageSettings, step: int) -> float:
+    """Return the share of the highest learning rate at a step (from 0).
+
+    Linear warm-up, a plateau, and a linear decay over the last `decay_share` of the steps. On the
+    plateau it does not depend on how many steps are planned, so a run can be made longer.
+    """
+    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    decay_steps = max(1, round(settings.steps * settings.decay_share))
+    return min(warm, (settings.steps - step) / decay_steps, 1.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to a share of its height."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

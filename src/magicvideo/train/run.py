@@ -1,0 +1,55 @@
+"""Flow 2's middle: a recipe's stages in order, each from the products of those before it."""
+
+import difflib
+import json
+from collections.abc import Callable
+
+from magicvideo.errors import UserError
+from magicvideo.storage import atomic_file, remove_partial
+from magicvideo.train.loop import Stage
+from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.stages import make_task
+
+SETTINGS = "recipe.json"
+
+
+def train(recipe: Recipe, only: StageName | None, say: Callable[[str], None]) -> None:
+    """Train a recipe's stages in order, or one of them. A stage that is done is not done again.
+
+    Args:
+        recipe: What to train. Its resolved settings are written beside the run.
+        only: The one stage to train; None trains all.
+        say: Called with lines for the console.
+
+    Raises:
+        UserError: If a stage before it has no product yet, or its data cannot be read.
+    """
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    remove_partial(recipe.output)
+    for name, settings in recipe.stages().items():
+        if only not in (None, name):
+            continue
+        stage = Stage(name, settings, recipe.output / name, recipe.seed, say)
+        if stage.is_done():
+            say(f"{name}: already done, {stage.product}")
+            continue
+        with atomic_file(recipe.output / SETTINGS) as partial:
+            partial.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
+        stage.train(make_task(recipe, name))
+
+
+def check_stage(recipe: Recipe, name: str | None) -> StageName | None:
+    """Return a stage's name, if the recipe has it, or None for all stages.
+
+    Raises:
+        UserError: If it does not; the nearest stage is named.
+    """
+    stages = recipe.stages()
+    if name is None:
+        return None
+    for known in stages:
+        if known == name:
+            return known
+    near = difflib.get_close_matches(name, stages, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(stages)}."
+    raise UserError(f"The recipe {recipe.name} has no stage {name!r}; {hint}")

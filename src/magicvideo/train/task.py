@@ -1,0 +1,41 @@
+"""What a stage is to the loop: a network, its batches, and losses for a batch."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from magicvideo.data.dataset import Batch
+
+
+class Task(Protocol):
+    """One stage of training. The loop knows no more of it than this."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Return what is trained, averaged and saved."""
+
+    def begin_step(self, step: int) -> None:
+        """Prepare update number `step`, for what changes in the course of a stage."""
+
+    def read(self, position: int) -> Batch:
+        """Return the batch at a position of the endless order of batches."""
+
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return `loss`, which is minimised, and the parts that are logged beside it.
+
+        Args:
+            network: `self.network`, possibly wrapped for several processes.
+            batch: From `read`, on any device.
+            generator: The only source of random numbers, on the CPU.
+        """
+
+    def preview(self) -> Image.Image | None:
+        """Return a picture of what `self.network` can do, or None where there is none to show."""
+
+    def save(self, folder: Path) -> None:
+        """Write the stage's product, as components of a model folder."""

@@ -1,0 +1,1 @@
+"""One file a stage: a network, its batches and its losses."""

@@ -1,0 +1,89 @@
+"""Stage `autoencoder`: frames to latents and back."""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.order import read_batch
+from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
+from magicvideo.shapes import FoldedFrames
+from magicvideo.train.recipe import AutoencoderSettings
+from magicvideo.train.sheet import contact_sheet
+
+_FRAMES_FOR_COMPONENTS = 2048
+_PREVIEWED = 12
+
+
+class AutoencoderTask:
+    """Reconstruct single frames: L1, squared error, and L1 between image gradients.
+
+    Args:
+        settings: The stage's settings.
+        dataset: Clips of the training split.
+        seed: Of the order of samples.
+    """
+
+    def __init__(self, settings: AutoencoderSettings, dataset: ClipDataset, seed: int) -> None:
+        self.settings, self.dataset, self.seed = settings, dataset, seed
+        model = settings.model
+        self.network = PatchAutoencoder(
+            latent_channels=model.latent_channels,
+            patch_size=model.patch_size,
+            widths=model.widths,
+            encoder_layers=model.encoder_layers,
+            decoder_layers=model.decoder_layers,
+            norm_num_groups=model.norm_num_groups,
+            noise_std=model.noise_std,
+        )
+        # any seed would do, so long as these frames are not the first batches
+        first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
+        self.network.fit_linear(first.frames[:, 0])
+
+    def begin_step(self, step: int) -> None:
+        """Nothing changes in the course of this stage."""
+
+    def read(self, position: int) -> Batch:
+        """Return single frames."""
+        return read_batch(self.dataset, self.seed, position, self.settings.batch_size, num_frames=1)
+
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the weighted sum, the squared error and the size of the latents."""
+        device = next(network.parameters()).device
+        pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w").to(
+            device, memory_format=torch.channels_last
+        )
+        rebuilt, code = network(pixels, generator)
+        squared = F.mse_loss(rebuilt, pixels)
+        latents = (code * self.network.config.scaling_factor).square().mean()
+        loss = (
+            F.l1_loss(rebuilt, pixels)
+            + self.settings.squared_weight * squared
+            + self.settings.gradient_weight * _gradient_loss(rebuilt, pixels)
+            + self.settings.kl_weight * latents
+        )
+        return {"loss": loss, "squared": squared.detach(), "latents": latents.detach()}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return frames above their reconstructions."""
+        batch = read_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
+        frames = batch.frames.to(next(self.network.parameters()).device)
+        rebuilt = decode_latents(self.network, encode_frames(self.network, frames))
+        rows = torch.stack([frames[:, 0], rebuilt[:, 0]])
+        return contact_sheet(rows, enlarge=2)
+
+    def save(self, folder: Path) -> None:
+        """Write the component `vae`."""
+        self.network.save_pretrained(folder / "vae")
+
+
+def _gradient_loss(rebuilt: FoldedFrames, pixels: FoldedFrames) -> Tensor:
+    error = rebuilt - pixels
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

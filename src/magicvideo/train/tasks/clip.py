@@ -1,0 +1,122 @@
+"""Stage `clip`: a text and an image tower that learn to agree, and their tokenizer."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.order import read_batch
+from magicvideo.models.conditioning import normalise_for_clip
+from magicvideo.storage import atomic_file
+from magicvideo.train.recipe import ClipSettings
+from magicvideo.train.tasks.tokenizer import captions_of, train_tokenizer, words_of
+
+WORDS = "words.txt"
+
+
+class ClipTask:
+    """Contrast frames with captions: each frame finds its own caption in the batch, and back.
+
+    Source of the loss: Radford et al., 2103.00020, Figure 3.
+
+    Args:
+        settings: The stage's settings.
+        dataset: Clips of the training split.
+        seed: Of the order of samples and the wording that the tokenizer learns from.
+    """
+
+    def __init__(self, settings: ClipSettings, dataset: ClipDataset, seed: int) -> None:
+        self.settings, self.dataset, self.seed = settings, dataset, seed
+        captions = list(captions_of(dataset, seed))
+        self.words = words_of(captions)
+        self.tokenizer = train_tokenizer(captions, settings.vocabulary_size, settings.max_tokens)
+        self.network = CLIPModel(_config(settings, self.tokenizer, dataset.info.size))
+
+    def begin_step(self, step: int) -> None:
+        """Nothing changes in the course of this stage."""
+
+    def read(self, position: int) -> Batch:
+        """Return single frames with their captions."""
+        return read_batch(self.dataset, self.seed, position, self.settings.batch_size, num_frames=1)
+
+    def losses(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        generator: torch.Generator,  # noqa: ARG002 - this stage draws nothing
+    ) -> dict[str, Tensor]:
+        """Return the contrastive loss and the share of frames that find their caption."""
+        device = next(network.parameters()).device
+        tokens = self.tokenizer(
+            batch.captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.settings.max_tokens,
+            return_tensors="pt",
+        )
+        output = network(
+            input_ids=tokens.input_ids.to(device),
+            pixel_values=normalise_for_clip(batch.frames[:, 0].to(device)),
+        )
+        logits = output.logits_per_image
+        own = torch.arange(len(logits), device=device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return {"loss": loss, "found": (logits.argmax(dim=1) == own).float().mean()}
+
+    def preview(self) -> Image.Image | None:
+        """Return nothing: embeddings are not pictures."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write the components `text_encoder`, `image_encoder` and `tokenizer`, and the words.
+
+        `words.txt` lists the words of the training captions, for hints about unseen ones.
+        """
+        text_encoder = CLIPTextModel(self.network.config.text_config)
+        text_encoder.load_state_dict(self.network.text_model.state_dict())
+        text_encoder.save_pretrained(folder / "text_encoder")
+        image_encoder = CLIPVisionModelWithProjection(self.network.config.vision_config)
+        weights = self.network.state_dict()
+        image_encoder.load_state_dict({key: weights[key] for key in image_encoder.state_dict()})
+        image_encoder.save_pretrained(folder / "image_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        with atomic_file(folder / WORDS) as partial:
+            partial.write_text("\n".join(self.words) + "\n", encoding="utf-8")
+
+
+def _config(settings: ClipSettings, tokenizer: CLIPTokenizer, image_size: int) -> CLIPConfig:
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
+    shared = {
+        "hidden_size": settings.width,
+        "intermediate_size": 4 * settings.width,
+        "projection_dim": settings.width,
+        "num_attention_heads": settings.heads,
+    }
+    return CLIPConfig(
+        text_config={
+            **shared,
+            **ids,
+            "vocab_size": len(tokenizer),
+            "num_hidden_layers": settings.text_layers,
+            "max_position_embeddings": settings.max_tokens,
+        },
+        vision_config={
+            **shared,
+            "num_hidden_layers": settings.image_layers,
+            "image_size": image_size,
+            "patch_size": settings.patch_size,
+        },
+        projection_dim=settings.width,
+    )
