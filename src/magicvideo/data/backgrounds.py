@@ -98,7 +98,7 @@ def paint(background: Background, size: int) -> NDArray[np.float32]:
     shares: dict[Direction, NDArray[np.float32]] = {
         "vertical": down,
         "horizontal": right,
-        "diagonal": (down + right) / 2,
+        "diagonal": (down + right) * np.float32(0.5),
     }
     painted: NDArray[np.float32] = first + (second - first) * shares[background.direction]
     return np.broadcast_to(painted, (size, size, 3))

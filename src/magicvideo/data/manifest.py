@@ -65,6 +65,8 @@ class DatasetInfo(BaseModel):
 
     format: int = FORMAT
     source: str
+    origin: str
+    """The folder that the clips were read from."""
     size: PositiveInt
     """Side of the square frames in pixels."""
     licence: str

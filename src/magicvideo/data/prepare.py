@@ -4,17 +4,14 @@ A run that was killed goes on where it stopped: each finished clip is noted in `
 kept if the source file and the cached file are still those that the note speaks of.
 """
 
-import multiprocessing
 import re
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from hashlib import sha256 as hash_bytes
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magicvideo.data.manifest import (
@@ -28,6 +25,7 @@ from magicvideo.data.manifest import (
 )
 from magicvideo.data.reader import ClipError, read_clip
 from magicvideo.data.sources.source import Candidate, Skipped, Source
+from magicvideo.data.workers import OnProgress, run_each
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file, remove_partial, sha256
 
@@ -67,7 +65,7 @@ def prepare(
     size: int,
     *,
     workers: int = 1,
-    on_clip: Callable[[int, int], None] | None = None,
+    on_clip: OnProgress | None = None,
 ) -> Report:
     """Decode all clips of a source into `out` and write its manifest.
 
@@ -83,7 +81,11 @@ def prepare(
     """
     _check_size(size)
     info = DatasetInfo(
-        source=source.name, size=size, licence=source.licence, split_rule=source.split_rule
+        source=source.name,
+        origin=str(source.folder.resolve()),
+        size=size,
+        licence=source.licence,
+        split_rule=source.split_rule,
     )
     _open_folder(out, info)
     finished = _read_progress(out)
@@ -93,7 +95,7 @@ def prepare(
         jobs = [
             (candidate, out, size, finished.get(candidate.id)) for candidate in source.candidates
         ]
-        for done, result in enumerate(_run(jobs, workers), start=1):
+        for done, result in enumerate(run_each(_prepare_clip, jobs, workers), start=1):
             if isinstance(result, Skipped):
                 skipped.append(result)
             else:
@@ -149,9 +151,9 @@ def _open_folder(out: Path, info: DatasetInfo) -> None:
         write_info(out, info)
         return
     existing = read_info(out)
-    if (existing.source, existing.size) != (info.source, info.size):
+    if (existing.origin, existing.size) != (info.origin, info.size):
         raise UserError(
-            f"{out} holds {existing.source} at size {existing.size}, not {info.source} at size "
+            f"{out} holds {existing.origin} at size {existing.size}, not {info.origin} at size "
             f"{info.size}; name a new folder."
         )
     write_info(out, info)
@@ -172,29 +174,7 @@ def _read_progress(out: Path) -> dict[str, CachedFile]:
     return finished
 
 
-_Job = tuple[Candidate, Path, int, CachedFile | None]
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[CachedFile | Skipped]:
-    if workers < 2 or len(jobs) < 2:
-        yield from map(_prepare_clip, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_ctrl_c_to_parent)
-    try:
-        for future in as_completed([pool.submit(_prepare_clip, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "A process that decodes clips was killed; run the same command again with fewer "
-            "--workers, finished clips are kept."
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_ctrl_c_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+_Job: TypeAlias = tuple[Candidate, Path, int, CachedFile | None]
 
 
 def _prepare_clip(job: _Job) -> CachedFile | Skipped:
@@ -205,24 +185,29 @@ def _prepare_clip(job: _Job) -> CachedFile | Skipped:
         source_sha256 = _hash_source(candidate.path)
         if finished and finished.source_sha256 == source_sha256 and _is_whole(target, finished):
             return finished
-        decoded = read_clip(candidate.path, size)
-        frames = len(decoded.pixels)
-        if candidate.frames and frames != candidate.frames:
-            raise ClipError(f"has {frames} frames instead of {candidate.frames}")
+        decoded = read_clip(candidate.path, size, expected_frames=candidate.frames)
     except ClipError as error:
-        return Skipped(str(candidate.path), str(error))
+        return Skipped(candidate.file, str(error))
     with atomic_file(target) as partial:
-        np.save(partial, decoded.pixels)
+        _write_array(partial, decoded.pixels)
     return CachedFile(
         id=candidate.id,
         source_sha256=source_sha256,
         file=file,
         bytes=target.stat().st_size,
-        frames=frames,
+        frames=len(decoded.pixels),
         fps=decoded.fps,
         channels=decoded.pixels.shape[-1],
         sha256=sha256(target),
     )
+
+
+def _write_array(path: Path, pixels: NDArray[np.uint8]) -> None:
+    # np.save would lose the reason when a write fails, such as a full disk
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(pixels)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(pixels.data)
 
 
 def _hash_source(path: Path) -> str:

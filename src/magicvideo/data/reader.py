@@ -39,14 +39,15 @@ class DecodedClip:
     fps: float
 
 
-def read_clip(path: Path, size: int) -> DecodedClip:
+def read_clip(path: Path, size: int, *, expected_frames: int | None = None) -> DecodedClip:
     """Decode a whole file and cut its centre square out, `size` pixels a side.
 
     GIF and WebP keep their transparency; video files give RGB, turned upright where they carry a
     rotation. Frames of unequal duration are taken as evenly spaced at their mean rate.
 
     Raises:
-        ClipError: If the file is no video, damaged, cut off, a still, or over the limits.
+        ClipError: If the file is no video, damaged, cut off, a still, over the limits, or has not
+            `expected_frames`.
     """
     try:
         status = path.stat()
@@ -60,6 +61,8 @@ def read_clip(path: Path, size: int) -> DecodedClip:
     frames, fps = _read_picture(path, size) if is_picture else _read_video(path, size)
     if len(frames) < 2:
         raise ClipError("a still picture" if frames else "no frame can be decoded")
+    if expected_frames and len(frames) != expected_frames:
+        raise ClipError(f"has {len(frames)} frames instead of {expected_frames}")
     return DecodedClip(np.stack(frames), fps)
 
 

@@ -82,6 +82,7 @@ def find_clips(folder: Path) -> Source:
     candidates = [
         Candidate(
             id=clip.code,
+            file=f"{CLIPS}/{clip.code}.webp",
             path=present[clip.code],
             split="heldout" if _pair(clip) in heldout else "train",
             loops=True,
@@ -99,7 +100,7 @@ def find_clips(folder: Path) -> Source:
     foreign = sorted(set(present) - {clip.code for clip in listed})
     skipped += [Skipped(f"{CLIPS}/{code}.webp", "not in the list of MIT clips") for code in foreign]
     licence = "MIT, Copyright (c) Microsoft Corporation"
-    return Source(NAME, licence, COMBINATION_RULE, candidates, skipped)
+    return Source(NAME, folder, licence, COMBINATION_RULE, candidates, skipped)
 
 
 def _heldout(listed: list[ListedClip]) -> set[tuple[str, str]]:

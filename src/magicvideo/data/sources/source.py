@@ -11,6 +11,8 @@ class Candidate:
     """A file that is to become a clip."""
 
     id: str
+    file: str
+    """Its path inside the source, as it is shown."""
     path: Path
     split: Split
     loops: bool
@@ -34,6 +36,7 @@ class Source:
     """A data set before preparation."""
 
     name: str
+    folder: Path
     licence: str
     split_rule: str
     candidates: list[Candidate]

