@@ -1,0 +1,47 @@
+"""`magicvideo info`: what a model is made of."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("info")(info)
+
+
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="A model folder; by default the model that is shipped.")
+    ] = None,
+) -> None:
+    """Check a model folder, and show its components, sizes, hash, version and licence.
+
+    Examples:
+      magicvideo info
+      magicvideo info runs/emoji/model
+    """
+    from importlib.metadata import version
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from magicvideo.generate.folder import SHIPPED, summarize
+
+    summary = summarize(SHIPPED if model is None else model)
+    table = Table("component", "class", box=None, pad_edge=False)
+    table.add_column("parameters", justify="right")
+    table.add_column("bytes", justify="right")
+    for part in summary.components:
+        table.add_row(part.name, part.class_name, f"{part.parameters:,}", f"{part.size:,}")
+    table.add_section()
+    parameters = sum(part.parameters for part in summary.components)
+    size = sum(part.size for part in summary.components)
+    table.add_row("all", "", f"{parameters:,}", f"{size:,}")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print(f"\nfolder      {summary.folder}", markup=False)
+    console.print(f"hash        {summary.hash}")
+    console.print(f"licence     {summary.license or 'not stated in the folder'}", markup=False)
+    console.print(f"magicvideo  {version('magicvideo')}")

@@ -1,0 +1,91 @@
+"""MP4 and WebM through PyAV: the same frames and text give the same bytes."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+    VideoReformatter,
+)
+from jaxtyping import UInt8
+
+from magicvideo.errors import UserError
+
+# yuv420p and an index at the front are what every browser plays; "bitexact" leaves out the random
+# identifiers and library versions that would make two files of one video differ
+_CODECS = {
+    "mp4": (
+        "libx264",
+        {"crf": "14", "preset": "slow"},
+        {"movflags": "+faststart", "fflags": "+bitexact"},
+    ),
+    "webm": (
+        "libvpx-vp9",
+        {"crf": "18", "b": "0", "row-mt": "0"},
+        {"fflags": "+bitexact"},
+    ),
+}
+_ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+def write_container(
+    path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str
+) -> None:
+    """Encode a video as H.264 in MP4 or VP9 in WebM, by the path's suffix.
+
+    Colours follow BT.709 and the file says so.
+
+    Args:
+        path: File to write.
+        pixels: RGB.
+        fps: Frames a second.
+        text: Comment of the file.
+
+    Raises:
+        UserError: If a side is odd, which these formats do not have.
+    """
+    codec, options, container_options = _CODECS[path.suffix.lower().removeprefix(".")]
+    height, width = pixels.shape[1:3]
+    if height % 2 or width % 2:
+        raise UserError(
+            f"Frames of {width}x{height} have an odd side, which {path.suffix} does not store; "
+            "enlarge by 2, or write a GIF."
+        )
+    with av.open(str(path), "w", options=container_options) as container:
+        container.metadata["comment"] = text
+        stream = container.add_stream(
+            codec, rate=Fraction(fps).limit_denominator(1000), options=options
+        )
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1  # the bytes depend on how the work is shared
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        context.color_range = ColorRange.MPEG
+        reformatter = VideoReformatter()
+        for frame in pixels:
+            picture = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_ACCURATE,
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def read_container_text(path: Path) -> str | None:
+    """Return the comment of a video file, or None."""
+    with av.open(str(path)) as container:
+        # Matroska writes the names of its tags in capitals
+        found = {key.lower(): value for key, value in container.metadata.items()}
+    return found.get("comment")

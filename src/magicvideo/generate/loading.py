@@ -1,0 +1,88 @@
+"""From a checked model folder to its networks: every key accounted for, nothing downloaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, ModelMixin
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection, PreTrainedModel
+
+from magicvideo.errors import UserError
+from magicvideo.generate.folder import WEIGHTS, check_keys, read_header, read_json
+from magicvideo.models.autoencoder import PatchAutoencoder
+from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.unet import VideoUNet
+
+_NETWORKS: Mapping[str, type[Any]] = {
+    network.__name__: network
+    for network in (AutoencoderKL, PatchAutoencoder, ImageConditioner, VideoUNet)
+}
+_ENCODERS: Mapping[str, type[Any]] = {
+    encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)
+}
+Network: TypeAlias = ModelMixin | PreTrainedModel
+
+
+def load_component(folder: Path, component: str, class_name: str, dtype: torch.dtype) -> Network:
+    """Return one network of a model folder, ready to evaluate.
+
+    Raises:
+        UserError: If its configuration or a tensor does not fit. It names the tensor.
+    """
+    if class_name in _ENCODERS:
+        return _load_encoder(folder / component, _ENCODERS[class_name], dtype)
+    return _load_network(folder / component, _NETWORKS[class_name], dtype)
+
+
+def _load_network(folder: Path, network: type[Any], dtype: torch.dtype) -> ModelMixin:
+    path = folder / WEIGHTS[folder.name]
+    config = read_json(folder / "config.json")
+    try:
+        with torch.device("meta"):
+            model = network.from_config(config)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise _config_error(folder, error) from None
+    check_keys(
+        path, read_header(path), {key: tuple(x.shape) for key, x in model.state_dict().items()}
+    )
+    tensors = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in load_file(path).items()
+    }
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTrainedModel:
+    # transformers renames keys between its versions, so it is asked what it could not place
+    path = folder / WEIGHTS[folder.name]
+    read_json(folder / "config.json")
+    try:
+        model, report = encoder.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise _config_error(folder, error) from None
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{path} lacks the tensor {missing[0]}.")
+    if foreign := sorted(report["unexpected_keys"]):
+        raise UserError(f"{path} holds the tensor {foreign[0]}, unknown here.")
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise UserError(
+            f"{path} holds {name} with the shape {list(stored)}; "
+            f"the configuration beside it asks for {list(expected)}."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _config_error(folder: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"{folder / 'config.json'} does not describe a network: {reason[0]}")

@@ -1,0 +1,99 @@
+"""From what a caller chooses to complete requests, within what a model can do."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TypeVar
+
+import torch
+
+from magicvideo.errors import UserError
+from magicvideo.generate.request import Picture, Request, Settings
+
+T = TypeVar("T")
+_PLEASANT_SIDE = 256  # pixels: files enlarge smaller frames by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTraits:
+    """What a loaded model can do, and does by default.
+
+    Attributes:
+        hash: Of its folder, or None for a model that was never saved.
+        device: Kind of device that it is on.
+        side: Pixels a side of its frames.
+        max_frames: The most frames of a video.
+        max_steps: The most diffusion steps.
+        default_fps: Frames a second.
+        default_steps: Diffusion steps.
+        default_guidance_scale: Guidance.
+        default_scheduler: `ddim` or `dpm++`.
+    """
+
+    hash: str | None
+    device: str
+    side: int
+    max_frames: int
+    max_steps: int
+    default_fps: float
+    default_steps: int
+    default_guidance_scale: float
+    default_scheduler: str
+
+    def plan(
+        self, prompts: list[str], seeds: list[int], settings: Settings, picture: Picture | None
+    ) -> list[Request]:
+        """Return one complete request for each prompt.
+
+        Raises:
+            UserError: If a value is out of the model's range.
+        """
+        if not prompts:
+            raise UserError("There is no prompt; say what the video should show.")
+        requests = [
+            Request(
+                prompt=prompt,
+                negative_prompt=settings.negative_prompt,
+                picture=picture,
+                seed=seed,
+                num_frames=_or(settings.num_frames, self.max_frames),
+                fps=float(_or(settings.fps, self.default_fps)),
+                num_inference_steps=_or(settings.num_inference_steps, self.default_steps),
+                guidance_scale=float(_or(settings.guidance_scale, self.default_guidance_scale)),
+                scheduler=_or(settings.scheduler, self.default_scheduler),
+                enlarge=_or(settings.enlarge, max(1, _PLEASANT_SIDE // self.side)),
+                model=self.hash,
+                device=self.device,
+                threads=torch.get_num_threads(),
+                version=version("magicvideo"),
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        for request in requests:
+            self.check(request)
+        return requests
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that the model cannot fulfil.
+
+        Raises:
+            UserError: If it wants too many frames or steps, or another model.
+        """
+        if request.num_frames > self.max_frames:
+            raise UserError(
+                f"The number of frames is {request.num_frames}; this model makes at most "
+                f"{self.max_frames}."
+            )
+        if request.num_inference_steps > self.max_steps:
+            raise UserError(
+                f"The number of steps is {request.num_inference_steps}; this model knows at most "
+                f"{self.max_steps}."
+            )
+        if request.model != self.hash:
+            raise UserError(
+                f"The video was made by the model {request.model}, and the one loaded is "
+                f"{self.hash}; name the right folder with --model."
+            )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

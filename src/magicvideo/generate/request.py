@@ -1,0 +1,206 @@
+"""What is asked for: one video's settings, complete enough to make it again byte for byte."""
+
+import base64
+import json
+import math
+import secrets
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import TypeAdapter, ValidationError
+
+from magicvideo.errors import UserError
+
+MAX_SEED = 2**63 - 1
+SCHEDULERS = ("ddim", "dpm++")  # what diffusion.sampler offers, known here without torch
+_KEY = "magicvideo"  # the one key of the JSON object that travels in files
+_RANDOM_SEEDS = 2**32  # few digits: a seed is read, typed and put into file names
+
+Embedding: TypeAlias = Float32[np.ndarray, "e"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a caller may choose beside prompts and seeds; `None` is the model's own default.
+
+    Attributes:
+        negative_prompt: What guidance moves away from.
+        num_frames: Frames of the video.
+        fps: Frames a second, of the motion and of the file.
+        num_inference_steps: Diffusion steps.
+        guidance_scale: 1 is no guidance.
+        scheduler: `ddim` or `dpm++`.
+        enlarge: Factor by which files enlarge the frames; by default the shorter side reaches 256.
+    """
+
+    negative_prompt: str = ""
+    num_frames: int | None = None
+    fps: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    enlarge: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can work with."""
+        _check_whole("The number of frames", self.num_frames, 1, 10_000)
+        _check_number("The frame rate", self.fps, 1, 60)
+        _check_whole("The number of steps", self.num_inference_steps, 1, 1000)
+        _check_number("The guidance scale", self.guidance_scale, 0, 100)
+        _check_whole("The factor of enlargement", self.enlarge, 1, 32)
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise UserError(
+                f"The scheduler {self.scheduler!r} is not known; choose {' or '.join(SCHEDULERS)}."
+            )
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise UserError(
+                "A negative prompt works through guidance, and a guidance scale of 1 is none; "
+                "raise the scale or leave the negative prompt out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture as condition: what its CLIP embedding keeps of it.
+
+    Attributes:
+        name: Name of the picture's file, for people.
+        embedding: The embedding's float32 values, little-endian, in base64.
+    """
+
+    name: str
+    embedding: str
+
+    @classmethod
+    def of(cls, name: str, embedding: Embedding) -> "Picture":
+        """Return the picture with an embedding."""
+        return cls(
+            name=name, embedding=base64.b64encode(embedding.astype("<f4").tobytes()).decode()
+        )
+
+    def values(self) -> Embedding:
+        """Return the embedding.
+
+        Raises:
+            UserError: If the text is no embedding.
+        """
+        try:
+            return np.frombuffer(base64.b64decode(self.embedding, validate=True), "<f4").copy()
+        except ValueError:
+            raise UserError(
+                "The embedding of the picture is damaged; give the picture itself with --image."
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that decides the bytes of one video; it travels in the file.
+
+    Attributes:
+        prompt: Text; empty where a picture is the condition.
+        negative_prompt: What guidance moves away from.
+        picture: The condition in place of the text, or None.
+        seed: Seed of the noise.
+        num_frames: Frames of the video.
+        fps: Frames a second.
+        num_inference_steps: Diffusion steps.
+        guidance_scale: 1 is no guidance.
+        scheduler: `ddim` or `dpm++`.
+        enlarge: Factor by which files enlarge the frames.
+        model: Hash of the model folder, or None for a model that was never saved.
+        device: Kind of device, such as `cpu`: each rounds in its own way.
+        threads: CPU threads, which decide the order of sums and with it the last bits.
+        version: Version of magicvideo.
+    """
+
+    prompt: str
+    negative_prompt: str
+    picture: Picture | None
+    seed: int
+    num_frames: int
+    fps: float
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    enlarge: int
+    model: str | None
+    device: str
+    threads: int
+    version: str
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be."""
+        _check_whole("The seed", self.seed, 0, MAX_SEED)
+        _check_whole("The number of threads", self.threads, 1, 4096)
+        if self.picture is None and not self.prompt.strip():
+            raise UserError("The prompt is empty; say what the video should show.")
+        if self.picture is not None and (self.prompt.strip() or self.negative_prompt.strip()):
+            raise UserError(
+                "A picture takes the place of the text; give either a prompt or a picture."
+            )
+        Settings(
+            negative_prompt=self.negative_prompt,
+            num_frames=self.num_frames,
+            fps=self.fps,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            scheduler=self.scheduler,
+            enlarge=self.enlarge,
+        )
+
+    def to_json(self) -> str:
+        """Return the request as one line of ASCII, the text that travels in files."""
+        return json.dumps({_KEY: asdict(self)}, sort_keys=True)
+
+
+def from_json(text: str) -> Request | None:
+    """Return the request that a file's text holds, or None if the text is not a request.
+
+    Raises:
+        UserError: If it is a request that this version cannot read.
+    """
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(holder, dict) or _KEY not in holder:
+        return None
+    try:
+        return TypeAdapter(Request).validate_python(holder[_KEY], strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"The request in the file cannot be read ({place}: {first['msg']}); "
+            "a newer version of magicvideo may have written it."
+        ) from None
+
+
+def choose_seeds(seed: int | list[int] | None, count: int) -> list[int]:
+    """Return one seed a video: those given, a row that starts at the one given, or random ones.
+
+    Raises:
+        UserError: If the list has another length, or a seed is not in [0, 2^63).
+    """
+    if seed is None:
+        seed = secrets.randbelow(_RANDOM_SEEDS)
+    seeds = seed if isinstance(seed, list) else [seed + index for index in range(count)]
+    for value in seeds:
+        _check_whole("The seed", value, 0, MAX_SEED)
+    if len(seeds) != count:
+        raise UserError(f"{len(seeds)} seeds were given for {count} videos; give one for each.")
+    return seeds
+
+
+def _check_whole(what: str, value: int | None, least: int, most: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{what} is {value}; it must be a whole number from {least} to {most}.")
+
+
+def _check_number(what: str, value: float | None, least: float, most: float) -> None:
+    if value is not None and not (math.isfinite(value) and least <= value <= most):
+        raise UserError(f"{what} is {value:g}; it must be a number from {least} to {most}.")

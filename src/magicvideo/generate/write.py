@@ -1,0 +1,82 @@
+"""Writing a video, and the request that makes it again, into one file."""
+
+import secrets
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from magicvideo.generate.animations import (
+    write_gif,
+    write_png,
+    write_webp,
+)
+from magicvideo.generate.containers import write_container
+from magicvideo.generate.formats import format_of
+from magicvideo.generate.outputs import check_output, disk_in_words
+from magicvideo.generate.request import Request
+from magicvideo.storage import atomic_file
+
+
+def write_video(
+    frames: Float[Tensor, "f 3 h w"], request: Request, path: Path, *, overwrite: bool = False
+) -> None:
+    """Write frames and the request that makes them again; the suffix tells the format.
+
+    The same request gives the same bytes. Nothing half-written is ever left.
+
+    Args:
+        frames: Pixels in [-1, 1].
+        request: Gives the frame rate and the enlargement, and travels in the file.
+        path: `.mp4`, `.webm`, `.webp` or `.gif`; a name without suffix is a folder of PNG frames.
+        overwrite: Whether an existing output is replaced.
+
+    Raises:
+        UserError: If the output exists or cannot be written.
+    """
+    check_output(path, overwrite=overwrite)
+    pixels, text = to_pixels(frames, request.enlarge), request.to_json()
+    kind = format_of(path)
+    with disk_in_words(path):
+        if kind == "png":
+            _write_folder(path, pixels, text)
+            return
+        with atomic_file(path) as partial:
+            if kind == "gif":
+                write_gif(partial, pixels, request.fps, text)
+            elif kind == "webp":
+                write_webp(partial, pixels, request.fps, text)
+            else:
+                write_container(partial, pixels, request.fps, text)
+
+
+def to_pixels(
+    frames: Float[Tensor, "f 3 h w"], enlarge: int = 1
+) -> UInt8[np.ndarray, "f height width 3"]:
+    """Return frames as bytes, enlarged by a whole factor with Lanczos' filter."""
+    scaled = ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = rearrange(scaled, "f c h w -> f h w c").contiguous().cpu().numpy()
+    if enlarge == 1:
+        return pixels
+    size = (pixels.shape[2] * enlarge, pixels.shape[1] * enlarge)
+    pictures = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in pixels]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def _write_folder(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], text: str) -> None:
+    partial = path.parent / f".partial-{path.name[:50]}-{secrets.token_hex(4)}"
+    try:
+        partial.mkdir()
+        for index, frame in enumerate(pixels):
+            with atomic_file(partial / f"{index:03}.png") as file:
+                write_png(file, frame, text)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
