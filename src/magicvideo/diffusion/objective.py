@@ -2,7 +2,6 @@
 
 from typing import Literal, TypeAlias
 
-import torch
 from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,15 +33,27 @@ def denoising_loss(
     timesteps: Int[Tensor, "b"],
     snr_gamma: float | None,
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error, weighted by min(SNR, gamma) in units of the clean latents.
+    """Return the mean squared error, where steps of little noise count for less.
 
-    Source of the weighting: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting
-    Strategy" (2303.09556), equations for eps- and v-prediction. `snr_gamma=None` leaves it out.
+    The weight of a step is `min(s, gamma) / s`, with s the signal-to-noise ratio for noise
+    prediction and that ratio + 1 for v-prediction. It is 1 where noise prevails and falls as the
+    noise vanishes. For noise prediction this is the weight of Hang et al., "Efficient Diffusion
+    Training via Min-SNR Weighting Strategy" (2303.09556), continued to 1 at a ratio of 0.
+
+    Departure D8 (docs/paper_map.md): the published weight for v-prediction, `min(SNR, gamma) /
+    (SNR + 1)`, is 0 at the last step of a schedule with zero terminal SNR and close to 0 before
+    it, so the steps that decide what a video shows would never be learned. Here they keep weight 1.
+
+    Args:
+        scheduler: Tells the noise of each step and what is predicted.
+        prediction: Output of the network.
+        target: What `target_of` returned.
+        timesteps: Diffusion step of each video.
+        snr_gamma: From which `s` on the weight falls; None weighs all steps alike.
     """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
     if snr_gamma is None:
         return errors.mean()
     ratio = snr(scheduler, timesteps)
-    weights = ratio.clamp(max=snr_gamma)
-    divisor = ratio if scheduler.config.prediction_type == "epsilon" else ratio + 1
-    return (errors * weights / divisor.clamp(min=torch.finfo(ratio.dtype).tiny)).mean()
+    scale = ratio if scheduler.config.prediction_type == "epsilon" else ratio + 1
+    return (errors * (snr_gamma / scale).clamp(max=1)).mean()
