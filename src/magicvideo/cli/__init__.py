@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli import data
+from magicvideo.cli import data, generate, info
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -38,7 +38,7 @@ def _greet(
         typer.echo(context.get_help())
 
 
-for verb in (data,):
+for verb in (generate, data, info):
     verb.register(app)
 
 

@@ -38,7 +38,9 @@ FormatName = Annotated[
     typer.Option("--format", help="mp4, webm, webp, gif, or png for a folder of frames."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Image = Annotated[Path | None, typer.Option(help="A picture as condition, in place of the text.")]
+Image = Annotated[
+    Path | None, typer.Option(help="A picture as condition, in place of the text or beside it.")
+]
 Negative = Annotated[str | None, typer.Option(help="What guidance moves away from.")]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of the first video; the others count on from it.")
@@ -51,7 +53,7 @@ SchedulerName = Annotated[str | None, typer.Option(help="ddim, or dpm++ (DPM-Sol
 NumFrames = Annotated[int | None, typer.Option(help="Number of frames.")]
 Fps = Annotated[float | None, typer.Option(help="Frames a second.")]
 Enlarge = Annotated[
-    int | None, typer.Option(help="Whole factor that enlarges the frames; by default to 256.")
+    int | None, typer.Option(help="Whole factor that enlarges frames in files; by default small ones reach 256.")
 ]
 Model = Annotated[
     Path | None, typer.Option(help="A model folder; by default the model that is shipped.")
@@ -141,7 +143,6 @@ def _remake(
 
     console = _console()
     pipeline = _load(console, model, request.device)
-    pipeline.check(request)
     if request.version != version("magicvideo"):
         console.print(
             f"Hint: {like} was made by version {request.version}; bytes may differ.", markup=False
@@ -214,6 +215,7 @@ def _console() -> "Console":
 def _load(console: "Console", model: Path | None, device: str | None) -> "MagicVideoPipeline":
     with console.status("Loading the model"):
         import torch
+        from transformers.utils import logging as transformers_logging
 
         from magicvideo.generate.pipeline import MagicVideoPipeline
 
@@ -226,6 +228,7 @@ def _load(console: "Console", model: Path | None, device: str | None) -> "MagicV
         if not present.get(device, False):
             usable = ", ".join(name for name, there in present.items() if there)
             raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
+        transformers_logging.disable_progress_bar()
         return MagicVideoPipeline.from_pretrained(model).to(device)
 
 
@@ -263,7 +266,9 @@ def _bar(console: "Console", place: str) -> Iterator[Callable[[str, int, int], N
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(f"{place}reading", total=None)
 
         def report(stage: str, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ from magicvideo.errors import UserError
 from magicvideo.storage import folder_hash, verify_sums
 
 INDEX = "model_index.json"
+TRAINING = "training.json"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "emoji"
 # the classes that a component may have; a folder can name no other, so that it cannot run code
 CLASSES = {
@@ -202,11 +203,12 @@ class ComponentSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What `magicvideo info` says of a model."""
+    """What `magicvideo info` says of a model; `training` is steps a stage, where it is known."""
 
     folder: Path
     hash: str
     license: str | None
+    training: dict[str, int]
     components: list[ComponentSummary]
 
 
@@ -229,4 +231,13 @@ def summarize(folder: Path) -> ModelSummary:
                 size=sum(path.stat().st_size for path in files),
             )
         )
-    return ModelSummary(folder, folder_hash(folder), index.license, components)
+    return ModelSummary(
+        folder, folder_hash(folder), index.license, _training_steps(folder), components
+    )
+
+
+def _training_steps(folder: Path) -> dict[str, int]:
+    if not (folder / TRAINING).is_file():
+        return {}
+    steps = read_json(folder / TRAINING).get("steps")
+    return steps if isinstance(steps, dict) else {}

@@ -29,7 +29,7 @@ def prompt_hints(
             f'reads; this is cut: "{cut}".'
         )
     for word in unknown_words(prompt, words):
-        near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
         advice = f'; the nearest that it knows is "{near[0]}"' if near else ""
         hints.append(f'The model never saw the word "{word}"{advice}.')
     return hints
@@ -54,5 +54,5 @@ def unknown_words(prompt: str, words: frozenset[str]) -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the runs of letters and digits of a text, in lower case."""
-    return re.findall(r"[^\W_]+", text.lower())
+    """Return the runs of letters of a text, in lower case."""
+    return re.findall(r"[^\W\d_]+", text.lower())

@@ -1,4 +1,4 @@
-"""Pictures as condition: opening them."""
+"""Pictures as condition."""
 
 from pathlib import Path, PurePath
 
@@ -6,9 +6,26 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, UnidentifiedImageError
+from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
+from magicvideo.generate.request import Picture
+from magicvideo.models.conditioning import embed_frames
 from magicvideo.shapes import Frames
+
+
+@torch.no_grad()
+def describe_picture(
+    image_encoder: CLIPVisionModelWithProjection, image: Image.Image | str | Path
+) -> Picture:
+    """Return what an image encoder keeps of a picture: its embedding.
+
+    Raises:
+        UserError: If the file is missing or no picture.
+    """
+    name, frames = open_picture(image)
+    embedding = embed_frames(image_encoder, frames.to(image_encoder.device, image_encoder.dtype))
+    return Picture.of(name, embedding[0, 0].float().cpu().numpy())
 
 
 def open_picture(image: Image.Image | str | Path) -> tuple[str, Frames]:

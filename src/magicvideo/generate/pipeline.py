@@ -16,12 +16,13 @@ from magicvideo.errors import UserError
 from magicvideo.generate.folder import INDEX, SHIPPED, WEIGHTS, open_folder
 from magicvideo.generate.hints import WORDS_FILE, prompt_hints
 from magicvideo.generate.loading import load_component
-from magicvideo.generate.picture import open_picture
+from magicvideo.generate.picture import describe_picture
 from magicvideo.generate.planning import ModelTraits
-from magicvideo.generate.request import Picture, Request, Settings, choose_seeds
+from magicvideo.generate.request import Request, Settings, choose_seeds
 from magicvideo.generate.video import Video, VideoOutput
 from magicvideo.models.autoencoder import Autoencoder, decode_latents, spatial_factor
-from magicvideo.models.conditioning import ImageConditioner, embed_frames, encode_text
+from magicvideo.models.conditioning import ImageConditioner, encode_text
+from magicvideo.models.denoiser import image_tokens
 from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Frames, Latents, Tokens
 from magicvideo.storage import atomic_folder, folder_hash
@@ -155,7 +156,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         Args:
             prompt: Text, or several.
             negative_prompt: What guidance moves away from.
-            image: A picture as condition in place of the text.
+            image: A picture as condition, in place of the text or beside it.
             num_frames: At most and by default as many as the denoiser was trained with.
             fps: Frames a second: the network paces the motion by it.
             num_inference_steps: Diffusion steps.
@@ -192,7 +193,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         Raises:
             UserError: If a value is out of the model's range.
         """
-        picture = None if image is None else self.describe_picture(image)
+        picture = None if image is None else describe_picture(self.image_encoder, image)
         requests = self.traits.plan(prompts, seeds, settings, picture)
         for text in dict.fromkeys([*prompts, settings.negative_prompt]):
             for hint in prompt_hints(text, self.tokenizer, self.words):
@@ -220,7 +221,11 @@ class MagicVideoPipeline(DiffusionPipeline):
         """Make one video: the whole flow.
 
         Videos are made one at a time, so that a seed gives the same video in any company.
+
+        Raises:
+            UserError: If the request is for another model, or beyond this one.
         """
+        self.traits.check(request)
         tokens, negative_tokens = self.encode_condition(request)
         keys = self.sample_keyframes(request, tokens, negative_tokens, progress)
         frames = self.decode(keys, progress)
@@ -229,22 +234,23 @@ class MagicVideoPipeline(DiffusionPipeline):
     def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
         """Return the tokens of the condition, and those that guidance moves away from.
 
-        A text moves away from the negative prompt; a picture from the embedding of nothing, zeros,
-        which stood in for left-out embeddings in training.
+        A picture alone takes the place of the text, as in training. Beside a text its tokens are
+        joined to the text's, and attention weighs them; no training stage has seen such pairs.
         """
+        text = encode_text(self.text_encoder, self.tokenizer, [request.prompt])
+        negative = encode_text(self.text_encoder, self.tokenizer, [request.negative_prompt])
         if request.picture is None:
-            return (
-                encode_text(self.text_encoder, self.tokenizer, [request.prompt]),
-                encode_text(self.text_encoder, self.tokenizer, [request.negative_prompt]),
-            )
-        values = torch.from_numpy(request.picture.values()).to(self.device, self.dtype)
+            return text, negative
+        embedding = torch.from_numpy(request.picture.values()).to(self.device, self.dtype)
         width = self.image_conditioner.config.embedding_dim
-        if len(values) != width:
+        if len(embedding) != width:
             raise UserError(
-                f"The picture's embedding has {len(values)} values; this model's have {width}."
+                f"The picture's embedding has {len(embedding)} values; this model's have {width}."
             )
-        embedding = values[None, None]
-        return self.image_conditioner(embedding), self.image_conditioner(embedding * 0)
+        image = image_tokens(self.image_conditioner, embedding[None], text.shape[1])
+        if not request.prompt.strip():
+            return image, negative
+        return torch.cat([text, image], dim=1), torch.cat([negative, negative], dim=1)
 
     def sample_keyframes(
         self,
@@ -280,17 +286,6 @@ class MagicVideoPipeline(DiffusionPipeline):
         if progress is not None:
             progress("decoding", 0, 1)
         return decode_latents(self.vae, latents)
-
-    @torch.no_grad()
-    def describe_picture(self, image: Image.Image | str | Path) -> Picture:
-        """Return what the image encoder keeps of a picture.
-
-        Raises:
-            UserError: If the file is missing or no picture.
-        """
-        name, frames = open_picture(image)
-        embedding = embed_frames(self.image_encoder, frames.to(self.device, self.dtype))
-        return Picture.of(name, embedding[0, 0].float().cpu().numpy())
 
 
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from magicvideo.errors import UserError
 
@@ -61,6 +61,7 @@ class Settings:
             )
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """A picture as condition: what its CLIP embedding keeps of it.
@@ -94,14 +95,15 @@ class Picture:
             ) from None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """All that decides the bytes of one video; it travels in the file.
 
     Attributes:
-        prompt: Text; empty where a picture is the condition.
+        prompt: Text; may be empty beside a picture.
         negative_prompt: What guidance moves away from.
-        picture: The condition in place of the text, or None.
+        picture: A condition beside the text or in its place, or None.
         seed: Seed of the noise.
         num_frames: Frames of the video.
         fps: Frames a second.
@@ -136,10 +138,6 @@ class Request:
         _check_whole("The number of threads", self.threads, 1, 4096)
         if self.picture is None and not self.prompt.strip():
             raise UserError("The prompt is empty; say what the video should show.")
-        if self.picture is not None and (self.prompt.strip() or self.negative_prompt.strip()):
-            raise UserError(
-                "A picture takes the place of the text; give either a prompt or a picture."
-            )
         Settings(
             negative_prompt=self.negative_prompt,
             num_frames=self.num_frames,
@@ -168,7 +166,7 @@ def from_json(text: str) -> Request | None:
     if not isinstance(holder, dict) or _KEY not in holder:
         return None
     try:
-        return TypeAdapter(Request).validate_python(holder[_KEY], strict=True, extra="forbid")
+        return TypeAdapter(Request).validate_json(json.dumps(holder[_KEY]), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
