@@ -7,6 +7,7 @@ package goes through `encode_frames` and `decode_latents`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -51,9 +52,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         in_channels: int = 3,
         latent_channels: int = 16,
         patch_size: int = 8,
-        widths: tuple[int, int] = (96, 192),
-        encoder_layers: tuple[int, int] = (1, 1),
-        decoder_layers: tuple[int, int] = (2, 3),
+        widths: Sequence[int] = (96, 192),
+        encoder_layers: Sequence[int] = (1, 1),
+        decoder_layers: Sequence[int] = (2, 3),
         norm_num_groups: int = 16,
         noise_std: float = 0.05,
         scaling_factor: float = 1.0,  # noqa: ARG002 - registered
