@@ -1,0 +1,53 @@
+# make demo   a video from a prompt: make demo PROMPT="a cat face, blue background"
+# make test   every test
+# make lint   ruff and mypy
+#
+# Each sets up what it needs in .venv, once, and again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+PROMPT ?= woman surfing, medium skin tone, blue background
+OUTPUT ?= demo.mp4
+SEED ?= 1
+WORKERS ?= 2
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# the build backend is installed like all the rest, since pip would fetch it unpinned otherwise
+BUILD_BACKEND := hatchling editables
+
+# a shell variable, so that a prompt may hold quotes
+export PROMPT
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed-core
+	@$(BIN)/magicvideo generate "$$PROMPT" --seed $(SEED) --output "$(OUTPUT)" --overwrite
+	@echo "The video is $(abspath $(OUTPUT))"
+
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/installed-core: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) $(BUILD_BACKEND)
+	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) $(BUILD_BACKEND)
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@ .venv/installed-core
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "magicvideo needs Python 3.10 or newer, which $(PYTHON) is not; name another, such as: make demo PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments; install its venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
