@@ -1,0 +1,63 @@
+"""Generated videos that stay on the disk, so that a long evaluation can be stopped and go on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from magicvideo.evaluate.clips import from_bytes, to_bytes
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.request import Request
+from magicvideo.storage import atomic_file
+
+# what changes the file or the last bit, but not the video
+_IMMATERIAL = ("enlarge", "threads")
+
+
+def generated_videos(
+    pipeline: MagicVideoPipeline,
+    requests: list[Request],
+    folder: Path,
+    on_video: Callable[[int], None],
+) -> Iterator[Float[Tensor, "f 3 h w"]]:
+    """Yield the video of each request, in 8 bits as a viewer sees it, made now or found.
+
+    Args:
+        pipeline: The model.
+        requests: What to make.
+        folder: Where videos are kept, under a name that follows from the request and the model.
+        on_video: Called with the count of videos that are done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for done, request in enumerate(requests, start=1):
+        path = folder / f"{request_key(request)}.npy"
+        pixels = _read(path, request.num_frames)
+        if pixels is None:
+            pixels = to_bytes(pipeline.generate(request).frames).numpy()
+            with atomic_file(path) as partial:
+                np.save(partial, pixels)
+        yield from_bytes(torch.from_numpy(pixels))
+        on_video(done)
+
+
+def request_key(request: Request) -> str:
+    """Return 32 digits that name a video: a hash of the model's hash and the whole request."""
+    material = {name: value for name, value in asdict(request).items() if name not in _IMMATERIAL}
+    return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(path: Path, num_frames: int) -> NDArray[np.uint8] | None:
+    """Return a kept video, or None where there is none or its file is damaged."""
+    try:
+        pixels: NDArray[np.uint8] = np.load(path)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    whole = pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == num_frames
+    return pixels if whole else None

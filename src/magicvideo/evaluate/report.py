@@ -1,0 +1,158 @@
+"""Results as JSON, which holds everything, and as a Markdown page for people."""
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from magicvideo.evaluate.intervals import Estimate
+from magicvideo.evaluate.protocol import Protocol, ScoreName, Target
+from magicvideo.evaluate.run import Result, SetResult
+from magicvideo.evaluate.scores import Score
+
+_COLUMNS = ("measure", "n", "measured [95 %]", "real clips", "chance", "target", "")
+_IS_SHARE: tuple[ScoreName, ...] = (
+    "caption_first",
+    "caption_first_same_background",
+    "background_colour",
+    "skin_tone",
+)
+
+
+def as_json(result: Result) -> str:
+    """Return the result as JSON text, with the whole protocol; what is not finite is null."""
+    document = {
+        "protocol": result.protocol.model_dump(mode="json"),
+        "identity": result.identity,
+        "sets": [
+            {
+                "name": found.name,
+                "scores": [_score_document(score, found) for score in found.scores],
+            }
+            for found in result.sets
+        ],
+    }
+    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def as_markdown(result: Result) -> str:
+    """Return the result as a Markdown page."""
+    protocol, identity = result.protocol, result.identity
+    sections = [
+        f"# Results: {protocol.name}",
+        protocol.about.strip(),
+        _method(protocol),
+        *(_section(found, protocol) for found in result.sets),
+        _columns_explained(protocol),
+        "\n".join(
+            [
+                "| depends on | |",
+                "|---|---|",
+                *(f"| {name} | {_identity_cell(value)} |" for name, value in identity.items()),
+            ]
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _method(protocol: Protocol) -> str:
+    return (
+        f"{protocol.num_frames} frames at the rate of real clips at stride {protocol.stride}, "
+        f"{protocol.scheduler} with {protocol.num_inference_steps} steps, guidance "
+        f"{protocol.guidance_scale:g}, one video a prompt, seed of prompt k is k; prompts, "
+        f"backgrounds and pools drawn with seed {protocol.seed}. All videos are read in 8 bits."
+    )
+
+
+def _section(found: SetResult, protocol: Protocol) -> str:
+    rows = [_row(score, found.targets.get(score.name), protocol) for score in found.scores]
+    lines = [f"## {found.name[0].upper()}{found.name[1:]}", "", _line(_COLUMNS)]
+    lines += [_line(("---",) * len(_COLUMNS)), *map(_line, rows)]
+    return "\n".join(lines)
+
+
+def _row(score: Score, target: Target | None, protocol: Protocol) -> tuple[str, ...]:
+    measured, name = score.measured, score.name
+    return (
+        _label(name, protocol),
+        str(measured.count),
+        f"**{_number(measured.value, name)}**{_interval(measured, name)}",
+        _number(score.real.value, name),
+        f"{_number(score.chance.value, name)} ({score.chance_is})",
+        _bounds(target, name) if target else "",
+        ("met" if target.is_met(measured.value) else "not met") if target else "",
+    )
+
+
+def _label(name: ScoreName, protocol: Protocol) -> str:
+    labels: dict[ScoreName, str] = {
+        "caption_first": f"own caption first among {protocol.pool_size}",
+        "caption_first_same_background": (
+            f"own caption first among {protocol.pool_size}, all on its background"
+        ),
+        "background_colour": "background colour, exact",
+        "skin_tone": "skin tone",
+        "temporal_change": "temporal change, times the real clips'",
+        "flicker": "flicker of the corners, times the real clips'",
+        "frechet": "Frechet distance, judge's features",
+        "psnr": "PSNR in dB",
+    }
+    return labels[name]
+
+
+def _columns_explained(protocol: Protocol) -> str:
+    return (
+        "*Real clips*: the same code on the real clips of the same captions; for PSNR, frames "
+        "rounded to 8 bits. *Chance*: what is named beside it. Intervals of shares are Wilson's, "
+        "of means and ratios bootstrapped. The Frechet distance is taken on the judge's 64 unit "
+        f"features, against {protocol.reference_clips} other real clips, covariance divided by "
+        f"{protocol.covariance_divisor}; the real clips' own distance is its floor, and grows as "
+        "their count falls."
+    )
+
+
+def _number(value: float, name: ScoreName) -> str:
+    if name in _IS_SHARE:
+        return f"{100 * value:.1f} %"
+    return f"{value:.4f}" if name == "frechet" else f"{value:.2f}"
+
+
+def _interval(estimate: Estimate, name: ScoreName) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" [{_number(estimate.low, name)}, {_number(estimate.high, name)}]"
+
+
+def _bounds(target: Target, name: ScoreName) -> str:
+    parts = []
+    if target.at_least is not None:
+        parts.append(f"at least {_number(target.at_least, name)}")
+    if target.at_most is not None:
+        parts.append(f"at most {_number(target.at_most, name)}")
+    return ", ".join(parts)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _identity_cell(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number}" for name, number in value.items())
+    return f"`{value}`"
+
+
+def _score_document(score: Score, found: SetResult) -> dict[str, Any]:
+    target = found.targets.get(score.name)
+    return asdict(score) | {
+        "target": target.model_dump() if target else None,
+        "met": target.is_met(score.measured.value) if target else None,
+    }
+
+
+def _finite(node: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(node, dict):
+        return {name: _finite(value) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

@@ -1,0 +1,165 @@
+"""The evaluation, start to end: a protocol and a model to a result that repeats the protocol."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import MANIFEST
+from magicvideo.evaluate.clips import Prompt, draw_prompts, empty_videos, real_videos
+from magicvideo.evaluate.frechet import Features
+from magicvideo.evaluate.generated import generated_videos
+from magicvideo.evaluate.judge.network import Judge
+from magicvideo.evaluate.measure import Measured, measure
+from magicvideo.evaluate.protocol import AutoencoderSet, PromptSet, Protocol, ScoreName, Target
+from magicvideo.evaluate.reconstruction import score_autoencoder
+from magicvideo.evaluate.retrieval import draw_pools
+from magicvideo.evaluate.scores import Score, Videos, score_videos
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.request import Request, Settings
+from magicvideo.storage import folder_hash, sha256
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being made, the count done and the count in all."""
+
+_REFERENCE_SEED = 1  # apart from the seed of the prompts' own draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """The scores of one set, and what the protocol wants of them."""
+
+    name: str
+    scores: list[Score]
+    targets: Mapping[ScoreName, Target]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All scores, and all that they depend on."""
+
+    protocol: Protocol
+    sets: list[SetResult]
+    identity: dict[str, Any]
+    """Hashes of model, judge and data, and versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated, by whom and on what.
+
+    Attributes:
+        protocol: Everything that decides the numbers.
+        pipeline: The model.
+        judge: An independent video-text matcher.
+        data: Folder of prepared clips.
+        work: Folder where generated videos are kept, so that a stopped evaluation goes on.
+    """
+
+    protocol: Protocol
+    pipeline: MagicVideoPipeline
+    judge: Judge
+    data: Path
+    work: Path
+
+    def run(self, progress: Progress) -> list[SetResult]:
+        """Score every set, and the autoencoder.
+
+        Raises:
+            UserError: If the model or the data cannot give what the protocol asks for.
+        """
+        sets = [self.score_set(prompt_set, progress) for prompt_set in self.protocol.sets]
+        return [*sets, self.score_autoencoder(self.protocol.autoencoder)]
+
+    def score_set(self, prompt_set: PromptSet, progress: Progress) -> SetResult:
+        """Generate the videos of one set and score them."""
+        protocol, judge = self.protocol, self.judge
+        dataset = ClipDataset(self.data, (prompt_set.split,))
+        prompts = draw_prompts(dataset, prompt_set.prompts, protocol.seed)
+        pools = draw_pools(
+            [prompt.caption for prompt in prompts], protocol.pool_size, protocol.seed
+        )
+        shape = (protocol.num_frames, dataset.info.size)
+        videos = Videos(
+            prompts=prompts,
+            generated=self.measure_generated(dataset, prompts, prompt_set.name, progress),
+            real=measure(
+                judge, real_videos(dataset, prompts, protocol.num_frames, protocol.stride)
+            ),
+            empty=measure(judge, empty_videos(prompts, *shape)),
+        )
+        reference = self.reference_features(dataset, prompts)
+        divisor = protocol.covariance_divisor
+        scores = score_videos(judge, dataset, videos, pools, reference, divisor)
+        return SetResult(name=prompt_set.name, scores=scores, targets=prompt_set.targets)
+
+    def measure_generated(
+        self, dataset: ClipDataset, prompts: list[Prompt], name: str, progress: Progress
+    ) -> Measured:
+        """Generate or find the video of each prompt, and measure it."""
+        requests = [self.request(dataset, prompt) for prompt in prompts]
+        videos = generated_videos(
+            self.pipeline, requests, self.work, lambda done: progress(name, done, len(requests))
+        )
+        return measure(self.judge, videos)
+
+    def request(self, dataset: ClipDataset, prompt: Prompt) -> Request:
+        """Return the request for a prompt's video, at the pace of its real clip."""
+        protocol = self.protocol
+        settings = Settings(
+            num_frames=protocol.num_frames,
+            fps=dataset.clips[prompt.index].fps / protocol.stride,
+            num_inference_steps=protocol.num_inference_steps,
+            guidance_scale=protocol.guidance_scale,
+            scheduler=protocol.scheduler,
+        )
+        return self.pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
+
+    def reference_features(self, dataset: ClipDataset, prompts: list[Prompt]) -> Features:
+        """Return the judge's features of real clips of all splits, but for those of the prompts."""
+        protocol = self.protocol
+        whole = ClipDataset(self.data, ("train", "heldout"))
+        asked = {dataset.clips[prompt.index].id for prompt in prompts}
+        drawn = [
+            prompt
+            for prompt in draw_prompts(whole, len(whole), protocol.seed + _REFERENCE_SEED)
+            if whole.clips[prompt.index].id not in asked
+        ]
+        chosen = drawn[: protocol.reference_clips]
+        videos = real_videos(whole, chosen, protocol.num_frames, protocol.stride)
+        return np.concatenate(
+            [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
+        )
+
+    def score_autoencoder(self, wanted: AutoencoderSet) -> SetResult:
+        """Score the model's autoencoder alone."""
+        dataset = ClipDataset(self.data, (wanted.split,))
+        protocol = self.protocol
+        score = score_autoencoder(
+            self.pipeline.vae, dataset, wanted.clips, protocol.num_frames, protocol.seed
+        )
+        name = f"autoencoder, clips of the {wanted.split} split"
+        return SetResult(name=name, scores=[score], targets=wanted.targets)
+
+
+def evaluate(evaluation: Evaluation, judge_folder: Path, progress: Progress) -> Result:
+    """Run an evaluation and return its result with all that the result depends on."""
+    return Result(
+        protocol=evaluation.protocol,
+        sets=evaluation.run(progress),
+        identity={
+            "model": evaluation.pipeline.model_hash,
+            "judge": folder_hash(judge_folder),
+            "data": sha256(evaluation.data / MANIFEST),
+            "device": evaluation.pipeline.device.type,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("magicvideo", "torch", "diffusers", "numpy")},
+            "threads": torch.get_num_threads(),
+        },
+    )

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magicvideo.errors import UserError
+from magicvideo.evaluate.frechet import Gaussian, fit_gaussian, frechet_distance
+
+
+def gaussian(covariance, mean=None):
+    covariance = np.asarray(covariance, np.float64)
+    mean = np.zeros(len(covariance)) if mean is None else np.asarray(mean, np.float64)
+    return Gaussian(mean=mean, covariance=covariance)
+
+
+def tf_gan_pair():
+    rng = np.random.RandomState(0)  # noqa: NPY002 (TF-GAN's test draws in this way)
+    return [rng.randn(512, 256).astype(np.float32) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (gaussian(np.eye(7)), gaussian(np.eye(7)), 0.0),
+        (gaussian(np.eye(401)), gaussian(np.eye(401), np.ones(401)), 401.0),
+        (gaussian(np.eye(5)), gaussian(4 * np.eye(5)), 5.0),
+        (gaussian(np.diag([1, 4, 9]), [1, 2, 3]), gaussian(np.diag([4, 4, 1])), 19.0),
+        (gaussian([[2, 1], [1, 2]]), gaussian(np.diag([3, 1])), 0.516685226452),
+        (gaussian([[1, 0.5], [0.5, 1]]), gaussian([[1, -0.5], [-0.5, 1]]), 0.535898384862),
+        (gaussian(np.diag([1, 0])), gaussian(np.diag([0, 1])), 2.0),
+        (gaussian(np.zeros((4, 4))), gaussian(np.eye(4)), 4.0),
+    ],
+)
+def test_known_gaussians(first, second, expected):
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_data_of_tf_gans_unit_test():
+    first, second = tf_gan_pair()
+    found = frechet_distance(fit_gaussian(first), fit_gaussian(second))
+    assert found == pytest.approx(65.742724, abs=5e-7)
+    found = frechet_distance(fit_gaussian(first, "n"), fit_gaussian(second, "n"))
+    assert found == pytest.approx(65.616504, abs=5e-7)
+
+
+def test_fewer_samples_than_dimensions_are_safe():
+    features = np.random.default_rng(1).standard_normal((32, 400))
+    fitted = fit_gaussian(features)
+    assert frechet_distance(fitted, fitted) == pytest.approx(0, abs=1e-3)
+
+
+@given(st.integers(2, 9), st.integers(1, 7), st.integers(0, 99))
+def test_finite_and_symmetric(count, width, seed):
+    rng = np.random.default_rng(seed)
+    first, second = (fit_gaussian(rng.standard_normal((count, width))) for _ in range(2))
+    there, back = frechet_distance(first, second), frechet_distance(second, first)
+    assert there >= 0
+    assert there == pytest.approx(back, rel=1e-6, abs=1e-9)
+
+
+def test_finite_samples_cost_what_the_law_says():
+    rng = np.random.default_rng(5)
+    width, count = 64, 512
+    found = [
+        frechet_distance(*(fit_gaussian(rng.standard_normal((count, width))) for _ in range(2)))
+        for _ in range(5)
+    ]
+    assert np.mean(found) == pytest.approx(width**2 / (2 * count) + 2 * width / count, rel=0.05)
+
+
+def test_one_sample_is_refused():
+    with pytest.raises(UserError, match="at least 2 samples on each side, not 1"):
+        fit_gaussian(np.zeros((1, 3)))
