@@ -25,17 +25,25 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
-def _greet(
-    context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if show_version:
+def _print_version(wanted: bool) -> bool:
+    if wanted:
         from importlib.metadata import version
 
         typer.echo(f"magicvideo {version('magicvideo')}")
-    elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Hold the options that stand before every verb."""
 
 
 for verb in (generate, data, info):
@@ -50,11 +58,12 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; mistakes become one sentence on stderr."""
     try:
-        code = app(args=arguments, prog_name="magicvideo", standalone_mode=False)
+        code = app(args=arguments or ["--help"], prog_name="magicvideo", standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
     except _UsageError as error:
-        return _complain(_usage(error))
+        command = error.ctx.command_path if error.ctx else "magicvideo"
+        return _complain(_usage(error.format_message(), command))
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
@@ -67,9 +76,8 @@ def _complain(sentence: str) -> int:
     return MISTAKE
 
 
-def _usage(error: typer.BadParameter) -> str:
-    message = error.format_message().rstrip(".?").replace(". Did", "; did")
-    command = error.ctx.command_path if error.ctx else "magicvideo"
+def _usage(message: str, command: str) -> str:
+    message = message.rstrip(".?").replace(". Did", "; did")
     return f"{message}; `{command} --help` shows what there is."
 
 

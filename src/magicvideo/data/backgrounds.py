@@ -65,7 +65,7 @@ def parse_background(name: str) -> Background:
     """
     gradient = _GRADIENT.fullmatch(name)
     first, second = gradient.groups() if gradient else (name, None)
-    for colour in filter(None, (first, second)):
+    for colour in (first, second or first):
         if colour not in COLOURS:
             raise UserError(
                 f"{colour!r} is not a background colour; take one of {', '.join(COLOURS)} or "

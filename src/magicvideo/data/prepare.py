@@ -5,6 +5,7 @@ kept if the source file and the cached file are still those that the note speaks
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256 as hash_bytes
 from pathlib import Path
@@ -89,22 +90,19 @@ def prepare(
     )
     _open_folder(out, info)
     finished = _read_progress(out)
-    skipped, cached, kept = list(source.skipped), dict[str, CachedFile](), 0
+    jobs = [(candidate, out, size, finished.get(candidate.id)) for candidate in source.candidates]
     (out / MANIFEST).unlink(missing_ok=True)
+    skipped, cached, num_kept = list(source.skipped), dict[str, CachedFile](), 0
     with (out / PROGRESS).open("a", encoding="utf-8") as progress:
-        jobs = [
-            (candidate, out, size, finished.get(candidate.id)) for candidate in source.candidates
-        ]
         for done, result in enumerate(run_each(_prepare_clip, jobs, workers), start=1):
             if isinstance(result, Skipped):
                 skipped.append(result)
             else:
-                cached[result.id] = result
-                if result == finished.get(result.id):
-                    kept += 1
-                else:
-                    progress.write(result.model_dump_json() + "\n")
-                    progress.flush()
+                one, kept = result
+                cached[one.id] = one
+                num_kept += kept
+                progress.write("" if kept else one.model_dump_json() + "\n")
+                progress.flush()
             if on_clip:
                 on_clip(done, len(jobs))
     clips = [
@@ -116,7 +114,7 @@ def prepare(
         raise UserError(nothing_usable(source, skipped))
     _remove_strangers(out, clips)
     write_manifest(out, clips)
-    return Report(clips, skipped, kept)
+    return Report(clips, skipped, num_kept)
 
 
 def nothing_usable(source: Source, skipped: list[Skipped]) -> str:
@@ -130,7 +128,7 @@ def nothing_usable(source: Source, skipped: list[Skipped]) -> str:
 
 def clip_file(clip_id: str) -> str:
     """Return where a clip is cached: its id, made safe for every file system and kept unique."""
-    safe = re.sub(r"[^A-Za-z0-9_-]", "_", clip_id)[:80]
+    safe = re.sub(r"[^a-z0-9_-]", "_", clip_id.lower())[:80]
     if safe != clip_id:
         safe += "-" + hash_bytes(clip_id.encode()).hexdigest()[:12]
     return f"{CLIPS}/{safe}.npy"
@@ -163,34 +161,37 @@ def _open_folder(out: Path, info: DatasetInfo) -> None:
 
 
 def _read_progress(out: Path) -> dict[str, CachedFile]:
+    """Return what is finished, and write it back without the line that a kill cut."""
     path = out / PROGRESS
     finished = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
+        with suppress(ValidationError):
             cached = CachedFile.model_validate_json(line)
-        except ValidationError:
-            continue  # a kill can cut the last line; that clip is made again
-        finished[cached.id] = cached
+            finished[cached.id] = cached
+    with atomic_file(path) as partial:
+        lines = [cached.model_dump_json() + "\n" for cached in finished.values()]
+        partial.write_text("".join(lines), encoding="utf-8")
     return finished
 
 
 _Job: TypeAlias = tuple[Candidate, Path, int, CachedFile | None]
 
 
-def _prepare_clip(job: _Job) -> CachedFile | Skipped:
+def _prepare_clip(job: _Job) -> tuple[CachedFile, bool] | Skipped:
+    """Return the cached file and whether an earlier run had made it."""
     candidate, out, size, finished = job
     file = clip_file(candidate.id)
     target = out / file
     try:
         source_sha256 = _hash_source(candidate.path)
         if finished and finished.source_sha256 == source_sha256 and _is_whole(target, finished):
-            return finished
+            return finished, True
         decoded = read_clip(candidate.path, size, expected_frames=candidate.frames)
     except ClipError as error:
         return Skipped(candidate.file, str(error))
     with atomic_file(target) as partial:
         _write_array(partial, decoded.pixels)
-    return CachedFile(
+    cached = CachedFile(
         id=candidate.id,
         source_sha256=source_sha256,
         file=file,
@@ -200,6 +201,7 @@ def _prepare_clip(job: _Job) -> CachedFile | Skipped:
         channels=decoded.pixels.shape[-1],
         sha256=sha256(target),
     )
+    return cached, False
 
 
 def _write_array(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -1,5 +1,6 @@
 """Video files to square frames of one size, with guards against files that are broken or huge."""
 
+import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ MAX_FRAMES = 5000
 """Longest clip; its frames are held in memory while it is prepared."""
 
 PICTURE_SUFFIXES = frozenset({".gif", ".webp"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi"})
+MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})
+VIDEO_SUFFIXES = MATROSKA_SUFFIXES | {".mp4", ".m4v", ".mov", ".avi"}
 
+_SLACK = 1.5  # frames by which a file may fall short of the duration that it states
 _UNTIMED_FRAME = 100.0  # milliseconds that browsers give to a frame that states no duration
 
 
@@ -68,7 +71,7 @@ def read_clip(path: Path, size: int, *, expected_frames: int | None = None) -> D
 
 def _read_picture(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
     if path.suffix.lower() == ".gif":
-        _count_gif_frames(path)
+        _check_gif(path)
     frames: list[NDArray[np.uint8]] = []
     durations: list[float] = []
     with _picture_errors(), Image.open(path) as picture:
@@ -95,24 +98,53 @@ def _picture_errors() -> Iterator[None]:
             raise ClipError(f"frames of more than {MAX_PIXELS:,} pixels") from None
         except UnidentifiedImageError:
             raise ClipError("not a picture file") from None
-        except (OSError, EOFError, SyntaxError, ValueError, MemoryError) as error:
+        except (OSError, EOFError, SyntaxError, ValueError, IndexError, MemoryError) as error:
             raise ClipError(f"damaged or cut off ({error})") from None
 
 
-def _count_gif_frames(path: Path) -> None:
-    """Count without decoding: Pillow would walk through a million frames before it says so."""
+def _check_gif(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(4) != b"GIF8":
+            raise ClipError("not a GIF file")
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b";":
+            raise ClipError("damaged or cut off (its end mark is not there)")
+    # Counted without decoding: Pillow would walk through a million frames before it says so
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
         for number, _ in enumerate(container.demux()):
             _check_count(number)
 
 
+def _check_segment(path: Path) -> None:
+    """Compare the size that a Matroska or WebM file states with its own.
+
+    Frames are stored out of order, so a file that lost its end may still show its last frame. A
+    size of all ones means "not known", as in recordings of live streams.
+    """
+    with path.open("rb") as file:
+        for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+            head = file.read(5)
+            if head[:4] != element or len(head) < 5 or not head[4]:
+                raise ClipError("damaged or no video (its Matroska header is not readable)")
+            more = 8 - head[4].bit_length()
+            size = int.from_bytes(head[4:] + file.read(more), "big") & (1 << 7 * (more + 1)) - 1
+            end = file.tell() + size
+            if element == b"\x1a\x45\xdf\xa3":
+                file.seek(end)
+        known = size != (1 << 7 * (more + 1)) - 1
+    if known and end > path.stat().st_size:
+        raise ClipError(f"cut off: {path.stat().st_size:,} of {end:,} bytes are there")
+
+
 def _read_video(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
+    if path.suffix.lower() in MATROSKA_SUFFIXES:
+        _check_segment(path)
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
         if not container.streams.video:
-            raise ClipError(
-                "no video stream, only sound" if container.streams.audio else "no video stream"
-            )
+            raise ClipError("only sound" if container.streams.audio else "no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ClipError("a kind of video that cannot be decoded")
         _check_frame_size(stream.codec_context.width, stream.codec_context.height)
         _check_count(stream.frames)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -140,14 +172,18 @@ def _decode(
     if num_packets < stream.frames:
         raise ClipError(f"cut off: {num_packets} of {stream.frames} frames are there")
     declared = _declared_duration(container, stream)
-    if not stream.frames and end < 0.95 * declared - 0.25:
-        raise ClipError(f"cut off: {end:.1f} of {declared:.1f} seconds are there")
+    if not stream.frames and end < declared - _SLACK / rate:
+        raise ClipError(f"cut off: {end:.2f} of {declared:.2f} seconds are there")
     return frames
 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
+    """Return seconds, or 0 where a file does not say how long its pictures last."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
+    if "DURATION" in stream.metadata:  # Matroska and WebM: 00:00:01.334000000
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     if container.duration and len(container.streams) == 1:
         return container.duration / av.time_base
     return 0.0
@@ -159,11 +195,13 @@ def _video_errors() -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise ClipError(f"damaged or no video ({error.strerror})") from None
-    except UnicodeEncodeError:
-        raise ClipError("its name is not UTF-8") from None
+    except (ValueError, MemoryError) as error:
+        raise ClipError(f"damaged or no video ({error})") from None
 
 
 def _check_frame_size(width: int, height: int) -> None:
+    if not width * height:  # what FFmpeg says after its own check of max_pixels
+        raise ClipError(f"frames of more than {MAX_PIXELS:,} pixels, or of no stated size")
     if width * height > MAX_PIXELS:
         raise ClipError(f"frames of {width}x{height}, more than {MAX_PIXELS:,} pixels")
 

@@ -86,7 +86,7 @@ def find_clips(folder: Path) -> Source:
             path=present[clip.code],
             split="heldout" if _pair(clip) in heldout else "train",
             loops=True,
-            attributes=_attributes(clip),
+            attributes=attributes_of(clip),
             frames=clip.frames,
         )
         for clip in listed
@@ -103,6 +103,12 @@ def find_clips(folder: Path) -> Source:
     return Source(NAME, folder, licence, COMBINATION_RULE, candidates, skipped)
 
 
+def attributes_of(clip: ListedClip) -> Attributes:
+    """Return what the list says of a clip, as the manifest keeps it."""
+    known = clip.model_dump(include=set(Attributes.model_fields))
+    return Attributes.model_validate(known)
+
+
 def _heldout(listed: list[ListedClip]) -> set[tuple[str, str]]:
     in_tones = {clip.base for clip in listed if clip.skin_tone}
     return heldout_combinations([_pair(clip) for clip in listed if clip.base in in_tones])
@@ -110,8 +116,3 @@ def _heldout(listed: list[ListedClip]) -> set[tuple[str, str]]:
 
 def _pair(clip: ListedClip) -> tuple[str, str]:
     return clip.base, clip.skin_tone or "default"
-
-
-def _attributes(clip: ListedClip) -> Attributes:
-    known = clip.model_dump(include=set(Attributes.model_fields))
-    return Attributes.model_validate(known)

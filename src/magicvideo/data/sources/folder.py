@@ -42,11 +42,11 @@ def find_clips(folder: Path, holdout: float = 0.0) -> Source:
         raise UserError(f"holdout {holdout} is not a share; give a number from 0 to below 1.")
     rows, skipped = _read_metadata(folder)
     candidates = []
-    for path in sorted(path for path in folder.rglob("*") if _is_offered(path, folder)):
+    for path in _offered(folder):
         found = _look_at(path, folder, rows.pop(path, None), holdout)
         if isinstance(found, Skipped):
             skipped.append(found)
-        elif found:
+        else:
             candidates.append(found)
     skipped += [
         Skipped(_show(path, folder), "in the metadata, but there is no file") for path in rows
@@ -58,39 +58,43 @@ def find_clips(folder: Path, holdout: float = 0.0) -> Source:
     return Source(NAME, folder, licence, f"{rule}.", _with_unique_ids(candidates), skipped)
 
 
-def _is_offered(path: Path, folder: Path) -> bool:
-    inside = path.relative_to(folder)
-    if any(part.startswith(".") for part in inside.parts) or path.is_dir():
-        return False
-    return str(inside) not in METADATA
+def _offered(folder: Path) -> list[Path]:
+    """Return all files but hidden ones, metadata and the captions of clips, in order."""
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path not in {folder / name for name in METADATA}
+    ]
+    captions = {path.with_suffix(".txt") for path in paths if path.suffix.lower() in SUFFIXES}
+    return sorted(path for path in paths if path not in captions)
 
 
-def _look_at(
-    path: Path, folder: Path, row: _Row | None, holdout: float
-) -> Candidate | Skipped | None:
+def _look_at(path: Path, folder: Path, row: _Row | None, holdout: float) -> Candidate | Skipped:
     name = _show(path, folder)
-    if not _is_utf8(path):
+    if not _is_utf8(str(path)):
         return Skipped(name, "its name is not UTF-8; rename it")
+    if path.suffix == ".txt":
+        return Skipped(name, "text, and no video of the same name beside it")
     if path.suffix.lower() not in SUFFIXES:
-        if path.suffix == ".txt" and any(path.with_suffix(suffix).exists() for suffix in SUFFIXES):
-            return None  # the caption of a clip
         return Skipped(name, f"no video by its suffix ({', '.join(sorted(SUFFIXES))})")
     text = row["text"] if row else _read_caption(path.with_suffix(".txt"))
     if isinstance(text, Skipped):
         return Skipped(name, text.reason)
     text = " ".join(text.split())
-    if not text:
-        return Skipped(name, "its caption is empty")
+    if not text or not _is_utf8(text):
+        return Skipped(name, "its caption is not UTF-8 text" if text else "its caption is empty")
     clip_id = path.relative_to(folder).with_suffix("").as_posix()
     split: Split = (row or {}).get("split") or split_by_hash(clip_id, holdout)
     return Candidate(clip_id, name, path, split, loops=False, text=text)
 
 
 def _read_caption(path: Path) -> str | Skipped:
+    if not path.is_file():
+        return Skipped(path.name, f"no caption: neither {path.name} nor a line in the metadata")
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return Skipped(path.name, f"no caption: neither {path.name} nor a line in the metadata")
     except UnicodeDecodeError:
         return Skipped(path.name, f"{path.name} is not UTF-8 text")
     except OSError as error:
@@ -115,13 +119,21 @@ def _read_metadata(folder: Path) -> tuple[dict[Path, _Row], list[Skipped]]:
     for number, row in _read_rows(present[0]) if present else ():
         _check_row(present[0], number, row)
         path = folder / row["file_name"]
-        if not path.resolve().is_relative_to(folder.resolve()):
-            skipped.append(Skipped(row["file_name"], "outside the folder"))
+        if reason := _refuse_path(path, folder):
+            skipped.append(Skipped(ascii(row["file_name"]), reason))
         elif path in rows:
             skipped.append(Skipped(row["file_name"], f"listed again in line {number}, passed over"))
         else:
             rows[path] = row
     return rows, skipped
+
+
+def _refuse_path(path: Path, folder: Path) -> str | None:
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except ValueError:
+        return "no valid file name"
+    return None if inside else "outside the folder"
 
 
 def _read_rows(path: Path) -> list[tuple[int, _Row]]:
@@ -130,7 +142,10 @@ def _read_rows(path: Path) -> list[tuple[int, _Row]]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     if path.suffix == ".csv":
-        return list(enumerate(csv.DictReader(io.StringIO(text)), start=2))
+        try:
+            return list(enumerate(csv.DictReader(io.StringIO(text)), start=2))
+        except csv.Error as error:
+            raise UserError(f"{path} is not CSV ({error}); mend it.") from None
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -160,9 +175,9 @@ def _check_row(path: Path, number: int, row: _Row) -> None:
         raise UserError(f"{path}, line {number}: split {split!r} is neither train nor heldout.")
 
 
-def _is_utf8(path: Path) -> bool:
+def _is_utf8(text: str) -> bool:
     try:
-        str(path).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
