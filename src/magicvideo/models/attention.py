@@ -4,8 +4,8 @@ Parameter names and mathematics are those of diffusers' `Transformer2DModel` wit
 `BasicTransformerBlock`, so that its weights load by name.
 """
 
-import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(width_of_keys, channels, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tokens, keys: Tokens) -> Tokens:
+    def forward(self, x: Float[Tensor, "b q c"], keys: Tokens) -> Float[Tensor, "b q c"]:
         """Return what each token of `x` gathers from `keys`."""
         q, k, v = (
             rearrange(t, "b l (m d) -> b m l d", m=self.num_heads)
@@ -40,10 +40,11 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(channels, 2 * width)
 
-    def forward(self, x: Tokens) -> Tokens:
+    def forward(self, x: Float[Tensor, "n p c"]) -> Float[Tensor, "n p width"]:
         """Return the gated half."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        # on a CPU the half of a row is far slower to pass through erf than memory of its own
+        return value * F.gelu(gate.contiguous())
 
 
 class FeedForward(nn.Module):
@@ -54,7 +55,7 @@ class FeedForward(nn.Module):
         width = 4 * channels
         self.net = nn.Sequential(GEGLU(channels, width), nn.Identity(), nn.Linear(width, channels))
 
-    def forward(self, x: Tokens) -> Tokens:
+    def forward(self, x: Float[Tensor, "n p c"]) -> Float[Tensor, "n p c"]:
         """Return the network's output, without the residual."""
         return self.net(x)
 
@@ -71,8 +72,10 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tokens, condition: Tokens, num_frames: int) -> Tokens:
-        """Return the block's output for frame tokens `n p c` and condition tokens `b l d`.
+    def forward(
+        self, x: Float[Tensor, "n p c"], condition: Tokens, num_frames: int
+    ) -> Float[Tensor, "n p c"]:
+        """Return the block's output for the positions `p` of folded frames.
 
         All frames of a video share its condition: they become one long row of queries, so keys and
         values are computed once a video and never repeated in memory.
@@ -112,10 +115,10 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
         """Return the spatial branch, residual included."""
         tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
-        tokens = _project(self.proj_in, tokens)
+        tokens = _project(self.proj_in, tokens, x.shape[2])
         for block in self.transformer_blocks:
             tokens = block(tokens, condition, num_frames)
-        tokens = _project(self.proj_out, tokens)
+        tokens = _project(self.proj_out, tokens, x.shape[2])
         return x + rearrange(tokens, "n (h w) c -> n c h w", h=x.shape[2])
 
 
@@ -123,8 +126,9 @@ def _projection(channels: int, *, linear: bool) -> nn.Linear | nn.Conv2d:
     return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
 
-def _project(layer: nn.Module, tokens: Tokens) -> Tokens:
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    assert isinstance(bias, Tensor)
-    return F.linear(tokens, torch.flatten(weight, 1), bias)
+def _project(layer: nn.Module, tokens: Tokens, height: int) -> Tokens:
+    if isinstance(layer, nn.Linear):
+        return layer(tokens)
+    # a view of the tokens as a map in channels_last order, in which convolutions are fast
+    projected = layer(rearrange(tokens, "n (h w) c -> n c h w", h=height))
+    return rearrange(projected, "n c h w -> n (h w) c")

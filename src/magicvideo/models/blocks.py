@@ -16,7 +16,8 @@ from magicvideo.models.attention import SpatialTransformer
 from magicvideo.models.temporal import DirectedTemporalAttention, TemporalMode
 from magicvideo.shapes import FoldedFrames, Tokens
 
-TimeEmbedding = Float[Tensor, "b d"]
+TimeEmbedding = Float[Tensor, "b e"]
+Resized = Float[Tensor, "n _ _ _"]  # folded frames with other channels or another side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Conditions:
     """What conditions one forward pass.
 
     Attributes:
-        time: Embedding of diffusion step and frame rate, activated, `b d`.
+        time: Embedding of diffusion step and frame rate, activated, `b e`.
         tokens: Text or image tokens, `b l d`.
         num_frames: Frames of a video, by which the batch axis unfolds.
     """
@@ -64,7 +65,7 @@ class ResnetBlock(nn.Module):
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
 
-    def forward(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+    def forward(self, x: FoldedFrames, given: Conditions) -> Resized:
         """Return the block's output."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.adaptor1(h, given.num_frames, self.time_emb_proj(given.time))
@@ -110,7 +111,7 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
         self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
 
-    def forward(self, x: FoldedFrames, num_frames: int) -> FoldedFrames:
+    def forward(self, x: FoldedFrames, num_frames: int) -> Resized:
         """Return the adapted convolution of x."""
         return self.adaptor(self.conv(x), num_frames)
 
@@ -137,7 +138,7 @@ class DownBlock(nn.Module):
             None if is_last else nn.ModuleList([Resample(after, settings, stride=2)])
         )
 
-    def forward(self, x: FoldedFrames, given: Conditions) -> list[FoldedFrames]:
+    def forward(self, x: FoldedFrames, given: Conditions) -> list[Resized]:
         """Return the output of every layer; the last is the input of the next level."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -189,8 +190,8 @@ class UpBlock(nn.Module):
         )
 
     def forward(
-        self, x: FoldedFrames, skips: list[FoldedFrames], given: Conditions, side: torch.Size
-    ) -> FoldedFrames:
+        self, x: FoldedFrames, skips: list[Resized], given: Conditions, side: torch.Size
+    ) -> Resized:
         """Return the level's output; `skips` loses what is used, and `side` is the next level's."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), given)
