@@ -43,5 +43,8 @@ def info(
     console.print(table)
     console.print(f"\nfolder      {summary.folder}", markup=False)
     console.print(f"hash        {summary.hash}")
+    if summary.training:
+        steps = ", ".join(f"{stage} {count:,}" for stage, count in summary.training.items())
+        console.print(f"steps       {steps}", markup=False)
     console.print(f"licence     {summary.license or 'not stated in the folder'}", markup=False)
     console.print(f"magicvideo  {version('magicvideo')}")

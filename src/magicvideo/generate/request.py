@@ -46,9 +46,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse values that no model can work with."""
         _check_whole("The number of frames", self.num_frames, 1, 10_000)
-        _check_number("The frame rate", self.fps, 1, 60)
+        _check_number("The frame rate", self.fps, 1.0, 60.0)
         _check_whole("The number of steps", self.num_inference_steps, 1, 1000)
-        _check_number("The guidance scale", self.guidance_scale, 0, 100)
+        _check_number("The guidance scale", self.guidance_scale, 0.0, 100.0)
         _check_whole("The factor of enlargement", self.enlarge, 1, 32)
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise UserError(
@@ -201,4 +201,4 @@ def _check_whole(what: str, value: int | None, least: int, most: int) -> None:
 
 def _check_number(what: str, value: float | None, least: float, most: float) -> None:
     if value is not None and not (math.isfinite(value) and least <= value <= most):
-        raise UserError(f"{what} is {value:g}; it must be a number from {least} to {most}.")
+        raise UserError(f"{what} is {value:g}; it must be a number from {least:g} to {most:g}.")

@@ -1,0 +1,65 @@
+"""What several kinds of test share: seeds, and a small prepared data set out of real files."""
+
+import random
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from magicvideo.data.prepare import prepare
+from magicvideo.data.sources import folder
+from magicvideo.data.sources.synthetic import write_clips
+
+TINY_CLIPS, TINY_SIZE = 7, 24
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries may draw from it)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A folder of seven small videos with captions beside them; do not write into it."""
+    path = tmp_path_factory.mktemp("shapes")
+    write_clips(path, TINY_CLIPS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(shapes, tmp_path_factory) -> Path:
+    """The seven videos prepared at 24 pixels, about a third held out; do not write into it."""
+    path = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(folder.find_clips(shapes, holdout=0.35), path, TINY_SIZE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_video():
+    """A function that writes frames `f h w 3` as a video file."""
+
+    def write(path, frames, fps=24, codec="libx264", **options):
+        with av.open(str(path), "w", options=options) as container:
+            stream = container.add_stream(codec, rate=fps)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A model folder of real classes with random weights; copy it before writing into it."""
+    from tiny_model import make_tiny_pipeline  # heavy, and most tests do without
+
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny_pipeline().save_pretrained(path)
+    return path

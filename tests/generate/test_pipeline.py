@@ -1,0 +1,195 @@
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_model import FRAMES, LATENT_CHANNELS, LATENT_SIDE, SIDE, WORDS
+
+from magicvideo.diffusion.noise import noise_for
+from magicvideo.diffusion.sampler import make_scheduler
+from magicvideo.errors import UserError
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.models.autoencoder import decode_latents
+from magicvideo.models.conditioning import encode_text
+from magicvideo.storage import folder_hash, write_sums
+
+# diffusers' solver hands tensors to numpy in a way that numpy 2 discourages
+numpy_habit = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+RED = Image.new("RGB", (9, 31), "red")
+
+
+def test_a_seed_gives_the_same_video_in_any_company(pipeline):
+    together = pipeline(["a cat", "a dog", "woman surfing"], seed=[3, 8, 3])
+    assert together.frames.shape == (3, FRAMES, 3, SIDE, SIDE)
+    for index, (prompt, seed) in enumerate([("a cat", 3), ("a dog", 8), ("woman surfing", 3)]):
+        alone = pipeline(prompt, seed=seed).frames[0]
+        assert torch.equal(alone, together.frames[index])
+
+
+def test_prompt_seed_fps_frames_and_settings_all_matter(pipeline):
+    base = pipeline("a cat", seed=3).frames
+    for change in (
+        {"prompt": "woman surfing"},
+        {"seed": 4},
+        {"fps": 23.0},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "a dog"},
+        {"num_inference_steps": 5},
+        {"image": RED},
+    ):
+        other = pipeline(**{"prompt": "a cat", "seed": 3, **change}).frames
+        assert (other - base).abs().mean() > 1e-4, change
+    assert pipeline("a cat", seed=3, num_frames=2).frames.shape[1] == 2
+
+
+def test_the_flow_is_condition_then_key_frames_then_pixels(pipeline):
+    request = pipeline("a cat", seed=3, negative_prompt="a dog", guidance_scale=2.5).videos[0]
+    prompts = ["a cat", "a dog"]
+    tokens, negative = (
+        encode_text(pipeline.text_encoder, pipeline.tokenizer, [text]) for text in prompts
+    )
+    scheduler = make_scheduler(pipeline.scheduler.config, "ddim")
+    scheduler.set_timesteps(3)
+    latents = noise_for(3, (FRAMES, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE))[None]
+    fps = torch.tensor([7.0])
+    for timestep in scheduler.timesteps:
+        toward, away = (pipeline.unet(latents, timestep[None], x, fps) for x in (tokens, negative))
+        guided = away + 2.5 * (toward - away)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+    expected = decode_latents(pipeline.vae, latents)[0]
+    torch.testing.assert_close(request.frames, expected, atol=1e-4, rtol=1e-4)
+
+
+@numpy_habit
+def test_the_model_s_noise_schedule_carries_over_to_dpm(pipeline):
+    stored = pipeline.scheduler.config
+    solver = make_scheduler(stored, "dpm++")
+    assert isinstance(solver, DPMSolverMultistepScheduler)
+    assert solver.config.algorithm_type == "dpmsolver++"
+    for name in (
+        "prediction_type",
+        "rescale_betas_zero_snr",
+        "timestep_spacing",
+        "beta_schedule",
+        "num_train_timesteps",
+    ):
+        assert solver.config[name] == stored[name]
+
+
+@numpy_habit
+def test_both_schedulers_solve_the_same_equation(pipeline):
+    def frames(scheduler, steps):
+        call = pipeline(
+            "a cat", seed=3, scheduler=scheduler, num_inference_steps=steps, guidance_scale=1.0
+        )
+        return call.frames
+
+    fine = frames("ddim", 200)
+    coarse = (frames("ddim", 10) - fine).abs().mean()
+    assert (frames("dpm++", 100) - fine).abs().mean() < 0.5 * coarse
+
+
+def test_a_picture_takes_the_place_of_the_text_or_joins_it(pipeline, tmp_path):
+    RED.save(tmp_path / "red.png")
+    alone = pipeline(image=RED, seed=3).frames
+    assert torch.equal(alone, pipeline(image=tmp_path / "red.png", seed=3).frames)
+    blue = Image.new("RGB", (9, 31), "blue")
+    assert (pipeline(image=blue, seed=3).frames - alone).abs().mean() > 1e-4
+    joined = pipeline("a cat", image=RED, seed=3).frames
+    assert (joined - alone).abs().mean() > 1e-4
+
+
+def test_transparent_pictures_lie_on_white(pipeline):
+    clear = Image.new("RGBA", (9, 31), (255, 0, 0, 0))
+    white = Image.new("RGB", (9, 31), "white")
+    assert torch.equal(pipeline(image=clear, seed=3).frames, pipeline(image=white, seed=3).frames)
+
+
+def test_a_request_is_all_that_is_needed(pipeline):
+    video = pipeline(image=RED, fps=13.0, num_frames=3).videos[0]
+    again = pipeline.generate(video.request)
+    assert torch.equal(again.frames, video.frames)
+    assert video.request.picture.name == "picture"
+    assert video.request.enlarge == 256 // SIDE
+    assert video.request.num_inference_steps == 3  # the model's own default
+
+
+def test_progress_tells_every_step(pipeline):
+    told = []
+    pipeline("a cat", seed=3, progress=lambda *event: told.append(event))
+    assert told == [
+        ("sampling", 1, 3),
+        ("sampling", 2, 3),
+        ("sampling", 3, 3),
+        ("decoding", 0, 1),
+    ]
+
+
+def test_hints_are_logged(pipeline, caplog):
+    pipeline("a zebra", seed=3)
+    assert 'never saw the word "zebra"' in caplog.text
+
+
+def test_a_saved_model_is_the_model(pipeline, tmp_path):
+    before = pipeline("a cat", seed=3).frames
+    other = MagicVideoPipeline(**pipeline.components, default_steps=3, default_fps=7.0)
+    other.words = pipeline.words
+    other.save_pretrained(tmp_path / "model")
+    loaded = MagicVideoPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.model_hash == other.model_hash == folder_hash(tmp_path / "model")
+    assert loaded.words == frozenset(WORDS)
+    assert loaded.config.default_steps == 3
+    assert torch.equal(loaded("a cat", seed=3).frames, before)
+
+
+def test_saving_never_replaces_what_is_no_model(pipeline, tmp_path):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(UserError, match="exists and is no model folder"):
+        pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "diary.txt").read_text() == "dear diary"
+
+
+def test_half_precision_files_load_as_single_precision(pipeline, tiny_model, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_model, folder)
+    for file in folder.rglob("*.safetensors"):
+        save_file({k: v.half() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    write_sums(folder)
+    loaded = MagicVideoPipeline.from_pretrained(folder)
+    for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
+        assert {p.dtype for p in getattr(loaded, name).parameters()} == {torch.float32}
+    difference = loaded("a cat", seed=3).frames - pipeline("a cat", seed=3).frames
+    assert 0 < difference.abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_frames": FRAMES + 1}, f"frames is {FRAMES + 1}; this model makes at most {FRAMES}"),
+        ({"scheduler": "euler"}, "'euler' is not known"),
+        ({"prompt": []}, "no prompt"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": ["a cat", " "]}, "prompt is empty"),
+        ({"seed": [1, 2]}, "2 seeds were given for 1 videos"),
+        ({"image": "none.png"}, "picture none.png does not exist"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(pipeline, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        pipeline(**{"prompt": "a cat", **change})
+
+
+def test_a_request_for_another_model_names_both(pipeline, request_of):
+    with pytest.raises(
+        UserError, match=f"{'ab' * 32}, and the one loaded is {pipeline.model_hash}"
+    ):
+        pipeline.generate(request_of())
+
+
+def test_the_index_names_only_classes_of_ours(tiny_model):
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    assert index["_class_name"] == "MagicVideoPipeline"
+    assert index["unet"][1] == "VideoUNet"
