@@ -1,0 +1,136 @@
+"""What the command line promises whatever the verb: exit codes, one sentence, a quick --help."""
+
+import errno
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+
+from magicvideo import cli
+from magicvideo.errors import UserError
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """Puts a verb `try` into the command line; what it does is set by the test."""
+    app = typer.Typer()
+    monkeypatch.setattr(cli, "app", app)
+
+    def add(function):
+        app.callback()(lambda: None)
+        app.command("try")(function)
+
+    return add
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (UserError("No such clip."), 2, "Error: No such clip.\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device", "a.mp4"), 2, "full at a.mp4; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied at /x."),
+        (typer.Exit(7), 7, ""),
+    ],
+)
+def test_errors_become_a_sentence_and_a_code(verb, capsys, error, code, sentence):
+    verb(raising(error))
+    assert cli.run(["try"]) == code
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.err.count("\n") == bool(sentence)
+    assert said.out == ""
+
+
+def test_a_fault_of_ours_is_not_hidden(verb):
+    verb(raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["try"])
+
+
+def test_success_is_nought(verb):
+    verb(lambda: None)
+    assert cli.run(["try"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["dat"], "No such command 'dat'; did you mean 'data'; `magicvideo --help` shows"),
+        (["data", "docter"], "did you mean 'doctor'; `magicvideo data --help` shows"),
+        (["data", "prepare", "--siez", "3"], "--size"),
+        (["--verson"], "--version"),
+        (["data", "prepare", "--size", "x", "a", "b"], "'--size'"),
+        (["data", "prepare", "a"], "Missing argument"),
+        (["data"], "Missing command; `magicvideo data --help` shows"),
+        (["data", "doctor", "a", "b"], "unexpected extra argument"),
+    ],
+)
+def test_mistyped_commands_name_what_was_meant(capsys, arguments, sentence):
+    assert cli.run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("Error: ")
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_no_argument_shows_the_help(capsys):
+    assert cli.run([]) == 0
+    assert "Commands" in capsys.readouterr().out
+
+
+def test_version_is_the_packages(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("magicvideo 0.")
+
+
+def test_help_needs_little_time_and_nothing_heavy():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = (
+        "import sys; from magicvideo.cli import run; run(['--help']); "
+        "heavy = {'torch', 'numpy', 'av', 'PIL', 'pydantic', 'diffusers', 'transformers', 'yaml'}; "
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert done.stderr.strip() == "[]"
+    assert seconds < 0.5  # of a processor; the clock on the wall also counts the neighbours
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path):
+    source = tmp_path / "source"
+    subprocess.run(
+        [sys.executable, "-m", "magicvideo", "data", "synthetic", source, "--clips", "30"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "magicvideo", "data", "prepare", source, tmp_path / "out"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    progress, deadline = tmp_path / "out/progress.jsonl", time.monotonic() + 60
+    while not progress.exists() or progress.stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err) == ("", "")
+    assert not list((tmp_path / "out").rglob(".partial-*"))
+    assert not (tmp_path / "out/manifest.jsonl").exists()

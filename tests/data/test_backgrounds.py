@@ -1,0 +1,76 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magicvideo.data.backgrounds import (
+    COLOURS,
+    DIRECTIONS,
+    PLAIN_SHARE,
+    Background,
+    nearest_colour,
+    paint,
+    parse_background,
+    random_background,
+)
+from magicvideo.errors import UserError
+
+SIZE = 11
+
+
+def test_colours_lie_well_apart():
+    for one, other in itertools.combinations(COLOURS.values(), 2):
+        assert np.linalg.norm(np.subtract(one, other)) >= 85
+
+
+@given(st.sampled_from(sorted(COLOURS)), st.lists(st.integers(-20, 20), min_size=3, max_size=3))
+def test_a_colour_is_named_although_it_is_off(name, offset):
+    assert nearest_colour(np.add(COLOURS[name], offset)) == name
+
+
+@given(st.integers(0, 10_000))
+def test_a_background_is_found_again_by_its_name(seed):
+    background = random_background(np.random.default_rng(seed))
+    found = parse_background(background.name)
+    assert (found.colour, found.second) == (background.colour, background.second)
+    assert background.colour != background.second
+
+
+def test_plain_colours_and_gradients_keep_their_shares():
+    rng = np.random.default_rng(0)
+    drawn = [random_background(rng) for _ in range(4000)]
+    plain = [background for background in drawn if background.second is None]
+    assert len(plain) / len(drawn) == pytest.approx(PLAIN_SHARE, abs=0.03)
+    assert {background.colour for background in plain} == set(COLOURS)
+    assert {background.direction for background in drawn} == set(DIRECTIONS)
+
+
+@pytest.mark.parametrize("name", ["teal", "Blue", "gradient from blue to teal", "gradient", ""])
+def test_unknown_backgrounds_are_refused_with_the_known_ones(name):
+    with pytest.raises(UserError, match="white, black"):
+        parse_background(name)
+
+
+def test_a_plain_colour_is_the_same_everywhere():
+    painted = np.broadcast_to(paint(Background("orange"), SIZE), (SIZE, SIZE, 3))
+    assert (painted == COLOURS["orange"]).all()
+
+
+@pytest.mark.parametrize(
+    ("direction", "where"),
+    [
+        ("vertical", lambda row, _: row / (SIZE - 1)),
+        ("horizontal", lambda _, column: column / (SIZE - 1)),
+        ("diagonal", lambda row, column: (row + column) / 2 / (SIZE - 1)),
+    ],
+)
+def test_a_gradient_goes_evenly_from_the_first_to_the_second(direction, where):
+    painted = paint(Background("blue", "pink", direction), SIZE)
+    assert painted.shape == (SIZE, SIZE, 3)
+    first, second = np.array(COLOURS["blue"]), np.array(COLOURS["pink"])
+    for row, column in itertools.product(range(SIZE), repeat=2):
+        share = where(row, column)
+        expected = first * (1 - share) + second * share
+        np.testing.assert_allclose(painted[row, column], expected, atol=1e-3)

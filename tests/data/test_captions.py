@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magicvideo.data.backgrounds import Background, random_background
+from magicvideo.data.captions import describe, plain_caption, subject, usable_keywords
+from magicvideo.data.manifest import Attributes, Clip
+from magicvideo.data.sources.fluent_emoji import attributes_of, listed_clips
+
+LISTED = listed_clips()
+BLUE = Background("blue")
+
+
+def make_clip(attributes=None, text=None):
+    return Clip(
+        id="x",
+        file="clips/x.npy",
+        frames=5,
+        fps=24,
+        channels=4,
+        split="train",
+        loops=True,
+        sha256="0",
+        text=text,
+        attributes=attributes,
+    )
+
+
+SURFER = make_clip(
+    Attributes(
+        name="woman surfing: medium skin tone",
+        base="woman surfing",
+        keywords=("beach", "ocean", "woman", "woman surfing", "42", "female", "up"),
+        skin_tone="medium",
+        gender="female",
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("woman surfing", "woman surfing"),
+        ("person gesturing NO", "person gesturing NO"),
+        ("man: curly hair", "man with curly hair"),
+        ("woman: bald", "bald woman"),
+        ("person: beard", "person with a beard"),
+    ],
+)
+def test_names_become_words(base, words):
+    assert subject(base) == words
+
+
+def test_the_canonical_caption():
+    assert plain_caption(SURFER, BLUE) == "woman surfing, medium skin tone, blue background"
+    assert plain_caption(make_clip(text="a dog runs"), None) == "a dog runs"
+    gradient = Background("blue", "pink", "diagonal")
+    assert plain_caption(make_clip(text="a dog"), gradient) == (
+        "a dog, gradient from blue to pink background"
+    )
+
+
+def test_tone_stands_beside_what_else_the_name_says():
+    (clip,) = [one for one in LISTED if one.name == "man: dark skin tone, curly hair"]
+    caption = plain_caption(make_clip(attributes_of(clip)), BLUE)
+    assert caption == "man with curly hair, dark skin tone, blue background"
+
+
+def test_canonical_captions_are_all_different():
+    assert len({plain_caption(make_clip(attributes_of(clip)), None) for clip in LISTED}) == 2014
+
+
+def test_keywords_are_words_that_add_something():
+    assert usable_keywords(SURFER.attributes) == ["beach", "ocean", "woman"]
+
+
+@given(st.integers(0, len(LISTED) - 1), st.integers(0, 10_000))
+def test_varied_captions_are_deterministic_and_never_wrong(index, seed):
+    clip = make_clip(attributes_of(LISTED[index]))
+    background = random_background(np.random.default_rng(seed))
+    caption = describe(clip, background, np.random.default_rng(seed))
+    assert caption == describe(clip, background, np.random.default_rng(seed))
+    assert caption.strip(" ,") == caption
+    assert ",," not in caption
+    assert "  " not in caption
+    if "background" in caption:
+        assert background.phrase in caption
+    if not clip.attributes.skin_tone:
+        assert "skin" not in caption.replace(subject(clip.attributes.base), "")
+
+
+def shares(clip, words, count=3000):
+    rng = np.random.default_rng(1)
+    captions = [describe(clip, BLUE, rng) for _ in range(count)]
+    return [sum(word in caption for caption in captions) / count for word in words]
+
+
+def test_each_part_is_left_out_as_often_as_stated():
+    name, tone, background, keyword = shares(
+        SURFER, ["woman surfing", "medium skin", "blue background", "ocean"]
+    )
+    assert name == pytest.approx(0.85, abs=0.03)
+    assert tone == pytest.approx(0.90, abs=0.03)
+    assert background == pytest.approx(0.85, abs=0.03)
+    assert 0.1 < keyword < 0.4
+
+
+def test_keywords_alone_still_say_the_gender():
+    rng = np.random.default_rng(2)
+    captions = [describe(SURFER, None, rng) for _ in range(500)]
+    without_name = [caption for caption in captions if "woman surfing" not in caption]
+    assert without_name
+    assert all("woman" in caption for caption in without_name)
+
+
+def test_wording_varies():
+    rng = np.random.default_rng(3)
+    assert len({describe(SURFER, BLUE, rng) for _ in range(200)}) > 40
+
+
+def test_a_caption_that_came_with_the_clip_keeps_its_words():
+    rng = np.random.default_rng(4)
+    clip = make_clip(text="a red circle moves left, white background")
+    assert {describe(clip, None, rng) for _ in range(20)} == {clip.text}
+    assert all(clip.text in describe(clip, BLUE, rng) for _ in range(20))

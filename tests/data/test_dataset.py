@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from magicvideo.data.backgrounds import COLOURS, Background, nearest_colour
+from magicvideo.data.dataset import ClipDataset, collate, compose
+from magicvideo.data.manifest import Clip, DatasetInfo, write_info, write_manifest
+from magicvideo.data.prepare import _write_array
+from magicvideo.errors import UserError
+
+FRAMES, SIZE = 19, 8
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two clips: `glass`, transparent, and `wall`, opaque; frame k has the value 10 k."""
+    (tmp_path / "clips").mkdir()
+    clips = []
+    for name, channels in (("glass", 4), ("wall", 3)):
+        pixels = np.zeros((FRAMES, SIZE, SIZE, channels), np.uint8)
+        pixels[..., :3] = 10 * np.arange(FRAMES)[:, None, None, None]
+        if channels == 4:
+            pixels[..., 3] = pixels[..., 0]
+        _write_array(tmp_path / f"clips/{name}.npy", pixels)
+        clips.append(
+            Clip(
+                id=name,
+                file=f"clips/{name}.npy",
+                frames=FRAMES,
+                fps=12,
+                channels=channels,
+                split="train" if channels == 4 else "heldout",
+                loops=False,
+                sha256="0",
+                text=f"a {name}",
+            )
+        )
+    info = DatasetInfo(source="test", origin="here", size=SIZE, licence="none", split_rule="none")
+    write_info(tmp_path, info)
+    write_manifest(tmp_path, clips)
+    return tmp_path
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from(sorted(COLOURS)))
+def test_composing_is_pillows_alpha_compositing(seed, colour):
+    rng = np.random.default_rng(seed)
+    straight = rng.integers(0, 256, (3, 5, 5, 4), dtype=np.uint8)
+    premultiplied, expected = [], []
+    for frame in straight:
+        picture = Image.fromarray(frame, "RGBA")
+        premultiplied.append(np.asarray(picture.convert("RGBa")))
+        behind = Image.new("RGBA", picture.size, (*COLOURS[colour], 255))
+        expected.append(np.asarray(Image.alpha_composite(behind, picture))[..., :3])
+    composed = compose(np.stack(premultiplied), Background(colour))
+    in_bytes = (composed + 1) * 127.5
+    difference = in_bytes.permute(0, 2, 3, 1) - torch.from_numpy(np.stack(expected)).float()
+    assert difference.abs().max() <= 2  # Pillow rounds twice
+
+
+def test_opaque_frames_are_scaled_alone():
+    pixels = np.arange(2 * 5 * 5 * 3, dtype=np.uint8).reshape(2, 5, 5, 3)
+    frames = compose(pixels, None)
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(frames, expected)
+
+
+def test_a_sample_is_the_frames_at_its_rate(folder):
+    dataset = ClipDataset(folder, ("heldout",))
+    strides = set()
+    for seed in range(30):
+        sample = dataset.sample(0, np.random.default_rng(seed), num_frames=5, strides=(2, 4))
+        values = ((sample.frames[:, 0, 3, 4] + 1) * 127.5).round() / 10
+        (stride,) = set(values.diff().int().tolist())
+        assert sample.fps == 12 / stride
+        assert sample.frames.shape == (5, 3, SIZE, SIZE)
+        strides.add(stride)
+    assert strides == {2, 3, 4}
+
+
+def test_a_sample_is_a_function_of_its_random_numbers(folder):
+    dataset = ClipDataset(folder)
+    one, same, other = (
+        dataset.sample(0, np.random.default_rng(seed), num_frames=3) for seed in (5, 5, 6)
+    )
+    assert torch.equal(one.frames, same.frames)
+    assert (one.caption, one.fps) == (same.caption, same.fps)
+    assert not torch.equal(one.frames, other.frames)
+
+
+def test_a_background_can_be_asked_for_and_is_named(folder):
+    dataset = ClipDataset(folder, ("train", "heldout"))
+    assert [clip.id for clip in dataset.clips] == ["glass", "wall"]
+    rng = np.random.default_rng(0)
+    glass = dataset.sample(
+        0, rng, num_frames=FRAMES, strides=(1, 1), background="lime", wording="plain"
+    )
+    assert glass.caption == "a glass, lime background"
+    assert nearest_colour((glass.frames[0, :, 2, 2] + 1) * 127.5) == "lime"  # frame 0 is all glass
+    wall = dataset.sample(1, rng, num_frames=3, background="lime", wording="plain")
+    assert wall.caption == "a wall"
+
+
+def test_an_unknown_background_is_refused(folder):
+    with pytest.raises(UserError, match="'limes' is not a background colour"):
+        ClipDataset(folder).sample(0, np.random.default_rng(0), num_frames=2, background="limes")
+
+
+def test_batches_stack_their_samples(folder):
+    dataset = ClipDataset(folder, ("train", "heldout"))
+    rng = np.random.default_rng(0)
+    samples = [dataset.sample(index, rng, num_frames=5) for index in (1, 0, 1)]
+    batch = collate(samples)
+    assert batch.frames.shape == (3, 5, 3, SIZE, SIZE)
+    assert batch.clip_ids == ["wall", "glass", "wall"]
+    assert batch.captions == [sample.caption for sample in samples]
+    torch.testing.assert_close(batch.fps, torch.tensor([sample.fps for sample in samples]))
+    assert torch.equal(batch.frames[1], samples[1].frames)
+
+
+def test_a_missing_or_cut_clip_is_named_when_the_set_is_opened(folder):
+    path = folder / "clips/glass.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"glass\.npy is cut off"):
+        ClipDataset(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"glass\.npy is missing"):
+        ClipDataset(folder)
+
+
+def test_an_empty_split_and_an_unprepared_folder_are_refused(folder, shapes):
+    write_manifest(folder, ClipDataset(folder).clips)
+    with pytest.raises(UserError, match="no clip in heldout"):
+        ClipDataset(folder, ("heldout",))
+    with pytest.raises(UserError, match="not a prepared data set"):
+        ClipDataset(shapes)

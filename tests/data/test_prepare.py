@@ -1,0 +1,197 @@
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magicvideo.data.manifest import read_info, read_manifest
+from magicvideo.data.prepare import clip_file, prepare
+from magicvideo.data.reader import read_clip
+from magicvideo.data.sources import folder
+from magicvideo.data.sources.synthetic import write_clips
+from magicvideo.errors import UserError
+from magicvideo.storage import sha256
+
+
+@pytest.fixture
+def source(shapes, tmp_path):
+    """A copy of the seven videos that may be written into."""
+    return shutil.copytree(shapes, tmp_path / "source")
+
+
+def contents(path):
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): sha256(file) for file in files}
+
+
+def test_the_cache_holds_what_reading_gives(shapes, prepared):
+    clips = read_manifest(prepared)
+    assert len(clips) == 7
+    for clip in clips:
+        decoded = read_clip(shapes / f"{clip.id}.mp4", 24)
+        cached = np.load(prepared / clip.file)
+        assert np.array_equal(cached, decoded.pixels)
+        assert cached.shape == (clip.frames, 24, 24, clip.channels) == (30, 24, 24, 3)
+        assert clip.fps == decoded.fps == 24
+        assert clip.sha256 == sha256(prepared / clip.file)
+        assert clip.text == (shapes / f"{clip.id}.txt").read_text().strip()
+    assert read_info(prepared).size == 24
+
+
+def test_workers_change_nothing(shapes, prepared, tmp_path):
+    report = prepare(folder.find_clips(shapes, 0.35), tmp_path / "two", 24, workers=2)
+    assert len(report.clips) == 7
+    different = {"progress.jsonl"}  # its order is that of finishing
+    one, two = contents(prepared), contents(tmp_path / "two")
+    assert {name for name in one | two if one.get(name) != two.get(name)} <= different
+
+
+def test_a_second_run_decodes_nothing(source, tmp_path):
+    out = tmp_path / "out"
+    assert prepare(folder.find_clips(source), out, 8).num_kept == 0
+    before = contents(out)
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
+    assert prepare(folder.find_clips(source), out, 8).num_kept == 7
+    assert contents(out) == before
+    assert {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()} == stamps
+
+
+def test_only_what_changed_is_decoded_again(source, tmp_path):
+    out = tmp_path / "out"
+    prepare(folder.find_clips(source), out, 8)
+    shutil.copy(source / "clip001.mp4", source / "clip000.mp4")
+    (source / "clip002.mp4").unlink()
+    (out / clip_file("clip003")).write_bytes(b"half")
+    (out / clip_file("clip004")).unlink()
+    (source / "clip005.txt").write_text("other words")
+    (out / "clips/.partial-old.npy").write_bytes(b"left by a kill")
+    report = prepare(folder.find_clips(source), out, 8)
+    assert report.num_kept == 3
+    clips = {clip.id: clip for clip in report.clips}
+    assert clips["clip000"].sha256 == clips["clip001"].sha256
+    assert clips["clip005"].text == "other words"
+    assert sorted(path.name for path in (out / "clips").iterdir()) == sorted(
+        f"{name}.npy" for name in clips
+    )
+    assert {sha256(out / clip.file) for clip in clips.values()} == {
+        clip.sha256 for clip in clips.values()
+    }
+
+
+def test_a_torn_line_of_progress_costs_one_clip(source, tmp_path):
+    out = tmp_path / "out"
+    prepare(folder.find_clips(source), out, 8)
+    progress = out / "progress.jsonl"
+    progress.write_bytes(progress.read_bytes()[:-30])
+    assert prepare(folder.find_clips(source), out, 8).num_kept == 6
+    assert prepare(folder.find_clips(source), out, 8).num_kept == 7
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    write_clips(tmp_path / "source", 23)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "magicvideo", "data", "prepare", tmp_path / "source", out]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    progress, deadline = out / "progress.jsonl", time.monotonic() + 60
+    while not progress.exists() or progress.read_bytes().count(b"\n") < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.jsonl").exists()
+    report = prepare(folder.find_clips(tmp_path / "source"), out, 64)
+    assert 5 <= report.num_kept < 23
+    whole = tmp_path / "whole"
+    prepare(folder.find_clips(tmp_path / "source"), whole, 64)
+    interrupted, unbroken = contents(out), contents(whole)
+    assert interrupted == unbroken
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    write_clips(tmp_path / "source", 31)
+    arguments = ["data", "prepare", tmp_path / "source", tmp_path / "out", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "magicvideo", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    progress, deadline = tmp_path / "out/progress.jsonl", time.monotonic() + 60
+    while not progress.exists() or progress.stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    while _members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _members(process.pid) == []
+
+
+def _members(session):
+    """Return the processes of a session, zombies left out."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, owner = path.read_text().rpartition(")")[2].split()[:4]
+            if int(owner) == session and state != "Z":
+                members.append(path.parent.name)
+    return members
+
+
+@pytest.mark.parametrize("size", [0, 4, 12, -8, 2048])
+def test_odd_sizes_are_refused(shapes, tmp_path, size):
+    with pytest.raises(UserError, match=f"size {size} is not a multiple of 8"):
+        prepare(folder.find_clips(shapes), tmp_path / "out", size)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_peoples_folders_are_left_alone(source, shapes, tmp_path):
+    out = tmp_path / "out"
+    prepare(folder.find_clips(source), out, 8)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"at size 8, not .* at size 16"):
+        prepare(folder.find_clips(source), out, 16)
+    with pytest.raises(UserError, match=re.escape(f"holds {source}")):
+        prepare(folder.find_clips(shapes), out, 8)
+    assert contents(out) == before
+    with pytest.raises(UserError, match="not empty and holds no prepared data"):
+        prepare(folder.find_clips(shapes), source, 8)
+    with pytest.raises(UserError, match="is a file"):
+        prepare(folder.find_clips(shapes), source / "clip000.txt", 8)
+
+
+def test_a_source_without_a_usable_clip_is_refused(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/clip.mp4").write_bytes(b"no video")
+    (tmp_path / "source/clip.txt").write_text("a caption")
+    with pytest.raises(UserError, match=r"Not one of the 1 files.*clip\.mp4, damaged"):
+        prepare(folder.find_clips(tmp_path / "source"), tmp_path / "out", 8)
+    assert not (tmp_path / "out/manifest.jsonl").exists()
+
+
+def test_cached_files_have_safe_names_of_their_own():
+    ids = ["clip", "a b", "a_b", "a/b", "A_B", "a?b", "ä", "x" * 300, "x" * 301, "..", "CON:"]
+    files = [clip_file(clip_id) for clip_id in ids]
+    assert len(set(files)) == len(ids)
+    assert all(re.fullmatch(r"clips/[a-z0-9_-]{1,93}\.npy", file) for file in files)
+
+
+def test_progress_is_reported_to_the_end(shapes, tmp_path):
+    seen = []
+    prepare(
+        folder.find_clips(shapes),
+        tmp_path / "out",
+        8,
+        on_clip=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, 7) for done in range(1, 8)]
+    lines = (tmp_path / "out/progress.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == {f"clip00{n}" for n in range(7)}

@@ -1,0 +1,30 @@
+import os
+import signal
+
+import pytest
+
+from magicvideo.data.workers import run_each
+from magicvideo.errors import UserError
+
+
+def square(number):
+    return number**2
+
+
+def die(number):
+    return os.kill(os.getpid(), signal.SIGKILL + 0 * number)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_job_is_done_once(workers):
+    assert sorted(run_each(square, range(17), workers)) == [number**2 for number in range(17)]
+
+
+def test_a_killed_worker_is_a_clear_mistake():
+    with pytest.raises(UserError, match="fewer --workers"):
+        list(run_each(die, range(5), 2))
+
+
+def test_no_worker_is_refused():
+    with pytest.raises(UserError, match="give 1 or more"):
+        list(run_each(square, range(3), 0))

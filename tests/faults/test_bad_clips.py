@@ -1,0 +1,229 @@
+"""Files as the world has them: each is named and skipped with its reason, none stops the rest."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.doctor import examine_source
+from magicvideo.data.order import read_batch
+from magicvideo.data.prepare import prepare
+from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.data.sources.folder import find_clips
+
+FRAMES = 13
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, write_video):
+    """One good file of every kind, 13 frames that all differ."""
+    folder = tmp_path_factory.mktemp("good")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (FRAMES, 6, 10, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    write_video(folder / "late.mp4", frames)
+    write_video(folder / "early.mp4", frames, movflags="faststart")
+    write_video(folder / "clip.mkv", frames)
+    write_video(folder / "clip.webm", frames, codec="libvpx-vp9")
+    write_video(folder / "clip.avi", frames, codec="mpeg4")
+    pictures = [Image.fromarray(frame) for frame in frames]
+    for name in ("clip.webp", "clip.gif"):
+        pictures[0].save(folder / name, save_all=True, append_images=pictures[1:], duration=40)
+    return folder
+
+
+KINDS = ["late.mp4", "early.mp4", "clip.mkv", "clip.webm", "clip.avi", "clip.webp", "clip.gif"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_anywhere_is_never_a_short_clip(good, tmp_path, kind):
+    whole = (good / kind).read_bytes()
+    assert len(read_clip(good / kind, 8).pixels) == FRAMES
+    path = tmp_path / kind
+    for length in [*range(0, len(whole), len(whole) // 23), len(whole) - 100, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        try:
+            decoded = read_clip(path, 8)
+        except ClipError:
+            continue
+        assert len(decoded.pixels) == FRAMES  # nothing but an index was cut off
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipped_bytes_never_escape_as_another_error(good, tmp_path, kind):
+    whole = (good / kind).read_bytes()
+    rng = np.random.default_rng(1)
+    path = tmp_path / kind
+    for _ in range(40):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(whole), 5):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            decoded = read_clip(path, 8)
+        except ClipError:
+            continue
+        assert decoded.pixels.shape[1:3] == (8, 8)
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        silence = np.zeros((1, 1024), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def mixed(good, shapes, tmp_path):
+    """Seven good clips among eleven bad ones."""
+    folder = shutil.copytree(shapes, tmp_path / "mixed")
+    whole = (good / "early.mp4").read_bytes()
+    (folder / "empty.mp4").touch()
+    (folder / "garbage.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "garbage.webp").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "nohead.mp4").write_bytes(whole[300:])
+    (folder / "notail.mp4").write_bytes(whole[:-200])
+    (folder / "words.mkv").write_text("these are words\n" * 100)
+    write_sound(folder / "sound.mp4")
+    (folder / "video.gif").write_bytes(whole)
+    Image.new("RGB", (16, 16)).save(folder / "still.webp")
+    os.mkfifo(folder / "endless.mp4")
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    for path in list(folder.iterdir()):
+        if path.suffix != ".txt":
+            path.with_suffix(".txt").write_text(f"caption of {path.name}")
+    (folder / os.fsdecode(b"caf\xe9.mp4")).write_bytes(whole)
+    return folder
+
+
+EXPECTED = {
+    "caf\\xe9.mp4": "its name is not UTF-8; rename it",
+    "empty.mp4": "empty file",
+    "endless.mp4": "not a regular file",
+    "garbage.mp4": "damaged or no video",
+    "garbage.webp": "not a picture file",
+    "gone.mp4": "cannot be read (No such file or directory)",
+    "nohead.mp4": "damaged or no video",
+    "notail.mp4": "damaged or no video",
+    "sound.mp4": "only sound",
+    "still.webp": "a still picture",
+    "video.gif": "not a GIF file",
+    "words.mkv": "damaged or no video",
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_files_are_counted_and_the_rest_trains(mixed, tmp_path, workers):
+    source = find_clips(mixed)
+    report = prepare(source, tmp_path / "out", 8, workers=workers)
+    skipped = {skipped.file: skipped.reason for skipped in report.skipped}
+    assert len(skipped) == len(report.skipped)
+    assert skipped.keys() == EXPECTED.keys()
+    for name, reason in EXPECTED.items():
+        assert skipped[name].startswith(reason)
+    assert sorted(clip.id for clip in report.clips) == [f"clip00{number}" for number in range(7)]
+    batch = read_batch(ClipDataset(tmp_path / "out"), 0, 0, 7, 5)
+    assert len(set(batch.clip_ids)) == 7
+    doctors = {finding.file for finding in examine_source(source) if not finding.split}
+    assert doctors == skipped.keys()
+
+
+def test_the_command_goes_through_and_the_doctor_refuses_when_nothing_is_left(mixed):
+    command = [sys.executable, "-m", "magicvideo", "data", "doctor", mixed, "--skipped"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert "clip000" not in done.stdout
+    assert "12 skipped, 7 train" in done.stdout
+    for path in mixed.glob("clip00*"):
+        path.unlink()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Not one of the 12 files in ")
+    assert done.stderr.count("\n") == 1
+
+
+GIF_HEAD = b"GIF89a\x01\x00\x01\x00\x80\x00\x00" + b"\x00\x00\x00\xff\xff\xff"
+GIF_FRAME = (
+    b"\x21\xf9\x04\x00\x01\x00\x00\x00"
+    + b"\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00"
+    + b"\x02\x02D\x01\x00"
+)
+
+
+def write_bombs(folder, good):
+    (folder / "million.gif").write_bytes(GIF_HEAD + GIF_FRAME * 1_000_000 + b";")
+    canvas = bytearray((good / "clip.gif").read_bytes())
+    canvas[6:10] = (60_000).to_bytes(2, "little") * 2
+    (folder / "canvas.gif").write_bytes(canvas)
+    canvas = bytearray((good / "clip.webp").read_bytes())
+    canvas[24:30] = (16_382).to_bytes(3, "little") * 2
+    (folder / "canvas.webp").write_bytes(canvas)
+    with av.open(str(folder / "huge.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width = stream.height = 8176
+        stream.pix_fmt = "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(8176, 8176, "yuv420p")))
+        container.mux(stream.encode())
+
+
+MEASURE = """
+import resource, sys, time
+from pathlib import Path
+from magicvideo.data.reader import ClipError, read_clip
+read_clip(Path(sys.argv[1]), 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.process_time()
+try:
+    read_clip(Path(sys.argv[2]), 8)
+except ClipError as error:
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(time.process_time() - start, more // 1024, error, sep="|")
+"""
+
+
+def test_bombs_are_refused_before_they_go_off(good, tmp_path):
+    write_bombs(tmp_path, good)
+    for name, reason in {
+        "million.gif": "more than 5,000 frames",
+        "canvas.gif": "frames of more than 9,437,184 pixels",
+        "canvas.webp": "frames of more than 9,437,184 pixels",
+        "huge.mp4": "frames of more than 9,437,184 pixels",
+    }.items():
+        command = [sys.executable, "-c", MEASURE, good / "clip.mkv", tmp_path / name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        seconds, megabytes, said = done.stdout.split("|")
+        assert said.startswith(reason)
+        assert float(seconds) < 2
+        assert int(megabytes) < 150
+
+
+def test_a_full_disk_leaves_nothing_half_written(shapes, tmp_path):
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "magicvideo", "data", "prepare", shapes, out]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=limit_file_size,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert list((out / "clips").iterdir()) == []
+    assert not (out / "manifest.jsonl").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "7 clips" in done.stdout

@@ -1,0 +1,77 @@
+"""From an empty disk to a training batch, through the real command line."""
+
+import json
+import re
+import subprocess
+import sys
+
+import torch
+
+from magicvideo import cli
+from magicvideo.data.backgrounds import nearest_colour
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.order import read_batch
+
+
+def magicvideo(*arguments):
+    command = [sys.executable, "-m", "magicvideo", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_synthetic_clips_become_batches_whose_captions_are_true(tmp_path):
+    shapes, out = tmp_path / "shapes", tmp_path / "out"
+    done = magicvideo("data", "synthetic", shapes, "--clips", 13)
+    assert "13 clips, such as 'yellow square moving down, pink background'" in done.stdout
+    assert "13 train" in magicvideo("data", "doctor", shapes).stdout
+    done = magicvideo("data", "prepare", shapes, out, "--size", 16, "--holdout", 0.3)
+    train, heldout = map(int, re.search(r"\((\d+) train, (\d+) heldout\)", done.stdout).groups())
+    assert train + heldout == 13
+    assert heldout > 0
+    assert f"{train} train, {heldout} heldout" in magicvideo("data", "doctor", out).stdout
+
+    dataset = ClipDataset(out)
+    assert len(dataset) == train
+    batch = read_batch(dataset, seed=0, step=2, batch_size=5, num_frames=7, strides=(1, 3))
+    assert batch.frames.shape == (5, 7, 3, 16, 16)
+    assert set(batch.fps.tolist()) <= {24, 12, 8}
+    for frames, caption in zip(batch.frames, batch.captions, strict=True):
+        (background,) = re.findall(r", (\w+) background", caption)
+        corner = (frames[:, :, 0, 0].mean(0) + 1) * 127.5
+        assert nearest_colour(corner) == background
+        assert not torch.equal(frames[0], frames[-1])
+
+
+def test_preparing_again_goes_on_and_says_so(tmp_path):
+    shapes, out = tmp_path / "shapes", tmp_path / "out"
+    magicvideo("data", "synthetic", shapes, "--clips", 3)
+    magicvideo("data", "prepare", shapes, out, "--size", 8)
+    (shapes / "new.mp4").write_bytes((shapes / "clip000.mp4").read_bytes())
+    (shapes / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "new.mp4", "text": "one more", "split": "heldout"})
+    )
+    (shapes / "clip001.txt").unlink()
+    done = magicvideo("data", "prepare", shapes, out, "--size", 8, "--workers", 2)
+    assert "3 clips (2 train, 1 heldout), 1 files skipped, 2 clips from before" in done.stdout
+    assert "skipped clip001.mp4: no caption" in done.stderr
+
+
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for arguments, sentence in {
+        ("doctor", tmp_path / "absent"): "absent is not a folder",
+        ("doctor", tmp_path / "empty"): "empty holds no file",
+        ("prepare", tmp_path / "empty", tmp_path / "out"): "empty holds no file",
+        ("synthetic", tmp_path / "new", "--clips", 401): "ask for 1 to 400",
+        ("synthetic", tmp_path / "file"): "not an empty folder",
+        ("fetch", "fluent-emojis", tmp_path / "new"): "take fluent-emoji",
+        ("fetch", "fluent-emoji", tmp_path / "file"): "is a file",
+    }.items():
+        assert cli.run(["data", *map(str, arguments)]) == 2
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
