@@ -1,0 +1,224 @@
+"""What the repository says of itself is true: its pages, their commands, the pins."""
+
+import ast
+import os
+import re
+import shlex
+from importlib.metadata import PackageNotFoundError, requires
+from itertools import chain, pairwise
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import magicvideo
+from magicvideo.cli import run
+from magicvideo.evaluate.protocol import read_protocol
+from magicvideo.train.recipe import read_recipe
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "magicvideo"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
+NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+def text_files():
+    for folder, inner, names in os.walk(ROOT):
+        inner[:] = [name for name in inner if name not in NOT_OURS and "cache" not in name]
+        yield from (Path(folder, name) for name in names if Path(name).suffix in TEXTS)
+
+
+def prose(page):
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def blocks(page, *languages):
+    found = _FENCE.findall(page.read_text(encoding="utf-8"))
+    return [text for language, text in found if language in languages]
+
+
+def commands(page):
+    lines = chain.from_iterable(block.splitlines() for block in blocks(page, "sh"))
+    inline = [code for code in _CODE.findall(prose(page)) if code.startswith("magicvideo ")]
+    return [line for line in [*lines, *inline] if line.strip() and not line.startswith("#")]
+
+
+def defined_names(path):
+    """Names that a module defines, and `Class.name` for what its classes do."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names |= _bound(node)
+        if isinstance(node, ast.ClassDef):
+            inner = set().union(*map(_bound, node.body))
+            names |= {f"{node.name}.{name}" for name in inner}
+    return names
+
+
+def _bound(node):
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return {node.target.id}
+    return set()
+
+
+@pytest.fixture(scope="module")
+def words():
+    """Every word of the code, its tests and its settings: what a name in the docs can mean."""
+    found = set()
+    for path in text_files():
+        if path.suffix not in {".md", ".jsonl"} and path != Path(__file__):
+            found |= set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    return found
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@each_page
+def test_links_resolve(page):
+    for _, target in _LINK.findall(prose(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert linked.is_relative_to(ROOT), f"{page.name} links out of the repository: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
+            assert anchor in slugs, f"{page.name} links to {target}"
+
+
+@each_page
+def test_linked_names_are_where_the_link_goes(page):
+    for text, target in _LINK.findall(prose(page)):
+        name = text.strip("`")
+        if target.endswith(".py") and text.startswith("`") and _NAME.fullmatch(name):
+            assert name in defined_names(page.parent / target), f"{target} has no {name}"
+
+
+@each_page
+def test_names_and_files_in_the_text_exist(page, words):
+    for code in _CODE.findall(prose(page)):
+        if "/" in code and (ROOT / code.split("/")[0]).exists() and not code.startswith("runs"):
+            assert (ROOT / code).exists(), f"{page.name} speaks of {code}"
+        elif code.startswith("--"):
+            option = code.split()[0].removeprefix("--")
+            assert option.replace("-", "_") in words or option in words, code
+        elif _NAME.fullmatch(code):
+            missing = [part for part in code.split(".") if part not in words]
+            assert not missing, f"{page.name} speaks of {code}, which is nowhere"
+
+
+@each_page
+def test_commands_exist(page, capsys):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in commands(page):
+        program, *arguments = shlex.split(line)
+        if program == "make":
+            assert arguments[0] in targets, line
+        elif program == "magicvideo":
+            given = [argument for argument in arguments if not argument.isupper()]
+            assert run([*given, "--help"]) == 0, f"{line}: {capsys.readouterr().err}"
+            capsys.readouterr()
+        else:
+            assert (ROOT / program).is_file(), f"{page.name} calls {program}"
+
+
+@each_page
+def test_recipes_and_protocols_in_commands_are_accepted(page):
+    for line in commands(page):
+        match shlex.split(line):
+            case ["magicvideo", "train", recipe, *rest] if recipe != "RECIPE":
+                changes = [value for name, value in pairwise(rest) if name == "--set"]
+                read_recipe(ROOT / recipe, changes)
+            case ["magicvideo", "evaluate", protocol, *_] if protocol not in ("judge", "sheet"):
+                read_protocol(protocol)
+
+
+@each_page
+def test_python_blocks_import_what_exists(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module == "magicvideo"
+                assert {alias.name for alias in node.names} <= set(magicvideo.__all__)
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    (tree,) = (block for block in blocks(ROOT / "README.md", "") if "src/magicvideo/" in block)
+    folders = re.findall(r"^ {2}(\w+)/", tree, re.MULTILINE)
+    real = [path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
+    assert sorted(folders) == sorted(real)
+    for name in re.findall(r"^(\w+)/", tree, re.MULTILINE):
+        assert (ROOT / name).is_dir()
+    for name in re.findall(r"(?:^|  )([\w.]+\.(?:md|toml|txt)|[A-Z]{4,}|Makefile|\.ci/run)", tree):
+        assert (ROOT / name).is_file(), name
+
+
+def test_departures_are_numbered_in_a_row_and_every_mention_has_its_entry():
+    page = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
+    entries = [int(number) for number in re.findall(r"^- \*\*D(\d+)\.", page, re.MULTILINE)]
+    assert entries == list(range(1, len(entries) + 1))
+    for path in [*PACKAGE.rglob("*.py"), *PAGES]:
+        text = path.read_text(encoding="utf-8")
+        mentioned = re.findall(r"\bD(\d+)\b(?! conv)", text) if "paper_map" in text else []
+        assert {int(number) for number in mentioned} <= set(entries), path
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_every_package_that_gets_installed_is_pinned():
+    pinned = {canonicalize_name(pin.name) for pin in pins()}
+    met, coming = {"magicvideo"}, [("magicvideo", extra) for extra in ("", "train", "evaluate")]
+    coming.append(("magicvideo", "dev"))
+    while coming:
+        name, extra = coming.pop()
+        try:
+            needed = map(Requirement, requires(name) or [])
+        except PackageNotFoundError:
+            continue
+        for need in needed:
+            wanted = need.marker is None or need.marker.evaluate({"extra": extra})
+            key = canonicalize_name(need.name)
+            # torch pins its own build's libraries
+            if wanted and key not in met and not re.match("nvidia|cuda|triton", key):
+                assert key in pinned, f"{name} needs {key}"
+                met.add(key)
+                coming += [(key, inner) for inner in ("", *need.extras)]
+
+
+def test_pins_are_exact_and_name_no_place():
+    for pin in pins():
+        assert [specifier.operator for specifier in pin.specifier] == ["=="], pin
+        assert pin.url is None, pin
+    for python in ("3.10", "3.11", "3.12", "3.13"):
+        chosen = [
+            pin
+            for pin in pins()
+            if not pin.marker or pin.marker.evaluate({"python_version": python})
+        ]
+        names = [canonicalize_name(pin.name) for pin in chosen]
+        assert len(names) == len(set(names)), python
+        assert "torch" in names
+
+
+def test_no_text_names_a_place_on_somebodys_machine():
+    # the slash is in brackets so that these patterns do not find themselves
+    private = re.compile(r"(?<![\w.~])[/](work|root|home|opt|Users)[/]\w|[C]o-authored-by", re.I)
+    for path in text_files():
+        found = private.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{path}: {found and found.group()}"
