@@ -1,9 +1,14 @@
 """`magicvideo train`: clips to checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from magicvideo.train.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -37,8 +42,9 @@ def train(
     import torch
     from rich.console import Console
 
+    from magicvideo.train.loop import Interrupted
     from magicvideo.train.recipe import read_recipe
-    from magicvideo.train.run import Interrupted, check_stage, describe, train
+    from magicvideo.train.run import check_stage, train
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -46,10 +52,28 @@ def train(
     console = Console(soft_wrap=True, highlight=False)
     only = check_stage(settings, stage)
     if dry_run:
-        console.print(describe(settings))
+        _show_plan(settings, console)
         return
     try:
         train(settings, only, console.print)
     except Interrupted as stopped:
         console.print(f"{stopped}; run the same command to go on.")
         raise typer.Exit(stopped.exit_code) from None
+
+
+def _show_plan(recipe: "Recipe", console: "Console") -> None:
+    from rich.table import Table
+
+    from magicvideo.train.plan import plan
+
+    console.print_json(recipe.model_dump_json())
+    table = Table("stage", "parameters", "updates", "samples", "GFLOPs a sample, forward")
+    for row in plan(recipe):
+        table.add_row(
+            row.name,
+            f"{row.parameters / 1e6:.2f} M",
+            f"{row.updates:,}",
+            f"{row.samples:,}",
+            f"{row.gflops:.3f}",
+        )
+    console.print(table)

@@ -16,7 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from einops import rearrange
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magicvideo.shapes import FoldedFrames, Frames, Latents
@@ -108,7 +109,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def forward(
         self, x: FoldedFrames, generator: torch.Generator
-    ) -> tuple[FoldedFrames, FoldedFrames]:
+    ) -> tuple[FoldedFrames, Float[Tensor, "n z y x"]]:
         """Return the reconstruction of pixels from a sample of their posterior, and its mean."""
         posterior = self.encode(x).latent_dist
         return self.decode(posterior.sample(generator)).sample, posterior.mean

@@ -1,7 +1,7 @@
 """The blocks of the video U-Net: shared 2D convolutions with adaptors, and the two attentions.
 
-Names of shared parameters are those of diffusers' `UNet2DConditionModel`. What is new is named
-`adaptor*` and `temporal_attentions`.
+Names of shared parameters are those of diffusers' `UNet2DConditionModel`. What is new has `adaptor`
+or `temporal` in its name.
 """
 
 from dataclasses import dataclass
@@ -96,11 +96,10 @@ class SpatioTemporalTransformer(SpatialTransformer):
             else None
         )
 
-    def forward_video(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+    def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
         """Return the sum of both branches."""
-        spatial = self(x, given.tokens, given.num_frames)
-        spatial = self.adaptor(spatial, given.num_frames)
-        return spatial if self.temporal is None else spatial + self.temporal(x, given.num_frames)
+        spatial = self.adaptor(super().forward(x, condition, num_frames), num_frames)
+        return spatial if self.temporal is None else spatial + self.temporal(x, num_frames)
 
 
 class Resample(nn.Module):
@@ -144,7 +143,7 @@ class DownBlock(nn.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, given)
             if self.attentions is not None:
-                x = _attend(self.attentions[i], x, given)
+                x = self.attentions[i](x, given.tokens, given.num_frames)
             outputs.append(x)
         if self.downsamplers is not None:
             outputs.append(self.downsamplers[0](x, given.num_frames))
@@ -162,7 +161,7 @@ class MidBlock(nn.Module):
     def forward(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
         """Return the level's output."""
         x = self.resnets[0](x, given)
-        x = _attend(self.attentions[0], x, given)
+        x = self.attentions[0](x, given.tokens, given.num_frames)
         return self.resnets[1](x, given)
 
 
@@ -196,7 +195,7 @@ class UpBlock(nn.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), given)
             if self.attentions is not None:
-                x = _attend(self.attentions[i], x, given)
+                x = self.attentions[i](x, given.tokens, given.num_frames)
         if self.upsamplers is not None:
             x = F.interpolate(x, size=side, mode="nearest")
             x = self.upsamplers[0](x, given.num_frames)
@@ -211,8 +210,3 @@ def _attentions(
     return nn.ModuleList(
         SpatioTemporalTransformer(channels, num_heads, settings) for _ in range(num_layers)
     )
-
-
-def _attend(layer: nn.Module, x: FoldedFrames, given: Conditions) -> FoldedFrames:
-    assert isinstance(layer, SpatioTemporalTransformer)
-    return layer.forward_video(x, given)

@@ -43,17 +43,18 @@ class DirectedTemporalAttention(nn.Module):
 
     def forward(self, x: FoldedFrames, num_frames: int) -> FoldedFrames:
         """Return the temporal branch of the block, which the caller adds to the spatial branch."""
-        height = x.shape[2]
-        tracks = rearrange(x, "(b f) c h w -> b f (h w) c", f=num_frames)
-        qkv = rearrange(
+        # one copy, here: with time beside the channels all that follows are views
+        tracks = rearrange(x, "(b f) c h w -> (b h w) f c", f=num_frames)
+        q, k, v = rearrange(
             self.to_qkv(self.norm(tracks)),
-            "b f p (three m d) -> three (b p) m f d",
+            "t f (three m d) -> three t m f d",
             three=3,
             m=self.num_heads,
+        ).unbind()
+        mixed = rearrange(self._attend(q, k, v), "t m f d -> t f (m d)")
+        return rearrange(
+            self.to_out(mixed), "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3]
         )
-        mixed = self._attend(*qkv.unbind(0))
-        mixed = rearrange(mixed, "(b p) m f d -> (b f) p (m d)", p=tracks.shape[2])
-        return rearrange(self.to_out(mixed), "n (h w) c -> n c h w", h=height)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.mode == "printed":

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,20 @@ class Log:
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
+    def __enter__(self) -> "Log":
+        """Return the log; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self._lines.close()
+        self._board.close()
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of the step that was just made."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
@@ -40,11 +55,6 @@ class Log:
         self._board.add_image(
             "samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
         )
-
-    def close(self) -> None:
-        """Close the files."""
-        self._lines.close()
-        self._board.close()
 
 
 def _keep_until(path: Path, last_step: int) -> None:

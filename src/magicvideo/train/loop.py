@@ -87,9 +87,8 @@ class Stage:
         checkpoints = Checkpoints(self.folder / CHECKPOINTS, settings.keep_checkpoints, self.name)
         self._resume(state, checkpoints)
         wrapped, prepared = accelerator.prepare(network, optimizer)
-        log = Log(self.folder, first_step=state.step)
         saved_at = time.monotonic()
-        with self._listening():
+        with Log(self.folder, first_step=state.step) as log, self._listening():
             while state.step < settings.steps:
                 started = time.monotonic()
                 values = self._update(task, accelerator, wrapped, prepared, state)
@@ -105,7 +104,6 @@ class Stage:
                     saved_at = time.monotonic()
                     if self._signals:
                         raise Interrupted(self._signals[0], path)
-        log.close()
         self._save_product(task, state)
 
     def _resume(self, state: TrainingState, checkpoints: Checkpoints) -> None:

@@ -10,20 +10,18 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder import PatchAutoencoder, spatial_factor
+from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.unet import VideoUNet
 from magicvideo.storage import verify_sums
 from magicvideo.train.loop import PRODUCT
-from magicvideo.train.recipe import Recipe, StageName, UNetSettings
+from magicvideo.train.recipe import Recipe, StageName
 from magicvideo.train.task import Task
 from magicvideo.train.tasks.autoencoder import AutoencoderTask
 from magicvideo.train.tasks.clip import ClipTask
 from magicvideo.train.tasks.denoiser import DenoiserTask, Frozen
-
-_IMAGE = {"temporal_attention": "none", "frame_adaptor": False}
 
 
 def make_task(recipe: Recipe, name: StageName) -> Task:
@@ -41,7 +39,7 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
         assert recipe.clip is not None
         return ClipTask(recipe.clip, dataset, recipe.seed)
     frozen = _frozen(recipe)
-    network = _denoiser(recipe, name, frozen, dataset.info.size)
+    network = _denoiser(recipe, name, dataset.info.size)
     settings = {
         "image": recipe.image,
         "unsupervised": recipe.unsupervised,
@@ -77,23 +75,21 @@ def _frozen(recipe: Recipe) -> Frozen:
     )
 
 
-def _denoiser(
-    recipe: Recipe, name: StageName, frozen: Frozen, image_size: int
-) -> ConditionedDenoiser:
+def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDenoiser:
     """Return the denoiser at the start of a stage.
 
     The image stage trains the 2D network alone. The first video stage inflates it, and the next
     goes on with what that one made.
     """
-    config = _unet_config(recipe.unet, frozen, image_size)
-    width = frozen.image_encoder.config.projection_dim
-    conditioner = ImageConditioner(width, config["cross_attention_dim"])
+    assert recipe.clip is not None
+    conditioner = ImageConditioner(recipe.clip.width, recipe.clip.width)
     if name == "image":
-        network = ConditionedDenoiser(VideoUNet(**{**config, **_IMAGE}), conditioner)
+        unet = VideoUNet(**image_unet_config(recipe, image_size))
+        network = ConditionedDenoiser(unet, conditioner)
         for key, parameter in network.named_parameters():
             parameter.requires_grad_(not is_new(key) and not key.startswith("image_conditioner"))
         return network
-    unet = VideoUNet(**config)
+    unet = VideoUNet(**unet_config(recipe, image_size))
     if name == "keyframes" and recipe.unsupervised is not None:
         start = product_of(recipe, "unsupervised")
         unet = VideoUNet.from_pretrained(start / "unet")
@@ -110,13 +106,16 @@ def _denoiser(
     return ConditionedDenoiser(unet, conditioner)
 
 
-def _unet_config(settings: UNetSettings, frozen: Frozen, image_size: int) -> dict[str, Any]:
-    channels = frozen.vae.config.latent_channels
+def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
+    """Return the arguments of `VideoUNet` for a recipe and frames of `image_size` pixels a side."""
+    assert recipe.autoencoder is not None
+    assert recipe.clip is not None
+    settings, code = recipe.unet, recipe.autoencoder.model
     levels = settings.attention_levels
     return {
-        "sample_size": image_size // spatial_factor(frozen.vae),
-        "in_channels": channels,
-        "out_channels": channels,
+        "sample_size": image_size // code.patch_size,
+        "in_channels": code.latent_channels,
+        "out_channels": code.latent_channels,
         "down_block_types": tuple(
             "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels
         ),
@@ -125,10 +124,16 @@ def _unet_config(settings: UNetSettings, frozen: Frozen, image_size: int) -> dic
         ),
         "block_out_channels": settings.block_out_channels,
         "layers_per_block": settings.layers_per_block,
-        "cross_attention_dim": frozen.text_encoder.config.hidden_size,
+        "cross_attention_dim": recipe.clip.width,
         "attention_head_dim": settings.attention_heads,
         "norm_num_groups": settings.norm_num_groups,
         "num_frames": settings.num_frames,
         "temporal_attention": settings.temporal_attention,
         "frame_adaptor": settings.frame_adaptor,
     }
+
+
+def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
+    """Return the arguments for the 2D network alone, which the image stage trains."""
+    config = unet_config(recipe, image_size)
+    return {**config, "temporal_attention": "none", "frame_adaptor": False}

@@ -1,7 +1,7 @@
 """What a stage is to the loop: a network, its batches, and losses for a batch."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from magicvideo.data.dataset import Batch
 
 
+@runtime_checkable
 class Task(Protocol):
     """One stage of training. The loop knows no more of it than this."""
 

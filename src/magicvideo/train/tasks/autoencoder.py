@@ -12,7 +12,7 @@ from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.shapes import FoldedFrames
-from magicvideo.train.recipe import AutoencoderSettings
+from magicvideo.train.recipe import AutoencoderSettings, PatchAutoencoderSettings
 from magicvideo.train.sheet import contact_sheet
 
 _FRAMES_FOR_COMPONENTS = 2048
@@ -30,16 +30,7 @@ class AutoencoderTask:
 
     def __init__(self, settings: AutoencoderSettings, dataset: ClipDataset, seed: int) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
-        model = settings.model
-        self.network = PatchAutoencoder(
-            latent_channels=model.latent_channels,
-            patch_size=model.patch_size,
-            widths=model.widths,
-            encoder_layers=model.encoder_layers,
-            decoder_layers=model.decoder_layers,
-            norm_num_groups=model.norm_num_groups,
-            noise_std=model.noise_std,
-        )
+        self.network = make_autoencoder(settings.model)
         # any seed would do, so long as these frames are not the first batches
         first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
         self.network.fit_linear(first.frames[:, 0])
@@ -82,6 +73,19 @@ class AutoencoderTask:
     def save(self, folder: Path) -> None:
         """Write the component `vae`."""
         self.network.save_pretrained(folder / "vae")
+
+
+def make_autoencoder(settings: PatchAutoencoderSettings) -> PatchAutoencoder:
+    """Return a fresh autoencoder of the given sizes."""
+    return PatchAutoencoder(
+        latent_channels=settings.latent_channels,
+        patch_size=settings.patch_size,
+        widths=settings.widths,
+        encoder_layers=settings.encoder_layers,
+        decoder_layers=settings.decoder_layers,
+        norm_num_groups=settings.norm_num_groups,
+        noise_std=settings.noise_std,
+    )
 
 
 def _gradient_loss(rebuilt: FoldedFrames, pixels: FoldedFrames) -> Tensor:

@@ -10,7 +10,6 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextModel,
-    CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
 
@@ -40,7 +39,13 @@ class ClipTask:
         captions = list(captions_of(dataset, seed))
         self.words = words_of(captions)
         self.tokenizer = train_tokenizer(captions, settings.vocabulary_size, settings.max_tokens)
-        self.network = CLIPModel(_config(settings, self.tokenizer, dataset.info.size))
+        marks = (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        )
+        size = dataset.info.size
+        self.network = CLIPModel(clip_config(settings, marks, len(self.tokenizer), size))
 
     def begin_step(self, step: int) -> None:
         """Nothing changes in the course of this stage."""
@@ -94,21 +99,31 @@ class ClipTask:
             partial.write_text("\n".join(self.words) + "\n", encoding="utf-8")
 
 
-def _config(settings: ClipSettings, tokenizer: CLIPTokenizer, image_size: int) -> CLIPConfig:
-    ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-    }
+def clip_config(
+    settings: ClipSettings, marks: tuple[int, int, int], vocabulary_size: int, image_size: int
+) -> CLIPConfig:
+    """Return the sizes of both towers.
+
+    Args:
+        settings: The stage's settings.
+        marks: Numbers of the tokens for the start, the end and the padding of a text.
+        vocabulary_size: Tokens that the tokenizer has.
+        image_size: Side of the frames in pixels.
+    """
     shared = {
         "hidden_size": settings.width,
         "intermediate_size": 4 * settings.width,
         "projection_dim": settings.width,
         "num_attention_heads": settings.heads,
     }
+    start, end, padding = marks
     return CLIPConfig(
         text_config={
             **shared,
-            **ids,
-            "vocab_size": len(tokenizer),
+            "bos_token_id": start,
+            "eos_token_id": end,
+            "pad_token_id": padding,
+            "vocab_size": vocabulary_size,
             "num_hidden_layers": settings.text_layers,
             "max_position_embeddings": settings.max_tokens,
         },

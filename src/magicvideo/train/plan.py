@@ -1,0 +1,80 @@
+"""What a recipe would do, for `--dry-run`: sizes and cost of every stage, without training it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPModel
+
+from magicvideo.data.manifest import read_info
+from magicvideo.models.unet import VideoUNet
+from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.stages import image_unet_config, unet_config
+from magicvideo.train.tasks.autoencoder import make_autoencoder
+from magicvideo.train.tasks.clip import clip_config
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's size.
+
+    Attributes:
+        name: The stage.
+        parameters: Of its network.
+        updates: Of the weights, in all.
+        samples: That one process reads, in all.
+        gflops: Billions of operations of one sample's forward pass, two for each multiplication
+            and addition; norms and activations count nothing.
+    """
+
+    name: str
+    parameters: int
+    updates: int
+    samples: int
+    gflops: float
+
+
+def plan(recipe: Recipe) -> list[StagePlan]:
+    """Return the size of every stage, counted on the meta device: no memory, no arithmetic.
+
+    Raises:
+        UserError: If the prepared data that the recipe names cannot be read.
+    """
+    size = read_info(recipe.data).size
+    plans = []
+    for name, settings in recipe.stages().items():
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network = _pass_one_sample(recipe, name, size)
+        plans.append(
+            StagePlan(
+                name=name,
+                parameters=sum(parameter.numel() for parameter in network.parameters()),
+                updates=settings.steps,
+                samples=settings.steps * settings.accumulate * settings.batch_size,
+                gflops=counter.get_total_flops() / 1e9,
+            )
+        )
+    return plans
+
+
+def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
+    if name == "autoencoder":
+        assert recipe.autoencoder is not None
+        autoencoder = make_autoencoder(recipe.autoencoder.model)
+        autoencoder.decode(autoencoder.encode(torch.empty(1, 3, size, size)).latent_dist.mean)
+        return autoencoder
+    assert recipe.clip is not None
+    tokens = recipe.clip.max_tokens
+    if name == "clip":
+        clip = CLIPModel(clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, size))
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        clip(input_ids=ids, pixel_values=torch.empty(1, 3, size, size))
+        return clip
+    is_image = name == "image"
+    config = image_unet_config(recipe, size) if is_image else unet_config(recipe, size)
+    unet = VideoUNet(**config)
+    side, channels = config["sample_size"], config["in_channels"]
+    latents = torch.empty(1, 1 if is_image else config["num_frames"], channels, side, side)
+    unet(latents, torch.zeros(1), torch.empty(1, tokens, recipe.clip.width), torch.zeros(1))
+    return unet
