@@ -14,7 +14,12 @@ from magicvideo.evaluate.judge.training import judge_config
 from magicvideo.storage import sha256
 
 SIZE, FRAMES, FPS = 24, 13, 24.0
-TONES = {None: (250, 210, 60), "light": (240, 200, 170), "medium": (170, 120, 80), "dark": (80, 50, 30)}
+TONES = {
+    None: (250, 210, 60),
+    "light": (240, 200, 170),
+    "medium": (170, 120, 80),
+    "dark": (80, 50, 30),
+}
 BASES = ("man running", "woman running", "waving hand", "thumbs up", "bear", "boat")
 TONELESS = ("bear", "boat")
 HELDOUT = {("woman running", "light"), ("waving hand", "medium"), ("thumbs up", "dark")}
@@ -30,8 +35,10 @@ def emoji(tmp_path_factory) -> Path:
         for base in BASES
         for tone in (TONES if base not in TONELESS else [None])
     ]
-    info = DatasetInfo(source="test", origin="nowhere", size=SIZE, licence="none", split_rule="by hand")
-    write_info(folder, info)
+    write_info(
+        folder,
+        DatasetInfo(source="test", origin="here", size=SIZE, licence="none", split_rule="by hand"),
+    )
     write_manifest(folder, clips)
     return folder
 

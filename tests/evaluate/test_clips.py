@@ -28,7 +28,7 @@ def test_prompts_are_different_clips_in_canonical_words(every_clip):
 
 
 def test_more_prompts_than_clips_are_refused(every_clip):
-    with pytest.raises(UserError, match="asks for 19 clips, but .* has 18"):
+    with pytest.raises(UserError, match=r"asks for 19 clips, but .* has 18"):
         draw_prompts(every_clip, 19, seed=0)
 
 

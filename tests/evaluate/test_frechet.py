@@ -14,7 +14,7 @@ def gaussian(covariance, mean=None):
 
 
 def tf_gan_pair():
-    rng = np.random.RandomState(0)  # noqa: NPY002 (TF-GAN's test draws in this way)
+    rng = np.random.RandomState(0)  # TF-GAN's test draws in this way
     return [rng.randn(512, 256).astype(np.float32) for _ in range(2)]
 
 

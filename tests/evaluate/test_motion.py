@@ -15,7 +15,8 @@ def test_a_still_video_has_none():
 
 
 def test_independent_noise_scores_its_known_multiple():
-    frames = torch.randn(B, FRAMES, 3, HEIGHT, WIDTH) * torch.tensor([1.0, 3.0])[:, None, None, None, None]
+    deviation = torch.tensor([1.0, 3.0]).view(B, 1, 1, 1, 1)
+    frames = torch.randn(B, FRAMES, 3, HEIGHT, WIDTH) * deviation
     expected = [2 / math.sqrt(math.pi), 6 / math.sqrt(math.pi)]
     assert temporal_change(frames).tolist() == pytest.approx(expected, rel=0.01)
     assert flicker(frames, corners(HEIGHT, WIDTH)).tolist() == pytest.approx(expected, rel=0.02)

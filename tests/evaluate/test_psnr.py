@@ -8,9 +8,7 @@ from magicvideo.evaluate.psnr import psnr
 B, FRAMES, HEIGHT, WIDTH = 2, 5, 96, 128
 
 
-@pytest.mark.parametrize(
-    ("levels", "decibels"), [(1, 48.13), (2, 42.11), (4, 36.09), (8, 30.07)]
-)
+@pytest.mark.parametrize(("levels", "decibels"), [(1, 48.13), (2, 42.11), (4, 36.09), (8, 30.07)])
 def test_noise_of_a_known_deviation(levels, decibels):
     noise = torch.randn(B, FRAMES, 3, HEIGHT, WIDTH) * levels * 2 / 255
     found = psnr(noise, torch.zeros_like(noise))

@@ -24,7 +24,7 @@ def test_pools_are_drawn_from_all_captions_and_differ():
 
 
 def test_too_large_a_pool_is_refused():
-    with pytest.raises(UserError, match="pool of 24 captions needs as many .* but there are 23"):
+    with pytest.raises(UserError, match=r"pool of 24 captions needs as many .* but there are 23"):
         draw_pools([*CAPTIONS, CAPTIONS[0]], pool_size=24, seed=0)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -36,7 +36,8 @@ _DEFAULT_WORK = Path("runs/evaluate")
 class _ProtocolFirst(TyperGroup):
     """Reads `evaluate PROTOCOL ...` as `evaluate run PROTOCOL ...`."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    # typer's own class of contexts has no public name
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
         """Name the verb where the first word is none."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = [_PROTOCOL_VERB, *args]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from magicvideo.errors import UserError
 
-Features: TypeAlias = Float[np.ndarray, "n d"]
+Features: TypeAlias = Float[np.ndarray, "samples d"]
 Divisor: TypeAlias = Literal["n-1", "n"]
 
 

@@ -20,7 +20,7 @@ from magicvideo.evaluate.judge.training import (
 SETTINGS = JudgeTraining(steps=6, batch_size=5, num_frames=(2, 3), seed=11)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill at a step."""
 
 
@@ -28,7 +28,7 @@ def kill_at(last):
     def report(step, losses):
         assert all(math.isfinite(loss) for loss in losses.values())
         if step == last:
-            raise Killed
+            raise KilledError
 
     return report
 
@@ -47,28 +47,29 @@ def save_every_step(monkeypatch):
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_STATES", -1.0)
 
 
-def test_a_killed_run_that_goes_on_equals_the_unbroken_one(every_clip, tmp_path, save_every_step):
+@pytest.mark.usefixtures("save_every_step")
+def test_a_killed_run_that_goes_on_equals_the_unbroken_one(every_clip, tmp_path):
     unbroken = train_judge(every_clip, SETTINGS, tmp_path / "one", ignore)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_judge(every_clip, SETTINGS, tmp_path / "two", kill_at(4))
     seen = []
-    resumed = train_judge(
-        every_clip, SETTINGS, tmp_path / "two", lambda step, losses: seen.append(step)
-    )
+    resumed = train_judge(every_clip, SETTINGS, tmp_path / "two", lambda step, _: seen.append(step))
     assert seen == [4, 5, 6]  # the state of step 3 was the last to be whole
     assert equal(unbroken, resumed)
 
 
-def test_a_state_of_other_settings_is_refused(every_clip, tmp_path, save_every_step):
-    with pytest.raises(Killed):
+@pytest.mark.usefixtures("save_every_step")
+def test_a_state_of_other_settings_is_refused(every_clip, tmp_path):
+    with pytest.raises(KilledError):
         train_judge(every_clip, SETTINGS, tmp_path / "state", kill_at(2))
     other = SETTINGS.model_copy(update={"seed": 12})
     with pytest.raises(UserError, match="state of a run with other settings or data"):
         train_judge(every_clip, other, tmp_path / "state", ignore)
 
 
-def test_a_damaged_state_is_refused(every_clip, tmp_path, save_every_step):
-    with pytest.raises(Killed):
+@pytest.mark.usefixtures("save_every_step")
+def test_a_damaged_state_is_refused(every_clip, tmp_path):
+    with pytest.raises(KilledError):
         train_judge(every_clip, SETTINGS, tmp_path / "state", kill_at(2))
     (tmp_path / "state" / "state.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged"):
@@ -97,7 +98,8 @@ def test_it_learns_a_batch_by_heart(every_clip):
 
 
 def test_a_batch_is_a_function_of_its_step(every_clip):
-    first, second = (BatchMaker(every_clip, judge_config(every_clip).tones, (2, 4), 5) for _ in "ab")
+    tones = judge_config(every_clip).tones
+    first, second = (BatchMaker(every_clip, tones, (2, 4), 5) for _ in "ab")
     first.batch(0, 3)
     one, two, other = first.batch(7, 3), second.batch(7, 3), second.batch(8, 3)
     assert one.captions == two.captions
