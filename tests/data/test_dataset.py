@@ -5,7 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from magicvideo.data.backgrounds import COLOURS, Background, nearest_colour
+from magicvideo.data.backgrounds import (
+    COLOURS,
+    DIRECTIONS,
+    Background,
+    nearest_colour,
+    paint,
+)
 from magicvideo.data.dataset import ClipDataset, collate, compose
 from magicvideo.data.manifest import Clip, DatasetInfo, write_info, write_manifest
 from magicvideo.data.prepare import _write_array
@@ -59,6 +65,14 @@ def test_composing_is_pillows_alpha_compositing(seed, colour):
     in_bytes = (composed + 1) * 127.5
     difference = in_bytes.permute(0, 2, 3, 1) - torch.from_numpy(np.stack(expected)).float()
     assert difference.abs().max() <= 2  # Pillow rounds twice
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_gradient_shows_through_glass_as_it_was_painted(direction):
+    background = Background("blue", "pink", direction)
+    frames = compose(np.zeros((2, 7, 7, 4), np.uint8), background)
+    expected = torch.from_numpy(paint(background, 7) / 127.5 - 1).permute(2, 0, 1)
+    torch.testing.assert_close(frames, expected.expand(2, 3, 7, 7))
 
 
 def test_opaque_frames_are_scaled_alone():

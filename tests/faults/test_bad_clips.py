@@ -1,6 +1,7 @@
 """Files as the world has them: each is named and skipped with its reason, none stops the rest."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -70,6 +71,28 @@ def test_flipped_bytes_never_escape_as_another_error(good, tmp_path, kind):
         except ClipError:
             continue
         assert decoded.pixels.shape[1:3] == (8, 8)
+
+
+def test_damage_in_the_middle_that_decoders_pass_over_is_noticed(good, tmp_path):
+    avi = (good / "clip.avi").read_bytes()
+    place = [found.start() for found in re.finditer(b"00dc", avi)][FRAMES // 2]
+    (tmp_path / "clip.avi").write_bytes(avi[:place] + bytes(4) + avi[place + 4 :])
+    with pytest.raises(ClipError, match=r"cut off: \d+ of 13 frames are there"):
+        read_clip(tmp_path / "clip.avi", 8)
+    webm = (good / "clip.webm").read_bytes()
+    middle = len(webm) // 2
+    (tmp_path / "clip.webm").write_bytes(webm[:middle] + bytes(len(webm) - middle))
+    with pytest.raises(ClipError, match=r"cut off: 0\.\d+ of 0\.54 seconds are there"):
+        read_clip(tmp_path / "clip.webm", 8)
+
+
+def test_a_gif_cut_between_two_frames_is_noticed(tmp_path):
+    path = tmp_path / "clip.gif"
+    path.write_bytes(GIF_HEAD + GIF_FRAME * 13 + b";")
+    assert len(read_clip(path, 8).pixels) == 13
+    path.write_bytes(GIF_HEAD + GIF_FRAME * 11)
+    with pytest.raises(ClipError, match="its end mark is not there"):
+        read_clip(path, 8)
 
 
 def write_sound(path):
@@ -167,12 +190,15 @@ def write_bombs(folder, good):
     canvas = bytearray((good / "clip.webp").read_bytes())
     canvas[24:30] = (16_382).to_bytes(3, "little") * 2
     (folder / "canvas.webp").write_bytes(canvas)
-    with av.open(str(folder / "huge.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=24)
-        stream.width = stream.height = 8176
-        stream.pix_fmt = "yuv420p"
-        container.mux(stream.encode(av.VideoFrame(8176, 8176, "yuv420p")))
-        container.mux(stream.encode())
+    for name, codec, width, height in (
+        ("huge.mp4", "mpeg4", 8176, 8176),
+        ("large.mp4", "libx264", 4112, 2304),
+    ):
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream(codec, rate=24)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
+            container.mux(stream.encode())
 
 
 MEASURE = """
@@ -197,6 +223,7 @@ def test_bombs_are_refused_before_they_go_off(good, tmp_path):
         "canvas.gif": "frames of more than 9,437,184 pixels",
         "canvas.webp": "frames of more than 9,437,184 pixels",
         "huge.mp4": "frames of more than 9,437,184 pixels",
+        "large.mp4": "frames of 4112x2304, more than 9,437,184 pixels",
     }.items():
         command = [sys.executable, "-c", MEASURE, good / "clip.mkv", tmp_path / name]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
