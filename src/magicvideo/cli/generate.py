@@ -53,7 +53,10 @@ SchedulerName = Annotated[str | None, typer.Option(help="ddim, or dpm++ (DPM-Sol
 NumFrames = Annotated[int | None, typer.Option(help="Number of frames.")]
 Fps = Annotated[float | None, typer.Option(help="Frames a second.")]
 Enlarge = Annotated[
-    int | None, typer.Option(help="Whole factor that enlarges frames in files; by default small ones reach 256.")
+    int | None,
+    typer.Option(
+        help="Whole factor that enlarges frames in files; by default small ones reach 256."
+    ),
 ]
 Model = Annotated[
     Path | None, typer.Option(help="A model folder; by default the model that is shipped.")

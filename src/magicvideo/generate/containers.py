@@ -31,7 +31,8 @@ _CODECS = {
         {"fflags": "+bitexact"},
     ),
 }
-_ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# FFmpeg's SWS_ACCURATE_RND and SWS_FULL_CHR_H_INT, by number: PyAV 17 has no names for them
+_ACCURATE = Interpolation.BICUBIC.value | 0x40000 | 0x2000
 
 
 def write_container(

@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
 
 from magicvideo.errors import UserError
 from magicvideo.generate.folder import WEIGHTS, check_keys, read_header, read_json
@@ -83,6 +88,37 @@ def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTr
     return model.eval().requires_grad_(False)
 
 
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Return the tokenizer in a folder.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder} does not hold a CLIP tokenizer: {_reason(error)}") from None
+
+
+def load_scheduler(folder: Path) -> DDIMScheduler:
+    """Return the noise schedule in a folder.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    try:
+        return DDIMScheduler.from_config(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"{path} does not describe a schedule: {_reason(error)}") from None
+
+
 def _config_error(folder: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"{folder / 'config.json'} does not describe a network: {reason[0]}")
+    path = folder / "config.json"
+    return UserError(f"{path} does not describe a network: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('.')}."

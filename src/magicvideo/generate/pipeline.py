@@ -15,7 +15,7 @@ from magicvideo.diffusion.sampler import make_scheduler, sample
 from magicvideo.errors import UserError
 from magicvideo.generate.folder import INDEX, SHIPPED, WEIGHTS, open_folder
 from magicvideo.generate.hints import WORDS_FILE, prompt_hints
-from magicvideo.generate.loading import load_component
+from magicvideo.generate.loading import load_component, load_scheduler, load_tokenizer
 from magicvideo.generate.picture import describe_picture
 from magicvideo.generate.planning import ModelTraits
 from magicvideo.generate.request import Request, Settings, choose_seeds
@@ -108,8 +108,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         }
         pipeline = cls(
             **networks,
-            tokenizer=_load_tokenizer(folder / "tokenizer"),
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+            tokenizer=load_tokenizer(folder / "tokenizer"),
+            scheduler=load_scheduler(folder / "scheduler"),
             default_fps=index.default_fps,
             default_steps=index.default_steps,
             default_guidance_scale=index.default_guidance_scale,
@@ -286,11 +286,3 @@ class MagicVideoPipeline(DiffusionPipeline):
         if progress is not None:
             progress("decoding", 0, 1)
         return decode_latents(self.vae, latents)
-
-
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{folder} does not hold a CLIP tokenizer: {reason[0]}") from None

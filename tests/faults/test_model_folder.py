@@ -1,0 +1,207 @@
+"""A model folder with any one thing wrong is refused by name; no pickle is ever opened."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magicvideo.cli import run
+from magicvideo.errors import UserError
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.storage import write_sums
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+EVERY_FILE = [
+    "model_index.json",
+    "words.txt",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json",
+    "unet/config.json",
+    "image_conditioner/diffusion_pytorch_model.safetensors",
+    "image_encoder/model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    TEXT,
+    UNET,
+]
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of the tiny model to break."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def assert_refused(folder, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        MagicVideoPipeline.from_pretrained(folder)
+    assert str(caught.value).endswith(".")
+
+
+def edit_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_an_untouched_copy_is_accepted(folder):
+    MagicVideoPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_missing_file(folder, name):
+    (folder / name).unlink()
+    assert_refused(folder, Path(name).name)
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_file_with_one_flipped_bit(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert_refused(folder, f"{name} is damaged")
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_file_cut_short(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) - 3])
+    assert_refused(folder, f"{name} is damaged")
+
+
+def test_a_foreign_file(folder):
+    (folder / "unet" / "notes.txt").write_text("mine")
+    assert_refused(folder, "unet/notes.txt does not belong to the folder")
+
+
+def test_a_folder_without_sums(folder):
+    (folder / "SHA256SUMS").unlink()
+    assert_refused(folder, "has no SHA256SUMS")
+
+
+def test_no_pickle_is_opened(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    for component in ("unet", "text_encoder"):
+        for path in (folder / component).glob("*.safetensors"):
+            path.unlink()
+        (folder / component / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    write_sums(folder)
+    assert_refused(folder, "pytorch_model.bin is a pickle")
+    assert not (tmp_path / "sprung").exists()
+
+
+# From here on the sums are right: the folder was written this way.
+
+
+@pytest.mark.parametrize("name", [UNET, TEXT])
+def test_weights_cut_short_with_sums_to_match(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-3])
+    write_sums(folder)
+    assert_refused(folder, f"{name} has {len(content) - 3} bytes where its header promises")
+
+
+@pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
+def test_weights_that_are_none(folder, content):
+    (folder / UNET).write_bytes(content)
+    write_sums(folder)
+    assert_refused(folder, f"{UNET} is not a safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(UNET, "conv_in.weight"), (TEXT, "embeddings.token_embedding.weight")],
+)
+def test_a_missing_tensor(folder, name, key):
+    edit_tensors(folder / name, lambda tensors: tensors.pop(key))
+    write_sums(folder)
+    assert_refused(folder, f"{name} lacks the tensor .*{key}")
+
+
+@pytest.mark.parametrize("name", [UNET, TEXT])
+def test_a_foreign_tensor(folder, name):
+    edit_tensors(folder / name, lambda tensors: tensors.update(extra=torch.zeros(2)))
+    write_sums(folder)
+    assert_refused(folder, f"{name} holds the tensor extra, unknown here")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(UNET, "conv_out.bias"), (TEXT, "embeddings.position_embedding.weight")],
+)
+def test_a_tensor_of_another_shape(folder, name, key):
+    edit_tensors(folder / name, lambda tensors: tensors.update({key: torch.zeros(17)}))
+    write_sums(folder)
+    assert_refused(folder, rf"{name} holds .*{key} with the shape \[17\]; .* asks for")
+
+
+def test_a_configuration_that_is_not_the_weights(folder):
+    edit_json(folder / "unet/config.json", lambda config: config.update(in_channels=7))
+    write_sums(folder)
+    assert_refused(folder, r"conv_in.weight with the shape \[8, 3, 3, 3\]; .* for \[8, 7, 3, 3\]")
+
+
+def test_a_configuration_that_is_no_network(folder):
+    edit_json(folder / "unet/config.json", lambda config: config.update(attention_head_dim=3))
+    write_sums(folder)
+    assert_refused(folder, "unet/config.json does not describe a network")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"unet": ["os", "system"]}, "names the class system for unet; it must be VideoUNet"),
+        ({"vae": ["diffusers", "VideoUNet"]}, "must be PatchAutoencoder or AutoencoderKL"),
+        ({"unet": None}, "is not understood: unet"),
+        ({"safety": ["x", "Y"]}, "is not understood: safety"),
+        ({"default_fps": "fast"}, "is not understood: default_fps"),
+    ],
+)
+def test_an_index_that_names_other_things(folder, change, sentence):
+    edit_json(folder / "model_index.json", lambda index: index.update(change))
+    write_sums(folder)
+    assert_refused(folder, sentence)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_files_that_are_no_json_object(folder, name, content):
+    (folder / name).write_text(content)
+    write_sums(folder)
+    assert_refused(folder, f"{name} holds no ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
+def test_a_tokenizer_or_scheduler_that_is_none(folder, name):
+    (folder / name).write_text("{")
+    write_sums(folder)
+    assert_refused(folder, name.partition("/")[0])
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    assert_refused(tmp_path, "is not a model folder: it has no model_index.json")
+    assert_refused(tmp_path / "none", "model folder .*none does not exist")
+
+
+@pytest.mark.parametrize("verb", [["info"], ["generate", "a cat", "--model"]])
+def test_the_command_line_answers_in_one_sentence(folder, verb, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / UNET).unlink()
+    assert run([*verb, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "diffusion_pytorch_model.safetensors" in error
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]

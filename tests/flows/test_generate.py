@@ -1,0 +1,156 @@
+"""The first flow through the real command line: a prompt to a file, and the file to itself."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny_model import FRAMES, SIDE
+
+import magicvideo
+from magicvideo import MagicVideoPipeline, __version__, read_request
+from magicvideo.cli import run
+from magicvideo.storage import folder_hash
+
+COMMAND = [
+    sys.executable,
+    "-W",
+    "error::UserWarning",
+    "-c",
+    "from magicvideo.cli import main; main()",
+]
+
+
+def bytes_of(path):
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file.read_bytes() for file in files]
+
+
+@pytest.fixture
+def command(tiny_model, tmp_path, monkeypatch):
+    """A function that runs `magicvideo generate` on the tiny model in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run(["generate", *arguments, "--model", str(tiny_model)])
+
+
+def test_a_stranger_s_first_command_and_the_one_that_it_prints(tiny_model, tmp_path, monkeypatch):
+    first = subprocess.run(
+        [*COMMAND, "generate", "a woman sufring", "--model", str(tiny_model)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert first.returncode == 0, first.stderr
+    assert 'Hint: The model never saw the word "sufring"; the nearest' in first.stderr
+    path, seed = re.match(r"(\S+) \(seed (\d+)\)\n", first.stdout).groups()
+    assert path == f"a-woman-sufring-{seed}.mp4"
+    again = first.stdout.partition("Make it again: magicvideo ")[2].split()
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    try:
+        assert run(again) == 0
+        assert torch.get_num_threads() == read_request(tmp_path / path).threads == 2
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / again[-1]).read_bytes() == (tmp_path / path).read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path, again[-1]])
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
+def test_like_makes_every_format_again_byte_for_byte(command, tmp_path, name):
+    png = ["--format", "png"] if name == "x" else []
+    assert command("a cat", "--output", name, "--steps", "4", "--enlarge", "3", *png) == 0
+    request = read_request(tmp_path / name)
+    assert (request.num_inference_steps, request.enlarge) == (4, 3)
+    assert command("--like", name, "--output", f"again-{name}", *png) == 0
+    assert bytes_of(tmp_path / name) == bytes_of(tmp_path / f"again-{name}")
+
+
+def test_like_needs_no_picture(command, tmp_path):
+    Image.new("RGB", (7, 5), "red").save(tmp_path / "face.png")
+    assert command("--image", "face.png", "--seed", "5") == 0
+    (tmp_path / "face.png").unlink()
+    assert command("--like", "face-5.mp4", "--output", "again.mp4") == 0
+    assert bytes_of(tmp_path / "face-5.mp4") == bytes_of(tmp_path / "again.mp4")
+    assert read_request(tmp_path / "again.mp4").picture.name == "face.png"
+
+
+def test_like_refuses_another_model_by_both_hashes(command, tmp_path, tiny_model, capsys):
+    pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
+    pipeline.words = frozenset()
+    pipeline.save_pretrained(tmp_path / "other")
+    assert command("a cat", "--output", "x.gif", "--enlarge", "1") == 0
+    code = run(["generate", "--like", "x.gif", "--output", "y.gif", "--model", "other"])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert folder_hash(tiny_model) in error
+    assert folder_hash(tmp_path / "other") in error
+    assert not (tmp_path / "y.gif").exists()
+
+
+def test_several_prompts_count_seeds_on_and_do_not_mix(command, tmp_path):
+    (tmp_path / "list.txt").write_text("a dog\n\n  woman surfing \n")
+    assert command("a cat", "--prompts", "list.txt", "--output", "out", "--seed", "7") == 0
+    names = ["1-a-cat.mp4", "2-a-dog.mp4", "3-woman-surfing.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert [read_request(tmp_path / "out" / name).seed for name in names] == [7, 8, 9]
+    assert command("a dog", "--seed", "8", "--output", "alone.mp4") == 0
+    assert bytes_of(tmp_path / "alone.mp4") == bytes_of(tmp_path / "out" / names[1])
+
+
+def test_outputs_are_replaced_on_demand_alone(command, tmp_path):
+    assert command("a cat", "--output", "x.webp", "--seed", "1") == 0
+    before = bytes_of(tmp_path / "x.webp")
+    assert command("a cat", "--output", "x.webp", "--seed", "2") == 2
+    assert bytes_of(tmp_path / "x.webp") == before
+    assert command("a cat", "--output", "x.webp", "--seed", "2", "--overwrite") == 0
+    assert read_request(tmp_path / "x.webp").seed == 2
+
+
+def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
+    assert command("a cat", "--output", "x.webp") == 0
+    assert command("a cat", "--output", "small.webp", "--enlarge", "1", "--frames", "2") == 0
+    with Image.open(tmp_path / "x.webp") as large, Image.open(tmp_path / "small.webp") as small:
+        assert large.size == (256 // SIDE * SIDE,) * 2
+        assert small.size == (SIDE, SIDE)
+        assert (large.n_frames, small.n_frames) == (FRAMES, 2)
+
+
+def test_over_long_prompts_are_made_and_the_cut_is_shown(command, capsys):
+    assert command("a cat and a dog " * 4 + "on the moon", "--seed", "3") == 0
+    hint = capsys.readouterr().err
+    assert "longer than the 13 tokens that the model reads" in hint
+    assert 'on the moon".' in hint
+
+
+def test_unusable_devices_are_refused(command, capsys):
+    assert command("a cat", "--device", "abacus") == 2
+    assert "There is no device 'abacus' here; what there is: cpu" in capsys.readouterr().err
+
+
+def test_info_shows_parts_sizes_and_hash(tiny_model, capsys):
+    assert run(["info", str(tiny_model)]) == 0
+    shown = capsys.readouterr().out
+    pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
+    for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
+        count = sum(p.numel() for p in getattr(pipeline, name).parameters())
+        assert re.search(rf"{name} .* {count:,} ", shown)
+    for text in (folder_hash(tiny_model), "Apache-2.0", __version__, "DDIMScheduler"):
+        assert text in shown
+
+
+def test_public_names_are_there_and_wait_until_they_are_used():
+    for name in magicvideo.__all__:
+        assert getattr(magicvideo, name) is not None
+    assert set(magicvideo.__all__) == set(dir(magicvideo))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = magicvideo.nothing
+    heavy = (
+        "import sys, magicvideo, magicvideo.cli; assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", heavy], check=True)
