@@ -45,8 +45,8 @@ def test_every_container_gives_the_centre_square(tmp_path, frames, write_video, 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
 def test_transparent_pictures_are_premultiplied(tmp_path, suffix):
     pixels = np.zeros((FRAMES, 32, 32, 4), np.uint8)
-    pixels[:, 8:24, 8:24] = (200, 100, 40, 255)
-    pixels[:, 8:24, 16:20, 0] = 10 * np.arange(FRAMES)[:, None, None]
+    pixels[:, 9:23, 9:23] = (200, 100, 40, 255)  # cells of 2 x 2 are half covered
+    pixels[:, 9:23, 16:20, 0] = 10 * np.arange(FRAMES)[:, None, None]
     pictures = [Image.fromarray(frame, "RGBA") for frame in pixels]
     path = tmp_path / f"clip{suffix}"
     how = {"lossless": True} if suffix == ".webp" else {"disposal": 2}
