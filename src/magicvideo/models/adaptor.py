@@ -1,7 +1,6 @@
 """The frame-wise adaptor: what lets one 2D convolution serve all frames of a video."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,12 +28,13 @@ class FrameAdaptor(nn.Module):
         self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "b c"] | None = None
     ) -> FoldedFrames:
         """Return S * x + B, plus one `offset` per video in the same pass over memory."""
-        scale, shift = self.scale[:num_frames], self.shift[:num_frames]
+        # rows for the folded frames: on a CPU the backward pass sums over fewer, adjacent axes
+        batch = x.shape[0] // num_frames
+        scale = self.scale[:num_frames].repeat(batch, 1)
+        shift = self.shift[:num_frames].repeat(batch, 1)
         if offset is not None:
-            shift = shift + offset[:, None]
-        videos = rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
-        adapted = torch.addcmul(shift[..., None, None], videos, scale[..., None, None])
-        return rearrange(adapted, "b f c h w -> (b f) c h w")
+            shift = shift + offset.repeat_interleave(num_frames, dim=0)
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 
 class NoAdaptor(nn.Module):

@@ -122,13 +122,24 @@ class SpatialTransformer(nn.Module):
         return x + rearrange(tokens, "n (h w) c -> n c h w", h=x.shape[2])
 
 
-def _projection(channels: int, *, linear: bool) -> nn.Linear | nn.Conv2d:
-    return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution computed as the matrix product that it is: faster backward on a CPU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def forward(self, x: FoldedFrames) -> FoldedFrames:
+        """Return the convolution of x, in channels_last order."""
+        rows = rearrange(x, "n c h w -> n h w c")
+        return rearrange(F.linear(rows, self.weight.flatten(1), self.bias), "n h w c -> n c h w")
+
+
+def _projection(channels: int, *, linear: bool) -> nn.Linear | PointwiseConv2d:
+    return nn.Linear(channels, channels) if linear else PointwiseConv2d(channels)
 
 
 def _project(layer: nn.Module, tokens: Tokens, height: int) -> Tokens:
     if isinstance(layer, nn.Linear):
         return layer(tokens)
-    # a view of the tokens as a map in channels_last order, in which convolutions are fast
     projected = layer(rearrange(tokens, "n (h w) c -> n c h w", h=height))
     return rearrange(projected, "n c h w -> n (h w) c")
