@@ -177,6 +177,15 @@ def test_a_source_without_a_usable_clip_is_refused(tmp_path):
     assert not (tmp_path / "out/manifest.jsonl").exists()
 
 
+def test_a_manifest_never_outlives_its_clips(source, tmp_path):
+    prepare(folder.find_clips(source), tmp_path / "out", 8)
+    for path in source.glob("*.mp4"):
+        path.write_bytes(b"no video")
+    with pytest.raises(UserError, match="Not one of the 7 files"):
+        prepare(folder.find_clips(source), tmp_path / "out", 8)
+    assert not (tmp_path / "out/manifest.jsonl").exists()
+
+
 def test_cached_files_have_safe_names_of_their_own():
     ids = ["clip", "a b", "a_b", "a/b", "A_B", "a?b", "ä", "x" * 300, "x" * 301, "..", "CON:"]
     files = [clip_file(clip_id) for clip_id in ids]
