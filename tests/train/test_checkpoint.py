@@ -95,7 +95,7 @@ def test_nothing_usable_is_no_silent_fresh_start(tmp_path):
     assert checkpoints.newest() is None
     path = checkpoints.save(make_state(1))
     (path / "SHA256SUMS").unlink()
-    with pytest.raises(UserError, match="No checkpoint in .* can be used"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be used"):
         checkpoints.newest()
 
 

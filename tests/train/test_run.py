@@ -136,12 +136,18 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
         wanted = tensor.half() if precision == "fp16" else tensor
         assert torch.equal(exported[key], wanted), key
     steps = json.loads((tmp_path / "model" / "training.json").read_text())["steps"]
-    assert steps == dict.fromkeys(sorted(STAGES), 4)
+    assert steps == dict.fromkeys(STAGES, 4)
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["default_fps"] == trained.defaults.fps
 
 
 def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe, tmp_path):
     with pytest.raises(UserError, match="exists; remove it"):
         export(trained.output, tmp_path, "fp16")
-    with pytest.raises(UserError, match="Stage autoencoder of .* is not done"):
+    with pytest.raises(UserError, match="is no training run"):
+        export(recipe.output, tmp_path / "model", "fp16")
+    recipe.output.mkdir()
+    shutil.copy(trained.output / "recipe.json", recipe.output)
+    with pytest.raises(UserError, match=r"Stage autoencoder of .* is not done"):
         export(recipe.output, tmp_path / "model", "fp16")
     assert not (tmp_path / "model").exists()

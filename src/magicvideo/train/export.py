@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import diffusers
 import torch
@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_folder, verify_sums
 from magicvideo.train.loop import PRODUCT, STAGE
+from magicvideo.train.recipe import StageName
+from magicvideo.train.run import SETTINGS
 from magicvideo.train.tasks.clip import WORDS
 
 # component: (stage that makes it, library and class for model_index.json)
@@ -45,7 +47,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
     products = {}
-    for stage in dict.fromkeys(stage for stage, _ in _COMPONENTS.values()):
+    for stage in _stages(run):
         product = run / stage / PRODUCT
         if not product.is_dir():
             raise UserError(f"Stage {stage} of {run} is not done: {product} does not exist.")
@@ -58,8 +60,18 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
-        _write_index(partial)
-        _write_training(partial, run)
+        recipe = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        _write_index(partial, recipe["defaults"])
+        _write_training(partial, recipe["name"], list(products.values()))
+
+
+def _stages(run: Path) -> list[str]:
+    """Return the stages whose products make up the model, directly or as a start of others."""
+    settings = run / SETTINGS
+    if not settings.is_file():
+        raise UserError(f"{run} is no training run: {settings} does not exist.")
+    recipe = json.loads(settings.read_text(encoding="utf-8"))
+    return [name for name in get_args(StageName) if recipe[name] is not None]
 
 
 def _halve(file: Path) -> None:
@@ -72,18 +84,17 @@ def _halve(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_index(folder: Path) -> None:
+def _write_index(folder: Path, defaults: dict[str, str | float | None]) -> None:
     index = {
         "_class_name": "MagicVideoPipeline",
         "_diffusers_version": diffusers.__version__,
         **{name: list(where) for name, (_, where) in _COMPONENTS.items()},
+        **{name if name == "license" else f"default_{name}": v for name, v in defaults.items()},
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_training(folder: Path, run: Path) -> None:
-    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    stages = [json.loads(p.read_text(encoding="utf-8")) for p in run.glob(f"*/{PRODUCT}/{STAGE}")]
-    steps = {entry["stage"]: entry["steps"] for entry in stages}
-    about = {"recipe": recipe["name"], "steps": dict(sorted(steps.items()))}
+def _write_training(folder: Path, recipe: str, products: list[Path]) -> None:
+    stages = [json.loads((product / STAGE).read_text(encoding="utf-8")) for product in products]
+    about = {"recipe": recipe, "steps": {entry["stage"]: entry["steps"] for entry in stages}}
     (folder / TRAINING).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

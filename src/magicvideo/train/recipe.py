@@ -122,6 +122,16 @@ class VideoSettings(DenoiserSettings):
     )
 
 
+class GenerationDefaults(Settings):
+    """What the exported model does where a request gives no value."""
+
+    fps: float = Field(8.0, gt=0, description="frames a second of the key frames")
+    steps: PositiveInt = Field(25, description="diffusion steps")
+    guidance_scale: float = Field(4.0, ge=1)
+    scheduler: Literal["ddim", "dpm++"] = "ddim"
+    license: str | None = Field(None, description="of the weights")
+
+
 class Recipe(Settings):
     """One model: its data, where its run goes, and its stages in order.
 
@@ -134,6 +144,7 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0)
     unet: UNetSettings = UNetSettings()
     noise: NoiseSettings = NoiseSettings()
+    defaults: GenerationDefaults = GenerationDefaults()
     autoencoder: AutoencoderSettings | None = None
     clip: ClipSettings | None = None
     image: ImageSettings | None = None
