@@ -57,6 +57,11 @@ def steps_logged(output):
     return log.read_text().count("\n") if log.is_file() else 0
 
 
+def losses_of(output):
+    lines = (output / "autoencoder" / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
 def test_a_killed_run_ends_as_the_unbroken_one(write_recipe):
     recipe, output = write_recipe("killed")
     train = ("train", recipe, "--threads", "1")
@@ -77,10 +82,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(write_recipe):
     first, second = load_file(output / weights), load_file(whole / weights)
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
-    losses = [
-        [json.loads(line)["loss"] for line in (o / "autoencoder/log.jsonl").open()]
-        for o in (output, whole)
-    ]
+    losses = [losses_of(folder) for folder in (output, whole)]
     assert len(losses[0]) == STEPS
     assert losses[0] == losses[1]
 
