@@ -141,14 +141,16 @@ def test_frames_alone_are_replaced(tmp_path):
 
 def test_ctrl_c_keeps_finished_videos_and_nothing_else(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    prompts = [f"cat {index}" for index in range(500)]
+    prompts = [f"cat {index}" for index in range(101)]
     stopped = threading.Event()
 
     def press_ctrl_c():
         while not (tmp_path / "out" / "002-cat-1.webp").exists() and not stopped.is_set():
             time.sleep(0.002)
-        if not stopped.is_set():
+        # again after a while, as people do: Python drops an interrupt that falls in a finalizer
+        while not stopped.is_set():
             os.kill(os.getpid(), signal.SIGINT)
+            stopped.wait(5)
 
     finger = threading.Thread(target=press_ctrl_c)
     finger.start()
@@ -166,6 +168,6 @@ def test_ctrl_c_keeps_finished_videos_and_nothing_else(tiny_model, tmp_path, mon
     assert "Traceback" not in capsys.readouterr().err
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files[:2] == ["001-cat-0.webp", "002-cat-1.webp"]
-    assert len(files) < 500
+    assert len(files) < 101
     for name in files:
         assert read_request(tmp_path / "out" / name).num_inference_steps == 5
