@@ -1,6 +1,7 @@
 """What the command line promises whatever the verb: exit codes, one sentence, a quick --help."""
 
 import errno
+import os
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 from magicvideo import cli
+from magicvideo.data.sources.synthetic import write_clips
 from magicvideo.errors import UserError
 
 
@@ -111,24 +113,23 @@ def test_help_needs_little_time_and_nothing_heavy():
     assert seconds < 0.5  # of a processor; the clock on the wall also counts the neighbours
 
 
-def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path, workers):
     source = tmp_path / "source"
-    subprocess.run(
-        [sys.executable, "-m", "magicvideo", "data", "synthetic", source, "--clips", "30"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    write_clips(source, 40)
+    arguments = ["data", "prepare", source, tmp_path / "out", "--workers", workers]
     process = subprocess.Popen(
-        [sys.executable, "-m", "magicvideo", "data", "prepare", source, tmp_path / "out"],
+        [sys.executable, "-m", "magicvideo", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     progress, deadline = tmp_path / "out/progress.jsonl", time.monotonic() + 60
     while not progress.exists() or progress.stat().st_size == 0:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (out, err) == ("", "")

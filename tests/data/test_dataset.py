@@ -57,7 +57,7 @@ def test_composing_is_pillows_alpha_compositing(seed, colour):
     straight = rng.integers(0, 256, (3, 5, 5, 4), dtype=np.uint8)
     premultiplied, expected = [], []
     for frame in straight:
-        picture = Image.fromarray(frame, "RGBA")
+        picture = Image.fromarray(frame)
         premultiplied.append(np.asarray(picture.convert("RGBa")))
         behind = Image.new("RGBA", picture.size, (*COLOURS[colour], 255))
         expected.append(np.asarray(Image.alpha_composite(behind, picture))[..., :3])

@@ -47,7 +47,7 @@ def test_transparent_pictures_are_premultiplied(tmp_path, suffix):
     pixels = np.zeros((FRAMES, 32, 32, 4), np.uint8)
     pixels[:, 9:23, 9:23] = (200, 100, 40, 255)  # cells of 2 x 2 are half covered
     pixels[:, 9:23, 16:20, 0] = 10 * np.arange(FRAMES)[:, None, None]
-    pictures = [Image.fromarray(frame, "RGBA") for frame in pixels]
+    pictures = [Image.fromarray(frame) for frame in pixels]
     path = tmp_path / f"clip{suffix}"
     how = {"lossless": True} if suffix == ".webp" else {"disposal": 2}
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50, **how)

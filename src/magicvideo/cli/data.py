@@ -162,7 +162,8 @@ def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:
             table.add_row(finding.file, "skipped", finding.detail, style="yellow")
         elif not only_skipped:
             table.add_row(finding.file, f"used: {finding.split}", finding.detail)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     totals = Counter(finding.split or "skipped" for finding in findings)
     console.print(", ".join(f"{count:,} {what}" for what, count in totals.most_common()))
     reasons = Counter(finding.detail for finding in findings if not finding.split)

@@ -92,32 +92,17 @@ def prepare(
     finished = _read_progress(out)
     jobs = [(candidate, out, size, finished.get(candidate.id)) for candidate in source.candidates]
     (out / MANIFEST).unlink(missing_ok=True)
-    skipped, cached, num_kept = list(source.skipped), dict[str, CachedFile](), 0
-    with (out / PROGRESS).open("a", encoding="utf-8") as progress:
-        for done, result in enumerate(run_each(_prepare_clip, jobs, workers), start=1):
-            if isinstance(result, Skipped):
-                skipped.append(result)
-            else:
-                one, kept = result
-                cached[one.id] = one
-                num_kept += kept
-                progress.write("" if kept else one.model_dump_json() + "\n")
-                progress.flush()
-            if on_clip:
-                on_clip(done, len(jobs))
-    clips = [
-        _clip(candidate, cached[candidate.id])
-        for candidate in source.candidates
-        if candidate.id in cached
-    ]
+    cached, skipped, num_kept = _cache_all(jobs, out / PROGRESS, workers, on_clip)
+    skipped = [*source.skipped, *skipped]
+    clips = [_clip(one, cached[one.id]) for one in source.candidates if one.id in cached]
     if not clips:
-        raise UserError(nothing_usable(source, skipped))
+        raise UserError(_nothing_usable(source, skipped))
     _remove_strangers(out, clips)
     write_manifest(out, clips)
     return Report(clips, skipped, num_kept)
 
 
-def nothing_usable(source: Source, skipped: list[Skipped]) -> str:
+def _nothing_usable(source: Source, skipped: list[Skipped]) -> str:
     """Return the sentence for a source without a usable clip, with the first reason in it."""
     reason = f" (the first: {skipped[0].file}, {skipped[0].reason})" if skipped else ""
     return (
@@ -177,7 +162,27 @@ def _read_progress(out: Path) -> dict[str, CachedFile]:
 _Job: TypeAlias = tuple[Candidate, Path, int, CachedFile | None]
 
 
-def _prepare_clip(job: _Job) -> tuple[CachedFile, bool] | Skipped:
+def _cache_all(
+    jobs: list[_Job], progress: Path, workers: int, on_clip: OnProgress | None
+) -> tuple[dict[str, CachedFile], list[Skipped], int]:
+    """Return the cached files by clip id, what was skipped, and how many were there before."""
+    cached, skipped, num_kept = dict[str, CachedFile](), list[Skipped](), 0
+    with progress.open("a", encoding="utf-8") as notes:
+        for done, result in enumerate(run_each(_cache, jobs, workers), start=1):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            else:
+                one, kept = result
+                cached[one.id] = one
+                num_kept += kept
+                notes.write("" if kept else one.model_dump_json() + "\n")
+                notes.flush()
+            if on_clip:
+                on_clip(done, len(jobs))
+    return cached, skipped, num_kept
+
+
+def _cache(job: _Job) -> tuple[CachedFile, bool] | Skipped:
     """Return the cached file and whether an earlier run had made it."""
     candidate, out, size, finished = job
     file = clip_file(candidate.id)
