@@ -60,7 +60,7 @@ def sample(
         fps: Frame rate of each video.
         on_step: Called with the number of finished steps.
     """
-    scheduler.set_timesteps(num_steps)
+    scheduler.set_timesteps(num_steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
     condition = torch.cat([negative_tokens, tokens]) if guided else tokens

@@ -29,7 +29,7 @@ class ConditionedDenoiser(nn.Module):
         embeddings: Float[Tensor, "b e"],
         told_by_image: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
-    ) -> Latents:
+    ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents.
 
         Args:

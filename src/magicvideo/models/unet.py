@@ -139,7 +139,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         timestep: Shaped[Tensor, "b"],
         tokens: Tokens,
         fps: Float[Tensor, "b"],
-    ) -> Latents:
+    ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, in their shape (but `out_channels`).
 
         Args:

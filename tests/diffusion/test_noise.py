@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from magicvideo.diffusion.noise import generator_for, noise_for
+
+KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6282136]}
+
+
+@pytest.mark.parametrize("seed", KNOWN)
+def test_a_seed_means_the_same_noise_for_ever(seed):
+    assert noise_for(seed, (3,)).tolist() == pytest.approx(KNOWN[seed], abs=1e-6)
+
+
+def test_noise_belongs_to_the_seed_alone():
+    first = noise_for(3, (5, 2, 7))
+    torch.manual_seed(11)
+    assert torch.equal(noise_for(3, (5, 2, 7)), first)
+    assert not torch.equal(noise_for(4, (5, 2, 7)), first)
+
+
+def test_noise_is_standard_normal():
+    noise = noise_for(1, (11, 13, 17, 19))
+    assert noise.mean().abs() < 0.02
+    assert noise.std() == pytest.approx(1, abs=0.02)
+
+
+def test_generators_differ_by_every_part():
+    seeds = {generator_for(*parts).initial_seed() for parts in [("a",), ("b",), ("a", 1), (1, "a")]}
+    assert len(seeds) == 4
+    assert generator_for("a", 1).initial_seed() in seeds
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,171 @@
+import pytest
+import torch
+from networks import FRAMES, SMALL, TOKENS, VIDEOS, make_inputs, make_unet
+
+from magicvideo.models.inflate import is_new
+from magicvideo.models.unet import VideoUNet
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(5)
+    return make_unet()
+
+
+def moved_by_changing(network, frame):
+    """How far each frame of the output moves when one frame of the input is replaced."""
+    latents, *given = make_inputs()
+    changed = latents.clone()
+    changed[:, frame] = torch.randn_like(changed[:, frame])
+    with torch.no_grad():
+        moved = network(latents, *given) - network(changed, *given)
+    return moved.abs().amax(dim=(0, 2, 3, 4))
+
+
+@pytest.mark.parametrize("frame", range(FRAMES))
+def test_nothing_before_a_changed_frame_moves(unet, frame):
+    moved = moved_by_changing(unet, frame)
+    assert moved[frame:].min() > 1e-4
+    assert moved[:frame].tolist() == [0.0] * frame  # to the last bit
+
+
+@pytest.mark.parametrize("mode", ["printed", "bidirectional"])
+def test_other_modes_reach_back(mode):
+    assert moved_by_changing(make_unet(temporal_attention=mode), 3).min() > 1e-5
+
+
+def test_without_temporal_attention_frames_are_apart():
+    moved = moved_by_changing(make_unet(temporal_attention="none"), 3)
+    assert moved[3] > 0.1
+    moved[3] = 0
+    assert moved.max() == 0
+
+
+@torch.no_grad()
+def test_a_longer_video_begins_as_the_shorter_one(unet):
+    latents, *given = make_inputs()
+    shorter = unet(latents[:, :3], *given)
+    torch.testing.assert_close(unet(latents, *given)[:, :3], shorter, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_videos_do_not_know_their_batch(unet):
+    latents, timestep, tokens, fps = make_inputs()
+    together = unet(latents, timestep, tokens, fps)
+    for i in range(VIDEOS):
+        one = slice(i, i + 1)
+        alone = unet(latents[one], timestep[one], tokens[one], fps[one])
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_reads_the_step_the_condition_and_the_frame_rate(unet):
+    latents, timestep, tokens, fps = make_inputs()
+    made = unet(latents, timestep, tokens, fps)
+    for other in (
+        unet(latents, timestep - 5, tokens, fps),
+        unet(latents, timestep, tokens.flip(2), fps),
+        unet(latents, timestep, tokens, fps + 5),
+    ):
+        assert (other - made).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
+
+
+@torch.no_grad()
+def test_starts_deaf_to_the_frame_rate():
+    latents, timestep, tokens, fps = make_inputs()
+    fresh = VideoUNet(**SMALL)
+    made = fresh(latents, timestep, tokens, fps)
+    assert torch.equal(fresh(latents, timestep, tokens, fps + 5), made)
+
+
+@torch.no_grad()
+def test_equal_tokens_count_as_one(unet):
+    latents, timestep, tokens, fps = make_inputs()
+    one = tokens[:, :1]
+    expected = unet(latents, timestep, one, fps)
+    made = unet(latents, timestep, one.expand(-1, TOKENS, -1), fps)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+
+
+def test_every_parameter_learns(unet):
+    inputs = make_inputs()
+    unet(*inputs).square().mean().backward()
+    assert [name for name, p in unet.named_parameters() if p.grad.abs().max() == 0] == []
+
+
+def test_new_parts_learn_from_the_first_step():
+    """What starts at zero must not hold back the gradient of its last layer."""
+    fresh = VideoUNet(**SMALL)
+    fresh(*make_inputs()).square().mean().backward()
+    gradients = {name: p.grad.abs().max() for name, p in fresh.named_parameters() if is_new(name)}
+    still = [name for name, largest in gradients.items() if largest == 0]
+    assert all(
+        name.endswith(("to_qkv.weight", "temporal.norm.weight", "temporal.norm.bias"))
+        or name.startswith("fps_embedding.linear_1")
+        for name in still
+    ), still
+
+
+@torch.no_grad()
+def test_memory_order_changes_nothing():
+    network, inputs = make_unet(), make_inputs()
+    expected = network(*inputs)
+    network.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(network(*inputs), expected, atol=1e-5, rtol=0)
+
+
+def test_comes_back_from_a_folder(unet, tmp_path):
+    unet.save_pretrained(tmp_path)
+    again, inputs = VideoUNet.from_pretrained(tmp_path), make_inputs()
+    assert again.config.num_frames == FRAMES
+    with torch.no_grad():
+        assert torch.equal(again(*inputs), unet(*inputs))
+
+
+def test_refuses_a_video_that_is_too_long(unet):
+    with pytest.raises(ValueError, match="the video has 6 frames and the network at most 5"):
+        unet(*make_inputs(frames=FRAMES + 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, "down_block_types .*'AttnDown"),
+        ({"up_block_types": ("UpBlock2D",)}, "up_block_types has 1 levels .* 2"),
+        ({"attention_head_dim": (2, 3, 5)}, r"attention_head_dim=\(2, 3, 5\) .* 2 levels"),
+        ({"attention_head_dim": 5}, "channels=8 is not a multiple of num_heads=5"),
+    ],
+)
+def test_names_the_settings_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        VideoUNet(**{**SMALL, **changes})
+
+
+@torch.no_grad()
+def test_without_adaptors_shared_layers_cannot_tell_frames_apart():
+    """With one frame repeated and no attention along time, only adaptors make frames differ."""
+    latents, *given = make_inputs()
+    still = latents[:, :1].expand_as(latents)
+    plain = make_unet(temporal_attention="none", frame_adaptor=False)(still, *given)
+    torch.testing.assert_close(plain[:, 1:], plain[:, :1].expand_as(plain[:, 1:]))
+    adapted = make_unet(temporal_attention="none")(still, *given)
+    assert (adapted[:, 1:] - adapted[:, :-1]).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-2
+
+
+def test_counts_its_new_parameters():
+    """A scale and a shift for each frame and channel after every 3x3 convolution and transformer.
+
+    Temporal attention: a norm, three projections without a bias and one with.
+    """
+    fresh, frames = VideoUNet(**SMALL), SMALL["num_frames"]
+    convolutions = [
+        module.out_channels
+        for module in fresh.modules()
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    transformers = [8, 12, 8, 8]  # one down, one in the middle, two up
+    adaptors = 2 * frames * (sum(convolutions) + sum(transformers))
+    temporal = sum(4 * c * c + 3 * c for c in transformers)
+    names = {name: p.numel() for name, p in fresh.named_parameters() if is_new(name)}
+    assert sum(n for name, n in names.items() if "adaptor" in name) == adaptors
+    assert sum(n for name, n in names.items() if "temporal" in name) == temporal
