@@ -26,6 +26,7 @@ NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache_
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
+_PATH = re.compile(r"(?!runs|\.venv)[\w.-]+/[\w./-]*")
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -110,7 +111,7 @@ def test_linked_names_are_where_the_link_goes(page):
 @each_page
 def test_names_and_files_in_the_text_exist(page, words):
     for code in _CODE.findall(prose(page)):
-        if "/" in code and (ROOT / code.split("/")[0]).exists() and not code.startswith("runs"):
+        if _PATH.fullmatch(code) and (ROOT / code.split("/")[0]).exists():
             assert (ROOT / code).exists(), f"{page.name} speaks of {code}"
         elif code.startswith("--"):
             option = code.split()[0].removeprefix("--")
