@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluate.clips import draw_prompts, empty_videos, real_videos
+from magicvideo.evaluate.clips import caption_for, draw_prompts, empty_videos, real_videos
 from magicvideo.evaluate.measure import Measured, measure
 from magicvideo.evaluate.retrieval import draw_pools
 from magicvideo.evaluate.scores import (
@@ -88,6 +88,25 @@ def test_the_harder_test_gives_nothing_for_the_colour(judge, every_clip, prompts
     only_colour = [f"{prompt.background} background" for prompt in prompts]
     colour_alone = with_features(real, judge.embed_captions(only_colour).double().numpy())
     assert test(colour_alone, 0).mean() < 0.5
+
+
+def test_the_harder_test_is_the_loop_written_out(judge, every_clip, prompts, pools):
+    # features that agree a little with every second video's own caption, so that both cases occur
+    noise = np.random.default_rng(0).standard_normal((COUNT, 64)) / 20
+    own = judge.embed_captions([prompt.caption for prompt in prompts]).double().numpy()
+    features = noise + own * (np.arange(COUNT) % 2)[:, None]
+    expected = []
+    for feature, pool in zip(features, pools, strict=True):
+        background = prompts[pool[0]].background
+        captions = [caption_for(every_clip, prompts[place], background) for place in pool]
+        similarity = judge.embed_captions(captions).double().numpy() @ feature
+        expected.append(similarity[0] > similarity[1:].max())
+    test = first_of_pool_on_one_background(judge, every_clip, prompts, pools)
+    measured = Measured(
+        features=features, tones=[], colours=[], change=np.zeros(0), flicker=np.zeros(0)
+    )
+    assert test(measured, 0).tolist() == expected
+    assert 0 < sum(expected) < COUNT
 
 
 def test_tones_are_asked_of_those_that_are_named(prompts, real):

@@ -112,7 +112,7 @@ def test_rivals_are_near_and_true_ones_are_marked(every_clip):
     marked = 0
     for step in range(9):
         batch = BatchMaker(every_clip, tones, (2, 2), 1).batch(step, 4)
-        assert len(batch.captions) == 4 + 4 * 6
+        assert len(batch.captions) == 4 + 4 * 12
         assert not batch.also_true.diagonal().any()
         for own in range(4):
             for place in batch.also_true[own].nonzero().flatten().tolist():

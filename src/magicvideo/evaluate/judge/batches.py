@@ -23,7 +23,7 @@ from magicvideo.shapes import Frames
 
 DEFAULT_TONE = "default"
 _VARIED_WORDING = 0.3
-_RANDOM_RIVALS = 2
+_RANDOM_RIVALS = 8
 _NOISE, _BLURRED, _SHIFT = 0.15, 0.3, 3
 _SPAN = 60  # source frames that a judged clip covers, as in 16 key frames at stride 4
 

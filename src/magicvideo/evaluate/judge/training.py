@@ -37,7 +37,7 @@ class JudgeTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: PositiveInt = 5500
+    steps: PositiveInt = 3000
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 1.5e-3
     num_frames: tuple[PositiveInt, PositiveInt] = (2, 4)
