@@ -19,8 +19,9 @@ from magicvideo.train.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "magicvideo"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benchmarks/*.md"))))
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
+INTERPRETERS = {"python", "python3", ".venv/bin/python"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -46,9 +47,19 @@ def blocks(page, *languages):
 
 
 def commands(page):
-    lines = chain.from_iterable(block.splitlines() for block in blocks(page, "sh"))
+    lines = chain.from_iterable(block.splitlines() for block in blocks(page, "sh", "bash"))
     inline = [code for code in _CODE.findall(prose(page)) if code.startswith("magicvideo ")]
     return [line for line in [*lines, *inline] if line.strip() and not line.startswith("#")]
+
+
+def _script(command):
+    """The file that a command line runs, by its name or as a module."""
+    match command:
+        case [interpreter, "-m", module, *_] if interpreter in INTERPRETERS:
+            return Path(*module.split(".")).with_suffix(".py")
+        case [interpreter, file, *_] if interpreter in INTERPRETERS:
+            return Path(file)
+    return Path(command[0])
 
 
 def defined_names(path):
@@ -82,7 +93,7 @@ def words():
     return found
 
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 @each_page
@@ -133,7 +144,7 @@ def test_commands_exist(page, capsys):
             assert run([*given, "--help"]) == 0, f"{line}: {capsys.readouterr().err}"
             capsys.readouterr()
         else:
-            assert (ROOT / program).is_file(), f"{page.name} calls {program}"
+            assert (ROOT / _script([program, *arguments])).is_file(), f"{page.name}: {line}"
 
 
 @each_page
