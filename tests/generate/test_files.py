@@ -79,6 +79,16 @@ def test_animations_loop_and_keep_time_and_colours(
     assert np.ptp(background, axis=0).max() <= tolerance
 
 
+def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path, request_of):
+    frames = torch.full((5, 3, 18, 26), 0.37)
+    frames[:, :, :, :11] = torch.rand(5, 3, 18, 11) * 2 - 1
+    write_video(frames, request_of(enlarge=1), tmp_path / "x.gif")
+    with Image.open(tmp_path / "x.gif") as animation:
+        shown = [np.asarray(f.convert("RGB"))[:, 11:] for f in ImageSequence.Iterator(animation)]
+    assert np.ptp(np.stack(shown), axis=(0, 1, 2)).max() == 0
+    assert np.abs(shown[0].astype(int) - round(1.37 * 127.5)).max() <= 8
+
+
 def test_png_frames_are_exact(tmp_path, moving_square, request_of):
     write_video(moving_square, request_of(enlarge=1), tmp_path / "x")
     files = sorted((tmp_path / "x").iterdir())
