@@ -185,3 +185,11 @@ def test_data_without_transparency_or_tones_can_be_judged(prepared, tmp_path):
     judge = train_judge(dataset, SETTINGS.model_copy(update={"steps": 1}), tmp_path / "x", ignore)
     assert judge.config.tones == ("default",)
     assert "skin tone" not in check_judge(judge, prepared)["train"]
+
+
+def test_a_clip_with_its_own_background_is_no_rival_of_itself(prepared):
+    dataset = ClipDataset(prepared, ("train", "heldout"))
+    batch = BatchMaker(dataset, ("default",), (1, 2), seed=0).batch(0, 5)
+    for own, caption in enumerate(batch.captions[:5]):
+        same = [place for place, other in enumerate(batch.captions) if other == caption]
+        assert batch.also_true[own].nonzero().flatten().tolist() == [p for p in same if p != own]

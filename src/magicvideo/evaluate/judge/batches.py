@@ -61,57 +61,71 @@ class BatchMaker:
         first = step * batch_size
         fewest, most = self.num_frames
         num_frames = int(np.random.default_rng((self.seed, step)).integers(fewest, most + 1))
-        own, rivals, tones, subjects = [], [], [], []
-        samples = []
-        for place, index in enumerate(
-            indices(self.seed, first, batch_size, len(self.dataset)), start=first
-        ):
-            rng = sample_rng(self.seed, place)
-            sample, background = self._sample(index, num_frames, rng)
-            samples.append(sample)
-            own.append((index, background))
-            subjects.append(sample.caption)
-            tones.append(self.tones.index(tone_of(self.dataset.clips[index])))
-            rivals += self._rivals(index, background, rng)
-        pairs = own + rivals
-        captions = subjects + [self._plain(index, background) for index, background in rivals]
-        also_true = torch.tensor([[left == right for right in pairs] for left in own])
-        frames = torch.stack([sample.frames for sample in samples])
+        chosen = indices(self.seed, first, batch_size, len(self.dataset))
+        drawn = [
+            self._draw(index, num_frames, sample_rng(self.seed, first + place))
+            for place, index in enumerate(chosen)
+        ]
+        rivals = [rival for one in drawn for rival in one.rivals]
+        pairs = [one.own for one in drawn] + rivals
+        also_true = torch.tensor([[one.own == pair for pair in pairs] for one in drawn])
+        clips = [self.dataset.clips[index] for index in chosen]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return JudgeBatch(
-            frames=disturb(frames, generator),
-            captions=captions,
-            tones=torch.tensor(tones),
-            also_true=also_true & ~torch.eye(len(own), len(pairs), dtype=torch.bool),
+            frames=disturb(torch.stack([one.sample.frames for one in drawn]), generator),
+            captions=[one.sample.caption for one in drawn] + [self._plain(pair) for pair in rivals],
+            tones=torch.tensor([self.tones.index(tone_of(clip)) for clip in clips]),
+            also_true=also_true & ~torch.eye(len(drawn), len(pairs), dtype=torch.bool),
         )
 
-    def _sample(self, index: int, num_frames: int, rng: np.random.Generator) -> tuple[Sample, str]:
-        background = random_background(rng).name
+    def _draw(self, index: int, num_frames: int, rng: np.random.Generator) -> "_Drawn":
+        own = self._on_some_background(index, rng)
         widest = max(1, _SPAN // max(1, num_frames - 1))
         sample = self.dataset.sample(
             index,
             rng,
             num_frames=num_frames,
             strides=(max(1, widest // 2), widest),
-            background=background,
+            background=own.background,
             wording="varied" if rng.random() < _VARIED_WORDING else "plain",
         )
-        return sample, background
+        return _Drawn(sample, own, self._rivals(own, rng))
 
-    def _rivals(
-        self, index: int, background: str, rng: np.random.Generator
-    ) -> list[tuple[int, str]]:
+    def _rivals(self, own: "_Pair", rng: np.random.Generator) -> list["_Pair"]:
         """Draw near captions: another background, siblings of each family, and random clips."""
-        rivals = [(index, random_background(rng).name)]
+        rivals = [self._on_some_background(own.index, rng)]
         for family in self._families:
-            members = family[index]
-            rivals.append((members[rng.integers(len(members))], background))
+            members = family[own.index]
+            rivals.append(_Pair(members[rng.integers(len(members))], own.background))
         others = rng.integers(len(self.dataset), size=_RANDOM_RIVALS)
-        return rivals + [(int(other), background) for other in others]
+        return rivals + [_Pair(int(other), own.background) for other in others]
 
-    def _plain(self, index: int, background: str) -> str:
-        clip = self.dataset.clips[index]
-        return plain_caption(clip, parse_background(background) if clip.channels == 4 else None)
+    def _on_some_background(self, index: int, rng: np.random.Generator) -> "_Pair":
+        name = random_background(rng).name
+        return _Pair(index, name if self.dataset.clips[index].channels == 4 else None)
+
+    def _plain(self, pair: "_Pair") -> str:
+        return plain_caption(
+            self.dataset.clips[pair.index],
+            parse_background(pair.background) if pair.background else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A clip on a background, which is None where the clip brings its own."""
+
+    index: int
+    background: str | None
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A sample, what it shows, and captions that are near."""
+
+    sample: Sample
+    own: _Pair
+    rivals: list[_Pair]
 
 
 def tone_of(clip: Clip) -> str:
