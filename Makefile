@@ -5,9 +5,9 @@
 # Each sets up what it needs in .venv, once, and again when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
-PROMPT ?= woman surfing, medium skin tone, blue background
+PROMPT ?= cat face, green background
 OUTPUT ?= demo.mp4
-SEED ?= 1
+SEED ?= 2
 WORKERS ?= 2
 
 BIN := .venv/bin

@@ -4,9 +4,10 @@ b  videos in a batch          f  frames of a video        n  frames of all video
 c  channels                   h  height                   w  width
 l  tokens of a condition      d  width of a token         p  positions of a frame, "(h w)"
 
-`Frames` are pixels in [-1, 1]; their sides have long names, since those of latents differ. `Latents` are what the denoiser sees: the autoencoder's code times
-its scaling factor, so that their standard deviation is about 1. Inside a network frames are folded
-into the batch, which in this axis order is a view.
+`Frames` are pixels in [-1, 1]; their sides have long names, since those of latents differ.
+`Latents` are what the denoiser sees: the autoencoder's code times its scaling factor, so that their
+standard deviation is about 1. Inside a network frames are folded into the batch, which in this axis
+order is a view.
 """
 
 from typing import TypeAlias

@@ -47,10 +47,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         yield partial
         write_sums(partial)
+        mask = _umask()
         for path in partial.rglob("*"):
             if path.is_file():
                 _flush(path)
-        partial.chmod(0o777 & ~_umask())
+                path.chmod(0o666 & ~mask)  # safetensors makes files that their owner alone can read
+        partial.chmod(0o777 & ~mask)
         if target.exists():
             shutil.rmtree(target)
         partial.replace(target)

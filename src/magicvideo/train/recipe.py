@@ -125,11 +125,11 @@ class VideoSettings(DenoiserSettings):
 class GenerationDefaults(Settings):
     """What the exported model does where a request gives no value."""
 
-    fps: float = Field(8.0, gt=0, description="frames a second of the key frames")
-    steps: PositiveInt = Field(25, description="diffusion steps")
-    guidance_scale: float = Field(4.0, ge=1)
+    fps: float = Field(default=8.0, gt=0, description="frames a second of the key frames")
+    steps: PositiveInt = Field(default=25, description="diffusion steps")
+    guidance_scale: float = Field(default=4.0, ge=1)
     scheduler: Literal["ddim", "dpm++"] = "ddim"
-    license: str | None = Field(None, description="of the weights")
+    license: str | None = Field(default=None, description="of the weights")
 
 
 class Recipe(Settings):
