@@ -103,7 +103,7 @@ def test_the_harder_test_is_the_loop_written_out(judge, every_clip, prompts, poo
         expected.append(similarity[0] > similarity[1:].max())
     test = first_of_pool_on_one_background(judge, every_clip, prompts, pools)
     measured = Measured(
-        features=features, tones=[], colours=[], change=np.zeros(0), flicker=np.zeros(0)
+        features=features, tones=[], colours=[], change=np.zeros(COUNT), flicker=np.zeros(COUNT)
     )
     assert test(measured, 0).tolist() == expected
     assert 0 < sum(expected) < COUNT

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from tiny_model import FRAMES, make_tiny_pipeline
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.evaluate.clips import draw_prompts
+from magicvideo.evaluate.protocol import read_protocol
+from magicvideo.evaluate.run import Evaluation
+
+
+@pytest.fixture
+def evaluation(emoji, judge, tmp_path):
+    protocol = read_protocol("emoji-heldout").model_copy(
+        update={"num_frames": FRAMES, "stride": 3, "guidance_scale": 2.5, "reference_clips": 9}
+    )
+    return Evaluation(
+        protocol=protocol,
+        pipeline=make_tiny_pipeline(),
+        judge=judge,
+        data=emoji,
+        work=tmp_path / "work",
+    )
+
+
+def test_videos_are_asked_for_at_the_pace_of_their_real_clip(evaluation, every_clip):
+    prompt = draw_prompts(every_clip, 5, seed=0)[3]
+    request = evaluation.request(every_clip, prompt)
+    assert (request.prompt, request.seed) == (prompt.caption, prompt.seed) == (prompt.caption, 3)
+    assert (request.fps, request.num_frames) == (8.0, FRAMES)  # 24 frames a second at stride 3
+    assert (request.scheduler, request.num_inference_steps) == ("ddim", 25)
+    assert request.guidance_scale == 2.5
+
+
+def test_the_reference_is_real_clips_other_than_the_prompts(evaluation, emoji, every_clip):
+    train = ClipDataset(emoji, ("train",))
+    prompts = draw_prompts(train, 13, seed=0)
+    asked = {train.clips[prompt.index].id for prompt in prompts}
+    left = [clip.id for clip in every_clip.clips if clip.id not in asked]
+    assert len(left) == 5
+    reference = evaluation.reference_features(train, prompts)
+    expected = []
+    for prompt in draw_prompts(every_clip, len(every_clip), evaluation.protocol.seed + 1):
+        if every_clip.clips[prompt.index].id in left:
+            sample = every_clip.sample(
+                prompt.index,
+                np.random.default_rng(prompt.seed),
+                num_frames=FRAMES,
+                strides=(3, 3),
+                background=prompt.background,
+            )
+            expected.append(evaluation.judge.embed_videos(sample.frames[None]))
+    # the evaluation reads videos in 8 bits, this loop as they are
+    torch.testing.assert_close(
+        torch.from_numpy(reference).float(), torch.cat(expected), atol=2e-3, rtol=0
+    )
+
+
+def test_the_reference_is_no_larger_than_the_protocol_says(evaluation, emoji):
+    train = ClipDataset(emoji, ("train",))
+    assert evaluation.reference_features(train, draw_prompts(train, 2, seed=0)).shape == (9, 64)
