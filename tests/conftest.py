@@ -1,6 +1,7 @@
 """What several kinds of test share: seeds, and a small prepared data set out of real files."""
 
 import random
+import signal
 from pathlib import Path
 
 import av
@@ -13,6 +14,14 @@ from magicvideo.data.sources import folder
 from magicvideo.data.sources.synthetic import write_clips
 
 TINY_CLIPS, TINY_SIZE = 7, 24
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c():
+    """Let Ctrl-C arrive, also where the tests themselves run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
