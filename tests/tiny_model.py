@@ -18,6 +18,7 @@ from magicvideo.train.tasks.tokenizer import train_tokenizer
 FRAMES, LATENT_SIDE, PATCH, LATENT_CHANNELS = 5, 4, 6, 3
 SIDE = LATENT_SIDE * PATCH
 TOKENS, TEXT_WIDTH, EMBEDDING = 13, 20, 14
+SHARED_NOISE = 0.3
 WORDS = ("cat", "dog", "surfing", "woman", "blue", "background")
 
 
@@ -82,6 +83,7 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         ),
         default_fps=7.0,
         default_steps=3,
+        shared_noise=SHARED_NOISE,
         license="Apache-2.0",
     )
     for network in (pipeline.vae, pipeline.image_conditioner, pipeline.unet):

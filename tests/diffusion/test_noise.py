@@ -1,27 +1,31 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.noise import generator_for, noise_for
+from magicvideo.diffusion.noise import draw_noise, generator_for, noise_for
 
 KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6282136]}
 
 
 @pytest.mark.parametrize("seed", KNOWN)
 def test_a_seed_means_the_same_noise_for_ever(seed):
-    assert noise_for(seed, (3,)).tolist() == pytest.approx(KNOWN[seed], abs=1e-6)
+    assert noise_for(seed, (3, 1, 1, 1)).flatten().tolist() == pytest.approx(KNOWN[seed], abs=1e-6)
 
 
 def test_noise_belongs_to_the_seed_alone():
-    first = noise_for(3, (5, 2, 7))
+    first = noise_for(3, (5, 2, 7, 3))
     torch.manual_seed(11)
-    assert torch.equal(noise_for(3, (5, 2, 7)), first)
-    assert not torch.equal(noise_for(4, (5, 2, 7)), first)
+    assert torch.equal(noise_for(3, (5, 2, 7, 3)), first)
+    assert not torch.equal(noise_for(4, (5, 2, 7, 3)), first)
 
 
-def test_noise_is_standard_normal():
-    noise = noise_for(1, (11, 13, 17, 19))
+@pytest.mark.parametrize("shared", [0.0, 0.3, 0.9])
+def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
+    noise = draw_noise((40, 3, 13, 17, 19), generator_for("clips"), shared)
     assert noise.mean().abs() < 0.02
     assert noise.std() == pytest.approx(1, abs=0.02)
+    first, _, third = noise.unbind(dim=1)
+    assert (first * third).mean() == pytest.approx(shared, abs=0.02)
+    assert (first[0] * first[1]).mean().abs() < 0.05
 
 
 def test_generators_differ_by_every_part():

@@ -6,7 +6,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_model import FRAMES, LATENT_CHANNELS, LATENT_SIDE, SIDE, WORDS
+from tiny_model import FRAMES, LATENT_CHANNELS, LATENT_SIDE, SHARED_NOISE, SIDE, WORDS
 
 from magicvideo.diffusion.noise import noise_for
 from magicvideo.diffusion.sampler import make_scheduler
@@ -53,7 +53,7 @@ def test_the_flow_is_condition_then_key_frames_then_pixels(pipeline):
     )
     scheduler = make_scheduler(pipeline.scheduler.config, "ddim")
     scheduler.set_timesteps(3)
-    latents = noise_for(3, (FRAMES, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE))[None]
+    latents = noise_for(3, (FRAMES, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE), SHARED_NOISE)
     fps = torch.tensor([7.0])
     for timestep in scheduler.timesteps:
         toward, away = (pipeline.unet(latents, timestep[None], x, fps) for x in (tokens, negative))
@@ -135,7 +135,9 @@ def test_hints_are_logged(pipeline, caplog):
 
 def test_a_saved_model_is_the_model(pipeline, tmp_path):
     before = pipeline("a cat", seed=3).frames
-    other = MagicVideoPipeline(**pipeline.components, default_steps=3, default_fps=7.0)
+    other = MagicVideoPipeline(
+        **pipeline.components, default_steps=3, default_fps=7.0, shared_noise=SHARED_NOISE
+    )
     other.words = pipeline.words
     other.save_pretrained(tmp_path / "model")
     loaded = MagicVideoPipeline.from_pretrained(tmp_path / "model")

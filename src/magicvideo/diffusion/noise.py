@@ -3,7 +3,8 @@
 import hashlib
 
 import torch
-from torch import Tensor
+
+from magicvideo.shapes import Latents
 
 
 def generator_for(*parts: int | str) -> torch.Generator:
@@ -12,6 +13,34 @@ def generator_for(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def noise_for(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal noise of one video, the same on every machine for the same seed."""
-    return torch.randn(shape, generator=generator_for("video", seed))
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator, shared: float = 0.0) -> Latents:
+    """Return standard normal noise for videos, a share of which is the same in all their frames.
+
+    Frames that start from the same noise come out alike, so that motion and not identity is left
+    for the temporal attention to learn (the mixed noise of Ge et al., 2305.10474, section 4.1).
+
+    Args:
+        shape: Of the latents, `b f c h w`.
+        generator: What the noise is drawn from.
+        shared: Share of the variance that the frames of a video have in common, from 0 to 1: the
+            correlation between two frames' noise.
+    """
+    noise = torch.randn(shape, generator=generator)
+    if shared == 0.0:
+        return noise
+    common = torch.randn((shape[0], 1, *shape[2:]), generator=generator)
+    return noise.mul_((1 - shared) ** 0.5).add_(common, alpha=shared**0.5)
+
+
+def noise_for(seed: int, shape: tuple[int, ...], shared: float = 0.0) -> Latents:
+    """Return the noise of one video, the same on every machine for the same seed.
+
+    Args:
+        seed: The video's.
+        shape: Of its latents, `f c h w`.
+        shared: As for `draw_noise`.
+
+    Returns:
+        Noise, `1 f c h w`.
+    """
+    return draw_noise((1, *shape), generator_for("video", seed), shared)

@@ -55,6 +55,7 @@ class ModelIndex(BaseModel):
     default_steps: int = 25
     default_guidance_scale: float = 4.0
     default_scheduler: str = "ddim"
+    shared_noise: float = Field(default=0.0, ge=0, le=1)
     license: str | None = None
 
     def class_of(self, component: str) -> str:

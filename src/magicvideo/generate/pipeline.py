@@ -49,6 +49,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         default_steps: Diffusion steps where a call gives none.
         default_guidance_scale: Guidance where a call gives none.
         default_scheduler: `ddim` or `dpm++`, where a call gives none.
+        shared_noise: Share of the noise that all frames of a video have, as in training.
         license: Licence of the weights.
     """
 
@@ -68,6 +69,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         default_steps: int = 25,
         default_guidance_scale: float = 4.0,
         default_scheduler: str = "ddim",
+        shared_noise: float = 0.0,
         license: str | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             default_scheduler=default_scheduler,
+            shared_noise=shared_noise,
             license=license,
         )
 
@@ -114,6 +117,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             default_steps=index.default_steps,
             default_guidance_scale=index.default_guidance_scale,
             default_scheduler=index.default_scheduler,
+            shared_noise=index.shared_noise,
             license=index.license,
         )
         pipeline.model_hash = folder_hash(folder)
@@ -262,7 +266,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         """Return the latents of the key frames."""
         config = self.unet.config
         shape = (request.num_frames, config.in_channels, config.sample_size, config.sample_size)
-        noise = noise_for(request.seed, shape)[None].to(self.device, self.dtype)
+        noise = noise_for(request.seed, shape, self.config.shared_noise).to(self.device, self.dtype)
         steps = request.num_inference_steps
 
         def report(done: int) -> None:

@@ -61,7 +61,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
         recipe = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-        _write_index(partial, recipe["defaults"])
+        _write_index(partial, recipe["defaults"], recipe["noise"]["shared"])
         _write_training(partial, recipe["name"], list(products.values()))
 
 
@@ -84,12 +84,15 @@ def _halve(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_index(folder: Path, defaults: dict[str, str | float | None]) -> None:
+def _write_index(
+    folder: Path, defaults: dict[str, str | float | None], shared_noise: float
+) -> None:
     index = {
         "_class_name": "MagicVideoPipeline",
         "_diffusers_version": diffusers.__version__,
         **{name: list(where) for name, (_, where) in _COMPONENTS.items()},
         **{name if name == "license" else f"default_{name}": v for name, v in defaults.items()},
+        "shared_noise": shared_noise,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

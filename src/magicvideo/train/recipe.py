@@ -95,6 +95,7 @@ class NoiseSettings(Settings):
     beta_start: float = 0.00085
     beta_end: float = 0.012
     zero_terminal_snr: bool = True
+    shared: Share = Field(0.0, description="share of the noise that all frames of a clip have")
 
 
 class DenoiserSettings(StageSettings):

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
-from magicvideo.diffusion.noise import noise_for
+from magicvideo.diffusion.noise import draw_noise, noise_for
 from magicvideo.diffusion.objective import denoising_loss, target_of
 from magicvideo.diffusion.sampler import make_scheduler, sample
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
@@ -64,7 +64,7 @@ class DenoiserTask:
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
         self.dataset, self.seed = dataset, seed
-        self.scheduler = training_scheduler(noise)
+        self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
         video = isinstance(settings, VideoSettings)
         self.num_frames = network.unet.config.num_frames if video else 1
         self.strides = settings.strides if isinstance(settings, VideoSettings) else (1, 1)
@@ -111,7 +111,7 @@ class DenoiserTask:
                 embeddings = embed_frames(self.frozen.image_encoder, chosen)[:, 0]
             else:
                 embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noise = draw_noise(tuple(latents.shape), generator, self.shared_noise).to(device)
         timesteps = timesteps.to(device)
         prediction = network(
             self.scheduler.add_noise(latents, noise, timesteps),
@@ -148,7 +148,9 @@ class DenoiserTask:
         device = next(self.network.parameters()).device
         config = self.network.unet.config
         shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
-        noise = torch.stack([noise_for(seed, shape) for seed in range(len(captions))])
+        noise = torch.cat(
+            [noise_for(seed, shape, self.shared_noise) for seed in range(len(captions))]
+        )
         encode = (self.frozen.text_encoder, self.frozen.tokenizer)
         return sample(
             self.network.unet,
