@@ -3,6 +3,7 @@
 b  videos in a batch          f  frames of a video        n  frames of all videos, "(b f)"
 c  channels                   h  height                   w  width
 l  tokens of a condition      d  width of a token         p  positions of a frame, "(h w)"
+g  gaps between key frames    k  new frames in a gap
 
 `Frames` are pixels in [-1, 1]; their sides have long names, since those of latents differ.
 `Latents` are what the denoiser sees: the autoencoder's code times its scaling factor, so that their

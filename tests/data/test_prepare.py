@@ -146,6 +146,44 @@ def _members(session):
     return members
 
 
+@pytest.mark.parametrize("every", [7, 29, 31])
+def test_one_frame_in_so_many_is_kept(shapes, prepared, tmp_path, every):
+    out = tmp_path / "out"
+    prepare(folder.find_clips(shapes, 0.35), out, 24, every=every)
+    assert read_info(out).every == every
+    for clip, whole in zip(read_manifest(out), read_manifest(prepared), strict=True):
+        kept = np.load(out / clip.file)
+        assert np.array_equal(kept, np.load(prepared / whole.file)[::every])
+        assert clip.frames == len(kept) == -(-30 // every)
+        assert clip.fps == pytest.approx(24 / every)
+        assert (clip.id, clip.split) == (whole.id, whole.split)
+    assert prepare(folder.find_clips(shapes, 0.35), out, 24, every=every).num_kept == 7
+
+
+def test_a_folder_is_not_gone_on_with_at_another_rate(shapes, tmp_path):
+    out = tmp_path / "out"
+    prepare(folder.find_clips(shapes), out, 8, every=3)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"at size 8 with --every 3, not .* at size 8; name"):
+        prepare(folder.find_clips(shapes), out, 8)
+    with pytest.raises(UserError, match=r"with --every 3, not .* with --every 4;"):
+        prepare(folder.find_clips(shapes), out, 8, every=4)
+    assert contents(out) == before
+    with pytest.raises(UserError, match="--every 0 is not 1"):
+        prepare(folder.find_clips(shapes), tmp_path / "new", 8, every=0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_prepared_before_every_was_known_is_gone_on_with(shapes, tmp_path):
+    out = tmp_path / "out"
+    prepare(folder.find_clips(shapes), out, 8)
+    said = json.loads((out / "dataset.json").read_text())
+    assert said.pop("every") == 1
+    (out / "dataset.json").write_text(json.dumps(said))
+    assert read_info(out).every == 1
+    assert prepare(folder.find_clips(shapes), out, 8).num_kept == 7
+
+
 @pytest.mark.parametrize("size", [0, 4, 12, -8, 2048])
 def test_odd_sizes_are_refused(shapes, tmp_path, size):
     with pytest.raises(UserError, match=f"size {size} is not a multiple of 8"):

@@ -58,6 +58,7 @@ def prepare(
     source: Annotated[Path, typer.Argument(help="Fetched emoji, or a folder of videos.")],
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
     size: Annotated[int, typer.Option(help="Side of the square frames, a multiple of 8.")] = 64,
+    every: Annotated[int, typer.Option(help="Keep one frame in so many.")] = 1,
     workers: Workers = 1,
     holdout: Holdout = 0.0,
 ) -> None:
@@ -69,13 +70,16 @@ def prepare(
     Examples:
       magicvideo data prepare data/emoji data/emoji64 --workers 4
       magicvideo data prepare my_videos data/mine --size 128 --holdout 0.1
+      magicvideo data prepare data/emoji data/emoji256 --size 256 --every 8
     """
     from magicvideo.data.prepare import prepare as prepare_source
     from magicvideo.data.sources.known import open_source
 
     found = open_source(source, holdout)
     with _progress("preparing") as advance:
-        report = prepare_source(found, out, size, workers=workers, on_clip=advance)
+        report = prepare_source(
+            found, out, size, every=every, workers=workers, on_clip=advance
+        )
     for skipped in report.skipped:
         typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
     heldout = sum(clip.split == "heldout" for clip in report.clips)

@@ -69,6 +69,8 @@ class DatasetInfo(BaseModel):
     """The folder that the clips were read from."""
     size: PositiveInt
     """Side of the square frames in pixels."""
+    every: PositiveInt = 1
+    """Of how many frames of the source one was kept; frame rates are those of what was kept."""
     licence: str
     split_rule: str
 

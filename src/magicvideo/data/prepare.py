@@ -65,6 +65,7 @@ def prepare(
     out: Path,
     size: int,
     *,
+    every: int = 1,
     workers: int = 1,
     on_clip: OnProgress | None = None,
 ) -> Report:
@@ -72,8 +73,9 @@ def prepare(
 
     Args:
         source: What to decode.
-        out: A new folder, or one that an earlier run with the same source and size began.
+        out: A new folder, or one that an earlier run with the same source and settings began.
         size: Side of the square frames in pixels, a multiple of 8.
+        every: Keep one frame in so many, from the first on, for data of large frames.
         workers: Processes that decode.
         on_clip: Called with the numbers of clips done and of all clips.
 
@@ -81,16 +83,19 @@ def prepare(
         UserError: If the settings do not fit, or no clip of the source can be used.
     """
     _check_size(size)
+    if every < 1:
+        raise UserError(f"--every {every} is not 1 (all frames) or more.")
     info = DatasetInfo(
         source=source.name,
         origin=str(source.folder.resolve()),
         size=size,
+        every=every,
         licence=source.licence,
         split_rule=source.split_rule,
     )
     _open_folder(out, info)
     finished = _read_progress(out)
-    jobs = [(candidate, out, size, finished.get(candidate.id)) for candidate in source.candidates]
+    jobs = [(one, out, size, every, finished.get(one.id)) for one in source.candidates]
     (out / MANIFEST).unlink(missing_ok=True)
     cached, skipped, num_kept = _cache_all(jobs, out / PROGRESS, workers, on_clip)
     skipped = [*source.skipped, *skipped]
@@ -134,15 +139,18 @@ def _open_folder(out: Path, info: DatasetInfo) -> None:
         write_info(out, info)
         return
     existing = read_info(out)
-    if (existing.origin, existing.size) != (info.origin, info.size):
-        raise UserError(
-            f"{out} holds {existing.origin} at size {existing.size}, not {info.origin} at size "
-            f"{info.size}; name a new folder."
-        )
+    before, now = _described(existing), _described(info)
+    if before != now:
+        raise UserError(f"{out} holds {before}, not {now}; name a new folder.")
     write_info(out, info)
     (out / CLIPS).mkdir(exist_ok=True)
     remove_partial(out)
     remove_partial(out / CLIPS)
+
+
+def _described(info: DatasetInfo) -> str:
+    kept = "" if info.every == 1 else f" with --every {info.every}"
+    return f"{info.origin} at size {info.size}{kept}"
 
 
 def _read_progress(out: Path) -> dict[str, CachedFile]:
@@ -159,7 +167,7 @@ def _read_progress(out: Path) -> dict[str, CachedFile]:
     return finished
 
 
-_Job: TypeAlias = tuple[Candidate, Path, int, CachedFile | None]
+_Job: TypeAlias = tuple[Candidate, Path, int, int, CachedFile | None]
 
 
 def _cache_all(
@@ -184,7 +192,7 @@ def _cache_all(
 
 def _cache(job: _Job) -> tuple[CachedFile, bool] | Skipped:
     """Return the cached file and whether an earlier run had made it."""
-    candidate, out, size, finished = job
+    candidate, out, size, every, finished = job
     file = clip_file(candidate.id)
     target = out / file
     try:
@@ -194,16 +202,17 @@ def _cache(job: _Job) -> tuple[CachedFile, bool] | Skipped:
         decoded = read_clip(candidate.path, size, expected_frames=candidate.frames)
     except ClipError as error:
         return Skipped(candidate.file, str(error))
+    pixels = np.ascontiguousarray(decoded.pixels[::every])
     with atomic_file(target) as partial:
-        _write_array(partial, decoded.pixels)
+        _write_array(partial, pixels)
     cached = CachedFile(
         id=candidate.id,
         source_sha256=source_sha256,
         file=file,
         bytes=target.stat().st_size,
-        frames=len(decoded.pixels),
-        fps=decoded.fps,
-        channels=decoded.pixels.shape[-1],
+        frames=len(pixels),
+        fps=decoded.fps / every,
+        channels=pixels.shape[-1],
         sha256=sha256(target),
     )
     return cached, False

@@ -9,7 +9,7 @@ from torch import Tensor
 from magicvideo.errors import UserError
 from magicvideo.models.unet import VideoUNet
 
-_NEW = ("adaptor", "temporal", "fps_embedding")
+_NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         num_frames: The most frames of a video.
         temporal_attention: Mode of the temporal attention, or `none`.
         frame_adaptor: Whether convolutions have frame-wise adaptors.
+        noise_level: Whether the network is told how noisy its conditioning pictures are.
 
     Raises:
         ValueError: If the settings do not fit each other.
@@ -83,6 +84,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         num_frames: int = 16,
         temporal_attention: TemporalMode = "directed",
         frame_adaptor: bool = True,
+        noise_level: bool = False,
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
@@ -101,9 +103,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
         first, last = channels[0], len(channels) - 1
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(first, settings.time_embed_dim)
-        self.fps_embedding = TimestepEmbedding(first, settings.time_embed_dim)
-        nn.init.zeros_(self.fps_embedding.linear_2.weight)
-        nn.init.zeros_(self.fps_embedding.linear_2.bias)
+        self.fps_embedding = _silent_embedding(first, settings.time_embed_dim)
+        self.level_embedding = (
+            _silent_embedding(first, settings.time_embed_dim) if noise_level else None
+        )
 
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.conv_in_adaptor = make_adaptor(num_frames, first, enabled=frame_adaptor)
@@ -139,6 +142,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         timestep: Shaped[Tensor, "b"],
         tokens: Tokens,
         fps: Float[Tensor, "b"],
+        noise_level: Shaped[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, in their shape (but `out_channels`).
 
@@ -147,9 +151,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
             timestep: Diffusion step of each video.
             tokens: Condition of each video: text tokens, or tokens of image embeddings.
             fps: Frames a second of each video.
+            noise_level: Diffusion step up to which the conditioning pictures of each video were
+                noised; given if and only if the network has `noise_level`.
 
         Raises:
-            ValueError: If the video has more frames than the network.
+            ValueError: If the video has more frames than the network, or the noise level is
+                missing or out of place.
         """
         num_frames = latents.shape[1]
         if num_frames > self.config.num_frames:
@@ -157,7 +164,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 f"the video has {num_frames} frames and the network at most "
                 f"{self.config.num_frames}"
             )
-        given = Conditions(self._embed_time(timestep, fps), tokens, num_frames)
+        given = Conditions(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
         x = rearrange(latents, "b f c h w -> (b f) c h w")
         x = self.conv_in_adaptor(self.conv_in(x), num_frames)
         outputs = [x]
@@ -175,13 +182,28 @@ class VideoUNet(ModelMixin, ConfigMixin):
         return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
 
     def _embed_time(
-        self, timestep: Shaped[Tensor, "b"], fps: Float[Tensor, "b"]
+        self,
+        timestep: Shaped[Tensor, "b"],
+        fps: Float[Tensor, "b"],
+        noise_level: Shaped[Tensor, "b"] | None,
     ) -> Float[Tensor, "b d"]:
         """Embed the diffusion step and the frame rate: emb_v = Linear(SiLU(Linear(Sin(v))))."""
         dtype = self.conv_in.weight.dtype
         time = self.time_embedding(self.time_proj(timestep).to(dtype))
-        rate = self.fps_embedding(self.time_proj(fps).to(dtype))
-        return F.silu(time + rate)
+        time = time + self.fps_embedding(self.time_proj(fps).to(dtype))
+        if (self.level_embedding is None) != (noise_level is None):
+            raise ValueError("a noise level belongs to a network with noise_level, and to no other")
+        if self.level_embedding is not None and noise_level is not None:
+            time = time + self.level_embedding(self.time_proj(noise_level).to(dtype))
+        return F.silu(time)
+
+
+def _silent_embedding(channels: int, width: int) -> TimestepEmbedding:
+    """Return an embedding that is zero at the start, so that the image network is unchanged."""
+    embedding = TimestepEmbedding(channels, width)
+    nn.init.zeros_(embedding.linear_2.weight)
+    nn.init.zeros_(embedding.linear_2.bias)
+    return embedding
 
 
 def _per_level(value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:

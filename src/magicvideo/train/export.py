@@ -71,7 +71,7 @@ def _stages(run: Path) -> list[str]:
     if not settings.is_file():
         raise UserError(f"{run} is no training run: {settings} does not exist.")
     recipe = json.loads(settings.read_text(encoding="utf-8"))
-    return [name for name in get_args(StageName) if recipe[name] is not None]
+    return [name for name in get_args(StageName) if recipe.get(name) is not None]
 
 
 def _halve(file: Path) -> None:

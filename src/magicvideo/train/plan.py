@@ -1,6 +1,7 @@
 """What a recipe would do, for `--dry-run`: sizes and cost of every stage, without training it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel
 
 from magicvideo.data.manifest import read_info
+from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.train.recipe import Recipe, StageName
-from magicvideo.train.stages import image_unet_config, unet_config
+from magicvideo.train.stages import image_unet_config, interpolator_config, unet_config
 from magicvideo.train.tasks.autoencoder import make_autoencoder
 from magicvideo.train.tasks.clip import clip_config
 
@@ -71,6 +73,8 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
         ids = torch.zeros(1, tokens, dtype=torch.long)
         clip(input_ids=ids, pixel_values=torch.empty(1, 3, size, size))
         return clip
+    if name == "interpolation":
+        return _pass_one_window(interpolator_config(recipe, size), tokens)
     is_image = name == "image"
     config = image_unet_config(recipe, size) if is_image else unet_config(recipe, size)
     unet = VideoUNet(**config)
@@ -78,3 +82,13 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
     latents = torch.empty(1, 1 if is_image else config["num_frames"], channels, side, side)
     unet(latents, torch.zeros(1), torch.empty(1, tokens, recipe.clip.width), torch.zeros(1))
     return unet
+
+
+def _pass_one_window(config: dict[str, Any], tokens: int) -> nn.Module:
+    interpolator = Interpolator(**config)
+    side, channels = config["sample_size"], config["latent_channels"]
+    residuals = torch.empty(1, config["num_inserted"], channels, side, side)
+    keys = torch.empty(1, 2, channels, side, side)
+    step, width = torch.zeros(1), config["cross_attention_dim"]
+    interpolator(residuals, step, keys, step, torch.empty(1, tokens, width), step)
+    return interpolator

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from magicvideo.errors import UserError
 
-StageName: TypeAlias = Literal["autoencoder", "clip", "image", "unsupervised", "keyframes"]
+StageName: TypeAlias = Literal[
+    "autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation"
+]
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
@@ -123,6 +125,18 @@ class VideoSettings(DenoiserSettings):
     )
 
 
+class InterpolationSettings(DenoiserSettings):
+    """Stage `interpolation`: the frames between two key frames."""
+
+    num_inserted: PositiveInt = Field(3, description="new frames between two keys")
+    strides: tuple[PositiveInt, PositiveInt] = Field(
+        (1, 2), description="between the frames of a window, inclusive"
+    )
+    max_noise_level: PositiveInt = Field(
+        250, le=1000, description="diffusion step below which keys are noised"
+    )
+
+
 class GenerationDefaults(Settings):
     """What the exported model does where a request gives no value."""
 
@@ -151,6 +165,7 @@ class Recipe(Settings):
     image: ImageSettings | None = None
     unsupervised: VideoSettings | None = None
     keyframes: VideoSettings | None = None
+    interpolation: InterpolationSettings | None = None
 
     def stages(self) -> dict[StageName, StageSettings]:
         """Return the stages that the recipe has, in the order in which they run."""

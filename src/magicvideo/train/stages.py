@@ -14,6 +14,7 @@ from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.storage import verify_sums
 from magicvideo.train.loop import PRODUCT
@@ -22,6 +23,7 @@ from magicvideo.train.task import Task
 from magicvideo.train.tasks.autoencoder import AutoencoderTask
 from magicvideo.train.tasks.clip import ClipTask
 from magicvideo.train.tasks.denoiser import DenoiserTask, Frozen
+from magicvideo.train.tasks.interpolation import InterpolationTask
 
 
 def make_task(recipe: Recipe, name: StageName) -> Task:
@@ -39,6 +41,12 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
         assert recipe.clip is not None
         return ClipTask(recipe.clip, dataset, recipe.seed)
     frozen = _frozen(recipe)
+    if name == "interpolation":
+        assert recipe.interpolation is not None
+        interpolator = _interpolator(recipe, dataset.info.size)
+        return InterpolationTask(
+            interpolator, frozen, recipe.interpolation, recipe.noise, dataset, recipe.seed
+        )
     network = _denoiser(recipe, name, dataset.info.size)
     settings = {
         "image": recipe.image,
@@ -106,6 +114,14 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
     return ConditionedDenoiser(unet, conditioner)
 
 
+def _interpolator(recipe: Recipe, image_size: int) -> Interpolator:
+    """Return the interpolator at the start: the key-frame network with more input channels."""
+    interpolator = Interpolator(**interpolator_config(recipe, image_size))
+    start = product_of(recipe, "keyframes")
+    interpolator.start_from(VideoUNet.from_pretrained(start / "unet"))
+    return interpolator
+
+
 def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     """Return the arguments of `VideoUNet` for a recipe and frames of `image_size` pixels a side."""
     assert recipe.autoencoder is not None
@@ -137,3 +153,13 @@ def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     """Return the arguments for the 2D network alone, which the image stage trains."""
     config = unet_config(recipe, image_size)
     return {**config, "temporal_attention": "none", "frame_adaptor": False}
+
+
+def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
+    """Return the arguments of `Interpolator`: the key-frame network's, where it has them."""
+    assert recipe.interpolation is not None
+    config = unet_config(recipe, image_size)
+    config["latent_channels"] = config.pop("in_channels")
+    for name in ("out_channels", "num_frames", "temporal_attention"):
+        del config[name]
+    return {**config, "num_inserted": recipe.interpolation.num_inserted}

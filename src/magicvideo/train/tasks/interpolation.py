@@ -1,0 +1,146 @@
+"""Stage `interpolation`: the frames between two key frames."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.order import read_batch
+from magicvideo.diffusion.gaps import blend, fill_gaps, weave
+from magicvideo.diffusion.noise import draw_noise, generator_for
+from magicvideo.diffusion.objective import denoising_loss, target_of
+from magicvideo.diffusion.sampler import make_scheduler
+from magicvideo.models.autoencoder import decode_latents, encode_frames
+from magicvideo.models.conditioning import encode_text
+from magicvideo.models.interpolation import Interpolator
+from magicvideo.shapes import Latents
+from magicvideo.train.recipe import InterpolationSettings, NoiseSettings
+from magicvideo.train.sheet import contact_sheet
+from magicvideo.train.tasks.denoiser import Frozen, training_scheduler
+
+_WINDOWS_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 4, 8
+
+
+class InterpolationTask:
+    """Denoise what linear blending of two key frames gets wrong, told by both.
+
+    The keys are noised up to a random level, which the network is told: key frames that a network
+    made are not clean either (Ho et al., 2106.15282, section 4, conditioning augmentation).
+
+    Args:
+        network: The interpolator, initialised. Its `residual_scale` is set here, from clips.
+        frozen: The parts below it.
+        settings: The stage's settings.
+        noise: The diffusion process.
+        dataset: Clips of the training split.
+        seed: Of the order of samples.
+    """
+
+    def __init__(
+        self,
+        network: Interpolator,
+        frozen: Frozen,
+        settings: InterpolationSettings,
+        noise: NoiseSettings,
+        dataset: ClipDataset,
+        seed: int,
+    ) -> None:
+        self.network, self.frozen, self.settings = network, frozen, settings
+        self.dataset, self.seed = dataset, seed
+        self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
+        for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
+            part.requires_grad_(requires_grad=False).eval()
+        latents = self._latents(self._windows(seed + 1, 0, _WINDOWS_FOR_SCALE))
+        residuals = latents[:, 1:-1] - blend(latents[:, [0, -1]], latents.shape[1] - 2)
+        network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
+
+    def begin_step(self, step: int) -> None:
+        """Nothing changes in the course of this stage."""
+
+    def read(self, position: int) -> Batch:
+        """Return windows: a key, the frames after it, and the next key."""
+        return self._windows(self.seed, position, self.settings.batch_size)
+
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the weighted denoising error of the frames between the keys."""
+        device = next(network.parameters()).device
+        self.frozen.to(device)
+        size = len(batch.captions)
+        dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = torch.randint(steps, (size,), generator=generator).to(device)
+        levels = torch.randint(self.settings.max_noise_level, (size,), generator=generator)
+        levels = levels.to(device)
+        prompts = [
+            "" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)
+        ]
+        latents = self._latents(batch)
+        with torch.no_grad():
+            tokens = encode_text(self.frozen.text_encoder, self.frozen.tokenizer, prompts)
+        clean = latents[:, [0, -1]]
+        keys = self.scheduler.add_noise(
+            clean, torch.randn(clean.shape, generator=generator).to(device), levels
+        )
+        middle = latents[:, 1:-1]
+        residuals = (middle - blend(keys, middle.shape[1])) / self.network.config.residual_scale
+        noise = draw_noise(tuple(residuals.shape), generator, self.shared_noise).to(device)
+        prediction = network(
+            self.scheduler.add_noise(residuals, noise, timesteps),
+            timesteps,
+            keys,
+            levels,
+            tokens,
+            batch.fps.to(device),
+        )
+        target = target_of(self.scheduler, residuals, noise, timesteps)
+        loss = denoising_loss(
+            self.scheduler, prediction, target, timesteps, self.settings.snr_gamma
+        )
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return some clips' windows, real above interpolated."""
+        batch = self._windows(self.seed + 2, 0, _PREVIEWED)
+        latents = self._latents(batch)
+        keys, device = latents[:, [0, -1]], latents.device
+        shape = latents[:, 1:-1].shape
+        noise = draw_noise(tuple(shape), generator_for("preview"), self.shared_noise)
+        inserted = fill_gaps(
+            self.network,
+            self.network.config.residual_scale,
+            keys,
+            noise.to(device),
+            make_scheduler(dict(self.scheduler.config), "ddim"),
+            _PREVIEW_STEPS,
+            0,
+            encode_text(self.frozen.text_encoder, self.frozen.tokenizer, batch.captions),
+            batch.fps.to(device),
+        )
+        made = decode_latents(self.frozen.vae, weave(keys, inserted))
+        rows = torch.stack([batch.frames.to(device), made], dim=1).flatten(0, 1)
+        return contact_sheet(rows, enlarge=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the component `interpolator`."""
+        self.network.save_pretrained(folder / "interpolator")
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch) -> Latents:
+        device = next(self.network.parameters()).device
+        self.frozen.to(device)
+        return encode_frames(self.frozen.vae, batch.frames.to(device))
+
+    def _windows(self, seed: int, position: int, batch_size: int) -> Batch:
+        return read_batch(
+            self.dataset,
+            seed,
+            position,
+            batch_size,
+            num_frames=self.network.config.num_inserted + 2,
+            strides=self.settings.strides,
+        )
