@@ -77,9 +77,7 @@ def prepare(
 
     found = open_source(source, holdout)
     with _progress("preparing") as advance:
-        report = prepare_source(
-            found, out, size, every=every, workers=workers, on_clip=advance
-        )
+        report = prepare_source(found, out, size, every=every, workers=workers, on_clip=advance)
     for skipped in report.skipped:
         typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
     heldout = sum(clip.split == "heldout" for clip in report.clips)
