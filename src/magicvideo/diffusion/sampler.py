@@ -60,18 +60,42 @@ def sample(
         fps: Frame rate of each video.
         on_step: Called with the number of finished steps.
     """
-    scheduler.set_timesteps(num_steps, device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
     condition = torch.cat([negative_tokens, tokens]) if guided else tokens
     rates = torch.cat([fps, fps]) if guided else fps
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        if not guided:
+            return denoise(latents, timestep, condition, rates)
+        doubled = denoise(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), condition, rates)
+        negative, positive = doubled.chunk(2)
+        return negative + guidance_scale * (positive - negative)
+
+    return follow(predict, noise, scheduler, num_steps, on_step)
+
+
+@torch.no_grad()
+def follow(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    noise: Latents,
+    scheduler: Scheduler,
+    num_steps: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Latents:
+    """Return what is at the end of the scheduler's way from noise, step by step.
+
+    Args:
+        predict: Maps (noisy latents, timestep `b`) to the noise or the velocity in them.
+        noise: Standard normal.
+        scheduler: Tells the steps and goes from one to the next.
+        num_steps: Calls of `predict`.
+        on_step: Called with the number of finished steps.
+    """
+    scheduler.set_timesteps(num_steps, device=noise.device)
+    latents = noise * scheduler.init_noise_sigma
     for done, timestep in enumerate(scheduler.timesteps, start=1):
         scaled = scheduler.scale_model_input(latents, timestep)
-        stacked = torch.cat([scaled, scaled]) if guided else scaled
-        prediction = denoise(stacked, timestep.expand(len(stacked)), condition, rates)
-        if guided:
-            negative, positive = prediction.chunk(2)
-            prediction = negative + guidance_scale * (positive - negative)
+        prediction = predict(scaled, timestep.expand(len(scaled)))
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if on_step is not None:
             on_step(done)
