@@ -12,13 +12,15 @@ from transformers import (
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.train.tasks.tokenizer import train_tokenizer
 
 FRAMES, LATENT_SIDE, PATCH, LATENT_CHANNELS = 5, 4, 6, 3
 SIDE = LATENT_SIDE * PATCH
 TOKENS, TEXT_WIDTH, EMBEDDING = 13, 20, 14
-SHARED_NOISE = 0.3
+SHARED_NOISE, INSERTED = 0.3, 2
+VIDEO_FRAMES = FRAMES + (FRAMES - 1) * INSERTED
 WORDS = ("cat", "dog", "surfing", "woman", "blue", "background")
 
 
@@ -74,6 +76,19 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         image_encoder=CLIPVisionModelWithProjection(vision),
         image_conditioner=ImageConditioner(EMBEDDING, TEXT_WIDTH),
         unet=unet,
+        interpolator=Interpolator(
+            latent_channels=LATENT_CHANNELS,
+            num_inserted=INSERTED,
+            residual_scale=0.6,
+            sample_size=LATENT_SIDE,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(12, 16),
+            layers_per_block=1,
+            cross_attention_dim=TEXT_WIDTH,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
         scheduler=DDIMScheduler(
             beta_schedule="squaredcos_cap_v2",
             prediction_type="v_prediction",
@@ -83,10 +98,17 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         ),
         default_fps=7.0,
         default_steps=3,
+        default_interpolation_steps=2,
+        interpolation_noise_level=30,
         shared_noise=SHARED_NOISE,
         license="Apache-2.0",
     )
-    for network in (pipeline.vae, pipeline.image_conditioner, pipeline.unet):
+    for network in (
+        pipeline.vae,
+        pipeline.image_conditioner,
+        pipeline.unet,
+        pipeline.interpolator,
+    ):
         _make_random(network)
     pipeline.words = frozenset(WORDS)
     return pipeline

@@ -44,7 +44,7 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
     residuals = (truth - blend(pairs, 3)) / 0.3
     seen = []
 
-    def oracle(x, timestep, keys, level, tokens, fps):
+    def oracle(x, timestep, keys, level, _tokens, _fps):
         assert torch.equal(keys, pairs)
         assert level.tolist() == [40] * 6
         kept = scheduler.alphas_cumprod[timestep][:, None, None, None, None]

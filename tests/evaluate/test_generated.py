@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import FRAMES, SIDE, make_tiny_pipeline
+from tiny_model import SIDE, VIDEO_FRAMES, make_tiny_pipeline
 
 from magicvideo.evaluate.clips import to_bytes
 from magicvideo.evaluate.generated import generated_videos, request_key
@@ -30,7 +30,7 @@ def test_videos_are_what_the_pipeline_makes_in_8_bits(pipeline, tmp_path):
     videos = list(generated_videos(pipeline, requests, tmp_path, done.append))
     assert done == [1, 2]
     for request, video in zip(requests, videos, strict=True):
-        assert video.shape == (FRAMES, 3, SIDE, SIDE)
+        assert video.shape == (VIDEO_FRAMES, 3, SIDE, SIDE)
         assert torch.equal(to_bytes(video), to_bytes(pipeline.generate(request).frames))
     assert not torch.equal(*videos)
 
@@ -40,7 +40,7 @@ def test_a_stopped_run_goes_on_and_a_damaged_video_is_made_again(pipeline, tmp_p
     first = next(generated_videos(pipeline, requests, tmp_path, ignore))
     assert [path.name for path in tmp_path.iterdir()] == [f"{request_key(requests[0])}.npy"]
     kept = tmp_path / f"{request_key(requests[0])}.npy"
-    marked = np.zeros((FRAMES, SIDE, SIDE, 3), np.uint8)
+    marked = np.zeros((VIDEO_FRAMES, SIDE, SIDE, 3), np.uint8)
     np.save(kept, marked)
     found = next(generated_videos(pipeline, requests, tmp_path, ignore))
     assert (found == -1).all()  # it was read, not made

@@ -6,12 +6,24 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_model import FRAMES, LATENT_CHANNELS, LATENT_SIDE, SHARED_NOISE, SIDE, WORDS
+from tiny_model import (
+    FRAMES,
+    INSERTED,
+    LATENT_CHANNELS,
+    LATENT_SIDE,
+    SHARED_NOISE,
+    SIDE,
+    VIDEO_FRAMES,
+    WORDS,
+)
 
 from magicvideo.diffusion.noise import noise_for
 from magicvideo.diffusion.sampler import make_scheduler
 from magicvideo.errors import UserError
+from magicvideo.generate.interpolate import interpolate_latents
+from magicvideo.generate.kept_latents import read_latents
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.request import Settings
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.storage import folder_hash, write_sums
@@ -23,7 +35,7 @@ RED = Image.new("RGB", (9, 31), "red")
 
 def test_a_seed_gives_the_same_video_in_any_company(pipeline):
     together = pipeline(["a cat", "a dog", "woman surfing"], seed=[3, 8, 3])
-    assert together.frames.shape == (3, FRAMES, 3, SIDE, SIDE)
+    assert together.frames.shape == (3, VIDEO_FRAMES, 3, SIDE, SIDE)
     for index, (prompt, seed) in enumerate([("a cat", 3), ("a dog", 8), ("woman surfing", 3)]):
         alone = pipeline(prompt, seed=seed).frames[0]
         assert torch.equal(alone, together.frames[index])
@@ -38,15 +50,16 @@ def test_prompt_seed_fps_frames_and_settings_all_matter(pipeline):
         {"guidance_scale": 1.0},
         {"negative_prompt": "a dog"},
         {"num_inference_steps": 5},
+        {"interpolation_steps": 1},
         {"image": RED},
     ):
         other = pipeline(**{"prompt": "a cat", "seed": 3, **change}).frames
         assert (other - base).abs().mean() > 1e-4, change
-    assert pipeline("a cat", seed=3, num_frames=2).frames.shape[1] == 2
+    assert pipeline("a cat", seed=3, num_frames=2).frames.shape[1] == 2 + INSERTED
 
 
-def test_the_flow_is_condition_then_key_frames_then_pixels(pipeline):
-    request = pipeline("a cat", seed=3, negative_prompt="a dog", guidance_scale=2.5).videos[0]
+def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
+    video = pipeline("a cat", seed=3, negative_prompt="a dog", guidance_scale=2.5).videos[0]
     prompts = ["a cat", "a dog"]
     tokens, negative = (
         encode_text(pipeline.text_encoder, pipeline.tokenizer, [text]) for text in prompts
@@ -59,8 +72,58 @@ def test_the_flow_is_condition_then_key_frames_then_pixels(pipeline):
         toward, away = (pipeline.unet(latents, timestep[None], x, fps) for x in (tokens, negative))
         guided = away + 2.5 * (toward - away)
         latents = scheduler.step(guided, timestep, latents).prev_sample
-    expected = decode_latents(pipeline.vae, latents)[0]
-    torch.testing.assert_close(request.frames, expected, atol=1e-4, rtol=1e-4)
+    video_latents = interpolate_latents(
+        pipeline.interpolator,
+        scheduler,
+        latents,
+        tokens,
+        fps=7.0 * (INSERTED + 1),
+        seed=3,
+        num_steps=2,
+        shared_noise=SHARED_NOISE,
+        noise_level=30,
+    )
+    assert torch.equal(video_latents[:, :: INSERTED + 1], latents)
+    expected = decode_latents(pipeline.vae, video_latents)[0]
+    torch.testing.assert_close(video.frames, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_stages_can_be_left_out(pipeline):
+    alone = pipeline("a cat", seed=3, stages=("keyframes",)).videos[0]
+    whole = pipeline("a cat", seed=3).videos[0]
+    assert len(alone.frames) == alone.request.video_frames == FRAMES
+    assert len(whole.frames) == whole.request.video_frames == VIDEO_FRAMES
+    assert (alone.request.video_fps, whole.request.video_fps) == (7.0, 21.0)
+    # frames are decoded one by one here, so the keys are the same pictures, to rounding
+    torch.testing.assert_close(whole.frames[:: INSERTED + 1], alone.frames, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (("interpolation",), "starts with keyframes"),
+        (("keyframes", "keyframes"), "in the order"),
+        (("keyframes", "colour"), "'colour' is not known"),
+        (("keyframes", "upscaler"), "has no stage upscaler"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(pipeline, stages, words):
+    with pytest.raises(UserError, match=words):
+        pipeline("a cat", stages=stages)
+
+
+def test_one_key_frame_has_no_gap(pipeline):
+    with pytest.raises(UserError, match="two key frames or more"):
+        pipeline("a cat", num_frames=1)
+    assert len(pipeline("a cat", num_frames=1, stages=("keyframes",)).frames[0]) == 1
+
+
+def test_kept_latents_are_finished_to_the_same_video(pipeline, tmp_path):
+    request = pipeline.plan(["a cat"], [3], Settings())[0]
+    video = pipeline.generate(request, keep=tmp_path / "a.latents")
+    kept, latents = read_latents(tmp_path / "a.latents")
+    assert kept == request
+    assert torch.equal(pipeline.finish(kept, latents).frames, video.frames)
 
 
 @numpy_habit
@@ -83,7 +146,12 @@ def test_the_model_s_noise_schedule_carries_over_to_dpm(pipeline):
 def test_both_schedulers_solve_the_same_equation(pipeline):
     def frames(scheduler, steps):
         call = pipeline(
-            "a cat", seed=3, scheduler=scheduler, num_inference_steps=steps, guidance_scale=1.0
+            "a cat",
+            seed=3,
+            scheduler=scheduler,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            stages=("keyframes",),
         )
         return call.frames
 
@@ -121,9 +189,11 @@ def test_progress_tells_every_step(pipeline):
     told = []
     pipeline("a cat", seed=3, progress=lambda *event: told.append(event))
     assert told == [
-        ("sampling", 1, 3),
-        ("sampling", 2, 3),
-        ("sampling", 3, 3),
+        ("key frames", 1, 3),
+        ("key frames", 2, 3),
+        ("key frames", 3, 3),
+        ("interpolation", 1, 2),
+        ("interpolation", 2, 2),
         ("decoding", 0, 1),
     ]
 
@@ -136,7 +206,12 @@ def test_hints_are_logged(pipeline, caplog):
 def test_a_saved_model_is_the_model(pipeline, tmp_path):
     before = pipeline("a cat", seed=3).frames
     other = MagicVideoPipeline(
-        **pipeline.components, default_steps=3, default_fps=7.0, shared_noise=SHARED_NOISE
+        **pipeline.components,
+        default_steps=3,
+        default_fps=7.0,
+        default_interpolation_steps=2,
+        interpolation_noise_level=30,
+        shared_noise=SHARED_NOISE,
     )
     other.words = pipeline.words
     other.save_pretrained(tmp_path / "model")

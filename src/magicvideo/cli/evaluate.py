@@ -168,7 +168,12 @@ def sheet(
     from magicvideo.generate.request import Settings
 
     texts = read_prompts(prompts or DEFAULT_PROMPTS)
-    settings = Settings(num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler)
+    settings = Settings(
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        stages=("keyframes",),
+    )
     pipeline = _load(model)
     requests = pipeline.plan(texts, [seed + place for place in range(len(texts))], settings)
     with _progress() as report:

@@ -50,8 +50,17 @@ Guidance = Annotated[
     float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
 ]
 SchedulerName = Annotated[str | None, typer.Option(help="ddim, or dpm++ (DPM-Solver++).")]
-NumFrames = Annotated[int | None, typer.Option(help="Number of frames.")]
-Fps = Annotated[float | None, typer.Option(help="Frames a second.")]
+NumFrames = Annotated[int | None, typer.Option(help="Number of key frames.")]
+Fps = Annotated[float | None, typer.Option(help="Key frames a second.")]
+Stages = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated: keyframes, and any of interpolation and upscaler after it; by "
+        "default all that the model has."
+    ),
+]
+InterpolationSteps = Annotated[int | None, typer.Option(help="Diffusion steps between keys.")]
+UpscalerSteps = Annotated[int | None, typer.Option(help="Diffusion steps of super-resolution.")]
 Enlarge = Annotated[
     int | None,
     typer.Option(
@@ -63,6 +72,10 @@ Model = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or mps; by default cuda where there is one.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Finish this output, whose latents were kept when it was cut short."),
 ]
 Like = Annotated[Path | None, typer.Option(help="Make this video again, byte for byte.")]
 
@@ -86,10 +99,14 @@ def generate(
     scheduler: SchedulerName = None,
     frames: NumFrames = None,
     fps: Fps = None,
+    stages: Stages = None,
+    interpolation_steps: InterpolationSteps = None,
+    upscaler_steps: UpscalerSteps = None,
     enlarge: Enlarge = None,
     model: Model = None,
     device: Device = None,
     like: Like = None,
+    resume: Resume = None,
 ) -> None:
     """Make a video from a prompt, or from a picture. Each file tells how to make it again.
 
@@ -98,7 +115,9 @@ def generate(
       magicvideo generate "a red heart beating" --output heart.gif --seed 7
       magicvideo generate "a cat" "a dog" --output "pets/{index}-{slug}.webp"
       magicvideo generate --image face.png --output face.mp4
+      magicvideo generate "a cat" --stages keyframes
       magicvideo generate --like heart.gif --output again.gif
+      magicvideo generate --resume heart.gif
     """
     from magicvideo.generate.request import Settings, choose_seeds
 
@@ -110,14 +129,22 @@ def generate(
         guidance_scale=guidance,
         scheduler=scheduler,
         enlarge=enlarge,
+        stages=None if stages is None else tuple(name.strip() for name in stages.split(",")),
+        interpolation_steps=interpolation_steps,
+        upscaler_steps=upscaler_steps,
     )
-    if like is not None:
+    if like is not None or resume is not None:
         chosen = [prompt or None, prompts, image, seed, device, negative_prompt]
+        chosen += [] if resume is None else [like, output, format]
         if settings != Settings() or any(value is not None for value in chosen):
+            name = "--like" if resume is None else "--resume"
             raise UserError(
-                "--like takes the prompt and all settings from the file; leave the others out."
+                f"{name} takes the prompt and all settings from the file; leave the others out."
             )
-        _remake(like, output, format, model, overwrite=overwrite)
+        if resume is not None:
+            _finish(resume, model, overwrite=overwrite)
+        elif like is not None:
+            _remake(like, output, format, model, overwrite=overwrite)
         return
     texts, names = _texts(prompt or [], prompts, image)
     seeds = choose_seeds(seed, len(texts))
@@ -153,6 +180,29 @@ def _remake(
     torch.set_num_threads(request.threads)
     again = replace(request, version=version("magicvideo"))
     _make(console, pipeline, [again], paths, model, overwrite=overwrite)
+
+
+def _finish(output: Path, model: Path | None, *, overwrite: bool) -> None:
+    """Make the rest of a video whose latents are there."""
+    from magicvideo.generate.kept_latents import latents_path, read_latents
+    from magicvideo.generate.outputs import check_output
+    from magicvideo.generate.write import write_video
+
+    kept = latents_path(output)
+    request, latents = read_latents(kept)
+    check_output(output, overwrite=overwrite)
+    import torch
+
+    console = _console()
+    pipeline = _load(console, model, request.device)
+    pipeline.traits.check(request)
+    torch.set_num_threads(request.threads)
+    with _bar(console, "") as progress:
+        video = pipeline.finish(request, latents.to(pipeline.device), progress)
+        progress("writing", 0, 1)
+        write_video(video.frames, request, output, overwrite=overwrite)
+    kept.unlink()
+    _tell(output, request, model)
 
 
 def _texts(
@@ -245,22 +295,30 @@ def _make(
     overwrite: bool,
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
+    from magicvideo.generate.kept_latents import latents_path
     from magicvideo.generate.write import write_video
 
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
+        kept = latents_path(path)
         with _bar(console, place) as progress:
-            video = pipeline.generate(request, progress)
-            progress("writing", 0, 1)
             if len(paths) > 1:
                 path.parent.mkdir(exist_ok=True)
+            video = pipeline.generate(request, progress, keep=kept)
+            progress("writing", 0, 1)
             write_video(video.frames, request, path, overwrite=overwrite)
-        again = ["magicvideo", "generate", "--like", str(path)]
-        again += ["--model", str(model)] if model else []
-        again += ["--output", str(path.with_name(f"again-{path.name}"))]
-        again += [] if path.suffix else ["--format", "png"]
-        typer.echo(f"{path} (seed {request.seed})")
-        typer.echo(f"Make it again: {shlex.join(again)}")
+        kept.unlink()
+        _tell(path, request, model)
+
+
+def _tell(path: Path, request: "Request", model: Path | None) -> None:
+    """Say where a video is and how to make it again."""
+    again = ["magicvideo", "generate", "--like", str(path)]
+    again += ["--model", str(model)] if model else []
+    again += ["--output", str(path.with_name(f"again-{path.name}"))]
+    again += [] if path.suffix else ["--format", "png"]
+    typer.echo(f"{path} (seed {request.seed})")
+    typer.echo(f"Make it again: {shlex.join(again)}")
 
 
 @contextmanager

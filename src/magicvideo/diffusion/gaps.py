@@ -70,7 +70,5 @@ def fill_gaps(
         return denoise(x, timestep, pairs, level, condition, rates)
 
     # the keys say nearly all; moving away from an empty prompt would add nothing but cost
-    residuals = sample(
-        denoise_gaps, noise, scheduler, num_steps, 1.0, tokens, tokens, fps, on_step
-    )
+    residuals = sample(denoise_gaps, noise, scheduler, num_steps, 1.0, tokens, tokens, fps, on_step)
     return blend(pairs, noise.shape[1]) + residual_scale * residuals

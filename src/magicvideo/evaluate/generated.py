@@ -38,7 +38,7 @@ def generated_videos(
     folder.mkdir(parents=True, exist_ok=True)
     for done, request in enumerate(requests, start=1):
         path = folder / f"{request_key(request)}.npy"
-        pixels = _read(path, request.num_frames)
+        pixels = _read(path, request.video_frames)
         if pixels is None:
             pixels = to_bytes(pipeline.generate(request).frames).numpy()
             with atomic_file(path) as partial:

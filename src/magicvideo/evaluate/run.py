@@ -118,6 +118,7 @@ class Evaluation:
             num_inference_steps=protocol.num_inference_steps,
             guidance_scale=protocol.guidance_scale,
             scheduler=protocol.scheduler,
+            stages=("keyframes",),
         )
         return self.pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
 

@@ -24,13 +24,17 @@ CLASSES = {
     "image_conditioner": ("ImageConditioner",),
     "unet": ("VideoUNet",),
     "scheduler": ("DDIMScheduler",),
+    "interpolator": ("Interpolator",),
 }
+# a model without them lacks the stages that follow the key frames
+OPTIONAL = frozenset({"interpolator"})
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
     "image_encoder": "model.safetensors",
     "image_conditioner": "diffusion_pytorch_model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
+    "interpolator": "diffusion_pytorch_model.safetensors",
 }
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _WIDEST_HEADER = 100_000_000  # the limit of the safetensors format
@@ -51,17 +55,26 @@ class ModelIndex(BaseModel):
     image_conditioner: tuple[str, str]
     unet: tuple[str, str]
     scheduler: tuple[str, str]
+    interpolator: tuple[str, str] | tuple[None, None] = (None, None)
     default_fps: float = 8.0
     default_steps: int = 25
     default_guidance_scale: float = 4.0
     default_scheduler: str = "ddim"
+    default_interpolation_steps: int = Field(default=8, ge=1)
+    default_upscaler_steps: int = Field(default=2, ge=1)
+    interpolation_noise_level: int = Field(default=0, ge=0, lt=1000)
     shared_noise: float = Field(default=0.0, ge=0, le=1)
     license: str | None = None
 
-    def class_of(self, component: str) -> str:
-        """Return the name of a component's class."""
-        library_and_class: tuple[str, str] = getattr(self, component)
+    def class_of(self, component: str) -> str | None:
+        """Return the name of a component's class, or None if the model lacks the component."""
+        library_and_class: tuple[str | None, str | None] = getattr(self, component)
         return library_and_class[1]
+
+    def networks(self) -> dict[str, str]:
+        """Return the components that have weights, with the names of their classes."""
+        found = {name: self.class_of(name) for name in WEIGHTS}
+        return {name: class_name for name, class_name in found.items() if class_name is not None}
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,8 @@ def open_folder(folder: Path) -> ModelIndex:
             raise UserError(f"{path} is a pickle, which can run code; only safetensors are read.")
     verify_sums(folder)
     index = read_index(folder)
-    for component, name in WEIGHTS.items():
-        read_header(folder / component / name)
+    for component in index.networks():
+        read_header(folder / component / WEIGHTS[component])
     return index
 
 
@@ -113,6 +126,8 @@ def read_index(folder: Path) -> ModelIndex:
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path} is not understood: {place}: {first['msg']}.") from None
     for component, allowed in CLASSES.items():
+        if component in OPTIONAL and index.class_of(component) is None:
+            continue
         if index.class_of(component) not in allowed:
             raise UserError(
                 f"{path} names the class {index.class_of(component)} for {component}; "
@@ -222,12 +237,15 @@ def summarize(folder: Path) -> ModelSummary:
     index = open_folder(folder)
     components = []
     for name in CLASSES:
+        class_name = index.class_of(name)
+        if class_name is None:
+            continue
         tensors = read_header(folder / name / WEIGHTS[name]) if name in WEIGHTS else {}
         files = [path for path in (folder / name).rglob("*") if path.is_file()]
         components.append(
             ComponentSummary(
                 name=name,
-                class_name=index.class_of(name),
+                class_name=class_name,
                 parameters=sum(tensor.count for tensor in tensors.values()),
                 size=sum(path.stat().st_size for path in files),
             )

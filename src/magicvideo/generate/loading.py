@@ -18,11 +18,12 @@ from magicvideo.errors import UserError
 from magicvideo.generate.folder import WEIGHTS, check_keys, read_header, read_json
 from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 
 _NETWORKS: Mapping[str, type[Any]] = {
     network.__name__: network
-    for network in (AutoencoderKL, PatchAutoencoder, ImageConditioner, VideoUNet)
+    for network in (AutoencoderKL, PatchAutoencoder, ImageConditioner, Interpolator, VideoUNet)
 }
 _ENCODERS: Mapping[str, type[Any]] = {
     encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)

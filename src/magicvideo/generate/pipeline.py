@@ -6,140 +6,36 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from jaxtyping import Float
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from torch import Tensor
 
 from magicvideo.diffusion.noise import noise_for
 from magicvideo.diffusion.sampler import make_scheduler, sample
 from magicvideo.errors import UserError
-from magicvideo.generate.folder import INDEX, SHIPPED, WEIGHTS, open_folder
-from magicvideo.generate.hints import WORDS_FILE, prompt_hints
-from magicvideo.generate.loading import load_component, load_scheduler, load_tokenizer
+from magicvideo.generate.hints import prompt_hints
+from magicvideo.generate.interpolate import interpolate_latents
+from magicvideo.generate.kept_latents import write_latents
+from magicvideo.generate.model import VideoModel
 from magicvideo.generate.picture import describe_picture
-from magicvideo.generate.planning import ModelTraits
 from magicvideo.generate.request import Request, Settings, choose_seeds
 from magicvideo.generate.video import Video, VideoOutput
-from magicvideo.models.autoencoder import Autoencoder, decode_latents, spatial_factor
-from magicvideo.models.conditioning import ImageConditioner, encode_text
+from magicvideo.models.autoencoder import decode_latents
+from magicvideo.models.conditioning import encode_text
 from magicvideo.models.denoiser import image_tokens
-from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Frames, Latents, Tokens
-from magicvideo.storage import atomic_folder, folder_hash
 
 logger = logging.getLogger(__name__)
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 
-class MagicVideoPipeline(DiffusionPipeline):
+class MagicVideoPipeline(VideoModel):
     """Text to video, and picture to video, by latent diffusion.
 
-    Source: MagicVideo (2211.11018), key frames. `generate` is the flow, in order.
-
-    Args:
-        vae: Autoencoder between pixels and latents.
-        text_encoder: CLIP's text tower.
-        tokenizer: The text encoder's own.
-        image_encoder: CLIP's image tower, with its projection.
-        image_conditioner: From image embeddings to tokens.
-        unet: The denoiser.
-        scheduler: The noise schedule that the denoiser was trained with.
-        default_fps: Frames a second where a call gives none.
-        default_steps: Diffusion steps where a call gives none.
-        default_guidance_scale: Guidance where a call gives none.
-        default_scheduler: `ddim` or `dpm++`, where a call gives none.
-        shared_noise: Share of the noise that all frames of a video have, as in training.
-        license: Licence of the weights.
+    Source: MagicVideo (2211.11018): key frames, interpolation, decoding. `generate` is the flow, in
+    order; `VideoModel` tells what the networks are.
     """
-
-    model_hash: str | None = None
-    words: frozenset[str] = frozenset()
-
-    def __init__(
-        self,
-        vae: Autoencoder,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        image_encoder: CLIPVisionModelWithProjection,
-        image_conditioner: ImageConditioner,
-        unet: VideoUNet,
-        scheduler: DDIMScheduler,
-        default_fps: float = 8.0,
-        default_steps: int = 25,
-        default_guidance_scale: float = 4.0,
-        default_scheduler: str = "ddim",
-        shared_noise: float = 0.0,
-        license: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            image_encoder=image_encoder,
-            image_conditioner=image_conditioner,
-            unet=unet,
-            scheduler=scheduler,
-        )
-        self.register_to_config(
-            default_fps=default_fps,
-            default_steps=default_steps,
-            default_guidance_scale=default_guidance_scale,
-            default_scheduler=default_scheduler,
-            shared_noise=shared_noise,
-            license=license,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path | None = None, *, torch_dtype: torch.dtype = torch.float32
-    ) -> "MagicVideoPipeline":
-        """Load a model folder; without an argument, the emoji model that comes with the package.
-
-        Every file is checked against `SHA256SUMS` and every tensor against its network. Weights
-        are safetensors only, and nothing is downloaded.
-
-        Raises:
-            UserError: If the folder is no whole model. It names the file or the tensor.
-        """
-        folder = SHIPPED if folder is None else Path(folder)
-        index = open_folder(folder)
-        networks = {
-            name: load_component(folder, name, index.class_of(name), torch_dtype)
-            for name in WEIGHTS
-        }
-        pipeline = cls(
-            **networks,
-            tokenizer=load_tokenizer(folder / "tokenizer"),
-            scheduler=load_scheduler(folder / "scheduler"),
-            default_fps=index.default_fps,
-            default_steps=index.default_steps,
-            default_guidance_scale=index.default_guidance_scale,
-            default_scheduler=index.default_scheduler,
-            shared_noise=index.shared_noise,
-            license=index.license,
-        )
-        pipeline.model_hash = folder_hash(folder)
-        if (folder / WORDS_FILE).is_file():
-            pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
-        return pipeline
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as a folder that `from_pretrained` accepts; an older model is replaced.
-
-        Raises:
-            UserError: If the folder exists and holds something that is no model.
-        """
-        folder = Path(folder)
-        if folder.exists() and not (folder / INDEX).is_file():
-            raise UserError(f"{folder} exists and is no model folder; choose another name.")
-        with atomic_folder(folder) as partial:
-            super().save_pretrained(partial)
-            if self.words:
-                text = "".join(f"{word}\n" for word in sorted(self.words))
-                (partial / WORDS_FILE).write_text(text, encoding="utf-8")
-        self.model_hash = folder_hash(folder)
 
     def __call__(
         self,
@@ -153,6 +49,9 @@ class MagicVideoPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         seed: int | list[int] | None = None,
         scheduler: str | None = None,
+        stages: tuple[str, ...] | None = None,
+        interpolation_steps: int | None = None,
+        upscaler_steps: int | None = None,
         progress: Progress | None = None,
     ) -> VideoOutput:
         """Make one video for each prompt.
@@ -161,13 +60,18 @@ class MagicVideoPipeline(DiffusionPipeline):
             prompt: Text, or several.
             negative_prompt: What guidance moves away from.
             image: A picture as condition, in place of the text or beside it.
-            num_frames: At most and by default as many as the denoiser was trained with.
-            fps: Frames a second: the network paces the motion by it.
-            num_inference_steps: Diffusion steps.
+            num_frames: Key frames, at most and by default as many as the denoiser was trained
+                with. Interpolation puts new frames between them.
+            fps: Key frames a second: the network paces the motion by it.
+            num_inference_steps: Diffusion steps of the key frames.
             guidance_scale: 1 is no guidance.
             seed: One for each prompt, or that of the first, from which the others count on. By
                 default a random one, to be found in the request of each video.
             scheduler: `ddim` or `dpm++`.
+            stages: `keyframes`, and any of `interpolation` and `upscaler` after it; by default all
+                that the model has.
+            interpolation_steps: Diffusion steps of the interpolation.
+            upscaler_steps: Diffusion steps of the super-resolution.
             progress: Called with a stage, the steps done in it and their number.
 
         Raises:
@@ -181,6 +85,9 @@ class MagicVideoPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
+            stages=stages,
+            interpolation_steps=interpolation_steps,
+            upscaler_steps=upscaler_steps,
         )
         requests = self.plan(prompts, choose_seeds(seed, len(prompts)), settings, image)
         return VideoOutput([self.generate(request, progress) for request in requests])
@@ -204,27 +111,30 @@ class MagicVideoPipeline(DiffusionPipeline):
                 logger.warning(hint)
         return requests
 
-    @property
-    def traits(self) -> ModelTraits:
-        """Return what this model can do, and does by default."""
-        config = self.config
-        return ModelTraits(
-            hash=self.model_hash,
-            device=self.device.type,
-            side=self.unet.config.sample_size * spatial_factor(self.vae),
-            max_frames=self.unet.config.num_frames,
-            max_steps=self.scheduler.config.num_train_timesteps,
-            default_fps=config.default_fps,
-            default_steps=config.default_steps,
-            default_guidance_scale=config.default_guidance_scale,
-            default_scheduler=config.default_scheduler,
-        )
-
-    @torch.no_grad()
-    def generate(self, request: Request, progress: Progress | None = None) -> Video:
+    def generate(
+        self, request: Request, progress: Progress | None = None, keep: Path | None = None
+    ) -> Video:
         """Make one video: the whole flow.
 
         Videos are made one at a time, so that a seed gives the same video in any company.
+
+        Args:
+            request: What to make.
+            progress: Called with a stage, the steps done in it and their number.
+            keep: A file for the finished latents, written before they are decoded; `finish` goes
+                on from what `kept_latents.read_latents` returns.
+
+        Raises:
+            UserError: If the request is for another model, or beyond this one.
+        """
+        latents = self.make_latents(request, progress)
+        if keep is not None:
+            write_latents(keep, latents, request)
+        return self.finish(request, latents, progress)
+
+    @torch.no_grad()
+    def make_latents(self, request: Request, progress: Progress | None = None) -> Latents:
+        """Return the latents of all frames: the first half of the flow.
 
         Raises:
             UserError: If the request is for another model, or beyond this one.
@@ -232,7 +142,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         self.traits.check(request)
         tokens, negative_tokens = self.encode_condition(request)
         keys = self.sample_keyframes(request, tokens, negative_tokens, progress)
-        frames = self.decode(keys, progress)
+        if "interpolation" not in request.stages:
+            return keys
+        return self.interpolate(request, keys, tokens, progress)
+
+    @torch.no_grad()
+    def finish(self, request: Request, latents: Latents, progress: Progress | None = None) -> Video:
+        """Return the video of finished latents: the second half of the flow."""
+        frames = self.decode(latents, progress)
         return Video(frames[0].float().cpu(), request)
 
     def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
@@ -268,11 +185,6 @@ class MagicVideoPipeline(DiffusionPipeline):
         shape = (request.num_frames, config.in_channels, config.sample_size, config.sample_size)
         noise = noise_for(request.seed, shape, self.config.shared_noise).to(self.device, self.dtype)
         steps = request.num_inference_steps
-
-        def report(done: int) -> None:
-            if progress is not None:
-                progress("sampling", done, steps)
-
         return sample(
             self.unet,
             noise,
@@ -282,7 +194,26 @@ class MagicVideoPipeline(DiffusionPipeline):
             tokens,
             negative_tokens,
             torch.tensor([request.fps], device=self.device),
-            report,
+            _reporter(progress, "key frames", steps),
+        )
+
+    def interpolate(
+        self, request: Request, keys: Latents, tokens: Tokens, progress: Progress | None = None
+    ) -> Float[Tensor, "b all c h w"]:
+        """Return the latents of all frames, the keys among them unchanged."""
+        assert self.interpolator is not None
+        steps = request.interpolation_steps
+        return interpolate_latents(
+            self.interpolator,
+            make_scheduler(self.scheduler.config, request.scheduler),
+            keys,
+            tokens,
+            fps=request.video_fps,
+            seed=request.seed,
+            num_steps=steps,
+            shared_noise=self.config.shared_noise,
+            noise_level=self.config.interpolation_noise_level,
+            on_step=_reporter(progress, "interpolation", steps),
         )
 
     def decode(self, latents: Latents, progress: Progress | None = None) -> Frames:
@@ -290,3 +221,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         if progress is not None:
             progress("decoding", 0, 1)
         return decode_latents(self.vae, latents)
+
+
+def _reporter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
+    return None if progress is None else lambda done: progress(stage, done, total)

@@ -27,6 +27,11 @@ class ModelTraits:
         default_steps: Diffusion steps.
         default_guidance_scale: Guidance.
         default_scheduler: `ddim` or `dpm++`.
+        stages: What it has networks for.
+        num_inserted: New frames between two key frames.
+        upscale_factor: Of the super-resolution.
+        default_interpolation_steps: Diffusion steps of the interpolation.
+        default_upscaler_steps: Diffusion steps of the super-resolution.
     """
 
     hash: str | None
@@ -38,6 +43,11 @@ class ModelTraits:
     default_steps: int
     default_guidance_scale: float
     default_scheduler: str
+    stages: tuple[str, ...]
+    num_inserted: int
+    upscale_factor: int
+    default_interpolation_steps: int
+    default_upscaler_steps: int
 
     def plan(
         self, prompts: list[str], seeds: list[int], settings: Settings, picture: Picture | None
@@ -49,6 +59,8 @@ class ModelTraits:
         """
         if not prompts:
             raise UserError("There is no prompt; say what the video should show.")
+        stages = _or(settings.stages, self.stages)
+        side = self.side * (self.upscale_factor if "upscaler" in stages else 1)
         requests = [
             Request(
                 prompt=prompt,
@@ -60,7 +72,13 @@ class ModelTraits:
                 num_inference_steps=_or(settings.num_inference_steps, self.default_steps),
                 guidance_scale=float(_or(settings.guidance_scale, self.default_guidance_scale)),
                 scheduler=_or(settings.scheduler, self.default_scheduler),
-                enlarge=_or(settings.enlarge, max(1, _PLEASANT_SIDE // self.side)),
+                enlarge=_or(settings.enlarge, max(1, _PLEASANT_SIDE // side)),
+                stages=stages,
+                num_inserted=self.num_inserted if "interpolation" in stages else 0,
+                interpolation_steps=_or(
+                    settings.interpolation_steps, self.default_interpolation_steps
+                ),
+                upscaler_steps=_or(settings.upscaler_steps, self.default_upscaler_steps),
                 model=self.hash,
                 device=self.device,
                 threads=torch.get_num_threads(),
@@ -83,10 +101,19 @@ class ModelTraits:
                 f"The number of frames is {request.num_frames}; this model makes at most "
                 f"{self.max_frames}."
             )
-        if request.num_inference_steps > self.max_steps:
+        most = max(request.num_inference_steps, request.interpolation_steps, request.upscaler_steps)
+        if most > self.max_steps:
             raise UserError(
-                f"The number of steps is {request.num_inference_steps}; this model knows at most "
-                f"{self.max_steps}."
+                f"The number of steps is {most}; this model knows at most {self.max_steps}."
+            )
+        if absent := [name for name in request.stages if name not in self.stages]:
+            raise UserError(
+                f"This model has no stage {absent[0]}; what it has: {', '.join(self.stages)}."
+            )
+        if "interpolation" in request.stages and request.num_frames < 2:
+            raise UserError(
+                "Interpolation needs two key frames or more; ask for more frames, or for "
+                "--stages keyframes."
             )
         if request.model != self.hash:
             raise UserError(

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from magicvideo.errors import UserError
 
 MAX_SEED = 2**63 - 1
+STAGES = ("keyframes", "interpolation", "upscaler")
 SCHEDULERS = ("ddim", "dpm++")  # what diffusion.sampler offers, known here without torch
 _KEY = "magicvideo"  # the one key of the JSON object that travels in files
 _RANDOM_SEEDS = 2**32  # few digits: a seed is read, typed and put into file names
@@ -27,12 +28,16 @@ class Settings:
 
     Attributes:
         negative_prompt: What guidance moves away from.
-        num_frames: Frames of the video.
-        fps: Frames a second, of the motion and of the file.
+        num_frames: Key frames of the video.
+        fps: Key frames a second: the motion is paced by it. Interpolation multiplies it.
         num_inference_steps: Diffusion steps.
         guidance_scale: 1 is no guidance.
         scheduler: `ddim` or `dpm++`.
         enlarge: Factor by which files enlarge the frames; by default the shorter side reaches 256.
+        stages: What makes the video, in order: key frames, and what is to follow them; by default
+            all stages that the model has.
+        interpolation_steps: Diffusion steps of the interpolation.
+        upscaler_steps: Diffusion steps of the super-resolution.
     """
 
     negative_prompt: str = ""
@@ -42,6 +47,9 @@ class Settings:
     guidance_scale: float | None = None
     scheduler: str | None = None
     enlarge: int | None = None
+    stages: tuple[str, ...] | None = None
+    interpolation_steps: int | None = None
+    upscaler_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no model can work with."""
@@ -50,6 +58,10 @@ class Settings:
         _check_whole("The number of steps", self.num_inference_steps, 1, 1000)
         _check_number("The guidance scale", self.guidance_scale, 0.0, 100.0)
         _check_whole("The factor of enlargement", self.enlarge, 1, 32)
+        _check_whole("The number of interpolation steps", self.interpolation_steps, 1, 1000)
+        _check_whole("The number of upscaler steps", self.upscaler_steps, 1, 1000)
+        if self.stages is not None:
+            _check_stages(self.stages)
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise UserError(
                 f"The scheduler {self.scheduler!r} is not known; choose {' or '.join(SCHEDULERS)}."
@@ -105,12 +117,16 @@ class Request:
         negative_prompt: What guidance moves away from.
         picture: A condition beside the text or in its place, or None.
         seed: Seed of the noise.
-        num_frames: Frames of the video.
-        fps: Frames a second.
-        num_inference_steps: Diffusion steps.
+        num_frames: Key frames of the video.
+        fps: Key frames a second.
+        num_inference_steps: Diffusion steps of the key frames.
         guidance_scale: 1 is no guidance.
-        scheduler: `ddim` or `dpm++`.
+        scheduler: `ddim` or `dpm++`, in all stages.
         enlarge: Factor by which files enlarge the frames.
+        stages: What makes the video, in order.
+        num_inserted: New frames between two key frames.
+        interpolation_steps: Diffusion steps of the interpolation.
+        upscaler_steps: Diffusion steps of the super-resolution.
         model: Hash of the model folder, or None for a model that was never saved.
         device: Kind of device, such as `cpu`: each rounds in its own way.
         threads: CPU threads, which decide the order of sums and with it the last bits.
@@ -127,6 +143,10 @@ class Request:
     guidance_scale: float
     scheduler: str
     enlarge: int
+    stages: tuple[str, ...]
+    num_inserted: int
+    interpolation_steps: int
+    upscaler_steps: int
     model: str | None
     device: str
     threads: int
@@ -136,6 +156,7 @@ class Request:
         """Refuse values that cannot be."""
         _check_whole("The seed", self.seed, 0, MAX_SEED)
         _check_whole("The number of threads", self.threads, 1, 4096)
+        _check_whole("The number of inserted frames", self.num_inserted, 0, 1000)
         if self.picture is None and not self.prompt.strip():
             raise UserError("The prompt is empty; say what the video should show.")
         Settings(
@@ -146,7 +167,20 @@ class Request:
             guidance_scale=self.guidance_scale,
             scheduler=self.scheduler,
             enlarge=self.enlarge,
+            stages=self.stages,
+            interpolation_steps=self.interpolation_steps,
+            upscaler_steps=self.upscaler_steps,
         )
+
+    @property
+    def video_fps(self) -> float:
+        """Return the frames a second of the finished video."""
+        return self.fps * (self.num_inserted + 1)
+
+    @property
+    def video_frames(self) -> int:
+        """Return the number of frames of the finished video."""
+        return self.num_frames + (self.num_frames - 1) * self.num_inserted
 
     def to_json(self) -> str:
         """Return the request as one line of ASCII, the text that travels in files."""
@@ -190,6 +224,17 @@ def choose_seeds(seed: int | list[int] | None, count: int) -> list[int]:
     if len(seeds) != count:
         raise UserError(f"{len(seeds)} seeds were given for {count} videos; give one for each.")
     return seeds
+
+
+def _check_stages(stages: tuple[str, ...]) -> None:
+    allowed = ", ".join(STAGES)
+    if unknown := [name for name in stages if name not in STAGES]:
+        raise UserError(f"The stage {unknown[0]!r} is not known; stages are {allowed}.")
+    if stages != tuple(name for name in STAGES if name in stages) or stages[:1] != STAGES[:1]:
+        raise UserError(
+            f"The stages {', '.join(stages) or '(none)'} are no sequence that makes a video; it "
+            f"starts with keyframes and goes on in the order {allowed}."
+        )
 
 
 def _check_whole(what: str, value: int | None, least: int, most: int) -> None:

@@ -48,11 +48,11 @@ def write_video(
             return
         with atomic_file(path) as partial:
             if kind == "gif":
-                write_gif(partial, pixels, request.fps, text)
+                write_gif(partial, pixels, request.video_fps, text)
             elif kind == "webp":
-                write_webp(partial, pixels, request.fps, text)
+                write_webp(partial, pixels, request.video_fps, text)
             else:
-                write_container(partial, pixels, request.fps, text)
+                write_container(partial, pixels, request.video_fps, text)
 
 
 def to_pixels(

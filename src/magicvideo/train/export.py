@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import diffusers
 import torch
@@ -16,7 +16,8 @@ from magicvideo.train.recipe import StageName
 from magicvideo.train.run import SETTINGS
 from magicvideo.train.tasks.clip import WORDS
 
-# component: (stage that makes it, library and class for model_index.json)
+# component: (stage that makes it, library and class for model_index.json); those of stages that the
+# recipe lacks are left out
 _COMPONENTS = {
     "vae": ("autoencoder", ("magicvideo", "PatchAutoencoder")),
     "text_encoder": ("clip", ("transformers", "CLIPTextModel")),
@@ -25,8 +26,10 @@ _COMPONENTS = {
     "unet": ("keyframes", ("magicvideo", "VideoUNet")),
     "image_conditioner": ("keyframes", ("magicvideo", "ImageConditioner")),
     "scheduler": ("keyframes", ("diffusers", "DDIMScheduler")),
+    "interpolator": ("interpolation", ("magicvideo", "Interpolator")),
 }
 TRAINING = "training.json"
+_AS_NAMED = ("license", "interpolation_noise_level")
 
 
 def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
@@ -54,14 +57,16 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         verify_sums(product)
         products[stage] = product
     with atomic_folder(output) as partial:
-        for name, (stage, _) in _COMPONENTS.items():
+        components = {n: where for n, where in _COMPONENTS.items() if where[0] in products}
+        for name, (stage, _) in components.items():
             shutil.copytree(products[stage] / name, partial / name)
         shutil.copyfile(products["clip"] / WORDS, partial / WORDS)
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
         recipe = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-        _write_index(partial, recipe["defaults"], recipe["noise"]["shared"])
+        index = {name: list(where) for name, (_, where) in components.items()}
+        _write_index(partial, index, recipe)
         _write_training(partial, recipe["name"], list(products.values()))
 
 
@@ -84,15 +89,17 @@ def _halve(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_index(
-    folder: Path, defaults: dict[str, str | float | None], shared_noise: float
-) -> None:
+def _write_index(folder: Path, components: dict[str, list[str]], recipe: dict[str, Any]) -> None:
+    defaults = {
+        name if name in _AS_NAMED else f"default_{name}": value
+        for name, value in recipe["defaults"].items()
+    }
     index = {
         "_class_name": "MagicVideoPipeline",
         "_diffusers_version": diffusers.__version__,
-        **{name: list(where) for name, (_, where) in _COMPONENTS.items()},
-        **{name if name == "license" else f"default_{name}": v for name, v in defaults.items()},
-        "shared_noise": shared_noise,
+        **components,
+        **defaults,
+        "shared_noise": recipe["noise"]["shared"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

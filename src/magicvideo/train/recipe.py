@@ -97,7 +97,7 @@ class NoiseSettings(Settings):
     beta_start: float = 0.00085
     beta_end: float = 0.012
     zero_terminal_snr: bool = True
-    shared: Share = Field(0.0, description="share of the noise that all frames of a clip have")
+    shared: Share = Field(default=0.0, description="share of the noise that all frames of a clip have")
 
 
 class DenoiserSettings(StageSettings):
@@ -144,6 +144,11 @@ class GenerationDefaults(Settings):
     steps: PositiveInt = Field(default=25, description="diffusion steps")
     guidance_scale: float = Field(default=4.0, ge=1)
     scheduler: Literal["ddim", "dpm++"] = "ddim"
+    interpolation_steps: PositiveInt = Field(default=8, description="diffusion steps")
+    upscaler_steps: PositiveInt = Field(default=2, description="diffusion steps")
+    interpolation_noise_level: int = Field(
+        default=0, ge=0, lt=1000, description="diffusion step up to which keys are noised"
+    )
     license: str | None = Field(default=None, description="of the weights")
 
 

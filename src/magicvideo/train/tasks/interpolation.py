@@ -75,9 +75,7 @@ class InterpolationTask:
         timesteps = torch.randint(steps, (size,), generator=generator).to(device)
         levels = torch.randint(self.settings.max_noise_level, (size,), generator=generator)
         levels = levels.to(device)
-        prompts = [
-            "" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)
-        ]
+        prompts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
         latents = self._latents(batch)
         with torch.no_grad():
             tokens = encode_text(self.frozen.text_encoder, self.frozen.tokenizer, prompts)

@@ -1,0 +1,68 @@
+"""Flow 1, second stage: from key latents to the latents of the whole video."""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from magicvideo.diffusion.gaps import fill_gaps, key_pairs, weave
+from magicvideo.diffusion.noise import draw_noise, generator_for
+from magicvideo.diffusion.sampler import Scheduler
+from magicvideo.models.interpolation import Interpolator
+from magicvideo.shapes import Latents, Tokens
+
+
+def interpolate_latents(
+    interpolator: Interpolator,
+    scheduler: Scheduler,
+    keys: Latents,
+    tokens: Tokens,
+    *,
+    fps: float,
+    seed: int,
+    num_steps: int,
+    shared_noise: float,
+    noise_level: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Tensor, "1 all c h w"]:
+    """Return a video's latents: its keys unchanged, and new frames in every gap.
+
+    All gaps of the video are one batch.
+
+    Args:
+        interpolator: The network.
+        scheduler: Tells the diffusion steps.
+        keys: Latents of the key frames of one video, two or more.
+        tokens: Its condition.
+        fps: Frames a second of the finished video.
+        seed: The video's.
+        num_steps: Diffusion steps.
+        shared_noise: Share of the noise that all frames have, as in training.
+        noise_level: Diffusion step up to which the network's view of the keys is noised, which
+            lets it correct what is wrong with keys that were themselves made.
+        on_step: Called with the number of finished steps.
+    """
+    gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
+    generator = generator_for("interpolation", seed)
+    noise = draw_noise((1, gaps * inserted, *keys.shape[2:]), generator, shared_noise)
+    noise = rearrange(noise, "1 (g k) c h w -> g k c h w", g=gaps).to(keys)
+    seen = keys
+    if noise_level > 0:
+        blur = torch.randn(keys.shape, generator=generator).to(keys)
+        level = torch.tensor([noise_level], device=keys.device)
+        seen = scheduler.add_noise(keys, blur, level)
+    new = fill_gaps(
+        interpolator,
+        interpolator.config.residual_scale,
+        key_pairs(seen),
+        noise,
+        scheduler,
+        num_steps,
+        noise_level,
+        repeat(tokens, "1 l d -> g l d", g=gaps),
+        torch.full((gaps,), fps, device=keys.device),
+        on_step,
+    )
+    return weave(keys, new)

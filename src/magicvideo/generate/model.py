@@ -1,0 +1,170 @@
+"""The networks of one model folder: loaded with every key accounted for, and written again."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from magicvideo.errors import UserError
+from magicvideo.generate.folder import INDEX, SHIPPED, open_folder
+from magicvideo.generate.hints import WORDS_FILE
+from magicvideo.generate.loading import load_component, load_scheduler, load_tokenizer
+from magicvideo.generate.planning import ModelTraits
+from magicvideo.models.autoencoder import Autoencoder, spatial_factor
+from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.unet import VideoUNet
+from magicvideo.storage import atomic_folder, folder_hash
+
+Model = TypeVar("Model", bound="VideoModel")
+
+
+class VideoModel(DiffusionPipeline):
+    """What a model folder holds, in diffusers' manner; `MagicVideoPipeline` adds the flow.
+
+    Args:
+        vae: Autoencoder between pixels and latents.
+        text_encoder: CLIP's text tower.
+        tokenizer: The text encoder's own.
+        image_encoder: CLIP's image tower, with its projection.
+        image_conditioner: From image embeddings to tokens.
+        unet: The denoiser of key frames.
+        scheduler: The noise schedule that the denoisers of latents were trained with.
+        interpolator: The denoiser of the frames between them, or None.
+        default_fps: Key frames a second where a call gives none.
+        default_steps: Diffusion steps where a call gives none.
+        default_guidance_scale: Guidance where a call gives none.
+        default_scheduler: `ddim` or `dpm++`, where a call gives none.
+        default_interpolation_steps: Diffusion steps of the interpolation.
+        default_upscaler_steps: Diffusion steps of the super-resolution.
+        interpolation_noise_level: Diffusion step up to which the interpolator's keys are noised.
+        shared_noise: Share of the noise that all frames of a video have, as in training.
+        license: Licence of the weights.
+    """
+
+    _optional_components = ["interpolator"]  # noqa: RUF012 - diffusers declares it
+    model_hash: str | None = None
+    words: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        vae: Autoencoder,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        image_encoder: CLIPVisionModelWithProjection,
+        image_conditioner: ImageConditioner,
+        unet: VideoUNet,
+        scheduler: DDIMScheduler,
+        interpolator: Interpolator | None = None,
+        default_fps: float = 8.0,
+        default_steps: int = 25,
+        default_guidance_scale: float = 4.0,
+        default_scheduler: str = "ddim",
+        default_interpolation_steps: int = 8,
+        default_upscaler_steps: int = 2,
+        interpolation_noise_level: int = 0,
+        shared_noise: float = 0.0,
+        license: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            image_conditioner=image_conditioner,
+            unet=unet,
+            scheduler=scheduler,
+            interpolator=interpolator,
+        )
+        self.register_to_config(
+            default_fps=default_fps,
+            default_steps=default_steps,
+            default_guidance_scale=default_guidance_scale,
+            default_scheduler=default_scheduler,
+            default_interpolation_steps=default_interpolation_steps,
+            default_upscaler_steps=default_upscaler_steps,
+            interpolation_noise_level=interpolation_noise_level,
+            shared_noise=shared_noise,
+            license=license,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        folder: str | Path | None = None,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> Model:
+        """Load a model folder; without an argument, the emoji model that comes with the package.
+
+        Every file is checked against `SHA256SUMS` and every tensor against its network. Weights
+        are safetensors only, and nothing is downloaded.
+
+        Raises:
+            UserError: If the folder is no whole model. It names the file or the tensor.
+        """
+        folder = SHIPPED if folder is None else Path(folder)
+        index = open_folder(folder)
+        networks = {
+            name: load_component(folder, name, class_name, torch_dtype)
+            for name, class_name in index.networks().items()
+        }
+        pipeline = cls(
+            **networks,
+            tokenizer=load_tokenizer(folder / "tokenizer"),
+            scheduler=load_scheduler(folder / "scheduler"),
+            default_fps=index.default_fps,
+            default_steps=index.default_steps,
+            default_guidance_scale=index.default_guidance_scale,
+            default_scheduler=index.default_scheduler,
+            default_interpolation_steps=index.default_interpolation_steps,
+            default_upscaler_steps=index.default_upscaler_steps,
+            interpolation_noise_level=index.interpolation_noise_level,
+            shared_noise=index.shared_noise,
+            license=index.license,
+        )
+        pipeline.model_hash = folder_hash(folder)
+        if (folder / WORDS_FILE).is_file():
+            pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
+        return pipeline
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as a folder that `from_pretrained` accepts; an older model is replaced.
+
+        Raises:
+            UserError: If the folder exists and holds something that is no model.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / INDEX).is_file():
+            raise UserError(f"{folder} exists and is no model folder; choose another name.")
+        with atomic_folder(folder) as partial:
+            super().save_pretrained(partial)
+            if self.words:
+                text = "".join(f"{word}\n" for word in sorted(self.words))
+                (partial / WORDS_FILE).write_text(text, encoding="utf-8")
+        self.model_hash = folder_hash(folder)
+
+    @property
+    def traits(self) -> ModelTraits:
+        """Return what this model can do, and does by default."""
+        config = self.config
+        stages = ["keyframes"] + (["interpolation"] if self.interpolator is not None else [])
+        return ModelTraits(
+            hash=self.model_hash,
+            device=self.device.type,
+            side=self.unet.config.sample_size * spatial_factor(self.vae),
+            max_frames=self.unet.config.num_frames,
+            max_steps=self.scheduler.config.num_train_timesteps,
+            default_fps=config.default_fps,
+            default_steps=config.default_steps,
+            default_guidance_scale=config.default_guidance_scale,
+            default_scheduler=config.default_scheduler,
+            stages=tuple(stages),
+            num_inserted=self.interpolator.config.num_inserted if self.interpolator else 0,
+            upscale_factor=1,
+            default_interpolation_steps=config.default_interpolation_steps,
+            default_upscaler_steps=config.default_upscaler_steps,
+        )

@@ -1,0 +1,216 @@
+"""Flow 1's last stage: frames of four times the side, a few frames and one tile at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, product
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.sampler import Scheduler, follow
+from magicvideo.errors import UserError
+from magicvideo.models.upscaler import Upscaler, enlarge
+from magicvideo.shapes import FoldedFrames, Frames
+
+LargeVideos: TypeAlias = Float[Tensor, "b f rgb tall wide"]
+LargeFrames: TypeAlias = Float[Tensor, "n c tall wide"]
+
+
+@torch.no_grad()
+def upscale_frames(
+    upscaler: Upscaler,
+    scheduler: Scheduler,
+    frames: Frames,
+    seeds: Sequence[int],
+    *,
+    num_steps: int,
+    noise_level: float,
+    tile: int = 256,
+    frames_at_once: int = 4,
+    on_step: Callable[[int, int], None] | None = None,
+) -> LargeVideos:
+    """Return videos of `upscaler.config.factor` times the side, clamped to [-1, 1].
+
+    Source: MagicVideo, super-resolution in pixels. Frames do not see each other; all frames of a
+    video start from the same noise, so that what stands still stays still. To rounding, neither
+    `tile` nor `frames_at_once` changes the result: they bound the memory.
+
+    Args:
+        upscaler: The network. The result is on its device, in single precision.
+        scheduler: With the noise schedule that the network was trained with.
+        frames: Pixels in [-1, 1], of any size.
+        seeds: Of the videos, from which their noise follows.
+        num_steps: Diffusion steps. With one the result is the mean of what the large frame may
+            be, which is soft; with more it is one of those.
+        noise_level: Standard deviation of the noise on what the network is shown of the small
+            frames, from 0 to `upscaler.config.max_noise_level`: the higher, the less it trusts
+            their details. What it adds to is enlarged from frames without that noise.
+        tile: Longest side that the network sees at a time, in pixels of the small frames.
+        frames_at_once: How many frames it sees at a time.
+        on_step: Called with the number of finished steps and of all; every `frames_at_once` frames
+            have `num_steps` of them.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    _check_request(upscaler, scheduler, num_steps, noise_level)
+    _check_work(frames, seeds, frames_at_once)
+    chunks_of_a_video = -(-frames.shape[1] // frames_at_once)
+    total, finished = len(seeds) * chunks_of_a_video * num_steps, count(1)
+
+    def advance(_: int) -> None:
+        if on_step is not None:
+            on_step(next(finished), total)
+
+    factor, multiple = upscaler.config.factor, upscaler.multiple
+    height, width = (factor * side for side in frames.shape[-2:])
+    videos = []
+    for seed, video in zip(seeds, frames, strict=True):
+        small = _pad(video.to(upscaler.device, torch.float32), multiple)
+        noise = _shared_noise(seed, "residual", small, factor)
+        shown = small + noise_level * _shared_noise(seed, "small", small, 1)
+        chunks = []
+        for part, seen in zip(
+            small.split(frames_at_once), shown.split(frames_at_once), strict=True
+        ):
+            residuals = _residuals(
+                upscaler, scheduler, seen, noise, num_steps, noise_level, tile, advance
+            )
+            large = enlarge(part, factor) + upscaler.config.residual_scale * residuals
+            chunks.append(large[..., :height, :width].clamp(-1, 1))
+        videos.append(torch.cat(chunks))
+    return torch.stack(videos)
+
+
+def _residuals(
+    upscaler: Upscaler,
+    scheduler: Scheduler,
+    seen: FoldedFrames,
+    noise: Float[Tensor, "1 c tall wide"],
+    num_steps: int,
+    noise_level: float,
+    tile: int,
+    advance: Callable[[int], None],
+) -> LargeFrames:
+    """Return the residuals of some frames of one video, at unit variance, by all steps.
+
+    Tiles are put together again after every step. Sampled to the end one by one, they would have
+    to overlap by the network's radius times the number of steps.
+    """
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        velocity = predict_by_tiles(upscaler, noisy[0], seen, timestep, noise_level, tile)
+        return velocity[None]
+
+    shared = noise.expand(len(seen), -1, -1, -1)
+    return follow(predict, shared[None], scheduler, num_steps, advance)[0]
+
+
+def predict_by_tiles(
+    upscaler: Upscaler,
+    noisy: LargeFrames,
+    seen: FoldedFrames,
+    timestep: Shaped[Tensor, "1"],
+    noise_level: float,
+    tile: int,
+) -> LargeFrames:
+    """Return what the network predicts of whole frames, seen in tiles of at most `tile` pixels.
+
+    A tile reaches over its core by the network's radius, and its core is all that is kept, so the
+    result is to rounding what the network gives when it sees the whole.
+
+    Raises:
+        UserError: If a tile is too small to have a core.
+    """
+    dtype, factor = upscaler.dtype, upscaler.config.factor
+    steps = timestep.expand(len(seen))
+    levels = torch.full((len(seen),), noise_level, device=seen.device)
+    whole = torch.empty_like(noisy)
+    rows, columns = (
+        list(_spans(side, tile, upscaler.radius, upscaler.multiple)) for side in seen.shape[-2:]
+    )
+    for row, column in product(rows, columns):
+        made = upscaler(
+            noisy[..., row.seen(factor), column.seen(factor)].to(dtype),
+            seen[..., row.seen(1), column.seen(1)].to(dtype),
+            steps,
+            levels,
+        )
+        core = made[..., row.kept(factor), column.kept(factor)]
+        whole[..., row.core(factor), column.core(factor)] = core
+    return whole
+
+
+class _Span(NamedTuple):
+    """One tile along one axis, in pixels of the small frame: what is seen, and its core."""
+
+    first: int
+    core_first: int
+    core_last: int
+    last: int
+
+    def seen(self, factor: int) -> slice:
+        return slice(factor * self.first, factor * self.last)
+
+    def core(self, factor: int) -> slice:
+        return slice(factor * self.core_first, factor * self.core_last)
+
+    def kept(self, factor: int) -> slice:
+        """Return where the core is in what was seen."""
+        offset = self.core_first - self.first
+        return slice(factor * offset, factor * (offset + self.core_last - self.core_first))
+
+
+def _spans(side: int, tile: int, radius: int, multiple: int) -> Iterator[_Span]:
+    """Yield the tiles along an axis; all borders are multiples, as the network's grid asks."""
+    if side <= tile:
+        yield _Span(0, 0, side, side)
+        return
+    margin = -(-radius // multiple) * multiple
+    core = (tile - 2 * margin) // multiple * multiple
+    if core < multiple:
+        raise UserError(
+            f"tile={tile} is too small for this upscaler; give {2 * margin + multiple} or more."
+        )
+    for first in range(0, side, core):
+        last = min(first + core, side)
+        yield _Span(max(first - margin, 0), first, last, min(last + margin, side))
+
+
+def _pad(frames: FoldedFrames, multiple: int) -> FoldedFrames:
+    below, right = (-side % multiple for side in frames.shape[-2:])
+    return F.pad(frames, (0, right, 0, below), mode="replicate")
+
+
+def _shared_noise(
+    seed: int, purpose: str, small: FoldedFrames, factor: int
+) -> Float[Tensor, "1 c tall wide"]:
+    """Return the noise that all frames of a video have, drawn whole, whatever its tiles."""
+    _, channels, height, width = small.shape
+    generator = generator_for("upscaler", seed, purpose)
+    noise = torch.randn((1, channels, factor * height, factor * width), generator=generator)
+    return noise.to(small.device)
+
+
+def _check_request(
+    upscaler: Upscaler, scheduler: Scheduler, num_steps: int, noise_level: float
+) -> None:
+    most = scheduler.config.num_train_timesteps
+    if not 1 <= num_steps <= most:
+        raise UserError(f"num_steps={num_steps} of the upscaler is not between 1 and {most}.")
+    highest = upscaler.config.max_noise_level
+    if not 0 <= noise_level <= highest:
+        raise UserError(
+            f"noise_level={noise_level} is not between 0 and {highest}, the highest that the "
+            "upscaler was trained with."
+        )
+
+
+def _check_work(frames: Frames, seeds: Sequence[int], frames_at_once: int) -> None:
+    if len(seeds) != len(frames) or not len(seeds):
+        raise UserError(f"{len(frames)} videos have {len(seeds)} seeds; give one for each.")
+    if frames_at_once < 1:
+        raise UserError(f"frames_at_once={frames_at_once} is not 1 or more.")
