@@ -3,7 +3,7 @@
 At the paper's scale frames are coded by Stable Diffusion's `AutoencoderKL` from diffusers. The
 `PatchAutoencoder` here learns fast enough for a CPU. Both offer `encode(x).latent_dist`,
 `decode(z).sample`, `config.scaling_factor` and `config.latent_channels`, and everything else in the
-package goes through `encode_frames` and `decode_latents`.
+package goes through `encode_frames` and `decode_latents`. So do their video forms in `video_vae`.
 """
 
 import math
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from magicvideo.models.video_decoder import VideoDecoder
 from magicvideo.shapes import FoldedFrames, Frames, Latents
 
 
@@ -187,9 +188,13 @@ def encode_frames(
 def decode_latents(autoencoder: Autoencoder, latents: Latents, chunk: int = 16) -> Frames:
     """Return the frames of scaled latents, clamped to [-1, 1].
 
-    Frames are decoded `chunk` at a time, so that memory does not grow with the video.
+    Frames are decoded `chunk` at a time, so that memory does not grow with the video. What comes
+    out does not depend on it: a decoder with temporal attention is told of the frames before.
     """
-    folded = rearrange(latents, "b f c h w -> (b f) c h w") / autoencoder.config.scaling_factor
+    code = latents / autoencoder.config.scaling_factor
+    if isinstance(autoencoder, VideoDecoder):
+        return torch.stack([autoencoder.decode_video(z, chunk) for z in code]).clamp(-1, 1)
+    folded = rearrange(code, "b f c h w -> (b f) c h w")
     parts = [autoencoder.decode(part).sample for part in folded.split(chunk)]
     frames = torch.cat(parts).clamp(-1, 1)
     return rearrange(frames, "(b f) c h w -> b f c h w", f=latents.shape[1])

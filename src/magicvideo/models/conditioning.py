@@ -73,15 +73,22 @@ def embed_frames(
         image_encoder: CLIP's image tower with its projection.
         frames: Pixels in [-1, 1] of any size; they are resized to what the encoder was made for.
     """
-    side = image_encoder.config.image_size
     folded = rearrange(frames, "b f c h w -> (b f) c h w")
-    if folded.shape[-2:] != (side, side):
-        folded = F.interpolate(
-            folded, size=(side, side), mode="bicubic", antialias=True, align_corners=False
-        )
-    embeddings = image_encoder(normalise_for_clip(folded)).image_embeds
+    embeddings = image_encoder(prepare_for_clip(image_encoder, folded)).image_embeds
     unit = F.normalize(embeddings, dim=-1)
     return rearrange(unit, "(b f) e -> b f e", f=frames.shape[1])
+
+
+def prepare_for_clip(
+    image_encoder: CLIPVisionModelWithProjection, pixels: Float[Tensor, "n 3 _ _"]
+) -> Float[Tensor, "n 3 h w"]:
+    """Return pixels in [-1, 1] at the size and in the units that the encoder was made for."""
+    side = image_encoder.config.image_size
+    if pixels.shape[-2:] != (side, side):
+        pixels = F.interpolate(
+            pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+        )
+    return normalise_for_clip(pixels)
 
 
 def normalise_for_clip(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:

@@ -1,13 +1,12 @@
-"""Image weights into the video U-Net: every key copied, new or refused, and none left over."""
+"""Image weights into a video network: every key copied, new or refused, and none left over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magicvideo.errors import UserError
-from magicvideo.models.unet import VideoUNet
 
 _NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding")
 
@@ -26,16 +25,17 @@ class Inflation:
 
 
 @torch.no_grad()
-def inflate(network: VideoUNet, image_weights: Mapping[str, Tensor]) -> Inflation:
+def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> Inflation:
     """Copy an image network's weights into a video network.
 
     Source: MagicVideo initialises its denoiser from a text-to-image model. After it the video
     network computes, frame by frame, what the image network computes.
 
     Args:
-        network: Fresh, or with the new tensors in any state: they are not touched.
-        image_weights: State of a diffusers `UNet2DConditionModel`, or of a `VideoUNet` without
-            temporal attention and adaptors.
+        network: A `VideoUNet` or a `VideoAutoencoder`, fresh, or with the new tensors in any
+            state: they are not touched.
+        image_weights: State of a diffusers `UNet2DConditionModel`, of a `VideoUNet` without
+            temporal attention and adaptors, or of the image form of an autoencoder.
 
     Raises:
         UserError: If a tensor has no counterpart or another shape, or one that images need is
@@ -59,5 +59,5 @@ def inflate(network: VideoUNet, image_weights: Mapping[str, Tensor]) -> Inflatio
 
 
 def is_new(name: str) -> bool:
-    """Return whether a tensor of `VideoUNet` is one that image networks lack."""
+    """Return whether a tensor of a video network is one that image networks lack."""
     return any(part in name for part in _NEW)

@@ -1,14 +1,26 @@
 """Directed temporal attention: each frame attends to itself and to the frames before it."""
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
+import torch
 from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magicvideo.shapes import FoldedFrames
 
 TemporalMode: TypeAlias = Literal["directed", "printed", "bidirectional", "none"]
+
+
+class Past(NamedTuple):
+    """What a frame attends to of the frames before its window.
+
+    Tracks are the positions of all videos, "(b h w)", and heads share the channels.
+    """
+
+    keys: Float[Tensor, "tracks heads f width"]
+    values: Float[Tensor, "tracks heads f width"]
 
 
 class DirectedTemporalAttention(nn.Module):
@@ -23,18 +35,29 @@ class DirectedTemporalAttention(nn.Module):
             `printed` multiplies the triangular mask after the softmax, as the paper's formula
             does, which leaves later frames in the normaliser (departure D3 in docs/paper_map.md).
             `bidirectional` has no mask.
+        reach: How many frames a frame attends to, itself included; None for all before it. Only
+            for mode `directed`.
 
     Raises:
-        ValueError: If `num_heads` does not divide `channels`, or the mode is not one of these.
+        ValueError: If `num_heads` does not divide `channels`, the mode is not one of these, or
+            the reach is below one or does not go with the mode.
     """
 
-    def __init__(self, channels: int, num_heads: int, mode: TemporalMode = "directed") -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        mode: TemporalMode = "directed",
+        reach: int | None = None,
+    ) -> None:
         super().__init__()
         if channels % num_heads:
             raise ValueError(f"channels={channels} is not a multiple of num_heads={num_heads}")
         if mode not in get_args(TemporalMode)[:3]:
             raise ValueError(f"mode={mode!r} is not one of {get_args(TemporalMode)[:3]}")
-        self.num_heads, self.mode = num_heads, mode
+        if reach is not None and (reach < 1 or mode != "directed"):
+            raise ValueError(f"reach={reach} with mode={mode!r}: it is for `directed`, from 1 on")
+        self.num_heads, self.mode, self.reach = num_heads, mode, reach
         self.norm = nn.LayerNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
@@ -43,6 +66,25 @@ class DirectedTemporalAttention(nn.Module):
 
     def forward(self, x: FoldedFrames, num_frames: int) -> FoldedFrames:
         """Return the temporal branch of the block, which the caller adds to the spatial branch."""
+        return self.proceed(x, num_frames, None)[0]
+
+    def proceed(
+        self, x: FoldedFrames, num_frames: int, past: Past | None
+    ) -> tuple[FoldedFrames, Past]:
+        """Return the temporal branch of a window of frames, and the past of the window after it.
+
+        Windows in a row give what the whole video gives at once, since no frame needs a later one.
+
+        Args:
+            x: Features of the window.
+            num_frames: Frames of the window.
+            past: What the window before returned; None where the video starts.
+
+        Raises:
+            ValueError: If there is a past and the mode is not `directed`.
+        """
+        if past is not None and self.mode != "directed":
+            raise ValueError(f"mode={self.mode!r} cannot go on from earlier frames; only directed")
         # one copy, here: with time beside the channels all that follows are views
         tracks = rearrange(x, "(b f) c h w -> (b h w) f c", f=num_frames)
         q, k, v = rearrange(
@@ -51,13 +93,28 @@ class DirectedTemporalAttention(nn.Module):
             three=3,
             m=self.num_heads,
         ).unbind()
+        if past is not None:
+            k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
         mixed = rearrange(self._attend(q, k, v), "t m f d -> t f (m d)")
-        return rearrange(
+        update = rearrange(
             self.to_out(mixed), "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3]
         )
+        forgotten = 0 if self.reach is None else max(0, k.shape[2] + 1 - self.reach)
+        return update, Past(k[:, :, forgotten:], v[:, :, forgotten:])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.mode == "printed":
             weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).tril()
             return weights @ v
-        return F.scaled_dot_product_attention(q, k, v, is_causal=self.mode == "directed")
+        visible = self._visible(q.shape[2], k.shape[2], q.device)
+        is_causal = self.mode == "directed" and visible is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal)
+
+    def _visible(self, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "q k"] | None:
+        """Return which keys each query sees; None where torch's own causal mask says the same."""
+        reach = keys if self.reach is None else self.reach
+        if queries == keys <= reach or self.mode != "directed":
+            return None
+        frame = torch.arange(keys, device=device)
+        age = frame[keys - queries :, None] - frame
+        return (age >= 0) & (age < reach)

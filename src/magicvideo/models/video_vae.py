@@ -1,0 +1,238 @@
+"""The VideoVAE: both autoencoders with temporal attention in their decoders.
+
+They have the image autoencoders' tensors under the same names, so that weights of one, such as
+Stable Diffusion's, are taken over by name (`inflate_autoencoder`). New tensors are called
+`temporal_mid` and `temporal_up`.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import register_to_config
+
+from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder
+from magicvideo.models.inflate import inflate
+from magicvideo.models.temporal import DirectedTemporalAttention
+from magicvideo.models.video_decoder import Features, VideoDecoder
+from magicvideo.shapes import FoldedFrames
+
+_ENCODER = ("encoder", "quant_conv")
+
+
+class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
+    """A `PatchAutoencoder` whose decoder attends to earlier frames.
+
+    The layers stand after the residual blocks at the code's side, and after the first one at twice
+    that side. The linear decoder stays a matter of single frames.
+
+    Args:
+        in_channels: As for `PatchAutoencoder`, and so are all up to `scaling_factor`.
+        latent_channels: Channels of the code.
+        patch_size: Pixels a side of one position of the code.
+        widths: Channels of the convolutions; multiples of `temporal_heads`.
+        encoder_layers: Residual blocks of the encoder.
+        decoder_layers: Residual blocks of the decoder; the first number is at least 1.
+        norm_num_groups: Groups of the group norms.
+        noise_std: Standard deviation of the posterior, as a share of the code's own.
+        scaling_factor: One over the standard deviation of the code.
+        temporal_heads: Attention heads of both temporal layers.
+        temporal_reach: How many frames a frame attends to, itself included.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        latent_channels: int = 16,
+        patch_size: int = 8,
+        widths: Sequence[int] = (96, 192),
+        encoder_layers: Sequence[int] = (1, 1),
+        decoder_layers: Sequence[int] = (2, 3),
+        norm_num_groups: int = 16,
+        noise_std: float = 0.05,
+        scaling_factor: float = 1.0,
+        temporal_heads: int = 4,
+        temporal_reach: int = 16,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            latent_channels=latent_channels,
+            patch_size=patch_size,
+            widths=widths,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers,
+            norm_num_groups=norm_num_groups,
+            noise_std=noise_std,
+            scaling_factor=scaling_factor,
+        )
+        fine, coarse = widths
+        if decoder_layers[0] < 1:
+            raise ValueError(f"decoder_layers={decoder_layers}: the first must be at least 1")
+        self._mid = 1 + decoder_layers[1]  # a convolution and the blocks at the code's side
+        self._up = self._mid + 3  # a convolution, the shuffle and a block at twice that side
+        self.temporal_mid = DirectedTemporalAttention(coarse, temporal_heads, reach=temporal_reach)
+        self.temporal_up = DirectedTemporalAttention(fine, temporal_heads, reach=temporal_reach)
+
+    def forward(
+        self, x: FoldedFrames, generator: torch.Generator, num_frames: int = 1
+    ) -> tuple[FoldedFrames, Features]:
+        """Return the reconstruction of videos from a sample of their posterior, and its mean."""
+        return _reconstruct(self, x, generator, num_frames)
+
+    def _to_mid(self, z: FoldedFrames) -> Features:
+        return self.decoder[: self._mid](z * self.config.scaling_factor)
+
+    def _to_up(self, x: Features) -> Features:
+        return self.decoder[self._mid : self._up](x)
+
+    def _to_pixels(self, x: Features, z: FoldedFrames) -> Features:
+        return self.decoder_linear(z) + self.decoder[self._up :](x)
+
+
+class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
+    """A diffusers `AutoencoderKL` whose decoder attends to earlier frames.
+
+    The layers stand after `decoder.mid_block` and after `decoder.up_blocks[0]`. Windows of frames
+    bound the memory, so the decoder uses neither diffusers' slices nor its tiles.
+
+    Args:
+        in_channels: As for `AutoencoderKL`, and so are all up to `mid_block_add_attention`.
+        out_channels: Channels of the reconstruction.
+        down_block_types: Levels of the encoder.
+        up_block_types: Levels of the decoder.
+        block_out_channels: Channels of each level; the last a multiple of `temporal_heads`.
+        layers_per_block: Residual blocks a level.
+        act_fn: Activation.
+        latent_channels: Channels of the code.
+        norm_num_groups: Groups of every group norm.
+        sample_size: Side of the pictures that it was trained on.
+        scaling_factor: One over the standard deviation of the code.
+        shift_factor: Mean of the code.
+        latents_mean: Mean of each channel of the code.
+        latents_std: Standard deviation of each channel of the code.
+        force_upcast: Whether half precision overflows.
+        use_quant_conv: Whether a convolution follows the encoder.
+        use_post_quant_conv: Whether a convolution stands before the decoder.
+        mid_block_add_attention: Whether the middle blocks have spatial attention.
+        temporal_heads: Attention heads of both temporal layers.
+        temporal_reach: How many frames a frame attends to, itself included.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
+    """
+
+    # the parts of diffusers' decoder are called one by one, past its switch for checkpointing
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
+        up_block_types: Sequence[str] = ("UpDecoderBlock2D",),
+        block_out_channels: Sequence[int] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        sample_size: int = 32,
+        scaling_factor: float = 0.18215,
+        shift_factor: float | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        force_upcast: bool = True,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
+        temporal_heads: int = 8,
+        temporal_reach: int = 16,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            sample_size=sample_size,
+            scaling_factor=scaling_factor,
+            shift_factor=shift_factor,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            force_upcast=force_upcast,
+            use_quant_conv=use_quant_conv,
+            use_post_quant_conv=use_post_quant_conv,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        channels = block_out_channels[-1]
+        self.temporal_mid = DirectedTemporalAttention(
+            channels, temporal_heads, reach=temporal_reach
+        )
+        self.temporal_up = DirectedTemporalAttention(channels, temporal_heads, reach=temporal_reach)
+
+    def forward(
+        self, x: FoldedFrames, generator: torch.Generator, num_frames: int = 1
+    ) -> tuple[FoldedFrames, Features]:
+        """Return the reconstruction of videos from a sample of their posterior, and its mean."""
+        return _reconstruct(self, x, generator, num_frames)
+
+    def _to_mid(self, z: FoldedFrames) -> Features:
+        if self.post_quant_conv is not None:
+            z = self.post_quant_conv(z)
+        return self.decoder.mid_block(self.decoder.conv_in(z))
+
+    def _to_up(self, x: Features) -> Features:
+        return self.decoder.up_blocks[0](x)
+
+    def _to_pixels(
+        self,
+        x: Features,
+        z: FoldedFrames,  # noqa: ARG002 - this decoder has no way around its features
+    ) -> Features:
+        decoder = self.decoder
+        for block in decoder.up_blocks[1:]:
+            x = block(x)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+
+
+VideoAutoencoder: TypeAlias = VideoPatchAutoencoder | VideoAutoencoderKL
+
+
+def inflate_autoencoder(
+    image: Autoencoder, temporal_heads: int, temporal_reach: int
+) -> VideoAutoencoder:
+    """Return the video form of an image autoencoder: its weights, and silent temporal layers.
+
+    Frame by frame it computes what the image autoencoder computes.
+
+    Raises:
+        ValueError: If `temporal_heads` does not divide the channels of the decoder.
+    """
+    kind = VideoPatchAutoencoder if isinstance(image, PatchAutoencoder) else VideoAutoencoderKL
+    config = {name: value for name, value in image.config.items() if not name.startswith("_")}
+    video = kind(**config, temporal_heads=temporal_heads, temporal_reach=temporal_reach)
+    inflate(video, image.state_dict())
+    return video
+
+
+def freeze_encoder(autoencoder: VideoAutoencoder) -> None:
+    """Leave the encoder out of training, since denoisers live on its latents; train the rest."""
+    for name, parameter in autoencoder.named_parameters():
+        parameter.requires_grad_(not name.startswith(_ENCODER))
+
+
+def _reconstruct(
+    autoencoder: VideoAutoencoder, x: FoldedFrames, generator: torch.Generator, num_frames: int
+) -> tuple[FoldedFrames, Features]:
+    posterior = autoencoder.encode(x).latent_dist
+    code = posterior.sample(generator)
+    return autoencoder.decode(code, num_frames).sample, posterior.mean
