@@ -1,6 +1,7 @@
 """Flow 1's last stage: frames of four times the side, a few frames and one tile at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, product
 from typing import NamedTuple, TypeAlias
 
@@ -65,48 +66,52 @@ def upscale_frames(
         if on_step is not None:
             on_step(next(finished), total)
 
-    factor, multiple = upscaler.config.factor, upscaler.multiple
-    height, width = (factor * side for side in frames.shape[-2:])
-    videos = []
-    for seed, video in zip(seeds, frames, strict=True):
-        small = _pad(video.to(upscaler.device, torch.float32), multiple)
-        noise = _shared_noise(seed, "residual", small, factor)
-        shown = small + noise_level * _shared_noise(seed, "small", small, 1)
+    way = _Way(upscaler, scheduler, num_steps, noise_level, tile, frames_at_once, advance)
+    return torch.stack(
+        [way.enlarge(video, seed) for seed, video in zip(seeds, frames, strict=True)]
+    )
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How small frames become large ones: the arguments of `upscale_frames` but for the frames."""
+
+    upscaler: Upscaler
+    scheduler: Scheduler
+    num_steps: int
+    noise_level: float
+    tile: int
+    frames_at_once: int
+    advance: Callable[[int], None]
+
+    def enlarge(self, video: FoldedFrames, seed: int) -> LargeFrames:
+        """Return the frames of one video, large."""
+        config = self.upscaler.config
+        height, width = (config.factor * side for side in video.shape[-2:])
+        small = _pad(video.to(self.upscaler.device, torch.float32), self.upscaler.multiple)
+        noise = _shared_noise(seed, "residual", small, config.factor)
+        seen = small + self.noise_level * _shared_noise(seed, "small", small, 1)
         chunks = []
-        for part, seen in zip(
-            small.split(frames_at_once), shown.split(frames_at_once), strict=True
-        ):
-            residuals = _residuals(
-                upscaler, scheduler, seen, noise, num_steps, noise_level, tile, advance
-            )
-            large = enlarge(part, factor) + upscaler.config.residual_scale * residuals
+        for first in range(0, len(small), self.frames_at_once):
+            chunk = slice(first, first + self.frames_at_once)
+            residuals = config.residual_scale * self._residuals(seen[chunk], noise)
+            large = enlarge(small[chunk], config.factor) + residuals
             chunks.append(large[..., :height, :width].clamp(-1, 1))
-        videos.append(torch.cat(chunks))
-    return torch.stack(videos)
+        return torch.cat(chunks)
 
+    def _residuals(self, seen: FoldedFrames, noise: Float[Tensor, "1 c tall wide"]) -> LargeFrames:
+        """Return the residuals of some frames, at unit variance.
 
-def _residuals(
-    upscaler: Upscaler,
-    scheduler: Scheduler,
-    seen: FoldedFrames,
-    noise: Float[Tensor, "1 c tall wide"],
-    num_steps: int,
-    noise_level: float,
-    tile: int,
-    advance: Callable[[int], None],
-) -> LargeFrames:
-    """Return the residuals of some frames of one video, at unit variance, by all steps.
+        Tiles are put together again after every step. Sampled to the end one by one, they would
+        have to overlap by the network's radius times the number of steps.
+        """
 
-    Tiles are put together again after every step. Sampled to the end one by one, they would have
-    to overlap by the network's radius times the number of steps.
-    """
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            level, tile = self.noise_level, self.tile
+            return predict_by_tiles(self.upscaler, noisy[0], seen, timestep, level, tile)[None]
 
-    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        velocity = predict_by_tiles(upscaler, noisy[0], seen, timestep, noise_level, tile)
-        return velocity[None]
-
-    shared = noise.expand(len(seen), -1, -1, -1)
-    return follow(predict, shared[None], scheduler, num_steps, advance)[0]
+        shared = noise.expand(len(seen), -1, -1, -1)[None]
+        return follow(predict, shared, self.scheduler, self.num_steps, self.advance)[0]
 
 
 def predict_by_tiles(

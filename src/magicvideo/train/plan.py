@@ -11,10 +11,11 @@ from transformers import CLIPModel
 from magicvideo.data.manifest import read_info
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
-from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.recipe import Recipe, StageName, UpscalerSettings
 from magicvideo.train.stages import image_unet_config, interpolator_config, unet_config
 from magicvideo.train.tasks.autoencoder import make_autoencoder
 from magicvideo.train.tasks.clip import clip_config
+from magicvideo.train.tasks.upscaler import make_upscaler
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
         autoencoder = make_autoencoder(recipe.autoencoder.model)
         autoencoder.decode(autoencoder.encode(torch.empty(1, 3, size, size)).latent_dist.mean)
         return autoencoder
+    if name == "upscaler":
+        assert recipe.upscaler is not None
+        return _pass_one_crop(recipe.upscaler)
     assert recipe.clip is not None
     tokens = recipe.clip.max_tokens
     if name == "clip":
@@ -82,6 +86,14 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
     latents = torch.empty(1, 1 if is_image else config["num_frames"], channels, side, side)
     unet(latents, torch.zeros(1), torch.empty(1, tokens, recipe.clip.width), torch.zeros(1))
     return unet
+
+
+def _pass_one_crop(settings: UpscalerSettings) -> nn.Module:
+    upscaler = make_upscaler(settings.model, settings.max_noise_level)
+    side, small = settings.crop, settings.crop // upscaler.config.factor
+    frames = torch.empty(1, 3, side, side), torch.empty(1, 3, small, small)
+    upscaler(*frames, torch.zeros(1), torch.zeros(1))
+    return upscaler
 
 
 def _pass_one_window(config: dict[str, Any], tokens: int) -> nn.Module:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from magicvideo.errors import UserError
 
 StageName: TypeAlias = Literal[
-    "autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation"
+    "autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation", "upscaler"
 ]
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -97,7 +97,9 @@ class NoiseSettings(Settings):
     beta_start: float = 0.00085
     beta_end: float = 0.012
     zero_terminal_snr: bool = True
-    shared: Share = Field(default=0.0, description="share of the noise that all frames of a clip have")
+    shared: Share = Field(
+        default=0.0, description="share of the noise that all frames of a clip have"
+    )
 
 
 class DenoiserSettings(StageSettings):
@@ -137,6 +139,30 @@ class InterpolationSettings(DenoiserSettings):
     )
 
 
+class UpscalerModelSettings(Settings):
+    """Sizes of `Upscaler`, whose docstring explains them."""
+
+    widths: tuple[PositiveInt, ...] = (48, 96, 176)
+    num_blocks: tuple[PositiveInt, ...] = (1, 1, 2)
+
+
+class UpscalerSettings(StageSettings):
+    """Stage `upscaler`: large frames out of small ones."""
+
+    data: Path = Field(description="prepared frames of the large size")
+    crop: PositiveInt = Field(128, description="side of the crops, in pixels of large frames")
+    varied: Share = Field(0.5, description="share of inputs shrunk in another way than by area")
+    reconstructed: Share = Field(0.5, description="share of inputs that pass the autoencoder")
+    max_latent_noise: float = Field(
+        0.3, ge=0, description="most noise on their latents, as a standard deviation"
+    )
+    max_noise_level: float = Field(
+        0.2, gt=0, description="most noise on all inputs, in pixels from -1 to 1"
+    )
+    snr_gamma: float | None = Field(5.0, gt=0, description="ceiling of the SNR weight; null: none")
+    model: UpscalerModelSettings = Field(default_factory=UpscalerModelSettings)
+
+
 class GenerationDefaults(Settings):
     """What the exported model does where a request gives no value."""
 
@@ -171,6 +197,7 @@ class Recipe(Settings):
     unsupervised: VideoSettings | None = None
     keyframes: VideoSettings | None = None
     interpolation: InterpolationSettings | None = None
+    upscaler: UpscalerSettings | None = None
 
     def stages(self) -> dict[StageName, StageSettings]:
         """Return the stages that the recipe has, in the order in which they run."""

@@ -24,6 +24,7 @@ from magicvideo.train.tasks.autoencoder import AutoencoderTask
 from magicvideo.train.tasks.clip import ClipTask
 from magicvideo.train.tasks.denoiser import DenoiserTask, Frozen
 from magicvideo.train.tasks.interpolation import InterpolationTask
+from magicvideo.train.tasks.upscaler import UpscalerTask
 
 
 def make_task(recipe: Recipe, name: StageName) -> Task:
@@ -32,8 +33,13 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
     Raises:
         UserError: If the data cannot be read or a stage before it is not done.
     """
-    dataset = ClipDataset(recipe.data, ("train",))
     torch.manual_seed(generator_for(recipe.seed, name, "weights").initial_seed())
+    if name == "upscaler":
+        assert recipe.upscaler is not None
+        vae = PatchAutoencoder.from_pretrained(product_of(recipe, "autoencoder") / "vae")
+        large = ClipDataset(recipe.upscaler.data, ("train",))
+        return UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
+    dataset = ClipDataset(recipe.data, ("train",))
     if name == "autoencoder":
         assert recipe.autoencoder is not None
         return AutoencoderTask(recipe.autoencoder, dataset, recipe.seed)

@@ -1,0 +1,91 @@
+"""Large frames to small ones in the many ways in which small frames come about."""
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from magicvideo.shapes import FoldedFrames
+
+Kernel: TypeAlias = Literal["area", "bilinear", "bicubic"]
+SmallFrames: TypeAlias = Float[Tensor, "n c _ _"]
+
+_MAX_BLUR = 1.0  # standard deviation in pixels of the small frame: what an autoencoder softens
+_REACH = 3  # pixels to each side that a blur sees
+
+
+def shrink(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> SmallFrames:
+    """Return frames of a whole fraction of the side.
+
+    Args:
+        frames: Their sides are multiples of `factor`.
+        factor: How many times smaller the side becomes.
+        kernel: `area` is the mean of each square, as in preparation; the others, as wide as is
+            needed against aliasing, are those of other programs.
+    """
+    if kernel == "area":
+        return F.avg_pool2d(frames, factor)
+    return F.interpolate(
+        frames, scale_factor=1 / factor, mode=kernel, antialias=True, align_corners=False
+    )
+
+
+def shrink_variously(
+    frames: FoldedFrames, factor: int, share: float, generator: torch.Generator
+) -> SmallFrames:
+    """Return small frames: a share of them by a random kernel and softened, the others by area.
+
+    Args:
+        frames: Their sides are multiples of `factor`.
+        factor: How many times smaller the side becomes.
+        share: Probability of a frame to be treated so.
+        generator: Source of every choice, on the CPU.
+    """
+    varied = torch.rand(len(frames), generator=generator) < share
+    kernels = torch.randint(len(get_args(Kernel)), (len(frames),), generator=generator)
+    sigmas = _MAX_BLUR * torch.rand(len(frames), generator=generator)
+    small = shrink(frames, factor)
+    for number, kernel in enumerate(get_args(Kernel)):
+        chosen = (varied & (kernels == number)).to(frames.device)
+        if chosen.any():
+            small[chosen] = shrink(frames[chosen], factor, kernel)
+    if varied.any():
+        varied = varied.to(frames.device)
+        small[varied] = blur(small[varied], sigmas.to(frames.device)[varied])
+    return small
+
+
+def blur(frames: FoldedFrames, sigmas: Float[Tensor, " n"]) -> FoldedFrames:
+    """Return frames under a Gaussian of each one's standard deviation, in pixels."""
+    places = torch.arange(-_REACH, _REACH + 1, device=frames.device)
+    weights = torch.exp(-0.5 * (places / sigmas.clamp(min=1e-3)[:, None]).square())
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    rows = F.pad(frames, (_REACH,) * 4, mode="replicate").unfold(3, len(places), 1)
+    columns = torch.einsum("nchwk,nk->nchw", rows, weights)
+    return torch.einsum("nchwk,nk->nchw", columns.unfold(2, len(places), 1), weights)
+
+
+def crop_pairs(
+    large: FoldedFrames, small: SmallFrames, side: int, generator: torch.Generator
+) -> tuple[SmallFrames, SmallFrames]:
+    """Return the same random square of large and of small frames, another in each pair.
+
+    Args:
+        large: Frames of a whole multiple of the sides of `small`.
+        small: The same frames, small.
+        side: Of the squares, in pixels of the small frames.
+        generator: Source of the places, on the CPU.
+    """
+    factor = large.shape[-1] // small.shape[-1]
+    tops = torch.randint(small.shape[-2] - side + 1, (len(small),), generator=generator)
+    lefts = torch.randint(small.shape[-1] - side + 1, (len(small),), generator=generator)
+    pairs = []
+    for frames, scale in ((large, factor), (small, 1)):
+        squares = [
+            frame[:, scale * top : scale * (top + side), scale * left : scale * (left + side)]
+            for frame, top, left in zip(frames, tops.tolist(), lefts.tolist(), strict=True)
+        ]
+        pairs.append(torch.stack(squares))
+    return pairs[0], pairs[1]

@@ -1,0 +1,199 @@
+"""Super-resolution: a frame of four times the side, by diffusion of what enlarging leaves out."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from jaxtyping import Float, Shaped
+from torch import Tensor, addcmul, cat, channels_last, nn
+from torch.nn import functional as F
+
+from magicvideo.shapes import FoldedFrames
+
+LargeFrames = Float[Tensor, "n c height width"]
+Features = Float[Tensor, "n _ _ _"]
+
+_FREQUENCIES = 64
+_LEVEL_UNITS = 1000  # noise levels come in pixels, and the sinusoids expect steps
+
+
+class Upscaler(ModelMixin, ConfigMixin):
+    """Predict the velocity of a frame's residual: what enlarging its small version leaves out.
+
+    Source: MagicVideo's last stage is a diffusion model on pixels that is trained on pictures; the
+    network is not known (departure D13 in docs/paper_map.md). Diffused is not the large frame but
+    its difference from the enlarged small one, divided by `residual_scale` to unit variance. Nearly
+    all of the frame is in the small one already, and beside it the difference is a faint signal:
+    diffused whole, most steps would go into making again what is known. A prediction of nothing
+    gives the plainly enlarged frame, so that colours cannot drift, and what is flat stays flat.
+
+    Pixels are folded, 4x4 into channels, so that the network works at the side of the small frame
+    and below, which is what makes it cheap. All norms are over the channels of one position and
+    there is no attention: an output depends on what lies within `radius` and on nothing else, so
+    that a large frame can be made tile by tile.
+
+    Args:
+        channels: Colour channels.
+        factor: How many times the side of the small frame the large one has.
+        widths: Channels of each level, the small frame's own side first.
+        num_blocks: Residual blocks of each level: in each half, and at the deepest level in all.
+        residual_scale: Standard deviation of the difference from the enlarged small frame.
+        max_noise_level: Highest noise on small frames that was seen in training, as a standard
+            deviation of pixels in [-1, 1].
+
+    Raises:
+        ValueError: If there are not as many widths as numbers of blocks.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: int = 3,
+        factor: int = 4,
+        widths: Sequence[int] = (48, 96, 176),
+        num_blocks: Sequence[int] = (1, 1, 2),
+        residual_scale: float = 1.0,  # noqa: ARG002 - registered
+        max_noise_level: float = 0.2,  # noqa: ARG002 - registered
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(num_blocks):
+            raise ValueError(f"{len(widths)} widths and {len(num_blocks)} numbers of blocks")
+        folded, first = channels * factor * factor, widths[0]
+        embed_dim = 4 * first
+        self.frequencies = Timesteps(_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(_FREQUENCIES, embed_dim)
+        self.level_embedding = TimestepEmbedding(_FREQUENCIES, embed_dim)
+        self.conv_in = nn.Conv2d(folded + channels, first, 3, padding=1)
+        levels = list(zip(widths, num_blocks, strict=True))
+        self.down_blocks = nn.ModuleList(ModulatedBlocks(*level, embed_dim) for level in levels[:-1])
+        self.downsamplers = nn.ModuleList(
+            nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1))
+            for fine, coarse in pairwise(widths)
+        )
+        self.mid_blocks = ModulatedBlocks(*levels[-1], embed_dim)
+        self.upsamplers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2))
+            for fine, coarse in pairwise(widths)
+        )
+        self.up_blocks = nn.ModuleList(ModulatedBlocks(*level, embed_dim) for level in levels[:-1])
+        self.norm_out = ChannelNorm(first)
+        self.conv_out = _zero(nn.Conv2d(first, folded, 3, padding=1))
+        self.gain_out = _zero(nn.Conv2d(first, folded, 1))
+
+    @property
+    def multiple(self) -> int:
+        """Return what the sides of a small frame must be multiples of."""
+        return int(2 ** (len(self.config.widths) - 1))
+
+    @property
+    def radius(self) -> int:
+        """Return how far an output pixel sees to each side, in pixels of the small frame.
+
+        A block reaches 2 positions, by its two convolutions. A level with reach r reaches 2 r + 1
+        of the next finer one's positions, since an output is one of the two that are coarsened
+        together. The first and the last convolution reach 1 each.
+        """
+        *finer, deepest = self.config.num_blocks
+        radius = 2 * deepest
+        for count in reversed(finer):
+            radius = 2 * radius + 1 + 4 * count
+        return int(radius + 2)
+
+    def forward(
+        self,
+        noisy: LargeFrames,
+        small: FoldedFrames,
+        timestep: Shaped[Tensor, " n"],
+        noise_level: Float[Tensor, " n"],
+    ) -> LargeFrames:
+        """Return the velocity.
+
+        Args:
+            noisy: Noisy residuals.
+            small: Small frames in [-1, 1], with noise of `noise_level` added; their sides are
+                multiples of `multiple`.
+            timestep: Diffusion step of each frame.
+            noise_level: Standard deviation of the noise that was added to each small frame.
+
+        Raises:
+            ValueError: If the sides do not fit.
+        """
+        factor = self.config.factor
+        sides, expected = noisy.shape[-2:], [factor * side for side in small.shape[-2:]]
+        if list(sides) != expected or any(side % self.multiple for side in small.shape[-2:]):
+            raise ValueError(
+                f"small frames of {tuple(small.shape[-2:])} and residuals of {tuple(sides)}: the "
+                f"former must be multiples of {self.multiple}, the latter {factor} times as large"
+            )
+        embedding = F.silu(
+            self.time_embedding(self.frequencies(timestep).to(noisy.dtype))
+            + self.level_embedding(self.frequencies(_LEVEL_UNITS * noise_level).to(noisy.dtype))
+        )
+        folded = F.pixel_unshuffle(noisy, factor)
+        x = self.conv_in(cat([folded, small], dim=1).contiguous(memory_format=channels_last))
+        skips = []
+        for blocks, downsample in zip(self.down_blocks, self.downsamplers, strict=True):
+            skips.append(blocks(x, embedding))
+            x = downsample(skips[-1])
+        x = self.mid_blocks(x, embedding)
+        halves = list(zip(self.up_blocks, self.upsamplers, skips, strict=True))
+        for blocks, upsample, skip in reversed(halves):
+            x = blocks(upsample(x) + skip, embedding)
+        x = F.silu(self.norm_out(x))
+        # Where the residual is zero, all of the input is noise and the velocity a multiple of it.
+        # A gain for each pixel says so; the layers between have no room for every noisy pixel.
+        return F.pixel_shuffle(addcmul(self.conv_out(x), self.gain_out(x), folded), factor)
+
+
+def enlarge(frames: FoldedFrames, factor: int) -> LargeFrames:
+    """Return frames of `factor` times the side by cubic convolution: what residuals add to."""
+    return F.interpolate(frames, scale_factor=factor, mode="bicubic", align_corners=False)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position, blind to all other positions."""
+
+    def forward(self, x: FoldedFrames) -> FoldedFrames:
+        """Return the normalised input."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class ModulatedBlock(nn.Module):
+    """Two convolutions with a residual; the embedding scales and shifts what is between them."""
+
+    def __init__(self, channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(embed_dim, 2 * channels)
+        self.norm2 = ChannelNorm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: FoldedFrames, embedding: Float[Tensor, "n e"]) -> FoldedFrames:
+        """Return the block's output."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = addcmul(shift, self.norm2(h), 1 + scale)
+        return x + self.conv2(F.silu(h))
+
+
+class ModulatedBlocks(nn.ModuleList):
+    """Blocks one after the other, all told the same."""
+
+    def __init__(self, channels: int, count: int, embed_dim: int) -> None:
+        super().__init__(ModulatedBlock(channels, embed_dim) for _ in range(count))
+
+    def forward(self, x: FoldedFrames, embedding: Float[Tensor, "n e"]) -> FoldedFrames:
+        """Return the last block's output."""
+        for block in self:
+            x = block(x, embedding)
+        return x
+
+
+def _zero(convolution: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution
