@@ -22,6 +22,7 @@ Examples:
   magicvideo evaluate emoji-heldout --data data/emoji64
   magicvideo evaluate sheet --output docs/sheet.png
   magicvideo evaluate judge data/emoji64 runs/judge
+  magicvideo evaluate decoders vae video_vae --data data/emoji64
 """
 
 Model = Annotated[
@@ -50,6 +51,7 @@ def register(app: typer.Typer) -> None:
     verbs.command(_PROTOCOL_VERB)(run)
     verbs.command("judge")(judge)
     verbs.command("sheet")(sheet)
+    verbs.command("decoders")(decoders)
     app.add_typer(verbs, name="evaluate")
 
 
@@ -182,6 +184,45 @@ def sheet(
         )
         write_sheet(zip(texts, videos, strict=True), shown, output)
     typer.echo(output)
+
+
+def decoders(
+    first: Annotated[Path, typer.Argument(help="Folder of the autoencoder that encodes.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another with the same encoder.")],
+    data: Annotated[Path, typer.Option(help="Folder of prepared clips; the held-out are used.")],
+    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
+    frames: Annotated[int, typer.Option(min=2, help="Of each clip.")] = 16,
+    stride: Annotated[int, typer.Option(min=1, help="Between frames.")] = 1,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Deviation of noise on the latents, which have 1.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of clips, backgrounds and noise.")] = 0,
+) -> None:
+    """Compare two decoders on the same latents: flicker where nothing moves, and nearness.
+
+    Example:
+      magicvideo evaluate decoders autoencoder/product/vae video_vae/product/vae --data data/emoji64
+    """
+    _require_scipy()
+    from magicvideo.data.dataset import ClipDataset
+    from magicvideo.evaluate.decoders import compare_decoders, load_autoencoder
+
+    found = compare_decoders(
+        load_autoencoder(first),
+        load_autoencoder(second),
+        ClipDataset(data, ("heldout",)),
+        clips,
+        num_frames=frames,
+        stride=stride,
+        noise=noise,
+        seed=seed,
+    )
+    for row in found:
+        typer.echo(
+            f"{row.name}: {row.first:.5f} and {row.second:.5f}, "
+            f"times {row.ratio.value:.3f} [{row.ratio.low:.3f}, {row.ratio.high:.3f}], "
+            f"n={row.ratio.count}"
+        )
 
 
 def _require_scipy() -> None:

@@ -1,14 +1,12 @@
 """`magicvideo generate`: a prompt, or a picture, to a video file."""
 
-import logging
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicvideo.cli.console import load_pipeline, make_console, progress_bar
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,8 +147,8 @@ def generate(
     texts, names = _texts(prompt or [], prompts, image)
     seeds = choose_seeds(seed, len(texts))
     paths = _outputs(output, names, seeds, format, overwrite=overwrite)
-    console = _console()
-    pipeline = _load(console, model, device)
+    console = make_console()
+    pipeline = load_pipeline(console, model, device)
     requests = pipeline.plan(texts, seeds, settings, image)
     _make(console, pipeline, requests, paths, model, overwrite=overwrite)
 
@@ -171,8 +169,8 @@ def _remake(
     paths = _outputs(output, [name], [request.seed], format, overwrite=overwrite)
     import torch
 
-    console = _console()
-    pipeline = _load(console, model, request.device)
+    console = make_console()
+    pipeline = load_pipeline(console, model, request.device)
     if request.version != version("magicvideo"):
         console.print(
             f"Hint: {like} was made by version {request.version}; bytes may differ.", markup=False
@@ -193,11 +191,11 @@ def _finish(output: Path, model: Path | None, *, overwrite: bool) -> None:
     check_output(output, overwrite=overwrite)
     import torch
 
-    console = _console()
-    pipeline = _load(console, model, request.device)
+    console = make_console()
+    pipeline = load_pipeline(console, model, request.device)
     pipeline.traits.check(request)
     torch.set_num_threads(request.threads)
-    with _bar(console, "") as progress:
+    with progress_bar(console, "") as progress:
         video = pipeline.finish(request, latents.to(pipeline.device), progress)
         progress("writing", 0, 1)
         write_video(video.frames, request, output, overwrite=overwrite)
@@ -251,40 +249,6 @@ def _outputs(
     return paths
 
 
-def _console() -> "Console":
-    """Return the console of progress and hints, which leaves the standard output to results."""
-    from rich.console import Console
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-
-    class Hints(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(f"Hint: {record.getMessage()}", markup=False)
-
-    logging.getLogger("magicvideo").handlers = [Hints()]
-    return console
-
-
-def _load(console: "Console", model: Path | None, device: str | None) -> "MagicVideoPipeline":
-    with console.status("Loading the model"):
-        import torch
-        from transformers.utils import logging as transformers_logging
-
-        from magicvideo.generate.pipeline import MagicVideoPipeline
-
-        present = {
-            "cpu": True,
-            "cuda": torch.cuda.is_available(),
-            "mps": torch.backends.mps.is_available(),
-        }
-        device = device or ("cuda" if present["cuda"] else "cpu")
-        if not present.get(device, False):
-            usable = ", ".join(name for name, there in present.items() if there)
-            raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
-        transformers_logging.disable_progress_bar()
-        return MagicVideoPipeline.from_pretrained(model).to(device)
-
-
 def _make(
     console: "Console",
     pipeline: "MagicVideoPipeline",
@@ -301,7 +265,7 @@ def _make(
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
         kept = latents_path(path)
-        with _bar(console, place) as progress:
+        with progress_bar(console, place) as progress:
             if len(paths) > 1:
                 path.parent.mkdir(exist_ok=True)
             video = pipeline.generate(request, progress, keep=kept)
@@ -319,20 +283,3 @@ def _tell(path: Path, request: "Request", model: Path | None) -> None:
     again += [] if path.suffix else ["--format", "png"]
     typer.echo(f"{path} (seed {request.seed})")
     typer.echo(f"Make it again: {shlex.join(again)}")
-
-
-@contextmanager
-def _bar(console: "Console", place: str) -> Iterator[Callable[[str, int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(f"{place}reading", total=None)
-
-        def report(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{place}{stage}", completed=done, total=total)
-
-        yield report

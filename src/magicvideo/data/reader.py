@@ -1,13 +1,15 @@
-"""Video files to square frames of one size, with guards against files that are broken or huge."""
+"""Video files to frames, with guards against files that are broken or huge."""
 
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import numpy as np
@@ -30,13 +32,16 @@ _SLACK = 1.5  # frames by which a file may fall short of the duration that it st
 _UNTIMED_FRAME = 100.0  # milliseconds that browsers give to a frame that states no duration
 
 
+Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
+
+
 class ClipError(Exception):
     """A clip that cannot be used; the message is the reason, worded to follow "skipped: "."""
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """The frames of a file: uint8 `f h w c`, h = w, c=4 premultiplied RGBA or c=3 RGB."""
+    """The frames of a file: uint8 `f h w c`, c=4 premultiplied RGBA or c=3 RGB."""
 
     pixels: NDArray[np.uint8]
     fps: float
@@ -52,6 +57,22 @@ def read_clip(path: Path, size: int, *, expected_frames: int | None = None) -> D
         ClipError: If the file is no video, damaged, cut off, a still, over the limits, or has not
             `expected_frames`.
     """
+    clip = _read(path, partial(_square, size=size))
+    if expected_frames and len(clip.pixels) != expected_frames:
+        raise ClipError(f"has {len(clip.pixels)} frames instead of {expected_frames}")
+    return clip
+
+
+def read_whole(path: Path) -> DecodedClip:
+    """Decode a whole file at its own size; otherwise as `read_clip`.
+
+    Raises:
+        ClipError: As for `read_clip`.
+    """
+    return _read(path, np.asarray)
+
+
+def _read(path: Path, fit: Fit) -> DecodedClip:
     try:
         status = path.stat()
     except OSError as error:
@@ -61,15 +82,15 @@ def read_clip(path: Path, size: int, *, expected_frames: int | None = None) -> D
     if status.st_size == 0:
         raise ClipError("empty file")
     is_picture = path.suffix.lower() in PICTURE_SUFFIXES
-    frames, fps = _read_picture(path, size) if is_picture else _read_video(path, size)
+    frames, fps = _read_picture(path, fit) if is_picture else _read_video(path, fit)
     if len(frames) < 2:
         raise ClipError("a still picture" if frames else "no frame can be decoded")
-    if expected_frames and len(frames) != expected_frames:
-        raise ClipError(f"has {len(frames)} frames instead of {expected_frames}")
+    if len({frame.shape for frame in frames}) > 1:
+        raise ClipError("frames of different sizes")
     return DecodedClip(np.stack(frames), fps)
 
 
-def _read_picture(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
+def _read_picture(path: Path, fit: Fit) -> tuple[list[NDArray[np.uint8]], float]:
     if path.suffix.lower() == ".gif":
         _check_gif(path)
     frames: list[NDArray[np.uint8]] = []
@@ -82,7 +103,7 @@ def _read_picture(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float
             picture.seek(number)
             picture.load()
             durations.append(float(picture.info.get("duration") or _UNTIMED_FRAME))
-            frames.append(_square(picture.convert("RGBA").convert("RGBa"), size))
+            frames.append(fit(picture.convert("RGBA").convert("RGBa")))
     if frames and all(frame[..., 3].min() == 255 for frame in frames):
         frames = [frame[..., :3] for frame in frames]
     return frames, 1000 / float(np.mean(durations))
@@ -136,7 +157,7 @@ def _check_segment(path: Path) -> None:
         raise ClipError(f"cut off: {path.stat().st_size:,} of {end:,} bytes are there")
 
 
-def _read_video(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
+def _read_video(path: Path, fit: Fit) -> tuple[list[NDArray[np.uint8]], float]:
     if path.suffix.lower() in MATROSKA_SUFFIXES:
         _check_segment(path)
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
@@ -152,11 +173,11 @@ def _read_video(path: Path, size: int) -> tuple[list[NDArray[np.uint8]], float]:
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise ClipError("no frame rate")
-        return _decode(container, stream, rate, size), float(rate)
+        return _decode(container, stream, rate, fit), float(rate)
 
 
 def _decode(
-    container: InputContainer, stream: VideoStream, rate: Fraction, size: int
+    container: InputContainer, stream: VideoStream, rate: Fraction, fit: Fit
 ) -> list[NDArray[np.uint8]]:
     frames: list[NDArray[np.uint8]] = []
     num_packets, end = 0, 0.0
@@ -167,7 +188,7 @@ def _decode(
                 raise ClipError(f"frame {len(frames)} is damaged")
             _check_frame_size(frame.width, frame.height)
             _check_count(len(frames) + 1)
-            frames.append(_square(_upright(frame), size))
+            frames.append(fit(_upright(frame)))
             end = (frame.time or 0.0) + float(1 / rate)
     if num_packets < stream.frames:
         raise ClipError(f"cut off: {num_packets} of {stream.frames} frames are there")

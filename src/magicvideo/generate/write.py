@@ -39,8 +39,24 @@ def write_video(
     Raises:
         UserError: If the output exists or cannot be written.
     """
+    pixels = to_pixels(frames, request.enlarge)
+    write_pixels(pixels, request.video_fps, request.to_json(), path, overwrite=overwrite)
+
+
+def write_pixels(
+    pixels: UInt8[np.ndarray, "f height width 3"],
+    fps: float,
+    text: str,
+    path: Path,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write frames and a text that travels in the file; otherwise as `write_video`.
+
+    Raises:
+        UserError: If the output exists or cannot be written.
+    """
     check_output(path, overwrite=overwrite)
-    pixels, text = to_pixels(frames, request.enlarge), request.to_json()
     kind = format_of(path)
     with disk_in_words(path):
         if kind == "png":
@@ -48,11 +64,11 @@ def write_video(
             return
         with atomic_file(path) as partial:
             if kind == "gif":
-                write_gif(partial, pixels, request.video_fps, text)
+                write_gif(partial, pixels, fps, text)
             elif kind == "webp":
-                write_webp(partial, pixels, request.video_fps, text)
+                write_webp(partial, pixels, fps, text)
             else:
-                write_container(partial, pixels, request.video_fps, text)
+                write_container(partial, pixels, fps, text)
 
 
 def to_pixels(

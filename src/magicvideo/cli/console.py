@@ -1,0 +1,73 @@
+"""What the verbs that make pictures share: their console, their model, their progress bar."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magicvideo.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from magicvideo.generate.pipeline import MagicVideoPipeline
+
+
+def make_console() -> "Console":
+    """Return the console of progress and hints, which leaves the standard output to results."""
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    class Hints(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(f"Hint: {record.getMessage()}", markup=False)
+
+    logging.getLogger("magicvideo").handlers = [Hints()]
+    return console
+
+
+def load_pipeline(
+    console: "Console", model: Path | None, device: str | None
+) -> "MagicVideoPipeline":
+    """Return a loaded model on a device.
+
+    Raises:
+        UserError: If the folder is no whole model, or the device is not there.
+    """
+    with console.status("Loading the model"):
+        import torch
+        from transformers.utils import logging as transformers_logging
+
+        from magicvideo.generate.pipeline import MagicVideoPipeline
+
+        present = {
+            "cpu": True,
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        }
+        device = device or ("cuda" if present["cuda"] else "cpu")
+        if not present.get(device, False):
+            usable = ", ".join(name for name, there in present.items() if there)
+            raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
+        transformers_logging.disable_progress_bar()
+        return MagicVideoPipeline.from_pretrained(model).to(device)
+
+
+@contextmanager
+def progress_bar(console: "Console", place: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows a stage, its finished steps and their number."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(f"{place}reading", total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{place}{stage}", completed=done, total=total)
+
+        yield report
