@@ -185,7 +185,7 @@ def _spans(side: int, tile: int, radius: int, multiple: int) -> Iterator[_Span]:
         yield _Span(max(first - margin, 0), first, last, min(last + margin, side))
 
 
-def _pad(frames: FoldedFrames, multiple: int) -> FoldedFrames:
+def _pad(frames: FoldedFrames, multiple: int) -> LargeFrames:
     below, right = (-side % multiple for side in frames.shape[-2:])
     return F.pad(frames, (0, right, 0, below), mode="replicate")
 
