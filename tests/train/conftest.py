@@ -1,10 +1,10 @@
-"""A recipe so small that all five stages train in seconds."""
+"""A recipe so small that all its stages train in seconds."""
 
 import pytest
 
 from magicvideo.train.recipe import Recipe
 
-STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes")
+STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation")
 SHARED = {"batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
 
 
@@ -46,6 +46,7 @@ def tiny_values(data, output):
         "image": {**SHARED, "steps": 4, "preview_every": 2},
         "unsupervised": {**SHARED, "steps": 4, "image_condition": 1.0, "accumulate": 2},
         "keyframes": {**SHARED, "steps": 4, "image_condition": 0.3, "preview_every": 3},
+        "interpolation": {**SHARED, "steps": 4, "num_inserted": 2, "preview_every": 3},
     }
 
 

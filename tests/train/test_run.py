@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
+from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.train.export import export
 from magicvideo.train.loop import Interrupted, Stage
 from magicvideo.train.run import check_stage, train
 from magicvideo.train.stages import make_task, product_of
 
-STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes")
+STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation")
 
 
 def weights_of(folder):
@@ -84,11 +85,12 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
 def test_samples_are_drawn_where_the_recipe_asks(trained):
     drawn = {
         name: sorted(p.name for p in (trained.output / name / "samples").glob("*"))
-        for name in ("image", "keyframes")
+        for name in ("image", "keyframes", "interpolation")
     }
     assert drawn == {
         "image": ["step-00000002.png", "step-00000004.png"],
         "keyframes": ["step-00000003.png"],
+        "interpolation": ["step-00000003.png"],
     }
 
 
@@ -129,7 +131,7 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     export(trained.output, tmp_path / "model", precision)
     exported = weights_of(tmp_path / "model")
     expected = {}
-    for name in ("autoencoder", "clip", "keyframes"):
+    for name in ("autoencoder", "clip", "keyframes", "interpolation"):
         expected |= weights_of(trained.output / name / "product")
     assert list(exported) == sorted(expected, key=list(exported).index)
     for key, tensor in expected.items():
@@ -139,6 +141,15 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     assert steps == dict.fromkeys(STAGES, 4)
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["default_fps"] == trained.defaults.fps
+
+
+def test_what_was_exported_makes_a_video(trained, tmp_path):
+    export(trained.output, tmp_path / "model", "fp16")
+    pipeline = MagicVideoPipeline.from_pretrained(tmp_path / "model")
+    video = pipeline("a red square", seed=1, num_inference_steps=2).videos[0]
+    assert video.frames.shape == (4 + 3 * 2, 3, 24, 24)
+    assert video.frames.isfinite().all()
+    assert video.request.video_fps == trained.defaults.fps * 3
 
 
 def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe, tmp_path):
