@@ -12,7 +12,8 @@ from magicvideo.shapes import FoldedFrames
 Kernel: TypeAlias = Literal["area", "bilinear", "bicubic"]
 SmallFrames: TypeAlias = Float[Tensor, "n c _ _"]
 
-_MAX_BLUR = 1.0  # standard deviation in pixels of the small frame: what an autoencoder softens
+# standard deviations in pixels of the small frame: from one that hardly shows to a soft frame
+_BLURS = (0.3, 1.0)
 _REACH = 3  # pixels to each side that a blur sees
 
 
@@ -45,7 +46,7 @@ def shrink_variously(
     """
     varied = torch.rand(len(frames), generator=generator) < share
     kernels = torch.randint(len(get_args(Kernel)), (len(frames),), generator=generator)
-    sigmas = _MAX_BLUR * torch.rand(len(frames), generator=generator)
+    sigmas = torch.empty(len(frames)).uniform_(*_BLURS, generator=generator)
     small = shrink(frames, factor)
     for number, kernel in enumerate(get_args(Kernel)):
         chosen = (varied & (kernels == number)).to(frames.device)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from magicvideo.data.degrade import blur, crop_pairs, shrink, shrink_variously
+
+FRAMES, HEIGHT, WIDTH, FACTOR = 5, 12, 20, 4
+
+
+def frames(height=HEIGHT, width=WIDTH, number=FRAMES):
+    return torch.rand(number, 3, height, width) * 2 - 1
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_area_is_the_mean_of_squares():
+    large = frames()
+    small = shrink(large, FACTOR)
+    assert small.shape == (FRAMES, 3, HEIGHT // FACTOR, WIDTH // FACTOR)
+    square = large[3, 1, 4:8, 12:16]
+    assert small[3, 1, 1, 3] == pytest.approx(square.mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic"])
+def test_every_kernel_keeps_colours_and_places(kernel):
+    flat = torch.tensor([0.3, -1.0, 0.8])[None, :, None, None].expand(2, 3, HEIGHT, WIDTH)
+    torch.testing.assert_close(shrink(flat, FACTOR, kernel), flat[..., ::FACTOR, ::FACTOR])
+    ramp = torch.arange(80.0).expand(1, 3, 8, 80)
+    centres = torch.arange(20.0) * FACTOR + 1.5
+    small = shrink(ramp, FACTOR, kernel)[0, 0, 0]
+    torch.testing.assert_close(small[3:-3], centres[3:-3])
+
+
+def test_a_blur_spreads_a_point_by_its_sigma_and_keeps_the_sum():
+    point = torch.zeros(3, 2, 15, 17)
+    point[:, :, 7, 9] = 1
+    sigmas = torch.tensor([0.0, 0.6, 1.0])
+    spread = blur(point, sigmas)
+    torch.testing.assert_close(spread[0], point[0])
+    torch.testing.assert_close(spread.sum(dim=(2, 3)), torch.ones(3, 2))
+    for axis, length, centre in ((2, 15, 7), (3, 17, 9)):
+        places = torch.arange(length) - centre
+        profile = spread.sum(dim=5 - axis)
+        variance = (profile * places.square()).sum(dim=-1)
+        # cut at three pixels and sampled at whole ones, so near to the square and not equal to it
+        torch.testing.assert_close(
+            variance[1:], sigmas[1:, None].square().expand(2, 2), atol=0.03, rtol=0
+        )
+
+
+def test_a_share_of_frames_is_made_in_another_way():
+    large = frames(16, 24, number=200)
+    by_area = shrink(large, FACTOR)
+    assert torch.equal(shrink_variously(large, FACTOR, 0.0, generator()), by_area)
+    some = shrink_variously(large, FACTOR, 0.3, generator())
+    other = (some != by_area).flatten(1).any(dim=1)
+    assert 0.2 < other.float().mean() < 0.4
+    every = shrink_variously(large, FACTOR, 1.0, generator())
+    assert (every != by_area).flatten(1).any(dim=1).all()
+    assert torch.equal(shrink_variously(large, FACTOR, 0.3, generator()), some)
+    assert not torch.equal(shrink_variously(large, FACTOR, 0.3, generator(1)), some)
+
+
+def test_crops_of_a_pair_show_the_same_places():
+    large = frames(24, 24, number=40)
+    cut_large, cut_small = crop_pairs(large, shrink(large, FACTOR), 3, generator())
+    assert cut_large.shape == (40, 3, 12, 12)
+    assert cut_small.shape == (40, 3, 3, 3)
+    torch.testing.assert_close(shrink(cut_large, FACTOR), cut_small)
+    places = set()
+    for frame, crop in zip(large, cut_large, strict=True):
+        places |= {
+            (top, left)
+            for top in range(0, 13, FACTOR)
+            for left in range(0, 13, FACTOR)
+            if torch.equal(frame[:, top : top + 12, left : left + 12], crop)
+        }
+    assert {top for top, _ in places} == {left for _, left in places} == {0, 4, 8, 12}
+    whole, _ = crop_pairs(large, shrink(large, FACTOR), 6, generator())
+    assert torch.equal(whole, large)
