@@ -14,12 +14,13 @@ from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
+from magicvideo.models.upscaler import Upscaler
 from magicvideo.train.tasks.tokenizer import train_tokenizer
 
 FRAMES, LATENT_SIDE, PATCH, LATENT_CHANNELS = 5, 4, 6, 3
 SIDE = LATENT_SIDE * PATCH
 TOKENS, TEXT_WIDTH, EMBEDDING = 13, 20, 14
-SHARED_NOISE, INSERTED = 0.3, 2
+SHARED_NOISE, INSERTED, UPSCALING = 0.3, 2, 2
 VIDEO_FRAMES = FRAMES + (FRAMES - 1) * INSERTED
 WORDS = ("cat", "dog", "surfing", "woman", "blue", "background")
 
@@ -96,10 +97,16 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
             timestep_spacing="trailing",
             clip_sample=False,
         ),
+        upscaler=Upscaler(factor=UPSCALING, widths=(6, 10), num_blocks=(1, 1), residual_scale=0.4),
+        upscaler_scheduler=DDIMScheduler(
+            prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
+        ),
         default_fps=7.0,
         default_steps=3,
         default_interpolation_steps=2,
+        default_upscaler_steps=2,
         interpolation_noise_level=30,
+        upscaler_noise_level=0.1,
         shared_noise=SHARED_NOISE,
         license="Apache-2.0",
     )
@@ -108,6 +115,7 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         pipeline.image_conditioner,
         pipeline.unet,
         pipeline.interpolator,
+        pipeline.upscaler,
     ):
         _make_random(network)
     pipeline.words = frozenset(WORDS)

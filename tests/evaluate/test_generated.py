@@ -20,7 +20,7 @@ def ignore(done):
 
 
 def plan(pipeline, seeds, steps=2):
-    settings = Settings(num_inference_steps=steps)
+    settings = Settings(num_inference_steps=steps, stages=("keyframes", "interpolation"))
     return pipeline.plan(["a cat"] * len(seeds), seeds, settings)
 
 

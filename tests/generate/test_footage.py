@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import INSERTED
+from tiny_model import INSERTED, UPSCALING
 
 from magicvideo.errors import UserError
-from magicvideo.generate.footage import interpolate_footage, read_footage
+from magicvideo.generate.footage import interpolate_footage, read_footage, upscale_footage
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.write import to_pixels, write_pixels
 
@@ -37,6 +37,17 @@ def test_a_model_without_an_interpolator_says_so(pipeline):
     parts = {**pipeline.components, "interpolator": None}
     with pytest.raises(UserError, match="no stage interpolation"):
         interpolate_footage(MagicVideoPipeline(**parts), torch.zeros(2, 3, 24, 24), 5.0)
+
+
+def test_footage_is_made_larger(pipeline):
+    footage = torch.rand(3, 3, 13, 22) * 2 - 1
+    large = upscale_footage(pipeline, footage)
+    assert large.shape == (3, 3, UPSCALING * 13, UPSCALING * 22)
+    assert torch.equal(upscale_footage(pipeline, footage), large)
+    for change in ({"seed": 1}, {"num_steps": 1}):
+        assert (upscale_footage(pipeline, footage, **change) - large).abs().mean() > 1e-5
+    with pytest.raises(UserError, match="no stage upscaler"):
+        upscale_footage(MagicVideoPipeline(**{**pipeline.components, "upscaler": None}), footage)
 
 
 def test_files_are_read_at_their_own_size(tmp_path, moving_square):

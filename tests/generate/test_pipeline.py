@@ -13,6 +13,7 @@ from tiny_model import (
     LATENT_SIDE,
     SHARED_NOISE,
     SIDE,
+    UPSCALING,
     VIDEO_FRAMES,
     WORDS,
 )
@@ -24,6 +25,7 @@ from magicvideo.generate.interpolate import interpolate_latents
 from magicvideo.generate.kept_latents import read_latents
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Settings
+from magicvideo.generate.upscale import upscale_frames
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.storage import folder_hash, write_sums
@@ -35,7 +37,7 @@ RED = Image.new("RGB", (9, 31), "red")
 
 def test_a_seed_gives_the_same_video_in_any_company(pipeline):
     together = pipeline(["a cat", "a dog", "woman surfing"], seed=[3, 8, 3])
-    assert together.frames.shape == (3, VIDEO_FRAMES, 3, SIDE, SIDE)
+    assert together.frames.shape == (3, VIDEO_FRAMES, 3, UPSCALING * SIDE, UPSCALING * SIDE)
     for index, (prompt, seed) in enumerate([("a cat", 3), ("a dog", 8), ("woman surfing", 3)]):
         alone = pipeline(prompt, seed=seed).frames[0]
         assert torch.equal(alone, together.frames[index])
@@ -51,6 +53,7 @@ def test_prompt_seed_fps_frames_and_settings_all_matter(pipeline):
         {"negative_prompt": "a dog"},
         {"num_inference_steps": 5},
         {"interpolation_steps": 1},
+        {"upscaler_steps": 1},
         {"image": RED},
     ):
         other = pipeline(**{"prompt": "a cat", "seed": 3, **change}).frames
@@ -84,13 +87,22 @@ def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
         noise_level=30,
     )
     assert torch.equal(video_latents[:, :: INSERTED + 1], latents)
-    expected = decode_latents(pipeline.vae, video_latents)[0]
+    expected = upscale_frames(
+        pipeline.upscaler,
+        make_scheduler(pipeline.upscaler_scheduler.config, "ddim"),
+        decode_latents(pipeline.vae, video_latents),
+        [3],
+        num_steps=2,
+        noise_level=0.1,
+    )[0]
     torch.testing.assert_close(video.frames, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_stages_can_be_left_out(pipeline):
     alone = pipeline("a cat", seed=3, stages=("keyframes",)).videos[0]
-    whole = pipeline("a cat", seed=3).videos[0]
+    whole = pipeline("a cat", seed=3, stages=("keyframes", "interpolation")).videos[0]
+    large = pipeline("a cat", seed=3, stages=("keyframes", "upscaler")).videos[0]
+    assert large.frames.shape == (FRAMES, 3, UPSCALING * SIDE, UPSCALING * SIDE)
     assert len(alone.frames) == alone.request.video_frames == FRAMES
     assert len(whole.frames) == whole.request.video_frames == VIDEO_FRAMES
     assert (alone.request.video_fps, whole.request.video_fps) == (7.0, 21.0)
@@ -104,12 +116,21 @@ def test_stages_can_be_left_out(pipeline):
         (("interpolation",), "starts with keyframes"),
         (("keyframes", "keyframes"), "in the order"),
         (("keyframes", "colour"), "'colour' is not known"),
-        (("keyframes", "upscaler"), "has no stage upscaler"),
+        (("keyframes", "upscaler", "interpolation"), "in the order"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(pipeline, stages, words):
     with pytest.raises(UserError, match=words):
         pipeline("a cat", stages=stages)
+
+
+def test_a_model_has_the_stages_that_it_has_networks_for(pipeline):
+    parts = {**pipeline.components, "upscaler": None, "upscaler_scheduler": None}
+    smaller = MagicVideoPipeline(**parts, default_steps=2, default_interpolation_steps=1)
+    assert smaller.traits.stages == ("keyframes", "interpolation")
+    assert smaller("a cat").frames.shape[-1] == SIDE
+    with pytest.raises(UserError, match="has no stage upscaler"):
+        smaller("a cat", stages=("keyframes", "upscaler"))
 
 
 def test_one_key_frame_has_no_gap(pipeline):
@@ -181,7 +202,7 @@ def test_a_request_is_all_that_is_needed(pipeline):
     again = pipeline.generate(video.request)
     assert torch.equal(again.frames, video.frames)
     assert video.request.picture.name == "picture"
-    assert video.request.enlarge == 256 // SIDE
+    assert video.request.enlarge == 256 // (UPSCALING * SIDE)
     assert video.request.num_inference_steps == 3  # the model's own default
 
 
@@ -195,6 +216,7 @@ def test_progress_tells_every_step(pipeline):
         ("interpolation", 1, 2),
         ("interpolation", 2, 2),
         ("decoding", 0, 1),
+        *(("super-resolution", done, 8) for done in range(1, 9)),
     ]
 
 
@@ -210,7 +232,9 @@ def test_a_saved_model_is_the_model(pipeline, tmp_path):
         default_steps=3,
         default_fps=7.0,
         default_interpolation_steps=2,
+        default_upscaler_steps=2,
         interpolation_noise_level=30,
+        upscaler_noise_level=0.1,
         shared_noise=SHARED_NOISE,
     )
     other.words = pipeline.words

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli import data, evaluate, export, generate, info, interpolate, train
+from magicvideo.cli import data, evaluate, export, generate, info, interpolate, train, upscale
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -46,7 +46,7 @@ def _options(
     """Hold the options that stand before every verb."""
 
 
-for verb in (generate, interpolate, data, train, export, evaluate, info):
+for verb in (generate, interpolate, upscale, data, train, export, evaluate, info):
     verb.register(app)
 
 

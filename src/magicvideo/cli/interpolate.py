@@ -8,6 +8,13 @@ import typer
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
 from magicvideo.cli.generate import Device, Model, Overwrite
 
+Footage = Annotated[Path, typer.Argument(help="A video file, a GIF or an animated WebP.")]
+FootageOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="A file (.mp4, .webm, .webp, .gif) or a folder.")
+]
+FootageSeed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
+FootageSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -15,13 +22,11 @@ def register(app: typer.Typer) -> None:
 
 
 def interpolate(
-    footage: Annotated[Path, typer.Argument(help="A video file, a GIF or an animated WebP.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file (.mp4, .webm, .webp, .gif) or a folder.")
-    ],
+    footage: Footage,
+    output: FootageOutput,
     prompt: Annotated[str, typer.Option(help="What it shows, in words.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps.")] = None,
+    seed: FootageSeed = 0,
+    steps: FootageSteps = None,
     overwrite: Overwrite = False,
     model: Model = None,
     device: Device = None,

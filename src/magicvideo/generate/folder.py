@@ -25,9 +25,11 @@ CLASSES = {
     "unet": ("VideoUNet",),
     "scheduler": ("DDIMScheduler",),
     "interpolator": ("Interpolator",),
+    "upscaler": ("Upscaler",),
+    "upscaler_scheduler": ("DDIMScheduler",),
 }
 # a model without them lacks the stages that follow the key frames
-OPTIONAL = frozenset({"interpolator"})
+OPTIONAL = frozenset({"interpolator", "upscaler", "upscaler_scheduler"})
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
@@ -35,6 +37,7 @@ WEIGHTS = {
     "image_conditioner": "diffusion_pytorch_model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
     "interpolator": "diffusion_pytorch_model.safetensors",
+    "upscaler": "diffusion_pytorch_model.safetensors",
 }
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _WIDEST_HEADER = 100_000_000  # the limit of the safetensors format
@@ -56,6 +59,8 @@ class ModelIndex(BaseModel):
     unet: tuple[str, str]
     scheduler: tuple[str, str]
     interpolator: tuple[str, str] | tuple[None, None] = (None, None)
+    upscaler: tuple[str, str] | tuple[None, None] = (None, None)
+    upscaler_scheduler: tuple[str, str] | tuple[None, None] = (None, None)
     default_fps: float = 8.0
     default_steps: int = 25
     default_guidance_scale: float = 4.0
@@ -63,6 +68,7 @@ class ModelIndex(BaseModel):
     default_interpolation_steps: int = Field(default=8, ge=1)
     default_upscaler_steps: int = Field(default=2, ge=1)
     interpolation_noise_level: int = Field(default=0, ge=0, lt=1000)
+    upscaler_noise_level: float = Field(default=0.0, ge=0)
     shared_noise: float = Field(default=0.0, ge=0, le=1)
     license: str | None = None
 

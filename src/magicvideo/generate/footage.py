@@ -1,6 +1,7 @@
 """Single stages on a user's own footage: any video file, a few frames of it in memory at a time."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from magicvideo.errors import UserError
 from magicvideo.generate.interpolate import interpolate_latents
 from magicvideo.generate.padding import pad_to_multiple
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.upscale import upscale_frames
 from magicvideo.models.autoencoder import decode_latents, encode_frames, spatial_factor
 from magicvideo.models.conditioning import encode_text
 
@@ -98,6 +100,40 @@ def interpolate_footage(
         frames = decode_latents(pipeline.vae, latents)[0, :, :, :height, :width].float().cpu()
         parts.append(frames if not parts else frames[1:])
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def upscale_footage(
+    pipeline: MagicVideoPipeline,
+    footage: Footage,
+    *,
+    seed: int = 0,
+    num_steps: int | None = None,
+    progress: Progress | None = None,
+) -> Float[Tensor, "f 3 tall wide"]:
+    """Return the footage at a larger size, frame by frame and tile by tile.
+
+    Args:
+        pipeline: A model with an upscaler.
+        footage: Pixels in [-1, 1], of any size.
+        seed: Of the noise, which is the same in all frames.
+        num_steps: Diffusion steps; by default the model's own.
+        progress: Called with a stage, the finished steps and their number.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    if pipeline.upscaler is None or pipeline.upscaler_scheduler is None:
+        raise UserError("This model has no stage upscaler; name another with --model.")
+    return upscale_frames(
+        pipeline.upscaler,
+        make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+        footage[None],
+        [seed],
+        num_steps=num_steps or pipeline.config.default_upscaler_steps,
+        noise_level=0.0,  # a camera's frames are clean
+        on_step=None if progress is None else partial(progress, "super-resolution"),
+    )[0].cpu()
 
 
 def _multiple(pipeline: MagicVideoPipeline) -> int:

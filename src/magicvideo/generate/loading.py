@@ -20,10 +20,18 @@ from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
+from magicvideo.models.upscaler import Upscaler
 
 _NETWORKS: Mapping[str, type[Any]] = {
     network.__name__: network
-    for network in (AutoencoderKL, PatchAutoencoder, ImageConditioner, Interpolator, VideoUNet)
+    for network in (
+        AutoencoderKL,
+        PatchAutoencoder,
+        ImageConditioner,
+        Interpolator,
+        Upscaler,
+        VideoUNet,
+    )
 }
 _ENCODERS: Mapping[str, type[Any]] = {
     encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)

@@ -12,10 +12,12 @@ from magicvideo.generate.folder import INDEX, SHIPPED, open_folder
 from magicvideo.generate.hints import WORDS_FILE
 from magicvideo.generate.loading import load_component, load_scheduler, load_tokenizer
 from magicvideo.generate.planning import ModelTraits
+from magicvideo.generate.request import STAGES
 from magicvideo.models.autoencoder import Autoencoder, spatial_factor
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
+from magicvideo.models.upscaler import Upscaler
 from magicvideo.storage import atomic_folder, folder_hash
 
 Model = TypeVar("Model", bound="VideoModel")
@@ -33,6 +35,8 @@ class VideoModel(DiffusionPipeline):
         unet: The denoiser of key frames.
         scheduler: The noise schedule that the denoisers of latents were trained with.
         interpolator: The denoiser of the frames between them, or None.
+        upscaler: The denoiser of large frames, or None.
+        upscaler_scheduler: The noise schedule that it was trained with, or None.
         default_fps: Key frames a second where a call gives none.
         default_steps: Diffusion steps where a call gives none.
         default_guidance_scale: Guidance where a call gives none.
@@ -40,11 +44,12 @@ class VideoModel(DiffusionPipeline):
         default_interpolation_steps: Diffusion steps of the interpolation.
         default_upscaler_steps: Diffusion steps of the super-resolution.
         interpolation_noise_level: Diffusion step up to which the interpolator's keys are noised.
+        upscaler_noise_level: Deviation of the noise on the frames that the upscaler is shown.
         shared_noise: Share of the noise that all frames of a video have, as in training.
         license: Licence of the weights.
     """
 
-    _optional_components = ["interpolator"]  # noqa: RUF012 - diffusers declares it
+    _optional_components = ["interpolator", "upscaler", "upscaler_scheduler"]  # noqa: RUF012 - diffusers declares it
     model_hash: str | None = None
     words: frozenset[str] = frozenset()
 
@@ -58,6 +63,8 @@ class VideoModel(DiffusionPipeline):
         unet: VideoUNet,
         scheduler: DDIMScheduler,
         interpolator: Interpolator | None = None,
+        upscaler: Upscaler | None = None,
+        upscaler_scheduler: DDIMScheduler | None = None,
         default_fps: float = 8.0,
         default_steps: int = 25,
         default_guidance_scale: float = 4.0,
@@ -65,6 +72,7 @@ class VideoModel(DiffusionPipeline):
         default_interpolation_steps: int = 8,
         default_upscaler_steps: int = 2,
         interpolation_noise_level: int = 0,
+        upscaler_noise_level: float = 0.0,
         shared_noise: float = 0.0,
         license: str | None = None,
     ) -> None:
@@ -78,6 +86,8 @@ class VideoModel(DiffusionPipeline):
             unet=unet,
             scheduler=scheduler,
             interpolator=interpolator,
+            upscaler=upscaler,
+            upscaler_scheduler=upscaler_scheduler,
         )
         self.register_to_config(
             default_fps=default_fps,
@@ -87,6 +97,7 @@ class VideoModel(DiffusionPipeline):
             default_interpolation_steps=default_interpolation_steps,
             default_upscaler_steps=default_upscaler_steps,
             interpolation_noise_level=interpolation_noise_level,
+            upscaler_noise_level=upscaler_noise_level,
             shared_noise=shared_noise,
             license=license,
         )
@@ -116,6 +127,11 @@ class VideoModel(DiffusionPipeline):
             **networks,
             tokenizer=load_tokenizer(folder / "tokenizer"),
             scheduler=load_scheduler(folder / "scheduler"),
+            upscaler_scheduler=(
+                load_scheduler(folder / "upscaler_scheduler")
+                if index.class_of("upscaler_scheduler")
+                else None
+            ),
             default_fps=index.default_fps,
             default_steps=index.default_steps,
             default_guidance_scale=index.default_guidance_scale,
@@ -123,6 +139,7 @@ class VideoModel(DiffusionPipeline):
             default_interpolation_steps=index.default_interpolation_steps,
             default_upscaler_steps=index.default_upscaler_steps,
             interpolation_noise_level=index.interpolation_noise_level,
+            upscaler_noise_level=index.upscaler_noise_level,
             shared_noise=index.shared_noise,
             license=index.license,
         )
@@ -151,7 +168,11 @@ class VideoModel(DiffusionPipeline):
     def traits(self) -> ModelTraits:
         """Return what this model can do, and does by default."""
         config = self.config
-        stages = ["keyframes"] + (["interpolation"] if self.interpolator is not None else [])
+        present = {
+            "keyframes": True,
+            "interpolation": self.interpolator is not None,
+            "upscaler": self.upscaler is not None,
+        }
         return ModelTraits(
             hash=self.model_hash,
             device=self.device.type,
@@ -162,9 +183,9 @@ class VideoModel(DiffusionPipeline):
             default_steps=config.default_steps,
             default_guidance_scale=config.default_guidance_scale,
             default_scheduler=config.default_scheduler,
-            stages=tuple(stages),
+            stages=tuple(name for name in STAGES if present[name]),
             num_inserted=self.interpolator.config.num_inserted if self.interpolator else 0,
-            upscale_factor=1,
+            upscale_factor=self.upscaler.config.factor if self.upscaler else 1,
             default_interpolation_steps=config.default_interpolation_steps,
             default_upscaler_steps=config.default_upscaler_steps,
         )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from magicvideo.generate.kept_latents import write_latents
 from magicvideo.generate.model import VideoModel
 from magicvideo.generate.picture import describe_picture
 from magicvideo.generate.request import Request, Settings, choose_seeds
+from magicvideo.generate.upscale import upscale_frames
 from magicvideo.generate.video import Video, VideoOutput
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
@@ -33,8 +35,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 class MagicVideoPipeline(VideoModel):
     """Text to video, and picture to video, by latent diffusion.
 
-    Source: MagicVideo (2211.11018): key frames, interpolation, decoding. `generate` is the flow, in
-    order; `VideoModel` tells what the networks are.
+    Source: MagicVideo (2211.11018): key frames, interpolation, decoding, super-resolution.
+    `generate` is the flow, in order; `VideoModel` tells what the networks are.
     """
 
     def __call__(
@@ -150,6 +152,8 @@ class MagicVideoPipeline(VideoModel):
     def finish(self, request: Request, latents: Latents, progress: Progress | None = None) -> Video:
         """Return the video of finished latents: the second half of the flow."""
         frames = self.decode(latents, progress)
+        if "upscaler" in request.stages:
+            frames = self.upscale(request, frames, progress)
         return Video(frames[0].float().cpu(), request)
 
     def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
@@ -221,6 +225,22 @@ class MagicVideoPipeline(VideoModel):
         if progress is not None:
             progress("decoding", 0, 1)
         return decode_latents(self.vae, latents)
+
+    def upscale(
+        self, request: Request, frames: Frames, progress: Progress | None = None
+    ) -> Float[Tensor, "b f 3 tall wide"]:
+        """Return large frames."""
+        assert self.upscaler is not None
+        assert self.upscaler_scheduler is not None
+        return upscale_frames(
+            self.upscaler,
+            make_scheduler(self.upscaler_scheduler.config, request.scheduler),
+            frames,
+            [request.seed],
+            num_steps=request.upscaler_steps,
+            noise_level=self.config.upscaler_noise_level,
+            on_step=None if progress is None else partial(progress, "super-resolution"),
+        )
 
 
 def _reporter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:

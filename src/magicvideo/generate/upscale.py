@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeAlias
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.diffusion.sampler import Scheduler, follow
 from magicvideo.errors import UserError
+from magicvideo.generate.padding import pad_to_multiple
 from magicvideo.models.upscaler import Upscaler, enlarge
 from magicvideo.shapes import FoldedFrames, Frames
 
@@ -88,7 +88,9 @@ class _Way:
         """Return the frames of one video, large."""
         config = self.upscaler.config
         height, width = (config.factor * side for side in video.shape[-2:])
-        small = _pad(video.to(self.upscaler.device, torch.float32), self.upscaler.multiple)
+        small = pad_to_multiple(
+            video.to(self.upscaler.device, torch.float32), self.upscaler.multiple
+        )
         noise = _shared_noise(seed, "residual", small, config.factor)
         seen = small + self.noise_level * _shared_noise(seed, "small", small, 1)
         chunks = []
@@ -183,11 +185,6 @@ def _spans(side: int, tile: int, radius: int, multiple: int) -> Iterator[_Span]:
     for first in range(0, side, core):
         last = min(first + core, side)
         yield _Span(max(first - margin, 0), first, last, min(last + margin, side))
-
-
-def _pad(frames: FoldedFrames, multiple: int) -> LargeFrames:
-    below, right = (-side % multiple for side in frames.shape[-2:])
-    return F.pad(frames, (0, right, 0, below), mode="replicate")
 
 
 def _shared_noise(

@@ -27,9 +27,11 @@ _COMPONENTS = {
     "image_conditioner": ("keyframes", ("magicvideo", "ImageConditioner")),
     "scheduler": ("keyframes", ("diffusers", "DDIMScheduler")),
     "interpolator": ("interpolation", ("magicvideo", "Interpolator")),
+    "upscaler": ("upscaler", ("magicvideo", "Upscaler")),
+    "upscaler_scheduler": ("upscaler", ("diffusers", "DDIMScheduler")),
 }
 TRAINING = "training.json"
-_AS_NAMED = ("license", "interpolation_noise_level")
+_AS_NAMED = ("license", "interpolation_noise_level", "upscaler_noise_level")
 
 
 def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:

@@ -175,6 +175,9 @@ class GenerationDefaults(Settings):
     interpolation_noise_level: int = Field(
         default=0, ge=0, lt=1000, description="diffusion step up to which keys are noised"
     )
+    upscaler_noise_level: float = Field(
+        default=0.0, ge=0, description="deviation of the noise on frames that are upscaled"
+    )
     license: str | None = Field(default=None, description="of the weights")
 
 
