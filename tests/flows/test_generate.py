@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_model import FRAMES, SIDE
+from tiny_model import FRAMES, INSERTED, SIDE, UPSCALING, VIDEO_FRAMES
 
 import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
 from magicvideo.cli import run
+from magicvideo.generate.footage import read_footage
 from magicvideo.storage import folder_hash
 
 COMMAND = [
@@ -117,11 +118,52 @@ def test_outputs_are_replaced_on_demand_alone(command, tmp_path):
 
 def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
     assert command("a cat", "--output", "x.webp") == 0
-    assert command("a cat", "--output", "small.webp", "--enlarge", "1", "--frames", "2") == 0
+    small = ("--output", "small.webp", "--enlarge", "1", "--frames", "2", "--stages", "keyframes")
+    assert command("a cat", *small) == 0
     with Image.open(tmp_path / "x.webp") as large, Image.open(tmp_path / "small.webp") as small:
-        assert large.size == (256 // SIDE * SIDE,) * 2
+        assert large.size == (256 // (UPSCALING * SIDE) * UPSCALING * SIDE,) * 2
         assert small.size == (SIDE, SIDE)
-        assert (large.n_frames, small.n_frames) == (FRAMES, 2)
+        assert (large.n_frames, small.n_frames) == (VIDEO_FRAMES, 2)
+
+
+def test_what_failed_after_the_latents_is_finished(command, tmp_path, monkeypatch, capsys):
+    whole = ["a cat", "--seed", "4", "--output"]
+    assert command(*whole, "whole.gif") == 0
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MagicVideoPipeline, "decode", out_of_memory)
+        with pytest.raises(MemoryError):
+            command(*whole, "cut.gif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gif.latents", "whole.gif"]
+    assert command("--resume", "cut.gif", "--seed", "4") == 2
+    assert "--resume takes the prompt and all settings" in capsys.readouterr().err
+    monkeypatch.setattr(MagicVideoPipeline, "sample_keyframes", out_of_memory)
+    assert command("--resume", "cut.gif") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gif", "whole.gif"]
+    assert bytes_of(tmp_path / "cut.gif") == bytes_of(tmp_path / "whole.gif")
+    assert command("--resume", "whole.gif") == 2
+    assert "whole.gif.latents does not exist" in capsys.readouterr().err
+
+
+def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, capsys):
+    assert command("a cat", "--output", "x.gif", "--stages", "keyframes", "--enlarge", "1") == 0
+    model = ["--model", str(tiny_model)]
+    assert run(["interpolate", "x.gif", "--output", "y.webp", "--prompt", "a cat", *model]) == 0
+    assert run(["upscale", "x.gif", "--output", "z.webp", "--steps", "1", *model]) == 0
+    told = capsys.readouterr().out
+    assert f"y.webp ({FRAMES} frames became {VIDEO_FRAMES}" in told
+    assert f"z.webp ({SIDE}x{SIDE} became {UPSCALING * SIDE}x{UPSCALING * SIDE})" in told
+    with Image.open("x.gif") as x, Image.open("y.webp") as y, Image.open("z.webp") as z:
+        assert (y.n_frames, y.size) == (VIDEO_FRAMES, x.size)
+        assert (z.n_frames, z.size) == (FRAMES, (UPSCALING * SIDE,) * 2)
+    rates = [read_footage(Path(name))[1] for name in ("x.gif", "y.webp", "z.webp")]
+    assert rates[1:] == pytest.approx([rates[0] * (INSERTED + 1), rates[0]], rel=0.1)
+    assert run(["upscale", "x.gif", "--output", "z.webp", *model]) == 2
+    assert run(["interpolate", "no.mp4", "--output", "w.webp", *model]) == 2
+    assert "no.mp4 cannot be used" in capsys.readouterr().err
 
 
 def test_over_long_prompts_are_made_and_the_cut_is_shown(command, capsys):
