@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("judge")(judge)
     verbs.command("sheet")(sheet)
     verbs.command("decoders")(decoders)
+    verbs.command("interpolation")(interpolation)
     app.add_typer(verbs, name="evaluate")
 
 
@@ -225,11 +226,57 @@ def decoders(
         )
 
 
+def interpolation(
+    data: Annotated[Path, typer.Option(help="Folder of prepared clips; the held-out are used.")],
+    model: Model = None,
+    output: Annotated[Path, typer.Option(help="The Markdown page, replaced.")] = Path(
+        "docs/interpolation.md"
+    ),
+    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 64,
+    keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of clips and noise.")] = 0,
+) -> None:
+    """Compare the interpolation network with blending and with standing still, on real clips.
+
+    Example:
+      magicvideo evaluate interpolation --data data/emoji64
+    """
+    _require_scipy()
+    _check_target(output)
+    from magicvideo.data.dataset import ClipDataset
+    from magicvideo.evaluate.interpolation import interpolation_markdown, score_interpolation
+    from magicvideo.evaluate.judge.files import SHIPPED, load_judge
+    from magicvideo.storage import atomic_file
+
+    pipeline = _load(model)
+    with _progress() as report:
+        scores = score_interpolation(
+            pipeline,
+            load_judge(SHIPPED),
+            ClipDataset(data, ("heldout",)),
+            clips,
+            num_keys=keys,
+            seed=seed,
+            on_clip=lambda done: report("interpolation", done, clips),
+        )
+    about = (
+        f"# Interpolation\n\n`magicvideo evaluate interpolation --clips {clips} --keys {keys} "
+        f"--seed {seed}`, model `{pipeline.model_hash}`: {clips} held-out clips on plain "
+        "backgrounds. Scores are of the inserted frames alone, against the real ones; the Frechet "
+        "distance is on the emoji judge's features of whole clips."
+    )
+    with atomic_file(output) as partial:
+        partial.write_text(interpolation_markdown(scores, about), encoding="utf-8")
+    typer.echo(output)
+
+
 def _require_scipy() -> None:
     from importlib.util import find_spec
 
-    if find_spec("scipy") is None:
-        raise UserError("Scores need scipy; install it with `pip install 'magicvideo[evaluate]'`.")
+    if missing := [name for name in ("scipy", "torchmetrics") if find_spec(name) is None]:
+        raise UserError(
+            f"Scores need {missing[0]}; install it with `pip install 'magicvideo[evaluate]'`."
+        )
 
 
 def _check_target(path: Path) -> None:

@@ -1,0 +1,177 @@
+"""Frames between key frames: ours against blending and standing still, on held-out clips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.diffusion.gaps import blend, key_pairs, weave
+from magicvideo.errors import UserError
+from magicvideo.evaluate.clips import Prompt, draw_prompts, from_bytes, real_videos, to_bytes
+from magicvideo.evaluate.frechet import fit_gaussian, frechet_distance
+from magicvideo.evaluate.intervals import Estimate, mean
+from magicvideo.evaluate.judge.network import Judge
+from magicvideo.evaluate.psnr import psnr
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.request import Settings
+from magicvideo.models.autoencoder import decode_latents, encode_frames
+from magicvideo.models.conditioning import encode_text
+from magicvideo.shapes import Frames, Latents
+
+OURS, LATENT_BLEND = "interpolation network", "blend of latents"
+PIXEL_BLEND, NEAREST, CEILING = "blend of pixels", "nearest key frame", "decoded real frames"
+METHODS = (OURS, LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
+_SPAN = 2.0  # of pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScores:
+    """What one way to fill the gaps earns, on the inserted frames alone.
+
+    Attributes:
+        name: The method.
+        psnr: In dB, mean over clips.
+        ssim: Structural similarity, mean over clips.
+        frechet: Between the judge's features of the filled clips and of the real ones.
+        seam: Mean change between frames at the keys, over that elsewhere; real clips are near 1.
+    """
+
+    name: str
+    psnr: Estimate
+    ssim: Estimate
+    frechet: float
+    seam: float
+
+
+@torch.no_grad()
+def score_interpolation(
+    pipeline: MagicVideoPipeline,
+    judge: Judge,
+    dataset: ClipDataset,
+    count: int,
+    *,
+    num_keys: int,
+    seed: int,
+    on_clip: Callable[[int], None],
+) -> list[MethodScores]:
+    """Fill the gaps between real key frames in every way, and compare with the real frames.
+
+    Keys are real frames that passed the autoencoder, the same for all methods. The last row is
+    the ceiling of all that work on latents: the real frames through the autoencoder.
+
+    Args:
+        pipeline: A model with an interpolator.
+        judge: Gives the features of the Frechet distance.
+        dataset: Clips on which nothing was trained but the judge.
+        count: How many clips; each once, on a plain background.
+        num_keys: Key frames of each.
+        seed: Of the draw, and of the networks' noise.
+        on_clip: Called with the number of clips that are done.
+
+    Raises:
+        UserError: If the model has no interpolator, or there are too few clips.
+    """
+    if pipeline.interpolator is None:
+        raise UserError("This model has no interpolation network; name another with --model.")
+    inserted = pipeline.interpolator.config.num_inserted
+    num_frames = num_keys + (num_keys - 1) * inserted
+    between = torch.tensor([place % (inserted + 1) != 0 for place in range(num_frames)])
+    rows: dict[str, list[list[float]]] = {name: [] for name in METHODS}
+    features: dict[str, list[Tensor]] = {name: [] for name in (*METHODS, "real")}
+    prompts = draw_prompts(dataset, count, seed)
+    videos = real_videos(dataset, prompts, num_frames, 1)
+    for done, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=1):
+        real = video[None]
+        features["real"].append(judge.embed_videos(real))
+        fps = dataset.clips[prompt.index].fps / (inserted + 1)
+        for name, made in _fill(pipeline, real, prompt, fps).items():
+            seen = from_bytes(to_bytes(made[0]))[None]
+            features[name].append(judge.embed_videos(seen))
+            rows[name].append(_measures(seen, real, between))
+        on_clip(done)
+    gaussians = {
+        name: fit_gaussian(torch.cat(found).double().numpy()) for name, found in features.items()
+    }
+    return [
+        _summary(name, np.array(rows[name]), frechet_distance(gaussians[name], gaussians["real"]))
+        for name in METHODS
+    ]
+
+
+def _fill(
+    pipeline: MagicVideoPipeline, real: Frames, prompt: Prompt, fps: float
+) -> dict[str, Float[Tensor, "1 f 3 h w"]]:
+    """Return the clip as every method gives it."""
+    assert pipeline.interpolator is not None
+    inserted = pipeline.interpolator.config.num_inserted
+    latents = encode_frames(pipeline.vae, real)
+    keys = latents[:, :: inserted + 1]
+    decoded = decode_latents(pipeline.vae, latents)
+    decoded_keys = decoded[:, :: inserted + 1]
+    nearest = torch.arange(real.shape[1]).add((inserted + 1) // 2) // (inserted + 1)
+    return {
+        OURS: decode_latents(pipeline.vae, _ours(pipeline, keys, prompt, fps)),
+        LATENT_BLEND: decode_latents(pipeline.vae, _blend(keys, inserted)),
+        PIXEL_BLEND: _blend(decoded_keys, inserted),
+        NEAREST: decoded_keys[:, nearest],
+        CEILING: decoded,
+    }
+
+
+def _ours(
+    pipeline: MagicVideoPipeline, keys: Latents, prompt: Prompt, fps: float
+) -> Float[Tensor, "b all c h w"]:
+    settings = Settings(num_frames=keys.shape[1], fps=fps, stages=("keyframes", "interpolation"))
+    request = pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
+    tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt.caption])
+    return pipeline.interpolate(request, keys, tokens)
+
+
+def _blend(keys: Latents, inserted: int) -> Float[Tensor, "b all c h w"]:
+    return weave(keys, blend(key_pairs(keys), inserted))
+
+
+def _measures(made: Frames, real: Frames, between: Tensor) -> list[float]:
+    ours, theirs = made[:, between], real[:, between]
+    similarity = structural_similarity_index_measure(ours[0], theirs[0], data_range=_SPAN)
+    assert isinstance(similarity, Tensor)
+    change = made.diff(dim=1).abs().mean(dim=(0, 2, 3, 4))
+    at_key = ~between[1:] | ~between[:-1]
+    return [
+        psnr(ours, theirs).item(),
+        similarity.item(),
+        change[at_key].mean().item(),
+        change[~at_key].mean().item(),
+    ]
+
+
+def _summary(name: str, figures: Float[np.ndarray, "n 4"], distance: float) -> MethodScores:
+    signal, similarity, at_keys, elsewhere = figures.T
+    return MethodScores(
+        name=name,
+        psnr=mean(signal),
+        ssim=mean(similarity),
+        frechet=distance,
+        seam=float(at_keys.mean() / max(elsewhere.mean(), 1e-12)),
+    )
+
+
+def interpolation_markdown(scores: list[MethodScores], about: str) -> str:
+    """Return the scores as a Markdown table under a sentence that says how they were made."""
+    lines = [
+        about,
+        "",
+        "| between the keys | PSNR, dB | SSIM | Frechet distance | change at keys / elsewhere |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.name} | {row.psnr.value:.2f} ({row.psnr.low:.2f} to {row.psnr.high:.2f}) "
+        f"| {row.ssim.value:.4f} | {row.frechet:.4f} | {row.seam:.2f} |"
+        for row in scores
+    ]
+    return "\n".join(lines) + "\n"
