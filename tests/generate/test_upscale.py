@@ -48,6 +48,15 @@ def test_a_prediction_of_nothing_gives_the_enlarged_frames(level):
     torch.testing.assert_close(made, expected.clamp(-1, 1))
 
 
+def test_what_is_predicted_is_added_at_its_scale():
+    """One step from pure noise: the residual is minus the velocity."""
+    upscaler, frames = make_upscaler(), make_frames()
+    upscaler.conv_out.bias.data.fill_(-0.7)
+    made = run(upscaler, frames, num_steps=1)
+    expected = enlarge(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES)) + 0.1 * 0.7
+    torch.testing.assert_close(made, expected.clamp(-1, 1))
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_tiles_and_chunks_give_the_whole(upscaler, sampler):

@@ -39,6 +39,18 @@ def test_every_input_is_read(place):
 
 
 @torch.no_grad()
+def test_every_level_goes_straight_to_its_other_half():
+    """With nothing from below, each half of the remaining levels still sees the small frame."""
+    network, inputs = randomise(make_upscaler()), list(make_inputs())
+    for level in (1, 0):
+        for parameter in network.upsamplers[level].parameters():
+            parameter.zero_()
+        before = network(*inputs)
+        changed = [inputs[0], -inputs[1], *inputs[2:]]
+        assert (network(*changed) - before).abs().amax() > 1e-3
+
+
+@torch.no_grad()
 def test_frames_do_not_see_each_other():
     network, inputs = randomise(make_upscaler()), make_inputs()
     together = network(*inputs)

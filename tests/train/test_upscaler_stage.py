@@ -126,19 +126,21 @@ def test_small_frames_pass_the_autoencoder(make):
     assert known["loss"] < 0.01 * fresh["loss"]
 
 
-def test_latents_get_noise_and_inputs_too(make):
+def test_small_frames_are_degraded_in_every_way(make):
     seen = {}
     for name, changes in {
         "clean": {"max_latent_noise": 0, "max_noise_level": 1e-5},
         "latent": {"max_latent_noise": 3, "max_noise_level": 1e-5},
         "pixel": {"max_latent_noise": 0, "max_noise_level": 0.5},
+        "varied": {"max_latent_noise": 0, "max_noise_level": 1e-5, "varied": 1},
     }.items():
-        task = make(varied=0, reconstructed=1, crop=SIZE, **changes)
+        task = make(**{"varied": 0, "reconstructed": 1, "crop": SIZE, **changes})
         task.network.register_forward_pre_hook(
             lambda _, given, name=name: seen.__setitem__(name, given)
         )
         task.losses(task.network, task.read(0), torch.Generator().manual_seed(0))
-    noises = {name: (seen[name][1] - seen["clean"][1]).flatten(1) for name in ("latent", "pixel")}
+    noises = {name: (given[1] - seen["clean"][1]).flatten(1) for name, given in seen.items()}
+    assert noises["varied"].std(dim=1).min() > 1e-3
     assert noises["latent"].std(dim=1).max() > 0.01
     levels = seen["pixel"][3]
     torch.testing.assert_close(noises["pixel"].std(dim=1), levels, atol=0, rtol=0.1)
