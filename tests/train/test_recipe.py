@@ -11,7 +11,8 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "emoji.yaml"
 
 def test_the_shipped_recipe_has_its_stages_in_order():
     stages = read_recipe(SHIPPED, []).stages()
-    assert list(stages) == ["autoencoder", "clip", "image", "unsupervised", "keyframes"]
+    latents = ["autoencoder", "clip", "image", "unsupervised", "keyframes"]
+    assert list(stages) == [*latents, "interpolation", "upscaler"]
 
 
 def test_a_change_reaches_its_setting_and_no_other():
