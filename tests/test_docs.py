@@ -47,7 +47,8 @@ def blocks(page, *languages):
 
 
 def commands(page):
-    lines = chain.from_iterable(block.splitlines() for block in blocks(page, "sh", "bash"))
+    joined = (block.replace("\\\n", " ") for block in blocks(page, "sh", "bash"))
+    lines = chain.from_iterable(block.splitlines() for block in joined)
     inline = [code for code in _CODE.findall(prose(page)) if code.startswith("magicvideo ")]
     return [line for line in [*lines, *inline] if line.strip() and not line.startswith("#")]
 

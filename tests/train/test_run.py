@@ -13,8 +13,9 @@ from magicvideo.errors import UserError
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.train.export import export
 from magicvideo.train.loop import Interrupted, Stage
+from magicvideo.train.parts import product_of
 from magicvideo.train.run import check_stage, train
-from magicvideo.train.stages import make_task, product_of
+from magicvideo.train.stages import make_task
 
 STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation")
 
@@ -159,6 +160,6 @@ def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe
         export(recipe.output, tmp_path / "model", "fp16")
     recipe.output.mkdir()
     shutil.copy(trained.output / "recipe.json", recipe.output)
-    with pytest.raises(UserError, match=r"Stage autoencoder of .* is not done"):
+    with pytest.raises(UserError, match="Stage autoencoder is not done"):
         export(recipe.output, tmp_path / "model", "fp16")
     assert not (tmp_path / "model").exists()

@@ -3,32 +3,32 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 
 from magicvideo.errors import UserError
-from magicvideo.storage import atomic_folder, verify_sums
-from magicvideo.train.loop import PRODUCT, STAGE
-from magicvideo.train.recipe import StageName
+from magicvideo.storage import atomic_folder
+from magicvideo.train.loop import STAGE
+from magicvideo.train.parts import MAKERS, OPTIONAL, component, product_of, start_of
+from magicvideo.train.recipe import Recipe
 from magicvideo.train.run import SETTINGS
 from magicvideo.train.tasks.clip import WORDS
 
-# component: (stage that makes it, library and class for model_index.json); those of stages that the
-# recipe lacks are left out
-_COMPONENTS = {
-    "vae": ("autoencoder", ("magicvideo", "PatchAutoencoder")),
-    "text_encoder": ("clip", ("transformers", "CLIPTextModel")),
-    "tokenizer": ("clip", ("transformers", "CLIPTokenizer")),
-    "image_encoder": ("clip", ("transformers", "CLIPVisionModelWithProjection")),
-    "unet": ("keyframes", ("magicvideo", "VideoUNet")),
-    "image_conditioner": ("keyframes", ("magicvideo", "ImageConditioner")),
-    "scheduler": ("keyframes", ("diffusers", "DDIMScheduler")),
-    "interpolator": ("interpolation", ("magicvideo", "Interpolator")),
-    "upscaler": ("upscaler", ("magicvideo", "Upscaler")),
-    "upscaler_scheduler": ("upscaler", ("diffusers", "DDIMScheduler")),
+# a component's library and class for model_index.json
+_CLASSES = {
+    "vae": ("magicvideo", "PatchAutoencoder"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "unet": ("magicvideo", "VideoUNet"),
+    "image_conditioner": ("magicvideo", "ImageConditioner"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "interpolator": ("magicvideo", "Interpolator"),
+    "upscaler": ("magicvideo", "Upscaler"),
+    "upscaler_scheduler": ("diffusers", "DDIMScheduler"),
 }
 TRAINING = "training.json"
 _AS_NAMED = ("license", "interpolation_noise_level", "upscaler_noise_level")
@@ -37,8 +37,9 @@ _AS_NAMED = ("license", "interpolation_noise_level", "upscaler_noise_level")
 def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     """Write the model of a run that has trained all its stages.
 
-    The folder carries `SHA256SUMS`, the words of its training captions, and in `training.json` how
-    many steps each stage trained.
+    What none of its stages makes comes from the model that the recipe started from. The folder
+    carries `SHA256SUMS`, the words of its training captions, and in `training.json` how many steps
+    each stage trained.
 
     Args:
         run: The `output` of a recipe.
@@ -51,34 +52,37 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
-    products = {}
-    for stage in _stages(run):
-        product = run / stage / PRODUCT
-        if not product.is_dir():
-            raise UserError(f"Stage {stage} of {run} is not done: {product} does not exist.")
-        verify_sums(product)
-        products[stage] = product
+    recipe = _recipe_of(run)
+    products = [product_of(recipe, stage) for stage in recipe.stages()]
+    parts = _parts(recipe)
     with atomic_folder(output) as partial:
-        components = {n: where for n, where in _COMPONENTS.items() if where[0] in products}
-        for name, (stage, _) in components.items():
-            shutil.copytree(products[stage] / name, partial / name)
-        shutil.copyfile(products["clip"] / WORDS, partial / WORDS)
+        for name, folder in parts.items():
+            shutil.copytree(folder, partial / name)
+        shutil.copyfile(parts["tokenizer"].parent / WORDS, partial / WORDS)
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
-        recipe = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-        index = {name: list(where) for name, (_, where) in components.items()}
-        _write_index(partial, index, recipe)
-        _write_training(partial, recipe["name"], list(products.values()))
+        _write_index(partial, {name: list(_CLASSES[name]) for name in parts}, recipe)
+        _write_training(partial, recipe, products)
 
 
-def _stages(run: Path) -> list[str]:
-    """Return the stages whose products make up the model, directly or as a start of others."""
+def _recipe_of(run: Path) -> Recipe:
     settings = run / SETTINGS
     if not settings.is_file():
         raise UserError(f"{run} is no training run: {settings} does not exist.")
-    recipe = json.loads(settings.read_text(encoding="utf-8"))
-    return [name for name in get_args(StageName) if recipe.get(name) is not None]
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    # a run may have been moved since its recipe was written
+    return Recipe.model_validate({**values, "output": run})
+
+
+def _parts(recipe: Recipe) -> dict[str, Path]:
+    """Return the folder of every component that the model has."""
+    parts = {}
+    for name, makers in MAKERS.items():
+        made_here = any(stage in recipe.stages() for stage in makers)
+        if made_here or name not in OPTIONAL or start_of(recipe, name):
+            parts[name] = component(recipe, name)
+    return parts
 
 
 def _halve(file: Path) -> None:
@@ -91,22 +95,29 @@ def _halve(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_index(folder: Path, components: dict[str, list[str]], recipe: dict[str, Any]) -> None:
+def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe) -> None:
     defaults = {
         name if name in _AS_NAMED else f"default_{name}": value
-        for name, value in recipe["defaults"].items()
+        for name, value in recipe.defaults.model_dump().items()
     }
     index = {
         "_class_name": "MagicVideoPipeline",
         "_diffusers_version": diffusers.__version__,
         **components,
         **defaults,
-        "shared_noise": recipe["noise"]["shared"],
+        "shared_noise": recipe.noise.shared,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_training(folder: Path, recipe: str, products: list[Path]) -> None:
-    stages = [json.loads((product / STAGE).read_text(encoding="utf-8")) for product in products]
-    about = {"recipe": recipe, "steps": {entry["stage"]: entry["steps"] for entry in stages}}
+def _write_training(folder: Path, recipe: Recipe, products: list[Path]) -> None:
+    """Tell the steps of every stage, and of those of the model that it started from."""
+    entries = [json.loads((product / STAGE).read_text(encoding="utf-8")) for product in products]
+    about = {
+        "recipe": recipe.name,
+        "steps": {entry["stage"]: entry["steps"] for entry in entries},
+    }
+    before = recipe.start / TRAINING if recipe.start else None
+    if before and before.is_file():
+        about["started_from"] = json.loads(before.read_text(encoding="utf-8"))
     (folder / TRAINING).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,13 @@ from magicvideo.data.manifest import read_info
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.train.recipe import Recipe, StageName, UpscalerSettings
-from magicvideo.train.stages import image_unet_config, interpolator_config, unet_config
+from magicvideo.train.stages import (
+    condition_length,
+    condition_width,
+    image_unet_config,
+    interpolator_config,
+    unet_config,
+)
 from magicvideo.train.tasks.autoencoder import make_autoencoder
 from magicvideo.train.tasks.clip import clip_config
 from magicvideo.train.tasks.upscaler import make_upscaler
@@ -70,9 +76,9 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
     if name == "upscaler":
         assert recipe.upscaler is not None
         return _pass_one_crop(recipe.upscaler)
-    assert recipe.clip is not None
-    tokens = recipe.clip.max_tokens
+    tokens = condition_length(recipe)
     if name == "clip":
+        assert recipe.clip is not None
         clip = CLIPModel(clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, size))
         ids = torch.zeros(1, tokens, dtype=torch.long)
         clip(input_ids=ids, pixel_values=torch.empty(1, 3, size, size))
@@ -84,7 +90,7 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
     unet = VideoUNet(**config)
     side, channels = config["sample_size"], config["in_channels"]
     latents = torch.empty(1, 1 if is_image else config["num_frames"], channels, side, side)
-    unet(latents, torch.zeros(1), torch.empty(1, tokens, recipe.clip.width), torch.zeros(1))
+    unet(latents, torch.zeros(1), torch.empty(1, tokens, condition_width(recipe)), torch.zeros(1))
     return unet
 
 

@@ -184,12 +184,17 @@ class GenerationDefaults(Settings):
 class Recipe(Settings):
     """One model: its data, where its run goes, and its stages in order.
 
-    `data` and `output` are relative to the folder in which the command is run.
+    `data`, `output` and `start` are relative to the folder in which the command is run.
     """
 
     name: str
     data: Path
     output: Path
+    start: Path | None = Field(
+        default=None,
+        description="model folder whose weights the stages begin with; what no stage makes "
+        "comes from it as it is",
+    )
     seed: int = Field(0, ge=0)
     unet: UNetSettings = UNetSettings()
     noise: NoiseSettings = NoiseSettings()

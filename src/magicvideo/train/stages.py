@@ -1,6 +1,5 @@
 """The table of stages: what each starts from, what it trains and what stays frozen."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,18 +8,20 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import generator_for
-from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
-from magicvideo.storage import verify_sums
-from magicvideo.train.loop import PRODUCT
+from magicvideo.train.parts import component, product_of, settings_of, start_from, start_of
 from magicvideo.train.recipe import Recipe, StageName
 from magicvideo.train.task import Task
-from magicvideo.train.tasks.autoencoder import AutoencoderTask
+from magicvideo.train.tasks.autoencoder import (
+    AutoencoderTask,
+    fit_components,
+    make_autoencoder,
+)
 from magicvideo.train.tasks.clip import ClipTask
 from magicvideo.train.tasks.denoiser import DenoiserTask, Frozen
 from magicvideo.train.tasks.interpolation import InterpolationTask
@@ -35,24 +36,15 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
     """
     torch.manual_seed(generator_for(recipe.seed, name, "weights").initial_seed())
     if name == "upscaler":
-        assert recipe.upscaler is not None
-        vae = PatchAutoencoder.from_pretrained(product_of(recipe, "autoencoder") / "vae")
-        large = ClipDataset(recipe.upscaler.data, ("train",))
-        return UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
+        return _upscaler_task(recipe)
     dataset = ClipDataset(recipe.data, ("train",))
     if name == "autoencoder":
-        assert recipe.autoencoder is not None
-        return AutoencoderTask(recipe.autoencoder, dataset, recipe.seed)
+        return _autoencoder_task(recipe, dataset)
     if name == "clip":
-        assert recipe.clip is not None
-        return ClipTask(recipe.clip, dataset, recipe.seed)
+        return _clip_task(recipe, dataset)
     frozen = _frozen(recipe)
     if name == "interpolation":
-        assert recipe.interpolation is not None
-        interpolator = _interpolator(recipe, dataset.info.size)
-        return InterpolationTask(
-            interpolator, frozen, recipe.interpolation, recipe.noise, dataset, recipe.seed
-        )
+        return _interpolation_task(recipe, frozen, dataset)
     network = _denoiser(recipe, name, dataset.info.size)
     settings = {
         "image": recipe.image,
@@ -63,29 +55,47 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
     return DenoiserTask(network, frozen, settings, recipe.noise, dataset, recipe.seed)
 
 
-def product_of(recipe: Recipe, name: StageName) -> Path:
-    """Return the checked product of a stage.
+def _autoencoder_task(recipe: Recipe, dataset: ClipDataset) -> AutoencoderTask:
+    assert recipe.autoencoder is not None
+    network = make_autoencoder(recipe.autoencoder.model)
+    if not start_from(network, recipe, "vae"):
+        fit_components(network, dataset, recipe.seed)
+    return AutoencoderTask(network, recipe.autoencoder, dataset, recipe.seed)
 
-    Raises:
-        UserError: If the stage is not done or its product is damaged.
-    """
-    folder = recipe.output / name / PRODUCT
-    if not folder.is_dir():
-        raise UserError(
-            f"Stage {name} is not done: {folder} does not exist; train it first with "
-            f"--stage {name}."
-        )
-    verify_sums(folder)
-    return folder
+
+def _clip_task(recipe: Recipe, dataset: ClipDataset) -> ClipTask:
+    assert recipe.clip is not None
+    text, tokenizer = start_of(recipe, "text_encoder"), start_of(recipe, "tokenizer")
+    image = start_of(recipe, "image_encoder")
+    if text is None or tokenizer is None or image is None:
+        return ClipTask(recipe.clip, dataset, recipe.seed)
+    task = ClipTask(recipe.clip, dataset, recipe.seed, CLIPTokenizer.from_pretrained(tokenizer))
+    task.start_from(
+        CLIPTextModel.from_pretrained(text, dtype=torch.float32),
+        CLIPVisionModelWithProjection.from_pretrained(image, dtype=torch.float32),
+    )
+    return task
+
+
+def _upscaler_task(recipe: Recipe) -> UpscalerTask:
+    assert recipe.upscaler is not None
+    vae = PatchAutoencoder.from_pretrained(component(recipe, "vae"))
+    large = ClipDataset(recipe.upscaler.data, ("train",))
+    task = UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
+    start_from(task.network, recipe, "upscaler")
+    return task
 
 
 def _frozen(recipe: Recipe) -> Frozen:
-    autoencoder, clip = product_of(recipe, "autoencoder"), product_of(recipe, "clip")
     return Frozen(
-        vae=PatchAutoencoder.from_pretrained(autoencoder / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(clip / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(clip / "tokenizer"),
-        image_encoder=CLIPVisionModelWithProjection.from_pretrained(clip / "image_encoder"),
+        vae=PatchAutoencoder.from_pretrained(component(recipe, "vae")),
+        text_encoder=CLIPTextModel.from_pretrained(
+            component(recipe, "text_encoder"), dtype=torch.float32
+        ),
+        tokenizer=CLIPTokenizer.from_pretrained(component(recipe, "tokenizer")),
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(
+            component(recipe, "image_encoder"), dtype=torch.float32
+        ),
     )
 
 
@@ -93,22 +103,26 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
     """Return the denoiser at the start of a stage.
 
     The image stage trains the 2D network alone. The first video stage inflates it, and the next
-    goes on with what that one made.
+    goes on with what that one made. New parts keep what the model to start from gave them.
     """
-    assert recipe.clip is not None
-    conditioner = ImageConditioner(recipe.clip.width, recipe.clip.width)
+    width = condition_width(recipe)
+    conditioner = ImageConditioner(width, width)
+    start_from(conditioner, recipe, "image_conditioner")
+    unet = VideoUNet(**unet_config(recipe, image_size))
+    start_from(unet, recipe, "unet")
     if name == "image":
-        unet = VideoUNet(**image_unet_config(recipe, image_size))
-        network = ConditionedDenoiser(unet, conditioner)
+        image_unet = VideoUNet(**image_unet_config(recipe, image_size))
+        learnt = unet.state_dict()
+        image_unet.load_state_dict({key: learnt[key] for key in image_unet.state_dict()})
+        network = ConditionedDenoiser(image_unet, conditioner)
         for key, parameter in network.named_parameters():
             parameter.requires_grad_(not is_new(key) and not key.startswith("image_conditioner"))
         return network
-    unet = VideoUNet(**unet_config(recipe, image_size))
     if name == "keyframes" and recipe.unsupervised is not None:
         start = product_of(recipe, "unsupervised")
         unet = VideoUNet.from_pretrained(start / "unet")
         conditioner = ImageConditioner.from_pretrained(start / "image_conditioner")
-    else:
+    elif recipe.image is not None:
         weights = product_of(recipe, "image") / "unet" / "diffusion_pytorch_model.safetensors"
         image_weights = load_file(weights)
         inflate(unet, {key: value for key, value in image_weights.items() if not is_new(key)})
@@ -120,24 +134,50 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
     return ConditionedDenoiser(unet, conditioner)
 
 
-def _interpolator(recipe: Recipe, image_size: int) -> Interpolator:
-    """Return the interpolator at the start: the key-frame network with more input channels."""
-    interpolator = Interpolator(**interpolator_config(recipe, image_size))
-    start = product_of(recipe, "keyframes")
-    interpolator.start_from(VideoUNet.from_pretrained(start / "unet"))
-    return interpolator
+def _interpolation_task(recipe: Recipe, frozen: Frozen, dataset: ClipDataset) -> InterpolationTask:
+    """Return the task of an interpolator that starts as the key-frame network."""
+    assert recipe.interpolation is not None
+    network = Interpolator(**interpolator_config(recipe, dataset.info.size))
+    network.start_from(VideoUNet.from_pretrained(component(recipe, "unet")))
+    task = InterpolationTask(
+        network, frozen, recipe.interpolation, recipe.noise, dataset, recipe.seed
+    )
+    start_from(network, recipe, "interpolator")
+    return task
+
+
+def condition_width(recipe: Recipe) -> int:
+    """Return the width of the condition's tokens: that of the text encoder's states."""
+    if recipe.clip is not None:
+        return recipe.clip.width
+    width: int = settings_of(component(recipe, "text_encoder"))["hidden_size"]
+    return width
+
+
+def condition_length(recipe: Recipe) -> int:
+    """Return the number of the condition's tokens."""
+    if recipe.clip is not None:
+        return recipe.clip.max_tokens
+    length: int = settings_of(component(recipe, "text_encoder"))["max_position_embeddings"]
+    return length
 
 
 def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     """Return the arguments of `VideoUNet` for a recipe and frames of `image_size` pixels a side."""
-    assert recipe.autoencoder is not None
-    assert recipe.clip is not None
-    settings, code = recipe.unet, recipe.autoencoder.model
+    settings = recipe.unet
+    if recipe.autoencoder is not None:
+        channels, factor = (
+            recipe.autoencoder.model.latent_channels,
+            recipe.autoencoder.model.patch_size,
+        )
+    else:
+        code = settings_of(component(recipe, "vae"))
+        channels, factor = code["latent_channels"], code["patch_size"]
     levels = settings.attention_levels
     return {
-        "sample_size": image_size // code.patch_size,
-        "in_channels": code.latent_channels,
-        "out_channels": code.latent_channels,
+        "sample_size": image_size // factor,
+        "in_channels": channels,
+        "out_channels": channels,
         "down_block_types": tuple(
             "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels
         ),
@@ -146,7 +186,7 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         ),
         "block_out_channels": settings.block_out_channels,
         "layers_per_block": settings.layers_per_block,
-        "cross_attention_dim": recipe.clip.width,
+        "cross_attention_dim": condition_width(recipe),
         "attention_head_dim": settings.attention_heads,
         "norm_num_groups": settings.norm_num_groups,
         "num_frames": settings.num_frames,

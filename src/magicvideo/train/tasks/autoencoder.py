@@ -23,17 +23,21 @@ class AutoencoderTask:
     """Reconstruct single frames: L1, squared error, and L1 between image gradients.
 
     Args:
+        network: The autoencoder, initialised.
         settings: The stage's settings.
         dataset: Clips of the training split.
         seed: Of the order of samples.
     """
 
-    def __init__(self, settings: AutoencoderSettings, dataset: ClipDataset, seed: int) -> None:
+    def __init__(
+        self,
+        network: PatchAutoencoder,
+        settings: AutoencoderSettings,
+        dataset: ClipDataset,
+        seed: int,
+    ) -> None:
+        self.network = network
         self.settings, self.dataset, self.seed = settings, dataset, seed
-        self.network = make_autoencoder(settings.model)
-        # any seed would do, so long as these frames are not the first batches
-        first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
-        self.network.fit_linear(first.frames[:, 0])
 
     def begin_step(self, step: int) -> None:
         """Nothing changes in the course of this stage."""
@@ -73,6 +77,13 @@ class AutoencoderTask:
     def save(self, folder: Path) -> None:
         """Write the component `vae`."""
         self.network.save_pretrained(folder / "vae")
+
+
+def fit_components(network: PatchAutoencoder, dataset: ClipDataset, seed: int) -> None:
+    """Let a fresh autoencoder begin as the best linear code of some frames."""
+    # any seed would do, so long as these frames are not the first batches
+    first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
+    network.fit_linear(first.frames[:, 0])
 
 
 def make_autoencoder(settings: PatchAutoencoderSettings) -> PatchAutoencoder:

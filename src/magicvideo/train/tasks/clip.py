@@ -10,11 +10,13 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextModel,
+    CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
 
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
+from magicvideo.errors import UserError
 from magicvideo.models.conditioning import normalise_for_clip
 from magicvideo.storage import atomic_file
 from magicvideo.train.recipe import ClipSettings
@@ -32,13 +34,22 @@ class ClipTask:
         settings: The stage's settings.
         dataset: Clips of the training split.
         seed: Of the order of samples and the wording that the tokenizer learns from.
+        tokenizer: One to keep; None learns one from the captions.
     """
 
-    def __init__(self, settings: ClipSettings, dataset: ClipDataset, seed: int) -> None:
+    def __init__(
+        self,
+        settings: ClipSettings,
+        dataset: ClipDataset,
+        seed: int,
+        tokenizer: CLIPTokenizer | None = None,
+    ) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
         captions = list(captions_of(dataset, seed))
         self.words = words_of(captions)
-        self.tokenizer = train_tokenizer(captions, settings.vocabulary_size, settings.max_tokens)
+        self.tokenizer = tokenizer or train_tokenizer(
+            captions, settings.vocabulary_size, settings.max_tokens
+        )
         marks = (
             self.tokenizer.bos_token_id,
             self.tokenizer.eos_token_id,
@@ -77,6 +88,26 @@ class ClipTask:
         own = torch.arange(len(logits), device=device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         return {"loss": loss, "found": (logits.argmax(dim=1) == own).float().mean()}
+
+    def start_from(
+        self, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModelWithProjection
+    ) -> None:
+        """Take over both towers. What projects a text is no part of a model and starts afresh.
+
+        Raises:
+            UserError: If their sizes are not those of the settings.
+        """
+        try:
+            self.network.text_model.load_state_dict(text_encoder.state_dict())
+            self.network.vision_model.load_state_dict(image_encoder.vision_model.state_dict())
+            self.network.visual_projection.load_state_dict(
+                image_encoder.visual_projection.state_dict()
+            )
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"The encoders to start from do not have the sizes of the recipe's clip: {reason}"
+            ) from None
 
     def preview(self) -> Image.Image | None:
         """Return nothing: embeddings are not pictures."""

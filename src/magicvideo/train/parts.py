@@ -1,0 +1,104 @@
+"""Where the parts of a model come from: a stage's product, or the model to start from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import ModelMixin
+
+from magicvideo.errors import UserError
+from magicvideo.storage import verify_sums
+from magicvideo.train.checkpoint import load_exactly
+from magicvideo.train.loop import PRODUCT
+from magicvideo.train.recipe import Recipe, StageName
+
+# the stages that make a component, the last of which a model keeps
+MAKERS: dict[str, tuple[StageName, ...]] = {
+    "vae": ("autoencoder",),
+    "text_encoder": ("clip",),
+    "tokenizer": ("clip",),
+    "image_encoder": ("clip",),
+    "unet": ("image", "unsupervised", "keyframes"),
+    "image_conditioner": ("unsupervised", "keyframes"),
+    "scheduler": ("keyframes",),
+    "interpolator": ("interpolation",),
+    "upscaler": ("upscaler",),
+    "upscaler_scheduler": ("upscaler",),
+}
+# a model without them makes key frames alone
+OPTIONAL = frozenset({"interpolator", "upscaler", "upscaler_scheduler"})
+_MEASURED = ("scaling_factor", "residual_scale")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def product_of(recipe: Recipe, name: StageName) -> Path:
+    """Return the checked product of a stage.
+
+    Raises:
+        UserError: If the stage is not done or its product is damaged.
+    """
+    folder = recipe.output / name / PRODUCT
+    if not folder.is_dir():
+        raise UserError(
+            f"Stage {name} is not done: {folder} does not exist; train it first with "
+            f"--stage {name}."
+        )
+    verify_sums(folder)
+    return folder
+
+
+def component(recipe: Recipe, name: str) -> Path:
+    """Return the folder of a finished component that later stages stand on.
+
+    Raises:
+        UserError: If its stage is not done, or no stage makes it and the model to start from lacks
+            it too.
+    """
+    makers = [stage for stage in MAKERS[name] if stage in recipe.stages()]
+    if makers:
+        return product_of(recipe, makers[-1]) / name
+    found = start_of(recipe, name)
+    if found is None:
+        raise UserError(
+            f"The recipe {recipe.name} has no stage {MAKERS[name][-1]} and names no model to start "
+            f"from that has the part {name}; add the stage, or start=MODEL_FOLDER."
+        )
+    return found
+
+
+def start_of(recipe: Recipe, name: str) -> Path | None:
+    """Return the folder of a component in the model that the recipe starts from, if it has one.
+
+    Raises:
+        UserError: If there is no such model or a file of it is damaged.
+    """
+    if recipe.start is None:
+        return None
+    if not (recipe.start / "model_index.json").is_file():
+        raise UserError(f"start={recipe.start} is no model folder: it has no model_index.json.")
+    verify_sums(recipe.start)
+    folder = recipe.start / name
+    return folder if folder.is_dir() else None
+
+
+def start_from(network: ModelMixin, recipe: Recipe, name: str) -> bool:
+    """Load a component's weights from the model that the recipe starts from, if it has them.
+
+    Scales that were measured on the data that it was trained on come along.
+
+    Raises:
+        UserError: If their names or shapes are not the network's.
+    """
+    folder = start_of(recipe, name)
+    if folder is None:
+        return False
+    load_exactly(network, folder / _WEIGHTS)
+    stored = settings_of(folder)
+    network.register_to_config(**{name: stored[name] for name in _MEASURED if name in stored})
+    return True
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings that are stored beside a component's weights."""
+    settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return settings

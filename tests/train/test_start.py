@@ -1,0 +1,123 @@
+"""A recipe that starts from a finished model: what it trains begins there, the rest stays."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import SHARED, tiny_values
+from safetensors.torch import load_file
+
+from magicvideo.errors import UserError
+from magicvideo.train.export import export
+from magicvideo.train.parts import component
+from magicvideo.train.recipe import Recipe
+from magicvideo.train.run import train
+from magicvideo.train.stages import make_task
+
+
+@pytest.fixture(scope="session")
+def model(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "trained"
+    export(trained.output, folder, "fp32")
+    return folder
+
+
+def starting(model, prepared, output, *stages, **changes):
+    values = tiny_values(prepared, output)
+    for name in ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation"):
+        if name not in stages:
+            del values[name]
+    return Recipe.model_validate({**values, "start": str(model), **changes})
+
+
+def weights(folder):
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, tmp_path):
+    network = make_task(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
+    assert_same(network.state_dict(), weights(model / "vae"))
+    fresh = make_task(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
+    assert network.config.scaling_factor == fresh.network.config.scaling_factor != 1.0
+
+
+def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_path):
+    task = make_task(starting(model, prepared, tmp_path, "clip"), "clip")
+    task.save(tmp_path)
+    for name in ("text_encoder", "image_encoder"):
+        assert_same(weights(tmp_path / name), weights(model / name))
+    texts = [(folder / "tokenizer" / "tokenizer.json").read_text() for folder in (tmp_path, model)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("stage", ["unsupervised", "keyframes"])
+def test_video_stages_begin_with_the_denoiser(stage, model, prepared, tmp_path):
+    network = make_task(starting(model, prepared, tmp_path, stage), stage).network
+    assert_same(network.unet.state_dict(), weights(model / "unet"))
+    assert_same(network.image_conditioner.state_dict(), weights(model / "image_conditioner"))
+
+
+def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
+    network = make_task(starting(model, prepared, tmp_path, "image"), "image").network
+    stored = weights(model / "unet")
+    found = network.unet.state_dict()
+    assert not any("temporal" in name or "adaptor" in name for name in found)
+    assert_same(found, {name: stored[name] for name in found})
+
+
+def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, tmp_path):
+    network = make_task(
+        starting(model, prepared, tmp_path, "interpolation", seed=6), "interpolation"
+    ).network
+    assert_same(network.state_dict(), weights(model / "interpolator"))
+    own = make_task(trained, "interpolation").network.config.residual_scale
+    assert network.config.residual_scale == own
+
+
+def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
+    recipe = starting(model, prepared, tmp_path / "run", "keyframes")
+    train(recipe, None, lambda _: None)
+    export(recipe.output, tmp_path / "model", "fp32")
+    for name in ("vae", "text_encoder", "image_encoder", "interpolator"):
+        assert_same(weights(tmp_path / "model" / name), weights(model / name))
+    before, after = (weights(folder / "unet") for folder in (model, tmp_path / "model"))
+    assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
+    text = (tmp_path / "model" / "training.json").read_text()
+    assert '"started_from"' in text
+    assert (tmp_path / "model" / "words.txt").read_text() == (model / "words.txt").read_text()
+
+
+def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
+    wider = {**tiny_values(prepared, tmp_path)["unet"], "block_out_channels": [8, 16]}
+    recipe = starting(model, prepared, tmp_path, "keyframes", unet=wider)
+    with pytest.raises(UserError, match=r"has the shape \[.+\] and the network \[.+\]"):
+        make_task(recipe, "keyframes")
+    clip = {**tiny_values(prepared, tmp_path)["clip"], **SHARED, "width": 10}
+    recipe = starting(model, prepared, tmp_path, "clip", clip=clip)
+    with pytest.raises(UserError, match="do not have the sizes of the recipe's clip"):
+        make_task(recipe, "clip")
+
+
+def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
+    with pytest.raises(UserError, match="is no model folder"):
+        component(starting(tmp_path, prepared, tmp_path, "keyframes"), "vae")
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
+        component(starting(copy, prepared, tmp_path, "keyframes"), "vae")
+
+
+def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
+    values = tiny_values(prepared, tmp_path)
+    del values["autoencoder"]
+    with pytest.raises(UserError, match=r"no stage autoencoder and names no model .* part vae"):
+        component(Recipe.model_validate(values), "vae")
