@@ -8,6 +8,7 @@ from conftest import SHARED, tiny_values
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
+from magicvideo.models.inflate import is_new
 from magicvideo.train.export import export
 from magicvideo.train.parts import component
 from magicvideo.train.recipe import Recipe
@@ -33,6 +34,10 @@ def starting(model, prepared, output, *stages, **changes):
 def weights(folder):
     (file,) = folder.glob("*.safetensors")
     return load_file(file)
+
+
+def without(tensors, unwanted):
+    return {name: tensor for name, tensor in tensors.items() if not unwanted(name)}
 
 
 def assert_same(found, expected):
@@ -70,6 +75,20 @@ def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
     found = network.unet.state_dict()
     assert not any("temporal" in name or "adaptor" in name for name in found)
     assert_same(found, {name: stored[name] for name in found})
+
+
+def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
+    recipe = starting(model, prepared, tmp_path / "run", "image")
+    train(recipe, None, lambda _: None)
+    export(recipe.output, tmp_path / "frames", "fp32")
+    network = make_task(
+        starting(tmp_path / "frames", prepared, tmp_path, "keyframes"), "keyframes"
+    ).network
+    stored, found = weights(tmp_path / "frames" / "unet"), network.unet.state_dict()
+    new = {name for name in found if is_new(name)}
+    assert_same({k: v for k, v in found.items() if k not in new}, without(stored, is_new))
+    assert (found["fps_embedding.linear_2.weight"] == 0).all()
+    assert any("temporal" in name for name in new)
 
 
 def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, tmp_path):

@@ -28,7 +28,7 @@ MAKERS: dict[str, tuple[StageName, ...]] = {
 # a model without them makes key frames alone
 OPTIONAL = frozenset({"interpolator", "upscaler", "upscaler_scheduler"})
 _MEASURED = ("scaling_factor", "residual_scale")
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def product_of(recipe: Recipe, name: StageName) -> Path:
@@ -92,7 +92,7 @@ def start_from(network: ModelMixin, recipe: Recipe, name: str) -> bool:
     folder = start_of(recipe, name)
     if folder is None:
         return False
-    load_exactly(network, folder / _WEIGHTS)
+    load_exactly(network, folder / WEIGHTS)
     stored = settings_of(folder)
     network.register_to_config(**{name: stored[name] for name in _MEASURED if name in stored})
     return True

@@ -1,5 +1,6 @@
 """The table of stages: what each starts from, what it trains and what stays frozen."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,14 @@ from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
-from magicvideo.train.parts import component, product_of, settings_of, start_from, start_of
+from magicvideo.train.parts import (
+    WEIGHTS,
+    component,
+    product_of,
+    settings_of,
+    start_from,
+    start_of,
+)
 from magicvideo.train.recipe import Recipe, StageName
 from magicvideo.train.task import Task
 from magicvideo.train.tasks.autoencoder import (
@@ -109,7 +117,7 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
     conditioner = ImageConditioner(width, width)
     start_from(conditioner, recipe, "image_conditioner")
     unet = VideoUNet(**unet_config(recipe, image_size))
-    start_from(unet, recipe, "unet")
+    _start_unet(unet, recipe)
     if name == "image":
         image_unet = VideoUNet(**image_unet_config(recipe, image_size))
         learnt = unet.state_dict()
@@ -123,15 +131,28 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
         unet = VideoUNet.from_pretrained(start / "unet")
         conditioner = ImageConditioner.from_pretrained(start / "image_conditioner")
     elif recipe.image is not None:
-        weights = product_of(recipe, "image") / "unet" / "diffusion_pytorch_model.safetensors"
-        image_weights = load_file(weights)
-        inflate(unet, {key: value for key, value in image_weights.items() if not is_new(key)})
+        _inflate_from(unet, product_of(recipe, "image") / "unet")
     settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
     assert settings is not None
     for key, parameter in unet.named_parameters():
         if not is_new(key):
             parameter.rate = settings.reused_rate
     return ConditionedDenoiser(unet, conditioner)
+
+
+def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
+    """Let the denoiser start as that of the model to start from, be it one of images or videos."""
+    start = start_of(recipe, "unet")
+    stored = {} if start is None else settings_of(start)
+    if start and stored["temporal_attention"] == "none" and not stored["frame_adaptor"]:
+        _inflate_from(unet, start)
+    else:
+        start_from(unet, recipe, "unet")
+
+
+def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
+    weights = load_file(image_unet / WEIGHTS)
+    inflate(unet, {key: value for key, value in weights.items() if not is_new(key)})
 
 
 def _interpolation_task(recipe: Recipe, frozen: Frozen, dataset: ClipDataset) -> InterpolationTask:
