@@ -13,7 +13,7 @@ from magicvideo.storage import write_sums
 from magicvideo.train.checkpoint import Checkpoints, TrainingState
 from magicvideo.train.ema import Ema
 from magicvideo.train.optim import make_optimizer
-from magicvideo.train.recipe import ImageSettings
+from magicvideo.train.settings import ImageSettings
 
 SETTINGS = ImageSettings(steps=9, batch_size=1, learning_rate=0.01)
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from magicvideo.train.recipe import ImageSettings
+from magicvideo.train.settings import ImageSettings
 
 SETTINGS = ImageSettings(
     steps=20, batch_size=1, learning_rate=0.5, warmup_steps=4, decay_share=0.25, weight_decay=0.3

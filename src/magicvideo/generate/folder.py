@@ -17,7 +17,12 @@ TRAINING = "training.json"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "emoji"
 # the classes that a component may have; a folder can name no other, so that it cannot run code
 CLASSES = {
-    "vae": ("PatchAutoencoder", "AutoencoderKL"),
+    "vae": (
+        "PatchAutoencoder",
+        "AutoencoderKL",
+        "VideoPatchAutoencoder",
+        "VideoAutoencoderKL",
+    ),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer",),
     "image_encoder": ("CLIPVisionModelWithProjection",),

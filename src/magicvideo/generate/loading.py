@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin
+from diffusers import DDIMScheduler, ModelMixin
 from safetensors.torch import load_file
 from transformers import (
     CLIPTextModel,
@@ -16,22 +16,18 @@ from transformers import (
 
 from magicvideo.errors import UserError
 from magicvideo.generate.folder import WEIGHTS, check_keys, read_header, read_json
-from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.stored_autoencoder import AUTOENCODERS
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
 
 _NETWORKS: Mapping[str, type[Any]] = {
-    network.__name__: network
-    for network in (
-        AutoencoderKL,
-        PatchAutoencoder,
-        ImageConditioner,
-        Interpolator,
-        Upscaler,
-        VideoUNet,
-    )
+    **AUTOENCODERS,
+    **{
+        network.__name__: network
+        for network in (ImageConditioner, Interpolator, Upscaler, VideoUNet)
+    },
 }
 _ENCODERS: Mapping[str, type[Any]] = {
     encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)

@@ -212,14 +212,16 @@ def inflate_autoencoder(
 ) -> VideoAutoencoder:
     """Return the video form of an image autoencoder: its weights, and silent temporal layers.
 
-    Frame by frame it computes what the image autoencoder computes.
+    Frame by frame it computes what the image autoencoder computes. Of one that is a video
+    autoencoder already all weights are taken over.
 
     Raises:
         ValueError: If `temporal_heads` does not divide the channels of the decoder.
     """
     kind = VideoPatchAutoencoder if isinstance(image, PatchAutoencoder) else VideoAutoencoderKL
     config = {name: value for name, value in image.config.items() if not name.startswith("_")}
-    video = kind(**config, temporal_heads=temporal_heads, temporal_reach=temporal_reach)
+    temporal = {"temporal_heads": temporal_heads, "temporal_reach": temporal_reach}
+    video: VideoAutoencoder = kind(**config | temporal)
     inflate(video, image.state_dict())
     return video
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,22 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
-def load_exactly(network: nn.Module, file: Path) -> None:
+def load_exactly(
+    network: nn.Module, file: Path, leave_out: Callable[[str], bool] | None = None
+) -> None:
     """Load weights whose names and shapes are exactly the network's.
+
+    Args:
+        network: Takes the weights.
+        file: Has them.
+        leave_out: Tells by name which tensors of the file do not count.
 
     Raises:
         UserError: If a name is missing or foreign, or a shape differs. It names the first.
     """
     tensors = load_file(file)
+    if leave_out is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not leave_out(name)}
     own = network.state_dict()
     _compare(set(tensors), set(own), file)
     for name, tensor in tensors.items():

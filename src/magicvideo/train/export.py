@@ -7,9 +7,11 @@ from typing import Literal
 
 import diffusers
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from magicvideo.errors import UserError
+from magicvideo.models.stored_autoencoder import autoencoder_class
 from magicvideo.storage import atomic_folder
 from magicvideo.train.loop import STAGE
 from magicvideo.train.parts import MAKERS, OPTIONAL, component, product_of, start_of
@@ -17,9 +19,8 @@ from magicvideo.train.recipe import Recipe
 from magicvideo.train.run import SETTINGS
 from magicvideo.train.tasks.clip import WORDS
 
-# a component's library and class for model_index.json
+# the library and class of all components but the autoencoder, for model_index.json
 _CLASSES = {
-    "vae": ("magicvideo", "PatchAutoencoder"),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
@@ -62,7 +63,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
-        _write_index(partial, {name: list(_CLASSES[name]) for name in parts}, recipe)
+        _write_index(partial, {name: _class_of(name, parts[name]) for name in parts}, recipe)
         _write_training(partial, recipe, products)
 
 
@@ -83,6 +84,15 @@ def _parts(recipe: Recipe) -> dict[str, Path]:
         if made_here or name not in OPTIONAL or start_of(recipe, name):
             parts[name] = component(recipe, name)
     return parts
+
+
+def _class_of(name: str, folder: Path) -> list[str]:
+    """Return a component's library and class."""
+    if name == "vae":
+        kind = autoencoder_class(folder)
+        library = "diffusers" if kind is AutoencoderKL else "magicvideo"
+        return [library, kind.__name__]
+    return list(_CLASSES[name])
 
 
 def _halve(file: Path) -> None:

@@ -23,7 +23,7 @@ from magicvideo.train.checkpoint import Checkpoints, TrainingState
 from magicvideo.train.ema import Ema
 from magicvideo.train.log import Log
 from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from magicvideo.train.recipe import StageSettings
+from magicvideo.train.settings import StageSettings
 from magicvideo.train.task import Task
 
 CHECKPOINTS, PRODUCT = "checkpoints", "product"

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from magicvideo.train.recipe import StageSettings
+from magicvideo.train.settings import StageSettings
 
 
 def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from magicvideo.errors import UserError
+from magicvideo.models.inflate import is_new
 from magicvideo.storage import verify_sums
 from magicvideo.train.checkpoint import load_exactly
 from magicvideo.train.loop import PRODUCT
@@ -14,7 +15,7 @@ from magicvideo.train.recipe import Recipe, StageName
 
 # the stages that make a component, the last of which a model keeps
 MAKERS: dict[str, tuple[StageName, ...]] = {
-    "vae": ("autoencoder",),
+    "vae": ("autoencoder", "video_vae"),
     "text_encoder": ("clip",),
     "tokenizer": ("clip",),
     "image_encoder": ("clip",),
@@ -54,16 +55,19 @@ def component(recipe: Recipe, name: str) -> Path:
         UserError: If its stage is not done, or no stage makes it and the model to start from lacks
             it too.
     """
-    makers = [stage for stage in MAKERS[name] if stage in recipe.stages()]
-    if makers:
-        return product_of(recipe, makers[-1]) / name
-    found = start_of(recipe, name)
-    if found is None:
-        raise UserError(
-            f"The recipe {recipe.name} has no stage {MAKERS[name][-1]} and names no model to start "
-            f"from that has the part {name}; add the stage, or start=MODEL_FOLDER."
-        )
-    return found
+    return _made_by(recipe, name, MAKERS[name])
+
+
+def image_vae(recipe: Recipe) -> Path:
+    """Return the folder of the autoencoder whose latents all stages share.
+
+    Stage `video_vae` starts from it and changes its decoder alone, so that no other stage has to
+    wait for that one.
+
+    Raises:
+        UserError: As `component`.
+    """
+    return _made_by(recipe, "vae", ("autoencoder",))
 
 
 def start_of(recipe: Recipe, name: str) -> Path | None:
@@ -81,10 +85,16 @@ def start_of(recipe: Recipe, name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def start_from(network: ModelMixin, recipe: Recipe, name: str) -> bool:
+def start_from(network: ModelMixin, recipe: Recipe, name: str, *, image_part: bool = False) -> bool:
     """Load a component's weights from the model that the recipe starts from, if it has them.
 
     Scales that were measured on the data that it was trained on come along.
+
+    Args:
+        network: Takes the weights.
+        recipe: Names the model to start from.
+        name: The component.
+        image_part: Whether to leave out what only video networks have.
 
     Raises:
         UserError: If their names or shapes are not the network's.
@@ -92,7 +102,7 @@ def start_from(network: ModelMixin, recipe: Recipe, name: str) -> bool:
     folder = start_of(recipe, name)
     if folder is None:
         return False
-    load_exactly(network, folder / WEIGHTS)
+    load_exactly(network, folder / WEIGHTS, leave_out=is_new if image_part else None)
     stored = settings_of(folder)
     network.register_to_config(**{name: stored[name] for name in _MEASURED if name in stored})
     return True
@@ -102,3 +112,17 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings that are stored beside a component's weights."""
     settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return settings
+
+
+def _made_by(recipe: Recipe, name: str, makers: tuple[StageName, ...]) -> Path:
+    """Return a component of the last of these stages, or of the model to start from."""
+    made_here = [stage for stage in makers if stage in recipe.stages()]
+    if made_here:
+        return product_of(recipe, made_here[-1]) / name
+    found = start_of(recipe, name)
+    if found is None:
+        raise UserError(
+            f"The recipe {recipe.name} has no stage {' or '.join(makers)} and names no model to "
+            f"start from that has the part {name}; add the stage, or start=MODEL_FOLDER."
+        )
+    return found

@@ -10,8 +10,12 @@ from transformers import CLIPModel
 
 from magicvideo.data.manifest import read_info
 from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.stored_autoencoder import outline_autoencoder
 from magicvideo.models.unet import VideoUNet
-from magicvideo.train.recipe import Recipe, StageName, UpscalerSettings
+from magicvideo.models.video_vae import inflate_autoencoder
+from magicvideo.train.parts import image_vae
+from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.settings import UpscalerSettings, VideoVaeSettings
 from magicvideo.train.stages import (
     condition_length,
     condition_width,
@@ -73,6 +77,9 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
         autoencoder = make_autoencoder(recipe.autoencoder.model)
         autoencoder.decode(autoencoder.encode(torch.empty(1, 3, size, size)).latent_dist.mean)
         return autoencoder
+    if name == "video_vae":
+        assert recipe.video_vae is not None
+        return _pass_one_clip(recipe, recipe.video_vae, size)
     if name == "upscaler":
         assert recipe.upscaler is not None
         return _pass_one_crop(recipe.upscaler)
@@ -92,6 +99,18 @@ def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
     latents = torch.empty(1, 1 if is_image else config["num_frames"], channels, side, side)
     unet(latents, torch.zeros(1), torch.empty(1, tokens, condition_width(recipe)), torch.zeros(1))
     return unet
+
+
+def _pass_one_clip(recipe: Recipe, settings: VideoVaeSettings, size: int) -> nn.Module:
+    image = (
+        outline_autoencoder(image_vae(recipe))
+        if recipe.autoencoder is None
+        else make_autoencoder(recipe.autoencoder.model)
+    )
+    video = inflate_autoencoder(image, settings.temporal_heads, settings.temporal_reach)
+    frames = torch.empty(settings.num_frames, 3, size, size)
+    video.decode(video.encode(frames).latent_dist.mean, settings.num_frames)
+    return video
 
 
 def _pass_one_crop(settings: UpscalerSettings) -> nn.Module:

@@ -9,15 +9,18 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import generator_for
-from magicvideo.models.autoencoder import PatchAutoencoder
+from magicvideo.models.autoencoder import spatial_factor
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.stored_autoencoder import load_autoencoder, outline_autoencoder
 from magicvideo.models.unet import VideoUNet
+from magicvideo.models.video_vae import inflate_autoencoder
 from magicvideo.train.parts import (
     WEIGHTS,
     component,
+    image_vae,
     product_of,
     settings_of,
     start_from,
@@ -34,6 +37,7 @@ from magicvideo.train.tasks.clip import ClipTask
 from magicvideo.train.tasks.denoiser import DenoiserTask, Frozen
 from magicvideo.train.tasks.interpolation import InterpolationTask
 from magicvideo.train.tasks.upscaler import UpscalerTask
+from magicvideo.train.tasks.video_vae import VideoVaeTask
 
 
 def make_task(recipe: Recipe, name: StageName) -> Task:
@@ -50,6 +54,8 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
         return _autoencoder_task(recipe, dataset)
     if name == "clip":
         return _clip_task(recipe, dataset)
+    if name == "video_vae":
+        return _video_vae_task(recipe, dataset)
     frozen = _frozen(recipe)
     if name == "interpolation":
         return _interpolation_task(recipe, frozen, dataset)
@@ -66,7 +72,7 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
 def _autoencoder_task(recipe: Recipe, dataset: ClipDataset) -> AutoencoderTask:
     assert recipe.autoencoder is not None
     network = make_autoencoder(recipe.autoencoder.model)
-    if not start_from(network, recipe, "vae"):
+    if not start_from(network, recipe, "vae", image_part=True):
         fit_components(network, dataset, recipe.seed)
     return AutoencoderTask(network, recipe.autoencoder, dataset, recipe.seed)
 
@@ -87,7 +93,7 @@ def _clip_task(recipe: Recipe, dataset: ClipDataset) -> ClipTask:
 
 def _upscaler_task(recipe: Recipe) -> UpscalerTask:
     assert recipe.upscaler is not None
-    vae = PatchAutoencoder.from_pretrained(component(recipe, "vae"))
+    vae = load_autoencoder(image_vae(recipe))
     large = ClipDataset(recipe.upscaler.data, ("train",))
     task = UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
     start_from(task.network, recipe, "upscaler")
@@ -96,15 +102,32 @@ def _upscaler_task(recipe: Recipe) -> UpscalerTask:
 
 def _frozen(recipe: Recipe) -> Frozen:
     return Frozen(
-        vae=PatchAutoencoder.from_pretrained(component(recipe, "vae")),
+        vae=load_autoencoder(image_vae(recipe)),
         text_encoder=CLIPTextModel.from_pretrained(
             component(recipe, "text_encoder"), dtype=torch.float32
         ),
         tokenizer=CLIPTokenizer.from_pretrained(component(recipe, "tokenizer")),
-        image_encoder=CLIPVisionModelWithProjection.from_pretrained(
-            component(recipe, "image_encoder"), dtype=torch.float32
-        ),
+        image_encoder=_image_encoder(recipe),
     )
+
+
+def _image_encoder(recipe: Recipe) -> CLIPVisionModelWithProjection:
+    folder = component(recipe, "image_encoder")
+    return CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+
+
+def _video_vae_task(recipe: Recipe, dataset: ClipDataset) -> VideoVaeTask:
+    """Return the task of a video autoencoder that starts as the image autoencoder.
+
+    Where the model to start from has a video autoencoder and no stage trains that anew, its
+    temporal layers go on too.
+    """
+    settings = recipe.video_vae
+    assert settings is not None
+    network = inflate_autoencoder(
+        load_autoencoder(image_vae(recipe)), settings.temporal_heads, settings.temporal_reach
+    )
+    return VideoVaeTask(network, _image_encoder(recipe), settings, dataset, recipe.seed)
 
 
 def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDenoiser:
@@ -192,8 +215,8 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
             recipe.autoencoder.model.patch_size,
         )
     else:
-        code = settings_of(component(recipe, "vae"))
-        channels, factor = code["latent_channels"], code["patch_size"]
+        vae = outline_autoencoder(image_vae(recipe))
+        channels, factor = vae.config.latent_channels, spatial_factor(vae)
     levels = settings.attention_levels
     return {
         "sample_size": image_size // factor,

@@ -12,7 +12,7 @@ from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.shapes import FoldedFrames
-from magicvideo.train.recipe import AutoencoderSettings, PatchAutoencoderSettings
+from magicvideo.train.settings import AutoencoderSettings, PatchAutoencoderSettings
 from magicvideo.train.sheet import contact_sheet
 
 _FRAMES_FOR_COMPONENTS = 2048

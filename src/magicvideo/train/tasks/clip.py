@@ -19,7 +19,7 @@ from magicvideo.data.order import read_batch
 from magicvideo.errors import UserError
 from magicvideo.models.conditioning import normalise_for_clip
 from magicvideo.storage import atomic_file
-from magicvideo.train.recipe import ClipSettings
+from magicvideo.train.settings import ClipSettings
 from magicvideo.train.tasks.tokenizer import captions_of, train_tokenizer, words_of
 
 WORDS = "words.txt"

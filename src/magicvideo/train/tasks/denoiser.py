@@ -16,11 +16,11 @@ from magicvideo.data.order import read_batch
 from magicvideo.diffusion.noise import draw_noise, noise_for
 from magicvideo.diffusion.objective import denoising_loss, target_of
 from magicvideo.diffusion.sampler import make_scheduler, sample
-from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
+from magicvideo.models.autoencoder import Autoencoder, decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.shapes import Latents
-from magicvideo.train.recipe import DenoiserSettings, NoiseSettings, VideoSettings
+from magicvideo.train.settings import DenoiserSettings, NoiseSettings, VideoSettings
 from magicvideo.train.sheet import contact_sheet
 
 _PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
@@ -30,7 +30,7 @@ _PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
 class Frozen:
     """The trained parts that the denoiser stands on; none of them changes in its stages."""
 
-    vae: PatchAutoencoder
+    vae: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     image_encoder: CLIPVisionModelWithProjection

@@ -16,7 +16,7 @@ from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.shapes import Latents
-from magicvideo.train.recipe import InterpolationSettings, NoiseSettings
+from magicvideo.train.settings import InterpolationSettings, NoiseSettings
 from magicvideo.train.sheet import contact_sheet
 from magicvideo.train.tasks.denoiser import Frozen, training_scheduler
 

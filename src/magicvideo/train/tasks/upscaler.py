@@ -14,14 +14,14 @@ from magicvideo.diffusion.objective import denoising_loss, target_of
 from magicvideo.diffusion.sampler import follow, make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import (
-    PatchAutoencoder,
+    Autoencoder,
     decode_latents,
     encode_frames,
     spatial_factor,
 )
 from magicvideo.models.upscaler import Upscaler, enlarge
 from magicvideo.shapes import FoldedFrames
-from magicvideo.train.recipe import NoiseSettings, UpscalerModelSettings, UpscalerSettings
+from magicvideo.train.settings import NoiseSettings, UpscalerModelSettings, UpscalerSettings
 from magicvideo.train.sheet import contact_sheet
 from magicvideo.train.tasks.denoiser import training_scheduler
 
@@ -58,7 +58,7 @@ class UpscalerTask:
     """
 
     def __init__(
-        self, settings: UpscalerSettings, vae: PatchAutoencoder, dataset: ClipDataset, seed: int
+        self, settings: UpscalerSettings, vae: Autoencoder, dataset: ClipDataset, seed: int
     ) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
         self.network = make_upscaler(settings.model, settings.max_noise_level)

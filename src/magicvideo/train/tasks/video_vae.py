@@ -1,0 +1,106 @@
+"""Stage `video_vae`: the decoder learns to keep still what stands still, from frames before."""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
+
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.order import read_batch
+from magicvideo.models.autoencoder import decode_latents, encode_frames
+from magicvideo.models.inflate import is_new
+from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
+from magicvideo.train.perceptual import perceptual_distance
+from magicvideo.train.settings import VideoVaeSettings
+from magicvideo.train.sheet import contact_sheet
+
+_PREVIEWED = 4
+
+
+class VideoVaeTask:
+    """Reconstruct clips: L1, distance to an image tower's eye, and L1 of what changes in time.
+
+    The encoder stays as it is, since denoisers live on its latents. Latents get the posterior's
+    noise, anew in every frame: the flicker that the decoder learns to take out.
+
+    Args:
+        network: The image autoencoder's video form. Its encoder is frozen here.
+        image_encoder: CLIP's image tower; it is frozen here.
+        settings: The stage's settings.
+        dataset: Clips of the training split.
+        seed: Of the order of samples.
+    """
+
+    def __init__(
+        self,
+        network: VideoAutoencoder,
+        image_encoder: CLIPVisionModelWithProjection,
+        settings: VideoVaeSettings,
+        dataset: ClipDataset,
+        seed: int,
+    ) -> None:
+        self.network, self.settings = network, settings
+        self.image_encoder = image_encoder.requires_grad_(requires_grad=False).eval()
+        self.dataset, self.seed = dataset, seed
+        freeze_encoder(network)
+        for name, parameter in network.named_parameters():
+            if not is_new(name):
+                parameter.rate = settings.reused_rate
+
+    def begin_step(self, step: int) -> None:
+        """Nothing changes in the course of this stage."""
+
+    def read(self, position: int) -> Batch:
+        """Return clips."""
+        return self._clips(self.seed, position, self.settings.batch_size)
+
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the weighted sum and its three parts."""
+        device = next(network.parameters()).device
+        self.image_encoder.to(device)
+        clips = batch.frames.to(device)
+        pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
+            memory_format=torch.channels_last
+        )
+        rebuilt, _ = network(pixels, generator, self.settings.num_frames)
+        made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
+        parts = {
+            "pixels": F.l1_loss(rebuilt, pixels),
+            "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
+            "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
+        }
+        loss = (
+            parts["pixels"]
+            + self.settings.perceptual_weight * parts["perceptual"]
+            + self.settings.temporal_weight * parts["temporal"]
+        )
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return some clips, each above its reconstruction."""
+        device = next(self.network.parameters()).device
+        frames = self._clips(self.seed + 1, 0, _PREVIEWED).frames.to(device)
+        made = decode_latents(self.network, encode_frames(self.network, frames))
+        rows = torch.stack([frames, made], dim=1).flatten(0, 1)
+        return contact_sheet(rows, enlarge=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the component `vae`."""
+        self.network.save_pretrained(folder / "vae")
+
+    def _clips(self, seed: int, position: int, batch_size: int) -> Batch:
+        return read_batch(
+            self.dataset,
+            seed,
+            position,
+            batch_size,
+            num_frames=self.settings.num_frames,
+            strides=self.settings.strides,
+        )
