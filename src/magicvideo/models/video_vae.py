@@ -11,6 +11,8 @@ from typing import TypeAlias
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float
+from torch import Tensor
 
 from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder
 from magicvideo.models.inflate import inflate
@@ -79,10 +81,17 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         self.temporal_up = DirectedTemporalAttention(fine, temporal_heads, reach=temporal_reach)
 
     def forward(
-        self, x: FoldedFrames, generator: torch.Generator, num_frames: int = 1
+        self,
+        x: FoldedFrames,
+        generator: torch.Generator,
+        num_frames: int = 1,
+        noise_levels: Float[Tensor, " b"] | None = None,
     ) -> tuple[FoldedFrames, Features]:
-        """Return the reconstruction of videos from a sample of their posterior, and its mean."""
-        return _reconstruct(self, x, generator, num_frames)
+        """Return the reconstruction of videos from a sample of their posterior, and its mean.
+
+        `noise_levels` are standard deviations of further noise on the scaled latents of each video.
+        """
+        return _reconstruct(self, x, generator, num_frames, noise_levels)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         return self.decoder[: self._mid](z * self.config.scaling_factor)
@@ -180,10 +189,17 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         self.temporal_up = DirectedTemporalAttention(channels, temporal_heads, reach=temporal_reach)
 
     def forward(
-        self, x: FoldedFrames, generator: torch.Generator, num_frames: int = 1
+        self,
+        x: FoldedFrames,
+        generator: torch.Generator,
+        num_frames: int = 1,
+        noise_levels: Float[Tensor, " b"] | None = None,
     ) -> tuple[FoldedFrames, Features]:
-        """Return the reconstruction of videos from a sample of their posterior, and its mean."""
-        return _reconstruct(self, x, generator, num_frames)
+        """Return the reconstruction of videos from a sample of their posterior, and its mean.
+
+        `noise_levels` are standard deviations of further noise on the scaled latents of each video.
+        """
+        return _reconstruct(self, x, generator, num_frames, noise_levels)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         if self.post_quant_conv is not None:
@@ -233,8 +249,16 @@ def freeze_encoder(autoencoder: VideoAutoencoder) -> None:
 
 
 def _reconstruct(
-    autoencoder: VideoAutoencoder, x: FoldedFrames, generator: torch.Generator, num_frames: int
+    autoencoder: VideoAutoencoder,
+    x: FoldedFrames,
+    generator: torch.Generator,
+    num_frames: int,
+    noise_levels: Float[Tensor, " b"] | None,
 ) -> tuple[FoldedFrames, Features]:
     posterior = autoencoder.encode(x).latent_dist
     code = posterior.sample(generator)
+    if noise_levels is not None:
+        levels = noise_levels.repeat_interleave(num_frames) / autoencoder.config.scaling_factor
+        noise = torch.randn(code.shape, generator=generator).to(code.device)
+        code = code + levels[:, None, None, None] * noise
     return autoencoder.decode(code, num_frames).sample, posterior.mean

@@ -142,6 +142,11 @@ class VideoVaeSettings(StageSettings):
     temporal_reach: PositiveInt = Field(
         16, description="frames that a frame attends to, itself included"
     )
+    max_latent_noise: float = Field(
+        0.15,
+        ge=0,
+        description="most noise on the latents: what denoisers leave, anew in each frame",
+    )
     perceptual_weight: float = Field(
         0.1, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
     )

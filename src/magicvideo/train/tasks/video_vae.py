@@ -25,7 +25,8 @@ class VideoVaeTask:
     """Reconstruct clips: L1, distance to an image tower's eye, and L1 of what changes in time.
 
     The encoder stays as it is, since denoisers live on its latents. Latents get the posterior's
-    noise, anew in every frame: the flicker that the decoder learns to take out.
+    noise and more of a random level, as generated latents have it, anew in every frame: the flicker
+    that the decoder learns to take out.
 
     Args:
         network: The image autoencoder's video form. Its encoder is frozen here.
@@ -68,7 +69,8 @@ class VideoVaeTask:
         pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
             memory_format=torch.channels_last
         )
-        rebuilt, _ = network(pixels, generator, self.settings.num_frames)
+        levels = self.settings.max_latent_noise * torch.rand(len(clips), generator=generator)
+        rebuilt, _ = network(pixels, generator, self.settings.num_frames, levels.to(device))
         made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
         parts = {
             "pixels": F.l1_loss(rebuilt, pixels),
