@@ -31,7 +31,7 @@ def make_console() -> "Console":
 def load_pipeline(
     console: "Console", model: Path | None, device: str | None
 ) -> "MagicVideoPipeline":
-    """Return a loaded model on a device.
+    """Return a model whose stages load their networks to a device when they begin.
 
     Raises:
         UserError: If the folder is no whole model, or the device is not there.
@@ -52,7 +52,7 @@ def load_pipeline(
             usable = ", ".join(name for name, there in present.items() if there)
             raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
         transformers_logging.disable_progress_bar()
-        return MagicVideoPipeline.from_pretrained(model).to(device)
+        return MagicVideoPipeline.from_pretrained(model, stagewise=device)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.upscale import upscale_frames
 from magicvideo.models.autoencoder import decode_latents, encode_frames, spatial_factor
 from magicvideo.models.conditioning import encode_text
+from magicvideo.shapes import Latents, Tokens
 
 _GAPS_AT_ONCE = 15  # the paper's number for one video
 _WHITE = 255
@@ -74,22 +75,47 @@ def interpolate_footage(
     Raises:
         UserError: If the model has no interpolator.
     """
-    interpolator = pipeline.interpolator
-    if interpolator is None:
+    if pipeline.interpolator is None:
         raise UserError("This model has no stage interpolation; name another with --model.")
     height, width = footage.shape[-2:]
-    padded = pad_to_multiple(footage, _multiple(pipeline))
-    tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
+    padded = pad_to_multiple(footage, _multiple(pipeline))[None]
+    with pipeline.on_hand("text_encoder"):
+        tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
+    with pipeline.on_hand("vae"):
+        keys = torch.cat(
+            [
+                encode_frames(pipeline.vae, part.to(pipeline.device, pipeline.dtype))
+                for part in padded.split(_GAPS_AT_ONCE, dim=1)
+            ],
+            dim=1,
+        )
+    with pipeline.on_hand("interpolator"):
+        latents = _fill(pipeline, keys, tokens, fps, seed, num_steps, progress)
+    with pipeline.on_hand("vae"):
+        return decode_latents(pipeline.vae, latents)[0, :, :, :height, :width].float().cpu()
+
+
+def _fill(
+    pipeline: MagicVideoPipeline,
+    keys: Latents,
+    tokens: Tokens,
+    fps: float,
+    seed: int,
+    num_steps: int | None,
+    progress: Progress | None,
+) -> Float[Tensor, "1 all c h w"]:
+    """Return the keys with the latents of new frames between them, some gaps at a time."""
+    interpolator = pipeline.interpolator
+    assert interpolator is not None
     parts: list[Tensor] = []
-    num_gaps = len(footage) - 1
+    num_gaps = keys.shape[1] - 1
     for first in range(0, num_gaps, _GAPS_AT_ONCE):
         if progress is not None:
             progress("interpolation", first, num_gaps)
-        keys = padded[first : first + _GAPS_AT_ONCE + 1][None].to(pipeline.device, pipeline.dtype)
         latents = interpolate_latents(
             interpolator,
             make_scheduler(pipeline.scheduler.config, pipeline.config.default_scheduler),
-            encode_frames(pipeline.vae, keys),
+            keys[:, first : first + _GAPS_AT_ONCE + 1],
             tokens,
             fps=fps * (interpolator.config.num_inserted + 1),
             seed=seed,
@@ -97,9 +123,8 @@ def interpolate_footage(
             shared_noise=pipeline.config.shared_noise,
             noise_level=0,  # a camera's frames are clean
         )
-        frames = decode_latents(pipeline.vae, latents)[0, :, :, :height, :width].float().cpu()
-        parts.append(frames if not parts else frames[1:])
-    return torch.cat(parts)
+        parts.append(latents if not parts else latents[:, 1:])
+    return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
@@ -125,15 +150,16 @@ def upscale_footage(
     """
     if pipeline.upscaler is None or pipeline.upscaler_scheduler is None:
         raise UserError("This model has no stage upscaler; name another with --model.")
-    return upscale_frames(
-        pipeline.upscaler,
-        make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
-        footage[None],
-        [seed],
-        num_steps=num_steps or pipeline.config.default_upscaler_steps,
-        noise_level=0.0,  # a camera's frames are clean
-        on_step=None if progress is None else partial(progress, "super-resolution"),
-    )[0].cpu()
+    with pipeline.on_hand("upscaler"):
+        return upscale_frames(
+            pipeline.upscaler,
+            make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+            footage[None],
+            [seed],
+            num_steps=num_steps or pipeline.config.default_upscaler_steps,
+            noise_level=0.0,  # a camera's frames are clean
+            on_step=None if progress is None else partial(progress, "super-resolution"),
+        )[0].cpu()
 
 
 def _multiple(pipeline: MagicVideoPipeline) -> int:

@@ -43,26 +43,37 @@ def load_component(folder: Path, component: str, class_name: str, dtype: torch.d
     """
     if class_name in _ENCODERS:
         return _load_encoder(folder / component, _ENCODERS[class_name], dtype)
-    return _load_network(folder / component, _NETWORKS[class_name], dtype)
-
-
-def _load_network(folder: Path, network: type[Any], dtype: torch.dtype) -> ModelMixin:
-    path = folder / WEIGHTS[folder.name]
-    config = read_json(folder / "config.json")
-    try:
-        with torch.device("meta"):
-            model = network.from_config(config)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise _config_error(folder, error) from None
-    check_keys(
-        path, read_header(path), {key: tuple(x.shape) for key, x in model.state_dict().items()}
-    )
+    model = outline_component(folder, component, class_name, dtype)
     tensors = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in load_file(path).items()
+        for key, tensor in load_file(folder / component / WEIGHTS[component]).items()
     }
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def outline_component(folder: Path, component: str, class_name: str, dtype: torch.dtype) -> Network:
+    """Return one network of a model folder without its weights, on the meta device.
+
+    Raises:
+        UserError: If its configuration or, but for CLIP's towers, the list of its tensors does not
+            fit. It names the tensor.
+    """
+    place = folder / component
+    config = read_json(place / "config.json")
+    try:
+        with torch.device("meta"):
+            if class_name in _ENCODERS:
+                kind = _ENCODERS[class_name]
+                return kind(kind.config_class.from_dict(config)).to(dtype)
+            model: ModelMixin = _NETWORKS[class_name].from_config(config)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise _config_error(place, error) from None
+    path = place / WEIGHTS[component]
+    check_keys(
+        path, read_header(path), {key: tuple(x.shape) for key, x in model.state_dict().items()}
+    )
+    return model.to(dtype)
 
 
 def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTrainedModel:

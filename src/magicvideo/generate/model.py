@@ -1,5 +1,7 @@
 """The networks of one model folder: loaded with every key accounted for, and written again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,9 +12,10 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from magicvideo.errors import UserError
 from magicvideo.generate.folder import INDEX, SHIPPED, open_folder
 from magicvideo.generate.hints import WORDS_FILE
-from magicvideo.generate.loading import load_component, load_scheduler, load_tokenizer
+from magicvideo.generate.loading import load_scheduler, load_tokenizer
 from magicvideo.generate.planning import ModelTraits
 from magicvideo.generate.request import STAGES
+from magicvideo.generate.stagewise import StagewiseLoader
 from magicvideo.models.autoencoder import Autoencoder, spatial_factor
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolation import Interpolator
@@ -52,6 +55,7 @@ class VideoModel(DiffusionPipeline):
     _optional_components = ["interpolator", "upscaler", "upscaler_scheduler"]  # noqa: RUF012 - diffusers declares it
     model_hash: str | None = None
     words: frozenset[str] = frozenset()
+    loader: StagewiseLoader | None = None
 
     def __init__(
         self,
@@ -108,21 +112,28 @@ class VideoModel(DiffusionPipeline):
         folder: str | Path | None = None,
         *,
         torch_dtype: torch.dtype = torch.float32,
+        stagewise: torch.device | str | None = None,
     ) -> Model:
         """Load a model folder; without an argument, the emoji model that comes with the package.
 
         Every file is checked against `SHA256SUMS` and every tensor against its network. Weights
         are safetensors only, and nothing is downloaded.
 
+        Args:
+            folder: The model folder.
+            torch_dtype: Of the weights in memory.
+            stagewise: A device: each stage loads its networks there when it begins and lets go of
+                them at its end, so that memory holds one stage at a time. None loads all at once,
+                to the CPU.
+
         Raises:
             UserError: If the folder is no whole model. It names the file or the tensor.
         """
         folder = SHIPPED if folder is None else Path(folder)
         index = open_folder(folder)
-        networks = {
-            name: load_component(folder, name, class_name, torch_dtype)
-            for name, class_name in index.networks().items()
-        }
+        loader = StagewiseLoader(folder, index, torch_dtype, torch.device(stagewise or "cpu"))
+        take = loader.load if stagewise is None else loader.outline
+        networks = {name: take(name) for name in index.networks()}
         pipeline = cls(
             **networks,
             tokenizer=load_tokenizer(folder / "tokenizer"),
@@ -143,6 +154,7 @@ class VideoModel(DiffusionPipeline):
             shared_noise=index.shared_noise,
             license=index.license,
         )
+        pipeline.loader = None if stagewise is None else loader
         pipeline.model_hash = folder_hash(folder)
         if (folder / WORDS_FILE).is_file():
             pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
@@ -163,6 +175,28 @@ class VideoModel(DiffusionPipeline):
                 text = "".join(f"{word}\n" for word in sorted(self.words))
                 (partial / WORDS_FILE).write_text(text, encoding="utf-8")
         self.model_hash = folder_hash(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the networks are, or go when their stage begins."""
+        return super().device if self.loader is None else self.loader.device
+
+    @contextmanager
+    def on_hand(self, *names: str) -> Iterator[None]:
+        """Have the weights of some networks for a while, in a model that is loaded stagewise.
+
+        The others have all their weights all the time, and nothing happens.
+        """
+        if self.loader is None:
+            yield
+            return
+        try:
+            for name in names:
+                setattr(self, name, self.loader.load(name))
+            yield
+        finally:
+            for name in names:
+                setattr(self, name, self.loader.outline(name))
 
     @property
     def traits(self) -> ModelTraits:

@@ -106,7 +106,10 @@ class MagicVideoPipeline(VideoModel):
         Raises:
             UserError: If a value is out of the model's range.
         """
-        picture = None if image is None else describe_picture(self.image_encoder, image)
+        picture = None
+        if image is not None:
+            with self.on_hand("image_encoder"):
+                picture = describe_picture(self.image_encoder, image)
         requests = self.traits.plan(prompts, seeds, settings, picture)
         for text in dict.fromkeys([*prompts, settings.negative_prompt]):
             for hint in prompt_hints(text, self.tokenizer, self.words):
@@ -142,18 +145,23 @@ class MagicVideoPipeline(VideoModel):
             UserError: If the request is for another model, or beyond this one.
         """
         self.traits.check(request)
-        tokens, negative_tokens = self.encode_condition(request)
-        keys = self.sample_keyframes(request, tokens, negative_tokens, progress)
+        with self.on_hand("text_encoder", "image_conditioner"):
+            tokens, negative_tokens = self.encode_condition(request)
+        with self.on_hand("unet"):
+            keys = self.sample_keyframes(request, tokens, negative_tokens, progress)
         if "interpolation" not in request.stages:
             return keys
-        return self.interpolate(request, keys, tokens, progress)
+        with self.on_hand("interpolator"):
+            return self.interpolate(request, keys, tokens, progress)
 
     @torch.no_grad()
     def finish(self, request: Request, latents: Latents, progress: Progress | None = None) -> Video:
         """Return the video of finished latents: the second half of the flow."""
-        frames = self.decode(latents, progress)
+        with self.on_hand("vae"):
+            frames = self.decode(latents, progress)
         if "upscaler" in request.stages:
-            frames = self.upscale(request, frames, progress)
+            with self.on_hand("upscaler"):
+                frames = self.upscale(request, frames, progress)
         return Video(frames[0].float().cpu(), request)
 
     def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
