@@ -143,7 +143,7 @@ class VideoVaeSettings(StageSettings):
         16, description="frames that a frame attends to, itself included"
     )
     perceptual_weight: float = Field(
-        0.1, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
+        1.0, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
     )
     temporal_weight: float = Field(
         1.0, ge=0, description="of L1 between the changes from frame to frame"
