@@ -97,9 +97,10 @@ def interpolate_footage(
             shared_noise=pipeline.config.shared_noise,
             noise_level=0,  # a camera's frames are clean
         )
-        frames = decode_latents(pipeline.vae, latents)[0, :, :, :height, :width].float().cpu()
-        parts.append(frames if not parts else frames[1:])
-    return torch.cat(parts)
+        parts.append(latents if not parts else latents[:, 1:])
+    # in one go: a decoder of videos looks at the frames before
+    frames = decode_latents(pipeline.vae, torch.cat(parts, dim=1))
+    return frames[0, :, :, :height, :width].float().cpu()
 
 
 @torch.no_grad()
