@@ -83,14 +83,12 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
 
 
 def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
-    """Two clips that stand still, of other colours: only the decoder's noise changes in time."""
-    still = batch.frames[:CLIPS, :1].expand(-1, FRAMES, -1, -1, -1).clone()
+    """Clips that stand still, of other colours: only the posterior's noise changes in time."""
+    still = batch.frames[:, :1].expand(-1, FRAMES, -1, -1, -1).clone()
     still[1] *= -1
-    both, *alone = (
-        task.losses(task.network, replace(batch, frames=clips), torch.Generator())["temporal"]
-        for clips in (still, still[:1], still[1:])
-    )
-    assert both < 2 * max(alone)
+    found = task.losses(task.network, replace(batch, frames=still), torch.Generator())
+    jumps = still[1:, 0] - still[:-1, 0]
+    assert found["temporal"] < 0.3 * jumps.abs().mean() / FRAMES
 
 
 def test_rates_are_those_of_the_recipe(trained):
@@ -114,21 +112,23 @@ def test_learns_to_hold_still_from_the_frames_before(trained):
     """With the image weights held, only attention to earlier frames can lower the flicker."""
     recipe = with_settings(trained, perceptual_weight=0.0, temporal_weight=4.0)
     task = make_task(recipe, "video_vae")
-    learnt = [
+    # the image decoder has learnt so little that nothing of its features reaches the pixels
+    torch.nn.init.normal_(task.network.decoder[-2].weight, std=0.1)
+    parameters = [
         parameter.requires_grad_("temporal" in name)
         for name, parameter in task.network.named_parameters()
     ]
     frames = task.read(1).frames[:, :1].expand(-1, FRAMES, -1, -1, -1).contiguous()
     batch = replace(task.read(1), frames=frames)
-    optimizer = torch.optim.AdamW([p for p in learnt if p.requires_grad], lr=0.02)
+    optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.02)
     history = []
-    for step in range(40):
+    for step in range(30):
         losses = task.losses(task.network, batch, torch.Generator().manual_seed(step))
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         history.append(float(losses["temporal"]))
-    assert sum(history[-5:]) < 0.9 * sum(history[:5])
+    assert sum(history[-5:]) < 0.85 * sum(history[:5])
 
 
 def test_its_cost_is_in_the_plan(trained, task):
