@@ -164,7 +164,7 @@ def test_a_configuration_that_is_no_network(folder):
     ("change", "sentence"),
     [
         ({"unet": ["os", "system"]}, "names the class system for unet; it must be VideoUNet"),
-        ({"vae": ["diffusers", "VideoUNet"]}, "must be PatchAutoencoder or AutoencoderKL"),
+        ({"vae": ["diffusers", "VideoUNet"]}, "must be PatchAutoencoder or AutoencoderKL or V"),
         ({"unet": None}, "is not understood: unet"),
         ({"safety": ["x", "Y"]}, "is not understood: safety"),
         ({"default_fps": "fast"}, "is not understood: default_fps"),

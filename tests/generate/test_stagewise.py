@@ -39,9 +39,8 @@ def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
     assert in_memory(stagewise) == set()
     assert (stagewise.device, stagewise.dtype) == (torch.device("cpu"), torch.float32)
     assert stagewise.traits == pipeline.traits
-    video, whole = (
-        model("a cat", seed=3, num_inference_steps=2) for model in (stagewise, pipeline)
-    )
+    models = (stagewise, pipeline)
+    video, whole = (m("a cat", seed=3, num_inference_steps=2) for m in models)
     assert torch.equal(video.frames, whole.frames)
     assert in_memory(stagewise) == set()
     frames, expected = (

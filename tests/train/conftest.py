@@ -4,7 +4,15 @@ import pytest
 
 from magicvideo.train.recipe import Recipe
 
-STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation")
+STAGES = (
+    "autoencoder",
+    "clip",
+    "image",
+    "unsupervised",
+    "keyframes",
+    "interpolation",
+    "video_vae",
+)
 SHARED = {"batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
 
 
@@ -47,6 +55,14 @@ def tiny_values(data, output):
         "unsupervised": {**SHARED, "steps": 4, "image_condition": 1.0, "accumulate": 2},
         "keyframes": {**SHARED, "steps": 4, "image_condition": 0.3, "preview_every": 3},
         "interpolation": {**SHARED, "steps": 4, "num_inserted": 2, "preview_every": 3},
+        "video_vae": {
+            **SHARED,
+            "steps": 4,
+            "preview_every": 3,
+            "num_frames": 5,
+            "temporal_heads": 2,
+            "temporal_reach": 4,
+        },
     }
 
 

@@ -12,7 +12,7 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "emoji.yaml"
 def test_the_shipped_recipe_has_its_stages_in_order():
     stages = read_recipe(SHIPPED, []).stages()
     latents = ["autoencoder", "clip", "image", "unsupervised", "keyframes"]
-    assert list(stages) == [*latents, "interpolation", "upscaler"]
+    assert list(stages) == [*latents, "interpolation", "video_vae", "upscaler"]
 
 
 def test_a_change_reaches_its_setting_and_no_other():

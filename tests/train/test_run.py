@@ -7,17 +7,17 @@ import signal
 
 import pytest
 import torch
+from conftest import STAGES
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.train.export import export
 from magicvideo.train.loop import Interrupted, Stage
 from magicvideo.train.parts import product_of
 from magicvideo.train.run import check_stage, train
 from magicvideo.train.stages import make_task
-
-STAGES = ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation")
 
 
 def weights_of(folder):
@@ -66,6 +66,8 @@ def test_every_stage_changed_what_it_trains(trained):
         same = {key for key, tensor in fresh.items() if torch.equal(tensor, after[key])}
         if name == "image":
             assert same == {k for k in fresh if "fps_embedding" in k or "image_conditioner" in k}
+        elif name == "video_vae":
+            assert same == {key for key in fresh if key.startswith("encoder")}
         else:
             assert not {k for k in same if "position_ids" not in k}
 
@@ -86,12 +88,13 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
 def test_samples_are_drawn_where_the_recipe_asks(trained):
     drawn = {
         name: sorted(p.name for p in (trained.output / name / "samples").glob("*"))
-        for name in ("image", "keyframes", "interpolation")
+        for name in ("image", "keyframes", "interpolation", "video_vae")
     }
     assert drawn == {
         "image": ["step-00000002.png", "step-00000004.png"],
         "keyframes": ["step-00000003.png"],
         "interpolation": ["step-00000003.png"],
+        "video_vae": ["step-00000003.png"],
     }
 
 
@@ -132,7 +135,7 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     export(trained.output, tmp_path / "model", precision)
     exported = weights_of(tmp_path / "model")
     expected = {}
-    for name in ("autoencoder", "clip", "keyframes", "interpolation"):
+    for name in ("video_vae", "clip", "keyframes", "interpolation"):
         expected |= weights_of(trained.output / name / "product")
     assert list(exported) == sorted(expected, key=list(exported).index)
     for key, tensor in expected.items():
@@ -151,6 +154,7 @@ def test_what_was_exported_makes_a_video(trained, tmp_path):
     assert video.frames.shape == (4 + 3 * 2, 3, 24, 24)
     assert video.frames.isfinite().all()
     assert video.request.video_fps == trained.defaults.fps * 3
+    assert isinstance(pipeline.vae, VideoPatchAutoencoder)
 
 
 def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe, tmp_path):

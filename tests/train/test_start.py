@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
-from conftest import SHARED, tiny_values
+from conftest import SHARED, STAGES, tiny_values
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_new
+from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.train.export import export
-from magicvideo.train.parts import component
+from magicvideo.train.parts import component, image_vae
+from magicvideo.train.plan import plan
 from magicvideo.train.recipe import Recipe
 from magicvideo.train.run import train
 from magicvideo.train.stages import make_task
@@ -25,7 +27,7 @@ def model(trained, tmp_path_factory):
 
 def starting(model, prepared, output, *stages, **changes):
     values = tiny_values(prepared, output)
-    for name in ("autoencoder", "clip", "image", "unsupervised", "keyframes", "interpolation"):
+    for name in STAGES:
         if name not in stages:
             del values[name]
     return Recipe.model_validate({**values, "start": str(model), **changes})
@@ -48,9 +50,25 @@ def assert_same(found, expected):
 
 def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, tmp_path):
     network = make_task(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
-    assert_same(network.state_dict(), weights(model / "vae"))
+    # the model's is a video autoencoder, of which this stage trains the image part
+    stored = weights(model / "vae")
+    assert any("temporal" in name for name in stored)
+    found = network.state_dict()
+    assert not any("temporal" in name for name in found)
+    assert_same(found, {name: stored[name] for name in stored if "temporal" not in name})
     fresh = make_task(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
     assert network.config.scaling_factor == fresh.network.config.scaling_factor != 1.0
+
+
+def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared, tmp_path):
+    recipe = starting(model, prepared, tmp_path, "video_vae")
+    network = make_task(recipe, "video_vae").network
+    assert_same(network.state_dict(), weights(model / "vae"))
+    assert network.config.temporal_reach == 4
+    shown = network.temporal_mid.to_out.weight
+    assert shown.abs().max() > 0
+    sizes = plan(recipe)[0]
+    assert sizes.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_path):
@@ -102,6 +120,7 @@ def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, 
 
 def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path / "run", "keyframes")
+    assert isinstance(make_task(recipe, "keyframes").frozen.vae, VideoPatchAutoencoder)
     train(recipe, None, lambda _: None)
     export(recipe.output, tmp_path / "model", "fp32")
     for name in ("vae", "text_encoder", "image_encoder", "interpolator"):
@@ -139,4 +158,7 @@ def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
     values = tiny_values(prepared, tmp_path)
     del values["autoencoder"]
     with pytest.raises(UserError, match=r"no stage autoencoder and names no model .* part vae"):
+        image_vae(Recipe.model_validate(values))
+    del values["video_vae"]
+    with pytest.raises(UserError, match=r"no stage autoencoder or video_vae and names no model"):
         component(Recipe.model_validate(values), "vae")

@@ -148,7 +148,7 @@ class VideoVaeSettings(StageSettings):
         description="most noise on the latents: what denoisers leave, anew in each frame",
     )
     perceptual_weight: float = Field(
-        0.1, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
+        1.0, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
     )
     temporal_weight: float = Field(
         1.0, ge=0, description="of L1 between the changes from frame to frame"
