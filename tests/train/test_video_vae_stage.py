@@ -23,7 +23,8 @@ CLIPS, FRAMES, SIDE = 2, 5, 24
 
 @pytest.fixture
 def task(trained):
-    return make_task(trained, "video_vae")
+    """Its latents have the posterior's noise and no more."""
+    return make_task(with_settings(trained, max_latent_noise=0.0), "video_vae")
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def batch(task):
 def with_settings(recipe, **changes):
     settings = recipe.video_vae.model_copy(update=changes)
     return recipe.model_copy(update={"video_vae": settings})
+
+
+def after_levels(seed):
+    """The generator of a batch after the levels of its further noise were drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.rand(CLIPS, generator=generator)
+    return generator
 
 
 def tensors(folder):
@@ -63,7 +71,7 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
     image = load_autoencoder(image_vae(trained))
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     posterior = image.encode(pixels).latent_dist
-    rebuilt = image.decode(posterior.sample(torch.Generator().manual_seed(2))).sample
+    rebuilt = image.decode(posterior.sample(after_levels(2))).sample
     found = task.losses(task.network, batch, torch.Generator().manual_seed(2))
     made = rebuilt.reshape(batch.frames.shape)
     moved = (made[:, 1:] - made[:, :-1]) - (batch.frames[:, 1:] - batch.frames[:, :-1])
@@ -74,12 +82,27 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
-    weighed = make_task(
-        with_settings(trained, perceptual_weight=0.3, temporal_weight=2.5), "video_vae"
-    )
+    changes = {"perceptual_weight": 0.3, "temporal_weight": 2.5, "max_latent_noise": 0.0}
+    weighed = make_task(with_settings(trained, **changes), "video_vae")
     loss = weighed.losses(weighed.network, batch, torch.Generator().manual_seed(2))["loss"]
     total = expected["pixels"] + 0.3 * expected["perceptual"] + 2.5 * expected["temporal"]
     torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-4)
+
+
+def test_further_noise_has_the_level_that_was_drawn(trained, batch):
+    task = make_task(with_settings(trained, max_latent_noise=0.7), "video_vae")
+    image = load_autoencoder(image_vae(trained))
+    generator = torch.Generator().manual_seed(2)
+    levels = 0.7 * torch.rand(CLIPS, generator=generator)
+    pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
+    code = image.encode(pixels).latent_dist.sample(generator)
+    noise = torch.randn(code.shape, generator=generator).unflatten(0, (CLIPS, -1))
+    further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
+    rebuilt = image.decode(code + further.flatten(0, 1)).sample
+    found = task.losses(task.network, batch, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        found["pixels"], (rebuilt - pixels).abs().mean(), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
@@ -110,7 +133,8 @@ def test_rates_are_those_of_the_recipe(trained):
 
 def test_learns_to_hold_still_from_the_frames_before(trained):
     """With the image weights held, only attention to earlier frames can lower the flicker."""
-    recipe = with_settings(trained, perceptual_weight=0.0, temporal_weight=4.0)
+    changes = {"perceptual_weight": 0.0, "temporal_weight": 4.0, "max_latent_noise": 0.0}
+    recipe = with_settings(trained, **changes)
     task = make_task(recipe, "video_vae")
     # the image decoder has learnt so little that nothing of its features reaches the pixels
     torch.nn.init.normal_(task.network.decoder[-2].weight, std=0.1)
