@@ -43,8 +43,8 @@ def test_a_fresh_video_form_is_no_better_and_no_worse(image, heldout):
     found = compare(image, inflate_autoencoder(image, 2, FRAMES), heldout)
     assert list(found) == ["flicker", "temporal error", "psnr"]
     for row in found.values():
-        assert row.ratio.value == pytest.approx(1, abs=1e-5)
-        assert row.ratio.count == COUNT
+        assert row.gain.value == pytest.approx(0 if row.name == "psnr" else 1, abs=1e-4)
+        assert row.gain.count == COUNT
         assert row.first > 0
 
 
@@ -59,18 +59,19 @@ def test_a_decoder_that_fades_scores_by_its_factor(image, heldout):
     real = torch.stack(clips)
     made = decode_latents(faded, encode_frames(image, real))
     assert found["psnr"].second == pytest.approx(psnr(made, real).mean().item(), rel=1e-4)
+    assert found["psnr"].gain.value == pytest.approx(found["psnr"].second - found["psnr"].first)
     moved = (made.diff(dim=1) - real.diff(dim=1)).abs().mean().item()
     assert found["temporal error"].second == pytest.approx(moved, rel=1e-4)
     # linear codes do not flicker by themselves far from what moves; with noise they do, by half
     noisy = compare(image, faded, heldout, noise=0.02)["flicker"]
-    assert noisy.ratio.value == pytest.approx(0.5, abs=0.05)
+    assert noisy.gain.value == pytest.approx(0.5, abs=0.05)
     assert noisy.first > 2 * found["flicker"].first
 
 
 def test_noise_is_the_same_for_both_and_for_every_run(image, heldout):
     first, again = (compare(image, image, heldout) for _ in range(2))
     assert first == again
-    assert {row.ratio.value for row in first.values()} == {1.0}
+    assert [row.gain.value for row in first.values()] == [1, 1, 0]
     assert compare(image, image, heldout, seed=5) != first
 
 
@@ -108,7 +109,8 @@ def test_the_command_fills_its_section(image, emoji, tmp_path, capsys):
         "temporal error, levels",
         "PSNR, dB",
     ]
-    assert all(row.endswith("| 1.000 [1.000, 1.000] | 3 |") for row in rows)
+    assert all(row.endswith("| times 1.000 [1.000, 1.000] | 3 |") for row in rows[:2])
+    assert "| plus " in rows[2]
     assert run(["evaluate", "decoders", *folders, *options]) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("\n| 0 |") == text.count("\n| 0.1 |") == 3

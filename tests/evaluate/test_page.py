@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,14 @@ def test_a_page_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "page.md").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
         check_page(tmp_path / "page.md", "first")
+
+
+@pytest.mark.parametrize("name", ["emoji-heldout", "interpolation", "decoders", "upscaler"])
+def test_the_page_of_this_repository_has_a_place_for_every_command(name):
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    replaced = with_section(page, name, "## New")
+    assert len(replaced) < len(page)
+    assert replaced.count("<!--") == page.count("<!--")
 
 
 def test_tables_and_numbers():

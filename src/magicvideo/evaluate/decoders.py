@@ -15,7 +15,7 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import draw_prompts, real_videos
-from magicvideo.evaluate.intervals import Estimate, ratio_of_means
+from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluate.motion import LEVELS, flicker, static_region, temporal_change
 from magicvideo.evaluate.page import number, table
 from magicvideo.evaluate.psnr import psnr
@@ -47,13 +47,14 @@ class Comparison:
             ones. Both in units of pixels, which span 2. `psnr`: in dB.
         first: Mean over clips of the first decoder.
         second: Mean over clips of the second.
-        ratio: The second over the first, with an interval over clips, which both share.
+        gain: The second over the first, or of `psnr` the second less the first in dB, with an
+            interval over clips, which both share.
     """
 
     name: str
     first: float
     second: float
-    ratio: Estimate
+    gain: Estimate
 
 
 @torch.no_grad()
@@ -110,10 +111,9 @@ def decoders_table(found: Mapping[float, list[Comparison]]) -> str:
             in_decibel = row.name == "psnr"
             scale, label = (1, "PSNR, dB") if in_decibel else (LEVELS, f"{row.name}, levels")
             numbers = (f"{scale * value:.3f}" for value in (row.first, row.second))
-            cells = (*numbers, number(row.ratio, 3), str(row.ratio.count))
-            rows.append((f"{noise:g}", label, *cells))
-    columns = ("noise on latents", "measure", "per frame", "video", "video / per frame [95 %]", "n")
-    return table(columns, rows)
+            gain = f"{'plus' if in_decibel else 'times'} {number(row.gain, 3)}"
+            rows.append((f"{noise:g}", label, *numbers, gain, str(row.gain.count)))
+    return table(("noise", "measure", "per frame", "video", "video is per frame [95 %]", "n"), rows)
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
@@ -159,5 +159,5 @@ def _compare(name: str, figures: Float[np.ndarray, "clips two"]) -> Comparison:
         name=name,
         first=float(first.mean()),
         second=float(second.mean()),
-        ratio=ratio_of_means(second, first),
+        gain=mean(second - first) if name == "psnr" else ratio_of_means(second, first),
     )

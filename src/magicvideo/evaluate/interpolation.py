@@ -173,7 +173,7 @@ def interpolation_table(scores: list[MethodScores]) -> str:
             str(row.seam.count),
             number(row.psnr, 2) if row.psnr else "",
             number(row.ssim, 4) if row.ssim else "",
-            f"{row.frechet:.4f}",
+            f"{row.frechet:.5f}",
             number(row.seam, 2),
         )
         for row in scores

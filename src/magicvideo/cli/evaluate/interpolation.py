@@ -31,7 +31,7 @@ def interpolation(
     model: Model = None,
     judge: JudgeFolder = None,
     output: Page = DEFAULT_PAGE,
-    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 60,
+    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50,
     keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16,
     seed: Seed = 0,
 ) -> None:

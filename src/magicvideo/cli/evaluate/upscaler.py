@@ -15,7 +15,7 @@ def upscaler(
     data: Data,
     model: Model = None,
     output: Page = DEFAULT_PAGE,
-    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 60,
+    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 100,
     frames: Annotated[int, typer.Option(min=1, help="Of each clip.")] = 1,
     steps: Annotated[
         list[int] | None,
@@ -30,8 +30,8 @@ def upscaler(
             "by default the large frames, shrunk."
         ),
     ] = None,
-    moving_clips: Annotated[int, typer.Option(min=1, help="How many for flicker.")] = 20,
-    moving_frames: Annotated[int, typer.Option(min=2, help="Of each of these.")] = 8,
+    moving_clips: Annotated[int, typer.Option(min=1, help="How many for flicker.")] = 40,
+    moving_frames: Annotated[int, typer.Option(min=2, help="Of each of these.")] = 12,
     seed: Seed = 0,
 ) -> None:
     """Compare the upscaler with resizing on large frames, and its steps with each other.

@@ -64,7 +64,7 @@ def quality_table(rows: Sequence[Quality], default: str) -> str:
             str(row.psnr.count),
             number(row.psnr, 2),
             number(row.ssim, 4),
-            f"{row.frechet:.4f}",
+            f"{row.frechet:.5f}",
             f"{row.seconds:.3f}",
         )
         for row in rows
