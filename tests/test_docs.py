@@ -22,6 +22,7 @@ PACKAGE = ROOT / "src" / "magicvideo"
 PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benchmarks/*.md"))))
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
+OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -155,7 +156,7 @@ def test_recipes_and_protocols_in_commands_are_accepted(page):
             case ["magicvideo", "train", recipe, *rest] if recipe != "RECIPE":
                 changes = [value for name, value in pairwise(rest) if name == "--set"]
                 read_recipe(ROOT / recipe, changes)
-            case ["magicvideo", "evaluate", protocol, *_] if protocol not in ("judge", "sheet"):
+            case ["magicvideo", "evaluate", protocol, *_] if protocol not in OTHER_SCORES:
                 read_protocol(protocol)
 
 

@@ -1,20 +1,23 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import make_tiny_pipeline
+from tiny_model import INSERTED, make_tiny_pipeline
 
+from magicvideo.cli import run
 from magicvideo.errors import UserError
+from magicvideo.evaluate.clips import draw_prompts, real_videos
 from magicvideo.evaluate.interpolation import (
     CEILING,
     LATENT_BLEND,
     METHODS,
     NEAREST,
     OURS,
-    PIXEL_BLEND,
-    interpolation_markdown,
+    REAL,
+    interpolation_table,
     score_interpolation,
 )
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.storage import folder_hash
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +41,45 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
         pipeline.interpolator.unet.conv_out_adaptor.shift.zero_()
     pipeline.interpolator.register_to_config(residual_scale=1e-9)
     scores = score(pipeline, judge, every_clip)
-    assert tuple(scores) == METHODS
+    assert tuple(scores) == (*METHODS, REAL)
     assert scores[OURS].psnr.value == pytest.approx(scores[LATENT_BLEND].psnr.value, abs=0.2)
     assert scores[CEILING].frechet >= 0
-    for row in scores.values():
-        assert np.isfinite([row.psnr.value, row.ssim.value, row.frechet, row.seam]).all()
-    # the nearest frame moves halfway between two keys alone
-    assert scores[NEAREST].seam < 0.01
-    assert scores[PIXEL_BLEND].psnr.count == 2
-    text = interpolation_markdown(list(scores.values()), "# T")
-    assert text.startswith("# T\n\n| between")
-    assert text.count("\n| ") == 1 + len(METHODS)
+    for name in METHODS:
+        row = scores[name]
+        assert np.isfinite([row.psnr.value, row.ssim.value, row.frechet]).all()
+        assert row.psnr.low <= row.psnr.value <= row.psnr.high
+        assert row.psnr.count == row.seam.count == 2
+    # the keys of these clips are alike, so that the nearest one never changes
+    assert np.isnan(scores[NEAREST].seam.value)
+    assert scores[REAL].psnr is None
+    assert scores[REAL].frechet == pytest.approx(0, abs=1e-9)
+    lines = interpolation_table(list(scores.values())).splitlines()
+    assert len(lines) == 2 + len(scores)
+    assert lines[-1].startswith("| real clips | 2 |  |  | 0.00000 | ")
+
+
+def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
+    found = score(pipeline, judge, every_clip)[REAL].seam.value
+    clips = list(real_videos(every_clip, draw_prompts(every_clip, 2, 1), 3 + 2 * INSERTED, 1))
+    changes = torch.stack(clips).diff(dim=1).abs().mean(dim=(0, 2, 3, 4)).tolist()
+    # frames 0, 3 and 6 are the keys
+    at_keys = [changes[place] for place in (0, 2, 3, 5)]
+    elsewhere = [changes[place] for place in (1, 4)]
+    assert found == pytest.approx(np.mean(at_keys) / np.mean(elsewhere), rel=1e-5)
+
+
+def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path, capsys):
+    page = tmp_path / "results.md"
+    words = {"--data": emoji, "--model": tiny_model, "--judge": judge_folder, "--output": page}
+    options = [str(word) for pair in words.items() for word in pair]
+    assert run(["evaluate", "interpolation", *options, "--clips", "3", "--keys", "4"]) == 0
+    assert "interpolation: 3 of 3" in capsys.readouterr().err
+    text = page.read_text(encoding="utf-8")
+    assert "3 held-out clips of 10 frames in a row" in text
+    assert "those of the 6 inserted frames" in text
+    assert "every 3th" not in text
+    assert f"| model | {folder_hash(tiny_model)} |" in text
+    assert text.count("| 3 |") == len(METHODS) + 1
 
 
 def test_a_model_without_the_network_is_refused(pipeline, judge, every_clip):

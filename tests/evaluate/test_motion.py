@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from magicvideo.evaluate.motion import corners, flicker, temporal_change
+from magicvideo.evaluate.motion import corners, flicker, static_region, temporal_change
 
 B, FRAMES, HEIGHT, WIDTH = 2, 41, 48, 64
 
@@ -39,3 +39,12 @@ def test_flicker_sees_the_corners_alone():
 
 def test_small_frames_have_corners_too():
     assert corners(3, 5).sum() == 4
+
+
+def test_a_region_is_static_where_no_frame_and_no_colour_differs():
+    video = torch.rand(1, 3, 5, 7).repeat(4, 1, 1, 1)
+    video[2, 1, 3, 6] += 0.01
+    video[3, 0, 0, 1] += 0.01
+    static = static_region(video)
+    assert static.shape == (5, 7)
+    assert static.logical_not().nonzero().tolist() == [[0, 1], [3, 6]]

@@ -39,14 +39,15 @@ def result():
 
 
 def test_a_row_tells_the_number_its_bounds_and_whether_it_will_do(result):
-    rows = as_markdown(result).splitlines()
+    rows = as_markdown(result, "magicvideo evaluate x").splitlines()
     expected = (
         "| own caption first among 100 | 100 | **62.0 %** [52.0 %, 71.0 %] | 97.0 % "
         "| 1.0 % (prompts shuffled) | at least 60.0 % | met |"
     )
     assert expected in rows
     assert any(row.startswith("| skin tone |") and row.endswith("| not met |") for row in rows)
-    assert "| model | `abc` |" in rows
+    assert "| model | abc |" in rows
+    assert "`magicvideo evaluate x`" in rows
 
 
 def test_json_repeats_the_protocol_and_holds_no_infinity(result):

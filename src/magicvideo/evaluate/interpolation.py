@@ -14,8 +14,9 @@ from magicvideo.diffusion.gaps import blend, key_pairs, weave
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import Prompt, draw_prompts, from_bytes, real_videos, to_bytes
 from magicvideo.evaluate.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluate.intervals import Estimate, mean
+from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluate.judge.network import Judge
+from magicvideo.evaluate.page import number, table
 from magicvideo.evaluate.psnr import psnr
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Settings
@@ -26,6 +27,7 @@ from magicvideo.shapes import Frames, Latents
 OURS, LATENT_BLEND = "interpolation network", "blend of latents"
 PIXEL_BLEND, NEAREST, CEILING = "blend of pixels", "nearest key frame", "decoded real frames"
 METHODS = (OURS, LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
+REAL = "real clips"
 _SPAN = 2.0  # of pixels
 
 
@@ -34,18 +36,18 @@ class MethodScores:
     """What one way to fill the gaps earns, on the inserted frames alone.
 
     Attributes:
-        name: The method.
-        psnr: In dB, mean over clips.
-        ssim: Structural similarity, mean over clips.
+        name: The method, or `REAL`.
+        psnr: In dB, mean over clips; None for the real clips themselves.
+        ssim: Structural similarity, mean over clips; None for the real clips themselves.
         frechet: Between the judge's features of the filled clips and of the real ones.
-        seam: Mean change between frames at the keys, over that elsewhere; real clips are near 1.
+        seam: Mean change between frames at the keys, over that elsewhere.
     """
 
     name: str
-    psnr: Estimate
-    ssim: Estimate
+    psnr: Estimate | None
+    ssim: Estimate | None
     frechet: float
-    seam: float
+    seam: Estimate
 
 
 @torch.no_grad()
@@ -61,8 +63,9 @@ def score_interpolation(
 ) -> list[MethodScores]:
     """Fill the gaps between real key frames in every way, and compare with the real frames.
 
-    Keys are real frames that passed the autoencoder, the same for all methods. The last row is
-    the ceiling of all that work on latents: the real frames through the autoencoder.
+    Keys are real frames that passed the autoencoder, the same for all methods. The last rows are
+    the ceiling of all that work on latents, which is the real frames through the autoencoder, and
+    the real clips, whose seam is what the others' are to be compared with.
 
     Args:
         pipeline: A model with an interpolator.
@@ -81,16 +84,16 @@ def score_interpolation(
     inserted = pipeline.interpolator.config.num_inserted
     num_frames = num_keys + (num_keys - 1) * inserted
     between = torch.tensor([place % (inserted + 1) != 0 for place in range(num_frames)])
-    rows: dict[str, list[list[float]]] = {name: [] for name in METHODS}
-    features: dict[str, list[Tensor]] = {name: [] for name in (*METHODS, "real")}
+    rows: dict[str, list[list[float]]] = {name: [] for name in (*METHODS, REAL)}
+    features: dict[str, list[Tensor]] = {name: [] for name in rows}
     prompts = draw_prompts(dataset, count, seed)
     videos = real_videos(dataset, prompts, num_frames, 1)
     for done, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=1):
         real = video[None]
-        features["real"].append(judge.embed_videos(real))
         fps = dataset.clips[prompt.index].fps / (inserted + 1)
-        for name, made in _fill(pipeline, real, prompt, fps).items():
-            seen = from_bytes(to_bytes(made[0]))[None]
+        filled = _fill(pipeline, real.to(pipeline.device), prompt, fps)
+        for name, made in {**filled, REAL: real}.items():
+            seen = from_bytes(to_bytes(made[0].cpu()))[None]
             features[name].append(judge.embed_videos(seen))
             rows[name].append(_measures(seen, real, between))
         on_clip(done)
@@ -98,8 +101,8 @@ def score_interpolation(
         name: fit_gaussian(torch.cat(found).double().numpy()) for name, found in features.items()
     }
     return [
-        _summary(name, np.array(rows[name]), frechet_distance(gaussians[name], gaussians["real"]))
-        for name in METHODS
+        _summary(name, np.array(rows[name]), frechet_distance(gaussians[name], gaussians[REAL]))
+        for name in rows
     ]
 
 
@@ -154,24 +157,25 @@ def _summary(name: str, figures: Float[np.ndarray, "n 4"], distance: float) -> M
     signal, similarity, at_keys, elsewhere = figures.T
     return MethodScores(
         name=name,
-        psnr=mean(signal),
-        ssim=mean(similarity),
+        psnr=None if name == REAL else mean(signal),
+        ssim=None if name == REAL else mean(similarity),
         frechet=distance,
-        seam=float(at_keys.mean() / max(elsewhere.mean(), 1e-12)),
+        seam=ratio_of_means(at_keys, elsewhere),
     )
 
 
-def interpolation_markdown(scores: list[MethodScores], about: str) -> str:
-    """Return the scores as a Markdown table under a sentence that says how they were made."""
-    lines = [
-        about,
-        "",
-        "| between the keys | PSNR, dB | SSIM | Frechet distance | change at keys / elsewhere |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.name} | {row.psnr.value:.2f} ({row.psnr.low:.2f} to {row.psnr.high:.2f}) "
-        f"| {row.ssim.value:.4f} | {row.frechet:.4f} | {row.seam:.2f} |"
+def interpolation_table(scores: list[MethodScores]) -> str:
+    """Return the scores as a Markdown table."""
+    columns = ("between the keys", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
+    rows = [
+        (
+            row.name,
+            str(row.seam.count),
+            number(row.psnr, 2) if row.psnr else "",
+            number(row.ssim, 4) if row.ssim else "",
+            f"{row.frechet:.5f}",
+            number(row.seam, 2),
+        )
         for row in scores
     ]
-    return "\n".join(lines) + "\n"
+    return table((*columns, "change at keys / elsewhere [95 %]"), rows)

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from magicvideo.shapes import Frames
 
+LEVELS = 127.5
+"""Levels of 8-bit pixels in one unit of ours, which span 2."""
+
 
 def temporal_change(frames: Frames) -> Float[Tensor, " b"]:
     """Return the mean absolute change of a pixel from one frame to the next, one figure a clip.
@@ -22,6 +25,11 @@ def flicker(frames: Frames, region: Bool[Tensor, "h w"]) -> Float[Tensor, " b"]:
     "temporal flickering" is 1 - this / 255 over whole frames in 8-bit levels.
     """
     return frames[..., region].diff(dim=1).abs().mean(dim=(1, 2, 3))
+
+
+def static_region(video: Float[Tensor, "f rgb h w"]) -> Bool[Tensor, "h w"]:
+    """Mark the pixels that have the same colour in all frames, to the last bit."""
+    return (video == video[:1]).all(dim=1).all(dim=0)
 
 
 def corners(height: int, width: int) -> Bool[Tensor, "h w"]:

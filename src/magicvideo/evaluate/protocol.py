@@ -11,6 +11,7 @@ from magicvideo.data.manifest import Split
 from magicvideo.diffusion.sampler import SamplerName
 from magicvideo.errors import UserError
 from magicvideo.evaluate.frechet import Divisor
+from magicvideo.evaluate.page import NAME
 
 ScoreName: TypeAlias = Literal[
     "caption_first",
@@ -60,7 +61,7 @@ class AutoencoderSet(_Settings):
 class Protocol(_Settings):
     """A whole protocol; `protocols/emoji-heldout.yaml` says what each value means."""
 
-    name: str
+    name: str = Field(pattern=f"^{NAME}$")
     about: str
     seed: int = Field(ge=0)
     num_frames: int = Field(ge=2)

@@ -1,4 +1,4 @@
-"""Results as JSON, which holds everything, and as a Markdown page for people."""
+"""Results as JSON, which holds everything, and as a section of the page for people."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from magicvideo.evaluate.intervals import Estimate
+from magicvideo.evaluate.page import identity_table, table
 from magicvideo.evaluate.protocol import Protocol, ScoreName, Target
 from magicvideo.evaluate.run import Result, SetResult
 from magicvideo.evaluate.scores import Score
@@ -35,22 +36,17 @@ def as_json(result: Result) -> str:
     return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
 
 
-def as_markdown(result: Result) -> str:
-    """Return the result as a Markdown page."""
-    protocol, identity = result.protocol, result.identity
+def as_markdown(result: Result, command: str) -> str:
+    """Return the result as a section of a Markdown page, with the command that made it."""
+    protocol = result.protocol
     sections = [
-        f"# Results: {protocol.name}",
+        f"## {protocol.name}",
+        f"`{command}`",
         protocol.about.strip(),
         _method(protocol),
         *(_section(found, protocol) for found in result.sets),
         _columns_explained(protocol),
-        "\n".join(
-            [
-                "| depends on | |",
-                "|---|---|",
-                *(f"| {name} | {_identity_cell(value)} |" for name, value in identity.items()),
-            ]
-        ),
+        identity_table(result.identity),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -66,9 +62,7 @@ def _method(protocol: Protocol) -> str:
 
 def _section(found: SetResult, protocol: Protocol) -> str:
     rows = [_row(score, found.targets.get(score.name), protocol) for score in found.scores]
-    lines = [f"## {found.name[0].upper()}{found.name[1:]}", "", _line(_COLUMNS)]
-    lines += [_line(("---",) * len(_COLUMNS)), *map(_line, rows)]
-    return "\n".join(lines)
+    return f"### {found.name[0].upper()}{found.name[1:]}\n\n{table(_COLUMNS, rows)}"
 
 
 def _row(score: Score, target: Target | None, protocol: Protocol) -> tuple[str, ...]:
@@ -130,16 +124,6 @@ def _bounds(target: Target, name: ScoreName) -> str:
     if target.at_most is not None:
         parts.append(f"at most {_number(target.at_most, name)}")
     return ", ".join(parts)
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _identity_cell(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {number}" for name, number in value.items())
-    return f"`{value}`"
 
 
 def _score_document(score: Score, found: SetResult) -> dict[str, Any]:

@@ -1,20 +1,17 @@
 """The evaluation, start to end: a protocol and a model to a result that repeats the protocol."""
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.manifest import MANIFEST
 from magicvideo.evaluate.clips import Prompt, draw_prompts, empty_videos, real_videos
 from magicvideo.evaluate.frechet import Features
 from magicvideo.evaluate.generated import generated_videos
+from magicvideo.evaluate.identity import identity
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import Measured, measure
 from magicvideo.evaluate.protocol import AutoencoderSet, PromptSet, Protocol, ScoreName, Target
@@ -23,7 +20,7 @@ from magicvideo.evaluate.retrieval import draw_pools
 from magicvideo.evaluate.scores import Score, Videos, score_videos
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Request, Settings
-from magicvideo.storage import folder_hash, sha256
+from magicvideo.storage import folder_hash
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being made, the count done and the count in all."""
@@ -154,13 +151,9 @@ def evaluate(evaluation: Evaluation, judge_folder: Path, progress: Progress) -> 
     return Result(
         protocol=evaluation.protocol,
         sets=evaluation.run(progress),
-        identity={
-            "model": evaluation.pipeline.model_hash,
-            "judge": folder_hash(judge_folder),
-            "data": sha256(evaluation.data / MANIFEST),
-            "device": evaluation.pipeline.device.type,
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("magicvideo", "torch", "diffusers", "numpy")},
-            "threads": torch.get_num_threads(),
-        },
+        identity=identity(
+            {"model": evaluation.pipeline.model_hash, "judge": folder_hash(judge_folder)},
+            {"data": evaluation.data},
+            evaluation.pipeline.device.type,
+        ),
     )

@@ -1,0 +1,48 @@
+"""`magicvideo evaluate`: scores with their protocol, the judge behind them, and contact sheets."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from magicvideo.cli.evaluate.decoders import decoders
+from magicvideo.cli.evaluate.interpolation import interpolation
+from magicvideo.cli.evaluate.judge import judge
+from magicvideo.cli.evaluate.protocol import run
+from magicvideo.cli.evaluate.sheet import sheet
+from magicvideo.cli.evaluate.upscaler import upscaler
+
+_PROTOCOL_VERB = "run"
+_HELP = """Score a model by a protocol: `magicvideo evaluate PROTOCOL --data FOLDER`.
+
+A protocol is `emoji-heldout`, which comes with the package, or a YAML file like it. Other verbs
+score one stage of the cascade alone. Each replaces its own section of the page of results.
+
+Examples:
+  magicvideo evaluate emoji-heldout --data data/emoji64
+  magicvideo evaluate interpolation --data data/emoji64
+  magicvideo evaluate decoders vae video_vae --data data/emoji64
+  magicvideo evaluate upscaler --data data/emoji256 --moving data/emoji64
+  magicvideo evaluate sheet --output docs/sheet.png
+  magicvideo evaluate judge data/emoji64 runs/judge
+"""
+
+
+class _ProtocolFirst(TyperGroup):
+    """Reads `evaluate PROTOCOL ...` as `evaluate run PROTOCOL ...`."""
+
+    # typer's own class of contexts has no public name
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Name the verb where the first word is none."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_PROTOCOL_VERB, *args]
+        return super().parse_args(ctx, args)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    verbs = typer.Typer(cls=_ProtocolFirst, help=_HELP, no_args_is_help=True)
+    verbs.command(_PROTOCOL_VERB)(run)
+    for verb in (judge, sheet, decoders, interpolation, upscaler):
+        verbs.command(verb.__name__)(verb)
+    app.add_typer(verbs, name="evaluate")

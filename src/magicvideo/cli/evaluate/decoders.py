@@ -1,0 +1,89 @@
+"""`magicvideo evaluate decoders`: the video decoder against the decoder of single frames."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed, command_line
+from magicvideo.cli.evaluate.preparing import prepare_section, progress
+
+_SECTION = "decoders"
+_ABOUT = (
+    "{clips} held-out clips of {frames} frames at stride {stride}, on plain backgrounds, encoded "
+    "once and decoded by both. *Flicker*: mean absolute change from frame to frame of the pixels "
+    "that never change in the real clip. *Temporal error*: mean absolute difference between the "
+    "changes from frame to frame and the real ones. Both in levels of 255. *Noise*: its standard "
+    "deviation on the latents, which have 1, anew in every frame: generated latents are not "
+    "clean. Intervals are bootstrapped over clips, which both decoders share."
+)
+
+
+def decoders(
+    image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
+    video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],
+    data: Data,
+    output: Page = DEFAULT_PAGE,
+    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 60,
+    frames: Annotated[int, typer.Option(min=2, help="Of each clip.")] = 16,
+    stride: Annotated[int, typer.Option(min=1, help="Between frames.")] = 1,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, help="Deviation of noise on the latents; may be repeated. [default: 0 and 0.1]"
+        ),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare two decoders on the same latents: flicker where nothing moves, and nearness.
+
+    Example:
+      magicvideo evaluate decoders image/vae video/vae --data data/emoji64
+    """
+    prepare_section(output, _SECTION)
+    from magicvideo.data.dataset import ClipDataset
+    from magicvideo.evaluate.decoders import (
+        WEIGHTS,
+        Comparison,
+        compare_decoders,
+        decoders_table,
+        load_autoencoder,
+    )
+    from magicvideo.evaluate.identity import identity
+    from magicvideo.evaluate.page import identity_table, write_section
+    from magicvideo.storage import sha256
+
+    noise = noise or [0.0, 0.1]
+    first, second = load_autoencoder(image_vae), load_autoencoder(video_vae)
+    dataset = ClipDataset(data, ("heldout",))
+    with progress() as report:
+
+        def compare(level: float) -> list[Comparison]:
+            return compare_decoders(
+                first,
+                second,
+                dataset,
+                clips,
+                num_frames=frames,
+                stride=stride,
+                noise=level,
+                seed=seed,
+                on_clip=lambda done: report(f"noise {level:g}", done, clips),
+            )
+
+        found = {level: compare(level) for level in noise}
+    options = {"data": data, "clips": clips, "frames": frames, "stride": stride, "noise": noise}
+    command = command_line([_SECTION, image_vae, video_vae], options | {"seed": seed})
+    hashes = {
+        name: sha256(folder / WEIGHTS)
+        for name, folder in (("image autoencoder", image_vae), ("video autoencoder", video_vae))
+    }
+    parts = [
+        "## Decoders",
+        f"`{command}`",
+        _ABOUT.format(clips=clips, frames=frames, stride=stride),
+        decoders_table(found),
+        identity_table(identity(hashes, {"data": data}, "cpu")),
+    ]
+    write_section(output, _SECTION, "\n\n".join(parts))
+    typer.echo(output)

@@ -1,0 +1,53 @@
+"""Options that several verbs of evaluation have, and the command line that they came from."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Option(help="Folder of prepared clips; the held-out are used.")]
+Model = Annotated[
+    Path | None, typer.Option(help="A model folder; by default the model that is shipped.")
+]
+JudgeFolder = Annotated[
+    Path | None, typer.Option(help="A judge's folder; by default the one that is shipped.")
+]
+Page = Annotated[
+    Path, typer.Option(help="The Markdown page; the command's own section of it is replaced.")
+]
+Work = Annotated[
+    Path, typer.Option(help="Where generated videos are kept, so that a stopped run goes on.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the draw of clips, and of all noise.")]
+
+DEFAULT_PAGE = Path("docs/results.md")
+DEFAULT_WORK = Path("runs/evaluate")
+
+
+def command_line(words: list[str | Path], options: Mapping[str, object]) -> str:
+    """Return a command as a user would type it again, one that names no place on a machine.
+
+    Args:
+        words: What follows `magicvideo evaluate`.
+        options: Values by name; those that are None are left out, a list repeats its option. The
+            last part stands for an absolute path.
+    """
+    typed = [_typed(word) for word in words]
+    for name, value in options.items():
+        typed += [part for one in _values(value) for part in (f"--{name}", _typed(one))]
+    return shlex.join(["magicvideo", "evaluate", *typed])
+
+
+def _values(value: object) -> Iterator[object]:
+    if isinstance(value, list):
+        yield from value
+    elif value is not None:
+        yield value
+
+
+def _typed(value: object) -> str:
+    if isinstance(value, Path):
+        return value.name if value.is_absolute() else value.as_posix()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,92 @@
+"""What every verb of evaluation does first: check its means and targets, load, show progress."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import typer
+
+from magicvideo.errors import UserError
+
+if TYPE_CHECKING:
+    from magicvideo.generate.pipeline import MagicVideoPipeline
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done, the count done and the count in all."""
+
+
+def require_scipy() -> None:
+    """Refuse to begin without the packages that scores need.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("scipy", "torchmetrics") if find_spec(name) is None]:
+        raise UserError(
+            f"Scores need {missing[0]}; install it with `pip install 'magicvideo[evaluate]'`."
+        )
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place that cannot be written before hours are spent on what belongs there.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; make it first, or choose another place.")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written; choose another place.")
+
+
+def prepare_section(page: Path, name: str) -> None:
+    """Check all that a section of scores needs before it is worked on.
+
+    Raises:
+        UserError: If a package is missing, or the page cannot take the section.
+    """
+    require_scipy()
+    check_target(page)
+    from magicvideo.evaluate.page import check_page
+
+    check_page(page, name)
+
+
+def load(model: Path | None) -> "MagicVideoPipeline":
+    """Return a model, or the shipped one, on the GPU if there is one.
+
+    Raises:
+        UserError: If the folder is no whole model.
+    """
+    from rich.console import Console
+
+    from magicvideo.cli.console import load_pipeline
+
+    return load_pipeline(Console(stderr=True), model, None)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Give a function that shows how far the work is: a bar, or lines where no terminal is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("generating", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
+                typer.echo(f"{what}: {done} of {total}", err=True)
+
+        yield report

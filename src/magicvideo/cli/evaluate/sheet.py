@@ -1,0 +1,49 @@
+"""`magicvideo evaluate sheet`: a contact sheet of generated videos."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import DEFAULT_WORK, Model, Work
+from magicvideo.cli.evaluate.preparing import check_target, load, progress
+
+
+def sheet(
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file, one prompt a line; by default 24 of ours.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The PNG, replaced.")] = Path("docs/sheet.png"),
+    model: Model = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first; the others count on.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Diffusion steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim or dpm++.")] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Frames shown of each video.")] = 8,
+    work: Work = DEFAULT_WORK,
+) -> None:
+    """Make a contact sheet: a row a prompt, with its words and some frames.
+
+    Example:
+      magicvideo evaluate sheet --prompts prompts.txt --output docs/sheet.png
+    """
+    check_target(output)
+    from magicvideo.evaluate.generated import generated_videos
+    from magicvideo.evaluate.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
+    from magicvideo.generate.request import Settings
+
+    texts = read_prompts(prompts or DEFAULT_PROMPTS)
+    settings = Settings(
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        stages=("keyframes",),
+    )
+    pipeline = load(model)
+    requests = pipeline.plan(texts, [seed + place for place in range(len(texts))], settings)
+    with progress() as report:
+        videos = generated_videos(
+            pipeline, requests, work, lambda done: report("sheet", done, len(requests))
+        )
+        write_sheet(zip(texts, videos, strict=True), shown, output)
+    typer.echo(output)

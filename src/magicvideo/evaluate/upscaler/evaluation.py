@@ -1,0 +1,104 @@
+"""The upscaler's evaluation, start to end: a model and data to all scores."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.evaluate.clips import draw_prompts, real_videos
+from magicvideo.evaluate.upscaler.enlarging import check_upscaler, network_at, resizing
+from magicvideo.evaluate.upscaler.quality import Quality, score_quality
+from magicvideo.evaluate.upscaler.stillness import Stillness, score_stillness
+from magicvideo.evaluate.upscaler.tiles import Tiling, score_tiles
+from magicvideo.generate.pipeline import MagicVideoPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalerScores:
+    """All scores.
+
+    Attributes:
+        default: Name of the way that the model takes by default.
+        quality: Of the network at all numbers of steps, and of resizing.
+        stillness: Of the network at its default, of resizing and of the real clips; may be empty.
+        tiling: What tiles change; None where the frames are too small for them.
+        large_side: Of the real frames in pixels.
+        small_side: Of the frames that are enlarged for `quality`.
+        moving_side: Of the frames that are enlarged for `stillness`.
+    """
+
+    default: str
+    quality: list[Quality]
+    stillness: list[Stillness]
+    tiling: Tiling | None
+    large_side: int
+    small_side: int
+    moving_side: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalerEvaluation:
+    """What is evaluated and on what.
+
+    Attributes:
+        pipeline: A model with an upscaler.
+        data: Folder of large clips; the held-out are used.
+        clips: How many, each once and on a plain background.
+        frames: Frames in a row of each.
+        steps: Numbers of diffusion steps that are compared; the default is added.
+        moving: Folder of small clips with all their frames, for flicker; None shrinks `data`.
+        moving_clips: How many of these.
+        moving_frames: Frames in a row of each of these.
+        seed: Of the draw of clips and of frames; the noise of clip k has the seed k.
+    """
+
+    pipeline: MagicVideoPipeline
+    data: Path
+    clips: int
+    frames: int
+    steps: tuple[int, ...]
+    moving: Path | None
+    moving_clips: int
+    moving_frames: int
+    seed: int
+
+    def run(self, progress: Callable[[str, int, int], None]) -> UpscalerScores:
+        """Score everything.
+
+        Raises:
+            UserError: If the model has no upscaler, or the data do not fit it or are too few.
+        """
+        pipeline, factor = self.pipeline, check_upscaler(self.pipeline)
+        dataset = ClipDataset(self.data, ("heldout",))
+        moving = ClipDataset(self.moving, ("heldout",)) if self.moving else dataset
+        default = pipeline.traits.default_upscaler_steps
+        curve = [network_at(pipeline, steps) for steps in sorted({*self.steps, default})]
+        chosen, resized = network_at(pipeline, default), resizing(pipeline)
+        moving_prompts = draw_prompts(moving, self.moving_clips, self.seed)
+        prompts = draw_prompts(dataset, self.clips, self.seed)
+        quality = score_quality(
+            [*curve, *resized],
+            pipeline.image_encoder,
+            real_videos(dataset, prompts, self.frames, 1),
+            factor,
+            lambda done: progress("quality", done, self.clips),
+        )
+        stillness = score_stillness(
+            [chosen, *resized],
+            real_videos(moving, moving_prompts, self.moving_frames, 1),
+            factor,
+            is_large=self.moving is None,
+            on_clip=lambda done: progress("flicker", done, self.moving_clips),
+        )
+        # a large frame in the part of a small one: frames of the small size have no need of tiles
+        large = next(real_videos(dataset, prompts[:1], 1, 1))
+        side = moving.info.size
+        return UpscalerScores(
+            default=chosen.name,
+            quality=quality,
+            stillness=stillness,
+            tiling=score_tiles(pipeline, large, default, self.seed),
+            large_side=dataset.info.size,
+            small_side=dataset.info.size // factor,
+            moving_side=side if self.moving else side // factor,
+        )

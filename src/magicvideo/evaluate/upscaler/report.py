@@ -1,0 +1,92 @@
+"""The upscaler's scores as a section of the page of results."""
+
+from collections.abc import Sequence
+
+from magicvideo.evaluate.identity import identity
+from magicvideo.evaluate.page import identity_table, number, table
+from magicvideo.evaluate.upscaler.evaluation import UpscalerEvaluation, UpscalerScores
+from magicvideo.evaluate.upscaler.quality import Quality
+from magicvideo.evaluate.upscaler.stillness import Stillness
+from magicvideo.evaluate.upscaler.tiles import Tiling
+
+_QUALITY = (
+    "{clips} held-out clips, {frames} of {large} pixels from each, on plain backgrounds, shrunk to "
+    "{small} pixels by the mean of squares and enlarged again. The Frechet distance is from the "
+    "same real frames, on the embeddings that the model's own CLIP image tower gives to crops of "
+    "{crop} pixels at full resolution, so that it sees detail; compare these with each other "
+    "alone. The network runs with {scheduler} and with noise of {noise:g} on the small frames. All "
+    "frames are read in 8 bits; intervals are bootstrapped over clips."
+)
+_STILLNESS = (
+    "Flicker of {clips} held-out clips of {frames} frames in a row, enlarged from {side} pixels: "
+    "the mean absolute change from frame to frame, in levels of 255, where no colour of the small "
+    "frames ever changes. Clips without such a place are left out."
+)
+
+
+def as_section(evaluation: UpscalerEvaluation, scores: UpscalerScores, command: str) -> str:
+    """Return the scores as a section of a Markdown page, with the command that made them."""
+    pipeline = evaluation.pipeline
+    data = {"data": evaluation.data}
+    if evaluation.moving is not None:
+        data["clips in a row"] = evaluation.moving
+    quality = _QUALITY.format(
+        clips=evaluation.clips,
+        frames="one frame" if evaluation.frames == 1 else f"{evaluation.frames} frames in a row",
+        large=scores.large_side,
+        small=scores.small_side,
+        crop=pipeline.image_encoder.config.image_size,
+        scheduler=pipeline.config.default_scheduler,
+        noise=pipeline.config.upscaler_noise_level,
+    )
+    stillness = _STILLNESS.format(
+        clips=evaluation.moving_clips, frames=evaluation.moving_frames, side=scores.moving_side
+    )
+    parts = [
+        "## Upscaler",
+        f"`{command}`",
+        quality,
+        quality_table(scores.quality, scores.default),
+        stillness,
+        stillness_table(scores.stillness),
+        tiling_sentence(scores.tiling),
+        identity_table(identity({"model": pipeline.model_hash}, data, pipeline.device.type)),
+    ]
+    return "\n\n".join(parts)
+
+
+def quality_table(rows: Sequence[Quality], default: str) -> str:
+    """Return the quality of every way, the one called `default` in bold letters."""
+    columns = ("enlarged by", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
+    cells = [
+        (
+            f"**{row.name} (default)**" if row.name == default else row.name,
+            str(row.psnr.count),
+            number(row.psnr, 2),
+            number(row.ssim, 4),
+            f"{row.frechet:.5f}",
+            f"{row.seconds:.3f}",
+        )
+        for row in rows
+    ]
+    return table((*columns, "CPU seconds a frame"), cells)
+
+
+def stillness_table(rows: Sequence[Stillness]) -> str:
+    """Return the flicker of every way."""
+    if not rows:
+        return "In all of these clips everything moves, so that there is no flicker to measure."
+    cells = [(row.name, str(row.flicker.count), number(row.flicker, 4)) for row in rows]
+    return table(("enlarged by", "n", "flicker, levels [95 %]"), cells)
+
+
+def tiling_sentence(tiling: Tiling | None) -> str:
+    """Return what tiles change."""
+    if tiling is None:
+        return "Tiles: these frames are smaller than what one output pixel of the network sees."
+    return (
+        f"Tiles: a frame of {tiling.side} pixels made in tiles of {tiling.tile} differs from the "
+        f"same frame made whole by at most {tiling.greatest:.5f} levels. Across the borders of "
+        f"tiles neighbours differ by {tiling.seam:.4f} levels on average, and by "
+        f"{tiling.whole_seam:.4f} at the same places of the whole."
+    )
