@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import SHARED
 from einops import rearrange
 from safetensors.torch import load_file
 
@@ -40,7 +41,7 @@ def with_settings(recipe, **changes):
 def after_levels(seed):
     """The generator of a batch after the levels of its further noise were drawn."""
     generator = torch.Generator().manual_seed(seed)
-    torch.rand(CLIPS, generator=generator)
+    torch.rand(SHARED["batch_size"], generator=generator)
     return generator
 
 
@@ -93,10 +94,10 @@ def test_further_noise_has_the_level_that_was_drawn(trained, batch):
     task = make_task(with_settings(trained, max_latent_noise=0.7), "video_vae")
     image = load_autoencoder(image_vae(trained))
     generator = torch.Generator().manual_seed(2)
-    levels = 0.7 * torch.rand(CLIPS, generator=generator)
+    levels = 0.7 * torch.rand(len(batch.captions), generator=generator)
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     code = image.encode(pixels).latent_dist.sample(generator)
-    noise = torch.randn(code.shape, generator=generator).unflatten(0, (CLIPS, -1))
+    noise = torch.randn(code.shape, generator=generator).unflatten(0, (len(levels), -1))
     further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
     rebuilt = image.decode(code + further.flatten(0, 1)).sample
     found = task.losses(task.network, batch, torch.Generator().manual_seed(2))
