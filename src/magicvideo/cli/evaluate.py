@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from magicvideo.cli.cost import cost
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("sheet")(sheet)
     verbs.command("decoders")(decoders)
     verbs.command("interpolation")(interpolation)
+    verbs.command("cost")(cost)
     app.add_typer(verbs, name="evaluate")
 
 

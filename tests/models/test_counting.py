@@ -1,0 +1,55 @@
+"""The counter, against counts made by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from magicvideo.models.counting import count_flops, count_forward, count_parameters
+
+
+def test_a_convolution_counts_its_kernel_at_every_output():
+    parameters, flops = count_forward(
+        lambda: nn.Conv2d(5, 7, 3, stride=2, padding=1), lambda conv: conv(torch.empty(2, 5, 11, 6))
+    )
+    assert parameters == 7 * 5 * 9 + 7
+    assert flops.convolutions == flops.total == 2 * (2 * 6 * 3) * (7 * 5 * 9)
+
+
+def test_a_linear_layer_counts_its_matrix_for_every_row():
+    _, flops = count_forward(lambda: nn.Linear(5, 7), lambda layer: layer(torch.empty(2, 3, 5)))
+    assert flops.linear == flops.total == 2 * (2 * 3) * (5 * 7)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_counts_two_products_and_a_mask_saves_nothing(causal):
+    class Attention(nn.Module):
+        def forward(self, q, k):
+            return F.scaled_dot_product_attention(q, k, k, is_causal=causal)
+
+    q, k = torch.empty(2, 3, 5, 7, device="meta"), torch.empty(2, 3, 11, 7, device="meta")
+    attention = Attention()
+    flops = count_flops(attention, lambda: attention(q, k))
+    assert flops.attention == flops.total == 2 * (2 * (2 * 3) * 5 * 11 * 7)
+
+
+def test_a_backward_pass_costs_twice_the_forward_pass_without_what_nobody_needs():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(5, 7, 3), nn.Conv2d(7, 11, 3))
+        x = torch.empty(2, 5, 9, 6)
+    first, second = 2 * 2 * 7 * 4 * 7 * 5 * 9, 2 * 2 * 5 * 2 * 11 * 7 * 9
+    flops = count_flops(network, lambda: torch.autograd.backward(network(x).sum()))
+    # nothing asks for the gradient of the pixels
+    assert flops.convolutions == 2 * first + 3 * second
+    assert flops.by_module == {
+        "Sequential": flops.total,
+        "Sequential.0": 2 * first,
+        "Sequential.1": 3 * second,
+    }
+
+
+def test_a_network_off_meta_is_refused():
+    network = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match="is on cpu"):
+        count_flops(network, lambda: network(torch.zeros(1, 2)))
+    assert count_parameters(network) == 9
