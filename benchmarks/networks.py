@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magicvideo.evaluate.cost.networks import PAPER, Workload
 from magicvideo.train.recipe import read_recipe
-from magicvideo.train.stages import unet_config
+from magicvideo.train.sizes import unet_config
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji.yaml"
 

@@ -5,7 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from magicvideo.models.counting import count_flops, count_forward, count_parameters
+from magicvideo.models.counting import (
+    count_flops,
+    count_forward,
+    count_parameters,
+    count_training_pass,
+)
 
 
 def test_a_convolution_counts_its_kernel_at_every_output():
@@ -53,3 +58,52 @@ def test_a_network_off_meta_is_refused():
     with pytest.raises(ValueError, match="is on cpu"):
         count_flops(network, lambda: network(torch.zeros(1, 2)))
     assert count_parameters(network) == 9
+
+
+def test_a_training_pass_keeps_what_its_backward_pass_reads():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 3))
+        x = torch.empty(2, 5)
+    passed = count_training_pass(network, lambda: network(x).sum())
+    # the input, and what leaves the sigmoid, which both neighbours read: once
+    assert (passed.kept_numbers, passed.kept_bytes) == (2 * 5 + 2 * 7, 0)
+    first, second = 2 * 2 * 5 * 7, 2 * 2 * 7 * 3
+    assert (passed.forward, passed.backward) == (first + second, first + 2 * second)
+
+
+def test_what_is_not_trained_keeps_and_costs_nothing():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 3))
+        x = torch.empty(2, 5)
+    network[0].requires_grad_(requires_grad=False)
+    passed = count_training_pass(network, lambda: network(x).sum())
+    assert (passed.kept_numbers, passed.backward) == (2 * 7, 2 * 2 * 7 * 3)
+
+
+def test_masks_are_counted_in_bytes():
+    with torch.device("meta"):
+        network, x = nn.Linear(5, 7), torch.empty(2, 5)
+        shown = torch.zeros(2, 7, dtype=torch.bool)
+    passed = count_training_pass(network, lambda: torch.where(shown, network(x), 0.0).sum())
+    assert (passed.kept_numbers, passed.kept_bytes) == (2 * 5, 2 * 7)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_attention_keeps_its_inputs_and_its_result_and_no_weights(named):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q = nn.Parameter(torch.empty(2, 3, 5, 7))
+
+        def forward(self, k, v):
+            q = self.q.sigmoid()
+            if named:
+                return F.scaled_dot_product_attention(query=q, key=k, value=v)
+            return F.scaled_dot_product_attention(q, k, v)
+
+    with torch.device("meta"):
+        attention = Attention()
+        k, v = torch.empty(2, 3, 11, 7), torch.empty(2, 3, 11, 7)
+    passed = count_training_pass(attention, lambda: attention(k, v).sum())
+    # queries are what leaves the sigmoid, which keeps them too
+    assert passed.kept_numbers == 2 * 3 * 7 * (5 + 11 + 11 + 5)

@@ -48,13 +48,14 @@ class VideoConv(nn.Module):
         super().__init__()
         channels, self.num_frames = conv.out_channels, num_frames
         height, width = conv.kernel_size
+        stride = (1, conv.stride[0], conv.stride[1])
         taps = _TAPS if kind == "3D" else 1
         self.layers = nn.Sequential(
             nn.Conv3d(
                 conv.in_channels,
                 channels,
                 (taps, height, width),
-                (1, *conv.stride),
+                stride,
                 (taps // 2, height // 2, width // 2),
             )
         )

@@ -9,22 +9,10 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel, UNetMotionMode
 from einops import rearrange
 from torch import Tensor, nn
 
+from magicvideo.models.stable_diffusion import UNET
 from magicvideo.models.unet import VideoUNet
 
 FLOOR, OURS = "UNet2DConditionModel", "VideoUNet (ours)"
-STABLE_DIFFUSION: dict[str, Any] = {
-    "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "num_frames": 16,
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,14 @@ class Workload:
     head_width: int
 
 
-PAPER = Workload(STABLE_DIFFUSION, videos=1, frames=16, side=32, tokens=77, head_width=64)
+PAPER = Workload(
+    {**UNET, "sample_size": 32, "num_frames": 16},
+    videos=1,
+    frames=16,
+    side=32,
+    tokens=77,
+    head_width=64,
+)
 """16 frames of 256x256 pixels, in the latents of Stable Diffusion 1.x and at its width."""
 
 

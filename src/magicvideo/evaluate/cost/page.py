@@ -18,7 +18,8 @@ from magicvideo.evaluate.cost.networks import (
     make_inputs,
 )
 from magicvideo.evaluate.cost.vdm import LARGE, LARGE_128, SMALL, VdmSettings, VdmUNet
-from magicvideo.models.counting import Flops, count_forward
+from magicvideo.models.counting import Flops, count_flops, count_forward
+from magicvideo.models.stable_diffusion import AUTOENCODER
 
 _STRETCHED = replace(LARGE, side=256)
 # what is counted of VDM: its three published forms, and the large one in pixels of our side
@@ -33,13 +34,6 @@ _VDM_FORMS = {
     "the same, no attention": replace(_STRETCHED, attention_sides=frozenset()),
 }
 _OUR_STEPS, _VDM_STEPS = 50, 256
-_STABLE_DIFFUSION_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
 
 
 @dataclass(frozen=True)
@@ -93,16 +87,16 @@ def networks_table(work: Workload) -> str:
 
 def count_vdm(settings: VdmSettings) -> tuple[Range, Range]:
     """Return parameters and operations of a step of VDM, with 2 and 3 blocks a decoder level."""
-    shape = (1, 3, settings.frames, settings.side, settings.side)
-    counts = [
-        count_forward(
-            lambda blocks=blocks: VdmUNet(replace(settings, up_blocks=blocks)),
-            lambda network: network(torch.empty(shape), torch.empty(1)),
-        )
-        for blocks in (2, 3)
-    ]
+    counts = [_count_vdm(replace(settings, up_blocks=blocks)) for blocks in (2, 3)]
     parameters, flops = [float(n) for n, _ in counts], [float(f.total) for _, f in counts]
     return Range(*parameters), Range(*flops)
+
+
+def _count_vdm(settings: VdmSettings) -> tuple[int, Flops]:
+    shape = (1, 3, settings.frames, settings.side, settings.side)
+    return count_forward(
+        lambda: VdmUNet(settings), lambda network: network(torch.empty(shape), torch.empty(1))
+    )
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -185,10 +179,9 @@ def _convolution_flops(side: int) -> int:
 
 
 def _video_text(ours: int, vdm: Range) -> str:
-    _, decoder = count_forward(
-        lambda: AutoencoderKL(**_STABLE_DIFFUSION_VAE),
-        lambda network: network.decode(torch.empty(16, 4, 32, 32)),
-    )
+    with torch.device("meta"), torch.no_grad():
+        vae = AutoencoderKL(**AUTOENCODER)
+        decoder = count_flops(vae, lambda: vae.decode(torch.empty(16, 4, 32, 32)))
     whole = _OUR_STEPS * ours + decoder.total
     theirs = Range(_VDM_STEPS * vdm.least, _VDM_STEPS * vdm.most)
     ratio = Range(theirs.least / whole, theirs.most / whole)

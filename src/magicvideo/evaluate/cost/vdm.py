@@ -110,6 +110,7 @@ class VdmUNet(nn.Module):
         for layer in self.middle:
             x = layer(x, given)
         for i, level in enumerate(self.up):
+            assert isinstance(level, nn.ModuleList)
             held = [skips.pop() for _ in range(self.settings.down_blocks + 1)]
             for layer, skip in zip(level, held, strict=False):
                 x = layer(torch.cat([x, skip], dim=1), given)
