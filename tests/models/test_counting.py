@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from networks import SMALL, make_inputs
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from magicvideo.models.counting import (
@@ -11,6 +13,7 @@ from magicvideo.models.counting import (
     count_parameters,
     count_training_pass,
 )
+from magicvideo.models.unet import VideoUNet
 
 
 def test_a_convolution_counts_its_kernel_at_every_output():
@@ -107,3 +110,21 @@ def test_attention_keeps_its_inputs_and_its_result_and_no_weights(named):
     passed = count_training_pass(attention, lambda: attention(k, v).sum())
     # queries are what leaves the sigmoid, which keeps them too
     assert passed.kept_numbers == 2 * 3 * 7 * (5 + 11 + 11 + 5)
+
+
+def test_what_a_video_network_keeps_is_what_it_keeps_on_a_cpu():
+    with torch.device("meta"):
+        outline, given = VideoUNet(**SMALL), [tensor.to("meta") for tensor in make_inputs()]
+    counted = count_training_pass(outline, lambda: outline(*given).sum())
+    network, kept = VideoUNet(**SMALL), {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+
+    def note(tensor):
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        network(*make_inputs()).sum()
+    sizes = [t.untyped_storage().nbytes() for place, t in kept.items() if place not in own]
+    # a CPU's attention is fused, too; its kernels lay out some inputs in another way
+    assert 4 * counted.kept_numbers == pytest.approx(sum(sizes), rel=0.05)
