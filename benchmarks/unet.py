@@ -22,40 +22,20 @@ import diffusers
 import torch
 import typer
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.networks import FLOOR, NETWORKS, SIZES, Inputs, Network, Size, Width, make_inputs
+from benchmarks.networks import SIZES, Size, Width
+from magicvideo.evaluate.cost.networks import (
+    FLOOR,
+    NETWORKS,
+    Inputs,
+    Network,
+    Workload,
+    make_inputs,
+)
+from magicvideo.evaluate.cost.page import networks_table, table
 from magicvideo.storage import atomic_file
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def count(network: Network, size: Size) -> tuple[int, dict[str, int]]:
-    """Return parameters, and FLOPs of a forward pass by kind of layer; nothing is computed."""
-    with torch.device("meta"):
-        module = network.build(size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.call(module, make_inputs(size, "meta"))
-    # on the meta device attention is two batched products, and linear layers are never batched
-    kinds = {"aten.convolution": "convolutions", "aten.bmm": "attention"}
-    flops = dict.fromkeys(("convolutions", "linear layers", "attention"), 0)
-    for operator, number in counter.get_flop_counts()["Global"].items():
-        flops[kinds.get(str(operator), "linear layers")] += number
-    return sum(p.numel() for p in module.parameters()), flops
-
-
-def check_counter() -> None:
-    """Stop if the counter misses attention, as it does on the CPU.
-
-    Raises:
-        RuntimeError: If a known attention gets another count than 2 FLOPs per multiplication.
-    """
-    q = torch.empty(1, 12, 64, 64, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        F.scaled_dot_product_attention(q, q, q)
-    if counter.get_total_flops() != 12_582_912:
-        raise RuntimeError(f"attention counts {counter.get_total_flops()} FLOPs, not 12582912")
 
 
 Work: TypeAlias = Callable[[Network, nn.Module, Inputs], None]
@@ -74,10 +54,12 @@ def forward_backward(network: Network, module: nn.Module, given: Inputs) -> None
 
 
 @contextmanager
-def built(network: Network, size: Size, memory_format: torch.memory_format) -> Iterator[nn.Module]:
+def built(
+    network: Network, work: Workload, memory_format: torch.memory_format
+) -> Iterator[nn.Module]:
     """Yield a network with small random weights, and give its memory back."""
     with torch.device("meta"):
-        module = network.build(size)
+        module = network.build(work)
     module = module.to_empty(device="cpu").train()
     with torch.no_grad():
         for tensor in chain(module.parameters(), module.buffers()):
@@ -94,41 +76,18 @@ Seconds: TypeAlias = dict[str, dict[str, list[float]]]
 
 def measure(work: Work, size: Size) -> Seconds:
     """Return CPU-seconds by network and memory format, one of each kind a round."""
-    given = make_inputs(replace(size, frames=size.timed_frames), "cpu")
+    given = make_inputs(replace(size.work, frames=size.timed_frames), "cpu")
     seconds: Seconds = {name: {order: [] for order in FORMATS} for name in NETWORKS}
     for _ in range(size.rounds):
         for name, network in NETWORKS.items():
             for order, memory_format in FORMATS.items():
-                with built(network, size, memory_format) as module:
+                with built(network, size.work, memory_format) as module:
                     if size.backward:
                         work(network, module, given)
                     started = time.process_time()
                     work(network, module, given)
                     seconds[name][order].append(time.process_time() - started)
     return seconds
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table whose first column is text and whose others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def flops_table(size: Size) -> str:
-    """Return parameters and FLOPs of all networks, and the ratio to the floor."""
-    counts = {name: count(network, size) for name, network in NETWORKS.items()}
-    floor = sum(counts[FLOOR][1].values())
-    rows = [
-        [
-            name,
-            f"{parameters / 1e6:.2f}",
-            *(f"{number / 1e9:,.2f}" for number in (*flops.values(), sum(flops.values()))),
-            f"{sum(flops.values()) / floor:.3f}",
-        ]
-        for name, (parameters, flops) in counts.items()
-    ]
-    kinds = list(counts[FLOOR][1])
-    return table(["network", "parameters (10^6)", *kinds, "GFLOPs", "ratio"], rows)
 
 
 def seconds_table(seconds: Seconds) -> str:
@@ -146,11 +105,12 @@ def seconds_table(seconds: Seconds) -> str:
 
 def flops_section(size: Size) -> str:
     """Return the part of the report that is counted."""
+    work = size.work
     given = (
-        f"{size.videos} x {size.frames} frames of {size.side}x{size.side} latents and "
-        f"{size.tokens} tokens of width {size.config['cross_attention_dim']}"
+        f"{work.videos} x {work.frames} frames of {work.side}x{work.side} latents and "
+        f"{work.tokens} tokens of width {work.config['cross_attention_dim']}"
     )
-    return f"## At {size.label}\n\nGFLOPs of a forward pass for {given}:\n\n{flops_table(size)}"
+    return f"## At {size.label}\n\nGFLOPs of a forward pass for {given}:\n\n{networks_table(work)}"
 
 
 def seconds_section(size: Size) -> str:
@@ -159,8 +119,8 @@ def seconds_section(size: Size) -> str:
     if size.backward:
         works["a forward and backward pass"] = forward_backward
     return "\n\n".join(
-        f"CPU-seconds of {name}, {size.videos} x {size.timed_frames} frames, {size.rounds} rounds:"
-        f"\n\n{seconds_table(measure(work, size))}"
+        f"CPU-seconds of {name}, {size.work.videos} x {size.timed_frames} frames, "
+        f"{size.rounds} rounds:\n\n{seconds_table(measure(work, size))}"
         for name, work in works.items()
     )
 
@@ -184,7 +144,6 @@ def main(
 ) -> None:
     """Count the cost of the networks at both widths, and time them at those that are named."""
     torch.set_num_threads(1)
-    check_counter()
     sections = [introduction()]
     for key, make in SIZES.items():
         size = make()

@@ -5,7 +5,7 @@ from magicvideo.cli import run
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import draw_prompts, real_videos
-from magicvideo.evaluate.decoders import compare_decoders, load_autoencoder
+from magicvideo.evaluate.decoders import compare_decoders
 from magicvideo.evaluate.psnr import psnr
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.models.video_vae import inflate_autoencoder
@@ -81,14 +81,6 @@ def test_other_encoders_are_refused(image, heldout):
     ).eval()
     with pytest.raises(UserError, match="code the same clip differently"):
         compare(image, other, heldout)
-
-
-def test_a_folder_without_an_autoencoder_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path} holds no autoencoder"):
-        load_autoencoder(tmp_path)
-    (tmp_path / "config.json").write_text('{"_class_name": "VideoUNet"}')
-    with pytest.raises(UserError, match=f"{tmp_path} holds no autoencoder"):
-        load_autoencoder(tmp_path)
 
 
 def test_the_command_fills_its_section(image, emoji, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_comes_back_as_what_it_was(make, video, tmp_path):
     assert not loaded.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.float())
-    outline = outline_autoencoder(tmp_path)
+    outline = outline_autoencoder(json.loads((tmp_path / "config.json").read_text()))
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
     assert dict(outline.config)["latent_channels"] == 5
     assert spatial_factor(outline) == 4
@@ -66,6 +66,11 @@ def test_a_model_folder_may_hold_all_of_them():
 def test_another_folder_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    for ask in (load_autoencoder, outline_autoencoder):
-        with pytest.raises(UserError, match="holds no autoencoder: its config"):
-            ask(tmp_path)
+    with pytest.raises(UserError, match="holds no autoencoder: its config"):
+        load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"_class_name": "VideoUNet"}])
+def test_settings_of_another_class_are_refused(settings):
+    with pytest.raises(UserError, match=r"must name one of the classes .+ they name"):
+        outline_autoencoder(settings)

@@ -2,7 +2,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from networks import FRAMES, SMALL, VIDEOS, make_inputs, make_unet, randomise
-from torch.utils.flop_counter import FlopCounterMode
 
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.unet import VideoUNet
@@ -113,22 +112,3 @@ def test_has_every_tensor_of_stable_diffusion(version):
     state = video.state_dict()
     assert {name: state[name].shape for name in state if not is_new(name)} == expected
     assert sum(tensor.numel() for tensor in image.state_dict().values()) == PARAMETERS[version]
-
-
-def test_costs_at_most_a_tenth_more_than_the_image_network():
-    """16 frames at the width of Stable Diffusion 1.5; on the meta device attention counts, too."""
-    config = {**STABLE_DIFFUSION, **VERSIONS["1.5"]}
-    with torch.device("meta"):
-        image, video = UNet2DConditionModel(**config), VideoUNet(**config)
-        latents, tokens = torch.empty(1, 16, 4, 32, 32), torch.empty(1, 77, 768)
-        timestep, fps = torch.empty(1, dtype=torch.long), torch.empty(1)
-    costs = []
-    for network in (
-        lambda: image(latents[0], timestep.expand(16), tokens.expand(16, -1, -1)),
-        lambda: video(latents, timestep, tokens, fps),
-    ):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network()
-        costs.append(counter.get_total_flops())
-    assert costs[0] / 1e12 == pytest.approx(2.882, abs=0.001)
-    assert 1.0 < costs[1] / costs[0] < 1.10

@@ -8,7 +8,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from magicvideo.train.plan import StagePlan
     from magicvideo.train.recipe import Recipe
+    from magicvideo.train.settings import MachineSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -64,16 +66,59 @@ def train(
 def _show_plan(recipe: "Recipe", console: "Console") -> None:
     from rich.table import Table
 
-    from magicvideo.train.plan import plan
+    from magicvideo.train.plan import ASSUMPTIONS, plan
 
     console.print_json(recipe.model_dump_json())
-    table = Table("stage", "parameters", "updates", "samples", "GFLOPs a sample, forward")
-    for row in plan(recipe):
-        table.add_row(
-            row.name,
-            f"{row.parameters / 1e6:.2f} M",
-            f"{row.updates:,}",
-            f"{row.samples:,}",
-            f"{row.gflops:.3f}",
+    stages = plan(recipe)
+    sizes = Table(
+        "stage",
+        *("reused", "new", "trained", "updates", "samples", "GFLOPs forward", "GFLOPs training"),
+        title="parameters in millions; samples of one process; GFLOPs a sample",
+    )
+    memory = Table(
+        "stage",
+        *("weights", "gradients", "optimiser", "averages", "activations", "all"),
+        title="GB of memory on one GPU",
+    )
+    for row in stages:
+        parameters = (f"{number / 1e6:.2f}" for number in (row.reused, row.new, row.trained))
+        counts = (f"{number:,}" for number in (row.updates, row.samples))
+        operations = (f"{number:,.3f}" for number in (row.gflops, row.training_gflops))
+        sizes.add_row(row.name, *parameters, *counts, *operations)
+        parts = (*vars(row.memory).values(), row.memory.total)
+        memory.add_row(row.name, *(f"{size / 1e9:.2f}" for size in parts))
+    console.print(sizes)
+    console.print(memory)
+    for assumption in ASSUMPTIONS:
+        console.print(f"- {assumption}")
+    if recipe.machine is not None:
+        _show_time(recipe, recipe.machine, stages, console)
+
+
+def _show_time(
+    recipe: "Recipe", machine: "MachineSettings", stages: "list[StagePlan]", console: "Console"
+) -> None:
+    from rich.table import Table
+
+    from magicvideo.train.plan import clip_bytes
+
+    time = Table("stage", "hours", "GPU-hours", "samples of all GPUs", title="time")
+    for row in stages:
+        hours = row.hours(machine)
+        samples = f"{row.samples * machine.gpus:,}"
+        time.add_row(row.name, f"{hours:,.1f}", f"{hours * machine.gpus:,.0f}", samples)
+    console.print(time)
+    total = sum(row.hours(machine) for row in stages)
+    console.print(
+        f"- {total:,.0f} hours in all, on {machine.gpus} GPUs of {machine.tflops:g} TFLOPS. That "
+        f"training reaches {machine.utilisation:.0%} of them is an assumption of the recipe. "
+        "Reading data, previews and checkpoints take no time here. More GPUs see more samples, in "
+        "the same number of updates."
+    )
+    if machine.clips is not None:
+        latents, pixels = (size * machine.clips / 1e9 for size in clip_bytes(recipe))
+        console.print(
+            f"- {machine.clips:,} clips of {recipe.unet.num_frames} frames are {pixels:,.0f} GB as "
+            f"pixels, which is how they are kept, and would be {latents:,.0f} GB as latents in "
+            "half precision."
         )
-    console.print(table)

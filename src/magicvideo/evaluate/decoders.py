@@ -1,14 +1,10 @@
 """Two decoders on the same latents of clips that neither saw: which flickers, which is nearer."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Float
 
 from magicvideo.data.dataset import ClipDataset
@@ -21,19 +17,13 @@ from magicvideo.evaluate.page import number, table
 from magicvideo.evaluate.psnr import psnr
 from magicvideo.models.autoencoder import (
     Autoencoder,
-    PatchAutoencoder,
     decode_latents,
     encode_frames,
 )
-from magicvideo.models.video_vae import VideoAutoencoderKL, VideoPatchAutoencoder
 from magicvideo.shapes import Frames, Latents
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEASURES = ("flicker", "temporal error", "psnr")
-_KINDS: Mapping[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (PatchAutoencoder, AutoencoderKL, VideoPatchAutoencoder, VideoAutoencoderKL)
-}
 _SAME_LATENTS = 0.02  # in the latents' unit: what half precision of the weights may change
 
 
@@ -114,22 +104,6 @@ def decoders_table(found: Mapping[float, list[Comparison]]) -> str:
             gain = f"{'plus' if in_decibel else 'times'} {number(row.gain, 3)}"
             rows.append((f"{noise:g}", label, *numbers, gain, str(row.gain.count)))
     return table(("noise", "measure", "per frame", "video", "video is per frame [95 %]", "n"), rows)
-
-
-def load_autoencoder(folder: Path) -> Autoencoder:
-    """Return the autoencoder in a component's folder, of the class that its settings name.
-
-    Raises:
-        UserError: If there is none of these classes.
-    """
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        kind = _KINDS[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder} holds no autoencoder; name a folder vae, of a model or of a stage."
-        ) from None
-    return kind.from_pretrained(folder, local_files_only=True).float().eval()
 
 
 def _check_same(latents: Latents, others: Latents) -> None:

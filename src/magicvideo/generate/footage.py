@@ -85,7 +85,7 @@ def interpolate_footage(
         keys = torch.cat(
             [
                 encode_frames(pipeline.vae, part.to(pipeline.device, pipeline.dtype))
-                for part in padded.split(_GAPS_AT_ONCE, dim=1)
+                for part in torch.split(padded, _GAPS_AT_ONCE, dim=1)
             ],
             dim=1,
         )

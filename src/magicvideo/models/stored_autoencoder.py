@@ -28,15 +28,23 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     return loaded.float().eval()
 
 
-def outline_autoencoder(folder: Path) -> Autoencoder:
-    """Return the autoencoder without its weights, on the meta device, for questions of size.
+def outline_autoencoder(settings: dict[str, Any]) -> Autoencoder:
+    """Return an autoencoder without weights, on the meta device, for questions of size.
+
+    Args:
+        settings: As they are stored, with the name of the class.
 
     Raises:
-        UserError: If the folder names none of these classes.
+        UserError: If they name none of these classes.
     """
-    kind = autoencoder_class(folder)
+    kind = AUTOENCODERS.get(settings.get("_class_name", ""))
+    if kind is None:
+        raise UserError(
+            f"The settings of an autoencoder must name one of the classes {', '.join(AUTOENCODERS)}"
+            f" as _class_name; they name {settings.get('_class_name')!r}."
+        )
     with torch.device("meta"):
-        outline: Autoencoder = kind.from_config(kind.load_config(folder, local_files_only=True))
+        outline: Autoencoder = kind.from_config(settings)
     return outline
 
 

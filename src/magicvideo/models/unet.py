@@ -188,7 +188,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         noise_level: Shaped[Tensor, "b"] | None,
     ) -> Float[Tensor, "b d"]:
         """Embed the diffusion step and the frame rate: emb_v = Linear(SiLU(Linear(Sin(v))))."""
-        dtype = self.conv_in.weight.dtype
+        dtype = self.time_embedding.linear_1.weight.dtype
         time = self.time_embedding(self.time_proj(timestep).to(dtype))
         time = time + self.fps_embedding(self.time_proj(fps).to(dtype))
         if (self.level_embedding is None) != (noise_level is None):

@@ -1,6 +1,7 @@
 """Where the parts of a model come from: a stage's product, or the model to start from."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def start_of(recipe: Recipe, name: str) -> Path | None:
         return None
     if not (recipe.start / "model_index.json").is_file():
         raise UserError(f"start={recipe.start} is no model folder: it has no model_index.json.")
-    verify_sums(recipe.start)
+    _verify_once(recipe.start.resolve())
     folder = recipe.start / name
     return folder if folder.is_dir() else None
 
@@ -112,6 +113,12 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings that are stored beside a component's weights."""
     settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return settings
+
+
+@lru_cache
+def _verify_once(folder: Path) -> None:
+    """Check a folder. It holds gigabytes and is asked for one part after the other."""
+    verify_sums(folder)
 
 
 def _made_by(recipe: Recipe, name: str, makers: tuple[StageName, ...]) -> Path:

@@ -1,131 +1,155 @@
 """What a recipe would do, for `--dry-run`: sizes and cost of every stage, without training it."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPModel
 
-from magicvideo.data.manifest import read_info
-from magicvideo.models.interpolation import Interpolator
-from magicvideo.models.stored_autoencoder import outline_autoencoder
-from magicvideo.models.unet import VideoUNet
-from magicvideo.models.video_vae import inflate_autoencoder
-from magicvideo.train.parts import image_vae
-from magicvideo.train.recipe import Recipe, StageName
-from magicvideo.train.settings import UpscalerSettings, VideoVaeSettings
-from magicvideo.train.stages import (
-    condition_length,
-    condition_width,
-    image_unet_config,
-    interpolator_config,
-    unet_config,
+from magicvideo.models.counting import (
+    TrainingPass,
+    count_flops,
+    count_parameters,
+    count_training_pass,
 )
-from magicvideo.train.tasks.autoencoder import make_autoencoder
-from magicvideo.train.tasks.clip import clip_config
-from magicvideo.train.tasks.upscaler import make_upscaler
+from magicvideo.train.outlines import Outline, outline
+from magicvideo.train.recipe import Recipe
+from magicvideo.train.settings import MachineSettings, StageSettings
+from magicvideo.train.sizes import code_size, frame_size
+
+_NUMBER, _HALF = 4, 2  # bytes
+
+ASSUMPTIONS = (
+    "Operations are counted on the meta device, attention included, two for a multiplication "
+    "with its addition; training is the forward and the backward pass and what frozen networks do "
+    "for the sample.",
+    "Weights, gradients, moments and averages take 4 bytes a number. Weights are those of the "
+    "trained and of the frozen networks, and with mixed precision the halved copies that autocast "
+    "keeps. Gradients are there twice where several GPUs exchange them. Nothing is sharded.",
+    "Activations are the tensors that the forward pass keeps for the backward pass, for a whole "
+    "batch: 2 bytes a number with mixed precision, though norms keep some of 4, and fused "
+    "attention. What operators need for a moment, and what memory loses to fragments, is not in "
+    "it.",
+)
+"""What the numbers of a plan rest on, for those who read them."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU while a stage trains.
+
+    Attributes:
+        weights: Of the trained and the frozen networks.
+        gradients: Of what is trained.
+        optimiser: The two moments of AdamW.
+        averages: The averaged weights.
+        activations: What the forward pass of a batch keeps for the backward pass.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    averages: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Return the sum."""
+        return self.weights + self.gradients + self.optimiser + self.averages + self.activations
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's size.
+    """One stage's size and cost.
 
     Attributes:
         name: The stage.
         parameters: Of its network.
+        reused: How many of them begin with weights from elsewhere.
+        trained: How many of them are trained.
         updates: Of the weights, in all.
         samples: That one process reads, in all.
-        gflops: Billions of operations of one sample's forward pass, two for each multiplication
-            and addition; norms and activations count nothing.
+        gflops: Billions of operations of one sample's forward pass through the network.
+        training_gflops: The same of all that training does for a sample.
+        memory: On one GPU.
     """
 
     name: str
     parameters: int
+    reused: int
+    trained: int
     updates: int
     samples: int
     gflops: float
+    training_gflops: float
+    memory: Memory
+
+    @property
+    def new(self) -> int:
+        """Return how many parameters begin anew."""
+        return self.parameters - self.reused
+
+    def hours(self, machine: MachineSettings) -> float:
+        """Return how long it takes. More processes see more samples in the same time."""
+        speed = machine.tflops * machine.utilisation * 1e3
+        return self.samples * self.training_gflops / speed / 3600
 
 
 def plan(recipe: Recipe) -> list[StagePlan]:
     """Return the size of every stage, counted on the meta device: no memory, no arithmetic.
 
+    Neither data nor weights are needed where the recipe has `size`, and `start` is a folder with
+    the settings of its components or `start_sizes` names them.
+
     Raises:
-        UserError: If the prepared data that the recipe names cannot be read.
+        UserError: If a size is not known.
     """
-    size = read_info(recipe.data).size
+    size = frame_size(recipe)
+    gpus = 1 if recipe.machine is None else recipe.machine.gpus
     plans = []
     for name, settings in recipe.stages().items():
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            network = _pass_one_sample(recipe, name, size)
+        with torch.device("meta"):
+            sketch = outline(recipe, name, size)
+            with torch.no_grad():
+                before = count_flops(nn.ModuleList(sketch.frozen), sketch.prepare).total
+            passed = count_training_pass(sketch.network, sketch.loss)
+        parameters = list(sketch.network.named_parameters())
+        operations = passed.forward + passed.backward + sketch.prepared * before
         plans.append(
             StagePlan(
                 name=name,
-                parameters=sum(parameter.numel() for parameter in network.parameters()),
+                parameters=count_parameters(sketch.network),
+                reused=sum(p.numel() for key, p in parameters if sketch.reuses(key)),
+                trained=sum(p.numel() for _, p in parameters if p.requires_grad),
                 updates=settings.steps,
                 samples=settings.steps * settings.accumulate * settings.batch_size,
-                gflops=counter.get_total_flops() / 1e9,
+                gflops=passed.forward / 1e9,
+                training_gflops=operations / 1e9,
+                memory=_memory(sketch, passed, settings, gpus),
             )
         )
     return plans
 
 
-def _pass_one_sample(recipe: Recipe, name: StageName, size: int) -> nn.Module:
-    if name == "autoencoder":
-        assert recipe.autoencoder is not None
-        autoencoder = make_autoencoder(recipe.autoencoder.model)
-        autoencoder.decode(autoencoder.encode(torch.empty(1, 3, size, size)).latent_dist.mean)
-        return autoencoder
-    if name == "video_vae":
-        assert recipe.video_vae is not None
-        return _pass_one_clip(recipe, recipe.video_vae, size)
-    if name == "upscaler":
-        assert recipe.upscaler is not None
-        return _pass_one_crop(recipe.upscaler)
-    tokens = condition_length(recipe)
-    if name == "clip":
-        assert recipe.clip is not None
-        clip = CLIPModel(clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, size))
-        ids = torch.zeros(1, tokens, dtype=torch.long)
-        clip(input_ids=ids, pixel_values=torch.empty(1, 3, size, size))
-        return clip
-    if name == "interpolation":
-        return _pass_one_window(interpolator_config(recipe, size), tokens)
-    is_image = name == "image"
-    config = image_unet_config(recipe, size) if is_image else unet_config(recipe, size)
-    unet = VideoUNet(**config)
-    side, channels = config["sample_size"], config["in_channels"]
-    latents = torch.empty(1, 1 if is_image else config["num_frames"], channels, side, side)
-    unet(latents, torch.zeros(1), torch.empty(1, tokens, condition_width(recipe)), torch.zeros(1))
-    return unet
+def clip_bytes(recipe: Recipe) -> tuple[int, int]:
+    """Return the bytes of one clip's key frames: as half-precision latents, and as pixels."""
+    size = frame_size(recipe)
+    channels, factor = code_size(recipe)
+    frames = recipe.unet.num_frames
+    return frames * channels * (size // factor) ** 2 * _HALF, frames * 3 * size**2
 
 
-def _pass_one_clip(recipe: Recipe, settings: VideoVaeSettings, size: int) -> nn.Module:
-    image = (
-        outline_autoencoder(image_vae(recipe))
-        if recipe.autoencoder is None
-        else make_autoencoder(recipe.autoencoder.model)
+def _memory(sketch: Outline, passed: TrainingPass, settings: StageSettings, gpus: int) -> Memory:
+    own = list(sketch.network.parameters())
+    trained = sum(p.numel() for p in own if p.requires_grad)
+    everything = count_parameters(sketch.network) + sum(map(count_parameters, sketch.frozen))
+    is_mixed = settings.mixed_precision != "no"
+    number = _HALF if is_mixed else _NUMBER
+    kept = number * passed.kept_numbers + passed.kept_bytes
+    return Memory(
+        weights=_NUMBER * everything + (_HALF * trained if is_mixed else 0),
+        gradients=_NUMBER * trained * min(gpus, 2),
+        optimiser=2 * _NUMBER * trained,
+        averages=_NUMBER * sum(math.prod(p.shape) for p in own),
+        activations=settings.batch_size * kept,
     )
-    video = inflate_autoencoder(image, settings.temporal_heads, settings.temporal_reach)
-    frames = torch.empty(settings.num_frames, 3, size, size)
-    video.decode(video.encode(frames).latent_dist.mean, settings.num_frames)
-    return video
-
-
-def _pass_one_crop(settings: UpscalerSettings) -> nn.Module:
-    upscaler = make_upscaler(settings.model, settings.max_noise_level)
-    side, small = settings.crop, settings.crop // upscaler.config.factor
-    frames = torch.empty(1, 3, side, side), torch.empty(1, 3, small, small)
-    upscaler(*frames, torch.zeros(1), torch.zeros(1))
-    return upscaler
-
-
-def _pass_one_window(config: dict[str, Any], tokens: int) -> nn.Module:
-    interpolator = Interpolator(**config)
-    side, channels = config["sample_size"], config["latent_channels"]
-    residuals = torch.empty(1, config["num_inserted"], channels, side, side)
-    keys = torch.empty(1, 2, channels, side, side)
-    step, width = torch.zeros(1), config["cross_attention_dim"]
-    interpolator(residuals, step, keys, step, torch.empty(1, tokens, width), step)
-    return interpolator

@@ -14,6 +14,7 @@ from magicvideo.train.settings import (
     ClipSettings,
     ImageSettings,
     InterpolationSettings,
+    MachineSettings,
     NoiseSettings,
     Settings,
     StageSettings,
@@ -67,7 +68,17 @@ class Recipe(Settings):
         description="model folder whose weights the stages begin with; what no stage makes "
         "comes from it as it is",
     )
+    start_sizes: Literal["stable-diffusion-1"] | None = Field(
+        default=None,
+        description="what `start` is to be; a dry run takes sizes from it while there is no folder",
+    )
+    size: PositiveInt | None = Field(
+        default=None,
+        description="side of the frames in pixels, which the prepared data must have; a dry run "
+        "without data needs it",
+    )
     seed: int = Field(0, ge=0)
+    machine: MachineSettings | None = None
     unet: UNetSettings = UNetSettings()
     noise: NoiseSettings = NoiseSettings()
     defaults: GenerationDefaults = GenerationDefaults()

@@ -81,6 +81,15 @@ class UNetSettings(Settings):
     frame_adaptor: bool = True
 
 
+class MachineSettings(Settings):
+    """What a dry run reckons with. Training itself takes what is there."""
+
+    gpus: PositiveInt = Field(1, description="processes, each with one GPU")
+    tflops: float = Field(gt=0, description="of one GPU at its peak, in the recipe's precision")
+    utilisation: Share = Field(0.4, gt=0, description="share of the peak that training reaches")
+    clips: PositiveInt | None = Field(None, description="in the data, for their size on the disk")
+
+
 class NoiseSettings(Settings):
     """The diffusion process: diffusers' names for its schedules."""
 

@@ -1,7 +1,6 @@
 """The table of stages: what each starts from, what it trains and what stays frozen."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -9,12 +8,11 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import generator_for
-from magicvideo.models.autoencoder import spatial_factor
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.interpolation import Interpolator
-from magicvideo.models.stored_autoencoder import load_autoencoder, outline_autoencoder
+from magicvideo.models.stored_autoencoder import load_autoencoder
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import inflate_autoencoder
 from magicvideo.train.parts import (
@@ -27,6 +25,14 @@ from magicvideo.train.parts import (
     start_of,
 )
 from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.sizes import (
+    condition_width,
+    embedding_width,
+    frame_size,
+    image_unet_config,
+    interpolator_config,
+    unet_config,
+)
 from magicvideo.train.task import Task
 from magicvideo.train.tasks.autoencoder import (
     AutoencoderTask,
@@ -49,6 +55,7 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
     torch.manual_seed(generator_for(recipe.seed, name, "weights").initial_seed())
     if name == "upscaler":
         return _upscaler_task(recipe)
+    frame_size(recipe)  # refuses data of another size than the recipe's
     dataset = ClipDataset(recipe.data, ("train",))
     if name == "autoencoder":
         return _autoencoder_task(recipe, dataset)
@@ -136,8 +143,7 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
     The image stage trains the 2D network alone. The first video stage inflates it, and the next
     goes on with what that one made. New parts keep what the model to start from gave them.
     """
-    width = condition_width(recipe)
-    conditioner = ImageConditioner(width, width)
+    conditioner = ImageConditioner(embedding_width(recipe), condition_width(recipe))
     start_from(conditioner, recipe, "image_conditioner")
     unet = VideoUNet(**unet_config(recipe, image_size))
     _start_unet(unet, recipe)
@@ -146,8 +152,7 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
         learnt = unet.state_dict()
         image_unet.load_state_dict({key: learnt[key] for key in image_unet.state_dict()})
         network = ConditionedDenoiser(image_unet, conditioner)
-        for key, parameter in network.named_parameters():
-            parameter.requires_grad_(not is_new(key) and not key.startswith("image_conditioner"))
+        freeze_new_parts(network)
         return network
     if name == "keyframes" and recipe.unsupervised is not None:
         start = product_of(recipe, "unsupervised")
@@ -161,6 +166,12 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
         if not is_new(key):
             parameter.rate = settings.reused_rate
     return ConditionedDenoiser(unet, conditioner)
+
+
+def freeze_new_parts(network: ConditionedDenoiser) -> None:
+    """Leave out of training what the image stage does not use."""
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(not is_new(key) and not key.startswith("image_conditioner"))
 
 
 def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
@@ -188,68 +199,3 @@ def _interpolation_task(recipe: Recipe, frozen: Frozen, dataset: ClipDataset) ->
     )
     start_from(network, recipe, "interpolator")
     return task
-
-
-def condition_width(recipe: Recipe) -> int:
-    """Return the width of the condition's tokens: that of the text encoder's states."""
-    if recipe.clip is not None:
-        return recipe.clip.width
-    width: int = settings_of(component(recipe, "text_encoder"))["hidden_size"]
-    return width
-
-
-def condition_length(recipe: Recipe) -> int:
-    """Return the number of the condition's tokens."""
-    if recipe.clip is not None:
-        return recipe.clip.max_tokens
-    length: int = settings_of(component(recipe, "text_encoder"))["max_position_embeddings"]
-    return length
-
-
-def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
-    """Return the arguments of `VideoUNet` for a recipe and frames of `image_size` pixels a side."""
-    settings = recipe.unet
-    if recipe.autoencoder is not None:
-        channels, factor = (
-            recipe.autoencoder.model.latent_channels,
-            recipe.autoencoder.model.patch_size,
-        )
-    else:
-        vae = outline_autoencoder(image_vae(recipe))
-        channels, factor = vae.config.latent_channels, spatial_factor(vae)
-    levels = settings.attention_levels
-    return {
-        "sample_size": image_size // factor,
-        "in_channels": channels,
-        "out_channels": channels,
-        "down_block_types": tuple(
-            "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels
-        ),
-        "up_block_types": tuple(
-            "CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)
-        ),
-        "block_out_channels": settings.block_out_channels,
-        "layers_per_block": settings.layers_per_block,
-        "cross_attention_dim": condition_width(recipe),
-        "attention_head_dim": settings.attention_heads,
-        "norm_num_groups": settings.norm_num_groups,
-        "num_frames": settings.num_frames,
-        "temporal_attention": settings.temporal_attention,
-        "frame_adaptor": settings.frame_adaptor,
-    }
-
-
-def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
-    """Return the arguments for the 2D network alone, which the image stage trains."""
-    config = unet_config(recipe, image_size)
-    return {**config, "temporal_attention": "none", "frame_adaptor": False}
-
-
-def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
-    """Return the arguments of `Interpolator`: the key-frame network's, where it has them."""
-    assert recipe.interpolation is not None
-    config = unet_config(recipe, image_size)
-    config["latent_channels"] = config.pop("in_channels")
-    for name in ("out_channels", "num_frames", "temporal_attention"):
-        del config[name]
-    return {**config, "num_inserted": recipe.interpolation.num_inserted}

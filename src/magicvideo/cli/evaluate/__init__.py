@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from magicvideo.cli.evaluate.cost import cost
 from magicvideo.cli.evaluate.decoders import decoders
 from magicvideo.cli.evaluate.interpolation import interpolation
 from magicvideo.cli.evaluate.judge import judge
@@ -24,6 +25,7 @@ Examples:
   magicvideo evaluate decoders vae video_vae --data data/emoji64
   magicvideo evaluate upscaler --data data/emoji256 --moving data/emoji64
   magicvideo evaluate sheet --output docs/sheet.png
+  magicvideo evaluate cost
   magicvideo evaluate judge data/emoji64 runs/judge
 """
 
@@ -43,6 +45,6 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     verbs = typer.Typer(cls=_ProtocolFirst, help=_HELP, no_args_is_help=True)
     verbs.command(_PROTOCOL_VERB)(run)
-    for verb in (judge, sheet, decoders, interpolation, upscaler):
+    for verb in (judge, sheet, decoders, interpolation, upscaler, cost):
         verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="evaluate")

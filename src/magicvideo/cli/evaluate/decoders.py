@@ -47,10 +47,10 @@ def decoders(
         Comparison,
         compare_decoders,
         decoders_table,
-        load_autoencoder,
     )
     from magicvideo.evaluate.identity import identity
     from magicvideo.evaluate.page import identity_table, write_section
+    from magicvideo.models.stored_autoencoder import load_autoencoder
     from magicvideo.storage import sha256
 
     noise = noise or [0.0, 0.1]

@@ -1,0 +1,1 @@
+"""What the paper's network costs beside others, counted and never timed."""
