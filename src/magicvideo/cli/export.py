@@ -53,8 +53,9 @@ def _export_image_model(model: Path, output: Path, *, half: bool) -> None:
     typer.echo(f"{done.folded} adaptors of the first frame are folded into convolutions.")
     if done.scaled_residuals:
         typer.echo(
-            f"{done.scaled_residuals} more scale a residual connection, by up to {done.largest:.3f} "
-            "more or less than 1, for which an image network has no place; that is left out."
+            f"{done.scaled_residuals} more scale a residual connection too, up to "
+            f"{done.largest:.3f} away from 1, for which an image network has no place; there the "
+            "scale is left out."
         )
     typer.echo(f"{done.left_out} temporal attentions are left out.")
     typer.echo(f"{output} holds the image network; diffusers loads it as UNet2DConditionModel.")

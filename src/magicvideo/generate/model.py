@@ -49,7 +49,7 @@ class VideoModel(DiffusionPipeline):
         license: Licence of the weights.
     """
 
-    _optional_components = sorted(OPTIONAL)  # noqa: RUF012 - diffusers declares it
+    _optional_components = sorted(OPTIONAL)
     model_hash: str | None = None
     words: frozenset[str] = frozenset()
 

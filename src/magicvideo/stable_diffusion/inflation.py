@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
@@ -226,15 +225,17 @@ def _check_parts(parts: StableDiffusion) -> None:
     Raises:
         UserError: If one's output is not the other's input.
     """
-    width, expected = (
-        parts.text_encoder.config["hidden_size"],
-        parts.unet.config["cross_attention_dim"],
-    )
-    if width != expected:
-        raise UserError(
-            f"{parts.unet.source} listens to text of width {expected}, and {parts.text_encoder.source} "
-            f"gives {width}; they belong to different models."
-        )
+    text, unet, vae = parts.text_encoder, parts.unet, parts.vae
+    for what, given, taken in (
+        ("width of the text", text.config.get("hidden_size"), "cross_attention_dim"),
+        ("number of latent channels", vae.config.get("latent_channels"), "in_channels"),
+    ):
+        expected = unet.config.get(taken)
+        if given != expected:
+            raise UserError(
+                f"{unet.source} expects {expected} as the {what}, and the model has {given}; "
+                "its parts belong to different models."
+            )
     length = parts.text_encoder.config.get("max_position_embeddings", 77)
     if parts.tokenizer.model_max_length > length:
         raise UserError(

@@ -1,8 +1,8 @@
 """The names of Stable Diffusion's original layout, for tensors called as in diffusers.
 
-The original code numbers the layers of the U-Net's halves through, and the autoencoder's decoder from
-its finest level. Nothing but names differs, except that OpenCLIP keeps queries, keys and values in
-one tensor.
+The original code numbers the layers of the U-Net's halves through, and the levels of the
+autoencoder's decoder from the finest on. Nothing but names differs, except that OpenCLIP keeps
+queries, keys and values in one tensor.
 """
 
 import re

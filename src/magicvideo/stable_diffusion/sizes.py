@@ -1,4 +1,4 @@
-"""The settings of networks in Stable Diffusion's original layout, read off their tensors' shapes."""
+"""Settings of networks in Stable Diffusion's original layout, read off their tensors' shapes."""
 
 from typing import Any
 
@@ -19,7 +19,8 @@ def unet_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """
     layers = next(i for i in range(2, 99) if f"{UNET}input_blocks.{i}.0.op.weight" in tensors) - 1
     row = layers + 1
-    starts, channels = [], []
+    starts: list[str] = []
+    channels: list[int] = []
     while f"{UNET}input_blocks.{len(starts) * row + 1}.0.in_layers.2.weight" in tensors:
         start = f"{UNET}input_blocks.{len(starts) * row + 1}."
         starts.append(start)

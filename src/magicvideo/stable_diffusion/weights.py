@@ -1,6 +1,7 @@
 """Weights from a disk that is not trusted: safetensors, or a checkpoint that holds no code."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".ckpt", ".pt", ".pth"):
         raise UserError(f"{path} is no checkpoint; allowed are .safetensors and .ckpt.")
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused a moment later
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is a pickle that holds more than tensors, and reading it could run code; "
