@@ -6,11 +6,10 @@ and that the sizes fit. Each step runs in a process of its own, so that its memo
 
 import argparse
 import json
-import os
-import subprocess
-import sys
+import resource
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -141,34 +140,28 @@ def _gigabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
 
 
-def _run_all(folder: Path) -> None:
-    print("| step | seconds | of a processor | peak memory, GB | what came out |")
-    print("|---|---|---|---|---|")
-    for name in PARTS:
-        start = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.stable_diffusion", str(folder), "--step", name]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            said = process.stdout.read().strip()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{name} failed")
-        seconds, busy = time.monotonic() - start, usage.ru_utime + usage.ru_stime
-        peak = usage.ru_maxrss * 1024 / 1e9  # Linux counts in units of 1,024 bytes
-        print(f"| {name} | {seconds:.0f} | {busy:.0f} | {peak:.1f} | {said} |", flush=True)
+def _measure(name: str, folder: Path) -> None:
+    start = time.monotonic()
+    said = PARTS[name](folder)
+    seconds, usage = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
+    busy, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9  # KiB on Linux
+    print(f"| {name} | {seconds:.0f} | {busy:.0f} | {peak:.1f} | {said} |", flush=True)
 
 
 def main() -> None:
-    """Run all steps in a folder, or one."""
+    """Run all steps in a folder, or some."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="empty, with 16 GB of room")
-    parser.add_argument("--step", choices=PARTS, help="this one alone, in this process")
+    parser.add_argument("--steps", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    if arguments.step:
-        print(PARTS[arguments.step](arguments.folder))
-    else:
-        _run_all(arguments.folder)
+    print("| step | seconds | of a processor | peak memory, GB | what came out |")
+    print("|---|---|---|---|---|", flush=True)
+    for name in arguments.steps:
+        process = get_context("fork").Process(target=_measure, args=(name, arguments.folder))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{name} failed")
 
 
 if __name__ == "__main__":
