@@ -1,6 +1,7 @@
 """A recipe that starts from a finished model: what it trains begins there, the rest stays."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_new
 from magicvideo.models.video_vae import VideoPatchAutoencoder
+from magicvideo.storage import write_sums
 from magicvideo.train.export import export
 from magicvideo.train.parts import component, image_vae
 from magicvideo.train.plan import plan
@@ -130,6 +132,16 @@ def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
     text = (tmp_path / "model" / "training.json").read_text()
     assert '"started_from"' in text
     assert (tmp_path / "model" / "words.txt").read_text() == (model / "words.txt").read_text()
+
+
+def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
+    wordless = Path(shutil.copytree(model, tmp_path / "wordless"))
+    (wordless / "words.txt").unlink()
+    write_sums(wordless)
+    recipe = starting(wordless, prepared, tmp_path / "run", "keyframes")
+    train(recipe, None, lambda _: None)
+    export(recipe.output, tmp_path / "model", "fp32")
+    assert not (tmp_path / "model" / "words.txt").exists()
 
 
 def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):

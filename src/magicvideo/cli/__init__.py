@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli import data, evaluate, export, generate, info, interpolate, train, upscale
+from magicvideo.cli import (
+    data,
+    evaluate,
+    export,
+    generate,
+    inflate,
+    info,
+    interpolate,
+    train,
+    upscale,
+)
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -46,7 +56,7 @@ def _options(
     """Hold the options that stand before every verb."""
 
 
-for verb in (generate, interpolate, upscale, data, train, export, evaluate, info):
+for verb in (generate, interpolate, upscale, data, inflate, train, export, evaluate, info):
     verb.register(app)
 
 

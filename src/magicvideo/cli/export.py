@@ -1,4 +1,4 @@
-"""`magicvideo export`: a run becomes a model folder."""
+"""`magicvideo export`: a run becomes a model folder, or a model gives back its image network."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,19 +12,50 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run, such as runs/emoji.")],
-    output: Annotated[Path, typer.Argument(help="Model folder to make.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a training run, such as runs/emoji; with --image-model a model folder."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
     precision: Annotated[
         Literal["fp16", "fp32"], typer.Option(help="Precision of the stored weights.")
     ] = "fp16",
+    image_model: Annotated[
+        bool,
+        typer.Option(
+            "--image-model",
+            help="Write the image network of a model as diffusers' UNet2DConditionModel.",
+        ),
+    ] = False,
 ) -> None:
     """Put the products of a training run together as one model folder.
 
-    Example:
+    Examples:
       magicvideo export runs/emoji models/emoji
       magicvideo generate "a cat face, blue background" --model models/emoji
+      magicvideo export --image-model models/emoji models/emoji-unet
     """
+    if image_model:
+        _export_image_model(source, output, half=precision == "fp16")
+        return
     from magicvideo.train.export import export as export_run
 
-    export_run(run, output, precision)
+    export_run(source, output, precision)
     typer.echo(f"{output} holds the model; use it with --model {output}.")
+
+
+def _export_image_model(model: Path, output: Path, *, half: bool) -> None:
+    from magicvideo.stable_diffusion.image_model import export_image_model
+
+    done = export_image_model(model, output, half=half)
+    typer.echo(f"{done.folded} adaptors of the first frame are folded into convolutions.")
+    if done.scaled_residuals:
+        typer.echo(
+            f"{done.scaled_residuals} more scale a residual connection too, up to "
+            f"{done.largest:.3f} away from 1, for which an image network has no place; there the "
+            "scale is left out."
+        )
+    typer.echo(f"{done.left_out} temporal attentions are left out.")
+    typer.echo(f"{output} holds the image network; diffusers loads it as UNet2DConditionModel.")

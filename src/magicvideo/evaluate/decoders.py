@@ -1,6 +1,6 @@
 """Two decoders on the same latents of clips that neither saw: which flickers, which is nearer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np

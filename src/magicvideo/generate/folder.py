@@ -33,8 +33,10 @@ CLASSES = {
     "upscaler": ("Upscaler",),
     "upscaler_scheduler": ("DDIMScheduler",),
 }
-# a model without them lacks the stages that follow the key frames
-OPTIONAL = frozenset({"interpolator", "upscaler", "upscaler_scheduler"})
+# a model without them takes no pictures, or lacks the stages that follow the key frames
+OPTIONAL = frozenset(
+    {"image_encoder", "image_conditioner", "interpolator", "upscaler", "upscaler_scheduler"}
+)
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
@@ -59,8 +61,8 @@ class ModelIndex(BaseModel):
     vae: tuple[str, str]
     text_encoder: tuple[str, str]
     tokenizer: tuple[str, str]
-    image_encoder: tuple[str, str]
-    image_conditioner: tuple[str, str]
+    image_encoder: tuple[str, str] | tuple[None, None] = (None, None)
+    image_conditioner: tuple[str, str] | tuple[None, None] = (None, None)
     unet: tuple[str, str]
     scheduler: tuple[str, str]
     interpolator: tuple[str, str] | tuple[None, None] = (None, None)

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
-from magicvideo.generate.folder import INDEX, SHIPPED, open_folder
+from magicvideo.generate.folder import INDEX, OPTIONAL, SHIPPED, open_folder
 from magicvideo.generate.hints import WORDS_FILE
 from magicvideo.generate.loading import load_scheduler, load_tokenizer
 from magicvideo.generate.planning import ModelTraits
@@ -33,10 +33,10 @@ class VideoModel(DiffusionPipeline):
         vae: Autoencoder between pixels and latents.
         text_encoder: CLIP's text tower.
         tokenizer: The text encoder's own.
-        image_encoder: CLIP's image tower, with its projection.
-        image_conditioner: From image embeddings to tokens.
         unet: The denoiser of key frames.
         scheduler: The noise schedule that the denoisers of latents were trained with.
+        image_encoder: CLIP's image tower, with its projection, or None.
+        image_conditioner: From image embeddings to tokens, or None; pictures need both.
         interpolator: The denoiser of the frames between them, or None.
         upscaler: The denoiser of large frames, or None.
         upscaler_scheduler: The noise schedule that it was trained with, or None.
@@ -52,7 +52,7 @@ class VideoModel(DiffusionPipeline):
         license: Licence of the weights.
     """
 
-    _optional_components = ["interpolator", "upscaler", "upscaler_scheduler"]  # noqa: RUF012 - diffusers declares it
+    _optional_components = sorted(OPTIONAL)
     model_hash: str | None = None
     words: frozenset[str] = frozenset()
     loader: StagewiseLoader | None = None
@@ -62,10 +62,10 @@ class VideoModel(DiffusionPipeline):
         vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        image_encoder: CLIPVisionModelWithProjection,
-        image_conditioner: ImageConditioner,
         unet: VideoUNet,
         scheduler: DDIMScheduler,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        image_conditioner: ImageConditioner | None = None,
         interpolator: Interpolator | None = None,
         upscaler: Upscaler | None = None,
         upscaler_scheduler: DDIMScheduler | None = None,
@@ -185,18 +185,34 @@ class VideoModel(DiffusionPipeline):
     def on_hand(self, *names: str) -> Iterator[None]:
         """Have the weights of some networks for a while, in a model that is loaded stagewise.
 
-        The others have all their weights all the time, and nothing happens.
+        The others have all their weights all the time, and nothing happens. Networks that a model
+        lacks are passed over.
         """
         if self.loader is None:
             yield
             return
+        present = [name for name in names if getattr(self, name) is not None]
         try:
-            for name in names:
+            for name in present:
                 setattr(self, name, self.loader.load(name))
             yield
         finally:
-            for name in names:
+            for name in present:
                 setattr(self, name, self.loader.outline(name))
+
+    @property
+    def picture_networks(self) -> tuple[CLIPVisionModelWithProjection, ImageConditioner]:
+        """Return what turns a picture into tokens.
+
+        Raises:
+            UserError: If this model has no such networks.
+        """
+        if self.image_encoder is None or self.image_conditioner is None:
+            raise UserError(
+                "This model takes no picture, since it has no image encoder; leave the picture "
+                "out, or choose a model with one (`magicvideo info` lists what a model has)."
+            )
+        return self.image_encoder, self.image_conditioner
 
     @property
     def traits(self) -> ModelTraits:

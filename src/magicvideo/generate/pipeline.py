@@ -109,7 +109,7 @@ class MagicVideoPipeline(VideoModel):
         picture = None
         if image is not None:
             with self.on_hand("image_encoder"):
-                picture = describe_picture(self.image_encoder, image)
+                picture = describe_picture(self.picture_networks[0], image)
         requests = self.traits.plan(prompts, seeds, settings, picture)
         for text in dict.fromkeys([*prompts, settings.negative_prompt]):
             for hint in prompt_hints(text, self.tokenizer, self.words):
@@ -174,13 +174,14 @@ class MagicVideoPipeline(VideoModel):
         negative = encode_text(self.text_encoder, self.tokenizer, [request.negative_prompt])
         if request.picture is None:
             return text, negative
+        _, conditioner = self.picture_networks
         embedding = torch.from_numpy(request.picture.values()).to(self.device, self.dtype)
-        width = self.image_conditioner.config.embedding_dim
+        width = conditioner.config.embedding_dim
         if len(embedding) != width:
             raise UserError(
                 f"The picture's embedding has {len(embedding)} values; this model's have {width}."
             )
-        image = image_tokens(self.image_conditioner, embedding[None], text.shape[1])
+        image = image_tokens(conditioner, embedding[None], text.shape[1])
         if not request.prompt.strip():
             return image, negative
         return torch.cat([text, image], dim=1), torch.cat([negative, negative], dim=1)

@@ -59,7 +59,9 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     with atomic_folder(output) as partial:
         for name, folder in parts.items():
             shutil.copytree(folder, partial / name)
-        shutil.copyfile(parts["tokenizer"].parent / WORDS, partial / WORDS)
+        words = parts["tokenizer"].parent / WORDS
+        if words.is_file():  # a model made from Stable Diffusion knows none
+            shutil.copyfile(words, partial / WORDS)
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
