@@ -72,7 +72,7 @@ def make_stable_diffusion(version="1.x"):
         CLIPConfig(vision_config=vision, projection_dim=EMBEDDING)
     )
     return StableDiffusionPipeline(
-        unet=randomise(unet) if version == "1.x" else unet.eval(),
+        unet=randomise(unet),
         vae=vae.eval(),
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
@@ -89,27 +89,36 @@ def make_stable_diffusion(version="1.x"):
     )
 
 
-def original_layout(model, version):
-    """The tensors of a model as its authors would store them, and what they store beside them."""
+def stored_parts(parts, version):
+    """The tensors of networks, each under the name of the original layout."""
+    levels = parts["unet"].config.up_block_types
+    attends_up = tuple(kind.startswith("CrossAttn") for kind in levels)
     places = {
-        "unet": lambda name: unet_place(name, 2, (False, True)),
-        "vae": lambda name: vae_place(name, 2),
+        "unet": lambda name: unet_place(name, parts["unet"].config.layers_per_block, attends_up),
+        "vae": lambda name: vae_place(name, len(parts["vae"].config.block_out_channels)),
         "text_encoder": lambda name: {"1.x": clip_place, "2.x": open_clip_place}[version](
             name.removeprefix("text_model.")
         ),
     }
     stored, thirds = {}, {}
     for part, place_of in places.items():
-        for name, tensor in getattr(model, part).state_dict().items():
+        for name, tensor in parts[part].state_dict().items():
             place = place_of(name)
             if part == "vae" and ".attentions." in name and tensor.ndim == 2:
                 tensor = tensor[:, :, None, None]
             if place.third is None:
+                assert place.name not in stored
                 stored[place.name] = tensor.clone()
             else:
                 thirds.setdefault(place.name, {})[place.third] = tensor
     for name, rows in thirds.items():
         stored[name] = torch.cat([rows[0], rows[1], rows[2]])
+    return stored
+
+
+def original_layout(model, version):
+    """The tensors of a model as its authors would store them, and what they store beside them."""
+    stored = stored_parts(model.components, version)
     beside = {
         "alphas_cumprod": model.scheduler.alphas_cumprod.clone(),
         "model_ema.decay": torch.tensor(0.999),

@@ -85,8 +85,14 @@ def old_names(model, target):
     (target / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"no one reads this")
 
 
-@pytest.mark.parametrize("kind", [as_saved, half, sharded, old_names])
-def test_every_kind_of_folder_gives_the_same_model(image_model, tmp_path, frame_by_frame, kind):
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [(as_saved, "1.x"), (as_saved, "2.x"), (half, "1.x"), (sharded, "1.x"), (old_names, "1.x")],
+)
+def test_every_kind_of_folder_gives_the_same_model(
+    image_model, second_image_model, tmp_path, frame_by_frame, kind, version
+):
+    image_model = {"1.x": image_model, "2.x": second_image_model}[version]
     kind(image_model, tmp_path / "source")
     accounts = inflate_stable_diffusion(
         tmp_path / "source", tmp_path / "out", num_frames=3, size=6 * FACTOR
@@ -105,7 +111,7 @@ def test_every_kind_of_folder_gives_the_same_model(image_model, tmp_path, frame_
         torch.testing.assert_close(checker[name], tensor, atol=2e-3 * (kind is half), rtol=0)
     assert model.image_conditioner.config.embedding_dim == EMBEDDING
     assert (model.unet.config.num_frames, model.traits.side) == (3, 6 * FACTOR)
-    assert model.scheduler.config.prediction_type == "epsilon"
+    assert model.scheduler.config.prediction_type == PREDICTION[version]
     assert model.scheduler.config.steps_offset == 1
     assert not model.scheduler.config.clip_sample
     torch.testing.assert_close(model.scheduler.alphas_cumprod, image_model.scheduler.alphas_cumprod)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, STAGES
 from diffusers import AutoencoderKL
+from tiny_recipe import SHARED, STAGES
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import torch
-from conftest import STAGES
 from safetensors.torch import load_file
+from tiny_recipe import STAGES
 
 from magicvideo.errors import UserError
 from magicvideo.generate.pipeline import MagicVideoPipeline

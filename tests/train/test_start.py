@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED, STAGES, tiny_values
 from safetensors.torch import load_file
+from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_new

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 import torch
-from conftest import SHARED, tiny_values
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
+from tiny_recipe import SHARED, tiny_values
 from torch import nn
 
 from magicvideo.data.degrade import shrink

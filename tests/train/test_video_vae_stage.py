@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SHARED
 from einops import rearrange
 from safetensors.torch import load_file
+from tiny_recipe import SHARED
 
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.autoencoder import decode_latents, encode_frames
