@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import DDIMScheduler, ModelMixin
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
@@ -73,7 +74,8 @@ def outline_component(folder: Path, component: str, class_name: str, dtype: torc
     check_keys(
         path, read_header(path), {key: tuple(x.shape) for key, x in model.state_dict().items()}
     )
-    return model.to(dtype)
+    # not by diffusers' own method, which warns of what is no matter before weights are there
+    return nn.Module.to(model, dtype)
 
 
 def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTrainedModel:
