@@ -28,7 +28,7 @@ def test_videos_are_asked_for_at_the_pace_of_their_real_clip(evaluation, every_c
     request = evaluation.request(every_clip, prompt)
     assert (request.prompt, request.seed) == (prompt.caption, prompt.seed) == (prompt.caption, 3)
     assert (request.fps, request.num_frames) == (8.0, FRAMES)  # 24 frames a second at stride 3
-    assert (request.scheduler, request.num_inference_steps) == ("ddim", 25)
+    assert (request.scheduler, request.num_inference_steps) == ("ddim", 20)
     assert request.guidance_scale == 2.5
 
 

@@ -29,9 +29,9 @@ def make_console() -> "Console":
 
 
 def load_pipeline(
-    console: "Console", model: Path | None, device: str | None, *, whole: bool = False
+    console: "Console", model: Path | None, device: str | None
 ) -> "MagicVideoPipeline":
-    """Return a model whose stages load their networks to a device when they begin, or a whole one.
+    """Return a loaded model on a device.
 
     Raises:
         UserError: If the folder is no whole model, or the device is not there.
@@ -52,9 +52,7 @@ def load_pipeline(
             usable = ", ".join(name for name, there in present.items() if there)
             raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
         transformers_logging.disable_progress_bar()
-        if whole:
-            return MagicVideoPipeline.from_pretrained(model).to(device)
-        return MagicVideoPipeline.from_pretrained(model, stagewise=device)
+        return MagicVideoPipeline.from_pretrained(model).to(device)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from magicvideo.errors import UserError
 _CODECS = {
     "mp4": (
         "libx264",
-        {"crf": "14", "preset": "slow"},
+        # what looks ahead (B-frames, macroblock trees) now and then encodes the same frames otherwise
+        {"crf": "14", "preset": "slow", "bf": "0", "x264-params": "mbtree=0:rc-lookahead=0"},
         {"movflags": "+faststart", "fflags": "+bitexact"},
     ),
     "webm": (
