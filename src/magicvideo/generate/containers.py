@@ -22,7 +22,7 @@ from magicvideo.errors import UserError
 _CODECS = {
     "mp4": (
         "libx264",
-        # what looks ahead (B-frames, macroblock trees) now and then encodes the same frames otherwise
+        # what looks ahead (B-frames, macroblock trees) does not always encode frames alike
         {"crf": "14", "preset": "slow", "bf": "0", "x264-params": "mbtree=0:rc-lookahead=0"},
         {"movflags": "+faststart", "fflags": "+bitexact"},
     ),
