@@ -45,9 +45,8 @@ def load_component(folder: Path, component: str, class_name: str, dtype: torch.d
     if class_name in _ENCODERS:
         return _load_encoder(folder / component, _ENCODERS[class_name], dtype)
     model = outline_component(folder, component, class_name, dtype)
-    # copied, since where a file's bytes lie in memory decides how kernels round
     tensors = {
-        key: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for key, tensor in load_file(folder / component / WEIGHTS[component]).items()
     }
     model.load_state_dict(tensors, strict=True, assign=True)
