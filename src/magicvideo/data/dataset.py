@@ -1,5 +1,6 @@
 """Training samples out of a prepared folder: frames on a background, their rate and a caption."""
 
+from collections import Counter
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -66,6 +67,19 @@ class ClipDataset:
     def __len__(self) -> int:
         """Return the number of clips."""
         return len(self.clips)
+
+    def shares(self, balance: float) -> tuple[float, ...]:
+        """Return how much of the training belongs to each clip; the shares sum to 1.
+
+        Args:
+            balance: From 0, where every clip has the same share, to 1, where every subject has,
+                however many clips show it. A subject is the name without skin tone, or a caption.
+        """
+        subjects = [clip.attributes.base if clip.attributes else clip.text for clip in self.clips]
+        clips_of = Counter(subjects)
+        weights = [clips_of[subject] ** -balance for subject in subjects]
+        total = sum(weights)
+        return tuple(weight / total for weight in weights)
 
     def sample(
         self,

@@ -14,15 +14,18 @@ from magicvideo.data.dataset import Batch, ClipDataset, collate
 _ORDER, _SAMPLE = 0, 1
 
 
-def indices(seed: int, first: int, count: int, length: int) -> list[int]:
+def indices(
+    seed: int, first: int, count: int, length: int, shares: tuple[float, ...] | None = None
+) -> list[int]:
     """Return the sample numbers at positions `first` to `first + count - 1` of an endless order.
 
-    Every `length` positions are one epoch, a permutation of all samples.
+    Every `length` positions are one epoch, a permutation of all samples. With `shares` that sum to
+    1, an epoch has each sample `length * share` times, rounded up or down at random.
     """
     chosen = []
     for position in range(first, first + count):
         epoch, place = divmod(position, length)
-        chosen.append(int(_permutation(seed, epoch, length)[place]))
+        chosen.append(int(_epoch(seed, epoch, length, shares)[place]))
     return chosen
 
 
@@ -38,13 +41,16 @@ def read_batch(
     batch_size: int,
     num_frames: int,
     strides: tuple[int, int] = (1, 4),
+    balance: float = 0.0,
 ) -> Batch:
     """Return the batch of a step.
 
-    Of several processes, number r of n asks for step `step * n + r`.
+    Of several processes, number r of n asks for step `step * n + r`. `balance` is explained at
+    `ClipDataset.shares`.
     """
     first = step * batch_size
-    chosen = indices(seed, first, batch_size, len(dataset))
+    shares = dataset.shares(balance) if balance else None
+    chosen = indices(seed, first, batch_size, len(dataset), shares)
     return collate(
         [
             dataset.sample(
@@ -56,5 +62,14 @@ def read_batch(
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
+def _epoch(
+    seed: int, epoch: int, length: int, shares: tuple[float, ...] | None
+) -> NDArray[np.int64]:
+    rng = np.random.default_rng((seed, _ORDER, epoch))
+    order = rng.permutation(length)
+    if shares is None:
+        return order
+    # equal steps over the samples' shares, laid end to end in the permuted order
+    ends = np.cumsum(np.array(shares)[order])
+    points = (np.arange(length) + rng.random()) * ends[-1] / length
+    return rng.permutation(order[np.searchsorted(ends, points, side="right")])

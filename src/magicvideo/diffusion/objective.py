@@ -2,6 +2,7 @@
 
 from typing import Literal, TypeAlias
 
+import torch
 from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,12 +27,28 @@ def target_of(
     return scheduler.get_velocity(latents, noise, timesteps)
 
 
+def draw_timesteps(
+    count: int, num_train_timesteps: int, full_noise: float, generator: torch.Generator
+) -> Int[Tensor, "b"]:
+    """Return diffusion steps for training: a share at the last one, the others spread evenly.
+
+    At the last step of a schedule with zero terminal SNR nothing is seen of the sample, and what
+    is learned is its mean under the condition: what sampling in one step returns.
+    """
+    drawn = torch.randint(num_train_timesteps, (count,), generator=generator)
+    if not full_noise:
+        return drawn
+    at_last = torch.rand(count, generator=generator) < full_noise
+    return drawn.masked_fill(at_last, num_train_timesteps - 1)
+
+
 def denoising_loss(
     scheduler: DDIMScheduler,
     prediction: Latents,
     target: Latents,
     timesteps: Int[Tensor, "b"],
     snr_gamma: float | None,
+    deviation_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Return the mean squared error, where steps of little noise count for less.
 
@@ -50,8 +67,13 @@ def denoising_loss(
         target: What `target_of` returned.
         timesteps: Diffusion step of each video.
         snr_gamma: From which `s` on the weight falls; None weighs all steps alike.
+        deviation_weight: Of the error's deviation from its mean over a video's frames. That part
+            flickers, and is the smaller one where frames share most of their noise.
     """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    if deviation_weight != 1.0:
+        common = (prediction.float() - target.float()).mean(dim=1).square().flatten(1).mean(dim=1)
+        errors = deviation_weight * errors + (1 - deviation_weight) * common
     if snr_gamma is None:
         return errors.mean()
     ratio = snr(scheduler, timesteps)

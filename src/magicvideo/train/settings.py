@@ -20,6 +20,9 @@ class StageSettings(Settings):
 
     steps: PositiveInt = Field(description="updates of the weights, in all")
     batch_size: PositiveInt = Field(description="samples of one forward pass on one process")
+    balance: Share = Field(
+        0.0, description="0: all clips weigh alike; 1: all subjects do, however many clips"
+    )
     accumulate: PositiveInt = Field(1, description="forward passes of one update")
     learning_rate: Rate = Field(description="at its height")
     warmup_steps: int = Field(100, ge=0, description="updates of the linear warm-up")
@@ -108,6 +111,7 @@ class DenoiserSettings(StageSettings):
 
     drop_condition: Share = Field(0.1, description="share of samples without a condition")
     snr_gamma: float | None = Field(5.0, gt=0, description="ceiling of the SNR weight; null: none")
+    full_noise: Share = Field(0.0, description="share of samples at the last step, beyond chance")
 
 
 class ImageSettings(DenoiserSettings):
@@ -125,6 +129,9 @@ class VideoSettings(DenoiserSettings):
     )
     reused_rate: float = Field(
         1.0, gt=0, le=1, description="learning rate of reused weights, times"
+    )
+    deviation_weight: float = Field(
+        1.0, gt=0, description="of the error's deviation from its mean over the frames"
     )
 
 

@@ -44,7 +44,14 @@ class AutoencoderTask:
 
     def read(self, position: int) -> Batch:
         """Return single frames."""
-        return read_batch(self.dataset, self.seed, position, self.settings.batch_size, num_frames=1)
+        return read_batch(
+            self.dataset,
+            self.seed,
+            position,
+            self.settings.batch_size,
+            num_frames=1,
+            balance=self.settings.balance,
+        )
 
     def losses(
         self, network: nn.Module, batch: Batch, generator: torch.Generator

@@ -63,7 +63,14 @@ class ClipTask:
 
     def read(self, position: int) -> Batch:
         """Return single frames with their captions."""
-        return read_batch(self.dataset, self.seed, position, self.settings.batch_size, num_frames=1)
+        return read_batch(
+            self.dataset,
+            self.seed,
+            position,
+            self.settings.batch_size,
+            num_frames=1,
+            balance=self.settings.balance,
+        )
 
     def losses(
         self,

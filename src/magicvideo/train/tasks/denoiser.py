@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
 from magicvideo.diffusion.noise import draw_noise, noise_for
-from magicvideo.diffusion.objective import denoising_loss, target_of
+from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler, sample
 from magicvideo.models.autoencoder import Autoencoder, decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
@@ -69,6 +69,9 @@ class DenoiserTask:
         self.num_frames = network.unet.config.num_frames if video else 1
         self.strides = settings.strides if isinstance(settings, VideoSettings) else (1, 1)
         self.image_share = settings.image_condition if isinstance(settings, VideoSettings) else 0.0
+        self.deviation_weight = (
+            settings.deviation_weight if isinstance(settings, VideoSettings) else 1.0
+        )
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
 
@@ -84,6 +87,7 @@ class DenoiserTask:
             self.settings.batch_size,
             num_frames=self.num_frames,
             strides=self.strides,
+            balance=self.settings.balance,
         )
 
     def losses(
@@ -95,8 +99,11 @@ class DenoiserTask:
         size = len(batch.captions)
         dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
         by_image = torch.rand(size, generator=generator) < self.image_share
-        timesteps = torch.randint(
-            self.scheduler.config.num_train_timesteps, (size,), generator=generator
+        timesteps = draw_timesteps(
+            size,
+            self.scheduler.config.num_train_timesteps,
+            self.settings.full_noise,
+            generator,
         )
         shown = torch.randint(self.num_frames, (size,), generator=generator)
         frames = batch.frames.to(device)
@@ -123,7 +130,12 @@ class DenoiserTask:
         )
         target = target_of(self.scheduler, latents, noise, timesteps)
         loss = denoising_loss(
-            self.scheduler, prediction, target, timesteps, self.settings.snr_gamma
+            self.scheduler,
+            prediction,
+            target,
+            timesteps,
+            self.settings.snr_gamma,
+            self.deviation_weight,
         )
         return {"loss": loss}
 

@@ -10,7 +10,7 @@ from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
 from magicvideo.diffusion.gaps import blend, fill_gaps, weave
 from magicvideo.diffusion.noise import draw_noise, generator_for
-from magicvideo.diffusion.objective import denoising_loss, target_of
+from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
@@ -72,7 +72,7 @@ class InterpolationTask:
         size = len(batch.captions)
         dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(steps, (size,), generator=generator).to(device)
+        timesteps = draw_timesteps(size, steps, self.settings.full_noise, generator).to(device)
         levels = torch.randint(self.settings.max_noise_level, (size,), generator=generator)
         levels = levels.to(device)
         prompts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
@@ -141,4 +141,5 @@ class InterpolationTask:
             batch_size,
             num_frames=self.network.config.num_inserted + 2,
             strides=self.settings.strides,
+            balance=self.settings.balance,
         )

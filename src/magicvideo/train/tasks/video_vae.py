@@ -105,4 +105,5 @@ class VideoVaeTask:
             batch_size,
             num_frames=self.settings.num_frames,
             strides=self.settings.strides,
+            balance=self.settings.balance,
         )
