@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,41 @@ def test_every_epoch_is_a_permutation(seed, length, epoch):
 def test_the_order_does_not_depend_on_where_reading_begins(seed, length, first, count):
     from_the_start = indices(seed, 0, first + count, length)
     assert indices(seed, first, count, length) == from_the_start[first:]
+
+
+@given(st.integers(0, 99), st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=20))
+def test_an_epoch_has_every_sample_as_often_as_its_share_says(seed, epoch, weights):
+    length = len(weights)
+    shares = tuple(weight / sum(weights) for weight in weights)
+    order = indices(seed, epoch * length, length, length, shares)
+    assert len(order) == length
+    for index, share in enumerate(shares):
+        assert abs(order.count(index) - length * share) < 1 + 1e-9
+    middle = indices(seed, epoch * length + length // 2, length - length // 2, length, shares)
+    assert middle == order[length // 2 :]
+
+
+def test_what_a_share_rounds_to_differs_from_epoch_to_epoch():
+    shares = (0.15, 0.85)
+    seen = [indices(3, 2 * epoch, 2, 2, shares).count(0) for epoch in range(400)]
+    assert set(seen) == {0, 1}
+    assert abs(sum(seen) / 400 - 0.3) < 0.08
+
+
+def test_balanced_batches_show_every_subject_alike(prepared):
+    dataset = ClipDataset(prepared)
+    dataset.clips = [
+        clip.model_copy(update={"attributes": None, "text": "rare" if not place else "common"})
+        for place, clip in enumerate(dataset.clips)
+    ]
+    count = len(dataset)
+    assert count > 3
+    shares = dataset.shares(1.0)
+    assert shares[0] == pytest.approx(0.5)
+    assert shares[1:] == pytest.approx([0.5 / (count - 1)] * (count - 1))
+    assert dataset.shares(0.0) == pytest.approx([1 / count] * count)
+    ids = read_batch(dataset, 4, 0, 8 * count, 1, balance=1.0).clip_ids
+    assert abs(ids.count(dataset.clips[0].id) / len(ids) - 0.5) < 0.1
 
 
 def test_epochs_and_seeds_differ():

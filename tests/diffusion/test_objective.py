@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from magicvideo.diffusion.objective import denoising_loss, snr, target_of
+from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, snr, target_of
 
 VIDEOS = 5
 SHAPE = (VIDEOS, 3, 2, 7, 4)
@@ -102,3 +102,32 @@ def test_each_video_has_the_weight_of_its_own_step():
     weights = prediction.grad.flatten(1)[:, 0] * size / -2
     expected = (5 / (snr(scheduler, TIMESTEPS) + 1)).clamp(max=1)
     torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("weight", [0.5, 7.0])
+def test_the_deviation_from_the_mean_over_frames_has_its_weight(weight):
+    scheduler = make_scheduler("v_prediction")
+    prediction, target = torch.randn(SHAPE), torch.randn(SHAPE)
+    error = prediction - target
+    common = error.mean(dim=1, keepdim=True)
+    expected = common.square().mean() + weight * (error - common).square().mean()
+    loss = denoising_loss(scheduler, prediction, target, TIMESTEPS, None, weight)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_share_of_the_steps_is_the_last():
+    generator = torch.Generator().manual_seed(6)
+    drawn = draw_timesteps(4000, 50, 0.4, generator)
+    assert drawn.min() == 0
+    assert drawn.max() == 49
+    share = (drawn == 49).float().mean().item()
+    assert share == pytest.approx(0.4 + 0.6 / 50, abs=0.03)
+    rest = drawn[drawn != 49].float()
+    assert rest.mean().item() == pytest.approx(24, abs=1)
+
+
+def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
+    first, second = torch.Generator().manual_seed(8), torch.Generator().manual_seed(8)
+    drawn = draw_timesteps(37, 1000, 0.0, first)
+    assert torch.equal(drawn, torch.randint(1000, (37,), generator=second))
+    assert torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=second))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
-from tiny_recipe import SHARED
 
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.stored_autoencoder import load_autoencoder
+from magicvideo.train.edges import gradient_loss
 from magicvideo.train.export import export
 from magicvideo.train.optim import make_optimizer
 from magicvideo.train.parts import component, image_vae
@@ -24,7 +24,7 @@ CLIPS, FRAMES, SIDE = 2, 5, 24
 
 @pytest.fixture
 def task(trained):
-    """Its latents have the posterior's noise and no more."""
+    """Its latents have no noise."""
     return make_task(with_settings(trained, max_latent_noise=0.0), "video_vae")
 
 
@@ -36,13 +36,6 @@ def batch(task):
 def with_settings(recipe, **changes):
     settings = recipe.video_vae.model_copy(update=changes)
     return recipe.model_copy(update={"video_vae": settings})
-
-
-def after_levels(seed):
-    """The generator of a batch after the levels of its further noise were drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.rand(SHARED["batch_size"], generator=generator)
-    return generator
 
 
 def tensors(folder):
@@ -71,32 +64,36 @@ def test_other_stages_keep_to_the_image_autoencoder(trained):
 def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batch):
     image = load_autoencoder(image_vae(trained))
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
-    posterior = image.encode(pixels).latent_dist
-    rebuilt = image.decode(posterior.sample(after_levels(2))).sample
+    rebuilt = image.decode(image.encode(pixels).latent_dist.mode()).sample
     found = task.losses(task.network, batch, torch.Generator().manual_seed(2))
     made = rebuilt.reshape(batch.frames.shape)
     moved = (made[:, 1:] - made[:, :-1]) - (batch.frames[:, 1:] - batch.frames[:, :-1])
     expected = {
         "pixels": (rebuilt - pixels).abs().mean(),
+        "squared": (rebuilt - pixels).square().mean(),
+        "gradient": gradient_loss(rebuilt, pixels),
         "perceptual": perceptual_distance(task.image_encoder, rebuilt, pixels),
         "temporal": moved.abs().mean(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
-    changes = {"perceptual_weight": 0.3, "temporal_weight": 2.5, "max_latent_noise": 0.0}
-    weighed = make_task(with_settings(trained, **changes), "video_vae")
+    weights = {"squared": 1.5, "gradient": 0.7, "perceptual": 0.3, "temporal": 2.5}
+    changes = {f"{name}_weight": weight for name, weight in weights.items()}
+    weighed = make_task(with_settings(trained, max_latent_noise=0.0, **changes), "video_vae")
     loss = weighed.losses(weighed.network, batch, torch.Generator().manual_seed(2))["loss"]
-    total = expected["pixels"] + 0.3 * expected["perceptual"] + 2.5 * expected["temporal"]
+    total = expected["pixels"] + sum(weights[name] * expected[name] for name in weights)
     torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-4)
 
 
-def test_further_noise_has_the_level_that_was_drawn(trained, batch):
-    task = make_task(with_settings(trained, max_latent_noise=0.7), "video_vae")
+@pytest.mark.parametrize("clean", [0.0, 0.5, 1.0])
+def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, batch, clean):
+    task = make_task(with_settings(trained, max_latent_noise=0.7, clean=clean), "video_vae")
     image = load_autoencoder(image_vae(trained))
     generator = torch.Generator().manual_seed(2)
     levels = 0.7 * torch.rand(len(batch.captions), generator=generator)
+    levels[torch.rand(len(levels), generator=generator) < clean] = 0
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
-    code = image.encode(pixels).latent_dist.sample(generator)
+    code = image.encode(pixels).latent_dist.mode()
     noise = torch.randn(code.shape, generator=generator).unflatten(0, (len(levels), -1))
     further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
     rebuilt = image.decode(code + further.flatten(0, 1)).sample
@@ -107,12 +104,11 @@ def test_further_noise_has_the_level_that_was_drawn(trained, batch):
 
 
 def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
-    """Clips that stand still, of other colours: only the posterior's noise changes in time."""
+    """Clips that stand still, of other colours."""
     still = batch.frames[:, :1].expand(-1, FRAMES, -1, -1, -1).clone()
     still[1] *= -1
     found = task.losses(task.network, replace(batch, frames=still), torch.Generator())
-    jumps = still[1:, 0] - still[:-1, 0]
-    assert found["temporal"] < 0.3 * jumps.abs().mean() / FRAMES
+    assert found["temporal"] < 1e-6
 
 
 def test_rates_are_those_of_the_recipe(trained):
@@ -134,8 +130,9 @@ def test_rates_are_those_of_the_recipe(trained):
 
 def test_learns_to_hold_still_from_the_frames_before(trained):
     """With the image weights held, only attention to earlier frames can lower the flicker."""
-    changes = {"perceptual_weight": 0.0, "temporal_weight": 4.0, "max_latent_noise": 0.0}
-    recipe = with_settings(trained, **changes)
+    others = dict.fromkeys(("perceptual_weight", "squared_weight", "gradient_weight"), 0.0)
+    changes = {"temporal_weight": 4.0, "max_latent_noise": 0.2, "clean": 0.0}
+    recipe = with_settings(trained, **others, **changes)
     task = make_task(recipe, "video_vae")
     # the image decoder has learnt so little that nothing of its features reaches the pixels
     torch.nn.init.normal_(task.network.decoder[-2].weight, std=0.1)
@@ -147,13 +144,13 @@ def test_learns_to_hold_still_from_the_frames_before(trained):
     batch = replace(task.read(1), frames=frames)
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.02)
     history = []
-    for step in range(30):
-        losses = task.losses(task.network, batch, torch.Generator().manual_seed(step))
+    for step in range(60):
+        losses = task.losses(task.network, batch, torch.Generator().manual_seed(step % 10))
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         history.append(float(losses["temporal"]))
-    assert sum(history[-5:]) < 0.85 * sum(history[:5])
+    assert sum(history[-10:]) < 0.9 * sum(history[:10])
 
 
 def test_its_cost_is_in_the_plan(trained, task):

@@ -89,7 +89,8 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
     ) -> tuple[FoldedFrames, Features]:
         """Return the reconstruction of videos from a sample of their posterior, and its mean.
 
-        `noise_levels` are standard deviations of further noise on the scaled latents of each video.
+        `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
+        scaled latents of each video.
         """
         return _reconstruct(self, x, generator, num_frames, noise_levels)
 
@@ -197,7 +198,8 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
     ) -> tuple[FoldedFrames, Features]:
         """Return the reconstruction of videos from a sample of their posterior, and its mean.
 
-        `noise_levels` are standard deviations of further noise on the scaled latents of each video.
+        `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
+        scaled latents of each video.
         """
         return _reconstruct(self, x, generator, num_frames, noise_levels)
 
@@ -256,9 +258,10 @@ def _reconstruct(
     noise_levels: Float[Tensor, " b"] | None,
 ) -> tuple[FoldedFrames, Features]:
     posterior = autoencoder.encode(x).latent_dist
-    code = posterior.sample(generator)
-    if noise_levels is not None:
+    if noise_levels is None:
+        code = posterior.sample(generator)
+    else:
         levels = noise_levels.repeat_interleave(num_frames) / autoencoder.config.scaling_factor
-        noise = torch.randn(code.shape, generator=generator).to(code.device)
-        code = code + levels[:, None, None, None] * noise
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        code = posterior.mode() + levels[:, None, None, None] * noise
     return autoencoder.decode(code, num_frames).sample, posterior.mean

@@ -163,6 +163,9 @@ class VideoVaeSettings(StageSettings):
         ge=0,
         description="most noise on the latents: what denoisers leave, anew in each frame",
     )
+    clean: Share = Field(0.5, description="share of clips whose latents get no noise")
+    squared_weight: float = Field(4.0, ge=0, description="of the squared error, beside L1")
+    gradient_weight: float = Field(1.0, ge=0, description="of L1 between image gradients")
     perceptual_weight: float = Field(
         1.0, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
     )

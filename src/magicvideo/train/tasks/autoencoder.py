@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
-from magicvideo.shapes import FoldedFrames
+from magicvideo.train.edges import gradient_loss
 from magicvideo.train.settings import AutoencoderSettings, PatchAutoencoderSettings
 from magicvideo.train.sheet import contact_sheet
 
@@ -67,7 +67,7 @@ class AutoencoderTask:
         loss = (
             F.l1_loss(rebuilt, pixels)
             + self.settings.squared_weight * squared
-            + self.settings.gradient_weight * _gradient_loss(rebuilt, pixels)
+            + self.settings.gradient_weight * gradient_loss(rebuilt, pixels)
             + self.settings.kl_weight * latents
         )
         return {"loss": loss, "squared": squared.detach(), "latents": latents.detach()}
@@ -104,8 +104,3 @@ def make_autoencoder(settings: PatchAutoencoderSettings) -> PatchAutoencoder:
         norm_num_groups=settings.norm_num_groups,
         noise_std=settings.noise_std,
     )
-
-
-def _gradient_loss(rebuilt: FoldedFrames, pixels: FoldedFrames) -> Tensor:
-    error = rebuilt - pixels
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

@@ -14,6 +14,7 @@ from magicvideo.data.order import read_batch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.inflate import is_new
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
+from magicvideo.train.edges import gradient_loss
 from magicvideo.train.perceptual import perceptual_distance
 from magicvideo.train.settings import VideoVaeSettings
 from magicvideo.train.sheet import contact_sheet
@@ -22,11 +23,11 @@ _PREVIEWED = 4
 
 
 class VideoVaeTask:
-    """Reconstruct clips: L1, distance to an image tower's eye, and L1 of what changes in time.
+    """Reconstruct clips: as the autoencoder, as an image tower sees them, and as they move.
 
-    The encoder stays as it is, since denoisers live on its latents. Latents get the posterior's
-    noise and more of a random level, as generated latents have it, anew in every frame: the flicker
-    that the decoder learns to take out.
+    The encoder stays as it is, since denoisers live on its latents. The latents of some clips are
+    clean. Those of the others get noise of a random level, as generated latents have it, anew in
+    every frame: the flicker that the decoder learns to take out.
 
     Args:
         network: The image autoencoder's video form. Its encoder is frozen here.
@@ -62,7 +63,7 @@ class VideoVaeTask:
     def losses(
         self, network: nn.Module, batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the weighted sum and its three parts."""
+        """Return the weighted sum and its parts."""
         device = next(network.parameters()).device
         self.image_encoder.to(device)
         clips = batch.frames.to(device)
@@ -70,15 +71,21 @@ class VideoVaeTask:
             memory_format=torch.channels_last
         )
         levels = self.settings.max_latent_noise * torch.rand(len(clips), generator=generator)
+        clean = torch.rand(len(clips), generator=generator) < self.settings.clean
+        levels = levels.masked_fill(clean, 0.0)
         rebuilt, _ = network(pixels, generator, self.settings.num_frames, levels.to(device))
         made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
         parts = {
             "pixels": F.l1_loss(rebuilt, pixels),
+            "squared": F.mse_loss(rebuilt, pixels),
+            "gradient": gradient_loss(rebuilt, pixels),
             "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
             "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
         }
         loss = (
             parts["pixels"]
+            + self.settings.squared_weight * parts["squared"]
+            + self.settings.gradient_weight * parts["gradient"]
             + self.settings.perceptual_weight * parts["perceptual"]
             + self.settings.temporal_weight * parts["temporal"]
         )
