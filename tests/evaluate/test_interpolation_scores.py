@@ -9,15 +9,18 @@ from magicvideo.evaluate.clips import draw_prompts, real_videos
 from magicvideo.evaluate.interpolation import (
     CEILING,
     LATENT_BLEND,
-    METHODS,
     NEAREST,
-    OURS,
+    PIXEL_BLEND,
     REAL,
     interpolation_table,
+    ours,
     score_interpolation,
 )
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.storage import folder_hash
+
+STEPS = (1, 3)
+METHODS = (*map(ours, STEPS), LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def pipeline():
 def score(pipeline, judge, dataset):
     done = []
     scores = score_interpolation(
-        pipeline, judge, dataset, 2, num_keys=3, seed=1, on_clip=done.append
+        pipeline, judge, dataset, 2, num_keys=3, steps=STEPS, seed=1, on_clip=done.append
     )
     assert done == [1, 2]
     return {row.name: row for row in scores}
@@ -42,12 +45,17 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     pipeline.interpolator.register_to_config(residual_scale=1e-9)
     scores = score(pipeline, judge, every_clip)
     assert tuple(scores) == (*METHODS, REAL)
-    assert scores[OURS].psnr.value == pytest.approx(scores[LATENT_BLEND].psnr.value, abs=0.2)
+    blended = scores[LATENT_BLEND]
+    assert blended.gain is None
+    for count in STEPS:
+        assert scores[ours(count)].psnr.value == pytest.approx(blended.psnr.value, abs=0.2)
     assert scores[CEILING].frechet >= 0
     for name in METHODS:
         row = scores[name]
         assert np.isfinite([row.psnr.value, row.ssim.value, row.frechet]).all()
         assert row.psnr.low <= row.psnr.value <= row.psnr.high
+        if name != LATENT_BLEND:
+            assert row.gain.value == pytest.approx(row.psnr.value - blended.psnr.value, abs=1e-4)
         assert row.psnr.count == row.seam.count == 2
     # the keys of these clips are alike, so that the nearest one never changes
     assert np.isnan(scores[NEAREST].seam.value)
@@ -72,12 +80,13 @@ def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path
     page = tmp_path / "results.md"
     words = {"--data": emoji, "--model": tiny_model, "--judge": judge_folder, "--output": page}
     options = [str(word) for pair in words.items() for word in pair]
-    assert run(["evaluate", "interpolation", *options, "--clips", "3", "--keys", "4"]) == 0
+    tried = [word for count in STEPS for word in ("--steps", str(count))]
+    assert run(["evaluate", "interpolation", *options, "--clips", "3", "--keys", "4", *tried]) == 0
     assert "interpolation: 3 of 3" in capsys.readouterr().err
     text = page.read_text(encoding="utf-8")
     assert "3 held-out clips of 10 frames in a row" in text
     assert "those of the 6 inserted frames" in text
-    assert "every 3th" not in text
+    assert "--steps 1 --steps 3" in text
     assert f"| model | {folder_hash(tiny_model)} |" in text
     assert text.count("| 3 |") == len(METHODS) + 1
 

@@ -1,6 +1,6 @@
 """Frames between key frames: ours against blending and standing still, on held-out clips."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +24,8 @@ from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.shapes import Frames, Latents
 
-OURS, LATENT_BLEND = "interpolation network", "blend of latents"
-PIXEL_BLEND, NEAREST, CEILING = "blend of pixels", "nearest key frame", "decoded real frames"
-METHODS = (OURS, LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
+LATENT_BLEND, PIXEL_BLEND = "blend of latents", "blend of pixels"
+NEAREST, CEILING = "nearest key frame", "decoded real frames"
 REAL = "real clips"
 _SPAN = 2.0  # of pixels
 
@@ -38,6 +37,7 @@ class MethodScores:
     Attributes:
         name: The method, or `REAL`.
         psnr: In dB, mean over clips; None for the real clips themselves.
+        gain: In dB, over the blend of latents on the same clip; None for the real clips.
         ssim: Structural similarity, mean over clips; None for the real clips themselves.
         frechet: Between the judge's features of the filled clips and of the real ones.
         seam: Mean change between frames at the keys, over that elsewhere.
@@ -45,6 +45,7 @@ class MethodScores:
 
     name: str
     psnr: Estimate | None
+    gain: Estimate | None
     ssim: Estimate | None
     frechet: float
     seam: Estimate
@@ -58,6 +59,7 @@ def score_interpolation(
     count: int,
     *,
     num_keys: int,
+    steps: Sequence[int],
     seed: int,
     on_clip: Callable[[int], None],
 ) -> list[MethodScores]:
@@ -73,6 +75,7 @@ def score_interpolation(
         dataset: Clips on which nothing was trained but the judge.
         count: How many clips; each once, on a plain background.
         num_keys: Key frames of each.
+        steps: Numbers of diffusion steps to try; each is a method of its own.
         seed: Of the draw, and of the networks' noise.
         on_clip: Called with the number of clips that are done.
 
@@ -84,30 +87,41 @@ def score_interpolation(
     inserted = pipeline.interpolator.config.num_inserted
     num_frames = num_keys + (num_keys - 1) * inserted
     between = torch.tensor([place % (inserted + 1) != 0 for place in range(num_frames)])
-    rows: dict[str, list[list[float]]] = {name: [] for name in (*METHODS, REAL)}
-    features: dict[str, list[Tensor]] = {name: [] for name in rows}
+    rows: dict[str, list[list[float]]] = {}
+    features: dict[str, list[Tensor]] = {}
     prompts = draw_prompts(dataset, count, seed)
     videos = real_videos(dataset, prompts, num_frames, 1)
     for done, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=1):
         real = video[None]
         fps = dataset.clips[prompt.index].fps / (inserted + 1)
-        filled = _fill(pipeline, real.to(pipeline.device), prompt, fps)
+        filled = _fill(pipeline, real.to(pipeline.device), prompt, fps, steps)
         for name, made in {**filled, REAL: real}.items():
             seen = from_bytes(to_bytes(made[0].cpu()))[None]
-            features[name].append(judge.embed_videos(seen))
-            rows[name].append(_measures(seen, real, between))
+            features.setdefault(name, []).append(judge.embed_videos(seen))
+            rows.setdefault(name, []).append(_measures(seen, real, between))
         on_clip(done)
     gaussians = {
         name: fit_gaussian(torch.cat(found).double().numpy()) for name, found in features.items()
     }
+    figures = {name: np.array(found) for name, found in rows.items()}
+    blended = figures[LATENT_BLEND][:, 0]
     return [
-        _summary(name, np.array(rows[name]), frechet_distance(gaussians[name], gaussians[REAL]))
-        for name in rows
+        _summary(name, found, blended, frechet_distance(gaussians[name], gaussians[REAL]))
+        for name, found in figures.items()
     ]
 
 
+def ours(steps: int) -> str:
+    """Return the name of our method with a number of diffusion steps."""
+    return f"interpolation network, {steps} step{'s' if steps > 1 else ''}"
+
+
 def _fill(
-    pipeline: MagicVideoPipeline, real: Frames, prompt: Prompt, fps: float
+    pipeline: MagicVideoPipeline,
+    real: Frames,
+    prompt: Prompt,
+    fps: float,
+    steps: Sequence[int],
 ) -> dict[str, Float[Tensor, "1 f 3 h w"]]:
     """Return the clip as every method gives it."""
     assert pipeline.interpolator is not None
@@ -117,8 +131,11 @@ def _fill(
     decoded = decode_latents(pipeline.vae, latents)
     decoded_keys = decoded[:, :: inserted + 1]
     nearest = torch.arange(real.shape[1]).add((inserted + 1) // 2) // (inserted + 1)
-    return {
-        OURS: decode_latents(pipeline.vae, _ours(pipeline, keys, prompt, fps)),
+    found = {
+        ours(count): decode_latents(pipeline.vae, _ours(pipeline, keys, prompt, fps, count))
+        for count in steps
+    }
+    return found | {
         LATENT_BLEND: decode_latents(pipeline.vae, _blend(keys, inserted)),
         PIXEL_BLEND: _blend(decoded_keys, inserted),
         NEAREST: decoded_keys[:, nearest],
@@ -127,9 +144,14 @@ def _fill(
 
 
 def _ours(
-    pipeline: MagicVideoPipeline, keys: Latents, prompt: Prompt, fps: float
+    pipeline: MagicVideoPipeline, keys: Latents, prompt: Prompt, fps: float, steps: int
 ) -> Float[Tensor, "b all c h w"]:
-    settings = Settings(num_frames=keys.shape[1], fps=fps, stages=("keyframes", "interpolation"))
+    settings = Settings(
+        num_frames=keys.shape[1],
+        fps=fps,
+        stages=("keyframes", "interpolation"),
+        interpolation_steps=steps,
+    )
     request = pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
     tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt.caption])
     return pipeline.interpolate(request, keys, tokens)
@@ -153,11 +175,17 @@ def _measures(made: Frames, real: Frames, between: Tensor) -> list[float]:
     ]
 
 
-def _summary(name: str, figures: Float[np.ndarray, "n 4"], distance: float) -> MethodScores:
+def _summary(
+    name: str,
+    figures: Float[np.ndarray, "n 4"],
+    blended: Float[np.ndarray, " n"],
+    distance: float,
+) -> MethodScores:
     signal, similarity, at_keys, elsewhere = figures.T
     return MethodScores(
         name=name,
         psnr=None if name == REAL else mean(signal),
+        gain=None if name in (REAL, LATENT_BLEND) else mean(signal - blended),
         ssim=None if name == REAL else mean(similarity),
         frechet=distance,
         seam=ratio_of_means(at_keys, elsewhere),
@@ -166,12 +194,20 @@ def _summary(name: str, figures: Float[np.ndarray, "n 4"], distance: float) -> M
 
 def interpolation_table(scores: list[MethodScores]) -> str:
     """Return the scores as a Markdown table."""
-    columns = ("between the keys", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
+    columns = (
+        "between the keys",
+        "n",
+        "PSNR, dB [95 %]",
+        "over the blend of latents, dB [95 %]",
+        "SSIM [95 %]",
+        "Frechet distance",
+    )
     rows = [
         (
             row.name,
             str(row.seam.count),
             number(row.psnr, 2) if row.psnr else "",
+            number(row.gain, 2) if row.gain else "",
             number(row.ssim, 4) if row.ssim else "",
             f"{row.frechet:.5f}",
             number(row.seam, 2),

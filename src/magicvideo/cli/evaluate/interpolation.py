@@ -18,7 +18,7 @@ from magicvideo.cli.evaluate.preparing import load, prepare_section, progress
 _SECTION = "interpolation"
 _ABOUT = (
     "{clips} held-out clips of {frames} frames in a row on plain backgrounds, of which one in "
-    "{apart} is a key frame; the network takes {steps} steps. PSNR and SSIM are those of the "
+    "{apart} is a key frame; a finished video takes {steps}. PSNR and SSIM are those of the "
     "{inserted} inserted frames, the Frechet distance is on the judge's features of whole clips, "
     "from those of the same real clips. *At keys*: the mean change from a frame to the next where "
     "one of both is a key, as a multiple of the change elsewhere. All videos are read in 8 bits; "
@@ -33,6 +33,9 @@ def interpolation(
     output: Page = DEFAULT_PAGE,
     clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50,
     keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Diffusion steps to try; repeatable.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Compare the interpolation network with blending and with standing still, on real clips.
@@ -49,6 +52,8 @@ def interpolation(
     from magicvideo.storage import folder_hash
 
     pipeline, judge_folder = load(model), judge or SHIPPED
+    default = pipeline.traits.default_interpolation_steps
+    tried = steps or [default]
     with progress() as report:
         scores = score_interpolation(
             pipeline,
@@ -56,16 +61,18 @@ def interpolation(
             ClipDataset(data, ("heldout",)),
             clips,
             num_keys=keys,
+            steps=tried,
             seed=seed,
             on_clip=lambda done: report("interpolation", done, clips),
         )
     options = {"data": data, "model": model, "judge": judge, "clips": clips, "keys": keys}
+    options["steps"] = steps
     inserted = pipeline.traits.num_inserted
     about = _ABOUT.format(
         clips=clips,
         frames=keys + (keys - 1) * inserted,
         apart=inserted + 1,
-        steps=pipeline.traits.default_interpolation_steps,
+        steps=f"{default} step{'s' if default > 1 else ''}",
         inserted=(keys - 1) * inserted,
     )
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
