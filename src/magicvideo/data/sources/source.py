@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magicvideo.data.manifest import Attributes, Split
+from magicvideo.data.reader import Span
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that is to become a clip."""
+    """A file, or a part of one, that is to become a clip."""
 
     id: str
     file: str
@@ -18,9 +19,14 @@ class Candidate:
     loops: bool
     """Whether the first frame may follow the last."""
     text: str | None = None
+    other_texts: tuple[str, ...] = ()
     attributes: Attributes | None = None
     frames: int | None = None
     """How many the source says there are."""
+    span: Span | None = None
+    """The part of the file that the clip is; None for all of it."""
+    longest_scene: bool = False
+    """Whether the clip is only its longest stretch without a cut."""
 
 
 @dataclass(frozen=True)
