@@ -19,9 +19,7 @@ def read_candidate(candidate: Candidate, size: int) -> DecodedClip:
     Raises:
         ClipError: If it cannot be used; the message is the reason.
     """
-    whole = read_clip(
-        candidate.path, size, expected_frames=candidate.frames, span=candidate.span
-    )
+    whole = read_clip(candidate.path, size, expected_frames=candidate.frames, span=candidate.span)
     if not candidate.longest_scene:
         return whole
     scene = longest_scene(whole.pixels)

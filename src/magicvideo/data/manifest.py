@@ -18,7 +18,7 @@ DATASET = "dataset.json"
 FORMAT = 1
 
 Split: TypeAlias = Literal["train", "validation", "heldout"]
-"""Training reads the first and evaluation the last; validation is read where a protocol names it."""
+"""Training reads the first, evaluation the last; the other is read where a protocol names it."""
 
 
 class Attributes(BaseModel):

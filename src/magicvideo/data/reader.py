@@ -166,9 +166,7 @@ def _check_segment(path: Path) -> None:
         raise ClipError(f"cut off: {path.stat().st_size:,} of {end:,} bytes are there")
 
 
-def _read_video(
-    path: Path, fit: Fit, span: Span | None
-) -> tuple[list[NDArray[np.uint8]], float]:
+def _read_video(path: Path, fit: Fit, span: Span | None) -> tuple[list[NDArray[np.uint8]], float]:
     if path.suffix.lower() in MATROSKA_SUFFIXES:
         _check_segment(path)
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:

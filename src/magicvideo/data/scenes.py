@@ -1,9 +1,11 @@
 """Cuts between scenes, found by how much the picture changes from one frame to the next.
 
-A frame is compared as 8 x 8 fields of mean colour, so that noise and small movements count little. A
-cut is a change that is large, that the frames on either side share (a flash is none), and that
+A frame is compared as 8 x 8 fields of mean colour, so that noise and small movements count little.
+A cut is a change that is large, that the frames on either side share (a flash is none), and that
 stands out of the changes around it (a fast pan is none). Fades and dissolves are not found.
 """
+
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -42,7 +44,7 @@ def find_cuts(pixels: UInt8[np.ndarray, "f h w c"]) -> list[int]:
 def longest_scene(pixels: UInt8[np.ndarray, "f h w c"]) -> UInt8[np.ndarray, "g h w c"]:
     """Return the frames of the longest stretch without a cut, the first of equal ones."""
     borders = [0, *find_cuts(pixels), len(pixels)]
-    start, end = max(zip(borders, borders[1:], strict=False), key=lambda pair: pair[1] - pair[0])
+    start, end = max(pairwise(borders), key=lambda pair: pair[1] - pair[0])
     return pixels[start:end]
 
 

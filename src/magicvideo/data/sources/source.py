@@ -1,6 +1,7 @@
 """What every source says of itself: the clips it offers, and the files it leaves out."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magicvideo.data.manifest import Attributes, Split
@@ -47,3 +48,12 @@ class Source:
     split_rule: str
     candidates: list[Candidate]
     skipped: list[Skipped]
+
+
+def with_unique_ids(candidates: list[Candidate]) -> list[Candidate]:
+    """Give clips that differ in their suffix alone (a.mp4, a.gif) ids with the suffix."""
+    count = Counter(one.id for one in candidates)
+    return [
+        one if count[one.id] == 1 else replace(one, id=one.id + one.path.suffix)
+        for one in candidates
+    ]
