@@ -19,6 +19,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from magicvideo.data.spans import Span, SpanFrames
+
 MAX_PIXELS = 4096 * 2304
 """Largest frame that is decoded; 8192 x 8192 in a 200 kB file is an attack or a mistake."""
 MAX_FRAMES = 5000
@@ -29,12 +31,9 @@ MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})
 VIDEO_SUFFIXES = MATROSKA_SUFFIXES | {".mp4", ".m4v", ".mov", ".avi"}
 
 _SLACK = 1.5  # frames by which a file may fall short of the duration that it states
-_ROUNDING = 0.0005  # seconds: Matroska states times in whole milliseconds
 _UNTIMED_FRAME = 100.0  # milliseconds that browsers give to a frame that states no duration
 
 Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
-Span: TypeAlias = tuple[float, float]
-"""Start and end in seconds from the first picture of a file; the end is no longer shown."""
 
 
 class ClipError(Exception):
@@ -215,28 +214,17 @@ def _decode_span(
     declared, slack = _declared_duration(container, stream), float(_SLACK / rate)
     if declared and span[1] > declared + slack:
         raise ClipError(f"ends at {span[1]:g} seconds, and the video at {declared:.2f}")
-    time_base = stream.time_base or Fraction(1, av.time_base)
-    origin = stream.start_time or 0
-    container.seek(origin + int(span[0] / time_base), stream=stream)
     frames: list[NDArray[np.uint8]] = []
-    missing_from = span[0]
-    for frame in container.decode(stream):
-        time = (frame.time or 0.0) - float(origin * time_base)
-        if frame.is_corrupt:
-            raise ClipError(f"the frame at {time:.2f} seconds is damaged")
-        if time >= span[1] - _ROUNDING:
-            missing_from = max(missing_from, time)
-            break
-        if time < span[0] - _ROUNDING:
-            continue
+    shown = SpanFrames(container, stream, span)
+    for frame in shown:
         _check_frame_size(frame.width, frame.height)
         _check_count(len(frames) + 1)
-        if not frames and time > span[0] + slack:
-            break
         frames.append(fit(_upright(frame)))
-        missing_from = time + float(1 / rate)
-    if missing_from < span[1] - slack:
-        raise ClipError(f"damaged or cut off: no frame at {missing_from:.2f} seconds")
+    since, last = shown.seen or (span[1], span[0])
+    if since > span[0] + slack or (shown.next is None and last + slack < span[1] - 1 / rate):
+        raise ClipError(f"cut off: not all of {span[0]:g} to {span[1]:g} seconds is there")
+    if shown.num_lost:
+        raise ClipError(f"{shown.num_lost} frames are damaged between a key frame and its end")
     return frames
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.reader import Span
 from magicvideo.data.sources.files import VideoIndex, contents, is_utf8, show
 from magicvideo.data.sources.source import Candidate, Skipped, Source
+from magicvideo.data.spans import Span
 from magicvideo.errors import UserError
 
 
