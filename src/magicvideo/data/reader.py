@@ -246,7 +246,7 @@ def _video_errors() -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise ClipError(f"damaged or no video ({error.strerror})") from None
-    except (ValueError, MemoryError) as error:
+    except (ValueError, MemoryError, OverflowError) as error:
         raise ClipError(f"damaged or no video ({error})") from None
 
 
