@@ -12,7 +12,7 @@ LISTED = listed_clips()
 BLUE = Background("blue")
 
 
-def make_clip(attributes=None, text=None):
+def make_clip(attributes=None, text=None, other_texts=()):
     return Clip(
         id="x",
         file="clips/x.npy",
@@ -23,6 +23,7 @@ def make_clip(attributes=None, text=None):
         loops=True,
         sha256="0",
         text=text,
+        other_texts=other_texts,
         attributes=attributes,
     )
 
@@ -124,3 +125,27 @@ def test_a_caption_that_came_with_the_clip_keeps_its_words():
     clip = make_clip(text="a red circle moves left, white background")
     assert {describe(clip, None, rng) for _ in range(20)} == {clip.text}
     assert all(clip.text in describe(clip, BLUE, rng) for _ in range(20))
+
+
+def test_of_several_captions_each_is_told_as_often():
+    clip = make_clip(text="a dog", other_texts=("a pet", "fur"))
+    assert plain_caption(clip, None) == "a dog"
+    rng = np.random.default_rng(0)
+    told = [describe(clip, None, rng) for _ in range(3000)]
+    assert {text: told.count(text) for text in set(told)} == {
+        "a dog": pytest.approx(1000, abs=90),
+        "a pet": pytest.approx(1000, abs=90),
+        "fur": pytest.approx(1000, abs=90),
+    }
+
+
+def test_one_caption_costs_no_random_number():
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    assert describe(make_clip(text="a dog"), None, rng) == "a dog"
+    assert rng.bit_generator.state == before
+
+
+def test_a_clip_without_a_caption_is_told_by_no_words():
+    bare = make_clip()
+    assert plain_caption(bare, None) == describe(bare, None, np.random.default_rng(0)) == ""

@@ -152,3 +152,21 @@ def test_an_empty_split_and_an_unprepared_folder_are_refused(folder, shapes):
         ClipDataset(folder, ("heldout",))
     with pytest.raises(UserError, match="not a prepared data set"):
         ClipDataset(shapes)
+
+
+def test_every_clip_without_a_caption_is_a_subject_of_its_own(folder):
+    told = [("a dog", 2), (None, 3), ("a cat", 1)]
+    clip = ClipDataset(folder).clips[0]
+    clips = [
+        clip.model_copy(update={"id": f"{text}{number}", "text": text})
+        for text, count in told
+        for number in range(count)
+    ]
+    write_manifest(folder, clips)
+    dataset = ClipDataset(folder)
+    shares = dict(zip([one.text for one in dataset.clips], dataset.shares(1.0), strict=True))
+    assert shares == {
+        "a dog": pytest.approx(1 / 10),
+        None: pytest.approx(1 / 5),
+        "a cat": pytest.approx(1 / 5),
+    }

@@ -25,6 +25,7 @@ def make_clip(number):
         loops=bool(number % 2),
         sha256=f"{number:064d}",
         text=f"наголовок {number}" if number % 2 else None,
+        other_texts=("a", "b") if number == 3 else (),
         attributes=None if number % 2 else Attributes(name="a: b", base="a", keywords=("x", "y")),
     )
 

@@ -1,5 +1,6 @@
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,3 +97,76 @@ def test_a_wrong_number_of_frames_is_noticed(tmp_path, frames, write_video):
     assert len(read_clip(path, 8, expected_frames=FRAMES).pixels) == FRAMES
     with pytest.raises(ClipError, match="has 11 frames instead of 12"):
         read_clip(path, 8, expected_frames=12)
+
+
+@pytest.fixture(scope="module")
+def levels():
+    """Five seconds at a rate of 6; frame k has the brightness 8 k."""
+    level = 8 * np.arange(30, dtype=np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(level[:, None, None, None], (30, 16, 24, 3)))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".mp4", "libx264"), (".mkv", "libx264"), (".webm", "libvpx-vp9"), (".avi", "mpeg4")],
+)
+@pytest.mark.parametrize(
+    ("span", "first", "count"),
+    [((0.0, 0.6), 0, 4), ((1.0, 2.25), 6, 8), ((3.3, 3.7), 20, 3), ((4.1, 5.0), 25, 5)],
+)
+def test_a_span_is_cut_to_the_frame(
+    tmp_path, levels, write_video, suffix, codec, span, first, count
+):
+    path = write_video(tmp_path / f"clip{suffix}", levels, Fraction(6), codec)
+    decoded = read_clip(path, 8, span=span)
+    assert decoded.fps == pytest.approx(6)
+    assert decoded.pixels.shape == (count, 8, 8, 3)
+    expected = 8 * np.arange(first, first + count)
+    assert abs(np.median(decoded.pixels.mean(axis=(1, 2, 3)) - expected)) < 4
+
+
+def test_a_span_is_spoilt_by_damage_after_its_key_frame_alone(tmp_path, write_video):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (1, 16, 24, 3), np.uint8).repeat(30, 0)
+    pixels[:, :8, :8] = 8 * np.arange(30, dtype=np.uint8)[:, None, None, None]
+    path = write_video(tmp_path / "clip.avi", pixels, Fraction(6), "mpeg4")
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        assert [place for place in range(30) if packets[place].is_keyframe] == [0, 12, 24]
+        start, size = packets[5].pos + 8, packets[5].size
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    assert len(read_clip(path, 8, span=(2.0, 3.0)).pixels) == 6
+    for span in ((0.5, 1.0), (1.3, 1.8)):
+        with pytest.raises(ClipError, match="1 frames are damaged"):
+            read_clip(path, 8, span=span)
+
+
+def test_spans_beyond_a_file_are_refused(tmp_path, levels, write_video):
+    path = write_video(tmp_path / "clip.mp4", levels, 6, movflags="faststart")
+    assert len(read_clip(path, 8, span=(4.5, 5.2)).pixels) == 3  # off by a rounded list
+    with pytest.raises(ClipError, match=r"ends at 5\.3 seconds, and the video at 5\.00"):
+        read_clip(path, 8, span=(4.5, 5.3))
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ClipError, match=r"damaged|cut off"):
+        read_clip(path, 8, span=(4.0, 5.0))
+
+
+def test_pictures_have_no_spans(tmp_path, frames):
+    pictures = [Image.fromarray(frame) for frame in frames]
+    path = tmp_path / "clip.gif"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)
+    with pytest.raises(ClipError, match="no part can be taken"):
+        read_clip(path, 8, span=(0.0, 0.2))
+
+
+def test_a_long_film_may_be_cut(tmp_path, write_video, monkeypatch):
+    monkeypatch.setattr("magicvideo.data.reader.MAX_FRAMES", 30)
+    level = np.zeros((40, 16, 16, 3), np.uint8)
+    path = write_video(tmp_path / "clip.mp4", level, 10)
+    with pytest.raises(ClipError, match="more than 30 frames"):
+        read_clip(path, 8)
+    with pytest.raises(ClipError, match="more than 30 frames"):
+        read_clip(path, 8, span=(0.0, 3.5))
+    assert len(read_clip(path, 8, span=(1.0, 3.5)).pixels) == 25

@@ -59,6 +59,31 @@ def test_preparing_again_goes_on_and_says_so(tmp_path):
     assert {clip.fps for clip in ClipDataset(tmp_path / "thin").clips} == {6}
 
 
+def test_clips_of_films_are_examined_and_prepared(tmp_path, capsys):
+    shapes, films, out = tmp_path / "shapes", tmp_path / "films", tmp_path / "out"
+    assert cli.run(["data", "synthetic", str(shapes), "--clips", "3"]) == 0
+    films.mkdir()
+    for number in range(3):
+        (shapes / f"clip00{number}.mp4").rename(films / f"film{number}.mp4")
+    entries = [
+        {"video_id": "film0", "start": 0, "end": 0.5, "caption": "a shape"},
+        {"video_id": "film0", "start": 0.5, "end": 1, "caption": ["a", "b"], "split": "val"},
+        {"video_id": "film1", "start": 0, "end": "00:00:01.000"},
+        {"video_id": "film2", "start": 1, "end": 3, "split": "test"},
+    ]
+    (films / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    capsys.readouterr()
+    assert cli.run(["data", "doctor", str(films), "--source", "clip-list"]) == 0
+    assert "1 x ends at 3 seconds, and the video at 1.25" in capsys.readouterr().out
+    arguments = [str(films), str(out), "--size", "8", "--longest-scene"]
+    assert cli.run(["data", "prepare", *arguments]) == 0
+    said = capsys.readouterr()
+    counts = "3 clips (2 train, 1 validation, 0 heldout), 1 without a caption, 1 files skipped"
+    assert counts in said.out
+    assert "skipped film2.mp4 from 1 to 3 seconds: ends at 3 seconds" in said.err
+    assert {clip.frames for clip in ClipDataset(out, ("train", "validation")).clips} == {12, 24}
+
+
 def test_mistakes_are_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -68,6 +93,8 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
         ("prepare", tmp_path / "empty", tmp_path / "out"): "empty holds no file",
         ("synthetic", tmp_path / "new", "--clips", 401): "ask for 1 to 400",
         ("synthetic", tmp_path / "file"): "not an empty folder",
+        ("prepare", tmp_path / "empty", tmp_path / "out", "--source", "webvid"): "it is empty.",
+        ("doctor", tmp_path / "empty", "--source", "films"): "'films' is not known; take fluent-",
         ("fetch", "fluent-emojis", tmp_path / "new"): "take fluent-emoji",
         ("fetch", "fluent-emoji", tmp_path / "file"): "is a file",
     }.items():

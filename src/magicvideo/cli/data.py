@@ -9,11 +9,24 @@ import typer
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
+    from magicvideo.data.manifest import Clip
 
 Workers = Annotated[int, typer.Option(help="Processes that decode.")]
 Holdout = Annotated[
     float,
     typer.Option(help="Share of a folder's clips that training does not see, by a stable hash."),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        help="How the clips lie: webvid, msr-vtt, ucf101, clip-list, videofolder, folder or "
+        "fluent-emoji. It is found out if not given.",
+        show_default=False,
+    ),
+]
+LongestScene = Annotated[
+    bool, typer.Option("--longest-scene", help="Of each clip, take the longest part without a cut.")
 ]
 
 
@@ -55,35 +68,38 @@ def fetch(
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Fetched emoji, or a folder of videos.")],
+    source: Annotated[Path, typer.Argument(help="A data set, or a folder of videos.")],
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
     size: Annotated[int, typer.Option(help="Side of the square frames, a multiple of 8.")] = 64,
     every: Annotated[int, typer.Option(help="Keep one frame in so many.")] = 1,
     workers: Workers = 1,
     holdout: Holdout = 0.0,
+    kind: Kind = None,
+    longest_scene: LongestScene = False,
 ) -> None:
     """Decode clips once into a folder that training reads. The same command goes on if it stopped.
 
     A folder of videos has its captions in clip.txt beside clip.mp4, or in a metadata.jsonl or
-    metadata.csv with file_name and text (and split, if wanted: train or heldout).
+    metadata.csv with file_name and text (and split, if wanted: train, validation or test).
+    docs/data.md has the other layouts.
 
     Examples:
       magicvideo data prepare data/emoji data/emoji64 --workers 4
       magicvideo data prepare my_videos data/mine --size 128 --holdout 0.1
       magicvideo data prepare data/emoji data/emoji256 --size 256 --every 8
+      magicvideo data prepare films data/films --source clip-list --longest-scene
     """
     from magicvideo.data.prepare import prepare as prepare_source
     from magicvideo.data.sources.known import open_source
 
-    found = open_source(source, holdout)
+    found = open_source(source, holdout, kind=kind, longest_scene=longest_scene)
     with _progress("preparing") as advance:
         report = prepare_source(found, out, size, every=every, workers=workers, on_clip=advance)
     for skipped in report.skipped:
         typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
-    heldout = sum(clip.split == "heldout" for clip in report.clips)
     typer.echo(
-        f"{out}: {len(report.clips):,} clips ({len(report.clips) - heldout:,} train, {heldout:,} "
-        f"heldout), {len(report.skipped):,} files skipped, {report.num_kept:,} clips from before."
+        f"{out}: {_count_clips(report.clips)}, {len(report.skipped):,} files skipped, "
+        f"{report.num_kept:,} clips from before."
     )
 
 
@@ -91,6 +107,8 @@ def doctor(
     folder: Annotated[Path, typer.Argument(help="A source, or a prepared folder.")],
     workers: Workers = 1,
     holdout: Holdout = 0.0,
+    kind: Kind = None,
+    longest_scene: LongestScene = False,
     skipped: Annotated[bool, typer.Option("--skipped", help="List only what is skipped.")] = False,
 ) -> None:
     """Say for every file what becomes of it and why. Exits with 2 if none can be used.
@@ -107,7 +125,7 @@ def doctor(
         if is_prepared(folder):
             findings = examine_prepared(folder, workers=workers, on_file=advance)
         else:
-            source = open_source(folder, holdout)
+            source = open_source(folder, holdout, kind=kind, longest_scene=longest_scene)
             findings = examine_source(source, workers=workers, on_file=advance)
     _print_findings(findings, only_skipped=skipped)
     if not any(finding.split for finding in findings):
@@ -147,6 +165,19 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _count_clips(clips: "list[Clip]") -> str:
+    """Return "9 clips (6 train, 3 heldout)", with validation and bare clips where there are any."""
+    from collections import Counter
+
+    splits = Counter(clip.split for clip in clips)
+    parts = [f"{splits['train']:,} train", f"{splits['heldout']:,} heldout"]
+    if splits["validation"]:
+        parts.insert(1, f"{splits['validation']:,} validation")
+    text = f"{len(clips):,} clips ({', '.join(parts)})"
+    bare = sum(not clip.text and not clip.attributes for clip in clips)
+    return f"{text}, {bare:,} without a caption" if bare else text
 
 
 def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:

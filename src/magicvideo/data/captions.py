@@ -42,9 +42,10 @@ def plain_caption(clip: Clip, background: Background | None) -> str:
 def describe(clip: Clip, background: Background | None, rng: np.random.Generator) -> str:
     """Return a caption in varied wording; the same state of `rng` gives the same words.
 
-    Any part but the subject may be left out. A caption that came with the clip keeps its words.
+    Any part but the subject may be left out. A caption that came with the clip keeps its words;
+    where several came, each is as likely.
     """
-    parts = [_vary_subject(clip.attributes, rng) if clip.attributes else _known_text(clip)]
+    parts = [_vary_subject(clip.attributes, rng) if clip.attributes else _draw_text(clip, rng)]
     tone = clip.attributes.skin_tone if clip.attributes else None
     if tone and rng.random() >= TONE_LEFT_OUT:
         parts.append((", {} skin tone", " with {} skin tone", ", {} skin")[rng.integers(3)])
@@ -68,6 +69,12 @@ def usable_keywords(attributes: Attributes) -> list[str]:
 
 def _known_text(clip: Clip) -> str:
     return subject(clip.attributes.base) if clip.attributes else (clip.text or "")
+
+
+def _draw_text(clip: Clip, rng: np.random.Generator) -> str:
+    texts = (_known_text(clip), *clip.other_texts)
+    # No draw where there is no choice, so that a run with one caption a clip repeats as before
+    return texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
 
 
 def _vary_subject(attributes: Attributes, rng: np.random.Generator) -> str:

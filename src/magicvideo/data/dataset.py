@@ -73,9 +73,10 @@ class ClipDataset:
 
         Args:
             balance: From 0, where every clip has the same share, to 1, where every subject has,
-                however many clips show it. A subject is the name without skin tone, or a caption.
+                however many clips show it. A subject is the name without skin tone, or a caption;
+                a clip without a caption is one of its own.
         """
-        subjects = [clip.attributes.base if clip.attributes else clip.text for clip in self.clips]
+        subjects = [_subject(clip) for clip in self.clips]
         clips_of = Counter(subjects)
         weights = [clips_of[subject] ** -balance for subject in subjects]
         total = sum(weights)
@@ -147,6 +148,10 @@ def collate(samples: list[Sample]) -> Batch:
         captions=[sample.caption for sample in samples],
         clip_ids=[sample.clip_id for sample in samples],
     )
+
+
+def _subject(clip: Clip) -> str:
+    return clip.attributes.base if clip.attributes else clip.text or clip.id
 
 
 def _check_file(path: Path, clip: Clip, size: int) -> None:

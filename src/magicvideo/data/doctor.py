@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from magicvideo.data.decode import read_candidate
 from magicvideo.data.manifest import DATASET, Clip, Split, read_info, read_manifest
 from magicvideo.data.prepare import CLIPS
-from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.data.reader import ClipError
 from magicvideo.data.sources.source import Candidate, Source
 from magicvideo.data.workers import OnProgress, run_each
 from magicvideo.storage import sha256
@@ -66,7 +67,7 @@ def examine_prepared(
 
 def _examine(candidate: Candidate) -> Finding:
     try:
-        decoded = read_clip(candidate.path, _LOOK_SIZE, expected_frames=candidate.frames)
+        decoded = read_candidate(candidate, _LOOK_SIZE)
     except ClipError as error:
         return Finding(candidate.file, None, str(error))
     frames, _, _, channels = decoded.pixels.shape

@@ -17,7 +17,8 @@ MANIFEST = "manifest.jsonl"
 DATASET = "dataset.json"
 FORMAT = 1
 
-Split: TypeAlias = Literal["train", "heldout"]
+Split: TypeAlias = Literal["train", "validation", "heldout"]
+"""Training reads the first, evaluation the last; the other is read where a protocol names it."""
 
 
 class Attributes(BaseModel):
@@ -39,7 +40,10 @@ class Attributes(BaseModel):
 
 
 class Clip(BaseModel):
-    """One line of the manifest: a prepared clip with a caption or the attributes to make one."""
+    """One line of the manifest: a prepared clip, with captions or the attributes to make one.
+
+    A clip may have neither, for the stages that learn from frames alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +59,8 @@ class Clip(BaseModel):
     sha256: str
     """Of the file in the prepared folder."""
     text: str | None = None
+    other_texts: tuple[str, ...] = ()
+    """Further captions of the same clip; training draws one of all, `text` is the canonical one."""
     attributes: Attributes | None = None
 
 

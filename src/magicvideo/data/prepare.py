@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from magicvideo.data.decode import fingerprint, read_candidate
 from magicvideo.data.manifest import (
     DATASET,
     MANIFEST,
@@ -24,7 +25,7 @@ from magicvideo.data.manifest import (
     write_info,
     write_manifest,
 )
-from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.data.reader import ClipError
 from magicvideo.data.sources.source import Candidate, Skipped, Source
 from magicvideo.data.workers import OnProgress, run_each
 from magicvideo.errors import UserError
@@ -42,6 +43,7 @@ class CachedFile(BaseModel):
 
     id: str
     source_sha256: str
+    """Of the source file, and which part of it was taken, if not all."""
     file: str
     bytes: int
     frames: int
@@ -196,10 +198,10 @@ def _cache(job: _Job) -> tuple[CachedFile, bool] | Skipped:
     file = clip_file(candidate.id)
     target = out / file
     try:
-        source_sha256 = _hash_source(candidate.path)
+        source_sha256 = fingerprint(candidate)
         if finished and finished.source_sha256 == source_sha256 and _is_whole(target, finished):
             return finished, True
-        decoded = read_clip(candidate.path, size, expected_frames=candidate.frames)
+        decoded = read_candidate(candidate, size)
     except ClipError as error:
         return Skipped(candidate.file, str(error))
     pixels = np.ascontiguousarray(decoded.pixels[::every])
@@ -226,13 +228,6 @@ def _write_array(path: Path, pixels: NDArray[np.uint8]) -> None:
         file.write(pixels.data)
 
 
-def _hash_source(path: Path) -> str:
-    try:
-        return sha256(path) if path.is_file() else ""
-    except OSError as error:
-        raise ClipError(f"cannot be read ({error.strerror})") from None
-
-
 def _is_whole(target: Path, finished: CachedFile) -> bool:
     return target.is_file() and target.stat().st_size == finished.bytes
 
@@ -244,6 +239,7 @@ def _clip(candidate: Candidate, cached: CachedFile) -> Clip:
             "split": candidate.split,
             "loops": candidate.loops,
             "text": candidate.text,
+            "other_texts": candidate.other_texts,
             "attributes": candidate.attributes,
         }
     )

@@ -19,6 +19,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from magicvideo.data.spans import Span, SpanFrames
+
 MAX_PIXELS = 4096 * 2304
 """Largest frame that is decoded; 8192 x 8192 in a 200 kB file is an attack or a mistake."""
 MAX_FRAMES = 5000
@@ -30,7 +32,6 @@ VIDEO_SUFFIXES = MATROSKA_SUFFIXES | {".mp4", ".m4v", ".mov", ".avi"}
 
 _SLACK = 1.5  # frames by which a file may fall short of the duration that it states
 _UNTIMED_FRAME = 100.0  # milliseconds that browsers give to a frame that states no duration
-
 
 Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
 
@@ -47,17 +48,20 @@ class DecodedClip:
     fps: float
 
 
-def read_clip(path: Path, size: int, *, expected_frames: int | None = None) -> DecodedClip:
-    """Decode a whole file and cut its centre square out, `size` pixels a side.
+def read_clip(
+    path: Path, size: int, *, expected_frames: int | None = None, span: Span | None = None
+) -> DecodedClip:
+    """Decode a file, or a span of a video, and cut its centre square out, `size` pixels a side.
 
     GIF and WebP keep their transparency; video files give RGB, turned upright where they carry a
-    rotation. Frames of unequal duration are taken as evenly spaced at their mean rate.
+    rotation. Frames of unequal duration are taken as evenly spaced at their mean rate. A span is
+    reached by its nearest key frame, so that a clip of an hour's video costs no hour.
 
     Raises:
-        ClipError: If the file is no video, damaged, cut off, a still, over the limits, or has not
-            `expected_frames`.
+        ClipError: If the file is no video, damaged, cut off, a still, over the limits, has not
+            `expected_frames`, or ends before the span does.
     """
-    clip = _read(path, partial(_square, size=size))
+    clip = _read(path, partial(_square, size=size), span)
     if expected_frames and len(clip.pixels) != expected_frames:
         raise ClipError(f"has {len(clip.pixels)} frames instead of {expected_frames}")
     return clip
@@ -72,7 +76,7 @@ def read_whole(path: Path) -> DecodedClip:
     return _read(path, np.asarray)
 
 
-def _read(path: Path, fit: Fit) -> DecodedClip:
+def _read(path: Path, fit: Fit, span: Span | None = None) -> DecodedClip:
     try:
         status = path.stat()
     except OSError as error:
@@ -81,8 +85,12 @@ def _read(path: Path, fit: Fit) -> DecodedClip:
         raise ClipError("not a regular file")
     if status.st_size == 0:
         raise ClipError("empty file")
-    is_picture = path.suffix.lower() in PICTURE_SUFFIXES
-    frames, fps = _read_picture(path, fit) if is_picture else _read_video(path, fit)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        frames, fps = _read_video(path, fit, span)
+    elif span:
+        raise ClipError("a GIF or WebP, of which no part can be taken")
+    else:
+        frames, fps = _read_picture(path, fit)
     if len(frames) < 2:
         raise ClipError("a still picture" if frames else "no frame can be decoded")
     if len({frame.shape for frame in frames}) > 1:
@@ -157,7 +165,7 @@ def _check_segment(path: Path) -> None:
         raise ClipError(f"cut off: {path.stat().st_size:,} of {end:,} bytes are there")
 
 
-def _read_video(path: Path, fit: Fit) -> tuple[list[NDArray[np.uint8]], float]:
+def _read_video(path: Path, fit: Fit, span: Span | None) -> tuple[list[NDArray[np.uint8]], float]:
     if path.suffix.lower() in MATROSKA_SUFFIXES:
         _check_segment(path)
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
@@ -167,12 +175,14 @@ def _read_video(path: Path, fit: Fit) -> tuple[list[NDArray[np.uint8]], float]:
         if stream.codec_context is None:
             raise ClipError("a kind of video that cannot be decoded")
         _check_frame_size(stream.codec_context.width, stream.codec_context.height)
-        _check_count(stream.frames)
+        _check_count(0 if span else stream.frames)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         stream.codec_context.thread_count = 1
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise ClipError("no frame rate")
+        if span:
+            return _decode_span(container, stream, rate, fit, span), float(rate)
         return _decode(container, stream, rate, fit), float(rate)
 
 
@@ -198,6 +208,26 @@ def _decode(
     return frames
 
 
+def _decode_span(
+    container: InputContainer, stream: VideoStream, rate: Fraction, fit: Fit, span: Span
+) -> list[NDArray[np.uint8]]:
+    declared, slack = _declared_duration(container, stream), float(_SLACK / rate)
+    if declared and span[1] > declared + slack:
+        raise ClipError(f"ends at {span[1]:g} seconds, and the video at {declared:.2f}")
+    frames: list[NDArray[np.uint8]] = []
+    shown = SpanFrames(container, stream, span)
+    for frame in shown:
+        _check_frame_size(frame.width, frame.height)
+        _check_count(len(frames) + 1)
+        frames.append(fit(_upright(frame)))
+    since, last = shown.seen or (span[1], span[0])
+    if since > span[0] + slack or (shown.next is None and last + slack < span[1] - 1 / rate):
+        raise ClipError(f"cut off: not all of {span[0]:g} to {span[1]:g} seconds is there")
+    if shown.num_lost:
+        raise ClipError(f"{shown.num_lost} frames are damaged between a key frame and its end")
+    return frames
+
+
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
     """Return seconds, or 0 where a file does not say how long its pictures last."""
     if stream.duration and stream.time_base:
@@ -216,7 +246,7 @@ def _video_errors() -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise ClipError(f"damaged or no video ({error.strerror})") from None
-    except (ValueError, MemoryError) as error:
+    except (ValueError, MemoryError, OverflowError) as error:
         raise ClipError(f"damaged or no video ({error})") from None
 
 

@@ -53,7 +53,7 @@ def test_captions_stand_beside_clips(tmp_path):
 
 
 ROWS = [
-    {"file_name": "a.mp4", "text": "a dog", "split": "heldout"},
+    {"file_name": "a.mp4", "text": "a dog", "split": "test"},
     {"file_name": "sub/b.mp4", "text": 'a "cat", white', "split": "train"},
     {"file_name": "gone.mp4", "text": "nothing"},
     {"file_name": "../outside.mp4", "text": "nothing"},
@@ -112,8 +112,9 @@ def test_metadata_gives_captions_and_splits(tmp_path, form):
         ("metadata.jsonl", b"\xff\xfe", "is not UTF-8"),
         ("metadata.csv", "file,caption\na.mp4,x\n", "it has file, caption"),
         ("metadata.csv", "file_name,text\na.mp4\n", "line 2 has no text"),
+        ("metadata.csv", "file_name,text\na.mp4,a,b\n", "line 2 has more fields than the heading"),
         ("metadata.csv", f'file_name,text\na.mp4,"{"x" * 200_000}"\n', "is not CSV"),
-        ("metadata.csv", "file_name,text,split\na.mp4,x,test\n", "'test' is neither train nor"),
+        ("metadata.csv", "file_name,text,split\na.mp4,x,all\n", "'all' is none of train, val"),
     ],
 )
 def test_broken_metadata_is_named_by_line(tmp_path, name, content, message):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from magicvideo.data.manifest import Attributes
 from magicvideo.data.sources.source import Candidate, Skipped, Source
 from magicvideo.data.sources.splits import COMBINATION_RULE, heldout_combinations
+from magicvideo.errors import UserError
 
 NAME = "fluent-emoji"
 CLIPS = "clips"
@@ -74,8 +75,22 @@ def listed_clips() -> list[ListedClip]:
     return [ListedClip.model_validate_json(line) for line in text.splitlines()]
 
 
+def is_here(folder: Path) -> bool:
+    """Tell whether a folder was fetched."""
+    return (folder / MARKER).is_file()
+
+
 def find_clips(folder: Path) -> Source:
-    """Return the clips of a fetched folder; those that are missing are skipped with a reason."""
+    """Return the clips of a fetched folder; those that are missing are skipped with a reason.
+
+    Raises:
+        UserError: If it was not fetched.
+    """
+    if not is_here(folder):
+        raise UserError(
+            f"{folder} has no {MARKER}, so it holds no fetched emoji; get them with "
+            f"`magicvideo data fetch {NAME} {folder}`."
+        )
     listed = listed_clips()
     heldout = _heldout(listed)
     present = {path.stem: path for path in (folder / CLIPS).glob("*.webp")}

@@ -1,30 +1,22 @@
 """Any folder of video files with captions beside them.
 
 Captions are `clip.txt` beside `clip.mp4`, or the columns `file_name` and `text` of a
-`metadata.jsonl` or `metadata.csv` at the top of the folder, which also may carry `split` (train or
-heldout). Where a file has both, the metadata counts.
+`metadata.jsonl` or `metadata.csv` at the top of the folder, which also may carry `split` (train,
+validation or test). Where a file has both, the metadata counts.
 """
 
-import csv
-import io
-import json
-import os
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.reader import PICTURE_SUFFIXES, VIDEO_SUFFIXES
-from magicvideo.data.sources.source import Candidate, Skipped, Source
-from magicvideo.data.sources.splits import split_by_hash
+from magicvideo.data.sources.files import SUFFIXES, is_utf8, show, walk
+from magicvideo.data.sources.listed import clean
+from magicvideo.data.sources.source import Candidate, Skipped, Source, with_unique_ids
+from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash, split_named
+from magicvideo.data.sources.tables import Row, check_texts, read_rows
 from magicvideo.errors import UserError
 
 NAME = "folder"
 METADATA = ("metadata.jsonl", "metadata.csv")
-SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
-
-_Row = dict[str, Any]
 
 
 def find_clips(folder: Path, holdout: float = 0.0) -> Source:
@@ -38,8 +30,7 @@ def find_clips(folder: Path, holdout: float = 0.0) -> Source:
     Raises:
         UserError: If the metadata cannot be read, or `holdout` is not a share.
     """
-    if not 0 <= holdout < 1:
-        raise UserError(f"holdout {holdout} is not a share; give a number from 0 to below 1.")
+    check_share(holdout)
     rows, skipped = _read_metadata(folder)
     candidates = []
     for path in _offered(folder):
@@ -49,31 +40,23 @@ def find_clips(folder: Path, holdout: float = 0.0) -> Source:
         else:
             candidates.append(found)
     skipped += [
-        Skipped(_show(path, folder), "in the metadata, but there is no file") for path in rows
+        Skipped(show(path, folder), "in the metadata, but there is no file") for path in rows
     ]
-    rule = "Held out: what the metadata names so"
-    if holdout:
-        rule += f", and {holdout:g} of the other clips by the SHA-256 of their id"
+    rule = "Held out: what the metadata names so" + share_rule(holdout, "the other clips")
     licence = "not stated; the clips' owner decides"
-    return Source(NAME, folder, licence, f"{rule}.", _with_unique_ids(candidates), skipped)
+    return Source(NAME, folder, licence, f"{rule}.", with_unique_ids(candidates), skipped)
 
 
 def _offered(folder: Path) -> list[Path]:
     """Return all files but hidden ones, metadata and the captions of clips, in order."""
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path not in {folder / name for name in METADATA}
-    ]
+    paths = [path for path in walk(folder) if path not in {folder / name for name in METADATA}]
     captions = {path.with_suffix(".txt") for path in paths if path.suffix.lower() in SUFFIXES}
-    return sorted(path for path in paths if path not in captions)
+    return [path for path in paths if path not in captions]
 
 
-def _look_at(path: Path, folder: Path, row: _Row | None, holdout: float) -> Candidate | Skipped:
-    name = _show(path, folder)
-    if not _is_utf8(str(path)):
+def _look_at(path: Path, folder: Path, row: Row | None, holdout: float) -> Candidate | Skipped:
+    name = show(path, folder)
+    if not is_utf8(str(path)):
         return Skipped(name, "its name is not UTF-8; rename it")
     if path.suffix == ".txt":
         return Skipped(name, "text, and no video of the same name beside it")
@@ -82,8 +65,8 @@ def _look_at(path: Path, folder: Path, row: _Row | None, holdout: float) -> Cand
     text = row["text"] if row else _read_caption(path.with_suffix(".txt"))
     if isinstance(text, Skipped):
         return Skipped(name, text.reason)
-    text = " ".join(text.split())
-    if not text or not _is_utf8(text):
+    text = clean(text)
+    if not text or not is_utf8(text):
         return Skipped(name, "its caption is not UTF-8 text" if text else "its caption is empty")
     clip_id = path.relative_to(folder).with_suffix("").as_posix()
     split: Split = (row or {}).get("split") or split_by_hash(clip_id, holdout)
@@ -101,28 +84,19 @@ def _read_caption(path: Path) -> str | Skipped:
         return Skipped(path.name, f"{path.name} cannot be read ({error.strerror})")
 
 
-def _with_unique_ids(candidates: list[Candidate]) -> list[Candidate]:
-    """Give clips that differ in their suffix alone (a.mp4, a.gif) ids with the suffix."""
-    count = Counter(one.id for one in candidates)
-    return [
-        one if count[one.id] == 1 else replace(one, id=one.id + one.path.suffix)
-        for one in candidates
-    ]
-
-
-def _read_metadata(folder: Path) -> tuple[dict[Path, _Row], list[Skipped]]:
+def _read_metadata(folder: Path) -> tuple[dict[Path, Row], list[Skipped]]:
     present = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(present) > 1:
         raise UserError(f"{folder} holds {' and '.join(METADATA)}; keep one of them.")
-    rows: dict[Path, _Row] = {}
+    rows: dict[Path, Row] = {}
     skipped = []
-    for number, row in _read_rows(present[0]) if present else ():
-        _check_row(present[0], number, row)
+    for where, row in read_rows(present[0]) if present else ():
+        _check_row(present[0], where, row)
         path = folder / row["file_name"]
         if reason := _refuse_path(path, folder):
             skipped.append(Skipped(ascii(row["file_name"]), reason))
         elif path in rows:
-            skipped.append(Skipped(row["file_name"], f"listed again in line {number}, passed over"))
+            skipped.append(Skipped(row["file_name"], f"listed again in {where}, passed over"))
         else:
             rows[path] = row
     return rows, skipped
@@ -136,52 +110,7 @@ def _refuse_path(path: Path, folder: Path) -> str | None:
     return None if inside else "outside the folder"
 
 
-def _read_rows(path: Path) -> list[tuple[int, _Row]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
-    if path.suffix == ".csv":
-        try:
-            return list(enumerate(csv.DictReader(io.StringIO(text)), start=2))
-        except csv.Error as error:
-            raise UserError(f"{path} is not CSV ({error}); mend it.") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            rows.append((number, _parse_line(path, number, line)))
-    return rows
-
-
-def _parse_line(path: Path, number: int, line: str) -> _Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is not JSON ({error}); mend that line.") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number} is not a JSON object with file_name and text.")
-    return row
-
-
-def _check_row(path: Path, number: int, row: _Row) -> None:
-    for column in ("file_name", "text"):
-        if not isinstance(row.get(column), str):
-            raise UserError(
-                f"{path}, line {number} has no {column} (it has {', '.join(map(str, row))}); "
-                "every line needs file_name and text."
-            )
-    split = row.get("split")
-    if split and split not in get_args(Split):
-        raise UserError(f"{path}, line {number}: split {split!r} is neither train nor heldout.")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _show(path: Path, folder: Path) -> str:
-    return os.fsencode(os.path.relpath(path, folder)).decode("utf-8", "backslashreplace")
+def _check_row(path: Path, where: str, row: Row) -> None:
+    check_texts(path, where, row, ("file_name", "text"))
+    if row.get("split"):
+        row["split"] = split_named(row["split"], f"{path}, {where}")

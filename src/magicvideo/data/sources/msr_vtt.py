@@ -1,0 +1,112 @@
+"""MSR-VTT's layout: JSON files with `videos` and `sentences`, about 20 captions a clip.
+
+The files lie at the top of the folder or in `annotation`, such as `train_val_videodatainfo.json`
+and `test_videodatainfo.json`. Videos lie anywhere below as `video0.mp4`, already cut: `start time`
+and `end time` are those of the film they came from, and are passed over. All captions are kept, as
+often as they were given. Xu et al., MSR-VTT: A Large Video Description Dataset for Bridging Video
+and Language, CVPR 2016
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from magicvideo.data.sources.files import contents
+from magicvideo.data.sources.listed import ListedClips
+from magicvideo.data.sources.source import Source
+from magicvideo.data.sources.splits import split_named
+from magicvideo.data.sources.tables import read_json
+from magicvideo.errors import UserError
+
+NAME = "msr-vtt"
+LICENCE = "not stated in the lists; Microsoft offers MSR-VTT for research"
+SPLIT_RULE = "MSR-VTT's own: train trains, validate is validation, test is held out."
+
+_KEYS = ("videos", "sentences")
+
+
+class _Video(BaseModel):
+    video_id: str
+    split: str
+
+
+class _Sentence(BaseModel):
+    video_id: str
+    caption: str
+
+
+class _Lists(BaseModel):
+    videos: list[_Video]
+    sentences: list[_Sentence]
+
+
+def is_here(folder: Path) -> bool:
+    """Tell whether a folder has this layout."""
+    return any(_lists(folder))
+
+
+def find_clips(folder: Path) -> Source:
+    """Return the clips of all lists in the folder; a clip in several counts once.
+
+    Raises:
+        UserError: If there is no list, one is broken, or not one of the videos is there.
+    """
+    lists = list(_lists(folder))
+    if not lists:
+        raise UserError(
+            f"{folder} has no JSON file with {' and '.join(_KEYS)}, such as "
+            f"train_val_videodatainfo.json, at its top or in annotation; {contents(folder)}."
+        )
+    clips = ListedClips(folder, ", ".join(path.name for path in lists))
+    read = {path.name: _read(path) for path in lists}
+    captions = _captions(read.values())
+    seen = set[str]()
+    for name, content in read.items():
+        for number, video in enumerate(content.videos):
+            if video.video_id in seen:
+                continue
+            seen.add(video.video_id)
+            where = f"{name}, videos[{number}]"
+            clips.offer(
+                video.video_id,
+                [video.video_id],
+                split_named(video.split, where),
+                captions.get(video.video_id, []),
+                where=where,
+            )
+    return clips.source(NAME, LICENCE, SPLIT_RULE)
+
+
+def _captions(read: Iterable[_Lists]) -> dict[str, list[str]]:
+    """Return the captions of every video, from the first list that has any."""
+    captions: dict[str, list[str]] = {}
+    for content in read:
+        own = defaultdict[str, list[str]](list)
+        for sentence in content.sentences:
+            own[sentence.video_id].append(sentence.caption)
+        captions = {**own, **captions}
+    return captions
+
+
+def _lists(folder: Path) -> Iterator[Path]:
+    for path in sorted([*folder.glob("*.json"), *folder.glob("annotation/*.json")]):
+        if path.is_file() and _has_keys(path):
+            yield path
+
+
+def _has_keys(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n")
+        content = head + file.read() if head.startswith(b"{") else b""
+    return all(f'"{key}"'.encode() in content for key in _KEYS)
+
+
+def _read(path: Path) -> _Lists:
+    try:
+        return _Lists.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place} is wrong ({first['msg']}); mend it.") from None

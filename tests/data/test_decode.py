@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from magicvideo.data.decode import fingerprint, read_candidate
+from magicvideo.data.reader import ClipError
+from magicvideo.data.sources.source import Candidate
+from magicvideo.storage import sha256
+
+
+@pytest.fixture
+def candidate(tmp_path, write_video):
+    """Eleven frames, of which the first three are black and the others white."""
+    frames = np.zeros((11, 16, 24, 3), np.uint8)
+    frames[3:] = 255
+    path = write_video(tmp_path / "clip.mp4", frames, 10)
+    return Candidate("clip", "clip.mp4", path, "train", loops=False)
+
+
+def test_a_candidate_is_a_file_or_a_span_or_a_scene_of_either(candidate):
+    assert len(read_candidate(candidate, 8).pixels) == 11
+    scene = read_candidate(replace(candidate, longest_scene=True), 8)
+    assert (len(scene.pixels), scene.fps) == (8, 10)
+    assert scene.pixels.min() > 200
+    span = replace(candidate, span=(0.1, 0.5))
+    assert len(read_candidate(span, 8).pixels) == 4
+    assert len(read_candidate(replace(span, longest_scene=True), 8).pixels) == 2
+    with pytest.raises(ClipError, match="no two frames without a cut"):
+        read_candidate(replace(candidate, span=(0.2, 0.4), longest_scene=True), 8)
+    with pytest.raises(ClipError, match="has 11 frames instead of 12"):
+        read_candidate(replace(candidate, frames=12), 8)
+
+
+def test_fingerprints_tell_apart_what_gives_other_frames(candidate):
+    different = [
+        candidate,
+        replace(candidate, span=(0.1, 0.5)),
+        replace(candidate, span=(0.1, 0.6)),
+        replace(candidate, longest_scene=True),
+        replace(candidate, span=(0.1, 0.5), longest_scene=True),
+    ]
+    assert len({fingerprint(one) for one in different}) == 5
+    assert fingerprint(candidate) == sha256(candidate.path)
+    assert fingerprint(replace(candidate, id="other", text="words")) == fingerprint(candidate)
+    candidate.path.write_bytes(candidate.path.read_bytes() + b"more")
+    assert fingerprint(candidate) == sha256(candidate.path)
+    candidate.path.unlink()
+    assert fingerprint(candidate) == ""
