@@ -37,7 +37,7 @@ def load_pipeline(
         console: Shows that a model is being loaded.
         model: The model folder; None for the model that is shipped.
         device: `cpu`, `cuda` or `mps`; None for the GPU if there is one.
-        whole: All networks are loaded at once, for callers that make very many short videos.
+        whole: All networks are loaded at once, for evaluation, which makes hundreds of videos.
 
     Raises:
         UserError: If the folder is no whole model, or the device is not there.
