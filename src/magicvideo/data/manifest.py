@@ -6,9 +6,16 @@ folder is whole.
 """
 
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+)
 
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file
@@ -18,6 +25,8 @@ DATASET = "dataset.json"
 FORMAT = 1
 
 Split: TypeAlias = Literal["train", "heldout"]
+# no other place, so that a prepared folder from elsewhere cannot name files outside itself
+ClipFile: TypeAlias = Annotated[str, StringConstraints(pattern=r"^clips/[a-z0-9_-]+\.npy$")]
 
 
 class Attributes(BaseModel):
@@ -44,7 +53,7 @@ class Clip(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    file: str
+    file: ClipFile
     """Relative to the prepared folder."""
     frames: PositiveInt
     fps: PositiveFloat

@@ -19,6 +19,7 @@ from magicvideo.data.manifest import (
     DATASET,
     MANIFEST,
     Clip,
+    ClipFile,
     DatasetInfo,
     read_info,
     write_info,
@@ -42,7 +43,7 @@ class CachedFile(BaseModel):
 
     id: str
     source_sha256: str
-    file: str
+    file: ClipFile
     bytes: int
     frames: int
     fps: float
