@@ -35,7 +35,7 @@ def hang(number):
 def test_a_worker_that_hangs_is_given_up_and_ends():
     started = time.monotonic()
     with pytest.raises(UserError, match="no file was finished for 3 seconds: a worker process"):
-        list(run_each(hang, range(5), 2, patience=3))
+        list(run_each(hang, range(5), 2, patience=3.0))
     assert time.monotonic() - started < 60
     assert multiprocessing.active_children() == []
 

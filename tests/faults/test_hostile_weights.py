@@ -88,7 +88,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 
 def test_headers_take_neither_time_nor_memory(tmp_path):
-    for number, content in enumerate([*HOSTILE.values(), many(1_000_000)]):
+    for number, content in enumerate([*HOSTILE.values(), many(100_000)]):
         (tmp_path / str(number)).write_bytes(content)
     command = [sys.executable, "-c", MEASURE, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

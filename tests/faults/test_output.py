@@ -128,7 +128,7 @@ def test_a_full_disk_keeps_no_half_of_the_latents(tmp_path, full_disk):
     latents = torch.zeros(1, 5, 3, 11, 13)
     with (
         full_disk(4000),
-        pytest.raises(UserError, match=r"x\.latents cannot be written \(File too"),
+        pytest.raises(UserError, match=r"x\.latents cannot be written \(File"),
     ):
         write_latents(tmp_path / "x.latents", latents, REQUEST)
     assert list(tmp_path.iterdir()) == []
