@@ -118,8 +118,10 @@ def mixed(good, shapes, tmp_path):
     (folder / "garbage.webp").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "nohead.mp4").write_bytes(whole[300:])
     (folder / "notail.mp4").write_bytes(whole[:-200])
-    with av.open(str(folder / "noframes.mkv"), "w") as container:
-        container.add_stream("libx264", rate=24).codec_context.open()
+    with av.open(str(folder / "noframes.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        container.start_encoding()
     (folder / "words.mkv").write_text("these are words\n" * 100)
     write_sound(folder / "sound.mp4")
     (folder / "video.gif").write_bytes(whole)
@@ -140,7 +142,7 @@ EXPECTED = {
     "garbage.mp4": "damaged or no video",
     "garbage.webp": "not a picture file",
     "gone.mp4": "cannot be read (No such file or directory)",
-    "noframes.mkv": "damaged or no video",
+    "noframes.avi": "no frame can be decoded",
     "nohead.mp4": "damaged or no video",
     "notail.mp4": "damaged or no video",
     "sound.mp4": "only sound",
