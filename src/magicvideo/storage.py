@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from magicvideo.errors import UserError
 
@@ -21,6 +24,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     The bytes are flushed to the disk before the rename, so a kill or a full disk leaves either the
     old file or the new one. The temporary path keeps the target's suffix, since encoders choose a
     format by it. Whatever goes wrong, no partial file stays behind.
+
+    Raises:
+        OSError: If the disk refuses to write, also where safetensors says so. It names `target`.
     """
     handle, name = tempfile.mkstemp(
         prefix=f"{PARTIAL}{target.stem[:50]}-", suffix=target.suffix, dir=target.parent
@@ -28,10 +34,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
     os.close(handle)
     partial = Path(name)
     try:
-        yield partial
-        _flush(partial)
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(target)
+        with _naming(target):
+            yield partial
+            _flush(partial)
+            partial.chmod(0o666 & ~_umask())
+            partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -40,24 +47,31 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it is summed and takes its place.
 
-    An existing target is replaced. The folder that appears always carries `SHA256SUMS`.
+    An existing target is replaced: for the moment between two renames neither is there. The folder
+    that appears always carries `SHA256SUMS`.
+
+    Raises:
+        OSError: If the disk refuses to write, also where safetensors says so. It names `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
+    old = partial.with_name(f"{partial.name}-old")
     try:
-        yield partial
-        write_sums(partial)
-        mask = _umask()
-        for path in partial.rglob("*"):
-            if path.is_file():
-                _flush(path)
-                path.chmod(0o666 & ~mask)  # safetensors makes files that their owner alone can read
-        partial.chmod(0o777 & ~mask)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.replace(target)
+        with _naming(target):
+            yield partial
+            write_sums(partial)
+            mask = _umask()
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    _flush(path)
+                    path.chmod(0o666 & ~mask)  # safetensors' files are their owner's alone
+            partial.chmod(0o777 & ~mask)
+            if target.exists():
+                target.rename(old)
+            partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_partial(folder: Path) -> None:
@@ -116,6 +130,23 @@ def verify_sums(folder: Path) -> None:
 def folder_hash(folder: Path) -> str:
     """Return the identity of a summed folder: the SHA-256 of its `SHA256SUMS`."""
     return sha256(folder / SUMS)
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Say of what a disk refuses which file it was for, and make safetensors say it like others."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _flush(path: Path) -> None:

@@ -146,6 +146,16 @@ def test_a_missing_or_cut_clip_is_named_when_the_set_is_opened(folder):
         ClipDataset(folder)
 
 
+def test_a_clip_that_changes_after_the_set_is_opened_is_named(folder):
+    dataset, path = ClipDataset(folder), folder / "clips/glass.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"glass\.npy is cut off"):
+        dataset.sample(0, np.random.default_rng(0), num_frames=3)
+    path.unlink()
+    with pytest.raises(UserError, match=r"glass\.npy is missing"):
+        dataset.sample(0, np.random.default_rng(0), num_frames=3)
+
+
 def test_an_empty_split_and_an_unprepared_folder_are_refused(folder, shapes):
     write_manifest(folder, ClipDataset(folder).clips)
     with pytest.raises(UserError, match="no clip in heldout"):

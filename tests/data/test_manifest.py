@@ -45,6 +45,17 @@ def test_a_damaged_line_is_a_clear_mistake(tmp_path, damage):
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "place", ["../secret.npy", "/etc/passwd", "clips/../x.npy", "clips/a/b.npy"]
+)
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path, place):
+    write_manifest(tmp_path, [make_clip(1)])
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(path.read_text().replace("clips/clip1.npy", place))
+    with pytest.raises(UserError, match=r"manifest\.jsonl is damaged"):
+        read_manifest(tmp_path)
+
+
 def test_an_unfinished_folder_has_no_manifest(tmp_path):
     with pytest.raises(UserError, match="magicvideo data prepare"):
         read_manifest(tmp_path)

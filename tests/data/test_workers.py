@@ -1,5 +1,7 @@
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -23,6 +25,19 @@ def test_every_job_is_done_once(workers):
 def test_a_killed_worker_is_a_clear_mistake():
     with pytest.raises(UserError, match="fewer --workers"):
         list(run_each(die, range(5), 2))
+
+
+def hang(number):
+    time.sleep(600 * number)
+    return number
+
+
+def test_a_worker_that_hangs_is_given_up_and_ends():
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no file was finished for 3 seconds: a worker process"):
+        list(run_each(hang, range(5), 2, patience=3.0))
+    assert time.monotonic() - started < 60
+    assert multiprocessing.active_children() == []
 
 
 def test_no_worker_is_refused():

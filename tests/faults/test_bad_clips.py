@@ -16,7 +16,7 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.doctor import examine_source
 from magicvideo.data.order import read_batch
 from magicvideo.data.prepare import prepare
-from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.data.reader import ClipError, read_clip, read_whole
 from magicvideo.data.sources.folder import find_clips
 
 FRAMES = 13
@@ -110,7 +110,7 @@ def write_sound(path):
 
 @pytest.fixture
 def mixed(good, shapes, tmp_path):
-    """Seven good clips among eleven bad ones."""
+    """Seven good clips among thirteen bad ones."""
     folder = shutil.copytree(shapes, tmp_path / "mixed")
     whole = (good / "early.mp4").read_bytes()
     (folder / "empty.mp4").touch()
@@ -118,6 +118,10 @@ def mixed(good, shapes, tmp_path):
     (folder / "garbage.webp").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "nohead.mp4").write_bytes(whole[300:])
     (folder / "notail.mp4").write_bytes(whole[:-200])
+    with av.open(str(folder / "noframes.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        container.start_encoding()
     (folder / "words.mkv").write_text("these are words\n" * 100)
     write_sound(folder / "sound.mp4")
     (folder / "video.gif").write_bytes(whole)
@@ -138,6 +142,7 @@ EXPECTED = {
     "garbage.mp4": "damaged or no video",
     "garbage.webp": "not a picture file",
     "gone.mp4": "cannot be read (No such file or directory)",
+    "noframes.avi": "no frame can be decoded",
     "nohead.mp4": "damaged or no video",
     "notail.mp4": "damaged or no video",
     "sound.mp4": "only sound",
@@ -168,12 +173,12 @@ def test_the_command_goes_through_and_the_doctor_refuses_when_nothing_is_left(mi
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
     assert "clip000" not in done.stdout
-    assert "12 skipped, 7 train" in done.stdout
+    assert "13 skipped, 7 train" in done.stdout
     for path in mixed.glob("clip00*"):
         path.unlink()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: Not one of the 12 files in ")
+    assert done.stderr.startswith("Error: Not one of the 13 files in ")
     assert done.stderr.count("\n") == 1
 
 
@@ -202,38 +207,72 @@ def write_bombs(folder, good):
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
             container.mux(stream.encode())
+    for name, side in (("broad.png", 13_000), ("wide.png", 20_000)):
+        Image.new("1", (side, side)).save(folder / name)
 
 
 MEASURE = """
 import resource, sys, time
 from pathlib import Path
 from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.errors import UserError
+from magicvideo.generate.limited import open_limited
+from magicvideo.generate.read import read_request
+how = {
+    "clip": lambda path: read_clip(path, 8),
+    "like": read_request,
+    "picture": lambda path: open_limited(path, 50_000_000).__enter__(),
+}
 read_clip(Path(sys.argv[1]), 8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.process_time()
-try:
-    read_clip(Path(sys.argv[2]), 8)
-except ClipError as error:
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(time.process_time() - start, more // 1024, error, sep="|")
+for kind, name in (argument.split(":") for argument in sys.argv[2:]):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    try:
+        how[kind](Path(name))
+    except (ClipError, UserError, ValueError) as error:
+        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print(time.process_time() - start, more // 1024, error, sep="|")
 """
 
 
 def test_bombs_are_refused_before_they_go_off(good, tmp_path):
     write_bombs(tmp_path, good)
-    for name, reason in {
-        "million.gif": "more than 5,000 frames",
-        "canvas.gif": "frames of more than 9,437,184 pixels",
-        "canvas.webp": "frames of more than 9,437,184 pixels",
-        "huge.mp4": "frames of more than 9,437,184 pixels",
-        "large.mp4": "frames of 4112x2304, more than 9,437,184 pixels",
-    }.items():
-        command = [sys.executable, "-c", MEASURE, good / "clip.mkv", tmp_path / name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        seconds, megabytes, said = done.stdout.split("|")
-        assert said.startswith(reason)
+    expected = {
+        "clip:million.gif": "more than 5,000 frames",
+        "clip:canvas.gif": "frames of more than 9,437,184 pixels",
+        "clip:canvas.webp": "frames of more than 9,437,184 pixels",
+        "clip:huge.mp4": "frames of more than 9,437,184 pixels",
+        "clip:large.mp4": "frames of 4112x2304, more than 9,437,184 pixels",
+        "picture:broad.png": "it has 13000x13000 pixels, more than 50,000,000",
+        "picture:wide.png": "it has more than 50,000,000 pixels",
+        "like:broad.png": "broad.png cannot be read as a video: it has 13000x13000 pixels, more",
+        "like:wide.png": "wide.png cannot be read as a video: it has more than 9,437,184 pixels",
+        "like:canvas.gif": "canvas.gif cannot be read as a video: it has",
+        "like:huge.mp4": "huge.mp4 does not say how it was made",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MEASURE, good / "clip.mkv", *expected],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    for line, (bomb, reason) in zip(lines, expected.items(), strict=True):
+        seconds, megabytes, said = line.split("|")
+        assert said.startswith(reason), bomb
         assert float(seconds) < 2
         assert int(megabytes) < 150
+
+
+def test_a_video_at_its_own_size_has_a_limit_of_all_pixels(good, monkeypatch):
+    size = read_whole(good / "clip.mkv").pixels.nbytes
+    assert size == FRAMES * 48 * 80 * 3
+    monkeypatch.setattr("magicvideo.data.reader.MAX_BYTES", size - 1)
+    for kind in ("clip.mkv", "clip.gif"):
+        with pytest.raises(ClipError, match="more than 149,759 bytes of pixels; cut it"):
+            read_whole(good / kind)
 
 
 def test_a_full_disk_leaves_nothing_half_written(shapes, tmp_path):
@@ -251,7 +290,8 @@ def test_a_full_disk_leaves_nothing_half_written(shapes, tmp_path):
         preexec_fn=limit_file_size,
     )
     assert done.returncode == 2
-    assert done.stderr == "Error: File too large.\n"
+    assert done.stderr.startswith(f"Error: File too large at {out / 'clips'}/clip00")
+    assert done.stderr.count("\n") == 1
     assert list((out / "clips").iterdir()) == []
     assert not (out / "manifest.jsonl").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

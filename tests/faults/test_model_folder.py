@@ -154,10 +154,33 @@ def test_a_configuration_that_is_not_the_weights(folder):
     assert_refused(folder, r"conv_in.weight with the shape \[8, 3, 3, 3\]; .* for \[8, 7, 3, 3\]")
 
 
-def test_a_configuration_that_is_no_network(folder):
-    edit_json(folder / "unet/config.json", lambda config: config.update(attention_head_dim=3))
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("unet", {"attention_head_dim": 3}),
+        ("text_encoder", {"hidden_size": "wide"}),
+        ("text_encoder", {"dtype": "float17"}),
+    ],
+)
+def test_a_configuration_that_is_no_network(folder, name, change):
+    edit_json(folder / name / "config.json", lambda config: config.update(change))
     write_sums(folder)
-    assert_refused(folder, "unet/config.json does not describe a network")
+    assert_refused(folder, f"{name}/config.json does not describe a network")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_implementation": "stranger/kernel"},
+        {"_attn_implementation": "stranger/kernel"},
+        {"text_config": {"quantization_config": {"quant_method": "gptq", "bits": 4}}},
+        {"transformers_weights": "../other.safetensors"},
+    ],
+)
+def test_a_configuration_that_fetches_code_or_other_weights(folder, change):
+    edit_json(folder / "text_encoder/config.json", lambda config: config.update(change))
+    write_sums(folder)
+    assert_refused(folder, "by which code or other weights would be loaded")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Outputs that cannot be written: one sentence before any sampling, and nothing half-written."""
 
-import contextlib
 import os
-import resource
 import signal
 import threading
 import time
@@ -12,6 +10,7 @@ import torch
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
+from magicvideo.generate.kept_latents import read_latents, write_latents
 from magicvideo.generate.read import read_request
 from magicvideo.generate.request import Request
 from magicvideo.generate.write import write_video
@@ -36,17 +35,6 @@ REQUEST = Request(
     threads=1,
     version="0.1.0",
 )
-
-
-@contextlib.contextmanager
-def full_disk(room):
-    """No file can grow beyond `room` bytes, which is how a full disk looks to a writer."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -125,7 +113,7 @@ def test_a_folder_without_permission(there):
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_full_disk_leaves_what_was_there(tmp_path, name, overwrite):
+def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk, name, overwrite):
     target = tmp_path / name
     noise = torch.rand(5, 3, 24, 24) * 2 - 1
     if overwrite:
@@ -134,6 +122,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name, overwrite):
     with full_disk(4000), pytest.raises(UserError, match=f"{name} cannot be written \\("):
         write_video(noise, REQUEST, target, overwrite=overwrite)
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_full_disk_keeps_no_half_of_the_latents(tmp_path, full_disk):
+    latents = torch.zeros(1, 5, 3, 11, 13)
+    with (
+        full_disk(4000),
+        pytest.raises(UserError, match=r"x\.latents cannot be written \(File"),
+    ):
+        write_latents(tmp_path / "x.latents", latents, REQUEST)
+    assert list(tmp_path.iterdir()) == []
+    write_latents(tmp_path / "x.latents", latents, REQUEST)
+    assert torch.equal(read_latents(tmp_path / "x.latents")[1], latents)
 
 
 def test_frames_alone_are_replaced(tmp_path):

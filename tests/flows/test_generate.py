@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
 from magicvideo.cli import run
 from magicvideo.generate.footage import read_footage
+from magicvideo.generate.loading import load_component
+from magicvideo.generate.write import write_video
 from magicvideo.storage import folder_hash
 
 COMMAND = [
@@ -73,6 +76,34 @@ def test_like_makes_every_format_again_byte_for_byte(command, tmp_path, name):
     assert (request.num_inference_steps, request.enlarge) == (4, 3)
     assert command("--like", name, "--output", f"again-{name}", *png) == 0
     assert bytes_of(tmp_path / name) == bytes_of(tmp_path / f"again-{name}")
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webp"])
+def test_a_whole_model_makes_the_bytes_of_the_command(command, tiny_model, tmp_path, name):
+    assert command("a cat", "--output", name, "--seed", "3") == 0
+    request = read_request(tmp_path / name)
+    video = MagicVideoPipeline.from_pretrained(tiny_model).generate(request)
+    write_video(video.frames, request, tmp_path / f"whole-{name}")
+    assert bytes_of(tmp_path / name) == bytes_of(tmp_path / f"whole-{name}")
+
+
+def test_the_command_never_holds_more_than_the_largest_stage(command, tmp_path, monkeypatch):
+    loaded, sizes, held = weakref.WeakSet(), {}, []
+
+    def watch(folder, component, class_name, dtype):
+        network = load_component(folder, component, class_name, dtype)
+        loaded.add(network)
+        sizes[component] = sum(p.numel() for p in network.parameters())
+        held.append(sum(p.numel() for one in loaded for p in one.parameters()))
+        return network
+
+    monkeypatch.setattr("magicvideo.generate.stagewise.load_component", watch)
+    Image.new("RGB", (7, 5), "red").save(tmp_path / "face.png")
+    assert command("a cat", "a dog", "--image", "face.png", "--output", "out") == 0
+    assert len(sizes) == 7
+    sizes["text_encoder"] += sizes.pop("image_conditioner")
+    assert max(held) == max(sizes.values()) < sum(sizes.values()) / 2
+    assert not loaded
 
 
 def test_like_needs_no_picture(command, tmp_path):

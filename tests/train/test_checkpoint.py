@@ -132,12 +132,12 @@ def test_state_of_a_changed_json_is_noticed(tmp_path):
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
-    """A child saves again and again and is killed; what it leaves must load, 25 times."""
+    """A child saves again and again and is killed; what it leaves must load, 50 times."""
     state = make_state(2)
     checkpoints = Checkpoints(tmp_path, keep=2, stage="image")
     checkpoints.save(state)
     rng = random.Random(3)
-    for _ in range(25):
+    for _ in range(50):
         child = os.fork()
         if child == 0:
             while True:

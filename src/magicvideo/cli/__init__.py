@@ -4,7 +4,9 @@ The modules import nothing heavy until their verb is called, so that `--help` an
 """
 
 import errno
+import shutil
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -94,5 +96,13 @@ def _usage(message: str, command: str) -> str:
 def _disk(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full{where}; make room and run the same command again."
+        return f"The disk is full{where}{_room(error)}; make room and run the same command again."
     return f"{error.strerror or error}{where}."
+
+
+def _room(error: OSError) -> str:
+    """Return what is free where a file did not fit, as it is without the part that was written."""
+    folder = Path(str(error.filename)).parent
+    if error.filename is None or not folder.is_dir():
+        return ""
+    return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there)"

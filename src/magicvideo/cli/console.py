@@ -29,9 +29,15 @@ def make_console() -> "Console":
 
 
 def load_pipeline(
-    console: "Console", model: Path | None, device: str | None
+    console: "Console", model: Path | None, device: str | None, *, whole: bool = False
 ) -> "MagicVideoPipeline":
-    """Return a loaded model on a device.
+    """Return a model whose stages load their networks to a device when they begin.
+
+    Args:
+        console: Shows that a model is being loaded.
+        model: The model folder; None for the model that is shipped.
+        device: `cpu`, `cuda` or `mps`; None for the GPU if there is one.
+        whole: All networks are loaded at once, for evaluation, which makes hundreds of videos.
 
     Raises:
         UserError: If the folder is no whole model, or the device is not there.
@@ -52,7 +58,9 @@ def load_pipeline(
             usable = ", ".join(name for name, there in present.items() if there)
             raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
         transformers_logging.disable_progress_bar()
-        return MagicVideoPipeline.from_pretrained(model).to(device)
+        if whole:
+            return MagicVideoPipeline.from_pretrained(model).to(device)
+        return MagicVideoPipeline.from_pretrained(model, stagewise=device)
 
 
 @contextmanager

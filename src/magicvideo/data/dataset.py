@@ -118,6 +118,7 @@ class ClipDataset:
 
     def _read(self, clip: Clip) -> NDArray[np.uint8]:
         # A bare mmap: np.load, which parses the header again, takes five times as long as the rest
+        _check_file(self.folder / clip.file, clip, self.info.size)  # it may have gone since
         shape = (clip.frames, self.info.size, self.info.size, clip.channels)
         with (self.folder / clip.file).open("rb") as file:
             mapped = mmap(file.fileno(), 0, access=ACCESS_READ)

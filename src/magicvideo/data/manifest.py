@@ -6,9 +6,16 @@ folder is whole.
 """
 
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+)
 
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file
@@ -19,6 +26,8 @@ FORMAT = 1
 
 Split: TypeAlias = Literal["train", "validation", "heldout"]
 """Training reads the first, evaluation the last; the other is read where a protocol names it."""
+# no other place, so that a prepared folder from elsewhere cannot name files outside itself
+ClipFile: TypeAlias = Annotated[str, StringConstraints(pattern=r"^clips/[a-z0-9_-]+\.npy$")]
 
 
 class Attributes(BaseModel):
@@ -48,7 +57,7 @@ class Clip(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    file: str
+    file: ClipFile
     """Relative to the prepared folder."""
     frames: PositiveInt
     fps: PositiveFloat

@@ -20,6 +20,7 @@ from magicvideo.data.manifest import (
     DATASET,
     MANIFEST,
     Clip,
+    ClipFile,
     DatasetInfo,
     read_info,
     write_info,
@@ -44,7 +45,7 @@ class CachedFile(BaseModel):
     id: str
     source_sha256: str
     """Of the source file, and which part of it was taken, if not all."""
-    file: str
+    file: ClipFile
     bytes: int
     frames: int
     fps: float

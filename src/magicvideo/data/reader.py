@@ -25,6 +25,8 @@ MAX_PIXELS = 4096 * 2304
 """Largest frame that is decoded; 8192 x 8192 in a 200 kB file is an attack or a mistake."""
 MAX_FRAMES = 5000
 """Longest clip; its frames are held in memory while it is prepared."""
+MAX_BYTES = 1 << 30
+"""Of all frames of a video that is read at its own size."""
 
 PICTURE_SUFFIXES = frozenset({".gif", ".webp"})
 MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})
@@ -71,9 +73,19 @@ def read_whole(path: Path) -> DecodedClip:
     """Decode a whole file at its own size; otherwise as `read_clip`.
 
     Raises:
-        ClipError: As for `read_clip`.
+        ClipError: As for `read_clip`, and if its frames are too large all together.
     """
-    return _read(path, np.asarray)
+    size = 0
+
+    def keep(picture: Image.Image) -> NDArray[np.uint8]:
+        nonlocal size
+        frame = np.asarray(picture)
+        size += frame.nbytes
+        if size > MAX_BYTES:
+            raise ClipError(f"more than {MAX_BYTES:,} bytes of pixels; cut it into shorter clips")
+        return frame
+
+    return _read(path, keep)
 
 
 def _read(path: Path, fit: Fit, span: Span | None = None) -> DecodedClip:

@@ -2,10 +2,11 @@
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeAlias, TypeVar
 
@@ -16,14 +17,28 @@ Result = TypeVar("Result")
 OnProgress: TypeAlias = Callable[[int, int], None]
 """Called with how many are done, and of how many."""
 
+PATIENCE = 900.0
+"""Seconds without a result after which workers count as hung."""
+
 
 def run_each(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    *,
+    patience: float = PATIENCE,
 ) -> Iterator[Result]:
     """Yield the result of every job as it is done, in any order; one worker is this process.
 
+    Args:
+        function: What is done with a job.
+        jobs: All of them.
+        workers: How many processes.
+        patience: Seconds without a result after which they are given up and killed.
+
     Raises:
-        UserError: If `workers` is below 1, or a process is killed from outside or by a decoder.
+        UserError: If `workers` is below 1, or a process hangs, or is killed from outside or by a
+            decoder.
     """
     if workers < 1:
         raise UserError(f"{workers} workers cannot do anything; give 1 or more.")
@@ -31,10 +46,21 @@ def run_each(
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    done: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
     try:
-        for future in as_completed([pool.submit(function, job) for job in jobs]):
-            yield future.result()
+        for job in jobs:
+            pool.submit(function, job).add_done_callback(done.put)
+        for _ in jobs:
+            yield done.get(timeout=patience).result()
+    except queue.Empty:
+        for child in set(multiprocessing.active_children()) - others:
+            child.kill()
+        raise UserError(
+            f"no file was finished for {patience:.0f} seconds: a worker process hangs, or the disk "
+            "does; look at the newest files and the disk, and run the same command again."
+        ) from None
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, by a lack of memory or a broken file; run the same "

@@ -7,6 +7,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from magicvideo.data.reader import MAX_PIXELS
+from magicvideo.generate.limited import open_limited
+
 _TEXT_TAG = 270  # EXIF's ImageDescription
 _PNG_KEY = "Comment"
 
@@ -59,7 +62,7 @@ def write_png(path: Path, frame: UInt8[np.ndarray, "h w 3"], text: str) -> None:
 
 def read_animation_text(path: Path) -> str | None:
     """Return the text in a GIF, WebP or PNG file, or None."""
-    with Image.open(path) as picture:
+    with open_limited(path, MAX_PIXELS) as picture:
         if picture.format == "WEBP":
             return picture.getexif().get(_TEXT_TAG)
         picture.load()

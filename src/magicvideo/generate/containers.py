@@ -15,6 +15,7 @@ from av.video.reformatter import (
 )
 from jaxtyping import UInt8
 
+from magicvideo.data.reader import MAX_PIXELS
 from magicvideo.errors import UserError
 
 # yuv420p and an index at the front are what every browser plays; "bitexact" leaves out the random
@@ -87,7 +88,8 @@ def write_container(
 
 def read_container_text(path: Path) -> str | None:
     """Return the comment of a video file, or None."""
-    with av.open(str(path)) as container:
+    # opening decodes a little, so that a frame of any size would have to fit
+    with av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
         # Matroska writes the names of its tags in capitals
         found = {key.lower(): value for key, value in container.metadata.items()}
     return found.get("comment")

@@ -47,7 +47,9 @@ WEIGHTS = {
     "upscaler": "diffusion_pytorch_model.safetensors",
 }
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_WIDEST_HEADER = 100_000_000  # the limit of the safetensors format
+_WIDEST_HEADER = 2_000_000  # twenty thousand tensors; the format allows fifty times as much
+_WIDTHS = {"BOOL": 1, "I8": 1, "U8": 1, "F16": 2, "BF16": 2, "I16": 2, "F32": 4, "I32": 4}
+_WIDTHS |= {"F64": 8, "I64": 8}
 
 
 class ModelIndex(BaseModel):
@@ -116,7 +118,7 @@ def open_folder(folder: Path) -> ModelIndex:
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} is not a model folder: it has no {INDEX}.")
     for path in sorted(folder.rglob("*")):
-        if path.suffix in _PICKLES:
+        if path.suffix.lower() in _PICKLES:
             raise UserError(f"{path} is a pickle, which can run code; only safetensors are read.")
     verify_sums(folder)
     index = read_index(folder)
@@ -159,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; take a complete copy of the folder.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} holds no valid JSON; take a fresh copy of the folder.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object; take a fresh copy of the folder.")
@@ -179,14 +181,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _WIDEST_HEADER:
                 raise ValueError("no header is that long")
-            header: dict[str, Any] = json.loads(file.read(length))
+            text = file.read(length).decode("utf-8")
+        if not text.startswith("{"):
+            raise ValueError("no header begins so")
+        header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         tensors = {
             name: StoredTensor(entry["dtype"], tuple(entry["shape"]))
             for name, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
+        end = _end_of_data([(tensors[name], header[name]["data_offsets"]) for name in tensors])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         raise UserError(f"{path} is not a safetensors file; copy it again.") from None
     size = path.stat().st_size
     if size != 8 + length + end:
@@ -194,6 +199,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             f"{path} has {size} bytes where its header promises {8 + length + end}; copy it again."
         )
     return tensors
+
+
+def _end_of_data(places: list[tuple[StoredTensor, list[int]]]) -> int:
+    """Return where the last tensor ends; they follow one another without gaps and overlaps."""
+    end = 0
+    for tensor, (first, last) in sorted(places, key=lambda place: place[1]):
+        whole = all(type(number) is int and number >= 0 for number in (*tensor.shape, first, last))
+        if not whole or first != end or last - first != tensor.count * _WIDTHS[tensor.dtype]:
+            raise ValueError("tensors do not lie one after the other")
+        end = last
+    return end
 
 
 def check_keys(

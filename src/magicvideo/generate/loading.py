@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, ModelMixin
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -33,6 +34,26 @@ _NETWORKS: Mapping[str, type[Any]] = {
 _ENCODERS: Mapping[str, type[Any]] = {
     encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)
 }
+# settings by which transformers fetches code, or reads weights of another kind or file
+_FOREIGN = frozenset(
+    {
+        "_attn_implementation",
+        "attn_implementation",
+        "auto_map",
+        "quantization_config",
+        "transformers_weights",
+    }
+)
+_NO_NETWORK = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 Network: TypeAlias = ModelMixin | PreTrainedModel
 
 
@@ -61,14 +82,14 @@ def outline_component(folder: Path, component: str, class_name: str, dtype: torc
             fit. It names the tensor.
     """
     place = folder / component
-    config = read_json(place / "config.json")
+    config = _read_config(place / "config.json")
     try:
         with torch.device("meta"):
             if class_name in _ENCODERS:
                 kind = _ENCODERS[class_name]
                 return kind(kind.config_class.from_dict(config)).to(dtype)
             model: ModelMixin = _NETWORKS[class_name].from_config(config)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except _NO_NETWORK as error:
         raise _config_error(place, error) from None
     path = place / WEIGHTS[component]
     check_keys(
@@ -81,7 +102,7 @@ def outline_component(folder: Path, component: str, class_name: str, dtype: torc
 def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTrainedModel:
     # transformers renames keys between its versions, so it is asked what it could not place
     path = folder / WEIGHTS[folder.name]
-    read_json(folder / "config.json")
+    _read_config(folder / "config.json")
     try:
         model, report = encoder.from_pretrained(
             folder,
@@ -91,7 +112,7 @@ def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTr
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except _NO_NETWORK as error:
         raise _config_error(folder, error) from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{path} lacks the tensor {missing[0]}.")
@@ -130,6 +151,22 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
         return DDIMScheduler.from_config(config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"{path} does not describe a schedule: {_reason(error)}") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if foreign := sorted(_FOREIGN & _names_in(config)):
+        raise UserError(
+            f"{path} sets {foreign[0]}, by which code or other weights would be loaded; take the "
+            "line out, or another version of the model."
+        )
+    return config
+
+
+def _names_in(value: Any) -> set[str]:  # noqa: ANN401 - anything that JSON can hold
+    if isinstance(value, dict):
+        return set(value).union(*(_names_in(inner) for inner in value.values()))
+    return set[str]().union(*map(_names_in, value)) if isinstance(value, list) else set()
 
 
 def _config_error(folder: Path, error: Exception) -> UserError:

@@ -191,14 +191,14 @@ class VideoModel(DiffusionPipeline):
         if self.loader is None:
             yield
             return
-        present = [name for name in names if getattr(self, name) is not None]
+        outlines = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         try:
-            for name in present:
+            for name in outlines:
                 setattr(self, name, self.loader.load(name))
             yield
         finally:
-            for name in present:
-                setattr(self, name, self.loader.outline(name))
+            for name, outline in outlines.items():
+                setattr(self, name, outline)
 
     @property
     def picture_networks(self) -> tuple[CLIPVisionModelWithProjection, ImageConditioner]:

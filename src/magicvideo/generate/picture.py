@@ -9,9 +9,12 @@ from PIL import Image, UnidentifiedImageError
 from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
+from magicvideo.generate.limited import open_limited
 from magicvideo.generate.request import Picture
 from magicvideo.models.conditioning import embed_frames
 from magicvideo.shapes import Frames
+
+_MOST_PIXELS = 50_000_000  # the largest that cameras make; it takes about 2 GB to lay on white
 
 
 @torch.no_grad()
@@ -40,7 +43,7 @@ def open_picture(image: Image.Image | str | Path) -> tuple[str, Frames]:
         name = PurePath(str(getattr(image, "filename", ""))).name or "picture"
         return name, _frames(image)
     try:
-        with Image.open(image) as opened:
+        with open_limited(Path(image), _MOST_PIXELS) as opened:
             return Path(image).name, _frames(opened)
     except FileNotFoundError:
         raise UserError(f"The picture {image} does not exist.") from None
@@ -48,7 +51,7 @@ def open_picture(image: Image.Image | str | Path) -> tuple[str, Frames]:
         raise UserError(
             f"{image} is not a picture that Pillow can read; try PNG or JPEG."
         ) from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"The picture {image} cannot be read: {error}.") from None
 
 

@@ -55,6 +55,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         return _read_whole(path)
     if path.suffix not in (".ckpt", ".pt", ".pth"):
         raise UserError(f"{path} is no checkpoint; allowed are .safetensors and .ckpt.")
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused a moment later
@@ -75,7 +76,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if strange := [name for name in state if name not in tensors]:
         raise UserError(f"{path} holds {strange[0]!r}, which is no tensor.")
+    size = path.stat().st_size
+    if large := [name for name, tensor in tensors.items() if tensor.nbytes > size]:
+        raise UserError(f"{path} has {size:,} bytes, and {large[0]!r} in it would be larger.")
     return tensors
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is smaller than what it unfolds to, which torch never writes."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unfolded = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({error}).") from None
+    if unfolded > path.stat().st_size:
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes and would unfold to {unfolded:,}; "
+            "checkpoints are not compressed, so take another copy of the model."
+        )
 
 
 def _read_whole(path: Path) -> dict[str, Tensor]:

@@ -61,7 +61,10 @@ class Checkpoints:
                 "torch": torch.__version__,
             }
             (partial / "state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        for old in self._steps()[: -self.keep]:
+        steps = self._steps()
+        own = steps.index(target)
+        # those of later steps failed their check, or the run would have gone on from them
+        for old in [*steps[: max(0, own + 1 - self.keep)], *steps[own + 1 :]]:
             # a folder that cannot be deleted costs room, and training goes on
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{PARTIAL}{old.name}")))

@@ -67,7 +67,7 @@ def load(model: Path | None) -> "MagicVideoPipeline":
 
     from magicvideo.cli.console import load_pipeline
 
-    return load_pipeline(Console(stderr=True), model, None)
+    return load_pipeline(Console(stderr=True), model, None, whole=True)
 
 
 @contextmanager
