@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +16,7 @@ from magicvideo.evaluate.run_report.run import Series, StageRun
 
 _COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
 _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
+_LETTERS = 24  # of a line of a label
 _WIDE = 20.0  # a spread of values from which on the axis is logarithmic
 _LAST = ("gradient_norm", "learning_rate", "samples a second", "steps a second")
 _STYLE = {
@@ -94,7 +96,7 @@ def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
         for score_set in found.sets:
             for score in score_set.scores:
                 if score.measured.value is not None:
-                    row = (f"{score_set.name}\n{found.file}", found, score)
+                    row = ("\n".join([*wrap(score_set.name, _LETTERS), found.file]), found, score)
                     panels.setdefault(score.name, []).append(row)
     return panels
 
@@ -115,7 +117,7 @@ def _curve(axis: Axes, name: str, series: Series) -> None:
     axis.plot(raw.steps, raw.values, color=_RAW, linewidth=0.7)
     axis.plot(smooth.steps, smooth.values, color=_SMOOTH, linewidth=1.4)
     low, high = np.quantile(series.values, [0.01, 0.99])
-    if series.values.min() > 0 and high > _WIDE * low:
+    if name not in _LAST and series.values.min() > 0 and high > _WIDE * low:
         axis.set_yscale("log")
 
 
@@ -135,7 +137,9 @@ def _lines(axis: Axes, rows: list[Row], setting: str) -> None:
     for label, found, score in rows:
         fixed = "guidance_scale" if setting == "num_inference_steps" else "num_inference_steps"
         other = getattr(found.protocol, fixed)
-        name = label.partition("\n")[0] + ("" if other is None else f", {words(fixed)} {other:g}")
+        name = " ".join(label.split("\n")[:-1]) + (
+            "" if other is None else f", {words(fixed)} {other:g}"
+        )
         lines.setdefault(name, []).append((getattr(found.protocol, setting), score.measured))
     for name, points in lines.items():
         points.sort(key=lambda point: point[0])
