@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +20,7 @@ _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
 _LETTERS = 24  # of a line of a label
 _WIDE = 20.0  # a spread of values from which on the axis is logarithmic
 _LAST = ("gradient_norm", "learning_rate", "samples a second", "steps a second")
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for names, 3.10 has not
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
