@@ -41,7 +41,7 @@ def as_html(run: Run, num_sheets: int) -> str:
     return templates.get_template("page.html").render(
         name=run.name,
         settings=flat(run.settings),
-        hours=_duration(sum(stage.seconds for stage in run.stages)),
+        hours=_duration(sum((stage.seconds for stage in run.stages), start=0.0)),
         stages=[_stage(stage, num_sheets) for stage in run.stages],
         results=[_results(found) for found in run.results],
         scores=scores_plot(run.results) if _has_scores(run.results) else None,
