@@ -5,11 +5,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from magicvideo.cli.evaluate.compare import compare, compare_report
 from magicvideo.cli.evaluate.cost import cost
 from magicvideo.cli.evaluate.decoders import decoders
 from magicvideo.cli.evaluate.interpolation import interpolation
 from magicvideo.cli.evaluate.judge import judge
 from magicvideo.cli.evaluate.protocol import run
+from magicvideo.cli.evaluate.report import report
 from magicvideo.cli.evaluate.sheet import sheet
 from magicvideo.cli.evaluate.upscaler import upscaler
 
@@ -27,6 +29,8 @@ Examples:
   magicvideo evaluate sheet --output docs/sheet.png
   magicvideo evaluate cost
   magicvideo evaluate judge data/emoji64 runs/judge
+  magicvideo evaluate compare models/old models/new --prompts prompts.txt
+  magicvideo evaluate report runs/emoji
 """
 
 
@@ -45,6 +49,16 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     verbs = typer.Typer(cls=_ProtocolFirst, help=_HELP, no_args_is_help=True)
     verbs.command(_PROTOCOL_VERB)(run)
-    for verb in (judge, sheet, decoders, interpolation, upscaler, cost):
-        verbs.command(verb.__name__)(verb)
+    for verb in (
+        judge,
+        sheet,
+        decoders,
+        interpolation,
+        upscaler,
+        cost,
+        compare,
+        compare_report,
+        report,
+    ):
+        verbs.command(verb.__name__.replace("_", "-"))(verb)
     app.add_typer(verbs, name="evaluate")

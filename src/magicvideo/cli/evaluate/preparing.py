@@ -23,11 +23,26 @@ def require_scipy() -> None:
     Raises:
         UserError: If one is missing.
     """
+    require(("scipy", "torchmetrics"), "evaluate", "Scores")
+
+
+def require(packages: tuple[str, ...], extra: str, what: str) -> None:
+    """Refuse to begin without some packages.
+
+    Args:
+        packages: Names to import.
+        extra: The extra of this package that brings them.
+        what: Needs them.
+
+    Raises:
+        UserError: If one is missing.
+    """
     from importlib.util import find_spec
 
-    if missing := [name for name in ("scipy", "torchmetrics") if find_spec(name) is None]:
+    if missing := [name for name in packages if find_spec(name) is None]:
+        verb = "need" if what.endswith("s") else "needs"
         raise UserError(
-            f"Scores need {missing[0]}; install it with `pip install 'magicvideo[evaluate]'`."
+            f"{what} {verb} {missing[0]}; install it with `pip install 'magicvideo[{extra}]'`."
         )
 
 

@@ -1,0 +1,43 @@
+"""`magicvideo evaluate report`: one page about a run, with curves, samples and results."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.preparing import check_target, require
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of results.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="A JSON file of `evaluate PROTOCOL --json`; may be given several times."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The HTML page, replaced; by default report.html in the run's folder."),
+    ] = None,
+    sheets: Annotated[
+        int, typer.Option(min=0, help="Sample sheets shown of each stage, from first to last.")
+    ] = 4,
+) -> None:
+    """Write one HTML page about a run, which opens without a network: curves, samples, results.
+
+    Results and sheets that lie in the run's folder are taken, too.
+
+    Examples:
+      magicvideo evaluate report runs/emoji
+      magicvideo evaluate report runs/emoji --results results.json --output emoji.html
+    """
+    require(("jinja2", "matplotlib"), "report", "A report")
+    from magicvideo.evaluate.run_report.page import as_html
+    from magicvideo.evaluate.run_report.run import read_run
+    from magicvideo.storage import atomic_file
+
+    page = output or run / "report.html"
+    found = read_run(run, results or [])
+    check_target(page)
+    with atomic_file(page) as partial:
+        partial.write_text(as_html(found, sheets), encoding="utf-8")
+    typer.echo(page)

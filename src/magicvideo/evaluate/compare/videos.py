@@ -1,0 +1,71 @@
+"""The videos of a study: made or read once, all encoded alike, with nothing that tells a side."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+
+from magicvideo.evaluate.compare.sources import match_videos
+from magicvideo.evaluate.compare.study import Side, Study
+from magicvideo.generate.footage import read_footage
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.request import choose_seeds
+from magicvideo.generate.write import to_pixels, write_pixels
+
+Clip: TypeAlias = tuple[UInt8[np.ndarray, "f h w 3"], float]
+"""The frames of a video, and its frames a second."""
+
+_PLEASANT_SIDE = 256  # pixels, which files of `generate` have by default
+
+
+def missing_pairs(study: Study, folder: Path, side: Side) -> list[int]:
+    """Return the pairs whose video of a side is not made yet."""
+    videos = study.videos(folder)
+    return [
+        pair
+        for pair in range(len(study.prompts))
+        if not videos[study.video_name(side, pair)].exists()
+    ]
+
+
+def generated_clips(
+    study: Study, pipeline: MagicVideoPipeline, pairs: Sequence[int]
+) -> Iterator[Clip]:
+    """Yield the video of each of some pairs, made by a model with the seed of the pair."""
+    prompts = list(study.prompts)
+    requests = pipeline.plan(prompts, choose_seeds(study.seed, len(prompts)), study.settings)
+    for request in (requests[pair] for pair in pairs):
+        yield to_pixels(pipeline.generate(request).frames, request.enlarge), request.video_fps
+
+
+def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator[Clip]:
+    """Yield the finished video of each of some pairs.
+
+    Raises:
+        UserError: If a video cannot be read.
+    """
+    paths = match_videos(folder, list(study.prompts))
+    for pair in pairs:
+        footage, fps = read_footage(paths[pair])
+        yield to_pixels(footage, _enlargement(*footage.shape[-2:])), fps
+
+
+def write_clips(
+    study: Study, folder: Path, side: Side, pairs: Sequence[int], clips: Iterable[Clip]
+) -> Iterator[int]:
+    """Write the videos of some pairs of a side, and yield how many are there after each.
+
+    All are encoded alike, and carry no text: that of a finished video names its model.
+    """
+    videos = study.videos(folder)
+    for done, (pair, (pixels, fps)) in enumerate(zip(pairs, clips, strict=True), start=1):
+        write_pixels(pixels, fps, "", videos[study.video_name(side, pair)])
+        yield done
+
+
+def _enlargement(height: int, width: int) -> int:
+    """Return the factor for frames of a user's, whose sides must become even for MP4."""
+    factor = max(1, _PLEASANT_SIDE // min(height, width))
+    return factor + (factor * height % 2 or factor * width % 2)

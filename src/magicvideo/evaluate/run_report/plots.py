@@ -1,0 +1,168 @@
+"""Plots as SVG that stands in a page: the same numbers give the same text."""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from magicvideo.evaluate.run_report.curves import outline, smoothed
+from magicvideo.evaluate.run_report.results import Measured, Results, Score
+from magicvideo.evaluate.run_report.run import Series, StageRun
+
+_COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
+_RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
+_LETTERS = 24  # of a line of a label
+_WIDE = 20.0  # a spread of values from which on the axis is logarithmic
+_LAST = ("gradient_norm", "learning_rate", "samples a second", "steps a second")
+_STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for names, 3.10 has not
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "svg.fonttype": "none",  # text stays text, which can be searched and read aloud
+    "svg.hashsalt": "magicvideo",
+}
+
+
+def stage_plot(stage: StageRun) -> str:
+    """Return the curves of a stage: all that it logged, the losses first."""
+    names = sorted(stage.series, key=lambda name: (name in _LAST, name != "loss", name))
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(len(names))
+        for axis, name in zip(axes, names, strict=True):
+            _curve(axis, name, stage.series[name])
+        return _svg(figure)
+
+
+def scores_plot(results: Sequence[Results]) -> str:
+    """Return every measure with its interval: one panel a measure, one row a set."""
+    panels = _by_measure(results)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(len(panels), height=0.9 + 0.3 * max(map(len, panels.values())))
+        for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+            axis.set_title(words(name))
+            for place, (_, _, score) in enumerate(rows):
+                _dot(axis, place, score)
+            axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+        return _svg(figure)
+
+
+def sweep_plot(results: Sequence[Results], setting: str) -> str | None:
+    """Return every measure against a setting of the protocol, or None where it does not vary.
+
+    Args:
+        results: One file for each value of the setting.
+        setting: `num_inference_steps` or `guidance_scale`.
+    """
+    panels = {
+        name: [row for row in rows if getattr(row[1].protocol, setting) is not None]
+        for name, rows in _by_measure(results).items()
+    }
+    panels = {
+        name: rows
+        for name, rows in panels.items()
+        if len({getattr(found.protocol, setting) for _, found, _ in rows}) > 1
+    }
+    if not panels:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(len(panels))
+        for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+            axis.set_title(f"{words(name)} by {words(setting)}")
+            _lines(axis, rows, setting)
+        return _svg(figure)
+
+
+def words(name: str) -> str:
+    """Return a name of the log or of a measure as people write it."""
+    return name.replace("_", " ")
+
+
+Row = tuple[str, Results, Score]
+
+
+def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
+    """Return, for each measure, its scores that have a value, with a label and their file."""
+    panels: dict[str, list[Row]] = {}
+    for found in results:
+        for score_set in found.sets:
+            for score in score_set.scores:
+                if score.measured.value is not None:
+                    row = ("\n".join([*wrap(score_set.name, _LETTERS), found.file]), found, score)
+                    panels.setdefault(score.name, []).append(row)
+    return panels
+
+
+def _grid(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * _WIDTH, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, axes[:count]
+
+
+def _curve(axis: Axes, name: str, series: Series) -> None:
+    raw, smooth = outline(series), smoothed(series)
+    axis.set_title(words(name))
+    axis.plot(raw.steps, raw.values, color=_RAW, linewidth=0.7)
+    axis.plot(smooth.steps, smooth.values, color=_SMOOTH, linewidth=1.4)
+    low, high = np.quantile(series.values, [0.01, 0.99])
+    if name not in _LAST and series.values.min() > 0 and high > _WIDE * low:
+        axis.set_yscale("log")
+
+
+def _dot(axis: Axes, place: int, score: Score) -> None:
+    for other, colour, marker in ((score.real, _REAL, "|"), (score.chance, _CHANCE, "x")):
+        if other is not None and other.value is not None:
+            axis.plot([other.value], [place], marker, color=colour, markersize=8)
+    assert score.measured.value is not None
+    axis.errorbar(
+        [score.measured.value], [place], xerr=_arms(score.measured), fmt="o", color=_SMOOTH
+    )
+
+
+def _lines(axis: Axes, rows: list[Row], setting: str) -> None:
+    """Draw a line through the scores of each set that differ in the setting alone."""
+    lines: dict[str, list[tuple[float, Measured]]] = {}
+    for label, found, score in rows:
+        fixed = "guidance_scale" if setting == "num_inference_steps" else "num_inference_steps"
+        other = getattr(found.protocol, fixed)
+        name = " ".join(label.split("\n")[:-1]) + (
+            "" if other is None else f", {words(fixed)} {other:g}"
+        )
+        lines.setdefault(name, []).append((getattr(found.protocol, setting), score.measured))
+    for name, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        arms = np.concatenate([_arms(measured) for _, measured in points], axis=1)
+        places, values = zip(*((x, measured.value) for x, measured in points), strict=True)
+        axis.errorbar(places, values, yerr=arms, marker="o", markersize=3, label=name)
+    axis.legend(fontsize=6, frameon=False)
+
+
+def _arms(measured: Measured) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """Return how far the interval reaches below and above the value, as one column."""
+    value = measured.value or 0.0
+    low = value if measured.low is None else measured.low
+    high = value if measured.high is None else measured.high
+    # a bootstrapped interval of few samples need not hold its own value
+    return np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    # several plots stand in one page, and nothing refers to the names of groups, all alike in them
+    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])

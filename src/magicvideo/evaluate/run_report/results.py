@@ -1,0 +1,117 @@
+"""Results of evaluations, as `magicvideo evaluate` writes them with `--json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from magicvideo.errors import UserError
+
+
+class _Lenient(BaseModel):
+    # a report shows what it knows; other versions may write more
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Measured(_Lenient):
+    """A number with its 95 % interval, if it has one; a number that is not finite is None."""
+
+    value: float | None
+    count: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Score(_Lenient):
+    """One measure of a set, beside what real clips and chance get."""
+
+    name: str
+    measured: Measured
+    real: Measured | None = None
+    chance: Measured | None = None
+    chance_is: str = "chance"
+    met: bool | None = None
+
+
+class ScoreSet(_Lenient):
+    """The scores of one set of prompts."""
+
+    name: str
+    scores: list[Score]
+
+
+class Protocol(BaseModel):
+    """What decided the numbers; every value is shown, and some are plotted against."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+class Results(_Lenient):
+    """One file of results."""
+
+    file: str
+    protocol: Protocol
+    sets: list[ScoreSet]
+    identity: dict[str, Any] = {}
+
+
+def read_results(path: Path) -> Results:
+    """Read a file of results.
+
+    Raises:
+        UserError: If it is missing or something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Results.model_validate(_one_form(document) | {"file": path.name})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} holds no results of an evaluation ({reason}); `magicvideo evaluate PROTOCOL "
+            "--json FILE` writes them."
+        ) from None
+
+
+def find_results(folder: Path, leave_out: str) -> list[Results]:
+    """Return the results among the JSON files of a folder; a file of something else is no error."""
+    return [
+        read_results(path)
+        for path in sorted(folder.glob("*.json"))
+        if path.name != leave_out and _looks_like_results(path)
+    ]
+
+
+def _looks_like_results(path: Path) -> bool:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(document, dict) or "protocol" not in document:
+        return False
+    return "sets" in document or "scores" in document
+
+
+def _one_form(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document with sets; that of a benchmark has the scores of one set alone.
+
+    There scores say whose features they are computed on, and the settings of the generation stand
+    in a part of their own.
+    """
+    if "sets" in document or "scores" not in document:
+        return document
+    scores = [
+        score | {"name": ", ".join(filter(None, (score["name"], score.get("network"))))}
+        for score in document["scores"]
+    ]
+    protocol = document["protocol"]
+    return document | {
+        "protocol": protocol | protocol.get("generation", {}),
+        "sets": [{"name": document.get("model") or "generated videos", "scores": scores}],
+    }
