@@ -30,7 +30,16 @@ def test_a_model_and_its_own_videos_are_compared(tiny_model, prompts, tmp_path, 
     made = ["--model", tiny_model, "--steps", "2", "--stages", "keyframes", "--seed", "4"]
     words = ["generate", "--prompts", prompts, *made, "--output", finished, "--format", "mp4"]
     assert run(list(map(str, words))) == 0
-    words = [tiny_model, finished, "--prompts", prompts, "--study", study, *made[2:], "--no-serve"]
+    words = [
+        tiny_model,
+        finished,
+        "--prompts",
+        prompts,
+        "--study",
+        study,
+        *made[2:],
+        "--prepare-only",
+    ]
     assert compare(*words) == 0
     pairs = read_study(study)
     videos = pairs.videos(study)
@@ -93,6 +102,7 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
     [
         (["one"], "A study needs A, B and --prompts"),
         (["one", "two"], "A study needs A, B and --prompts"),
+        (["--prepare-only"], "A study needs A, B and --prompts"),
         (["--steps", "3"], "A study needs A, B and --prompts"),
         (["--study", "nowhere"], "nowhere holds no study"),
         (["one", "two", "--prompts", "nowhere.txt"], "nowhere.txt is not a text file"),
@@ -103,7 +113,7 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
 )
 def test_a_mistake_is_answered_in_a_sentence(words, sentence, places, prompts, capsys):
     filled = [word.format(prompts=prompts, **places) for word in words]
-    assert compare(*filled, "--no-serve") == 2
+    assert compare(*filled) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said

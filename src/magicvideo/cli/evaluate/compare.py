@@ -38,9 +38,9 @@ def compare(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")
     ] = 8000,
-    serve: Annotated[
-        bool, typer.Option(help="Serve the page; --no-serve makes the videos alone.")
-    ] = True,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make the videos and serve no page.")
+    ] = False,
 ) -> None:
     """Ask people which of two models is better: blind pairs of videos on a page of this machine.
 
@@ -62,17 +62,17 @@ def compare(
     )
     if a is not None and b is not None and prompts is not None:
         opened = _prepare(study, a, b, prompts, seed, settings)
-    elif a is None and b is None and prompts is None and (seed, settings) == (0, Settings()):
+    elif (a, b, prompts, prepare_only, seed, settings) == (None, None, None, False, 0, Settings()):
         opened = read_study(study)
     else:
         raise UserError(
             "A study needs A, B and --prompts; leave all of them and the settings out to serve "
             "the study that is in --study."
         )
-    if serve:
-        _serve(opened, study, host, port)
-    else:
+    if prepare_only:
         typer.echo(study)
+    else:
+        _serve(opened, study, host, port)
 
 
 def compare_report(
