@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicvideo.cli.encode import encode
+
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
 
@@ -20,7 +22,7 @@ Holdout = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     verbs = typer.Typer(help="Fetch, prepare and examine clips.")
-    for command in (fetch, prepare, doctor, synthetic):
+    for command in (fetch, prepare, encode, doctor, synthetic):
         verbs.command()(command)
     app.add_typer(verbs, name="data")
 
