@@ -1,8 +1,8 @@
 """Encoding, start to end: clips to shards, split among processes that need not know of each other.
 
-Which clip belongs into which shard depends on the clips alone, and the bytes of a shard on its clips
-and the settings. So process r of n makes every nth shard from the rth on, what a killed run finished
-is kept, and whichever process finds that all shards are there writes the index.
+Which clip belongs into which shard depends on the clips alone, and the bytes of a shard on its
+clips and the settings. So process r of n makes every nth shard from the rth on, what a killed run
+finished is kept, and whichever process finds that all shards are there writes the index.
 """
 
 import hashlib

@@ -30,8 +30,8 @@ class Task(Protocol):
     def losses(
         self,
         network: nn.Module,
-        batch: Any,
-        generator: torch.Generator,  # noqa: ANN401 (each its own kind)
+        batch: Any,  # noqa: ANN401 (each stage has its own kind)
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return `loss`, which is minimised, and the parts that are logged beside it.
 
