@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -11,6 +11,7 @@ from magicvideo.data.shards.packing import pack, unpack
 NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32)
 
 
+@settings(max_examples=50, deadline=None)
 @given(arrays(np.float32, (3, 5), elements=NUMBERS))
 def test_what_comes_back_is_rounded_to_11_bits_and_no_further(values):
     stored, scale = pack(values)

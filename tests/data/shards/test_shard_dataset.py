@@ -98,7 +98,7 @@ def test_a_cut_shard_on_this_machine_is_named_when_the_set_is_opened(write_shard
 
 
 def test_folders_without_an_index_and_unknown_places_are_refused(write_shards, tmp_path):
-    with pytest.raises(UserError, match="no index.json, so it holds no finished shards"):
+    with pytest.raises(UserError, match=r"no index\.json, so it holds no finished shards"):
         ShardDataset(tmp_path)
     with pytest.raises(UserError, match="nosuch://bucket/x cannot be opened"):
         ShardDataset("nosuch://bucket/x")

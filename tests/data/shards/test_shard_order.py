@@ -6,7 +6,7 @@ from magicvideo.data.shards.order import ShardOrder
 COUNTS = st.lists(st.integers(1, 6), min_size=1, max_size=9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(COUNTS, st.integers(1, 4), st.integers(0, 9), st.integers(0, 2))
 def test_every_epoch_is_a_permutation_that_few_shards_are_open_for(counts, window, seed, epoch):
     order = ShardOrder(tuple(counts), window)
@@ -23,7 +23,7 @@ def test_every_epoch_is_a_permutation_that_few_shards_are_open_for(counts, windo
     assert sorted(touched) == list(range(len(touched)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20, deadline=None)
 @given(COUNTS, st.integers(1, 3), st.integers(0, 90), st.integers(0, 40))
 def test_the_order_does_not_depend_on_where_reading_begins(counts, window, first, count):
     from_the_start = ShardOrder(tuple(counts), window).clips(3, 0, first + count)

@@ -27,12 +27,13 @@ class ShardOrder:
         self._starts = np.cumsum([0, *counts[:-1]])
         # one for this reader: a cache of the function's would keep every reader alive
         self._shards = lru_cache(maxsize=2)(self._make_shards)
+        self._ends = lru_cache(maxsize=2)(self._make_ends)
         self._clips = lru_cache(maxsize=2)(self._make_clips)
 
     def place(self, seed: int, position: int) -> tuple[int, int, int]:
         """Return the epoch of a position, the window in it, and the place in the window."""
         epoch, place = divmod(position, self.length)
-        ends = self._window_ends(seed, epoch)
+        ends = self._ends(seed, epoch)
         window = int(np.searchsorted(ends, place, side="right"))
         return epoch, window, place - (int(ends[window - 1]) if window else 0)
 
@@ -56,12 +57,12 @@ class ShardOrder:
         shard = int(np.searchsorted(self._starts, clip, side="right")) - 1
         return shard, clip - int(self._starts[shard])
 
-    def _window_ends(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        ends = np.cumsum(self.counts[self._shards(seed, epoch)])
-        return np.append(ends[self.window - 1 : -1 : self.window], ends[-1])
-
     def _make_shards(self, seed: int, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((seed, _SHARDS, epoch)).permutation(len(self.counts))
+
+    def _make_ends(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        ends = np.cumsum(self.counts[self._shards(seed, epoch)])
+        return np.append(ends[self.window - 1 : -1 : self.window], ends[-1])
 
     def _make_clips(self, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
         shards = self.window_shards(seed, epoch, window)
