@@ -7,6 +7,9 @@ from magicvideo.errors import UserError
 from magicvideo.models.frozen import FrozenFolders
 from magicvideo.train.recipe import Recipe, StageName
 
+ON_SHARDS: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "interpolation")
+"""Stages that need no frames and may read shards."""
+
 
 def frames_of(recipe: Recipe, name: StageName) -> ClipDataset:
     """Return the clips of the training split for a stage that learns from frames.

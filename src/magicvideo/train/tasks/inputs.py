@@ -54,9 +54,9 @@ def tokens_of(
         texts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
         return _encode(frozen, texts, device)
     tokens = batch.tokens.to(device)
-    if dropped.any():
-        tokens[dropped.to(device)] = _encode(frozen, [""], device)
-    return tokens
+    if not dropped.any():
+        return tokens
+    return torch.where(dropped.to(device)[:, None, None], _encode(frozen, [""], device), tokens)
 
 
 def embeddings_of(
