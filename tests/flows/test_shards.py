@@ -17,7 +17,8 @@ import yaml
 from magicvideo import cli
 from magicvideo.data.manifest import Clip, read_manifest, write_manifest
 from magicvideo.data.prepare import _write_array
-from magicvideo.data.shards.index import INDEX
+from magicvideo.data.shards.index import INDEX, is_sharded, read_index
+from magicvideo.errors import UserError
 
 SHARED = {
     "steps": 4,
@@ -32,7 +33,7 @@ STAGES = ("image", "unsupervised", "keyframes", "interpolation")
 
 @pytest.fixture(scope="module")
 def clips(prepared, tmp_path_factory):
-    """Seven prepared videos and four transparent clips, one of which is more work than all videos."""
+    """Seven prepared videos, and four transparent clips that each are more work than they all."""
     folder = tmp_path_factory.mktemp("clips") / "data"
     shutil.copytree(prepared, folder)
     known = read_manifest(folder)
@@ -201,5 +202,8 @@ def test_options_that_could_do_nothing_are_refused(encode, shards, tmp_path, cap
     assert cli.run(encode(half)) == 0
     assert "shards of other processes are to come" in capsys.readouterr().out
     assert not (half / INDEX).exists()
+    with pytest.raises(UserError, match="holds no finished shards"):
+        read_index(half)
+    assert is_sharded(half)
     for path in half.glob("*.tar"):
         assert path.read_bytes() == (shards / path.name).read_bytes()

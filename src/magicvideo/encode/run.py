@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from pydantic import ValidationError
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.shards.index import INDEX, ShardIndex, ShardInfo, write_index
+from magicvideo.data.shards.index import INDEX, SETTINGS, ShardIndex, ShardInfo, write_index
 from magicvideo.data.sources.source import Skipped
 from magicvideo.data.workers import OnProgress
 from magicvideo.encode.originals import Original, Originals
@@ -24,7 +24,6 @@ from magicvideo.errors import UserError
 from magicvideo.models.frozen import FrozenFolders
 from magicvideo.storage import atomic_file
 
-SETTINGS = "encoding.json"
 Runner: TypeAlias = Callable[
     [Callable[[ShardJob], ShardNote], Sequence[ShardJob]], Iterable[ShardNote]
 ]
@@ -196,10 +195,9 @@ def _compare(path: Path, info: ShardInfo) -> None:
 def _finish(out: Path, info: ShardInfo, notes: list[ShardNote], report: Report) -> None:
     """Write the index, without shards that hold nothing, and remove those of clips that left."""
     if not report.clips:
-        reason = f" (the first: {report.skipped[0].file}, {report.skipped[0].reason})"
-        raise UserError(
-            f"Not one clip of {info.origin} can be encoded{reason if report.skipped else ''}."
-        )
+        reasons = [f" (the first: {one.file}, {one.reason})" for one in report.skipped]
+        first = reasons[0] if reasons else ""
+        raise UserError(f"Not one clip of {info.origin} can be encoded{first}.")
     index = ShardIndex(info=info, shards=tuple(note.shard for note in notes))
     known = {note.shard.file for note in notes}
     for path in out.glob("*-[0-9]*.tar"):

@@ -1,12 +1,12 @@
 """What a folder of shards says of itself: `index.json`, written last, which lists every shard.
 
 A shard is a tar file in WebDataset's layout. A sample is one variant of one clip, under a key of
-the clip's place in the shard and the variant, with four members:
+the clip's place in the shard and the variant, such as 00003-01, with four members:
 
-    00003-01.json            caption, frames a second, scales, provenance (`SampleNote`)
-    00003-01.latents.npy     float16 `f c h w`
-    00003-01.embeddings.npy  float16 `f e`: the CLIP embedding of every frame
-    00003-01.tokens.npy      float16 `l d`: what the text encoder makes of the caption
+    KEY.json            caption, frames a second, scales, provenance (`SampleNote`)
+    KEY.latents.npy     float16 `f c h w`
+    KEY.embeddings.npy  float16 `f e`: the CLIP embedding of every frame
+    KEY.tokens.npy      float16 `l d`: what the text encoder makes of the caption
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from magicvideo.data.manifest import Split
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file
 
-INDEX = "index.json"
+INDEX, SETTINGS = "index.json", "encoding.json"
 FORMAT = 1
 
 
@@ -95,8 +95,10 @@ class SampleNote(BaseModel):
 
 
 def is_sharded(location: Location) -> bool:
-    """Tell a folder of shards from a prepared one. Any URL is taken for shards."""
-    return isinstance(location, str) or (location / INDEX).is_file()
+    """Tell a folder of shards, finished or not, from others. Any URL is taken for shards."""
+    return isinstance(location, str) or any(
+        (location / name).is_file() for name in (INDEX, SETTINGS)
+    )
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
