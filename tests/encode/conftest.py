@@ -18,7 +18,7 @@ def run_here(function, jobs):
 
 @pytest.fixture(scope="session")
 def mixed(prepared, tmp_path_factory):
-    """The seven prepared videos and one of glass; do not write into it."""
+    """The seven prepared videos, two of them held out, and one of glass; do not write into it."""
     folder = tmp_path_factory.mktemp("mixed") / "data"
     shutil.copytree(prepared, folder)
     pixels = np.random.default_rng(0).integers(
@@ -37,7 +37,9 @@ def mixed(prepared, tmp_path_factory):
         sha256="0",
         text="a pane of glass",
     )
-    write_manifest(folder, [*read_manifest(folder), glass])
+    videos = read_manifest(folder)
+    held = [clip.model_copy(update={"split": "heldout"}) for clip in videos[:2]]
+    write_manifest(folder, [*held, *videos[2:], glass])
     return folder
 
 

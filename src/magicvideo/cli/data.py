@@ -90,7 +90,7 @@ def prepare(
 
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="A source, or a prepared folder.")],
+    folder: Annotated[Path, typer.Argument(help="A source, a prepared folder, or shards.")],
     workers: Workers = 1,
     holdout: Holdout = 0.0,
     skipped: Annotated[bool, typer.Option("--skipped", help="List only what is skipped.")] = False,
@@ -101,13 +101,21 @@ def doctor(
       magicvideo data doctor my_videos
       magicvideo data doctor data/emoji64 --skipped
     """
-    from magicvideo.data.doctor import examine_prepared, examine_source, is_prepared
+    from magicvideo.data.doctor import (
+        examine_prepared,
+        examine_shards,
+        examine_source,
+        is_prepared,
+    )
+    from magicvideo.data.shards.index import is_sharded
     from magicvideo.data.sources.known import open_source
     from magicvideo.errors import UserError
 
     with _progress("examining") as advance:
         if is_prepared(folder):
             findings = examine_prepared(folder, workers=workers, on_file=advance)
+        elif is_sharded(folder):
+            findings = examine_shards(folder, workers=workers, on_file=advance)
         else:
             source = open_source(folder, holdout)
             findings = examine_source(source, workers=workers, on_file=advance)
