@@ -12,7 +12,7 @@ _RETRIES = 3  # of a job whose machine was lost
 
 
 def run_on_ray(
-    function: Callable[[Job], Result], jobs: Sequence[Job], *, cpus: int, gpus: float
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, cpus: int, gpus: int
 ) -> Iterator[Result]:
     """Yield the result of every job as it is done, in any order.
 
@@ -23,7 +23,7 @@ def run_on_ray(
         function: What is done, a function of a module.
         jobs: What it is done to.
         cpus: Cores that one job takes.
-        gpus: GPUs that one job takes, or the share of one.
+        gpus: GPUs that one job takes.
 
     Raises:
         UserError: If Ray is not installed or there is no cluster, or the function raises it.
