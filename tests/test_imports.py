@@ -22,11 +22,12 @@ ALLOWED = {
     "data": BASE,
     "diffusion": BASE,
     "models": BASE,
+    "encode": BASE | LEARNING,
     "generate": BASE | LEARNING,
     "train": BASE | LEARNING,
     "evaluate": BASE | LEARNING | {"generate"},
     "stable_diffusion": BASE | LEARNING | {"generate"},
-    "cli": BASE | LEARNING | {"generate", "train", "evaluate", "stable_diffusion"},
+    "cli": BASE | LEARNING | {"encode", "generate", "train", "evaluate", "stable_diffusion"},
 }
 HEAVY = {"accelerate", "av", "diffusers", "numpy", "PIL", "scipy", "torch", "transformers"}
 DRAWERS = {"common", "core", "helpers", "lib", "misc", "tools", "util", "utils"}

@@ -74,9 +74,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder."""
-    for path in folder.glob(f"{PARTIAL}*"):
+def remove_partial(folder: Path, stem: str = "") -> None:
+    """Delete what writers that were killed left in a folder, of all files or of those of a stem."""
+    for path in folder.glob(f"{PARTIAL}{stem and stem + '-'}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -147,6 +147,23 @@ def _naming(target: Path) -> Iterator[None]:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(target)) from error
+
+
+def part_hash(folder: Path) -> str:
+    """Return the identity of a part of a summed folder: the SHA-256 of its lines of the sums.
+
+    Args:
+        folder: The part, a folder inside the one that carries `SHA256SUMS`.
+
+    Raises:
+        UserError: If the sums are absent or do not have the part.
+    """
+    sums = folder.parent / SUMS
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    own = [line for line in lines if line.partition("  ")[2].startswith(f"{folder.name}/")]
+    if not own:
+        raise UserError(f"{sums} does not list {folder.name}; take a complete copy of the folder.")
+    return hashlib.sha256("\n".join(own).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicvideo.cli.encode import encode
+
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
     from magicvideo.data.manifest import Clip
@@ -33,7 +35,7 @@ LongestScene = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     verbs = typer.Typer(help="Fetch, prepare and examine clips.")
-    for command in (fetch, prepare, doctor, synthetic):
+    for command in (fetch, prepare, encode, doctor, synthetic):
         verbs.command()(command)
     app.add_typer(verbs, name="data")
 
@@ -104,7 +106,7 @@ def prepare(
 
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="A source, or a prepared folder.")],
+    folder: Annotated[Path, typer.Argument(help="A source, a prepared folder, or shards.")],
     workers: Workers = 1,
     holdout: Holdout = 0.0,
     kind: Kind = None,
@@ -117,13 +119,21 @@ def doctor(
       magicvideo data doctor my_videos
       magicvideo data doctor data/emoji64 --skipped
     """
-    from magicvideo.data.doctor import examine_prepared, examine_source, is_prepared
+    from magicvideo.data.doctor import (
+        examine_prepared,
+        examine_shards,
+        examine_source,
+        is_prepared,
+    )
+    from magicvideo.data.shards.index import is_sharded
     from magicvideo.data.sources.known import open_source
     from magicvideo.errors import UserError
 
     with _progress("examining") as advance:
         if is_prepared(folder):
             findings = examine_prepared(folder, workers=workers, on_file=advance)
+        elif is_sharded(folder):
+            findings = examine_shards(folder, workers=workers, on_file=advance)
         else:
             source = open_source(folder, holdout, kind=kind, longest_scene=longest_scene)
             findings = examine_source(source, workers=workers, on_file=advance)

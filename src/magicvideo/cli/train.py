@@ -119,6 +119,6 @@ def _show_time(
         latents, pixels = (size * machine.clips / 1e9 for size in clip_bytes(recipe))
         console.print(
             f"- {machine.clips:,} clips of {recipe.unet.num_frames} frames are {pixels:,.0f} GB as "
-            f"pixels, which is how they are kept, and would be {latents:,.0f} GB as latents in "
-            "half precision."
+            f"pixels, which `data prepare` keeps, and {latents:,.0f} GB as latents in half "
+            "precision, which `data encode` keeps beside embeddings and tokens."
         )

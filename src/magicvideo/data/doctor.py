@@ -1,4 +1,4 @@
-"""What becomes of every file of a source or of a prepared folder, and why."""
+"""What becomes of every file of a source, a prepared folder or shards, and why."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +8,7 @@ from magicvideo.data.decode import read_candidate
 from magicvideo.data.manifest import DATASET, Clip, Split, read_info, read_manifest
 from magicvideo.data.prepare import CLIPS
 from magicvideo.data.reader import ClipError
+from magicvideo.data.shards.index import Shard, read_index
 from magicvideo.data.sources.source import Candidate, Source
 from magicvideo.data.workers import OnProgress, run_each
 from magicvideo.storage import sha256
@@ -65,6 +66,24 @@ def examine_prepared(
     return sorted(findings, key=lambda finding: finding.file)
 
 
+def examine_shards(
+    folder: Path, *, workers: int = 1, on_file: OnProgress | None = None
+) -> list[Finding]:
+    """Check every shard against the index, byte by byte.
+
+    Raises:
+        UserError: If the shards are not finished, or their index is damaged.
+    """
+    shards = read_index(folder).shards
+    findings = []
+    check = partial(_examine_shard, folder)
+    for done, finding in enumerate(run_each(check, shards, workers), start=1):
+        findings.append(finding)
+        if on_file:
+            on_file(done, len(shards))
+    return sorted(findings, key=lambda finding: finding.file)
+
+
 def _examine(candidate: Candidate) -> Finding:
     try:
         decoded = read_candidate(candidate, _LOOK_SIZE)
@@ -81,6 +100,15 @@ def _examine_cached(folder: Path, clip: Clip) -> Finding:
     if sha256(path) != clip.sha256:
         return Finding(clip.file, None, "damaged: its SHA-256 is not the manifest's")
     return Finding(clip.file, clip.split, _say(clip.frames, clip.fps, clip.channels))
+
+
+def _examine_shard(folder: Path, shard: Shard) -> Finding:
+    path = folder / shard.file
+    if not path.is_file():
+        return Finding(shard.file, None, "missing")
+    if sha256(path) != shard.sha256:
+        return Finding(shard.file, None, "damaged: its SHA-256 is not the index's")
+    return Finding(shard.file, shard.split, f"{shard.clips} clips, {shard.samples} samples")
 
 
 def _say(frames: int, fps: float, channels: int) -> str:

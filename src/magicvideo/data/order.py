@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicvideo.data.dataset import Batch, ClipDataset, collate
+from magicvideo.data.shards.dataset import EncodedBatch, ShardDataset, collate_encoded
 
 _ORDER, _SAMPLE = 0, 1
 
@@ -57,6 +58,26 @@ def read_batch(
                 index, sample_rng(seed, first + place), num_frames=num_frames, strides=strides
             )
             for place, index in enumerate(chosen)
+        ]
+    )
+
+
+def read_encoded_batch(
+    dataset: ShardDataset,
+    seed: int,
+    step: int,
+    batch_size: int,
+    num_frames: int,
+    strides: tuple[int, int] = (1, 4),
+) -> EncodedBatch:
+    """Return the batch of a step out of shards; steps and processes count as in `read_batch`."""
+    first = step * batch_size
+    return collate_encoded(
+        [
+            dataset.sample(
+                index, sample_rng(seed, first + place), num_frames=num_frames, strides=strides
+            )
+            for place, index in enumerate(dataset.indices(seed, first, batch_size))
         ]
     )
 

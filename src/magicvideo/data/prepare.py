@@ -85,9 +85,7 @@ def prepare(
     Raises:
         UserError: If the settings do not fit, or no clip of the source can be used.
     """
-    _check_size(size)
-    if every < 1:
-        raise UserError(f"--every {every} is not 1 (all frames) or more.")
+    check_settings(size, every)
     info = DatasetInfo(
         source=source.name,
         origin=str(source.folder.resolve()),
@@ -97,12 +95,12 @@ def prepare(
         split_rule=source.split_rule,
     )
     _open_folder(out, info)
-    finished = _read_progress(out)
+    finished = _clean_progress(out)
     jobs = [(one, out, size, every, finished.get(one.id)) for one in source.candidates]
     (out / MANIFEST).unlink(missing_ok=True)
     cached, skipped, num_kept = _cache_all(jobs, out / PROGRESS, workers, on_clip)
     skipped = [*source.skipped, *skipped]
-    clips = [_clip(one, cached[one.id]) for one in source.candidates if one.id in cached]
+    clips = [as_clip(one, cached[one.id]) for one in source.candidates if one.id in cached]
     if not clips:
         raise UserError(_nothing_usable(source, skipped))
     _remove_strangers(out, clips)
@@ -127,9 +125,16 @@ def clip_file(clip_id: str) -> str:
     return f"{CLIPS}/{safe}.npy"
 
 
-def _check_size(size: int) -> None:
+def check_settings(size: int, every: int) -> None:
+    """Check the side of frames and the step between those that are kept.
+
+    Raises:
+        UserError: If one does not fit.
+    """
     if size < SIZE_STEP or size % SIZE_STEP or size > 1024:
         raise UserError(f"size {size} is not a multiple of {SIZE_STEP} between 8 and 1024.")
+    if every < 1:
+        raise UserError(f"--every {every} is not 1 (all frames) or more.")
 
 
 def _open_folder(out: Path, info: DatasetInfo) -> None:
@@ -156,15 +161,21 @@ def _described(info: DatasetInfo) -> str:
     return f"{info.origin} at size {info.size}{kept}"
 
 
-def _read_progress(out: Path) -> dict[str, CachedFile]:
-    """Return what is finished, and write it back without the line that a kill cut."""
+def read_progress(out: Path) -> dict[str, CachedFile]:
+    """Return what is finished in a prepared folder, by clip id, less the line that a kill cut."""
     path = out / PROGRESS
     finished = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValidationError):
             cached = CachedFile.model_validate_json(line)
             finished[cached.id] = cached
-    with atomic_file(path) as partial:
+    return finished
+
+
+def _clean_progress(out: Path) -> dict[str, CachedFile]:
+    """Return what is finished, and write it back without the line that a kill cut."""
+    finished = read_progress(out)
+    with atomic_file(out / PROGRESS) as partial:
         lines = [cached.model_dump_json() + "\n" for cached in finished.values()]
         partial.write_text("".join(lines), encoding="utf-8")
     return finished
@@ -233,7 +244,8 @@ def _is_whole(target: Path, finished: CachedFile) -> bool:
     return target.is_file() and target.stat().st_size == finished.bytes
 
 
-def _clip(candidate: Candidate, cached: CachedFile) -> Clip:
+def as_clip(candidate: Candidate, cached: CachedFile) -> Clip:
+    """Return the line of the manifest for a decoded candidate."""
     return Clip.model_validate(
         {
             **cached.model_dump(include={"id", "file", "frames", "fps", "channels", "sha256"}),

@@ -53,7 +53,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
-    recipe = _recipe_of(run)
+    recipe = recipe_of(run)
     products = [product_of(recipe, stage) for stage in recipe.stages()]
     parts = _parts(recipe)
     with atomic_folder(output) as partial:
@@ -69,7 +69,12 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         _write_training(partial, recipe, products)
 
 
-def _recipe_of(run: Path) -> Recipe:
+def recipe_of(run: Path) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        UserError: If the folder is none.
+    """
     settings = run / SETTINGS
     if not settings.is_file():
         raise UserError(f"{run} is no training run: {settings} does not exist.")

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from magicvideo.data.dataset import Batch
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file, atomic_folder, verify_sums
@@ -24,7 +23,7 @@ from magicvideo.train.ema import Ema
 from magicvideo.train.log import Log
 from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from magicvideo.train.settings import StageSettings
-from magicvideo.train.task import Task
+from magicvideo.train.task import AnyBatch, Task
 
 CHECKPOINTS, PRODUCT = "checkpoints", "product"
 STAGE = "stage.json"
@@ -160,7 +159,7 @@ class Stage:
             "learning_rate": settings.learning_rate * factor,
         }
 
-    def _check(self, value: float, what: str, step: int, batch: Batch) -> None:
+    def _check(self, value: float, what: str, step: int, batch: AnyBatch) -> None:
         """Stop before the weights are touched by a number that is not finite."""
         if math.isfinite(value):
             return

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from magicvideo.errors import UserError
+from magicvideo.models.frozen import FrozenFolders
 from magicvideo.models.inflate import is_new
 from magicvideo.storage import verify_sums
 from magicvideo.train.checkpoint import load_exactly
@@ -69,6 +70,20 @@ def image_vae(recipe: Recipe) -> Path:
         UserError: As `component`.
     """
     return _made_by(recipe, "vae", ("autoencoder",))
+
+
+def frozen_parts(recipe: Recipe) -> FrozenFolders:
+    """Return the folders of what the denoiser stands on.
+
+    Raises:
+        UserError: As `component`.
+    """
+    return FrozenFolders(
+        vae=image_vae(recipe),
+        text_encoder=component(recipe, "text_encoder"),
+        tokenizer=component(recipe, "tokenizer"),
+        image_encoder=component(recipe, "image_encoder"),
+    )
 
 
 def start_of(recipe: Recipe, name: str) -> Path | None:

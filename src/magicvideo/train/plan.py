@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from magicvideo.data.shards.index import is_sharded
 from magicvideo.models.counting import (
     TrainingPass,
     count_flops,
     count_parameters,
     count_training_pass,
 )
+from magicvideo.train.clips import ON_SHARDS
 from magicvideo.train.outlines import Outline, outline
 from magicvideo.train.recipe import Recipe
 from magicvideo.train.settings import MachineSettings, StageSettings
@@ -114,6 +116,8 @@ def plan(recipe: Recipe) -> list[StagePlan]:
                 before = count_flops(nn.ModuleList(sketch.frozen), sketch.prepare).total
             passed = count_training_pass(sketch.network, sketch.loss)
         parameters = list(sketch.network.named_parameters())
+        if is_sharded(recipe.data) and name in ON_SHARDS:
+            before = 0  # it was done once, when the clips were encoded
         operations = passed.forward + passed.backward + sketch.prepared * before
         plans.append(
             StagePlan(

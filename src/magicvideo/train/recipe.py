@@ -3,11 +3,12 @@
 import contextlib
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
 
+from magicvideo.data.location import Location, as_location
 from magicvideo.errors import UserError
 from magicvideo.train.settings import (
     AutoencoderSettings,
@@ -17,6 +18,7 @@ from magicvideo.train.settings import (
     MachineSettings,
     NoiseSettings,
     Settings,
+    ShardSettings,
     StageSettings,
     UNetSettings,
     UpscalerSettings,
@@ -34,6 +36,8 @@ StageName: TypeAlias = Literal[
     "video_vae",
     "upscaler",
 ]
+
+DataLocation: TypeAlias = Annotated[Location, BeforeValidator(as_location)]
 
 
 class GenerationDefaults(Settings):
@@ -57,11 +61,12 @@ class GenerationDefaults(Settings):
 class Recipe(Settings):
     """One model: its data, where its run goes, and its stages in order.
 
-    `data`, `output` and `start` are relative to the folder in which the command is run.
+    `data`, `output` and `start` are relative to the folder in which the command is run. `data` may
+    also be a folder of shards, or its URL.
     """
 
     name: str
-    data: Path
+    data: DataLocation
     output: Path
     start: Path | None = Field(
         default=None,
@@ -79,6 +84,7 @@ class Recipe(Settings):
     )
     seed: int = Field(0, ge=0)
     machine: MachineSettings | None = None
+    shards: ShardSettings = Field(default_factory=ShardSettings)
     unet: UNetSettings = UNetSettings()
     noise: NoiseSettings = NoiseSettings()
     defaults: GenerationDefaults = GenerationDefaults()

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from magicvideo.data.shards.dataset import CACHE
+
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
@@ -91,6 +93,15 @@ class MachineSettings(Settings):
     tflops: float = Field(gt=0, description="of one GPU at its peak, in the recipe's precision")
     utilisation: Share = Field(0.4, gt=0, description="share of the peak that training reaches")
     clips: PositiveInt | None = Field(None, description="in the data, for their size on the disk")
+
+
+class ShardSettings(Settings):
+    """How shards are read, where the recipe's data are shards."""
+
+    window: PositiveInt = Field(
+        default=8, description="shards among which clips are shuffled; three times as many are kept"
+    )
+    cache: Path = Field(default=CACHE, description="folder for shards that are fetched from a URL")
 
 
 class NoiseSettings(Settings):

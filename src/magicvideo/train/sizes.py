@@ -10,6 +10,7 @@ from typing import Any
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from magicvideo.data.manifest import DATASET, read_info
+from magicvideo.data.shards.index import is_sharded, read_index
 from magicvideo.errors import UserError
 from magicvideo.models import stable_diffusion
 from magicvideo.models.autoencoder import Autoencoder, spatial_factor
@@ -38,9 +39,13 @@ def frame_size(recipe: Recipe) -> int:
     Raises:
         UserError: If neither is there, or they differ.
     """
-    if recipe.size is not None and not (recipe.data / DATASET).is_file():
+    data = recipe.data
+    if isinstance(data, str) or is_sharded(data):
+        size = read_index(data).info.size
+    elif recipe.size is not None and not (data / DATASET).is_file():
         return recipe.size
-    size = read_info(recipe.data).size
+    else:
+        size = read_info(data).size
     if recipe.size not in (None, size):
         raise UserError(
             f"The frames in {recipe.data} have {size} pixels a side and the recipe says "

@@ -7,17 +7,21 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.frozen import Frozen
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.stored_autoencoder import load_autoencoder
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import inflate_autoencoder
+from magicvideo.train.clips import frames_of, frames_or_shards_of
 from magicvideo.train.parts import (
     WEIGHTS,
     component,
+    frozen_parts,
     image_vae,
     product_of,
     settings_of,
@@ -40,7 +44,7 @@ from magicvideo.train.tasks.autoencoder import (
     make_autoencoder,
 )
 from magicvideo.train.tasks.clip import ClipTask
-from magicvideo.train.tasks.denoiser import DenoiserTask, Frozen
+from magicvideo.train.tasks.denoiser import DenoiserTask
 from magicvideo.train.tasks.interpolation import InterpolationTask
 from magicvideo.train.tasks.upscaler import UpscalerTask
 from magicvideo.train.tasks.video_vae import VideoVaeTask
@@ -56,14 +60,15 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
     if name == "upscaler":
         return _upscaler_task(recipe)
     frame_size(recipe)  # refuses data of another size than the recipe's
-    dataset = ClipDataset(recipe.data, ("train",))
     if name == "autoencoder":
-        return _autoencoder_task(recipe, dataset)
+        return _autoencoder_task(recipe, frames_of(recipe, name))
     if name == "clip":
-        return _clip_task(recipe, dataset)
+        return _clip_task(recipe, frames_of(recipe, name))
     if name == "video_vae":
-        return _video_vae_task(recipe, dataset)
-    frozen = _frozen(recipe)
+        return _video_vae_task(recipe, frames_of(recipe, name))
+    folders = frozen_parts(recipe)
+    dataset = frames_or_shards_of(recipe, name, folders)
+    frozen = folders.load()
     if name == "interpolation":
         return _interpolation_task(recipe, frozen, dataset)
     network = _denoiser(recipe, name, dataset.info.size)
@@ -105,17 +110,6 @@ def _upscaler_task(recipe: Recipe) -> UpscalerTask:
     task = UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
     start_from(task.network, recipe, "upscaler")
     return task
-
-
-def _frozen(recipe: Recipe) -> Frozen:
-    return Frozen(
-        vae=load_autoencoder(image_vae(recipe)),
-        text_encoder=CLIPTextModel.from_pretrained(
-            component(recipe, "text_encoder"), dtype=torch.float32
-        ),
-        tokenizer=CLIPTokenizer.from_pretrained(component(recipe, "tokenizer")),
-        image_encoder=_image_encoder(recipe),
-    )
 
 
 def _image_encoder(recipe: Recipe) -> CLIPVisionModelWithProjection:
@@ -189,7 +183,9 @@ def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
     inflate(unet, {key: value for key, value in weights.items() if not is_new(key)})
 
 
-def _interpolation_task(recipe: Recipe, frozen: Frozen, dataset: ClipDataset) -> InterpolationTask:
+def _interpolation_task(
+    recipe: Recipe, frozen: Frozen, dataset: ClipDataset | ShardDataset
+) -> InterpolationTask:
     """Return the task of an interpolator that starts as the key-frame network."""
     assert recipe.interpolation is not None
     network = Interpolator(**interpolator_config(recipe, dataset.info.size))

@@ -1,13 +1,16 @@
 """What a stage is to the loop: a network, its batches, and losses for a batch."""
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from magicvideo.data.dataset import Batch
+from magicvideo.data.shards.dataset import EncodedBatch
+
+AnyBatch: TypeAlias = Batch | EncodedBatch
 
 
 @runtime_checkable
@@ -21,11 +24,14 @@ class Task(Protocol):
     def begin_step(self, step: int) -> None:
         """Prepare update number `step`, for what changes in the course of a stage."""
 
-    def read(self, position: int) -> Batch:
+    def read(self, position: int) -> AnyBatch:
         """Return the batch at a position of the endless order of batches."""
 
     def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
+        self,
+        network: nn.Module,
+        batch: Any,  # noqa: ANN401 (each stage has its own kind)
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return `loss`, which is minimised, and the parts that are logged beside it.
 

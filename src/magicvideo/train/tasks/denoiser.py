@@ -1,44 +1,35 @@
 """Stages `image`, `unsupervised` and `keyframes`: one denoiser learns frames, motion and words."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from magicvideo.data.dataset import Batch, ClipDataset
-from magicvideo.data.order import read_batch
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.noise import draw_noise, noise_for
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler, sample
-from magicvideo.models.autoencoder import Autoencoder, decode_latents, encode_frames
-from magicvideo.models.conditioning import embed_frames, encode_text
+from magicvideo.models.autoencoder import decode_latents
+from magicvideo.models.conditioning import encode_text
 from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.frozen import Frozen
 from magicvideo.shapes import Latents
 from magicvideo.train.settings import DenoiserSettings, NoiseSettings, VideoSettings
 from magicvideo.train.sheet import contact_sheet
+from magicvideo.train.task import AnyBatch
+from magicvideo.train.tasks.inputs import (
+    captions_to_show,
+    embeddings_of,
+    latents_of,
+    read_inputs,
+    tokens_of,
+)
 
 _PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The trained parts that the denoiser stands on; none of them changes in its stages."""
-
-    vae: Autoencoder
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    image_encoder: CLIPVisionModelWithProjection
-
-    def to(self, device: torch.device) -> None:
-        """Move the networks."""
-        for network in (self.vae, self.text_encoder, self.image_encoder):
-            network.to(device)
 
 
 class DenoiserTask:
@@ -59,7 +50,7 @@ class DenoiserTask:
         frozen: Frozen,
         settings: DenoiserSettings,
         noise: NoiseSettings,
-        dataset: ClipDataset,
+        dataset: ClipDataset | ShardDataset,
         seed: int,
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
@@ -78,9 +69,9 @@ class DenoiserTask:
     def begin_step(self, step: int) -> None:
         """Nothing changes in the course of this stage."""
 
-    def read(self, position: int) -> Batch:
+    def read(self, position: int) -> AnyBatch:
         """Return clips, or single frames in the image stage, with their captions."""
-        return read_batch(
+        return read_inputs(
             self.dataset,
             self.seed,
             position,
@@ -91,11 +82,10 @@ class DenoiserTask:
         )
 
     def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
+        self, network: nn.Module, batch: AnyBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Return the weighted denoising error."""
         device = next(network.parameters()).device
-        self.frozen.to(device)
         size = len(batch.captions)
         dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
         by_image = torch.rand(size, generator=generator) < self.image_share
@@ -106,16 +96,11 @@ class DenoiserTask:
             generator,
         )
         shown = torch.randint(self.num_frames, (size,), generator=generator)
-        frames = batch.frames.to(device)
         with torch.no_grad():
-            latents = encode_frames(self.frozen.vae, frames)
-            prompts = [
-                "" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)
-            ]
-            tokens = encode_text(self.frozen.text_encoder, self.frozen.tokenizer, prompts)
+            latents = latents_of(self.frozen, batch, device)
+            tokens = tokens_of(self.frozen, batch, dropped, device)
             if self.image_share > 0:
-                chosen = frames[torch.arange(size), shown][:, None]
-                embeddings = embed_frames(self.frozen.image_encoder, chosen)[:, 0]
+                embeddings = embeddings_of(self.frozen, batch, shown, device)
             else:
                 embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
         noise = draw_noise(tuple(latents.shape), generator, self.shared_noise).to(device)
@@ -143,7 +128,7 @@ class DenoiserTask:
     def preview(self) -> Image.Image:
         """Return samples of the captions of some clips: a row a clip, or a grid of pictures."""
         rows, columns = (4, 1) if self.num_frames > 1 else (4, 8)
-        captions, fps = _captions(self.dataset, rows * columns)
+        captions, fps = captions_to_show(self.dataset, rows * columns)
         samples = self._sample(captions, fps)
         frames = decode_latents(self.frozen.vae, samples)
         if self.num_frames == 1:
@@ -158,6 +143,7 @@ class DenoiserTask:
 
     def _sample(self, captions: list[str], fps: float) -> Latents:
         device = next(self.network.parameters()).device
+        self.frozen.to(device)
         config = self.network.unet.config
         shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
         noise = torch.cat(
@@ -189,13 +175,3 @@ def training_scheduler(noise: NoiseSettings) -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
     )
-
-
-def _captions(dataset: ClipDataset, count: int) -> tuple[list[str], float]:
-    """Return canonical captions of clips spread over the data set, and a slow frame rate."""
-    chosen = np.linspace(0, len(dataset) - 1, count).astype(int)
-    rng = np.random.default_rng(0)
-    samples = [
-        dataset.sample(int(i), rng, num_frames=1, strides=(4, 4), wording="plain") for i in chosen
-    ]
-    return [sample.caption for sample in samples], min(sample.fps for sample in samples)

@@ -6,19 +6,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from magicvideo.data.dataset import Batch, ClipDataset
-from magicvideo.data.order import read_batch
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.gaps import blend, fill_gaps, weave
 from magicvideo.diffusion.noise import draw_noise, generator_for
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler
-from magicvideo.models.autoencoder import decode_latents, encode_frames
+from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
+from magicvideo.models.frozen import Frozen
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.shapes import Latents
 from magicvideo.train.settings import InterpolationSettings, NoiseSettings
 from magicvideo.train.sheet import contact_sheet
-from magicvideo.train.tasks.denoiser import Frozen, training_scheduler
+from magicvideo.train.task import AnyBatch
+from magicvideo.train.tasks.denoiser import training_scheduler
+from magicvideo.train.tasks.inputs import frames_of, latents_of, read_inputs, tokens_of
 
 _WINDOWS_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 4, 8
 
@@ -44,7 +47,7 @@ class InterpolationTask:
         frozen: Frozen,
         settings: InterpolationSettings,
         noise: NoiseSettings,
-        dataset: ClipDataset,
+        dataset: ClipDataset | ShardDataset,
         seed: int,
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
@@ -59,26 +62,24 @@ class InterpolationTask:
     def begin_step(self, step: int) -> None:
         """Nothing changes in the course of this stage."""
 
-    def read(self, position: int) -> Batch:
+    def read(self, position: int) -> AnyBatch:
         """Return windows: a key, the frames after it, and the next key."""
         return self._windows(self.seed, position, self.settings.batch_size)
 
     def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
+        self, network: nn.Module, batch: AnyBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Return the weighted denoising error of the frames between the keys."""
         device = next(network.parameters()).device
-        self.frozen.to(device)
         size = len(batch.captions)
         dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
         steps = self.scheduler.config.num_train_timesteps
         timesteps = draw_timesteps(size, steps, self.settings.full_noise, generator).to(device)
         levels = torch.randint(self.settings.max_noise_level, (size,), generator=generator)
         levels = levels.to(device)
-        prompts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
         latents = self._latents(batch)
         with torch.no_grad():
-            tokens = encode_text(self.frozen.text_encoder, self.frozen.tokenizer, prompts)
+            tokens = tokens_of(self.frozen, batch, dropped, device)
         clean = latents[:, [0, -1]]
         keys = self.scheduler.add_noise(
             clean, torch.randn(clean.shape, generator=generator).to(device), levels
@@ -106,6 +107,7 @@ class InterpolationTask:
         batch = self._windows(self.seed + 2, 0, _PREVIEWED)
         latents = self._latents(batch)
         keys, device = latents[:, [0, -1]], latents.device
+        self.frozen.to(device)
         shape = latents[:, 1:-1].shape
         noise = draw_noise(tuple(shape), generator_for("preview"), self.shared_noise)
         inserted = fill_gaps(
@@ -120,7 +122,7 @@ class InterpolationTask:
             batch.fps.to(device),
         )
         made = decode_latents(self.frozen.vae, weave(keys, inserted))
-        rows = torch.stack([batch.frames.to(device), made], dim=1).flatten(0, 1)
+        rows = torch.stack([frames_of(self.frozen, batch, device), made], dim=1).flatten(0, 1)
         return contact_sheet(rows, enlarge=1)
 
     def save(self, folder: Path) -> None:
@@ -128,13 +130,11 @@ class InterpolationTask:
         self.network.save_pretrained(folder / "interpolator")
 
     @torch.no_grad()
-    def _latents(self, batch: Batch) -> Latents:
-        device = next(self.network.parameters()).device
-        self.frozen.to(device)
-        return encode_frames(self.frozen.vae, batch.frames.to(device))
+    def _latents(self, batch: AnyBatch) -> Latents:
+        return latents_of(self.frozen, batch, next(self.network.parameters()).device)
 
-    def _windows(self, seed: int, position: int, batch_size: int) -> Batch:
-        return read_batch(
+    def _windows(self, seed: int, position: int, batch_size: int) -> AnyBatch:
+        return read_inputs(
             self.dataset,
             seed,
             position,

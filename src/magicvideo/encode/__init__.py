@@ -1,0 +1,1 @@
+"""Clips to shards of latents, tokens and embeddings: what training at scale reads."""

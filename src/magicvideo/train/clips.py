@@ -1,0 +1,52 @@
+"""The clips of a recipe: frames of a prepared folder, or shards of encoded clips."""
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
+from magicvideo.data.shards.index import is_sharded
+from magicvideo.errors import UserError
+from magicvideo.models.frozen import FrozenFolders
+from magicvideo.train.recipe import Recipe, StageName
+
+ON_SHARDS: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "interpolation")
+"""Stages that need no frames and may read shards."""
+
+
+def frames_of(recipe: Recipe, name: StageName) -> ClipDataset:
+    """Return the clips of the training split for a stage that learns from frames.
+
+    Raises:
+        UserError: If the recipe's data are shards, or cannot be read.
+    """
+    if isinstance(recipe.data, str) or is_sharded(recipe.data):
+        raise UserError(
+            f"Stage {name} learns from frames, and data={recipe.data} are shards, which have none; "
+            f"train it with --stage {name} --set data=PREPARED_FOLDER."
+        )
+    return ClipDataset(recipe.data, ("train",))
+
+
+def frames_or_shards_of(
+    recipe: Recipe, name: StageName, folders: FrozenFolders
+) -> ClipDataset | ShardDataset:
+    """Return the clips of the training split for a stage of the denoiser.
+
+    Raises:
+        UserError: If they cannot be read, or shards do not fit the recipe.
+    """
+    if not is_sharded(recipe.data):
+        return frames_of(recipe, name)
+    dataset = ShardDataset(
+        recipe.data, ("train",), window=recipe.shards.window, cache=recipe.shards.cache
+    )
+    for part, digest in folders.hashes().items():
+        if dataset.info.parts[part] != digest:
+            raise UserError(
+                f"The shards in {recipe.data} were encoded with another {part} than this recipe "
+                "stands on; encode the clips anew with --model, naming this run or its start."
+            )
+    if recipe.stages()[name].balance:
+        raise UserError(
+            f"{name}.balance={recipe.stages()[name].balance} needs to know the subject of every "
+            f"clip, which shards do not say; set {name}.balance=0, or data to a prepared folder."
+        )
+    return dataset
