@@ -118,9 +118,22 @@ class ImageSettings(DenoiserSettings):
     """Stage `image`: the 2D network on single frames."""
 
 
+class LoraSettings(Settings):
+    """Adapters of low rank that learn while all else rests."""
+
+    rank: PositiveInt = Field(16, description="of the update of each layer")
+    alpha: float = Field(16.0, gt=0, description="updates are multiplied by alpha / rank")
+    targets: tuple[
+        Literal["attention", "feed_forward", "projections", "convolutions", "temporal"], ...
+    ] = Field(("attention",), min_length=1, description="layers of the U-Net that get one")
+
+
 class VideoSettings(DenoiserSettings):
     """Stages `unsupervised` and `keyframes`: the video network on clips."""
 
+    trained: Literal["all", "new"] = Field(
+        "all", description="new: what image networks lack, while the image network's weights rest"
+    )
     strides: tuple[PositiveInt, PositiveInt] = Field(
         (1, 4), description="between frames, inclusive"
     )
@@ -133,6 +146,12 @@ class VideoSettings(DenoiserSettings):
     deviation_weight: float = Field(
         1.0, gt=0, description="of the error's deviation from its mean over the frames"
     )
+
+
+class KeyframesSettings(VideoSettings):
+    """Stage `keyframes`, which may make a LoRA of a finished model in place of a new one."""
+
+    lora: LoraSettings | None = None
 
 
 class InterpolationSettings(DenoiserSettings):
