@@ -129,7 +129,7 @@ class PointwiseConv2d(nn.Conv2d):
     Its arguments are those of `nn.Conv2d`, since peft makes the layers of an adapter by them.
     """
 
-    def forward(self, x: FoldedFrames) -> FoldedFrames:
+    def forward(self, x: FoldedFrames) -> Float[Tensor, "n out h w"]:
         """Return the convolution of x, in channels_last order."""
         rows = rearrange(x, "n c h w -> n h w c")
         return rearrange(F.linear(rows, self.weight.flatten(1), self.bias), "n h w c -> n c h w")
