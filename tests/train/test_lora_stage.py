@@ -61,7 +61,7 @@ def test_a_stopped_run_ends_as_the_unbroken_one(adapted, model, prepared, tmp_pa
     (checkpoint,) = (tmp_path / "keyframes" / "checkpoints").glob("step-*")
     kept = load_file(checkpoint / "network.safetensors")
     assert {name.split(".")[0] for name in kept} == {"adapters"}
-    assert all(tensor.numel() <= 9 * RANK * 20 for tensor in kept.values())
+    assert all(RANK in tensor.shape[:2] for tensor in kept.values())
     train(recipe, None, lambda _: None)
     assert lora_of(recipe).read_bytes() == lora_of(adapted).read_bytes()
 

@@ -130,7 +130,10 @@ class ModelTraits:
         Raises:
             UserError: If one is missing, too many, another, at another scale or in another place.
         """
-        if request.loras != self.loras:
+        wanted, there = (
+            [(use.sha256, use.scale) for use in loras] for loras in (request.loras, self.loras)
+        )
+        if wanted != there:  # a file may have another name than it had
             raise UserError(
                 f"The video was made with {_named(request.loras)}, and the model has "
                 f"{_named(self.loras)}; load the same files at the same scales, in this order."
