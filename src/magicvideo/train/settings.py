@@ -78,10 +78,11 @@ class UNetSettings(Settings):
     attention_levels: tuple[bool, ...] = (True, True)
     layers_per_block: PositiveInt = 1
     attention_heads: PositiveInt | tuple[PositiveInt, ...] = Field(
-        4, description="one number, or one a level"
+        default=4, description="one number, or one a level"
     )
     linear_projection: bool = Field(
-        False, description="linear layers around transformers, as Stable Diffusion 2.x has them"
+        default=False,
+        description="linear layers around transformers, as Stable Diffusion 2.x has them",
     )
     norm_num_groups: PositiveInt = 16
     num_frames: PositiveInt = 16
