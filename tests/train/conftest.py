@@ -19,3 +19,13 @@ def trained(prepared, tmp_path_factory):
     recipe = Recipe.model_validate(tiny_values(prepared, tmp_path_factory.mktemp("trained")))
     train(recipe, None, lambda _: None)
     return recipe
+
+
+@pytest.fixture(scope="session")
+def model(trained, tmp_path_factory):
+    """The model folder of the recipe whose stages are all trained."""
+    from magicvideo.train.export import export
+
+    folder = tmp_path_factory.mktemp("models") / "trained"
+    export(trained.output, folder, "fp32")
+    return folder

@@ -11,6 +11,7 @@ from magicvideo.cli import run
 from magicvideo.errors import UserError
 from magicvideo.models import stable_diffusion
 from magicvideo.models.counting import count_parameters
+from magicvideo.models.unet import VideoUNet
 from magicvideo.train.plan import clip_bytes, plan
 from magicvideo.train.recipe import Recipe, read_recipe
 from magicvideo.train.settings import MachineSettings
@@ -126,6 +127,32 @@ def test_a_folder_of_settings_is_enough(tmp_path):
     (start / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match="does not tell the sizes of vae"):
         plan(recipe)
+
+
+def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
+    """It has heads by level and linear projections, and folders store both."""
+    start = tmp_path / "start"
+    AutoencoderKL().save_config(start / "vae")
+    tower = {"hidden_size": 20, "intermediate_size": 22, "num_attention_heads": 2}
+    write_settings(start, "text_encoder", **tower, num_hidden_layers=1, vocab_size=99)
+    write_settings(start, "image_encoder", **tower, num_hidden_layers=1, projection_dim=14)
+    stored = {"attention_head_dim": [2, 4], "use_linear_projection": True, "norm_num_groups": 32}
+    write_settings(start, "unet", **stored)
+    unet = recipe_of(tmp_path).unet.model_dump()
+    fitting = {**unet, "attention_heads": [2, 4], "linear_projection": True}
+    recipe = recipe_of(tmp_path, unet=fitting)
+    network = VideoUNet(**unet_config(recipe, SIZE))
+    attention = network.down_blocks[0].attentions[0]
+    assert attention.proj_in.weight.ndim == 2
+    assert attention.transformer_blocks[0].attn1.num_heads == 2
+    assert network.mid_block.attentions[0].transformer_blocks[0].attn1.num_heads == 4
+    for changes, sentence in (
+        ({"attention_heads": 2}, r"attention_heads is 2 in the recipe and \[2, 4\] in the model"),
+        ({"attention_heads": [2, 4, 4]}, r"attention_heads=\(2, 4, 4\) does not fit 2 levels"),
+        ({"linear_projection": False}, "linear_projection is False in the recipe and True in"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            unet_config(recipe_of(tmp_path, unet={**fitting, **changes}), SIZE)
 
 
 def test_what_is_not_known_is_named(tmp_path, prepared):

@@ -20,13 +20,6 @@ from magicvideo.train.run import train
 from magicvideo.train.stages import make_task
 
 
-@pytest.fixture(scope="session")
-def model(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "trained"
-    export(trained.output, folder, "fp32")
-    return folder
-
-
 def starting(model, prepared, output, *stages, **changes):
     values = tiny_values(prepared, output)
     for name in STAGES:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
+from magicvideo.cli.loras import Loras, load_loras, load_recorded_loras
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def generate(
     upscaler_steps: UpscalerSteps = None,
     enlarge: Enlarge = None,
     model: Model = None,
+    lora: Loras = None,
     device: Device = None,
     like: Like = None,
     resume: Resume = None,
@@ -114,6 +116,7 @@ def generate(
       magicvideo generate "a cat" "a dog" --output "pets/{index}-{slug}.webp"
       magicvideo generate --image face.png --output face.mp4
       magicvideo generate "a cat" --stages keyframes
+      magicvideo generate "a cat" --lora style.safetensors:0.8
       magicvideo generate --like heart.gif --output again.gif
       magicvideo generate --resume heart.gif
     """
@@ -133,7 +136,7 @@ def generate(
     )
     if like is not None or resume is not None:
         chosen = [prompt or None, prompts, image, seed, device, negative_prompt]
-        chosen += [] if resume is None else [like, output, format]
+        chosen += [] if resume is None else [like, output, format, lora]
         if settings != Settings() or any(value is not None for value in chosen):
             name = "--like" if resume is None else "--resume"
             raise UserError(
@@ -142,19 +145,26 @@ def generate(
         if resume is not None:
             _finish(resume, model, overwrite=overwrite)
         elif like is not None:
-            _remake(like, output, format, model, overwrite=overwrite)
+            _remake(like, output, format, model, lora or [], overwrite=overwrite)
         return
     texts, names = _texts(prompt or [], prompts, image)
     seeds = choose_seeds(seed, len(texts))
     paths = _outputs(output, names, seeds, format, overwrite=overwrite)
     console = make_console()
     pipeline = load_pipeline(console, model, device)
+    load_loras(pipeline, lora or [])
     requests = pipeline.plan(texts, seeds, settings, image)
-    _make(console, pipeline, requests, paths, model, overwrite=overwrite)
+    _make(console, pipeline, requests, paths, model, lora or [], overwrite=overwrite)
 
 
 def _remake(
-    like: Path, output: Path | None, format: str | None, model: Path | None, *, overwrite: bool
+    like: Path,
+    output: Path | None,
+    format: str | None,
+    model: Path | None,
+    loras: list[str],
+    *,
+    overwrite: bool,
 ) -> None:
     """Make a video again from what its file says."""
     from dataclasses import replace
@@ -176,8 +186,9 @@ def _remake(
             f"Hint: {like} was made by version {request.version}; bytes may differ.", markup=False
         )
     torch.set_num_threads(request.threads)
+    load_recorded_loras(pipeline, request.loras, loras)  # threads decide the last bits here, too
     again = replace(request, version=version("magicvideo"))
-    _make(console, pipeline, [again], paths, model, overwrite=overwrite)
+    _make(console, pipeline, [again], paths, model, loras, overwrite=overwrite)
 
 
 def _finish(output: Path, model: Path | None, *, overwrite: bool) -> None:
@@ -200,7 +211,7 @@ def _finish(output: Path, model: Path | None, *, overwrite: bool) -> None:
         progress("writing", 0, 1)
         write_video(video.frames, request, output, overwrite=overwrite)
     kept.unlink()
-    _tell(output, request, model)
+    _tell(output, request, model, [use.name for use in request.loras])
 
 
 def _texts(
@@ -255,6 +266,7 @@ def _make(
     requests: list["Request"],
     paths: list[Path],
     model: Path | None,
+    loras: list[str],
     *,
     overwrite: bool,
 ) -> None:
@@ -272,13 +284,14 @@ def _make(
             progress("writing", 0, 1)
             write_video(video.frames, request, path, overwrite=overwrite)
         kept.unlink()
-        _tell(path, request, model)
+        _tell(path, request, model, loras)
 
 
-def _tell(path: Path, request: "Request", model: Path | None) -> None:
+def _tell(path: Path, request: "Request", model: Path | None, loras: list[str]) -> None:
     """Say where a video is and how to make it again."""
     again = ["magicvideo", "generate", "--like", str(path)]
     again += ["--model", str(model)] if model else []
+    again += [word for lora in loras for word in ("--lora", lora)]
     again += ["--output", str(path.with_name(f"again-{path.name}"))]
     again += [] if path.suffix else ["--format", "png"]
     typer.echo(f"{path} (seed {request.seed})")

@@ -1,5 +1,6 @@
 """The networks of one model folder: loaded with every key accounted for, and written again."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from magicvideo.errors import UserError
 from magicvideo.generate.folder import INDEX, OPTIONAL, SHIPPED, open_folder
 from magicvideo.generate.hints import WORDS_FILE
 from magicvideo.generate.loading import load_scheduler, load_tokenizer
+from magicvideo.generate.lora import COMPONENTS, LoraStack, read_lora
 from magicvideo.generate.planning import ModelTraits
 from magicvideo.generate.request import STAGES
 from magicvideo.generate.stagewise import StagewiseLoader
@@ -22,6 +24,8 @@ from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.storage import atomic_folder, folder_hash
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound="VideoModel")
 
@@ -81,6 +85,7 @@ class VideoModel(DiffusionPipeline):
         license: str | None = None,
     ) -> None:
         super().__init__()
+        self.lora_stack = LoraStack()
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -175,6 +180,31 @@ class VideoModel(DiffusionPipeline):
                 text = "".join(f"{word}\n" for word in sorted(self.words))
                 (partial / WORDS_FILE).write_text(text, encoding="utf-8")
         self.model_hash = folder_hash(folder)
+        self.lora_stack.forget()  # they are part of what was written
+
+    def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
+        """Merge a LoRA into U-Net and text encoder, on top of those that were loaded before.
+
+        Requests and files of videos name it.
+
+        Args:
+            path: A safetensors file in the layout of peft, diffusers or kohya.
+            scale: Factor of its updates.
+
+        Raises:
+            UserError: If the file cannot be read, or a tensor in it does not fit this model.
+        """
+        networks = {name: getattr(self, name) for name in COMPONENTS}
+        lora = read_lora(Path(path), scale, networks)
+        if lora.base not in (None, self.model_hash):
+            logger.warning(
+                f"{path} was trained on the model {lora.base}, and this is {self.model_hash}."
+            )
+        self.lora_stack.add(lora, networks if self.loader is None else {})
+
+    def unload_loras(self) -> None:
+        """Take all LoRAs out again; the weights are those of the model folder to the last bit."""
+        self.lora_stack.clear({name: getattr(self, name) for name in COMPONENTS})
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +224,9 @@ class VideoModel(DiffusionPipeline):
         outlines = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         try:
             for name in outlines:
-                setattr(self, name, self.loader.load(name))
+                network = self.loader.load(name)
+                self.lora_stack.merge_all(name, network)
+                setattr(self, name, network)
             yield
         finally:
             for name, outline in outlines.items():
@@ -238,4 +270,5 @@ class VideoModel(DiffusionPipeline):
             upscale_factor=self.upscaler.config.factor if self.upscaler else 1,
             default_interpolation_steps=config.default_interpolation_steps,
             default_upscaler_steps=config.default_upscaler_steps,
+            loras=self.lora_stack.uses,
         )

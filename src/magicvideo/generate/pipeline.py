@@ -145,6 +145,7 @@ class MagicVideoPipeline(VideoModel):
             UserError: If the request is for another model, or beyond this one.
         """
         self.traits.check(request)
+        self.traits.check_loras(request)
         with self.on_hand("text_encoder", "image_conditioner"):
             tokens, negative_tokens = self.encode_condition(request)
         with self.on_hand("unet"):

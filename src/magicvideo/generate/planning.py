@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from magicvideo.errors import UserError
-from magicvideo.generate.request import Picture, Request, Settings
+from magicvideo.generate.request import LoraUse, Picture, Request, Settings
 
 T = TypeVar("T")
 _PLEASANT_SIDE = 256  # pixels: files enlarge smaller frames by default
@@ -32,6 +32,7 @@ class ModelTraits:
         upscale_factor: Of the super-resolution.
         default_interpolation_steps: Diffusion steps of the interpolation.
         default_upscaler_steps: Diffusion steps of the super-resolution.
+        loras: What is merged into its weights, in order.
     """
 
     hash: str | None
@@ -48,6 +49,7 @@ class ModelTraits:
     upscale_factor: int
     default_interpolation_steps: int
     default_upscaler_steps: int
+    loras: tuple[LoraUse, ...] = ()
 
     def plan(
         self, prompts: list[str], seeds: list[int], settings: Settings, picture: Picture | None
@@ -83,6 +85,7 @@ class ModelTraits:
                 device=self.device,
                 threads=torch.get_num_threads(),
                 version=version("magicvideo"),
+                loras=self.loras,
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
@@ -120,6 +123,26 @@ class ModelTraits:
                 f"The video was made by the model {request.model}, and the one loaded is "
                 f"{self.hash}; name the right folder with --model."
             )
+
+    def check_loras(self, request: Request) -> None:
+        """Refuse a request for other LoRAs than the model has.
+
+        Raises:
+            UserError: If one is missing, too many, another, at another scale or in another place.
+        """
+        wanted, there = (
+            [(use.sha256, use.scale) for use in loras] for loras in (request.loras, self.loras)
+        )
+        if wanted != there:  # a file may have another name than it had
+            raise UserError(
+                f"The video was made with {_named(request.loras)}, and the model has "
+                f"{_named(self.loras)}; load the same files at the same scales, in this order."
+            )
+
+
+def _named(loras: tuple[LoraUse, ...]) -> str:
+    shown = (f"{use.name} (SHA-256 {use.sha256[:12]}...) at {use.scale:g}" for use in loras)
+    return f"the LoRA {', '.join(shown)}" if loras else "no LoRA"
 
 
 def _or(value: T | None, default: T) -> T:

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from magicvideo.errors import UserError
 
 MAX_SEED = 2**63 - 1
+MAX_LORA_SCALE = 10.0
 STAGES = ("keyframes", "interpolation", "upscaler")
 SCHEDULERS = ("ddim", "dpm++")  # what diffusion.sampler offers, known here without torch
 _KEY = "magicvideo"  # the one key of the JSON object that travels in files
@@ -109,6 +110,26 @@ class Picture:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """A LoRA that takes part in a video.
+
+    Attributes:
+        name: Name of its file, for people.
+        sha256: Its identity, as `generate.lora.lora_hash` returns it.
+        scale: Factor of its updates.
+    """
+
+    name: str
+    sha256: str
+    scale: float
+
+    def __post_init__(self) -> None:
+        """Refuse a scale that cannot be meant."""
+        _check_number("The scale of the LoRA", self.scale, -MAX_LORA_SCALE, MAX_LORA_SCALE)
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """All that decides the bytes of one video; it travels in the file.
 
@@ -131,6 +152,7 @@ class Request:
         device: Kind of device, such as `cpu`: each rounds in its own way.
         threads: CPU threads, which decide the order of sums and with it the last bits.
         version: Version of magicvideo.
+        loras: What was merged into the model's weights, in order.
     """
 
     prompt: str
@@ -151,6 +173,7 @@ class Request:
     device: str
     threads: int
     version: str
+    loras: tuple[LoraUse, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be."""

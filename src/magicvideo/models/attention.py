@@ -105,6 +105,7 @@ class SpatialTransformer(nn.Module):
         linear_projection: bool,
     ) -> None:
         super().__init__()
+        self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(num_groups, channels, eps=1e-6)
         self.proj_in = _projection(channels, linear=linear_projection)
         self.transformer_blocks = nn.ModuleList(
@@ -115,31 +116,33 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
         """Return the spatial branch, residual included."""
         tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
-        tokens = _project(self.proj_in, tokens, x.shape[2])
+        tokens = _project(self.proj_in, tokens, x.shape[2], linear=self.linear_projection)
         for block in self.transformer_blocks:
             tokens = block(tokens, condition, num_frames)
-        tokens = _project(self.proj_out, tokens, x.shape[2])
+        tokens = _project(self.proj_out, tokens, x.shape[2], linear=self.linear_projection)
         return x + rearrange(tokens, "n (h w) c -> n c h w", h=x.shape[2])
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution computed as the matrix product that it is: faster backward on a CPU."""
+    """A 1x1 convolution computed as the matrix product that it is: faster backward on a CPU.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 1)
+    Its arguments are those of `nn.Conv2d`, since peft makes the layers of an adapter by them.
+    """
 
-    def forward(self, x: FoldedFrames) -> FoldedFrames:
+    def forward(self, x: FoldedFrames) -> Float[Tensor, "n out h w"]:
         """Return the convolution of x, in channels_last order."""
         rows = rearrange(x, "n c h w -> n h w c")
         return rearrange(F.linear(rows, self.weight.flatten(1), self.bias), "n h w c -> n c h w")
 
 
 def _projection(channels: int, *, linear: bool) -> nn.Linear | PointwiseConv2d:
-    return nn.Linear(channels, channels) if linear else PointwiseConv2d(channels)
+    if linear:
+        return nn.Linear(channels, channels)
+    return PointwiseConv2d(channels, channels, kernel_size=1)
 
 
-def _project(layer: nn.Module, tokens: Tokens, height: int) -> Tokens:
-    if isinstance(layer, nn.Linear):
+def _project(layer: nn.Module, tokens: Tokens, height: int, *, linear: bool) -> Tokens:
+    if linear:
         return layer(tokens)
     projected = layer(rearrange(tokens, "n (h w) c -> n c h w", h=height))
     return rearrange(projected, "n c h w -> n (h w) c")

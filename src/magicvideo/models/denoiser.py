@@ -1,5 +1,7 @@
 """The denoiser with both of its conditions: what the video stages train as one network."""
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
@@ -43,6 +45,11 @@ class ConditionedDenoiser(nn.Module):
         images = image_tokens(self.image_conditioner, embeddings, tokens.shape[1])
         condition = torch.where(told_by_image[:, None, None], images, tokens)
         return self.unet(latents, timestep, condition, fps)
+
+    def save_parts(self, folder: Path) -> None:
+        """Write the components `unet` and `image_conditioner` of a model folder."""
+        self.unet.save_pretrained(folder / "unet")
+        self.image_conditioner.save_pretrained(folder / "image_conditioner")
 
 
 def image_tokens(

@@ -11,10 +11,21 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from magicvideo.errors import UserError
+from magicvideo.models.lora import LORA_FILE, add_low_rank
+from magicvideo.models.lora_layouts import read_updates
 from magicvideo.models.stored_autoencoder import autoencoder_class
 from magicvideo.storage import atomic_folder
 from magicvideo.train.loop import STAGE
-from magicvideo.train.parts import MAKERS, OPTIONAL, component, product_of, start_of
+from magicvideo.train.parts import (
+    LORA,
+    MAKERS,
+    OPTIONAL,
+    WEIGHTS,
+    component,
+    lora_settings,
+    product_of,
+    start_of,
+)
 from magicvideo.train.recipe import Recipe
 from magicvideo.train.run import SETTINGS
 from magicvideo.train.tasks.clip import WORDS
@@ -38,9 +49,10 @@ _AS_NAMED = ("license", "interpolation_noise_level", "upscaler_noise_level")
 def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     """Write the model of a run that has trained all its stages.
 
-    What none of its stages makes comes from the model that the recipe started from. The folder
-    carries `SHA256SUMS`, the words of its training captions, and in `training.json` how many steps
-    each stage trained.
+    What none of its stages makes comes from the model that the recipe started from. A LoRA is
+    merged into the weights that it adapts, so that the model is what its training showed. The
+    folder carries `SHA256SUMS`, the words of its training captions, and in `training.json` how many
+    steps each stage trained.
 
     Args:
         run: The `output` of a recipe.
@@ -62,6 +74,8 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         words = parts["tokenizer"].parent / WORDS
         if words.is_file():  # a model made from Stable Diffusion knows none
             shutil.copyfile(words, partial / WORDS)
+        if lora_settings(recipe) is not None:
+            _merge_lora(partial / "unet" / WEIGHTS, product_of(recipe, "keyframes"))
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
@@ -110,6 +124,15 @@ def _halve(file: Path) -> None:
     if broken := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
         raise UserError(f"{broken[0]} does not fit half precision; export with --precision fp32.")
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _merge_lora(file: Path, product: Path) -> None:
+    """Add what the adapters learned to the weights of the model that they adapt."""
+    weights = {name: tensor.float() for name, tensor in load_file(file).items()}
+    lora = product / LORA / LORA_FILE
+    updates = read_updates(load_file(lora), {"unet": weights}, {}, str(lora))
+    add_low_rank(weights, updates["unet"], 1.0)
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe) -> None:

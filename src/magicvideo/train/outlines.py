@@ -15,6 +15,8 @@ from magicvideo.models.inflate import is_new
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import freeze_encoder, inflate_autoencoder
+from magicvideo.train.adapted import AdaptedDenoiser
+from magicvideo.train.parts import lora_settings
 from magicvideo.train.perceptual import perceptual_distance
 from magicvideo.train.recipe import Recipe, StageName
 from magicvideo.train.settings import VideoSettings
@@ -30,7 +32,7 @@ from magicvideo.train.sizes import (
     unet_config,
     vision_config,
 )
-from magicvideo.train.stages import freeze_new_parts
+from magicvideo.train.stages import freeze_new_parts, settle_reused_parts
 from magicvideo.train.tasks.clip import clip_config
 from magicvideo.train.tasks.upscaler import make_upscaler
 
@@ -108,9 +110,11 @@ def _denoiser(recipe: Recipe, name: StageName, size: int) -> Outline:
     config = image_unet_config(recipe, size) if is_image else unet_config(recipe, size)
     conditioner = ImageConditioner(embedding_width(recipe), condition_width(recipe))
     network = ConditionedDenoiser(VideoUNet(**config), conditioner)
+    settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
     if is_image:
         freeze_new_parts(network)
-    settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
+    elif settings is not None:
+        settle_reused_parts(network.unet, settings)
     shown = isinstance(settings, VideoSettings) and settings.image_condition > 0 and not is_image
     frames = torch.empty(1, 1 if is_image else config["num_frames"], 3, size, size)
     vae, text, image = outline_vae(recipe), _text(recipe, size), _image(recipe, size)
@@ -130,6 +134,9 @@ def _denoiser(recipe: Recipe, name: StageName, size: int) -> Outline:
         told = torch.zeros(1, dtype=torch.bool)
         return F.mse_loss(network(latents, one, tokens, embedding, told, one), latents)
 
+    if name == "keyframes" and (lora := lora_settings(recipe)):
+        adapted = AdaptedDenoiser(network, lora, base_hash="")
+        return Outline(adapted, loss, lambda _: False, (vae, text, image, network), prepare)
     begins = start_has(recipe, "unet") or (recipe.image is not None and not is_image)
 
     def reuses(parameter: str) -> bool:

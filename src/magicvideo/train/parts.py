@@ -14,6 +14,7 @@ from magicvideo.storage import verify_sums
 from magicvideo.train.checkpoint import load_exactly
 from magicvideo.train.loop import PRODUCT
 from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.settings import LoraSettings
 
 # the stages that make a component, the last of which a model keeps
 MAKERS: dict[str, tuple[StageName, ...]] = {
@@ -28,6 +29,9 @@ MAKERS: dict[str, tuple[StageName, ...]] = {
     "upscaler": ("upscaler",),
     "upscaler_scheduler": ("upscaler",),
 }
+# what adapters leave to the model that they adapt
+_ADAPTED = frozenset({"unet", "image_conditioner"})
+LORA = "lora"
 # a model without them makes key frames alone
 OPTIONAL = frozenset({"interpolator", "upscaler", "upscaler_scheduler"})
 _MEASURED = ("scaling_factor", "residual_scale")
@@ -86,6 +90,29 @@ def frozen_parts(recipe: Recipe) -> FrozenFolders:
     )
 
 
+def lora_settings(recipe: Recipe) -> LoraSettings | None:
+    """Return what adapters a recipe trains for the model that it starts from; None for none.
+
+    Raises:
+        UserError: If the recipe names no finished model, changes it too, or trains it in part.
+    """
+    settings = recipe.keyframes
+    if settings is None or settings.lora is None:
+        return None
+    if recipe.start is None or recipe.image is not None or recipe.unsupervised is not None:
+        raise UserError(
+            f"keyframes.lora adapts a finished model, and the recipe {recipe.name} "
+            f"{'names none' if recipe.start is None else 'trains it in another stage'}; set "
+            "start=MODEL_FOLDER and leave the stages image and unsupervised out."
+        )
+    if settings.trained != "all":
+        raise UserError(
+            f"keyframes.trained={settings.trained} does not go with keyframes.lora, of which "
+            "only the adapters learn; leave one of both out."
+        )
+    return settings.lora
+
+
 def start_of(recipe: Recipe, name: str) -> Path | None:
     """Return the folder of a component in the model that the recipe starts from, if it has one.
 
@@ -139,6 +166,8 @@ def _verify_once(folder: Path) -> None:
 def _made_by(recipe: Recipe, name: str, makers: tuple[StageName, ...]) -> Path:
     """Return a component of the last of these stages, or of the model to start from."""
     made_here = [stage for stage in makers if stage in recipe.stages()]
+    if name in _ADAPTED and lora_settings(recipe) is not None:
+        made_here = []
     if made_here:
         return product_of(recipe, made_here[-1]) / name
     found = start_of(recipe, name)

@@ -114,7 +114,8 @@ def plan(recipe: Recipe) -> list[StagePlan]:
             sketch = outline(recipe, name, size)
             with torch.no_grad():
                 before = count_flops(nn.ModuleList(sketch.frozen), sketch.prepare).total
-            passed = count_training_pass(sketch.network, sketch.loss)
+            everything = nn.ModuleList([sketch.network, *sketch.frozen])
+            passed = count_training_pass(everything, sketch.loss)
         parameters = list(sketch.network.named_parameters())
         if is_sharded(recipe.data) and name in ON_SHARDS:
             before = 0  # it was done once, when the clips were encoded
@@ -129,7 +130,7 @@ def plan(recipe: Recipe) -> list[StagePlan]:
                 samples=settings.steps * settings.accumulate * settings.batch_size,
                 gflops=passed.forward / 1e9,
                 training_gflops=operations / 1e9,
-                memory=_memory(sketch, passed, settings, gpus),
+                memory=_memory(sketch, count_parameters(everything), passed, settings, gpus),
             )
         )
     return plans
@@ -143,10 +144,11 @@ def clip_bytes(recipe: Recipe) -> tuple[int, int]:
     return frames * channels * (size // factor) ** 2 * _HALF, frames * 3 * size**2
 
 
-def _memory(sketch: Outline, passed: TrainingPass, settings: StageSettings, gpus: int) -> Memory:
+def _memory(
+    sketch: Outline, everything: int, passed: TrainingPass, settings: StageSettings, gpus: int
+) -> Memory:
     own = list(sketch.network.parameters())
     trained = sum(p.numel() for p in own if p.requires_grad)
-    everything = count_parameters(sketch.network) + sum(map(count_parameters, sketch.frozen))
     is_mixed = settings.mixed_precision != "no"
     number = _HALF if is_mixed else _NUMBER
     kept = number * passed.kept_numbers + passed.kept_bytes

@@ -15,6 +15,7 @@ from magicvideo.train.settings import (
     ClipSettings,
     ImageSettings,
     InterpolationSettings,
+    KeyframesSettings,
     MachineSettings,
     NoiseSettings,
     Settings,
@@ -92,7 +93,7 @@ class Recipe(Settings):
     clip: ClipSettings | None = None
     image: ImageSettings | None = None
     unsupervised: VideoSettings | None = None
-    keyframes: VideoSettings | None = None
+    keyframes: KeyframesSettings | None = None
     interpolation: InterpolationSettings | None = None
     video_vae: VideoVaeSettings | None = None
     upscaler: UpscalerSettings | None = None

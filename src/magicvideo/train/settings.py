@@ -79,7 +79,13 @@ class UNetSettings(Settings):
     block_out_channels: tuple[PositiveInt, ...] = (128, 160)
     attention_levels: tuple[bool, ...] = (True, True)
     layers_per_block: PositiveInt = 1
-    attention_heads: PositiveInt = 4
+    attention_heads: PositiveInt | tuple[PositiveInt, ...] = Field(
+        default=4, description="one number, or one a level"
+    )
+    linear_projection: bool = Field(
+        default=False,
+        description="linear layers around transformers, as Stable Diffusion 2.x has them",
+    )
     norm_num_groups: PositiveInt = 16
     num_frames: PositiveInt = 16
     temporal_attention: Literal["directed", "printed", "bidirectional", "none"] = "directed"
@@ -129,9 +135,22 @@ class ImageSettings(DenoiserSettings):
     """Stage `image`: the 2D network on single frames."""
 
 
+class LoraSettings(Settings):
+    """Adapters of low rank that learn while all else rests."""
+
+    rank: PositiveInt = Field(16, description="of the update of each layer")
+    alpha: float = Field(16.0, gt=0, description="updates are multiplied by alpha / rank")
+    targets: tuple[
+        Literal["attention", "feed_forward", "projections", "convolutions", "temporal"], ...
+    ] = Field(("attention",), min_length=1, description="layers of the U-Net that get one")
+
+
 class VideoSettings(DenoiserSettings):
     """Stages `unsupervised` and `keyframes`: the video network on clips."""
 
+    trained: Literal["all", "new"] = Field(
+        "all", description="new: what image networks lack, while the image network's weights rest"
+    )
     strides: tuple[PositiveInt, PositiveInt] = Field(
         (1, 4), description="between frames, inclusive"
     )
@@ -144,6 +163,12 @@ class VideoSettings(DenoiserSettings):
     deviation_weight: float = Field(
         1.0, gt=0, description="of the error's deviation from its mean over the frames"
     )
+
+
+class KeyframesSettings(VideoSettings):
+    """Stage `keyframes`, which may make a LoRA of a finished model in place of a new one."""
+
+    lora: LoraSettings | None = None
 
 
 class InterpolationSettings(DenoiserSettings):

@@ -29,8 +29,12 @@ KNOWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     }
 }
 """Settings of models to start from that have a name, by component."""
-# what shapes of weights do not show, and the recipe's names for it
-_UNSEEN = {"attention_head_dim": "attention_heads", "norm_num_groups": "norm_num_groups"}
+# what shapes of weights do not show, or show without a reason, and the recipe's names for it
+_COMPARED = {
+    "attention_head_dim": "attention_heads",
+    "norm_num_groups": "norm_num_groups",
+    "use_linear_projection": "linear_projection",
+}
 
 
 def frame_size(recipe: Recipe) -> int:
@@ -143,9 +147,15 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     """Return the arguments of `VideoUNet` for a recipe and frames of `image_size` pixels a side.
 
     Raises:
-        UserError: If the model to start from has other heads or groups, which no shape shows.
+        UserError: If heads and levels are not as many, or the model to start from has other heads,
+            groups or projections.
     """
     settings, levels = recipe.unet, recipe.unet.attention_levels
+    if len(_each(settings.attention_heads, len(levels))) != len(levels):
+        raise UserError(
+            f"unet.attention_heads={settings.attention_heads} does not fit {len(levels)} levels; "
+            "give one number, or one for each level."
+        )
     channels, factor = code_size(recipe)
     config = {
         "sample_size": image_size // factor,
@@ -162,14 +172,15 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "cross_attention_dim": condition_width(recipe),
         "attention_head_dim": settings.attention_heads,
         "norm_num_groups": settings.norm_num_groups,
+        "use_linear_projection": settings.linear_projection,
         "num_frames": settings.num_frames,
         "temporal_attention": settings.temporal_attention,
         "frame_adaptor": settings.frame_adaptor,
     }
     if start_has(recipe, "unet"):
-        stored = start_settings(recipe, "unet")
-        for name, known_as in _UNSEEN.items():
-            if stored[name] != config[name]:
+        stored = {"use_linear_projection": False, **start_settings(recipe, "unet")}
+        for name, known_as in _COMPARED.items():
+            if _each(stored[name], len(levels)) != _each(config[name], len(levels)):
                 raise UserError(
                     f"unet.{known_as} is {config[name]} in the recipe and {stored[name]} in the "
                     f"model to start from, start={recipe.start}; they must agree."
@@ -199,6 +210,11 @@ def code_size(recipe: Recipe) -> tuple[int, int]:
         return recipe.autoencoder.model.latent_channels, recipe.autoencoder.model.patch_size
     vae = outline_vae(recipe)
     return vae.config.latent_channels, spatial_factor(vae)
+
+
+def _each(value: Any, num_levels: int) -> list[Any]:  # noqa: ANN401 - whatever JSON may hold
+    """Return a setting level by level."""
+    return list(value) if isinstance(value, list | tuple) else [value] * num_levels
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.noise import generator_for
+from magicvideo.errors import UserError
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.frozen import Frozen
@@ -17,18 +18,22 @@ from magicvideo.models.interpolation import Interpolator
 from magicvideo.models.stored_autoencoder import load_autoencoder
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import inflate_autoencoder
+from magicvideo.storage import folder_hash
+from magicvideo.train.adapted import AdaptedDenoiser, Denoiser
 from magicvideo.train.clips import frames_of, frames_or_shards_of
 from magicvideo.train.parts import (
     WEIGHTS,
     component,
     frozen_parts,
     image_vae,
+    lora_settings,
     product_of,
     settings_of,
     start_from,
     start_of,
 )
 from magicvideo.train.recipe import Recipe, StageName
+from magicvideo.train.settings import VideoSettings
 from magicvideo.train.sizes import (
     condition_width,
     embedding_width,
@@ -71,7 +76,8 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
     frozen = folders.load()
     if name == "interpolation":
         return _interpolation_task(recipe, frozen, dataset)
-    network = _denoiser(recipe, name, dataset.info.size)
+    plain = _denoiser(recipe, name, dataset.info.size)
+    network = _with_adapters(recipe, plain) if name == "keyframes" else plain
     settings = {
         "image": recipe.image,
         "unsupervised": recipe.unsupervised,
@@ -156,10 +162,16 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
         _inflate_from(unet, product_of(recipe, "image") / "unet")
     settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
     assert settings is not None
+    settle_reused_parts(unet, settings)
+    return ConditionedDenoiser(unet, conditioner)
+
+
+def settle_reused_parts(unet: VideoUNet, settings: VideoSettings) -> None:
+    """Let what a video network has of an image network learn at its own rate, or not at all."""
     for key, parameter in unet.named_parameters():
         if not is_new(key):
             parameter.rate = settings.reused_rate
-    return ConditionedDenoiser(unet, conditioner)
+            parameter.requires_grad_(settings.trained == "all")
 
 
 def freeze_new_parts(network: ConditionedDenoiser) -> None:
@@ -181,6 +193,23 @@ def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
 def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
     weights = load_file(image_unet / WEIGHTS)
     inflate(unet, {key: value for key, value in weights.items() if not is_new(key)})
+
+
+def _with_adapters(recipe: Recipe, network: ConditionedDenoiser) -> Denoiser:
+    """Return the network of stage `keyframes`: as it is, or with adapters if the recipe has them.
+
+    Raises:
+        UserError: If the model to start from is none of videos.
+    """
+    settings, base = lora_settings(recipe), start_of(recipe, "unet")
+    if settings is None:
+        return network
+    if base is None or settings_of(base)["temporal_attention"] == "none":
+        raise UserError(
+            f"start={recipe.start} makes single pictures, and keyframes.lora adapts a model of "
+            "videos; start from one, such as `magicvideo inflate` makes."
+        )
+    return AdaptedDenoiser(network, settings, folder_hash(base.parent))
 
 
 def _interpolation_task(

@@ -65,8 +65,15 @@ def interpolation(
             seed=seed,
             on_clip=lambda done: report("interpolation", done, clips),
         )
-    options = {"data": data, "model": model, "judge": judge, "clips": clips, "keys": keys}
-    options["steps"] = steps
+    options = {
+        "data": data,
+        "model": model,
+        "judge": judge,
+        "clips": clips,
+        "keys": keys,
+        "steps": steps,
+        "seed": seed,
+    }
     inserted = pipeline.traits.num_inserted
     about = _ABOUT.format(
         clips=clips,
@@ -78,7 +85,7 @@ def interpolation(
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
     parts = [
         "## Interpolation",
-        f"`{command_line([_SECTION], options | {'seed': seed})}`",
+        f"`{command_line([_SECTION], options)}`",
         about,
         interpolation_table(scores),
         identity_table(identity(hashes, {"data": data}, pipeline.device.type)),

@@ -15,9 +15,9 @@ from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, targe
 from magicvideo.diffusion.sampler import make_scheduler, sample
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
-from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.frozen import Frozen
 from magicvideo.shapes import Latents
+from magicvideo.train.adapted import Denoiser
 from magicvideo.train.settings import DenoiserSettings, NoiseSettings, VideoSettings
 from magicvideo.train.sheet import contact_sheet
 from magicvideo.train.task import AnyBatch
@@ -36,7 +36,7 @@ class DenoiserTask:
     """Denoise latents of frames or clips under text, an image embedding, or no condition.
 
     Args:
-        network: The denoiser with its image condition, initialised.
+        network: The denoiser with its image condition, initialised, or with adapters to train.
         frozen: The parts below it.
         settings: The stage's settings; `VideoSettings` for clips, else single frames.
         noise: The diffusion process.
@@ -46,7 +46,7 @@ class DenoiserTask:
 
     def __init__(
         self,
-        network: ConditionedDenoiser,
+        network: Denoiser,
         frozen: Frozen,
         settings: DenoiserSettings,
         noise: NoiseSettings,
@@ -136,9 +136,8 @@ class DenoiserTask:
         return contact_sheet(frames, enlarge=1)
 
     def save(self, folder: Path) -> None:
-        """Write the components `unet`, `image_conditioner` and `scheduler`."""
-        self.network.unet.save_pretrained(folder / "unet")
-        self.network.image_conditioner.save_pretrained(folder / "image_conditioner")
+        """Write the denoiser, or what was learned beside it, and the component `scheduler`."""
+        self.network.save_parts(folder)
         self.scheduler.save_pretrained(folder / "scheduler")
 
     def _sample(self, captions: list[str], fps: float) -> Latents:
