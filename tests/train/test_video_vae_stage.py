@@ -9,6 +9,7 @@ from einops import rearrange
 from safetensors.torch import load_file
 from tiny_recipe import SHARED
 
+from magicvideo.draws import Draws
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.stored_autoencoder import load_autoencoder
@@ -73,7 +74,7 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     posterior = image.encode(pixels).latent_dist
     rebuilt = image.decode(posterior.sample(after_levels(2))).sample
-    found = task.losses(task.network, batch, torch.Generator().manual_seed(2))
+    found = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(2)]))
     made = rebuilt.reshape(batch.frames.shape)
     moved = (made[:, 1:] - made[:, :-1]) - (batch.frames[:, 1:] - batch.frames[:, :-1])
     expected = {
@@ -85,7 +86,7 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
     changes = {"perceptual_weight": 0.3, "temporal_weight": 2.5, "max_latent_noise": 0.0}
     weighed = make_task(with_settings(trained, **changes), "video_vae")
-    loss = weighed.losses(weighed.network, batch, torch.Generator().manual_seed(2))["loss"]
+    loss = weighed.losses(weighed.network, batch, Draws([torch.Generator().manual_seed(2)]))["loss"]
     total = expected["pixels"] + 0.3 * expected["perceptual"] + 2.5 * expected["temporal"]
     torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-4)
 
@@ -100,7 +101,7 @@ def test_further_noise_has_the_level_that_was_drawn(trained, batch):
     noise = torch.randn(code.shape, generator=generator).unflatten(0, (len(levels), -1))
     further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
     rebuilt = image.decode(code + further.flatten(0, 1)).sample
-    found = task.losses(task.network, batch, torch.Generator().manual_seed(2))
+    found = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(2)]))
     torch.testing.assert_close(
         found["pixels"], (rebuilt - pixels).abs().mean(), atol=1e-5, rtol=1e-4
     )
@@ -110,7 +111,7 @@ def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
     """Clips that stand still, of other colours: only the posterior's noise changes in time."""
     still = batch.frames[:, :1].expand(-1, FRAMES, -1, -1, -1).clone()
     still[1] *= -1
-    found = task.losses(task.network, replace(batch, frames=still), torch.Generator())
+    found = task.losses(task.network, replace(batch, frames=still), Draws([torch.Generator()]))
     jumps = still[1:, 0] - still[:-1, 0]
     assert found["temporal"] < 0.3 * jumps.abs().mean() / FRAMES
 
@@ -148,7 +149,7 @@ def test_learns_to_hold_still_from_the_frames_before(trained):
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.02)
     history = []
     for step in range(30):
-        losses = task.losses(task.network, batch, torch.Generator().manual_seed(step))
+        losses = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(step)]))
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from magicvideo.data.dataset import Batch
+from magicvideo.draws import Draws
 
 
 @runtime_checkable
@@ -24,15 +24,13 @@ class Task(Protocol):
     def read(self, position: int) -> Batch:
         """Return the batch at a position of the endless order of batches."""
 
-    def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return `loss`, which is minimised, and the parts that are logged beside it.
 
         Args:
             network: `self.network`, possibly wrapped for several processes.
             batch: From `read`, on any device.
-            generator: The only source of random numbers, on the CPU.
+            draws: The only source of random numbers, one stream a sample.
         """
 
     def preview(self) -> Image.Image | None:

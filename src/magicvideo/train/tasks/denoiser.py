@@ -16,6 +16,7 @@ from magicvideo.data.order import read_batch
 from magicvideo.diffusion.noise import draw_noise, noise_for
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler, sample
+from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import Autoencoder, decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
 from magicvideo.models.denoiser import ConditionedDenoiser
@@ -90,22 +91,20 @@ class DenoiserTask:
             balance=self.settings.balance,
         )
 
-    def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted denoising error."""
         device = next(network.parameters()).device
         self.frozen.to(device)
         size = len(batch.captions)
-        dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
-        by_image = torch.rand(size, generator=generator) < self.image_share
+        dropped = draws.uniform(size) < self.settings.drop_condition
+        by_image = draws.uniform(size) < self.image_share
         timesteps = draw_timesteps(
             size,
             self.scheduler.config.num_train_timesteps,
             self.settings.full_noise,
-            generator,
+            draws,
         )
-        shown = torch.randint(self.num_frames, (size,), generator=generator)
+        shown = draws.integers(self.num_frames, size)
         frames = batch.frames.to(device)
         with torch.no_grad():
             latents = encode_frames(self.frozen.vae, frames)
@@ -118,7 +117,7 @@ class DenoiserTask:
                 embeddings = embed_frames(self.frozen.image_encoder, chosen)[:, 0]
             else:
                 embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
-        noise = draw_noise(tuple(latents.shape), generator, self.shared_noise).to(device)
+        noise = draw_noise(tuple(latents.shape), draws, self.shared_noise).to(device)
         timesteps = timesteps.to(device)
         prediction = network(
             self.scheduler.add_noise(latents, noise, timesteps),
