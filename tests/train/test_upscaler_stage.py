@@ -14,6 +14,7 @@ from torch import nn
 from magicvideo.data.degrade import shrink
 from magicvideo.data.prepare import prepare
 from magicvideo.data.sources import folder
+from magicvideo.diffusion.noise import sample_draws
 from magicvideo.draws import Draws
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents, encode_frames
@@ -147,6 +148,19 @@ def test_small_frames_are_degraded_in_every_way(make):
     torch.testing.assert_close(noises["pixel"].std(dim=1), levels, atol=0, rtol=0.1)
     assert 0.1 < levels.max() <= 0.5
     torch.testing.assert_close(levels, seen["clean"][3] * 5e4)
+
+
+def test_two_halves_of_a_batch_have_its_loss(make):
+    """Some samples pass the autoencoder: what they draw must not shift what the others draw."""
+
+    def loss(first, count):
+        task = make(batch_size=count, varied=0.5, reconstructed=0.5)
+        batch, draws = task.read(first // count), sample_draws(first, count, 2, "sample")
+        return task.losses(task.network, batch, draws)["loss"].detach()
+
+    halves = [loss(first, 3) for first in (12, 15)]
+    assert halves[0] != halves[1]
+    torch.testing.assert_close(sum(halves) / 2, loss(12, 6), atol=1e-6, rtol=1e-5)
 
 
 def test_residuals_have_unit_variance(make):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -118,20 +118,7 @@ class Processes:
             network.to(self.accelerator.device)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return network
-        return self._shard(copy.deepcopy(network).to(self.accelerator.device), network)
-
-    def _shard(self, sharded: Any, network: nn.Module) -> nn.Module:
-        """Shard a copy of a network."""
-        mesh = init_device_mesh(self.accelerator.device.type, (self.count,))
-        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-        for block in blocks_of(sharded):
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-        fully_shard(sharded, mesh=mesh)
-        # a parameter's own attributes are lost on the way
-        for own, part in zip(network.parameters(), sharded.parameters(), strict=True):
-            part.rate = getattr(own, "rate", 1.0)
-        trained: nn.Module = sharded
-        return trained
+        return _sharded(network, self.accelerator.device, self.count)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return what is called in training, for gradients that are means over processes."""
@@ -156,3 +143,17 @@ class Processes:
         """Return whether an error says that another process is gone."""
         is_theirs = isinstance(error, distributed.DistError)
         return self.count > 1 and (is_theirs or any(sign in str(error) for sign in _LOST))
+
+
+def _sharded(network: nn.Module, device: torch.device, count: int) -> nn.Module:
+    """Return a copy of a network, cut over the processes block by block."""
+    sharded = copy.deepcopy(network).to(device)
+    mesh = init_device_mesh(device.type, (count,))
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+    for block in blocks_of(sharded):
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+    fully_shard(sharded, mesh=mesh)
+    # a parameter's own attributes are lost on the way
+    for own, part in zip(network.parameters(), sharded.parameters(), strict=True):
+        vars(part).update(vars(own))
+    return sharded
