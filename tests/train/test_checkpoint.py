@@ -39,7 +39,9 @@ def advance(state, step):
 
 def everything(state):
     moments = [
-        value for p in state.network.parameters() for value in state.optimizer.state[p].values()
+        state.optimizer.state[p][key]
+        for p in state.network.parameters()
+        for key in sorted(state.optimizer.state[p])
     ]
     return [*state.network.state_dict().values(), *state.ema.shadow.values(), *moments]
 

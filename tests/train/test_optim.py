@@ -4,7 +4,12 @@ from torch import nn
 
 from magicvideo.errors import UserError
 from magicvideo.models.adaptor import FrameAdaptor
-from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
+from magicvideo.train.optim import (
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rate,
+    state_bytes,
+)
 from magicvideo.train.settings import ImageSettings
 
 SETTINGS = ImageSettings(
@@ -92,3 +97,5 @@ def test_adafactor_keeps_the_groups_and_less_state():
     assert not torch.equal(before, network.conv.weight)
     kept = sum(value.numel() for value in optimizer.state[network.conv.weight].values())
     assert kept < network.conv.weight.numel()
+    # and the number of its step
+    assert 4 * (kept - 1) == state_bytes(network.conv.weight.shape, "adafactor")

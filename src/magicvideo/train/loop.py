@@ -3,8 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from magicvideo.data.dataset import Batch
 from magicvideo.diffusion.noise import generator_for, sample_draws
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file, atomic_folder, verify_sums
+from magicvideo.train.averaged import averaged
 from magicvideo.train.blocks import checkpoint_activations, compile_blocks
 from magicvideo.train.checkpoint import Checkpoints, TrainingState
 from magicvideo.train.ema import Ema
@@ -26,7 +27,6 @@ from magicvideo.train.processes import Processes
 from magicvideo.train.settings import StageSettings
 from magicvideo.train.signals import SIGNALS, listening
 from magicvideo.train.task import Task
-from magicvideo.train.whole import gathered
 
 CHECKPOINTS, PRODUCT = "checkpoints", "product"
 STAGE = "stage.json"
@@ -133,8 +133,7 @@ class Stage:
         while state.step < settings.steps:
             started = time.monotonic()
             values = self._update(run, wrapped, optimizer)
-            due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
-            values, is_due, signal_number = _agree(run, values, due=due)
+            values = _means(values, processes)
             values["seconds"] = time.monotonic() - started
             if log is not None:
                 log.write(state.step, values)
@@ -142,6 +141,8 @@ class Stage:
                 self._report(state.step, values, processes.count)
             if state.step % settings.preview_every == 0:
                 self._preview(run, log)
+            due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
+            is_due, signal_number = _agree(run, due=due)
             if is_due or signal_number or state.step == settings.steps:
                 path = run.checkpoints.save(state)
                 processes.wait()
@@ -227,7 +228,7 @@ class Stage:
         self.say(f"{self.name} {step}/{self.settings.steps}  {shown}  {rate:.1f} samples/s")
 
     def _preview(self, run: "Run", log: Log | None) -> None:
-        with _averaged(run.task, run.state, run.processes):
+        with averaged(run.task, run.state, run.processes):
             picture = run.task.preview() if log is not None else None
         if log is None or picture is None:
             return
@@ -238,7 +239,7 @@ class Stage:
         log.picture(run.state.step, picture)
 
     def _save_product(self, task: Task, state: TrainingState, processes: Processes) -> None:
-        with _averaged(task, state, processes):
+        with averaged(task, state, processes):
             if processes.is_first:
                 with atomic_folder(self.product) as partial:
                     task.save(partial)
@@ -259,39 +260,17 @@ class Run:
     signals: list[int]
 
 
-def _agree(
-    run: Run, values: dict[str, float], *, due: bool
-) -> tuple[dict[str, float], bool, int | None]:
-    """Return what all processes do next: means to log, whether to save, the signal to end by.
+def _means(values: dict[str, float], processes: Processes) -> dict[str, float]:
+    sums = processes.sums(list(values.values()))
+    return {name: total / processes.count for name, total in zip(values, sums, strict=True)}
+
+
+def _agree(run: Run, *, due: bool) -> tuple[bool, int | None]:
+    """Return whether all processes save now, and by which signal they end.
 
     A signal may reach one process alone, and the first one's clock says when a checkpoint is due.
     """
     noticed = [float(number in run.signals) for number in SIGNALS]
-    mine = [*values.values(), float(due and run.processes.is_first), *noticed]
-    *sums, is_due = (all_of := run.processes.sums(mine))[: len(values) + 1]
-    means = {name: total / run.processes.count for name, total in zip(values, sums, strict=True)}
-    raised = zip(SIGNALS, all_of[len(values) + 1 :], strict=True)
-    return means, is_due > 0, next((int(number) for number, count in raised if count > 0), None)
-
-
-@contextmanager
-def _averaged(task: Task, state: TrainingState, processes: Processes) -> Iterator[None]:
-    """Let the first process's `task.network` have the averaged weights for a while."""
-    network = task.network
-    is_whole = network is state.network
-    if is_whole and processes.is_first:
-        state.ema.swap(network)
-    elif not is_whole:
-        averages = gathered(state.ema.tensors(state.network), keep=processes.is_first)
-        if processes.is_first:
-            network.load_state_dict(averages, strict=False)  # buffers stay
-            network.to(processes.accelerator.device)
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train()
-        if is_whole and processes.is_first:
-            state.ema.swap(network)
-        elif not is_whole:
-            network.to("cpu")
+    is_due, *heard = run.processes.sums([float(due and run.processes.is_first), *noticed])
+    raised = [int(number) for number, count in zip(SIGNALS, heard, strict=True) if count > 0]
+    return is_due > 0, raised[0] if raised else None

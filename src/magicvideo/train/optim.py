@@ -9,6 +9,8 @@ from torch import nn
 from magicvideo.errors import UserError
 from magicvideo.train.settings import StageSettings
 
+_LEAST_IN_8_BITS = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
+
 
 def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over the trained parameters.
@@ -54,6 +56,17 @@ def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> tor
 
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, betas=betas)
     return optimizer
+
+
+def state_bytes(shape: torch.Size, optimizer: str) -> int:
+    """Return how many bytes an optimizer keeps for a parameter of this shape."""
+    numbers = shape.numel()
+    if optimizer == "adafactor":  # one number a row and one a column, where there are any
+        kept = numbers if len(shape) < 2 else numbers // shape[-1] + numbers // shape[-2]
+        return 4 * kept
+    if optimizer == "adamw_8bit" and numbers >= _LEAST_IN_8_BITS:
+        return 2 * numbers
+    return 8 * numbers
 
 
 def learning_rate_factor(settings: StageSettings, step: int) -> float:
