@@ -28,8 +28,8 @@ ASSUMPTIONS = (
     "keeps. Gradients are there twice where several GPUs exchange them. Nothing is sharded.",
     "Activations are the tensors that the forward pass keeps for the backward pass, for a whole "
     "batch: 2 bytes a number with mixed precision, though norms keep some of 4, and fused "
-    "attention. Gradient checkpointing makes them less, and is not counted. What operators need for a moment, and what memory loses to fragments, is not in "
-    "it.",
+    "attention. Gradient checkpointing makes them less, and is not counted. What operators need "
+    "for a moment, and what memory loses to fragments, is not in it.",
 )
 """What the numbers of a plan rest on, for those who read them."""
 
