@@ -44,10 +44,11 @@ def kept_bytes(network, given):
         storages[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address returns
         return tensor
 
+    def note_input(_, args):
+        note(args[0])
+
     layers = [m for m in network.modules() if type(m).__name__ == "ResnetBlock"]
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args: note(args[0]) and None) for layer in layers
-    ]
+    hooks = [layer.register_forward_pre_hook(note_input) for layer in layers]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         network(*given)
     for hook in hooks:
