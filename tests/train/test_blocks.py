@@ -119,12 +119,10 @@ def test_blocks_are_levels_and_never_bare_lists(denoiser):
     assert blocks_of(PatchAutoencoder()) == []
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_compiled_network_computes_the_same(denoiser, given, checkpointed):
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler looks at it
+def test_a_compiled_network_computes_the_same(denoiser, given):
     """The graph is captured and run as it is: whether a compiler for C++ is there is its matter."""
     plain, names = passed(denoiser, given), list(denoiser.state_dict())
-    if checkpointed:
-        checkpoint_activations(denoiser, "keyframes")
     compile_blocks(denoiser, backend="eager")
     assert_close(passed(denoiser, given), plain)
     assert list(denoiser.state_dict()) == names
