@@ -14,7 +14,7 @@ from keyframe_runs import GLOBAL_BATCH, PREVIEWED_AT, STEPS, STOPPED_AT, run
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
-from magicvideo.train.processes import join
+from magicvideo.train.processes import Processes, join
 
 RUNS = ("ddp", "fsdp2", "back", "onward")
 LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboard")
@@ -91,6 +91,8 @@ def test_what_a_launch_cannot_have_is_one_sentence(monkeypatch):
     with pytest.raises(UserError, match="set fsdp_version: 2"):
         join()
     monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="set it to bf16"):
+        Processes.of_launch("fp16")
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(UserError, match="fsdp_offload_params: false"):
         join()

@@ -66,6 +66,8 @@ class Processes:
             UserError: If the launch asks for what is not supported.
         """
         state = join()
+        if _is_set(_FSDP) and mixed_precision == "fp16":
+            raise UserError("mixed_precision=fp16 does not go with FSDP; set it to bf16.")
         # networks are sharded here, by their own blocks, so accelerate need not know of it
         with patch_environment(**{_FSDP: "false"}):
             accelerator = Accelerator(
