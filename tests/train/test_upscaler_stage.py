@@ -142,7 +142,7 @@ def test_small_frames_are_degraded_in_every_way(make):
         )
         task.losses(task.network, task.read(0), Draws([torch.Generator().manual_seed(0)]))
     noises = {name: (given[1] - seen["clean"][1]).flatten(1) for name, given in seen.items()}
-    assert noises["varied"].std(dim=1).min() > 1e-3
+    assert noises["varied"].std(dim=1).min() > 5e-4  # pixel noise is 50 times less
     assert noises["latent"].std(dim=1).max() > 0.01
     levels = seen["pixel"][3]
     torch.testing.assert_close(noises["pixel"].std(dim=1), levels, atol=0, rtol=0.1)
