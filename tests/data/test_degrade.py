@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from magicvideo.data.degrade import blur, crop_pairs, shrink, shrink_variously
+from magicvideo.draws import Draws
 
 FRAMES, HEIGHT, WIDTH, FACTOR = 5, 12, 20, 4
 
@@ -10,8 +11,8 @@ def frames(height=HEIGHT, width=WIDTH, number=FRAMES):
     return torch.rand(number, 3, height, width) * 2 - 1
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def draws(seed=0):
+    return Draws([torch.Generator().manual_seed(seed)])
 
 
 def test_area_is_the_mean_of_squares():
@@ -52,19 +53,19 @@ def test_a_blur_spreads_a_point_by_its_sigma_and_keeps_the_sum():
 def test_a_share_of_frames_is_made_in_another_way():
     large = frames(16, 24, number=200)
     by_area = shrink(large, FACTOR)
-    assert torch.equal(shrink_variously(large, FACTOR, 0.0, generator()), by_area)
-    some = shrink_variously(large, FACTOR, 0.3, generator())
+    assert torch.equal(shrink_variously(large, FACTOR, 0.0, draws()), by_area)
+    some = shrink_variously(large, FACTOR, 0.3, draws())
     other = (some != by_area).flatten(1).any(dim=1)
     assert 0.2 < other.float().mean() < 0.4
-    every = shrink_variously(large, FACTOR, 1.0, generator())
+    every = shrink_variously(large, FACTOR, 1.0, draws())
     assert (every != by_area).flatten(1).any(dim=1).all()
-    assert torch.equal(shrink_variously(large, FACTOR, 0.3, generator()), some)
-    assert not torch.equal(shrink_variously(large, FACTOR, 0.3, generator(1)), some)
+    assert torch.equal(shrink_variously(large, FACTOR, 0.3, draws()), some)
+    assert not torch.equal(shrink_variously(large, FACTOR, 0.3, draws(1)), some)
 
 
 def test_crops_of_a_pair_show_the_same_places():
     large = frames(24, 24, number=40)
-    cut_large, cut_small = crop_pairs(large, shrink(large, FACTOR), 3, generator())
+    cut_large, cut_small = crop_pairs(large, shrink(large, FACTOR), 3, draws())
     assert cut_large.shape == (40, 3, 12, 12)
     assert cut_small.shape == (40, 3, 3, 3)
     torch.testing.assert_close(shrink(cut_large, FACTOR), cut_small)
@@ -77,5 +78,5 @@ def test_crops_of_a_pair_show_the_same_places():
             if torch.equal(frame[:, top : top + 12, left : left + 12], crop)
         }
     assert {top for top, _ in places} == {left for _, left in places} == {0, 4, 8, 12}
-    whole, _ = crop_pairs(large, shrink(large, FACTOR), 6, generator())
+    whole, _ = crop_pairs(large, shrink(large, FACTOR), 6, draws())
     assert torch.equal(whole, large)

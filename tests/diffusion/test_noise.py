@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from magicvideo.diffusion.noise import draw_noise, generator_for, noise_for
+from magicvideo.draws import Draws
 
 KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6282136]}
 
@@ -20,7 +21,7 @@ def test_noise_belongs_to_the_seed_alone():
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.9])
 def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
-    noise = draw_noise((40, 3, 13, 17, 19), generator_for("clips"), shared)
+    noise = draw_noise((40, 3, 13, 17, 19), Draws([generator_for("clips")]), shared)
     assert noise.mean().abs() < 0.02
     assert noise.std() == pytest.approx(1, abs=0.02)
     first, _, third = noise.unbind(dim=1)

@@ -4,6 +4,7 @@ import torch
 from diffusers import AutoencoderKL
 from networks import randomise
 
+from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import (
     PatchAutoencoder,
     decode_latents,
@@ -170,7 +171,7 @@ def test_training_starts_at_the_linear_code_and_moves_the_convolutions():
     code = network.encode(frames).latent_dist.mode()
     torch.testing.assert_close(code, network.encoder_linear(frames))
     torch.testing.assert_close(network.decode(code).sample, network.decoder_linear(code))
-    made, mean = network(frames, torch.Generator().manual_seed(0))
+    made, mean = network(frames, Draws([torch.Generator().manual_seed(0)]))
     assert torch.equal(mean, code)
     (made - frames).square().mean().backward()
     assert network.encoder[-1].weight.grad.abs().max() > 0
@@ -180,7 +181,7 @@ def test_training_starts_at_the_linear_code_and_moves_the_convolutions():
 @torch.no_grad()
 def test_the_forward_pass_decodes_a_sample():
     network, frames = randomise(make_patch(noise_std=0.5)), pixels()[0]
-    made, mean = network(frames, torch.Generator().manual_seed(3))
+    made, mean = network(frames, Draws([torch.Generator().manual_seed(3)]))
     code = network.encode(frames).latent_dist.sample(torch.Generator().manual_seed(3))
     torch.testing.assert_close(made, network.decode(code).sample)
     assert (code - mean).abs().max() > 0.1

@@ -3,6 +3,7 @@ import torch
 from diffusers import AutoencoderKL
 from networks import randomise
 
+from magicvideo.draws import Draws
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import (
     PatchAutoencoder,
@@ -162,7 +163,7 @@ def test_a_memory_is_no_longer_than_the_reach(video):
 @torch.no_grad()
 def test_the_forward_pass_decodes_a_sample_of_the_posterior(video):
     x = torch.rand(VIDEOS * FRAMES, 3, HEIGHT, WIDTH) * 2 - 1
-    made, mean = video(x, torch.Generator().manual_seed(3), FRAMES)
+    made, mean = video(x, Draws([torch.Generator().manual_seed(3)]), FRAMES)
     posterior = video.encode(x).latent_dist
     code = posterior.sample(torch.Generator().manual_seed(3))
     torch.testing.assert_close(made, video.decode(code, FRAMES).sample)
@@ -214,7 +215,9 @@ def test_the_encoder_is_left_out_of_training(video):
     held = {name.split(".")[0] for name, _ in video.named_parameters() if name not in trained}
     theirs = {"encoder", "encoder_linear", "quant_conv"}
     assert held == theirs & {name.split(".")[0] for name, _ in video.named_parameters()}
-    video(torch.rand(FRAMES, 3, HEIGHT, WIDTH), torch.Generator(), FRAMES)[0].sum().backward()
+    video(torch.rand(FRAMES, 3, HEIGHT, WIDTH), Draws([torch.Generator()]), FRAMES)[
+        0
+    ].sum().backward()
     assert {name for name, p in video.named_parameters() if p.grad is not None} == trained
 
 

@@ -39,7 +39,9 @@ def advance(state, step):
 
 def everything(state):
     moments = [
-        value for p in state.network.parameters() for value in state.optimizer.state[p].values()
+        state.optimizer.state[p][key]
+        for p in state.network.parameters()
+        for key in sorted(state.optimizer.state[p])
     ]
     return [*state.network.state_dict().values(), *state.ema.shadow.values(), *moments]
 
@@ -62,6 +64,31 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path):
         assert not equal(unbroken, restored)
         advance(restored, step)
         assert equal(unbroken, restored)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "whole numbers"])
+def test_whatever_an_optimizer_keeps_comes_back(tmp_path, optimizer):
+    def fresh():
+        state = make_state(0)
+        changes = {"optimizer": "adafactor"} if optimizer == "adafactor" else {}
+        settings = SETTINGS.model_copy(update=changes)
+        state.optimizer = make_optimizer(state.network, settings)
+        return state
+
+    state, again = fresh(), fresh()
+    advance(state, 0)
+    if optimizer == "whole numbers":  # as those of bitsandbytes keep them
+        for kept in state.optimizer.state.values():
+            kept["step"] = 7
+            kept["state1"] = torch.arange(6, dtype=torch.uint8)
+    checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
+    checkpoints.restore(again, checkpoints.save(state))
+    for own, other in zip(state.network.parameters(), again.network.parameters(), strict=True):
+        expected, found = state.optimizer.state[own], again.optimizer.state[other]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert type(found[key]) is type(value), key
+            assert torch.equal(torch.as_tensor(found[key]), torch.as_tensor(value)), key
 
 
 def test_the_newest_are_kept(tmp_path):

@@ -28,3 +28,16 @@ def test_two_swaps_are_none():
     ema.swap(network)
     assert torch.equal(network.weight, weights)
     assert torch.equal(ema.shadow["weight"], averages)
+
+
+def test_averages_on_the_cpu_are_the_same():
+    network = nn.Linear(3, 2)
+    beside, apart = Ema(network, 0.9), Ema(network, 0.9, torch.device("cpu"))
+    assert apart.shadow["weight"].data_ptr() != network.weight.data_ptr()
+    for step in range(3):
+        with torch.no_grad():
+            network.weight.add_(step + 1)
+        beside.update(network, step)
+        apart.update(network, step)
+    assert torch.equal(beside.shadow["weight"], apart.shadow["weight"])
+    assert not torch.equal(apart.shadow["weight"], network.weight)

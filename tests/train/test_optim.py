@@ -2,8 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from magicvideo.errors import UserError
 from magicvideo.models.adaptor import FrameAdaptor
-from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
+from magicvideo.train.optim import (
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rate,
+    state_bytes,
+)
 from magicvideo.train.settings import ImageSettings
 
 SETTINGS = ImageSettings(
@@ -73,3 +79,23 @@ def test_fused_update_in_channels_last_equals_the_plain_one():
             optimizer.zero_grad()
     for name, value in fused.state_dict().items():
         torch.testing.assert_close(value, plain.state_dict()[name], msg=name)
+
+
+def test_an_optimizer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("magicvideo.train.optim.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="pip install bitsandbytes, or set optimizer=adamw"):
+        make_optimizer(Network(), SETTINGS.model_copy(update={"optimizer": "adamw_8bit"}))
+
+
+def test_adafactor_keeps_the_groups_and_less_state():
+    network = Network()
+    optimizer = make_optimizer(network, SETTINGS.model_copy(update={"optimizer": "adafactor"}))
+    assert sorted({group["weight_decay"] for group in optimizer.param_groups}) == [0.0, 0.3]
+    network.conv(torch.randn(2, 3, 7, 6)).square().sum().backward()
+    before = network.conv.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, network.conv.weight)
+    kept = sum(value.numel() for value in optimizer.state[network.conv.weight].values())
+    assert kept < network.conv.weight.numel()
+    # and the number of its step
+    assert 4 * (kept - 1) == state_bytes(network.conv.weight.shape, "adafactor")

@@ -82,7 +82,16 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
     )
     train(longer, "autoencoder", said.append)
     assert "autoencoder: goes on from step 4 of 6" in said
+    assert "samples an update in place of" not in " ".join(said)
     assert [entry["step"] for entry in log_of(recipe.output / "autoencoder")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_number_of_samples_an_update_is_said(trained, recipe):
+    shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    other = recipe.autoencoder.model_copy(update={"steps": 5, "batch_size": 2})
+    said = []
+    train(recipe.model_copy(update={"autoencoder": other}), "autoencoder", said.append)
+    assert "2 samples an update in place of 3" in " ".join(said)
 
 
 def test_samples_are_drawn_where_the_recipe_asks(trained):

@@ -59,7 +59,6 @@ def train(
     try:
         train(settings, only, console.print)
     except Interrupted as stopped:
-        console.print(f"{stopped}; run the same command to go on.")
         raise typer.Exit(stopped.exit_code) from None
 
 

@@ -4,6 +4,7 @@ import hashlib
 
 import torch
 
+from magicvideo.draws import Draws
 from magicvideo.shapes import Latents
 
 
@@ -13,7 +14,16 @@ def generator_for(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator, shared: float = 0.0) -> Latents:
+def sample_draws(first: int, count: int, *parts: int | str) -> Draws:
+    """Return the draws of `count` samples from position `first` on of an endless order.
+
+    A sample's numbers are a pure function of `parts` and its position, so that they are the same
+    whichever process has it in whichever batch.
+    """
+    return Draws([generator_for(*parts, position) for position in range(first, first + count)])
+
+
+def draw_noise(shape: tuple[int, ...], draws: Draws, shared: float = 0.0) -> Latents:
     """Return standard normal noise for videos, a share of which is the same in all their frames.
 
     Frames that start from the same noise come out alike, so that motion and not identity is left
@@ -21,14 +31,14 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator, shared: float
 
     Args:
         shape: Of the latents, `b f c h w`.
-        generator: What the noise is drawn from.
+        draws: What the noise is drawn from.
         shared: Share of the variance that the frames of a video have in common, from 0 to 1: the
             correlation between two frames' noise.
     """
-    noise = torch.randn(shape, generator=generator)
+    noise = draws.normal(shape)
     if shared == 0.0:
         return noise
-    common = torch.randn((shape[0], 1, *shape[2:]), generator=generator)
+    common = draws.normal((shape[0], 1, *shape[2:]))
     return noise.mul_((1 - shared) ** 0.5).add_(common, alpha=shared**0.5)
 
 
@@ -43,4 +53,4 @@ def noise_for(seed: int, shape: tuple[int, ...], shared: float = 0.0) -> Latents
     Returns:
         Noise, `1 f c h w`.
     """
-    return draw_noise((1, *shape), generator_for("video", seed), shared)
+    return draw_noise((1, *shape), Draws([generator_for("video", seed)]), shared)

@@ -2,11 +2,11 @@
 
 from typing import Literal, TypeAlias
 
-import torch
 from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from magicvideo.draws import Draws
 from magicvideo.shapes import Latents
 
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction"]
@@ -28,17 +28,17 @@ def target_of(
 
 
 def draw_timesteps(
-    count: int, num_train_timesteps: int, full_noise: float, generator: torch.Generator
+    count: int, num_train_timesteps: int, full_noise: float, draws: Draws
 ) -> Int[Tensor, "b"]:
     """Return diffusion steps for training: a share at the last one, the others spread evenly.
 
     At the last step of a schedule with zero terminal SNR nothing is seen of the sample, and what
     is learned is its mean under the condition: what sampling in one step returns.
     """
-    drawn = torch.randint(num_train_timesteps, (count,), generator=generator)
+    drawn = draws.integers(num_train_timesteps, count)
     if not full_noise:
         return drawn
-    at_last = torch.rand(count, generator=generator) < full_noise
+    at_last = draws.uniform(count) < full_noise
     return drawn.masked_fill(at_last, num_train_timesteps - 1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from magicvideo.diffusion.gaps import fill_gaps, key_pairs, weave
 from magicvideo.diffusion.noise import draw_noise, generator_for
 from magicvideo.diffusion.sampler import Scheduler
+from magicvideo.draws import Draws
 from magicvideo.models.interpolation import Interpolator
 from magicvideo.shapes import Latents, Tokens
 
@@ -46,7 +47,7 @@ def interpolate_latents(
     """
     gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
     generator = generator_for("interpolation", seed)
-    noise = draw_noise((1, gaps * inserted, *keys.shape[2:]), generator, shared_noise)
+    noise = draw_noise((1, gaps * inserted, *keys.shape[2:]), Draws([generator]), shared_noise)
     noise = rearrange(noise, "1 (g k) c h w -> g k c h w", g=gaps).to(keys)
     seen = keys
     if noise_level > 0:

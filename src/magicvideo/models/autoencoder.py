@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from magicvideo.draws import Draws
 from magicvideo.models.video_decoder import VideoDecoder
 from magicvideo.shapes import FoldedFrames, Frames, Latents
 
@@ -109,11 +110,11 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         )
 
     def forward(
-        self, x: FoldedFrames, generator: torch.Generator
+        self, x: FoldedFrames, draws: Draws
     ) -> tuple[FoldedFrames, Float[Tensor, "n z y x"]]:
         """Return the reconstruction of pixels from a sample of their posterior, and its mean."""
         posterior = self.encode(x).latent_dist
-        return self.decode(posterior.sample(generator)).sample, posterior.mean
+        return self.decode(sample_of(posterior, draws)).sample, posterior.mean
 
     @torch.no_grad()
     def fit_linear(self, frames: FoldedFrames) -> None:
@@ -164,6 +165,12 @@ def _zero_head(channels: int, out_channels: int, num_groups: int) -> list[nn.Mod
     assert head.bias is not None
     nn.init.zeros_(head.bias)
     return [nn.GroupNorm(num_groups, channels), nn.SiLU(), head]
+
+
+def sample_of(posterior: DiagonalGaussianDistribution, draws: Draws) -> Float[Tensor, "n z y x"]:
+    """Return a code drawn from its posterior."""
+    noise = draws.normal(posterior.mean.shape).to(posterior.mean)
+    return posterior.mean + posterior.std * noise
 
 
 Autoencoder: TypeAlias = PatchAutoencoder | AutoencoderKL

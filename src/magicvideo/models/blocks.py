@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from magicvideo.models.adaptor import make_adaptor
 from magicvideo.models.attention import SpatialTransformer
@@ -115,7 +116,33 @@ class Resample(nn.Module):
         return self.adaptor(self.conv(x), num_frames)
 
 
-class DownBlock(nn.Module):
+class Level(nn.Module):
+    """Layers of a residual block and, where there is one, the attention that follows it.
+
+    `gradient_checkpointing` is the switch that diffusers' `enable_gradient_checkpointing` looks
+    for: of a layer its inputs alone are kept, and the backward pass computes the rest again.
+    """
+
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+
+    def _layer(self, i: int, x: FoldedFrames, given: Conditions) -> Resized:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._compute, i, x, given, use_reentrant=False)
+        return self._compute(i, x, given)
+
+    def _compute(self, i: int, x: FoldedFrames, given: Conditions) -> Resized:
+        x = self.resnets[i](x, given)
+        if self.attentions is None or i >= len(self.attentions):
+            return x
+        return self.attentions[i](x, given.tokens, given.num_frames)
+
+
+class DownBlock(Level):
     """One level of the encoder half; every output is kept for the decoder half."""
 
     def __init__(
@@ -140,17 +167,15 @@ class DownBlock(nn.Module):
     def forward(self, x: FoldedFrames, given: Conditions) -> list[Resized]:
         """Return the output of every layer; the last is the input of the next level."""
         outputs = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, given)
-            if self.attentions is not None:
-                x = self.attentions[i](x, given.tokens, given.num_frames)
+        for i in range(len(self.resnets)):
+            x = self._layer(i, x, given)
             outputs.append(x)
         if self.downsamplers is not None:
             outputs.append(self.downsamplers[0](x, given.num_frames))
         return outputs
 
 
-class MidBlock(nn.Module):
+class MidBlock(Level):
     """The deepest level: residual block, attention, residual block."""
 
     def __init__(self, channels: int, num_heads: int, settings: BlockSettings) -> None:
@@ -160,12 +185,11 @@ class MidBlock(nn.Module):
 
     def forward(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
         """Return the level's output."""
-        x = self.resnets[0](x, given)
-        x = self.attentions[0](x, given.tokens, given.num_frames)
-        return self.resnets[1](x, given)
+        x = self._layer(0, x, given)
+        return self._layer(1, x, given)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Level):
     """One level of the decoder half; each layer takes one output of the encoder half."""
 
     def __init__(
@@ -191,11 +215,9 @@ class UpBlock(nn.Module):
     def forward(
         self, x: FoldedFrames, skips: list[Resized], given: Conditions, side: torch.Size
     ) -> Resized:
-        """Return the level's output; `skips` loses what is used, and `side` is the next level's."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), given)
-            if self.attentions is not None:
-                x = self.attentions[i](x, given.tokens, given.num_frames)
+        """Return the level's output; the last of `skips` goes first, `side` is the next level's."""
+        for i, skip in enumerate(reversed(skips)):
+            x = self._layer(i, torch.cat([x, skip], dim=1), given)
         if self.upsamplers is not None:
             x = F.interpolate(x, size=side, mode="nearest")
             x = self.upsamplers[0](x, given.num_frames)

@@ -42,6 +42,8 @@ class Interpolator(ModelMixin, ConfigMixin):
         frame_adaptor: Whether convolutions have frame-wise adaptors.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,

@@ -55,7 +55,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         ValueError: If the settings do not fit each other.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -172,11 +172,11 @@ class VideoUNet(ModelMixin, ConfigMixin):
             outputs.extend(down(outputs[-1], given))
         x = self.mid_block(outputs[-1], given)
         layers = self.config.layers_per_block + 1
-        for i, up in enumerate(self.up_blocks):
-            is_last = i == len(self.up_blocks) - 1
+        for up in self.up_blocks:
+            taken, outputs = outputs[-layers:], outputs[:-layers]
             # the level above ends at the side of the last skip that this level leaves over
-            side = x.shape[-2:] if is_last else outputs[-layers - 1].shape[-2:]
-            x = up(x, outputs, given, side)
+            side = outputs[-1].shape[-2:] if outputs else x.shape[-2:]
+            x = up(x, taken, given, side)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = self.conv_out_adaptor(x, num_frames)
         return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)

@@ -8,13 +8,14 @@ Stable Diffusion's, are taken over by name (`inflate_autoencoder`). New tensors 
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, is_grad_enabled, nn
+from torch.utils.checkpoint import checkpoint
 
-from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder
+from magicvideo.draws import Draws
+from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder, sample_of
 from magicvideo.models.inflate import inflate
 from magicvideo.models.temporal import DirectedTemporalAttention
 from magicvideo.models.video_decoder import Features, VideoDecoder
@@ -83,7 +84,7 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
     def forward(
         self,
         x: FoldedFrames,
-        generator: torch.Generator,
+        draws: Draws,
         num_frames: int = 1,
         noise_levels: Float[Tensor, " b"] | None = None,
     ) -> tuple[FoldedFrames, Features]:
@@ -92,7 +93,7 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
         scaled latents of each video.
         """
-        return _reconstruct(self, x, generator, num_frames, noise_levels)
+        return _reconstruct(self, x, draws, num_frames, noise_levels)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         return self.decoder[: self._mid](z * self.config.scaling_factor)
@@ -135,9 +136,6 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
     Raises:
         ValueError: If the sizes do not fit each other.
     """
-
-    # the parts of diffusers' decoder are called one by one, past its switch for checkpointing
-    _supports_gradient_checkpointing = False
 
     @register_to_config
     def __init__(
@@ -192,7 +190,7 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
     def forward(
         self,
         x: FoldedFrames,
-        generator: torch.Generator,
+        draws: Draws,
         num_frames: int = 1,
         noise_levels: Float[Tensor, " b"] | None = None,
     ) -> tuple[FoldedFrames, Features]:
@@ -201,15 +199,15 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
         scaled latents of each video.
         """
-        return _reconstruct(self, x, generator, num_frames, noise_levels)
+        return _reconstruct(self, x, draws, num_frames, noise_levels)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
-        return self.decoder.mid_block(self.decoder.conv_in(z))
+        return self._pass(self.decoder.mid_block, self.decoder.conv_in(z))
 
     def _to_up(self, x: Features) -> Features:
-        return self.decoder.up_blocks[0](x)
+        return self._pass(self.decoder.up_blocks[0], x)
 
     def _to_pixels(
         self,
@@ -218,8 +216,14 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
     ) -> Features:
         decoder = self.decoder
         for block in decoder.up_blocks[1:]:
-            x = block(x)
+            x = self._pass(block, x)
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+
+    def _pass(self, block: nn.Module, x: FoldedFrames) -> Features:
+        # the decoder's parts are called one by one, so that its switch has to be looked at here
+        if self.decoder.gradient_checkpointing and is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
 
 VideoAutoencoder: TypeAlias = VideoPatchAutoencoder | VideoAutoencoderKL
@@ -253,15 +257,15 @@ def freeze_encoder(autoencoder: VideoAutoencoder) -> None:
 def _reconstruct(
     autoencoder: VideoAutoencoder,
     x: FoldedFrames,
-    generator: torch.Generator,
+    draws: Draws,
     num_frames: int,
     noise_levels: Float[Tensor, " b"] | None,
 ) -> tuple[FoldedFrames, Features]:
     posterior = autoencoder.encode(x).latent_dist
     if noise_levels is None:
-        code = posterior.sample(generator)
+        code = sample_of(posterior, draws)
     else:
         levels = noise_levels.repeat_interleave(num_frames) / autoencoder.config.scaling_factor
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        noise = draws.normal(posterior.mean.shape).to(posterior.mean)
         code = posterior.mode() + levels[:, None, None, None] * noise
     return autoencoder.decode(code, num_frames).sample, posterior.mean

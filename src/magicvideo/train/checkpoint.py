@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from magicvideo.errors import UserError
 from magicvideo.storage import PARTIAL, atomic_folder, remove_partial, verify_sums
 from magicvideo.train.ema import Ema
+from magicvideo.train.whole import gathered, part_like
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_WHOLE = ":int"
 
 
 @dataclass
@@ -39,24 +40,43 @@ class Checkpoints:
         folder: Where they are; made when the first is saved.
         keep: How many are kept. The newest that passes its check is never deleted.
         stage: Name of the stage, which a checkpoint must agree with.
+        global_batch: Samples of one update, over all processes.
+        writes: Whether this process writes; others help it to gather what is to be written.
     """
 
-    def __init__(self, folder: Path, keep: int, stage: str) -> None:
+    def __init__(
+        self, folder: Path, keep: int, stage: str, *, global_batch: int = 1, writes: bool = True
+    ) -> None:
         self.folder, self.keep, self.stage = folder, keep, stage
+        self.global_batch, self.writes = global_batch, writes
         self.rejected: list[str] = []
-        if folder.is_dir():
+        if writes and folder.is_dir():
             remove_partial(folder)
 
     def save(self, state: TrainingState) -> Path:
-        """Write a checkpoint, then delete those that are too old."""
+        """Write a checkpoint, then delete those that are too old.
+
+        It holds whole tensors, so that any number of processes can go on from it. All processes
+        call this together, and return before the file is there.
+        """
         target = self.folder / f"step-{state.step:08d}"
+        tensors = {
+            "network": gathered(state.network.state_dict().items(), keep=self.writes),
+            "ema": gathered(state.ema.tensors(state.network), keep=self.writes),
+            "optimizer": gathered(_optimizer_tensors(state), keep=self.writes),
+        }
+        if self.writes:
+            self._write(target, tensors, state.step)
+        return target
+
+    def _write(self, target: Path, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
         with atomic_folder(target) as partial:
-            save_file(_contiguous(state.network.state_dict()), partial / "network.safetensors")
-            save_file(_contiguous(state.ema.shadow), partial / "ema.safetensors")
-            save_file(_optimizer_tensors(state), partial / "optimizer.safetensors")
+            for name, group in tensors.items():
+                save_file(group, partial / f"{name}.safetensors")
             about = {
                 "stage": self.stage,
-                "step": state.step,
+                "step": step,
+                "global_batch": self.global_batch,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
@@ -68,7 +88,6 @@ class Checkpoints:
             # a folder that cannot be deleted costs room, and training goes on
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
-        return target
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint that passes its check, or None where there is none at all.
@@ -104,7 +123,7 @@ class Checkpoints:
         load_exactly(state.network, path / "network.safetensors")
         averages = load_file(path / "ema.safetensors")
         _compare(set(averages), set(state.ema.shadow), path / "ema.safetensors")
-        state.ema.load(averages)
+        state.ema.load(state.network, averages)
         _load_optimizer(state, load_file(path / "optimizer.safetensors"))
         state.step = int(about["step"])
         return about
@@ -145,7 +164,7 @@ def load_exactly(
                 f"{file}: {name} has the shape {list(tensor.shape)} and the network "
                 f"{list(own[name].shape)}; the settings of the model must not change in a run."
             )
-    network.load_state_dict(tensors)
+    network.load_state_dict({name: part_like(t, own[name]) for name, t in tensors.items()})
 
 
 def _compare(found: set[str], expected: set[str], file: Path) -> None:
@@ -155,28 +174,33 @@ def _compare(found: set[str], expected: set[str], file: Path) -> None:
         raise UserError(f"{file} has {foreign[0]}, which the network lacks ({len(foreign)} such).")
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
-    tensors = {}
+def _optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the optimizer keeps for each parameter; whole numbers become tensors."""
     for name, parameter in state.network.named_parameters():
-        moments = state.optimizer.state.get(parameter, {})
-        for key, value in moments.items():
-            tensors[f"{name}/{key}"] = value.detach().contiguous()
-    return tensors
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, int):
+                yield f"{name}/{key}{_WHOLE}", torch.tensor(value)
+            elif isinstance(value, Tensor):
+                yield f"{name}/{key}", value
 
 
 def _load_optimizer(state: TrainingState, tensors: dict[str, Tensor]) -> None:
+    stored: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        stored.setdefault(name, {})[key] = tensor
     for name, parameter in state.network.named_parameters():
-        if f"{name}/step" not in tensors:
-            continue
-        # the optimizer's fused kernel walks memory, so moments must lie as the parameter does
-        moments = {
-            key: torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(
-                tensors[f"{name}/{key}"]
+        if name in stored:
+            state.optimizer.state[parameter] = dict(
+                _kept_for(parameter, key, value) for key, value in stored[name].items()
             )
-            for key in _MOMENTS
-        }
-        state.optimizer.state[parameter] = {"step": tensors[f"{name}/step"], **moments}
+
+
+def _kept_for(parameter: nn.Parameter, key: str, value: Tensor) -> tuple[str, Tensor | int]:
+    if key.endswith(_WHOLE):
+        return key.removesuffix(_WHOLE), int(value)
+    if value.shape != parameter.shape or value.dtype != parameter.dtype:
+        return key, value.to(parameter.device)
+    # the optimizer's fused kernel walks memory, so moments must lie as the parameter does
+    moment = torch.empty_like(parameter, memory_format=torch.preserve_format)
+    return key, moment.detach().copy_(part_like(value, parameter))

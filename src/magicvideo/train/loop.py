@@ -2,27 +2,29 @@
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
-from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.noise import generator_for, sample_draws
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file, atomic_folder, verify_sums
+from magicvideo.train.averaged import averaged
+from magicvideo.train.blocks import checkpoint_activations, compile_blocks
 from magicvideo.train.checkpoint import Checkpoints, TrainingState
 from magicvideo.train.ema import Ema
 from magicvideo.train.log import Log
 from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
+from magicvideo.train.processes import Processes
 from magicvideo.train.settings import StageSettings
+from magicvideo.train.signals import SIGNALS, listening
 from magicvideo.train.task import AnyBatch, Task
 
 CHECKPOINTS, PRODUCT = "checkpoints", "product"
@@ -51,7 +53,6 @@ class Stage:
     folder: Path
     seed: int
     say: Callable[[str], None]
-    _signals: list[int] = field(default_factory=list)
 
     @property
     def product(self) -> Path:
@@ -77,36 +78,79 @@ class Stage:
             UserError: If a loss or a gradient is not finite, or no checkpoint can be used.
             Interrupted: If SIGINT or SIGTERM came; a checkpoint is written first.
         """
-        settings = self.settings
-        accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-        network = task.network.to(accelerator.device)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(network, settings)
-        state = TrainingState(network, optimizer, Ema(network, settings.ema_decay))
-        checkpoints = Checkpoints(self.folder / CHECKPOINTS, settings.keep_checkpoints, self.name)
-        self._resume(state, checkpoints)
-        wrapped, prepared = accelerator.prepare(network, optimizer)
-        saved_at = time.monotonic()
-        with Log(self.folder, first_step=state.step) as log, self._listening():
-            while state.step < settings.steps:
-                started = time.monotonic()
-                values = self._update(task, accelerator, wrapped, prepared, state)
-                values["seconds"] = time.monotonic() - started
-                log.write(state.step, values)
-                if state.step % settings.log_every == 0 or state.step == settings.steps:
-                    self._report(state.step, values)
-                if state.step % settings.preview_every == 0:
-                    self._preview(task, state, log)
-                due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
-                if due or self._signals or state.step == settings.steps:
-                    path = checkpoints.save(state)
-                    saved_at = time.monotonic()
-                    if self._signals:
-                        raise Interrupted(self._signals[0], path)
-        self._save_product(task, state)
+        processes = Processes.of_launch(self.settings.mixed_precision)
+        state = self._begin(task, processes)
+        checkpoints = self._checkpoints(processes)
+        self._resume(state, checkpoints, processes)
+        log = Log(self.folder, first_step=state.step) if processes.is_first else None
+        try:
+            with log or nullcontext(), listening() as signals:
+                self._run(Run(task, state, processes, checkpoints, signals), log)
+        except RuntimeError as error:
+            if not processes.has_lost_one(error):
+                raise
+            raise UserError(
+                f"{self.name}: another process of this run ended during step {state.step}, so this "
+                f"one ends too; the newest checkpoint below {checkpoints.folder} holds the run, "
+                "and the same command goes on from it."
+            ) from error
+        self._save_product(task, state, processes)
 
-    def _resume(self, state: TrainingState, checkpoints: Checkpoints) -> None:
-        newest = checkpoints.newest()
+    def _begin(self, task: Task, processes: Processes) -> TrainingState:
+        """Return the state at the first step: where the weights are, and who holds which."""
+        settings = self.settings
+        if settings.gradient_checkpointing:
+            checkpoint_activations(task.network, self.name)
+        network = processes.place(task.network)
+        if settings.compile:
+            compile_blocks(network)
+        if settings.optimizer != "adamw" and network is not task.network:
+            raise UserError(
+                f"{self.name}.optimizer={settings.optimizer} cannot update sharded weights; set "
+                "it to adamw, or launch without FSDP."
+            )
+        optimizer = make_optimizer(network, settings)
+        on_cpu = settings.ema_device == "cpu"
+        ema = Ema(network, settings.ema_decay, torch.device("cpu") if on_cpu else None)
+        return TrainingState(network, optimizer, ema)
+
+    def _checkpoints(self, processes: Processes) -> Checkpoints:
+        settings = self.settings
+        return Checkpoints(
+            self.folder / CHECKPOINTS,
+            settings.keep_checkpoints,
+            self.name,
+            global_batch=settings.batch_size * settings.accumulate * processes.count,
+            writes=processes.is_first,
+        )
+
+    def _run(self, run: "Run", log: Log | None) -> None:
+        settings, state, processes = self.settings, run.state, run.processes
+        wrapped = processes.wrap(state.network)
+        optimizer = processes.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        saved_at = time.monotonic()
+        while state.step < settings.steps:
+            started = time.monotonic()
+            values = self._update(run, wrapped, optimizer)
+            values = _means(values, processes)
+            values["seconds"] = time.monotonic() - started
+            if log is not None:
+                log.write(state.step, values)
+            if state.step % settings.log_every == 0 or state.step == settings.steps:
+                self._report(state.step, values, processes.count)
+            if state.step % settings.preview_every == 0:
+                self._preview(run, log)
+            due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
+            is_due, signal_number = _agree(run, due=due)
+            if is_due or signal_number or state.step == settings.steps:
+                path = run.checkpoints.save(state)
+                processes.wait()
+                saved_at = time.monotonic()
+                if signal_number:
+                    raise Interrupted(signal_number, path)
+
+    def _resume(self, state: TrainingState, checkpoints: Checkpoints, processes: Processes) -> None:
+        newest = processes.told(checkpoints.newest() if processes.is_first else None)
         for reason in checkpoints.rejected:
             self.say(f"{self.name}: passed over a checkpoint: {reason}")
         if newest is None:
@@ -118,44 +162,49 @@ class Stage:
                 f"{self.name}: {torch.get_num_threads()} threads in place of {about['threads']}: "
                 "the run goes on, equal to the unbroken one to rounding and not to the last bit"
             )
+        before, now = about.get("global_batch"), checkpoints.global_batch
+        if before not in (None, now):
+            self.say(
+                f"{self.name}: {now} samples an update in place of {before}: the run goes on with "
+                "other batches than the unbroken one; processes x batch_size x accumulate is what "
+                "must not change"
+            )
 
     def _update(
-        self,
-        task: Task,
-        accelerator: Accelerator,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: TrainingState,
+        self, run: "Run", network: nn.Module, optimizer: AcceleratedOptimizer
     ) -> dict[str, float]:
         """Make one update of the weights and of their averages, and return what to log."""
-        settings, step = self.settings, state.step
+        settings, task, state, processes = self.settings, run.task, run.state, run.processes
+        step = state.step
         torch.manual_seed(generator_for(self.seed, self.name, step).initial_seed())
         task.begin_step(step)
         factor = learning_rate_factor(settings, step)
-        set_learning_rate(optimizer, factor)
+        set_learning_rate(state.optimizer, factor)
         totals: dict[str, float] = {}
         for micro in range(settings.accumulate):
-            position = (step * settings.accumulate + micro) * accelerator.num_processes
-            position += accelerator.process_index
+            position = (step * settings.accumulate + micro) * processes.count + processes.index
             batch = task.read(position)
-            generator = generator_for(self.seed, self.name, "batch", position)
+            count = settings.batch_size
+            draws = sample_draws(position * count, count, self.seed, self.name, "sample")
             is_last = micro == settings.accumulate - 1
-            with _synchronised(accelerator, network, when=is_last):
-                with accelerator.autocast():
-                    losses = task.losses(network, batch, generator)
+            with processes.accumulating(network, is_last=is_last):
+                with processes.accelerator.autocast():
+                    losses = task.losses(network, batch, draws)
                 self._check(losses["loss"].item(), "loss", step, batch)
-                accelerator.backward(losses["loss"] / settings.accumulate)
+                processes.accelerator.backward(losses["loss"] / settings.accumulate)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / settings.accumulate
-        norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip_norm)
-        self._check(float(norm), "norm of the gradient", step, batch)
+        processes.accelerator.unscale_gradients(optimizer)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
+        size = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        self._check(size, "norm of the gradient", step, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.ema.update(state.network, step)
         state.step += 1
         return {
             **totals,
-            "gradient_norm": float(norm),
+            "gradient_norm": size,
             "learning_rate": settings.learning_rate * factor,
         }
 
@@ -169,69 +218,58 @@ class Stage:
             "was changed. Lower learning_rate or look at these clips, and run the command again."
         )
 
-    def _report(self, step: int, values: dict[str, float]) -> None:
-        samples = self.settings.batch_size * self.settings.accumulate
+    def _report(self, step: int, values: dict[str, float], processes: int) -> None:
+        samples = self.settings.batch_size * self.settings.accumulate * processes
         shown = "  ".join(
             f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate"
         )
         rate = samples / values["seconds"]
         self.say(f"{self.name} {step}/{self.settings.steps}  {shown}  {rate:.1f} samples/s")
 
-    def _preview(self, task: Task, state: TrainingState, log: Log) -> None:
-        with _averaged(state):
-            picture = task.preview()
-        if picture is None:
+    def _preview(self, run: "Run", log: Log | None) -> None:
+        with averaged(run.task, run.state, run.processes):
+            picture = run.task.preview() if log is not None else None
+        if log is None or picture is None:
             return
-        target = self.folder / "samples" / f"step-{state.step:08d}.png"
+        target = self.folder / "samples" / f"step-{run.state.step:08d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as partial:
             picture.save(partial)
-        log.picture(state.step, picture)
+        log.picture(run.state.step, picture)
 
-    def _save_product(self, task: Task, state: TrainingState) -> None:
-        with _averaged(state), atomic_folder(self.product) as partial:
-            task.save(partial)
-            about = {"stage": self.name, "steps": state.step}
-            (partial / STAGE).write_text(json.dumps(about), encoding="utf-8")
+    def _save_product(self, task: Task, state: TrainingState, processes: Processes) -> None:
+        with averaged(task, state, processes):
+            if processes.is_first:
+                with atomic_folder(self.product) as partial:
+                    task.save(partial)
+                    about = {"stage": self.name, "steps": state.step}
+                    (partial / STAGE).write_text(json.dumps(about), encoding="utf-8")
+        processes.wait()
         self.say(f"{self.name}: done, {self.product}")
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM, to end after the current step; a second SIGINT ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def note(number: int, frame: FrameType | None) -> None:
-            self._signals.append(number)
-            if len(self._signals) > 1:
-                signal.default_int_handler(number, frame)
+@dataclass(frozen=True)
+class Run:
+    """What the loop has in hands while a stage trains."""
 
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    task: Task
+    state: TrainingState
+    processes: Processes
+    checkpoints: Checkpoints
+    signals: list[int]
 
 
-@contextmanager
-def _averaged(state: TrainingState) -> Iterator[None]:
-    """Let the network have its averaged weights for a while."""
-    state.ema.swap(state.network)
-    state.network.eval()
-    try:
-        yield
-    finally:
-        state.network.train()
-        state.ema.swap(state.network)
+def _means(values: dict[str, float], processes: Processes) -> dict[str, float]:
+    sums = processes.sums(list(values.values()))
+    return {name: total / processes.count for name, total in zip(values, sums, strict=True)}
 
 
-@contextmanager
-def _synchronised(accelerator: Accelerator, network: nn.Module, *, when: bool) -> Iterator[None]:
-    """Let processes exchange gradients with the last of the accumulated batches alone."""
-    if when:
-        yield
-    else:
-        with accelerator.no_sync(network):
-            yield
+def _agree(run: Run, *, due: bool) -> tuple[bool, int | None]:
+    """Return whether all processes save now, and by which signal they end.
+
+    A signal may reach one process alone, and the first one's clock says when a checkpoint is due.
+    """
+    noticed = [float(number in run.signals) for number in SIGNALS]
+    is_due, *heard = run.processes.sums([float(due and run.processes.is_first), *noticed])
+    raised = [int(number) for number, count in zip(SIGNALS, heard, strict=True) if count > 0]
+    return is_due > 0, raised[0] if raised else None

@@ -1,17 +1,26 @@
-"""AdamW, its parameter groups and its learning rate as a function of the step."""
+"""The optimizer, its parameter groups and its learning rate as a function of the step."""
+
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
 
+from magicvideo.errors import UserError
 from magicvideo.train.settings import StageSettings
+
+_LEAST_IN_8_BITS = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
 
 
 def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
-    """Return AdamW over the trained parameters.
+    """Return the recipe's optimizer over the trained parameters.
 
     Matrices and kernels decay. Biases, norms and frame adaptors do not: an adaptor's scale is
     neutral at one, not at zero. A parameter may carry a `rate` attribute, a factor on the learning
     rate (see `models.inflate`).
+
+    Raises:
+        UserError: If the optimizer is not installed.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -20,19 +29,44 @@ def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.O
         decays = parameter.ndim >= 2 and "adaptor" not in name
         decay = settings.weight_decay if decays else 0.0
         groups.setdefault((decay, getattr(parameter, "rate", 1.0)), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": decay,
-                "lr": settings.learning_rate * rate,
-                "peak": settings.learning_rate * rate,
-            }
-            for (decay, rate), parameters in groups.items()
-        ],
-        betas=(0.9, settings.beta2),
-        fused=True,
-    )
+    described = [
+        {
+            "params": parameters,
+            "weight_decay": decay,
+            "lr": settings.learning_rate * rate,
+            "peak": settings.learning_rate * rate,
+        }
+        for (decay, rate), parameters in groups.items()
+    ]
+    betas = (0.9, settings.beta2)
+    if settings.optimizer == "adafactor":
+        return torch.optim.Adafactor(described)
+    if settings.optimizer == "adamw_8bit":
+        return _adamw_8bit(described, betas)
+    return torch.optim.AdamW(described, betas=betas, fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "optimizer=adamw_8bit needs bitsandbytes, which is not installed: pip install "
+            "bitsandbytes, or set optimizer=adamw."
+        )
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, betas=betas)
+    return optimizer
+
+
+def state_bytes(shape: torch.Size, optimizer: str) -> int:
+    """Return how many bytes an optimizer keeps for a parameter of this shape."""
+    numbers = shape.numel()
+    if optimizer == "adafactor":  # one number a row and one a column, where there are any
+        kept = numbers if len(shape) < 2 else numbers // shape[-1] + numbers // shape[-2]
+        return 4 * kept
+    if optimizer == "adamw_8bit" and numbers >= _LEAST_IN_8_BITS:
+        return 2 * numbers
+    return 8 * numbers
 
 
 def learning_rate_factor(settings: StageSettings, step: int) -> float:

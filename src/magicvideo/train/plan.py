@@ -1,6 +1,5 @@
 """What a recipe would do, for `--dry-run`: sizes and cost of every stage, without training it."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from magicvideo.models.counting import (
     count_training_pass,
 )
 from magicvideo.train.clips import ON_SHARDS
+from magicvideo.train.optim import state_bytes
 from magicvideo.train.outlines import Outline, outline
 from magicvideo.train.recipe import Recipe
 from magicvideo.train.settings import MachineSettings, StageSettings
@@ -30,8 +30,8 @@ ASSUMPTIONS = (
     "keeps. Gradients are there twice where several GPUs exchange them. Nothing is sharded.",
     "Activations are the tensors that the forward pass keeps for the backward pass, for a whole "
     "batch: 2 bytes a number with mixed precision, though norms keep some of 4, and fused "
-    "attention. What operators need for a moment, and what memory loses to fragments, is not in "
-    "it.",
+    "attention. Gradient checkpointing makes them less, and is not counted. What operators need "
+    "for a moment, and what memory loses to fragments, is not in it.",
 )
 """What the numbers of a plan rest on, for those who read them."""
 
@@ -43,8 +43,8 @@ class Memory:
     Attributes:
         weights: Of the trained and the frozen networks.
         gradients: Of what is trained.
-        optimiser: The two moments of AdamW.
-        averages: The averaged weights.
+        optimiser: What it keeps: of AdamW, the two moments.
+        averages: The averaged weights, if they are not on the CPU.
         activations: What the forward pass of a batch keeps for the backward pass.
     """
 
@@ -155,7 +155,7 @@ def _memory(
     return Memory(
         weights=_NUMBER * everything + (_HALF * trained if is_mixed else 0),
         gradients=_NUMBER * trained * min(gpus, 2),
-        optimiser=2 * _NUMBER * trained,
-        averages=_NUMBER * sum(math.prod(p.shape) for p in own),
+        optimiser=sum(state_bytes(p.shape, settings.optimizer) for p in own if p.requires_grad),
+        averages=0 if settings.ema_device == "cpu" else _NUMBER * sum(p.numel() for p in own),
         activations=settings.batch_size * kept,
     )

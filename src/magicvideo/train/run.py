@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file, remove_partial
-from magicvideo.train.loop import Stage
+from magicvideo.train.loop import Interrupted, Stage
+from magicvideo.train.processes import join
 from magicvideo.train.recipe import Recipe, StageName
 from magicvideo.train.stages import make_task
 
@@ -22,10 +23,17 @@ def train(recipe: Recipe, only: StageName | None, say: Callable[[str], None]) ->
         say: Called with lines for the console.
 
     Raises:
-        UserError: If a stage before it has no product yet, or its data cannot be read.
+        UserError: If a stage before it has no product yet, its data cannot be read, or the launch
+            asks for what is not supported.
+        Interrupted: If a signal ended the run; its last line says how to go on.
     """
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    remove_partial(recipe.output)
+    launch = join()
+    if launch.is_main_process:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        remove_partial(recipe.output)
+    else:
+        say = _nothing
+    launch.wait_for_everyone()
     for name, settings in recipe.stages().items():
         if only not in (None, name):
             continue
@@ -33,9 +41,18 @@ def train(recipe: Recipe, only: StageName | None, say: Callable[[str], None]) ->
         if stage.is_done():
             say(f"{name}: already done, {stage.product}")
             continue
-        with atomic_file(recipe.output / SETTINGS) as partial:
-            partial.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
-        stage.train(make_task(recipe, name))
+        if launch.is_main_process:
+            with atomic_file(recipe.output / SETTINGS) as partial:
+                partial.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
+        try:
+            stage.train(make_task(recipe, name))
+        except Interrupted as stopped:
+            say(f"{stopped}; run the same command to go on.")
+            raise
+
+
+def _nothing(line: str) -> None:
+    """Stand in for the console on all processes but the first."""
 
 
 def check_stage(recipe: Recipe, name: str | None) -> StageName | None:

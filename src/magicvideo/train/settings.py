@@ -29,10 +29,20 @@ class StageSettings(Settings):
     learning_rate: Rate = Field(description="at its height")
     warmup_steps: int = Field(100, ge=0, description="updates of the linear warm-up")
     decay_share: Share = Field(0.2, description="last share of the steps, with a linear decay to 0")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw", description="adamw_8bit is that of bitsandbytes"
+    )
     weight_decay: float = Field(0.01, ge=0)
     beta2: Share = Field(0.99, description="AdamW's second beta")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of an update's gradient")
     ema_decay: Share = Field(0.999, description="of the averaged weights, which are what is kept")
+    ema_device: Literal["same", "cpu"] = Field(
+        "same", description="of the averages: that of the weights, or the CPU"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="keep inputs of layers alone, and compute the rest again"
+    )
+    compile: bool = Field(default=False, description="compile the network, block by block")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     log_every: PositiveInt = Field(50, description="updates between lines on the console")
     preview_every: PositiveInt = Field(1000, description="updates between sample sheets")

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from magicvideo.data.dataset import Batch
 from magicvideo.data.shards.dataset import EncodedBatch
+from magicvideo.draws import Draws
 
 AnyBatch: TypeAlias = Batch | EncodedBatch
 
@@ -31,14 +31,14 @@ class Task(Protocol):
         self,
         network: nn.Module,
         batch: Any,  # noqa: ANN401 (each stage has its own kind)
-        generator: torch.Generator,
+        draws: Draws,
     ) -> dict[str, Tensor]:
         """Return `loss`, which is minimised, and the parts that are logged beside it.
 
         Args:
             network: `self.network`, possibly wrapped for several processes.
             batch: From `read`, on any device.
-            generator: The only source of random numbers, on the CPU.
+            draws: The only source of random numbers, one stream a sample.
         """
 
     def preview(self) -> Image.Image | None:

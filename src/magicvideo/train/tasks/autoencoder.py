@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
+from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.train.edges import gradient_loss
 from magicvideo.train.settings import AutoencoderSettings, PatchAutoencoderSettings
@@ -53,15 +54,13 @@ class AutoencoderTask:
             balance=self.settings.balance,
         )
 
-    def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted sum, the squared error and the size of the latents."""
         device = next(network.parameters()).device
         pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w").to(
             device, memory_format=torch.channels_last
         )
-        rebuilt, code = network(pixels, generator)
+        rebuilt, code = network(pixels, draws)
         squared = F.mse_loss(rebuilt, pixels)
         latents = (code * self.network.config.scaling_factor).square().mean()
         loss = (

@@ -16,6 +16,7 @@ from transformers import (
 
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
+from magicvideo.draws import Draws
 from magicvideo.errors import UserError
 from magicvideo.models.conditioning import normalise_for_clip
 from magicvideo.storage import atomic_file
@@ -76,7 +77,7 @@ class ClipTask:
         self,
         network: nn.Module,
         batch: Batch,
-        generator: torch.Generator,  # noqa: ARG002 - this stage draws nothing
+        draws: Draws,  # noqa: ARG002 - this stage draws nothing
     ) -> dict[str, Tensor]:
         """Return the contrastive loss and the share of frames that find their caption."""
         device = next(network.parameters()).device

@@ -13,6 +13,7 @@ from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.noise import draw_noise, noise_for
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler, sample
+from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.frozen import Frozen
@@ -81,21 +82,19 @@ class DenoiserTask:
             balance=self.settings.balance,
         )
 
-    def losses(
-        self, network: nn.Module, batch: AnyBatch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted denoising error."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
-        by_image = torch.rand(size, generator=generator) < self.image_share
+        dropped = draws.uniform(size) < self.settings.drop_condition
+        by_image = draws.uniform(size) < self.image_share
         timesteps = draw_timesteps(
             size,
             self.scheduler.config.num_train_timesteps,
             self.settings.full_noise,
-            generator,
+            draws,
         )
-        shown = torch.randint(self.num_frames, (size,), generator=generator)
+        shown = draws.integers(self.num_frames, size)
         with torch.no_grad():
             latents = latents_of(self.frozen, batch, device)
             tokens = tokens_of(self.frozen, batch, dropped, device)
@@ -103,7 +102,7 @@ class DenoiserTask:
                 embeddings = embeddings_of(self.frozen, batch, shown, device)
             else:
                 embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
-        noise = draw_noise(tuple(latents.shape), generator, self.shared_noise).to(device)
+        noise = draw_noise(tuple(latents.shape), draws, self.shared_noise).to(device)
         timesteps = timesteps.to(device)
         prediction = network(
             self.scheduler.add_noise(latents, noise, timesteps),

@@ -12,6 +12,7 @@ from magicvideo.diffusion.gaps import blend, fill_gaps, weave
 from magicvideo.diffusion.noise import draw_noise, generator_for
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler
+from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.frozen import Frozen
@@ -55,7 +56,8 @@ class InterpolationTask:
         self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
-        latents = self._latents(self._windows(seed + 1, 0, _WINDOWS_FOR_SCALE))
+        device = next(network.parameters()).device
+        latents = self._latents(self._windows(seed + 1, 0, _WINDOWS_FOR_SCALE), device)
         residuals = latents[:, 1:-1] - blend(latents[:, [0, -1]], latents.shape[1] - 2)
         network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
@@ -66,27 +68,22 @@ class InterpolationTask:
         """Return windows: a key, the frames after it, and the next key."""
         return self._windows(self.seed, position, self.settings.batch_size)
 
-    def losses(
-        self, network: nn.Module, batch: AnyBatch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted denoising error of the frames between the keys."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        dropped = torch.rand(size, generator=generator) < self.settings.drop_condition
+        dropped = draws.uniform(size) < self.settings.drop_condition
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(size, steps, self.settings.full_noise, generator).to(device)
-        levels = torch.randint(self.settings.max_noise_level, (size,), generator=generator)
-        levels = levels.to(device)
-        latents = self._latents(batch)
+        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws).to(device)
+        levels = draws.integers(self.settings.max_noise_level, size).to(device)
+        latents = self._latents(batch, device)
         with torch.no_grad():
             tokens = tokens_of(self.frozen, batch, dropped, device)
         clean = latents[:, [0, -1]]
-        keys = self.scheduler.add_noise(
-            clean, torch.randn(clean.shape, generator=generator).to(device), levels
-        )
+        keys = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
         middle = latents[:, 1:-1]
         residuals = (middle - blend(keys, middle.shape[1])) / self.network.config.residual_scale
-        noise = draw_noise(tuple(residuals.shape), generator, self.shared_noise).to(device)
+        noise = draw_noise(tuple(residuals.shape), draws, self.shared_noise).to(device)
         prediction = network(
             self.scheduler.add_noise(residuals, noise, timesteps),
             timesteps,
@@ -105,11 +102,12 @@ class InterpolationTask:
     def preview(self) -> Image.Image:
         """Return some clips' windows, real above interpolated."""
         batch = self._windows(self.seed + 2, 0, _PREVIEWED)
-        latents = self._latents(batch)
-        keys, device = latents[:, [0, -1]], latents.device
+        device = next(self.network.parameters()).device
+        latents = self._latents(batch, device)
+        keys = latents[:, [0, -1]]
         self.frozen.to(device)
         shape = latents[:, 1:-1].shape
-        noise = draw_noise(tuple(shape), generator_for("preview"), self.shared_noise)
+        noise = draw_noise(tuple(shape), Draws([generator_for("preview")]), self.shared_noise)
         inserted = fill_gaps(
             self.network,
             self.network.config.residual_scale,
@@ -130,8 +128,8 @@ class InterpolationTask:
         self.network.save_pretrained(folder / "interpolator")
 
     @torch.no_grad()
-    def _latents(self, batch: AnyBatch) -> Latents:
-        return latents_of(self.frozen, batch, next(self.network.parameters()).device)
+    def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
+        return latents_of(self.frozen, batch, device)
 
     def _windows(self, seed: int, position: int, batch_size: int) -> AnyBatch:
         return read_inputs(

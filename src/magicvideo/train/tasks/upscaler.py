@@ -12,6 +12,7 @@ from magicvideo.data.order import read_batch
 from magicvideo.diffusion.noise import draw_noise, generator_for
 from magicvideo.diffusion.objective import denoising_loss, target_of
 from magicvideo.diffusion.sampler import follow, make_scheduler
+from magicvideo.draws import Draws
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import (
     Autoencoder,
@@ -66,8 +67,9 @@ class UpscalerTask:
         self.scheduler = training_scheduler(_PROCESS)
         self._check_sizes()
         # any seed would do, so long as these frames are not the first batches
-        first = self._frames(read_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1))
-        residuals, _ = self._examples(first, generator_for(seed, "upscaler", "scale"))
+        batch = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1)
+        first = _frames(batch, self.network)
+        residuals, _ = self._examples(first, Draws([generator_for(seed, "upscaler", "scale")]))
         self.network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
     def begin_step(self, step: int) -> None:
@@ -84,23 +86,20 @@ class UpscalerTask:
             balance=self.settings.balance,
         )
 
-    def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted denoising error of crops."""
         residuals, small = crop_pairs(
-            *self._examples(self._frames(batch), generator),
+            *self._examples(_frames(batch, network), draws),
             self.settings.crop // self.network.config.factor,
-            generator,
+            draws,
         )
         residuals, device = residuals / self.network.config.residual_scale, small.device
         size = len(small)
-        levels = self.settings.max_noise_level * torch.rand(size, generator=generator)
-        timesteps = torch.randint(
-            self.scheduler.config.num_train_timesteps, (size,), generator=generator
-        ).to(device)
-        added = levels[:, None, None, None] * torch.randn(small.shape, generator=generator)
-        noise = torch.randn(residuals.shape, generator=generator).to(device)
+        levels = self.settings.max_noise_level * draws.uniform(size)
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = draws.integers(steps, size).to(device)
+        added = levels[:, None, None, None] * draws.normal(small.shape)
+        noise = draws.normal(residuals.shape).to(device)
         prediction = network(
             self.scheduler.add_noise(residuals, noise, timesteps),
             small + added.to(device),
@@ -117,15 +116,16 @@ class UpscalerTask:
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Return some frames, a row each: enlarged, the same with its residual, and real."""
-        frames = self._frames(read_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1))
+        batch = read_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
         network = self.network
-        residuals, small = self._examples(frames, generator_for("preview"))
+        frames = _frames(batch, network)
+        residuals, small = self._examples(frames, Draws([generator_for("preview")]))
         level = torch.zeros(len(small), device=small.device)
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy[0], small, timestep.expand(len(small)), level)[None]
 
-        noise = draw_noise((1, *residuals.shape), generator_for("preview noise"))
+        noise = draw_noise((1, *residuals.shape), Draws([generator_for("preview noise")]))
         scheduler = make_scheduler(dict(self.scheduler.config), "ddim")
         made = follow(predict, noise.to(small.device), scheduler, _PREVIEW_STEPS)[0]
         plain = enlarge(small, network.config.factor)
@@ -137,19 +137,16 @@ class UpscalerTask:
         self.network.save_pretrained(folder / "upscaler")
         self.scheduler.save_pretrained(folder / "upscaler_scheduler")
 
-    def _frames(self, batch: Batch) -> FoldedFrames:
-        return batch.frames[:, 0].to(next(self.network.parameters()).device)
-
     @torch.no_grad()
-    def _examples(self, frames: FoldedFrames, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _examples(self, frames: FoldedFrames, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
         settings, factor = self.settings, self.network.config.factor
-        small = shrink_variously(frames, factor, settings.varied, generator)
-        rebuilt = torch.rand(len(small), generator=generator) < settings.reconstructed
-        amounts = settings.max_latent_noise * torch.rand(len(small), generator=generator)
+        small = shrink_variously(frames, factor, settings.varied, draws)
+        rebuilt = draws.uniform(len(small)) < settings.reconstructed
+        amounts = settings.max_latent_noise * draws.uniform(len(small))
         if rebuilt.any():
             latents = encode_frames(self.vae.to(small.device), small[rebuilt][:, None])
-            noise = torch.randn(latents.shape, generator=generator)
+            noise = draws.only(rebuilt).normal(latents.shape)
             noise *= amounts[rebuilt][:, None, None, None, None]
             small[rebuilt] = decode_latents(self.vae, latents + noise.to(small.device))[:, 0]
         return frames - enlarge(small, factor), small
@@ -168,6 +165,10 @@ class UpscalerTask:
                 f"The frames in {self.dataset.folder} have {size} pixels a side; the upscaler's "
                 f"must be multiples of {unit}, so that the autoencoder fits the small ones."
             )
+
+
+def _frames(batch: Batch, network: nn.Module) -> FoldedFrames:
+    return batch.frames[:, 0].to(next(network.parameters()).device)
 
 
 def make_upscaler(settings: UpscalerModelSettings, max_noise_level: float) -> Upscaler:

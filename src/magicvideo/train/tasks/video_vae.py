@@ -11,6 +11,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.order import read_batch
+from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.inflate import is_new
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
@@ -60,9 +61,7 @@ class VideoVaeTask:
         """Return clips."""
         return self._clips(self.seed, position, self.settings.batch_size)
 
-    def losses(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted sum and its parts."""
         device = next(network.parameters()).device
         self.image_encoder.to(device)
@@ -70,10 +69,10 @@ class VideoVaeTask:
         pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
             memory_format=torch.channels_last
         )
-        levels = self.settings.max_latent_noise * torch.rand(len(clips), generator=generator)
-        clean = torch.rand(len(clips), generator=generator) < self.settings.clean
+        levels = self.settings.max_latent_noise * draws.uniform(len(clips))
+        clean = draws.uniform(len(clips)) < self.settings.clean
         levels = levels.masked_fill(clean, 0.0)
-        rebuilt, _ = network(pixels, generator, self.settings.num_frames, levels.to(device))
+        rebuilt, _ = network(pixels, draws, self.settings.num_frames, levels.to(device))
         made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
         parts = {
             "pixels": F.l1_loss(rebuilt, pixels),

@@ -1,0 +1,49 @@
+"""Random numbers of a batch in which every sample has a stream of its own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Draws:
+    """Random numbers that depend on the sample, and not on the batch or process it came in.
+
+    Args:
+        streams: One generator a sample, on the CPU. A single one serves a batch of any size, whose
+            numbers then do depend on the batch.
+    """
+
+    def __init__(self, streams: Sequence[torch.Generator]) -> None:
+        self._streams = tuple(streams)
+
+    def uniform(self, count: int) -> Float[Tensor, " n"]:
+        """Return numbers from 0 to 1, as many for each stream as for any other."""
+        return self._fill(torch.empty(count), lambda rows, stream: rows.uniform_(generator=stream))
+
+    def normal(self, shape: Sequence[int]) -> Float[Tensor, "..."]:
+        """Return standard normal numbers; streams share the first axis evenly, in their order."""
+        return self._fill(torch.empty(*shape), lambda rows, stream: rows.normal_(generator=stream))
+
+    def integers(self, end: int, count: int) -> Int[Tensor, " n"]:
+        """Return whole numbers from 0 to `end - 1`, as many for each stream as for any other."""
+        drawn = torch.empty(count, dtype=torch.long)
+        return self._fill(drawn, lambda rows, stream: rows.random_(0, end, generator=stream))
+
+    def only(self, chosen: Bool[Tensor, " n"]) -> "Draws":
+        """Return the draws of some samples; those of the others stay where they are."""
+        if len(self._streams) == 1:
+            return self
+        pairs = zip(self._streams, chosen.tolist(), strict=True)
+        return Draws([stream for stream, is_chosen in pairs if is_chosen])
+
+    def _fill(self, numbers: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+        if len(numbers) % len(self._streams):
+            raise ValueError(
+                f"{len(numbers)} rows are not the same for {len(self._streams)} streams"
+            )
+        parts = numbers.chunk(len(self._streams))
+        for rows, stream in zip(parts, self._streams, strict=True):
+            draw(rows, stream)
+        return numbers

@@ -1,0 +1,40 @@
+"""Signals that end a run after the current step, with a checkpoint."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_KEYSTROKE = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal sent to all
+
+
+@contextmanager
+def listening() -> Iterator[list[int]]:
+    """Yield a list that SIGINT and SIGTERM are noted in; a second Ctrl-C ends at once.
+
+    Outside of the main thread nothing can be noted, and the list stays empty.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    first = 0.0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if number == signal.SIGINT and number in noted:
+            if time.monotonic() - first > _ONE_KEYSTROKE:
+                signal.default_int_handler(number, frame)
+        elif number == signal.SIGINT:
+            first = time.monotonic()
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

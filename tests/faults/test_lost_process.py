@@ -1,0 +1,80 @@
+"""One of two processes is killed: the job ends, says why, and goes on from its checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+STEPS = 400
+STAGE = {
+    "steps": STEPS,
+    "batch_size": 2,
+    "learning_rate": 1e-3,
+    "checkpoint_minutes": 0.001,
+    "model": {
+        "latent_channels": 5,
+        "widths": [6, 10],
+        "norm_num_groups": 2,
+        "encoder_layers": [1, 1],
+        "decoder_layers": [1, 1],
+    },
+}
+
+
+def steps_logged(output):
+    log = output / "autoencoder" / "log.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0
+
+
+def second_of(agent):
+    """The number of the process that the launcher gave rank 1."""
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    for child in children:
+        if b"RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no process of rank 1 among {children}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="needs /proc")
+def test_a_killed_process_ends_the_job_and_one_process_goes_on(prepared, tmp_path):
+    recipe, output = tmp_path / "tiny.yaml", tmp_path / "run"
+    values = {"name": "tiny", "seed": 3, "data": str(prepared), "output": str(output)}
+    recipe.write_text(yaml.safe_dump({**values, "autoencoder": STAGE}))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    agent = subprocess.Popen(
+        [sys.executable, *torchrun, "-m", "magicvideo", "train", str(recipe), "--threads", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while steps_logged(output) < 20 and agent.poll() is None:
+        time.sleep(0.02)
+    assert agent.poll() is None, agent.communicate()[1]
+    os.kill(second_of(agent), signal.SIGKILL)
+    _, errors = agent.communicate(timeout=120)
+    assert agent.returncode != 0
+    steps = steps_logged(output) + 20
+    assert steps < STEPS
+    assert "another process of this run ended during step" in errors
+    assert "the same command goes on from it" in " ".join(errors.split())
+
+    changes = ("--set", "autoencoder.batch_size=4", "--set", f"autoencoder.steps={steps}")
+    alone = ("train", recipe, "--threads", "1", *changes)
+    resumed = subprocess.run(
+        [sys.executable, "-m", "magicvideo", *map(str, alone)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on from step" in resumed.stdout
+    assert "in place of" not in resumed.stdout  # the same samples an update
+    lines = (output / "autoencoder" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, steps + 1))

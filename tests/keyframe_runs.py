@@ -1,0 +1,56 @@
+"""Runs of the tiny recipe's key-frame stage, by one process or, as a script, by two at once."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from magicvideo.train.loop import Interrupted, Stage
+from magicvideo.train.recipe import Recipe
+from magicvideo.train.stages import make_task
+
+STEPS, STOPPED_AT, PREVIEWED_AT = 20, 10, 15
+GLOBAL_BATCH = 4
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def run(output: Path, *, batch_size: int, accumulate: int = 1, terminated: bool = False) -> int:
+    """Train to the end and return 0, or the exit code of a run that a signal ended.
+
+    `terminated` sends this process SIGTERM in the middle of the step that ends at `STOPPED_AT`.
+    """
+    values = json.loads((output / "recipe.json").read_text())
+    values["keyframes"] |= {
+        "steps": STEPS,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "preview_every": PREVIEWED_AT,
+    }
+    recipe = Recipe.model_validate({**values, "output": output})
+    task = make_task(recipe, "keyframes")
+    if terminated:
+        task.begin_step = lambda step: os.kill(os.getpid(), 15) if step == STOPPED_AT - 1 else None
+    stage = Stage("keyframes", recipe.keyframes, output / "keyframes", recipe.seed, lambda _: None)
+    try:
+        stage.train(task)
+    except Interrupted as stopped:
+        return stopped.exit_code
+    return 0
+
+
+def main(folder: Path) -> None:
+    """Do in each of two processes what `test_processes.py` looks at."""
+    rank = int(os.environ["RANK"])
+    assert run(folder / "ddp", batch_size=2) == 0
+    assert run(folder / "onward", batch_size=2) == 0
+    os.environ.update(FSDP2)
+    # the second process alone gets the signal
+    assert run(folder / "fsdp2", batch_size=1, accumulate=2, terminated=rank == 1) == 143
+    if rank == 0:
+        shutil.copytree(folder / "fsdp2" / "keyframes", folder / "back" / "keyframes")
+    assert run(folder / "fsdp2", batch_size=1, accumulate=2) == 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

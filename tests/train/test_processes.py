@@ -1,0 +1,101 @@
+"""Two processes train what one trains: the same samples, the same curve, the same files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keyframe_runs
+import pytest
+import torch
+from keyframe_runs import GLOBAL_BATCH, PREVIEWED_AT, STEPS, STOPPED_AT, run
+from safetensors.torch import load_file
+
+from magicvideo.errors import UserError
+from magicvideo.train.processes import Processes, join
+
+RUNS = ("ddp", "fsdp2", "back", "onward")
+LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboard")
+
+
+def launch(*arguments):
+    """Run a script in two processes, of one thread each."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    paths = os.pathsep.join([str(Path(keyframe_runs.__file__).parent), *sys.path])
+    return subprocess.run(
+        [sys.executable, *torchrun, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """Folders of finished runs: by one process, by two, and begun by one and ended by the other."""
+    folder = tmp_path_factory.mktemp("processes")
+    for name in ("single", *RUNS):
+        shutil.copytree(trained.output, folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    assert run(folder / "single", batch_size=GLOBAL_BATCH, terminated=True) == 143
+    shutil.copytree(folder / "single" / "keyframes", folder / "onward" / "keyframes")
+    assert run(folder / "single", batch_size=GLOBAL_BATCH) == 0
+    answer = launch(keyframe_runs.__file__, folder)
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert run(folder / "back", batch_size=GLOBAL_BATCH) == 0
+    return folder
+
+
+def curve(folder):
+    lines = (folder / "keyframes" / "log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
+    return torch.tensor([[entry["loss"], entry["gradient_norm"]] for entry in entries])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_curve_is_that_of_one_process(runs, name):
+    single = curve(runs / "single")
+    torch.testing.assert_close(curve(runs / name)[:, 0], single[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(curve(runs / name)[:, 1], single[:, 1], atol=1e-3, rtol=1e-3)
+    assert (single[1:, 0] - single[:-1, 0]).abs().min() > 1e-4  # no step is another's
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_writes_and_the_product_is_whole(runs, name):
+    samples = runs / name / "keyframes" / "samples"
+    assert [p.name for p in samples.iterdir()] == [f"step-{PREVIEWED_AT:08d}.png"]
+    part = "keyframes/product/unet/diffusion_pytorch_model.safetensors"
+    found, expected = load_file(runs / name / part), load_file(runs / "single" / part)
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        # a gradient of nothing but rounding still moves a weight by the learning rate
+        torch.testing.assert_close(found[key], tensor, atol=5e-3, rtol=0, msg=key)
+
+
+def test_a_signal_to_the_second_process_is_heard_by_both(runs):
+    """Both saved and ended after the step; what they saved is what `back` went on from."""
+    steps = [p.name for p in (runs / "back" / "keyframes" / "checkpoints").iterdir()]
+    assert f"step-{STOPPED_AT:08d}" in steps
+    about = json.loads(
+        (runs / "fsdp2/keyframes/checkpoints" / f"step-{STEPS:08d}/state.json").read_text()
+    )
+    assert (about["step"], about["global_batch"]) == (STEPS, GLOBAL_BATCH)
+
+
+def test_what_a_launch_cannot_have_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="set fsdp_version: 2"):
+        join()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="set it to bf16"):
+        Processes.of_launch("fp16")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(UserError, match="fsdp_offload_params: false"):
+        join()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="FSDP2 shards the same state"):
+        join()

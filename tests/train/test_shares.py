@@ -1,0 +1,37 @@
+"""What lets many processes train as one: samples apart, and every weight with a gradient."""
+
+import pytest
+import torch
+from tiny_recipe import STAGES
+
+from magicvideo.diffusion.noise import sample_draws
+from magicvideo.train.stages import make_task
+
+BATCH = 3  # of the tiny recipe
+
+
+def losses_of(task, position, half=None):
+    """The losses of two batches, or those of the one batch that both are together."""
+    count = BATCH if half is not None else 2 * BATCH
+    update = {"batch_size": count}
+    task.settings = task.settings.model_copy(update=update)
+    batch = task.read(2 * position + half if half is not None else position)
+    first = (2 * position + half if half is not None else position) * count
+    return task.losses(task.network, batch, sample_draws(first, count, 3, "sample"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trained, name):
+    task = make_task(trained, name)
+    whole = losses_of(task, 1)["loss"]
+    whole.backward()
+    silent = [
+        key for key, p in task.network.named_parameters() if p.requires_grad and p.grad is None
+    ]
+    assert silent == []
+    if name == "clip":
+        return  # a frame is told from the others of its batch
+    with torch.no_grad():
+        halves = [losses_of(task, 1, half)["loss"] for half in (0, 1)]
+    assert halves[0] != halves[1]
+    torch.testing.assert_close(sum(halves) / 2, whole.detach(), atol=1e-6, rtol=1e-5)
