@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 import magicvideo
 from magicvideo.cli import run
-from magicvideo.evaluate.protocol import read_protocol
+from magicvideo.evaluate.protocol import read_any_protocol
 from magicvideo.train.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "magicvideo"
 PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benchmarks/*.md"))))
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
-OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler", "cost"}
+OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler", "cost", "vbench"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -157,7 +157,7 @@ def test_recipes_and_protocols_in_commands_are_accepted(page):
                 changes = [value for name, value in pairwise(rest) if name == "--set"]
                 read_recipe(ROOT / recipe, changes)
             case ["magicvideo", "evaluate", protocol, *_] if protocol not in OTHER_SCORES:
-                read_protocol(protocol)
+                read_any_protocol(protocol)
 
 
 @each_page
