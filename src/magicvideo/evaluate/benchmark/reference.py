@@ -44,12 +44,17 @@ def reference_clips(folder: Path, split: Split) -> list[ReferenceClip]:
     """Return the clips of one split that have captions, sorted by id.
 
     Raises:
-        UserError: If the folder is no data set, or has no such clip.
+        UserError: If the folder is no data set, has no such clip, or its clips are parts of files.
     """
     if (folder / MANIFEST).is_file():
         clips = _prepared(folder, split)
     else:
         candidates = [one for one in open_source(folder).candidates if one.split == split]
+        if any(getattr(one, "span", None) for one in candidates):
+            raise UserError(
+                f"{folder} has clips that are parts of longer files; prepare it, and name the "
+                "prepared folder."
+            )
         clips = [
             ReferenceClip(id=one.id, path=one.path, captions=captions_of(one))
             for one in candidates

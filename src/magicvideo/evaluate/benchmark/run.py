@@ -175,16 +175,18 @@ class BenchmarkRun:
         marks: list[str],
         progress: Progress,
     ) -> BenchmarkResult:
-        benchmark = self.benchmark
-        count = benchmark.reading.image_frames
+        benchmark, num_images = self.benchmark, self.benchmark.reading.image_frames
         watched = _watched(clips, "generated clips", len(prompts), progress)
-        ours = look_at(self.networks, watched, count)
+        ours = look_at(self.networks, watched, num_images)
         real, facts = self.look_at_real(progress)
-        asked = benchmark.prompts.count
-        if len(prompts) < asked:
-            marks = [f"{len(prompts)} of {asked} videos", *marks]
-        if facts["count"] < benchmark.reference.count:
-            marks = [*marks, f"{facts['count']} of {benchmark.reference.count} real clips"]
+        fewer = [
+            f"{count} of {asked} {what}"
+            for count, asked, what in (
+                (len(prompts), benchmark.prompts.count, "videos"),
+                (facts["count"], benchmark.reference.count, "real clips"),
+            )
+            if count < asked
+        ]
         return BenchmarkResult(
             benchmark=benchmark,
             model=name,
@@ -196,7 +198,7 @@ class BenchmarkRun:
                 **about,
             },
             real=facts,
-            marks=marks,
+            marks=[*fewer, *marks],
         )
 
     def check(self) -> None:
