@@ -20,8 +20,8 @@ def test_a_folder_of_videos_with_captions(shapes):
 
 
 def test_a_prepared_folder(prepared):
-    manifest = [clip for clip in read_manifest(prepared) if clip.split == "heldout"]
-    clips = reference_clips(prepared, "heldout")
+    manifest = [clip for clip in read_manifest(prepared) if clip.split == "train"]
+    clips = reference_clips(prepared, "train")
     assert [clip.id for clip in clips] == [clip.id for clip in manifest]
     assert [clip.captions for clip in clips] == [(clip.text,) for clip in manifest]
     found = read_clip_pixels(clips[0].path, clips[0].fps)
