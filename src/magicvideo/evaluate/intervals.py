@@ -118,7 +118,7 @@ def first_order_bootstrap(
     for terms in (first, second):
         drawn = [terms[rng.integers(len(terms), size=len(terms))].mean() for _ in moves]
         moves += 2 * (np.array(drawn) - terms.mean())
-    low, high = _middle(moves)
+    low, high = _middle(moves - moves.mean())
     return Estimate(value, len(first), value + low, value + high)
 
 
