@@ -144,8 +144,8 @@ def _beside_published(result: BenchmarkResult) -> str:
     heading = f"### Beside published rows, {published[0].data.upper()}"
     about = (
         "As printed by the sources, whose protocols differ. Only networks of the papers put a "
-        "number into a column; `IS (C3D)` is that of C3D trained on UCF-101, which is not here. The "
-        "leaderboard is that of github.com/feifeiobama/Awesome-Text-to-Video-Generation."
+        "number into a column; `IS (C3D)` is that of C3D trained on UCF-101, which is not here. "
+        "The leaderboard is that of github.com/feifeiobama/Awesome-Text-to-Video-Generation."
     )
     return "\n\n".join([heading, about, table(("model", *names, "IS (C3D)", "from"), rows)])
 
