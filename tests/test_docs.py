@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 import magicvideo
 from magicvideo.cli import run
-from magicvideo.evaluate.protocol import read_protocol
+from magicvideo.evaluate.protocol import read_any_protocol
 from magicvideo.train.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benc
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
 OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler", "cost"}
-OTHER_SCORES |= {"compare", "compare-report", "report"}
+OTHER_SCORES |= {"compare", "compare-report", "report", "vbench"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -158,7 +158,7 @@ def test_recipes_and_protocols_in_commands_are_accepted(page):
                 changes = [value for name, value in pairwise(rest) if name == "--set"]
                 read_recipe(ROOT / recipe, changes)
             case ["magicvideo", "evaluate", protocol, *_] if protocol not in OTHER_SCORES:
-                read_protocol(protocol)
+                read_any_protocol(protocol)
 
 
 @each_page

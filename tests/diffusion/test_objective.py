@@ -3,6 +3,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, snr, target_of
+from magicvideo.draws import Draws
 
 VIDEOS = 5
 SHAPE = (VIDEOS, 3, 2, 7, 4)
@@ -116,8 +117,7 @@ def test_the_deviation_from_the_mean_over_frames_has_its_weight(weight):
 
 
 def test_a_share_of_the_steps_is_the_last():
-    generator = torch.Generator().manual_seed(6)
-    drawn = draw_timesteps(4000, 50, 0.4, generator)
+    drawn = draw_timesteps(4000, 50, 0.4, Draws([torch.Generator().manual_seed(6)]))
     assert drawn.min() == 0
     assert drawn.max() == 49
     share = (drawn == 49).float().mean().item()
@@ -127,7 +127,6 @@ def test_a_share_of_the_steps_is_the_last():
 
 
 def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
-    first, second = torch.Generator().manual_seed(8), torch.Generator().manual_seed(8)
-    drawn = draw_timesteps(37, 1000, 0.0, first)
-    assert torch.equal(drawn, torch.randint(1000, (37,), generator=second))
-    assert torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=second))
+    first, second = (Draws([torch.Generator().manual_seed(8)]) for _ in range(2))
+    assert torch.equal(draw_timesteps(37, 1000, 0.0, first), second.integers(1000, 37))
+    assert torch.equal(first.uniform(3), second.uniform(3))

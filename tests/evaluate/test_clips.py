@@ -11,7 +11,7 @@ from magicvideo.evaluate.clips import (
     real_videos,
     to_bytes,
 )
-from magicvideo.evaluate.colour import background_colour
+from magicvideo.evaluate.metrics.colour import background_colour
 
 
 def test_prompts_are_different_clips_in_canonical_words(every_clip):

@@ -6,7 +6,7 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import draw_prompts, real_videos
 from magicvideo.evaluate.decoders import compare_decoders
-from magicvideo.evaluate.psnr import psnr
+from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.models.video_vae import inflate_autoencoder
 

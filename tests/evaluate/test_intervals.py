@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluate.intervals import mean, ratio_of_means, share
+from magicvideo.evaluate.intervals import (
+    centred_bootstrap,
+    first_order_bootstrap,
+    mean,
+    ratio_of_means,
+    share,
+)
+from magicvideo.evaluate.metrics.kernel import kernel_distance
 
 
 def test_wilson_interval_written_out():
@@ -39,3 +46,39 @@ def test_nothing_has_no_share_and_no_mean():
         share(np.array([], dtype=bool))
     with pytest.raises(UserError, match="mean of no samples"):
         mean(np.array([]))
+
+
+def test_a_centred_interval_lies_around_the_measured_value():
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 90))
+
+    def squared_distance(ours, theirs):  # resampling makes it larger on average
+        return float((first[ours].mean() - second[theirs].mean() + 1) ** 2 + first[ours].var())
+
+    found = centred_bootstrap(squared_distance, 90, 90, 200)
+    assert found.value == squared_distance(np.arange(90), np.arange(90))
+    assert found.low < found.value < found.high
+    assert found.count == 90
+    assert centred_bootstrap(squared_distance, 90, 90, 200) == found
+
+
+def test_the_interval_of_a_kernel_distance_is_that_of_new_samples():
+    rng = np.random.default_rng(1)
+
+    def draw():
+        first, second = rng.standard_normal((70, 5)), 0.7 + rng.standard_normal((110, 5))
+        return kernel_distance(first, second)
+
+    found = draw()
+    interval = first_order_bootstrap(found.value, found.first, found.second, 500)
+    spread = np.std([draw().value for _ in range(200)])
+    assert (interval.high - interval.low) / 2 / 1.96 == pytest.approx(spread, rel=0.35)
+
+
+def test_a_mean_of_differences_moves_twice_as_a_pairwise_sum():
+    terms = np.array([1.0, 3.0, 3.0, 5.0])
+    found = first_order_bootstrap(9.0, terms, np.zeros(2), 4000)
+    # the mean of four has a deviation of sqrt(2) / 2, so 95 % of it lie within 1.4, and twice that
+    assert 9 - 4 <= found.low < 9 - 2
+    assert 9 + 2 < found.high <= 9 + 4
+    assert (found.low + found.high) / 2 == pytest.approx(9, abs=0.3)

@@ -4,7 +4,7 @@ import pytest
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluate.clips import caption_for, draw_prompts, empty_videos, real_videos
 from magicvideo.evaluate.measure import Measured, measure
-from magicvideo.evaluate.retrieval import draw_pools
+from magicvideo.evaluate.metrics.retrieval import draw_pools
 from magicvideo.evaluate.scores import (
     Videos,
     background_read,

@@ -90,12 +90,12 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
 def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, batch, clean):
     task = make_task(with_settings(trained, max_latent_noise=0.7, clean=clean), "video_vae")
     image = load_autoencoder(image_vae(trained))
-    generator = torch.Generator().manual_seed(2)
-    levels = 0.7 * torch.rand(len(batch.captions), generator=generator)
-    levels[torch.rand(len(levels), generator=generator) < clean] = 0
+    draws = Draws([torch.Generator().manual_seed(2)])
+    levels = 0.7 * draws.uniform(len(batch.captions))
+    levels[draws.uniform(len(levels)) < clean] = 0
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     code = image.encode(pixels).latent_dist.mode()
-    noise = torch.randn(code.shape, generator=generator).unflatten(0, (len(levels), -1))
+    noise = draws.normal(code.shape).unflatten(0, (len(levels), -1))
     further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
     rebuilt = image.decode(code + further.flatten(0, 1)).sample
     found = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(2)]))

@@ -12,9 +12,9 @@ from magicvideo.diffusion.noise import generator_for
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import draw_prompts, real_videos
 from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
-from magicvideo.evaluate.motion import LEVELS, flicker, static_region, temporal_change
+from magicvideo.evaluate.metrics.motion import LEVELS, flicker, static_region, temporal_change
+from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.evaluate.page import number, table
-from magicvideo.evaluate.psnr import psnr
 from magicvideo.models.autoencoder import (
     Autoencoder,
     decode_latents,

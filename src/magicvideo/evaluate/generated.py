@@ -37,7 +37,7 @@ def generated_videos(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for done, request in enumerate(requests, start=1):
-        path = folder / f"{request_key(request)}.npy"
+        path = _kept_path(request, folder)
         pixels = _read(path, request.video_frames)
         if pixels is None:
             pixels = to_bytes(pipeline.generate(request).frames).numpy()
@@ -47,10 +47,19 @@ def generated_videos(
         on_video(done)
 
 
+def is_kept(request: Request, folder: Path) -> bool:
+    """Tell whether the video of a request is in a folder."""
+    return _kept_path(request, folder).is_file()
+
+
 def request_key(request: Request) -> str:
     """Return 32 digits that name a video: a hash of the model's hash and the whole request."""
     material = {name: value for name, value in asdict(request).items() if name not in _IMMATERIAL}
     return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _kept_path(request: Request, folder: Path) -> Path:
+    return folder / f"{request_key(request)}.npy"
 
 
 def _read(path: Path, num_frames: int) -> NDArray[np.uint8] | None:

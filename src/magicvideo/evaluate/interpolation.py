@@ -13,11 +13,11 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.gaps import blend, key_pairs, weave
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import Prompt, draw_prompts, from_bytes, real_videos, to_bytes
-from magicvideo.evaluate.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluate.judge.network import Judge
+from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
+from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.evaluate.page import number, table
-from magicvideo.evaluate.psnr import psnr
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Settings
 from magicvideo.models.autoencoder import decode_latents, encode_frames

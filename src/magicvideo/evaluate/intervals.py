@@ -1,15 +1,21 @@
 """Intervals of 95 % around measured shares and means."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy.stats import binomtest
 
 from magicvideo.errors import UserError
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
+
+
+Statistic: TypeAlias = Callable[[Int[np.ndarray, " first"], Int[np.ndarray, " second"]], float]
+"""Of two sets of samples, given as the places of those that are taken."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,67 @@ def ratio_of_means(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = values[drawn].mean(axis=1) / reference[drawn].mean(axis=1)
         value = float(values.mean() / reference.mean())
+    low, high = _middle(ratios)
+    return Estimate(value, len(values), low, high)
+
+
+def centred_bootstrap(
+    statistic: Statistic, first: int, second: int, resamples: int, seed: int = 0
+) -> Estimate:
+    """Return a statistic of two sets with its bootstrap interval, moved to the measured value.
+
+    Resampled sets repeat samples, which makes any distance between them larger than the measured
+    one. So only the spread of the resampled values is taken, around the measured one.
+
+    Args:
+        statistic: Computed once on all samples and `resamples` times on samples with repetition.
+        first: Count of samples of the first set; it is the count of the estimate.
+        second: Count of samples of the second set.
+        resamples: How often.
+        seed: Of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    value = statistic(np.arange(first), np.arange(second))
+    drawn = np.array(
+        [
+            statistic(rng.integers(first, size=first), rng.integers(second, size=second))
+            for _ in range(resamples)
+        ]
+    )
+    low, high = _middle(drawn - drawn.mean())
+    return Estimate(value, first, value + low, value + high)
+
+
+def first_order_bootstrap(
+    value: float,
+    first: Float[np.ndarray, " n"],
+    second: Float[np.ndarray, " m"],
+    resamples: int,
+    seed: int = 0,
+) -> Estimate:
+    """Return a sum of pairwise terms with its bootstrap interval to first order.
+
+    Of a kernel distance each sample's mean over all partners is known; resampling these means moves
+    the distance twice as much as them, since every sample stands on both sides of a pair.
+
+    Args:
+        value: The measured sum.
+        first: The mean term of each sample of the first set.
+        second: Those of the second set.
+        resamples: How often.
+        seed: Of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    moves = np.zeros(resamples)
+    for terms in (first, second):
+        drawn = [terms[rng.integers(len(terms), size=len(terms))].mean() for _ in moves]
+        moves += 2 * (np.array(drawn) - terms.mean())
+    low, high = _middle(moves - moves.mean())
+    return Estimate(value, len(first), value + low, value + high)
+
+
+def _middle(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Return the quantiles between which 95 % of the values lie."""
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return Estimate(value, len(values), float(low), float(high))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.evaluate.colour import background_colour
 from magicvideo.evaluate.judge.network import Judge
-from magicvideo.evaluate.motion import corners, flicker, temporal_change
+from magicvideo.evaluate.metrics.colour import background_colour
+from magicvideo.evaluate.metrics.motion import corners, flicker, temporal_change
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,15 @@ def identity_table(identity: Mapping[str, Any]) -> str:
     )
 
 
+def finite(node: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a JSON value in which every number that is not finite has become None."""
+    if isinstance(node, dict):
+        return {name: finite(value) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
 def _read(page: Path) -> str:
     try:
         return page.read_text(encoding="utf-8")

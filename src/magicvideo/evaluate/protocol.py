@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from magicvideo.data.manifest import Split
 from magicvideo.diffusion.sampler import SamplerName
 from magicvideo.errors import UserError
-from magicvideo.evaluate.frechet import Divisor
+from magicvideo.evaluate.benchmark.protocol import KIND, Benchmark
+from magicvideo.evaluate.metrics.frechet import Divisor
 from magicvideo.evaluate.page import NAME
 
 ScoreName: TypeAlias = Literal[
@@ -77,12 +78,25 @@ class Protocol(_Settings):
 
 
 def read_protocol(name: str) -> Protocol:
-    """Return a protocol that comes with the package, by name, or one of the user's, by path.
+    """Return a protocol of prepared emoji: one of the package, by name, or one by path.
+
+    Raises:
+        UserError: If there is no such protocol, it is of another kind, or a value in it is wrong.
+            It names the value.
+    """
+    found = read_any_protocol(name)
+    if isinstance(found, Benchmark):
+        raise UserError(f"{name} is a benchmark; a protocol with sets of prompts is wanted here.")
+    return found
+
+
+def read_any_protocol(name: str) -> Protocol | Benchmark:
+    """Return a protocol of either kind, which comes with the package, or lies at a path.
 
     Raises:
         UserError: If there is no such protocol, or a value in it is wrong. It names the value.
     """
-    shipped = {path.name.removesuffix(".yaml"): path for path in _shipped().iterdir()}
+    shipped = shipped_protocols()
     source = shipped.get(name, Path(name))
     if not source.is_file():
         raise UserError(
@@ -90,7 +104,9 @@ def read_protocol(name: str) -> Protocol:
             "`magicvideo evaluate --help` shows what else can be done."
         )
     try:
-        return Protocol.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
+        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        is_benchmark = isinstance(values, dict) and values.get("kind") == KIND
+        return (Benchmark if is_benchmark else Protocol).model_validate(values)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name} is not YAML: {reason}") from None
@@ -100,5 +116,7 @@ def read_protocol(name: str) -> Protocol:
         raise UserError(f"{name}: {where} is wrong: {first['msg']}.") from None
 
 
-def _shipped() -> Path:
-    return Path(__file__).parent / "protocols"
+def shipped_protocols() -> dict[str, Path]:
+    """Return the protocols that come with the package."""
+    folder = Path(__file__).parent / "protocols"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -8,7 +8,7 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import from_bytes, to_bytes
 from magicvideo.evaluate.intervals import mean
-from magicvideo.evaluate.psnr import psnr
+from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.evaluate.scores import Score
 from magicvideo.models.autoencoder import (
     Autoencoder,

@@ -1,12 +1,11 @@
 """Results as JSON, which holds everything, and as a section of the page for people."""
 
 import json
-import math
 from dataclasses import asdict
 from typing import Any
 
 from magicvideo.evaluate.intervals import Estimate
-from magicvideo.evaluate.page import identity_table, table
+from magicvideo.evaluate.page import finite, identity_table, table
 from magicvideo.evaluate.protocol import Protocol, ScoreName, Target
 from magicvideo.evaluate.run import Result, SetResult
 from magicvideo.evaluate.scores import Score
@@ -33,7 +32,7 @@ def as_json(result: Result) -> str:
             for found in result.sets
         ],
     }
-    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
 
 
 def as_markdown(result: Result, command: str) -> str:
@@ -132,11 +131,3 @@ def _score_document(score: Score, found: SetResult) -> dict[str, Any]:
         "target": target.model_dump() if target else None,
         "met": target.is_met(score.measured.value) if target else None,
     }
-
-
-def _finite(node: Any) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(node, dict):
-        return {name: _finite(value) for name, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node

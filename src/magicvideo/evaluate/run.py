@@ -9,14 +9,14 @@ import numpy as np
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluate.clips import Prompt, draw_prompts, empty_videos, real_videos
-from magicvideo.evaluate.frechet import Features
 from magicvideo.evaluate.generated import generated_videos
 from magicvideo.evaluate.identity import identity
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import Measured, measure
+from magicvideo.evaluate.metrics.frechet import Features
+from magicvideo.evaluate.metrics.retrieval import draw_pools
 from magicvideo.evaluate.protocol import AutoencoderSet, PromptSet, Protocol, ScoreName, Target
 from magicvideo.evaluate.reconstruction import score_autoencoder
-from magicvideo.evaluate.retrieval import draw_pools
 from magicvideo.evaluate.scores import Score, Videos, score_videos
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Request, Settings

@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float, Int
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluate.clips import Prompt, caption_for
-from magicvideo.evaluate.frechet import Divisor, Features, fit_gaussian, frechet_distance
 from magicvideo.evaluate.intervals import Estimate, ratio_of_means, share
 from magicvideo.evaluate.judge.batches import DEFAULT_TONE
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import Measured
+from magicvideo.evaluate.metrics.frechet import Divisor, Features, fit_gaussian, frechet_distance
+from magicvideo.evaluate.metrics.retrieval import own_ranks
 from magicvideo.evaluate.protocol import ScoreName
-from magicvideo.evaluate.retrieval import own_ranks
 
 Hits: TypeAlias = Bool[np.ndarray, " n"]
 Test: TypeAlias = Callable[[Measured, int], Hits]

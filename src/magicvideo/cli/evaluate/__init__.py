@@ -14,15 +14,19 @@ from magicvideo.cli.evaluate.protocol import run
 from magicvideo.cli.evaluate.report import report
 from magicvideo.cli.evaluate.sheet import sheet
 from magicvideo.cli.evaluate.upscaler import upscaler
+from magicvideo.cli.evaluate.vbench import vbench
 
 _PROTOCOL_VERB = "run"
 _HELP = """Score a model by a protocol: `magicvideo evaluate PROTOCOL --data FOLDER`.
 
-A protocol is `emoji-heldout`, which comes with the package, or a YAML file like it. Other verbs
-score one stage of the cascade alone. Each replaces its own section of the page of results.
+A protocol is `emoji-heldout`, a benchmark (`msrvtt-2990`, `msrvtt-all`, `ucf101-10k-class`,
+`ucf101-100-per-class`, with --reference), or a YAML file like them. Other verbs score one stage of
+the cascade alone. Each replaces its own section of the page of results.
 
 Examples:
   magicvideo evaluate emoji-heldout --data data/emoji64
+  magicvideo evaluate msrvtt-2990 --reference data/msr-vtt --i3d i3d_torchscript.pt --clip vit-b-32
+  magicvideo evaluate vbench all_dimension.txt runs/vbench
   magicvideo evaluate interpolation --data data/emoji64
   magicvideo evaluate decoders vae video_vae --data data/emoji64
   magicvideo evaluate upscaler --data data/emoji256 --moving data/emoji64
@@ -59,6 +63,7 @@ def register(app: typer.Typer) -> None:
         compare,
         compare_report,
         report,
+        vbench,
     ):
         verbs.command(verb.__name__.replace("_", "-"))(verb)
     app.add_typer(verbs, name="evaluate")

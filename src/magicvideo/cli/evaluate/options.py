@@ -22,6 +22,52 @@ Work = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw of clips, and of all noise.")]
 
+_BENCHMARKS = "Benchmarks"
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data set's real clips.", rich_help_panel=_BENCHMARKS),
+]
+Generated = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of finished videos to score in place of a model's.",
+        rich_help_panel=_BENCHMARKS,
+    ),
+]
+I3dFile = Annotated[
+    str | None,
+    typer.Option(
+        help="I3D as TorchScript, for FVD and KVD: a file, or hub:OWNER/REPOSITORY/FILE.",
+        rich_help_panel=_BENCHMARKS,
+    ),
+]
+InceptionFile = Annotated[
+    str | None,
+    typer.Option(
+        help="Inception-v3 as TorchScript, for FID, KID and IS: as --i3d.",
+        rich_help_panel=_BENCHMARKS,
+    ),
+]
+ClipFolder = Annotated[
+    str | None,
+    typer.Option(
+        help="CLIP ViT-B/32, for CLIPSIM: a folder, or hub:OWNER/REPOSITORY.",
+        rich_help_panel=_BENCHMARKS,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=4, help="The first so many videos alone.", rich_help_panel=_BENCHMARKS),
+]
+AllowFewer = Annotated[
+    bool,
+    typer.Option(
+        "--allow-fewer",
+        help="Score fewer videos or real clips than the protocol asks for, and mark it.",
+        rich_help_panel=_BENCHMARKS,
+    ),
+]
+
 DEFAULT_PAGE = Path("docs/results.md")
 DEFAULT_WORK = Path("runs/evaluate")
 

@@ -11,6 +11,8 @@ import typer
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from magicvideo.generate.pipeline import MagicVideoPipeline
 
 Report: TypeAlias = Callable[[str, int, int], None]
@@ -59,6 +61,22 @@ def check_target(path: Path) -> None:
         raise UserError(f"{path} cannot be written; choose another place.")
 
 
+def check_writable_folder(folder: Path) -> None:
+    """Make a folder, or refuse a place that cannot be one.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be a folder ({error.strerror}); choose another."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to; choose another.")
+
+
 def prepare_section(page: Path, name: str) -> None:
     """Check all that a section of scores needs before it is worked on.
 
@@ -72,6 +90,16 @@ def prepare_section(page: Path, name: str) -> None:
     check_page(page, name)
 
 
+def process_device() -> "torch.device":
+    """Return the CPU, or where there are GPUs that of this process, by torchrun's LOCAL_RANK."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda")
+
+
 def load(model: Path | None) -> "MagicVideoPipeline":
     """Return a model, or the shipped one, on the GPU if there is one.
 
@@ -82,6 +110,7 @@ def load(model: Path | None) -> "MagicVideoPipeline":
 
     from magicvideo.cli.console import load_pipeline
 
+    process_device()
     return load_pipeline(Console(stderr=True), model, None, whole=True)
 
 

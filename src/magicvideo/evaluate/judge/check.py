@@ -12,7 +12,7 @@ from magicvideo.evaluate.clips import draw_prompts, real_videos
 from magicvideo.evaluate.intervals import Estimate, share
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import measure
-from magicvideo.evaluate.retrieval import draw_pools
+from magicvideo.evaluate.metrics.retrieval import draw_pools
 from magicvideo.evaluate.scores import (
     Test,
     first_of_pool,

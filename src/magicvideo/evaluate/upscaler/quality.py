@@ -14,9 +14,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
-from magicvideo.evaluate.frechet import Features, fit_gaussian, frechet_distance
 from magicvideo.evaluate.intervals import Estimate, mean
-from magicvideo.evaluate.psnr import psnr
+from magicvideo.evaluate.metrics.frechet import Features, fit_gaussian, frechet_distance
+from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.evaluate.upscaler.enlarging import LargeVideo, Way, make_small
 from magicvideo.models.conditioning import embed_frames
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from magicvideo.evaluate.intervals import Estimate, mean
-from magicvideo.evaluate.motion import LEVELS, flicker, static_region
+from magicvideo.evaluate.metrics.motion import LEVELS, flicker, static_region
 from magicvideo.evaluate.upscaler.enlarging import SmallVideo, Way, make_small
 
 REAL = "real clips"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magicvideo.evaluate.motion import LEVELS
+from magicvideo.evaluate.metrics.motion import LEVELS
 from magicvideo.evaluate.upscaler.enlarging import (
     LargeVideo,
     SmallVideo,

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from magicvideo.errors import UserError
 
 Features: TypeAlias = Float[np.ndarray, "samples d"]
+OtherFeatures: TypeAlias = Float[np.ndarray, "others d"]
 Divisor: TypeAlias = Literal["n-1", "n"]
 
 

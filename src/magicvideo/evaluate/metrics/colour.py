@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.data.backgrounds import nearest_colour
-from magicvideo.evaluate.motion import corners
+from magicvideo.evaluate.metrics.motion import corners
 
 
 def background_colour(video: Float[Tensor, "f 3 h w"]) -> str:

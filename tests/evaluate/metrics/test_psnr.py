@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from magicvideo.evaluate.psnr import psnr
+from magicvideo.evaluate.metrics.psnr import psnr
 
 B, FRAMES, HEIGHT, WIDTH = 2, 5, 96, 128
 

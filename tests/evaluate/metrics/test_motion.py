@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from magicvideo.evaluate.motion import corners, flicker, static_region, temporal_change
+from magicvideo.evaluate.metrics.motion import corners, flicker, static_region, temporal_change
 
 B, FRAMES, HEIGHT, WIDTH = 2, 41, 48, 64
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluate.retrieval import draw_pools, own_ranks
+from magicvideo.evaluate.metrics.retrieval import draw_pools, own_ranks
 
 CAPTIONS = [f"caption {number}" for number in range(23)]
 

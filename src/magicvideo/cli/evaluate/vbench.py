@@ -1,0 +1,38 @@
+"""`magicvideo evaluate vbench`: videos under the names that VBench reads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import Model
+from magicvideo.cli.evaluate.preparing import check_writable_folder, load, progress
+
+
+def vbench(
+    prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line.")],
+    output: Annotated[Path, typer.Argument(help="The folder of the videos; what is there stays.")],
+    model: Model = None,
+    per_prompt: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first; the others count on.")] = 0,
+) -> None:
+    """Generate videos for VBench: OUTPUT/PROMPT-0.mp4 and so on, five a prompt.
+
+    VBench itself runs in an environment of its own. Started by torchrun, each process makes its
+    share; the same command goes on after a stop.
+
+    Example:
+      magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine
+    """
+    from magicvideo.evaluate.benchmark.vbench import export, plan_export
+    from magicvideo.evaluate.share import process_share
+    from magicvideo.evaluate.sheet import read_prompts
+
+    wanted = plan_export(read_prompts(prompts), per_prompt, seed)
+    check_writable_folder(output)
+    share = process_share()
+    own = wanted[share.rank :: share.count]
+    pipeline = load(model)
+    with progress() as report:
+        export(pipeline, own, output, lambda done: report("videos", done, len(own)))
+    typer.echo(output)

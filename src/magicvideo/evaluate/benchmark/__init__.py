@@ -1,0 +1,1 @@
+"""Scores on data sets of others, beside what was published for them."""

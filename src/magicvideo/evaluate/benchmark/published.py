@@ -1,0 +1,31 @@
+"""The rows that papers printed for MagicVideo and its successors, each with where it is from."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+_ROWS = Path(__file__).parent / "published.yaml"
+
+
+class Row(BaseModel):
+    """One model on one data set; None where nothing was printed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    data: Literal["msr-vtt", "ucf-101"]
+    fid: float | None = None
+    fvd: float | None = None
+    clipsim: float | None = None
+    inception: float | None = Field(default=None, alias="is")
+    """Inception Score of C3D trained on UCF-101, which is not that of single frames."""
+    source: str
+    note: str = ""
+
+
+def published_rows(data: str | None) -> list[Row]:
+    """Return the rows of a data set, in the order of publication as far as it is known."""
+    rows = TypeAdapter(list[Row]).validate_python(yaml.safe_load(_ROWS.read_text(encoding="utf-8")))
+    return [row for row in rows if row.data == data]

@@ -1,0 +1,158 @@
+"""A benchmark's result: JSON with everything, and a section of the page beside published rows."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from magicvideo.evaluate.benchmark.measure import Networks
+from magicvideo.evaluate.benchmark.published import published_rows
+from magicvideo.evaluate.benchmark.run import BenchmarkResult
+from magicvideo.evaluate.benchmark.scores import Column, Figure
+from magicvideo.evaluate.intervals import Estimate
+from magicvideo.evaluate.page import finite, identity_table, number, table
+
+_PUBLISHED: tuple[tuple[str, Column], ...] = (
+    ("FID", "fid"),
+    ("FVD", "fvd"),
+    ("CLIPSIM", "clipsim"),
+)
+_EXPLAINED = (
+    "*Real clips*: two halves of the real clips against each other for distances, precision and "
+    "recall, which is the floor that so few clips leave; all real clips for the rest. Intervals of "
+    "95 %: shares are Wilson's, all others bootstrapped over clips, {resamples} times. Covariances "
+    "are divided by {divisor}. *Endless samples*: a line over 1/n, read at zero."
+)
+_JUDGED = (
+    "Rows of the {judge} come from a network trained on emoji. They are no FVD, no FID and no "
+    "CLIPSIM, and compare with each other alone."
+)
+
+
+def network_identities(networks: Networks, judge_hash: str) -> dict[str, Any]:
+    """Return name and SHA-256 of every network that looked."""
+    found = {networks.judge_name: judge_hash}
+    for role, network in (
+        ("I3D", networks.i3d),
+        ("Inception", networks.inception),
+        ("CLIP", networks.clip),
+    ):
+        if network is not None:
+            found[f"{role}, {network.located.name}"] = network.located.sha256
+    return found
+
+
+def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
+    """Return the result as JSON text, with the whole protocol; what is not finite is null."""
+    document = {
+        "protocol": result.benchmark.model_dump(mode="json"),
+        "model": result.model,
+        "marks": result.marks,
+        "scores": [asdict(figure) for figure in result.figures],
+        "generated": result.generated,
+        "real": result.real,
+        "identity": identity,
+    }
+    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def as_markdown(result: BenchmarkResult, identity: dict[str, Any], command: str) -> str:
+    """Return the result as a section of a Markdown page, with the command that made it."""
+    benchmark = result.benchmark
+    judges = [figure.network for figure in result.figures if "judge" in figure.network]
+    parts = [
+        f"## {benchmark.name}",
+        f"`{command}`",
+        f"{benchmark.about.strip()} Version {benchmark.version} of the protocol.",
+        _method(result),
+        _marks(result),
+        _figures_table(result.figures),
+        _EXPLAINED.format(
+            resamples=benchmark.statistics.resamples,
+            divisor=benchmark.statistics.covariance_divisor,
+        ),
+        _JUDGED.format(judge=judges[0].split(",")[0]) if judges else "",
+        _beside_published(result),
+        identity_table(identity),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _method(result: BenchmarkResult) -> str:
+    reading, real, made = result.benchmark.reading, result.real, result.generated
+    return (
+        f"{made['count']} videos of {result.model} (from {made['container']}) against "
+        f"{real['count']} real clips of {real['folder']} at {real['fps']['least']:g} to "
+        f"{real['fps']['most']:g} frames a second. Of both kinds {reading.frames} frames in the "
+        f"middle at stride {reading.stride}, the centre square at {reading.side} pixels "
+        f"({reading.filter}), in 8 bits; {reading.image_frames} of the frames for networks of "
+        f"single frames. {len(real['skipped'])} real clips could not be used."
+    )
+
+
+def _marks(result: BenchmarkResult) -> str:
+    return f"**Not the whole protocol:** {'; '.join(result.marks)}." if result.marks else ""
+
+
+def _figures_table(figures: list[Figure]) -> str:
+    columns = (
+        "measure",
+        "features of",
+        "n",
+        "measured [95 %]",
+        "real clips [n]",
+        "endless samples",
+    )
+    return table(columns, [_figure_row(figure) for figure in figures])
+
+
+def _figure_row(figure: Figure) -> tuple[str, ...]:
+    digits = figure.digits
+    real = f"{number(Estimate(figure.real.value, 0), digits)} [{figure.real.count}]"
+    endless = "" if figure.extrapolated is None else f"{figure.extrapolated:.{digits}f}"
+    measured = f"**{number(figure.measured, digits)}**"
+    return (figure.name, figure.network, str(figure.measured.count), measured, real, endless)
+
+
+def _beside_published(result: BenchmarkResult) -> str:
+    """Return our row and the published ones, where the data set has any."""
+    published = published_rows(result.benchmark.data)
+    if not published:
+        return ""
+    own = {figure.column: figure for figure in result.figures if figure.column}
+    count = f"{result.generated['count']} videos"
+    remarks = "; ".join([count, *result.marks]) if result.marks else count
+    rows = [
+        (
+            f"**{result.model}**",
+            *(_own_cell(own.get(column)) for _, column in _PUBLISHED),
+            "-",
+            f"measured here, {remarks}",
+        ),
+        *(
+            (
+                row.model,
+                _cell(row.fid, 2),
+                _cell(row.fvd, 2),
+                _cell(row.clipsim, 4),
+                _cell(row.inception, 2),
+                f"{row.source}{f' ({row.note})' if row.note else ''}",
+            )
+            for row in published
+        ),
+    ]
+    names = [name for name, _ in _PUBLISHED]
+    heading = f"### Beside published rows, {published[0].data.upper()}"
+    about = (
+        "As printed by the sources, whose protocols differ. Only networks of the papers put a "
+        "number into a column; `IS (C3D)` is that of C3D trained on UCF-101, which is not here. "
+        "The leaderboard is that of github.com/feifeiobama/Awesome-Text-to-Video-Generation."
+    )
+    return "\n\n".join([heading, about, table(("model", *names, "IS (C3D)", "from"), rows)])
+
+
+def _own_cell(figure: Figure | None) -> str:
+    return "-" if figure is None else f"**{number(figure.measured, figure.digits)}**"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

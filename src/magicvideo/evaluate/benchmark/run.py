@@ -1,0 +1,274 @@
+"""A benchmark, start to end: prompts, videos made now or found, real clips, scores."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+
+from magicvideo.data.reader import ClipError
+from magicvideo.errors import UserError
+from magicvideo.evaluate.benchmark.made import made_videos
+from magicvideo.evaluate.benchmark.measure import Looks, Networks, look_at
+from magicvideo.evaluate.benchmark.prompts import Wish, draw_wishes, prompts_hash
+from magicvideo.evaluate.benchmark.protocol import Benchmark
+from magicvideo.evaluate.benchmark.reading import Cut, cut
+from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
+from magicvideo.evaluate.benchmark.scores import Figure, score
+from magicvideo.evaluate.clips import to_bytes
+from magicvideo.evaluate.generated import generated_videos, is_kept
+from magicvideo.evaluate.share import Share
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.request import Request, Settings
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+Clip: TypeAlias = tuple[Cut, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """All scores, and all that they depend on beside the versions.
+
+    Attributes:
+        benchmark: Everything that was asked for.
+        model: What was scored, for people.
+        figures: The scores.
+        generated: Of the generated videos: count, prompts, settings, hash.
+        real: Of the real clips: count, files left out, rates, hash.
+        marks: What makes this less than the benchmark; empty where nothing does.
+    """
+
+    benchmark: Benchmark
+    model: str
+    figures: list[Figure]
+    generated: dict[str, Any]
+    real: dict[str, Any]
+    marks: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRun:
+    """What is scored, by what and against what.
+
+    Attributes:
+        benchmark: Everything that decides the numbers.
+        networks: What looks at the clips.
+        reference: Folder of the data set.
+        work: Folder where generated videos are kept.
+        samples: The first so many prompts alone, or None for all.
+        allow_fewer: Whether fewer videos or real clips than asked for will do; they are marked.
+    """
+
+    benchmark: Benchmark
+    networks: Networks
+    reference: Path
+    work: Path
+    samples: int | None = None
+    allow_fewer: bool = False
+
+    def wishes(self) -> list[Wish]:
+        """Return what is asked for.
+
+        Raises:
+            UserError: If the data set has fewer prompts than the benchmark wants.
+        """
+        prompts = self.benchmark.prompts
+        drawn = draw_wishes(self.benchmark, reference_clips(self.reference, prompts.split))
+        chosen = drawn[: self.samples]
+        self._check_count(len(chosen), prompts.count, "prompts")
+        return chosen
+
+    def requests(self, pipeline: MagicVideoPipeline) -> list[Request]:
+        """Return the request for each video.
+
+        Raises:
+            UserError: If the model cannot do what the benchmark asks, or makes too few frames.
+        """
+        wanted, traits = self.benchmark.generation, pipeline.traits
+        stages = wanted.stages or traits.stages
+        inserted = traits.num_inserted if "interpolation" in stages else 0
+        settings = Settings(
+            num_frames=wanted.num_frames,
+            fps=wanted.video_fps / (inserted + 1) if wanted.video_fps else None,
+            num_inference_steps=wanted.num_inference_steps,
+            guidance_scale=wanted.guidance_scale,
+            scheduler=wanted.scheduler,
+            stages=stages,
+        )
+        wishes = self.wishes()
+        prompts, seeds = [wish.prompt for wish in wishes], [wish.seed for wish in wishes]
+        # not the pipeline's own plan, which hints at words for every one of thousands of prompts
+        return traits.plan(prompts, seeds, settings, None)
+
+    def generate(
+        self,
+        pipeline: MagicVideoPipeline,
+        requests: list[Request],
+        share: Share,
+        progress: Progress,
+    ) -> int:
+        """Make the videos that fall to one process, and return how many of all are there then."""
+        own = requests[share.rank :: share.count]
+        for _ in generated_videos(
+            pipeline, own, self.work, lambda done: progress("videos", done, len(own))
+        ):
+            pass
+        return sum(is_kept(request, self.work) for request in requests)
+
+    def score_model(
+        self,
+        pipeline: MagicVideoPipeline,
+        requests: list[Request],
+        name: str,
+        progress: Progress,
+    ) -> BenchmarkResult:
+        """Score the kept videos of a model."""
+        videos = generated_videos(pipeline, requests, self.work, lambda _: None)
+        clips = (
+            (self._cut(to_bytes(video).numpy(), request.prompt), request.prompt)
+            for video, request in zip(videos, requests, strict=True)
+        )
+        settings = {
+            name: value
+            for name, value in asdict(requests[0]).items()
+            if name not in ("prompt", "seed", "picture", "enlarge")
+        }
+        prompts = [request.prompt for request in requests]
+        about = {"settings": settings, "container": "8-bit arrays"}
+        return self._score(clips, prompts, name, about, [], progress)
+
+    def score_folder(self, folder: Path, progress: Progress) -> BenchmarkResult:
+        """Score videos that were made elsewhere.
+
+        Raises:
+            UserError: If there are too few, or one cannot be read.
+        """
+        made = made_videos(folder)[: self.samples]
+        self._check_count(len(made), self.benchmark.prompts.count, "videos")
+
+        def clips() -> Iterator[Clip]:
+            for video in made:
+                try:
+                    pixels = read_clip_pixels(video.path).pixels
+                except ClipError as error:
+                    raise UserError(f"{video.path} cannot be used: {error}.") from None
+                yield self._cut(pixels, video.path.name), video.prompt
+
+        prompts = [video.prompt for video in made]
+        about = {"container": ", ".join(sorted({video.path.suffix for video in made}))}
+        marks = []
+        drawn = draw_wishes(
+            self.benchmark, reference_clips(self.reference, self.benchmark.prompts.split)
+        )
+        if prompts_hash(prompts) != prompts_hash([wish.prompt for wish in drawn]):
+            marks.append("prompts of its own")
+        return self._score(clips(), prompts, folder.resolve().name, about, marks, progress)
+
+    def _score(
+        self,
+        clips: Iterator[Clip],
+        prompts: list[str],
+        name: str,
+        about: dict[str, Any],
+        marks: list[str],
+        progress: Progress,
+    ) -> BenchmarkResult:
+        benchmark, num_images = self.benchmark, self.benchmark.reading.image_frames
+        watched = _watched(clips, "generated clips", len(prompts), progress)
+        ours = look_at(self.networks, watched, num_images)
+        real, facts = self.look_at_real(progress)
+        fewer = [
+            f"{count} of {asked} {what}"
+            for count, asked, what in (
+                (len(prompts), benchmark.prompts.count, "videos"),
+                (facts["count"], benchmark.reference.count, "real clips"),
+            )
+            if count < asked
+        ]
+        return BenchmarkResult(
+            benchmark=benchmark,
+            model=name,
+            figures=score(self.networks, ours, real, benchmark.statistics),
+            generated={
+                "count": len(prompts),
+                "prompts_sha256": prompts_hash(prompts),
+                "pixels_sha256": ours.sha256,
+                **about,
+            },
+            real=facts,
+            marks=[*fewer, *marks],
+        )
+
+    def check(self) -> None:
+        """Refuse, before anything is made, what the data set cannot give.
+
+        Raises:
+            UserError: If it has too few prompts or real clips, or one clip of a kind that no
+                network takes.
+        """
+        wanted = self.benchmark.reference
+        self._check_count(
+            len(reference_clips(self.reference, wanted.split)), wanted.count, "real clips"
+        )
+        self.wishes()
+
+    def look_at_real(self, progress: Progress) -> tuple[Looks, dict[str, Any]]:
+        """Look at the real clips of the benchmark, and return what was found and which they are.
+
+        Raises:
+            UserError: If too few can be used.
+        """
+        wanted = self.benchmark.reference
+        clips = reference_clips(self.reference, wanted.split)
+        order = np.random.default_rng(self.benchmark.seed).permutation(len(clips))
+        rates: list[float] = []
+        skipped: dict[str, str] = {}
+
+        def usable() -> Iterator[Clip]:
+            for clip in (clips[place] for place in order):
+                if len(rates) == wanted.count:
+                    return
+                try:
+                    found = read_clip_pixels(clip.path, clip.fps)
+                    frames = cut(found.pixels, self.benchmark.reading)
+                except ClipError as error:
+                    skipped[clip.id] = str(error)
+                    continue
+                rates.append(found.fps)
+                yield frames, clip.captions[0]
+
+        total = min(wanted.count, len(clips))
+        watched = _watched(usable(), "real clips", total, progress)
+        found = look_at(self.networks, watched, self.benchmark.reading.image_frames)
+        self._check_count(len(rates), wanted.count, "real clips that can be used")
+        return found, {
+            "folder": self.reference.resolve().name,
+            "count": len(rates),
+            "skipped": skipped,
+            "fps": {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)},
+            "pixels_sha256": found.sha256,
+        }
+
+    def _cut(self, pixels: UInt8[np.ndarray, "f h w 3"], name: str) -> Cut:
+        try:
+            return cut(pixels, self.benchmark.reading)
+        except ClipError as error:
+            raise UserError(
+                f"The video {name[:60]!r} {error}; make longer videos, or take a protocol that "
+                "looks at fewer frames."
+            ) from None
+
+    def _check_count(self, count: int, wanted: int, what: str) -> None:
+        if count < wanted and not self.allow_fewer:
+            raise UserError(
+                f"{self.benchmark.name} wants {wanted} {what}, and there are {count}; give more, "
+                "or add --allow-fewer, and the result is marked."
+            )
+
+
+def _watched(clips: Iterator[Clip], what: str, total: int, progress: Progress) -> Iterator[Clip]:
+    for done, clip in enumerate(clips, start=1):
+        yield clip
+        progress(what, done, total)

@@ -1,0 +1,1 @@
+"""What is computed of features and of pixels: one measure a module, in float64."""

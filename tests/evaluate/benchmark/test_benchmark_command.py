@@ -1,0 +1,156 @@
+"""Benchmarks as a user runs them, on a tiny model, tiny networks and seven tiny videos."""
+
+import json
+import shutil
+
+import pytest
+
+from magicvideo.cli import run
+from magicvideo.storage import sha256
+
+
+@pytest.fixture
+def command(shapes, tiny_model, tmp_path):
+    return {
+        "--reference": shapes,
+        "--model": tiny_model,
+        "--output": tmp_path / "results.md",
+        "--json": tmp_path / "results.json",
+        "--work": tmp_path / "videos",
+    }
+
+
+def evaluate(first, options, *flags):
+    words = [str(word) for pair in options.items() for word in pair]
+    return run(["evaluate", str(first), *words, *flags])
+
+
+def read(command):
+    page = command["--output"].read_text(encoding="utf-8")
+    return page, json.loads(command["--json"].read_text(encoding="utf-8"))
+
+
+def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command, networks):
+    values["statistics"]["extrapolate"] = True
+    given = {f"--{name}": path for name, path in networks.items()}
+    assert evaluate(write(values), command | given) == 0
+    page, document = read(command)
+    scores = {score["name"]: score for score in document["scores"]}
+    assert {"FVD", "KVD", "precision, videos", "Inception Score, frames"} <= set(scores)
+    # too few features for the networks of papers, so their names are not used
+    assert {"Frechet distance, frames", "Frechet distance, CLIP's frames"} <= set(scores)
+    assert not {"FID", "CLIPSIM", "CLIP-FID"} & set(scores)
+    fvd = scores["FVD"]
+    assert fvd["network"] == "i3d.pt, 400 logits before the softmax"
+    assert fvd["measured"]["low"] < fvd["measured"]["value"] < fvd["measured"]["high"]
+    assert (fvd["measured"]["count"], fvd["real"]["count"]) == (4, 3)
+    assert fvd["extrapolated"] is not None
+    assert scores["all attributes as asked"]["real"]["value"] == 1
+    assert document["protocol"] == values | {
+        "prompts": values["prompts"] | {"wording": "{name}", "sentences": {}},
+        "generation": {"num_frames": None, "scheduler": None, "guidance_scale": None}
+        | values["generation"],
+    }
+    assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])
+    assert document["identity"]["CLIP, clip"] == sha256(networks["clip"] / "model.safetensors")
+    assert document["generated"]["settings"]["num_inference_steps"] == 1
+    assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
+    assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
+    assert document["marks"] == []
+    rows = page.splitlines()
+    own = next(row for row in rows if row.startswith("| **tiny** | - |"))
+    assert f"| **{fvd['measured']['value']:.2f} [" in own
+    assert "measured here, 4 videos" in own
+    assert any(row.startswith("| MagicVideo v2 | 36.50 | 998.00 | 0.2840 |") for row in rows)
+    assert "Not the whole protocol" not in page
+    assert len(list(command["--work"].iterdir())) == 4
+
+
+def test_processes_share_the_videos_and_the_last_one_scores(
+    values, write, command, monkeypatch, capsys
+):
+    path = write(values)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(path, command) == 0
+    assert "2 of 4 videos are made" in capsys.readouterr().err
+    assert not command["--json"].exists()
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate(path, command) == 0
+    page, document = read(command)
+    networks = {score["network"] for score in document["scores"]}
+    assert networks == {"emoji judge, 64 features", "emoji judge", "none"}
+    assert "emoji judge" in document["identity"]
+    assert not {"FVD", "CLIPSIM"} & {score["name"] for score in document["scores"]}
+    assert "They are no FVD" in page
+
+
+def test_finished_videos_are_scored_and_fewer_are_marked(values, write, command, shapes, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    for number in (1, 4, 5):
+        source = shapes / f"clip{number:03d}.mp4"
+        caption = source.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        shutil.copy(source, made / f"{caption}-0.mp4")
+    values["reference"]["count"] = 8
+    command = command | {"--generated": made}
+    del command["--model"]
+    assert evaluate(write(values), command) == 2
+    assert evaluate(write(values), command, "--allow-fewer") == 0
+    page, document = read(command)
+    assert document["marks"] == ["3 of 4 videos", "7 of 8 real clips", "prompts of its own"]
+    scores = {score["name"]: score["measured"]["value"] for score in document["scores"]}
+    assert scores["all attributes as asked"] == 1
+    assert scores["precision, videos"] == 1  # they are real clips
+    assert "**Not the whole protocol:** 3 of 4 videos; 7 of 8 real clips" in page
+    assert document["generated"]["container"] == ".mp4"
+
+
+def test_videos_for_vbench(tiny_model, tmp_path, capsys):
+    prompts, folder = tmp_path / "prompts.txt", tmp_path / "vbench"
+    prompts.write_text("a cat\na dog\n", encoding="utf-8")
+    words = [str(prompts), str(folder), "--model", str(tiny_model), "--per-prompt", "1"]
+    assert run(["evaluate", "vbench", *words]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert sorted(before) == ["a cat-0.mp4", "a dog-0.mp4"]
+    assert run(["evaluate", "vbench", *words]) == 0  # nothing is made again
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    prompts.write_text("up/down\n", encoding="utf-8")
+    assert run(["evaluate", "vbench", *words]) == 2
+    assert "cannot be the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--reference": None}, "needs --reference"),
+        ({"--reference": "nowhere"}, "nowhere is not a folder"),
+        ({"--data": "here"}, "from --reference, not --data"),
+        ({"--generated": "here"}, "takes the place of a model"),
+        ({"--samples": "4"}, "add --allow-fewer"),
+        ({"--i3d": "nowhere.pt"}, "nowhere.pt is no file"),
+        ({"--i3d": "hub:one"}, "hub:one is no hub id"),
+        ({"--clip": "nowhere"}, "nowhere has no model.safetensors"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(values, write, command, change, sentence, capsys):
+    options = {name: value for name, value in (command | change).items() if value is not None}
+    assert evaluate(write(values), options) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not command["--json"].exists()
+
+
+def test_too_few_real_clips_are_refused_before_anything_is_made(values, write, command, capsys):
+    values["reference"]["count"] = 8
+    assert evaluate(write(values), command) == 2
+    assert "tiny-bench wants 8 real clips, and there are 7" in capsys.readouterr().err
+    assert not command["--work"].exists()
+
+
+def test_emoji_have_no_use_for_networks_of_papers(capsys):
+    assert run(["evaluate", "emoji-heldout", "--i3d", "x.pt"]) == 2
+    assert "--i3d is for benchmarks" in capsys.readouterr().err
+    assert run(["evaluate", "emoji-heldout"]) == 2
+    assert "emoji-heldout needs --data" in capsys.readouterr().err

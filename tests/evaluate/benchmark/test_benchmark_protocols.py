@@ -1,0 +1,46 @@
+import re
+
+import pytest
+
+from magicvideo.errors import UserError
+from magicvideo.evaluate.benchmark.protocol import Benchmark
+from magicvideo.evaluate.benchmark.published import published_rows
+from magicvideo.evaluate.protocol import read_any_protocol, read_protocol, shipped_protocols
+
+BENCHMARKS = {
+    "msrvtt-2990": ("one_caption", 2990, "msr-vtt"),
+    "msrvtt-all": ("all_captions", 59794, "msr-vtt"),
+    "ucf101-10k-class": ("class_mix", 10_000, "ucf-101"),
+    "ucf101-100-per-class": ("even_classes", 101 * 100, "ucf-101"),
+}
+
+
+def test_these_come_with_the_package():
+    assert set(shipped_protocols()) == {*BENCHMARKS, "emoji-heldout"}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_shipped_benchmark_says_what_the_papers_do(name):
+    found = read_any_protocol(name)
+    assert isinstance(found, Benchmark)
+    assert found.name == name
+    assert (found.prompts.kind, found.prompts.count, found.data) == BENCHMARKS[name]
+    assert (found.reading.frames, found.reading.stride, found.reading.side) == (16, 1, 256)
+    with pytest.raises(UserError, match="is a benchmark"):
+        read_protocol(name)
+
+
+def test_a_wrong_value_is_named(values, write):
+    values["reading"]["filter"] = "nearest"
+    with pytest.raises(UserError, match=r"reading\.filter is wrong"):
+        read_any_protocol(str(write(values)))
+
+
+def test_published_rows_have_sources_and_both_versions_of_the_paper():
+    for data, expected in (("msr-vtt", (1290, 998)), ("ucf-101", (699, 655))):
+        rows = published_rows(data)
+        assert all(row.source for row in rows)
+        ours = [row.fvd for row in rows if re.fullmatch(r"MagicVideo v\d", row.model)]
+        assert tuple(ours) == expected
+        assert len({row.model for row in rows}) == len(rows)
+    assert published_rows(None) == []

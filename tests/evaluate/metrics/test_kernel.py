@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from magicvideo.errors import UserError
+from magicvideo.evaluate.metrics.kernel import PolynomialKernel, kernel_distance
+
+
+def test_the_data_of_tf_gans_unit_test():
+    rng = np.random.RandomState(0)  # TF-GAN's test draws in this way
+    draws = rng.randn(512, 256), rng.randn(512, 256) * 1.1 + 0.05
+    first, second = (draw.astype(np.float32) for draw in draws)
+    found = kernel_distance(first, second)
+    assert found.value == pytest.approx(0.0083886148, abs=5e-11)
+    assert found.first.mean() + found.second.mean() == pytest.approx(found.value)
+    assert kernel_distance(second, first).value == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize(("gamma", "expected"), [(1.0, 2436.5), (None, 270.7222)])
+def test_the_self_test_of_jedi(gamma, expected):
+    first = np.arange(1.0, 10).reshape(3, 3)
+    second = np.array([[7.0, 6, 5], [4, 3, 2], [1, 1, 8], [0, 2, 5]])
+    kernel = PolynomialKernel(degree=2, gamma=gamma, offset=0.0)
+    found = kernel_distance(first, second, kernel, unbiased=False)
+    assert found.value == pytest.approx(expected, abs=5e-5)
+
+
+def test_blocks_of_rows_change_nothing():
+    rng = np.random.default_rng(3)
+    first, second = rng.standard_normal((1031, 5)), rng.standard_normal((7, 5))
+    kernels = [(1 + pair[0] @ pair[1].T / 5) ** 3 for pair in ((first, first), (second, second))]
+    inner = [(k.sum() - np.trace(k)) / len(k) / (len(k) - 1) for k in kernels]
+    expected = sum(inner) - 2 * ((1 + first @ second.T / 5) ** 3).mean()
+    assert kernel_distance(first, second).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_few_samples_of_one_distribution_are_at_zero_on_average():
+    rng = np.random.default_rng(4)
+    found = [kernel_distance(*rng.standard_normal((2, 9, 6))).value for _ in range(300)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / len(found) ** 0.5
+
+
+def test_one_sample_is_refused():
+    with pytest.raises(UserError, match="at least 2 samples on each side, not 1"):
+        kernel_distance(np.zeros((5, 3)), np.zeros((1, 3)))

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from magicvideo.evaluate.metrics.ssim import ssim
+
+FRAMES, HEIGHT, WIDTH = 2, 17, 23
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"), [(0.0, 1.0, 9.999e-5), (0.5, 0.6, 0.983609), (0.3, 0.3, 1.0)]
+)
+def test_constant_pictures(first, second, expected):
+    shape = (FRAMES, 3, HEIGHT, WIDTH)
+    pair = [torch.full(shape, 2 * level - 1) for level in (first, second)]
+    assert ssim(*pair) == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_is_the_formula_of_its_authors():
+    video, reference = torch.rand(2, 1, 3, HEIGHT, WIDTH) * 2 - 1
+    weights = np.array([0.299, 0.587, 0.114])
+    x, y = (
+        np.tensordot(weights, (v[0].double().numpy() + 1) / 2, axes=1) for v in (video, reference)
+    )
+
+    def smooth(values):
+        return gaussian_filter(values, 1.5, truncate=3.5, mode="mirror")[5:-5, 5:-5]
+
+    mx, my = smooth(x), smooth(y)
+    vx, vy, cov = smooth(x * x) - mx**2, smooth(y * y) - my**2, smooth(x * y) - mx * my
+    parts = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4) * (2 * cov + 9e-4) / (vx + vy + 9e-4)
+    assert ssim(video, reference) == pytest.approx(parts.mean(), rel=1e-6)
