@@ -25,8 +25,9 @@ ALLOWED = {
     "generate": BASE | LEARNING,
     "train": BASE | LEARNING,
     "evaluate": BASE | LEARNING | {"generate"},
+    "ablations": BASE | LEARNING | {"generate", "train", "evaluate"},
     "stable_diffusion": BASE | LEARNING | {"generate"},
-    "cli": BASE | LEARNING | {"generate", "train", "evaluate", "stable_diffusion"},
+    "cli": BASE | LEARNING | {"generate", "train", "evaluate", "ablations", "stable_diffusion"},
 }
 HEAVY = {"accelerate", "av", "diffusers", "numpy", "PIL", "scipy", "torch", "transformers"}
 DRAWERS = {"common", "core", "helpers", "lib", "misc", "tools", "util", "utils"}

@@ -18,7 +18,9 @@ def videos(frames):
 def kernel_3d(layer):
     """The 3x3x3 kernel `out in time h w`, earliest frame first."""
     first, second = layer.temporal_weight.chunk(2)
-    order = (second, first, layer.weight) if layer.shifts == (1, 2) else (first, layer.weight, second)
+    order = (
+        (second, first, layer.weight) if layer.shifts == (1, 2) else (first, layer.weight, second)
+    )
     return torch.stack(order, dim=2)
 
 
@@ -108,8 +110,9 @@ def test_every_parameter_learns_in_the_memory_order_of_training(kind):
 def test_without_attention_in_a_frame_its_layers_are_gone():
     with_it, without = make_unet(), make_unet(spatial_attention=False)
     gone = with_it.state_dict().keys() - without.state_dict().keys()
-    assert gone == {name for name in with_it.state_dict() if ".attn1." in name or ".norm1." in name}\
-        - {name for name in with_it.state_dict() if "resnets" in name}
+    assert gone == {
+        name for name in with_it.state_dict() if ".attn1." in name or ".norm1." in name
+    } - {name for name in with_it.state_dict() if "resnets" in name}
     assert without(*make_inputs()).isfinite().all()
 
 

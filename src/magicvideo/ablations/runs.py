@@ -1,4 +1,4 @@
-"""The training runs of a file of ablations: a recipe for each variant and seed, and what they share."""
+"""The training runs of a file of ablations: a recipe for each variant and seed."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from magicvideo.train.plan import plan
 from magicvideo.train.recipe import Recipe, StageName, make_recipe, read_values
 from magicvideo.train.run import SETTINGS, train
 
-# stages that know nothing of videos: their products are the same for all variants of one image network
+# stages that know nothing of videos: variants with the same image network share their products
 _STILL: tuple[StageName, ...] = ("autoencoder", "clip", "image")
 _SHARED = "shared"
 
@@ -75,6 +75,21 @@ def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
     ]
 
 
+def part_of(runs: list[Run], part: str) -> list[Run]:
+    """Return every N-th run from the K-th on, for a part that is written `K/N`.
+
+    The seeds of a variant are neighbours, so that as many processes as there are seeds have one
+    each, and none waits for what it shares with others.
+
+    Raises:
+        UserError: If the part is not of this form.
+    """
+    first, _, count = part.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--part {part!r} is not of the form K/N, such as 1/2.")
+    return runs[int(first) - 1 :: int(count)]
+
+
 def train_run(run: Run, output: Path, say: Callable[[str], None]) -> None:
     """Train a run to its end, what it shares with others first. What is done is not done again.
 
@@ -111,17 +126,20 @@ def with_equal_cost(recipe: Recipe, baseline: Recipe) -> Recipe:
     Raises:
         UserError: If the stages before cost more than the baseline does.
     """
-    *before, last = plan(recipe)
-    costs = [row.samples * row.training_gflops for row in (*before, last)]
-    total = sum(row.samples * row.training_gflops for row in plan(baseline))
-    steps = round(last.updates * (total - sum(costs[:-1])) / costs[-1])
+    *before, last = operations_of(recipe)
+    name, stage = list(recipe.stages().items())[-1]
+    steps = round(stage.steps * (sum(operations_of(baseline)) - sum(before)) / last)
     if steps < 1:
         raise UserError(
-            f"{recipe.name} costs more than its baseline before its stage {last.name} begins; give "
-            "its earlier stages fewer steps."
+            f"{recipe.name} costs more than its baseline before its stage {name} begins; give its "
+            "earlier stages fewer steps."
         )
-    stage = recipe.stages()[last.name].model_copy(update={"steps": steps})
-    return recipe.model_copy(update={last.name: stage})
+    return recipe.model_copy(update={name: stage.model_copy(update={"steps": steps})})
+
+
+def operations_of(recipe: Recipe) -> list[float]:
+    """Return what the training of each stage takes in all, in billions of operations."""
+    return [row.samples * row.training_gflops for row in plan(recipe)]
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

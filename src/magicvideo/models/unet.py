@@ -53,9 +53,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
         noise_level: Whether the network is told how noisy its conditioning pictures are.
         spatial_attention: Whether positions of a frame attend to each other; without, what is left
             of the spatial branch is cross-attention and feed-forward.
-        convolutions: `2d` for kernels that all frames share. For the ablation of the adaptors `2+1d`
-            adds a kernel over three frames after each, and `3d` has kernels of 3x3x3; both are the
-            image network at the start and see no later frame where attention is `directed`.
+        convolutions: `2d` for kernels that all frames share. For the ablation of the adaptors
+            `2+1d` adds a kernel over three frames after each, and `3d` has kernels of 3x3x3; both
+            are the image network at the start, and see no later frame where the temporal attention
+            is `directed`.
 
     Raises:
         ValueError: If the settings do not fit each other.

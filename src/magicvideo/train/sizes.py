@@ -81,8 +81,8 @@ def start_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     """
     if recipe.start is None or not takes_part(recipe, name):
         raise UserError(
-            f"The recipe {recipe.name} has no stage that makes the part {name} and takes it from "
-            "no model to start from; add the stage, or start=MODEL_FOLDER."
+            f"The recipe {recipe.name} has no stage that makes the part {name} and names no "
+            "model to start from that it takes it of; add the stage, or start=MODEL_FOLDER."
         )
     if recipe.start_sizes is not None and not recipe.start.is_dir():
         return dict(KNOWN[recipe.start_sizes][name])

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from magicvideo.cli.evaluate.ablations import ablations
 from magicvideo.cli.evaluate.cost import cost
 from magicvideo.cli.evaluate.decoders import decoders
 from magicvideo.cli.evaluate.interpolation import interpolation
@@ -27,6 +28,7 @@ Examples:
   magicvideo evaluate sheet --output docs/sheet.png
   magicvideo evaluate cost
   magicvideo evaluate judge data/emoji64 runs/judge
+  magicvideo evaluate ablations recipes/ablations.yaml
 """
 
 
@@ -45,6 +47,6 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     verbs = typer.Typer(cls=_ProtocolFirst, help=_HELP, no_args_is_help=True)
     verbs.command(_PROTOCOL_VERB)(run)
-    for verb in (judge, sheet, decoders, interpolation, upscaler, cost):
+    for verb in (judge, sheet, decoders, interpolation, upscaler, cost, ablations):
         verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="evaluate")
