@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from magicvideo.ablations.runs import (
-    _foundation_of,
+    foundation_of,
     merged,
     operations_of,
     part_of,
@@ -24,7 +24,7 @@ def recipe_of(found, experiment, variant):
 
 
 def foundation(recipe):
-    return _foundation_of(recipe, Path("shared"))
+    return foundation_of(recipe, Path("shared"))
 
 
 def test_changes_merge_where_both_sides_nest():
@@ -84,9 +84,9 @@ def test_equal_cost_is_equal_to_an_update(found):
     assert abs(sum(costs) - sum(operations_of(baseline))) <= update / 2
 
 
-def test_a_run_of_other_settings_is_not_gone_on_with(found, tmp_path):
+def test_a_run_of_other_settings_is_not_gone_on_with(found):
     run = runs_of(found, ("attention",))[0]
-    shared = _foundation_of(run.recipe, found.output / "shared")
+    shared = foundation_of(run.recipe, found.output / "shared")
     shared.output.mkdir(parents=True)
     changed = shared.model_copy(update={"size": 24})
     (shared.output / "recipe.json").write_text(changed.model_dump_json())

@@ -14,8 +14,6 @@ from magicvideo.storage import atomic_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLE = {"svg.hashsalt": "magicvideo", "svg.fonttype": "path", "font.size": 9}
-
 
 def require_matplotlib() -> None:
     """Refuse to begin without what draws.
@@ -42,7 +40,8 @@ def draw_plot(experiment: Experiment, scoring: Scoring, rows: Sequence[Row], pat
     from matplotlib.figure import Figure
 
     known = [row for row in rows if row.scores]
-    with mpl.rc_context(_STYLE):
+    # element ids are drawn at random without a salt
+    with mpl.rc_context({"svg.hashsalt": "magicvideo", "font.size": 9}):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2)

@@ -103,7 +103,7 @@ def train_run(run: Run, output: Path, say: Callable[[str], None]) -> None:
         Interrupted: If a signal came.
     """
     recipe = run.recipe
-    base = _foundation_of(recipe, output / _SHARED)
+    base = foundation_of(recipe, output / _SHARED)
     if base is not None:
         with locked(base.output):
             _check_settings(base)
@@ -147,8 +147,10 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(values)
     for name, change in changes.items():
         before = result.get(name)
-        nested = isinstance(before, Mapping) and isinstance(change, Mapping)
-        result[name] = merged(before, change) if nested else change
+        if isinstance(before, Mapping) and isinstance(change, Mapping):
+            result[name] = merged(before, change)
+        else:
+            result[name] = change
     return result
 
 
@@ -177,7 +179,7 @@ def _plain_recipe(
     return make_recipe({**values, **own}, f"{found.recipe} as {name}.{variant} changes it")
 
 
-def _foundation_of(recipe: Recipe, folder: Path) -> Recipe | None:
+def foundation_of(recipe: Recipe, folder: Path) -> Recipe | None:
     """Return the recipe of the stages that a run shares with others; None where it has none.
 
     Its folder is named by all that decides their products. Of the denoiser that is the image

@@ -19,28 +19,40 @@ _NAME = r"^[a-z0-9+.]+(-[a-z0-9+.]+)*$"
 class Scoring(Settings):
     """How models are scored; one change makes all scores be made anew."""
 
-    seed: int = Field(1, ge=0, description="of the draws of clips, backgrounds, pools and noise")
-    split: Split = "heldout"
-    num_frames: int = Field(16, ge=2)
-    stride: PositiveInt = Field(4, description="between the frames of clips")
-    loss_clips: int = Field(146, ge=2, description="on which the held-out error is measured")
-    timesteps: tuple[int, ...] = Field(
-        (99, 249, 399, 549, 699, 849, 949, 999), min_length=1, description="of the held-out error"
+    seed: int = Field(
+        default=1, ge=0, description="of the draws of clips, backgrounds, pools and noise"
     )
-    prompts: int = Field(100, ge=2, description="of which a video each is generated")
+    split: Split = "heldout"
+    num_frames: int = Field(default=16, ge=2)
+    stride: PositiveInt = Field(default=4, description="between the frames of clips")
+    loss_clips: int = Field(
+        default=146, ge=2, description="on which the held-out error is measured"
+    )
+    timesteps: tuple[int, ...] = Field(
+        default=(99, 249, 399, 549, 699, 849, 949, 999),
+        min_length=1,
+        description="of the held-out error",
+    )
+    prompts: int = Field(default=100, ge=2, description="of which a video each is generated")
     num_inference_steps: PositiveInt = 20
     guidance_scale: PositiveFloat = 4.0
     scheduler: SamplerName = "ddim"
-    pool_size: int = Field(50, ge=2, description="captions among which the own one is to be first")
-    reference_clips: int = Field(1000, ge=2, description="real clips of the Frechet distance")
+    pool_size: int = Field(
+        default=50, ge=2, description="captions among which the own one is to be first"
+    )
+    reference_clips: int = Field(
+        default=1000, ge=2, description="real clips of the Frechet distance"
+    )
     decoder_clips: PositiveInt = 60
     decoder_noise: tuple[float, ...] = Field(
-        (0.0, 0.1), min_length=1, description="deviations of noise on latents that are decoded"
+        default=(0.0, 0.1),
+        min_length=1,
+        description="deviations of noise on latents that are decoded",
     )
-    upscaler_clips: int = Field(60, ge=2)
-    upscaler_steps: tuple[PositiveInt, ...] = Field((1, 2, 4, 8), min_length=1)
-    moving_clips: PositiveInt = Field(20, description="for the flicker of enlarged frames")
-    moving_frames: int = Field(12, ge=2)
+    upscaler_clips: int = Field(default=60, ge=2)
+    upscaler_steps: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    moving_clips: PositiveInt = Field(default=20, description="for the flicker of enlarged frames")
+    moving_frames: int = Field(default=12, ge=2)
 
 
 class Variant(Settings):

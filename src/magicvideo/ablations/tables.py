@@ -181,12 +181,8 @@ def _decoder_cell(row: Row, place: int, name: str, side: str) -> str:
 
 
 def _way_cells(row: Row, place: int) -> list[str]:
+    ways = [scores["upscaler"]["ways"][place] for scores in row.scores.values()]
     digits = {"psnr": 2, "ssim": 4, "frechet": 5, "seconds": 3}
-    cells = [
-        spread(
-            row.values(lambda scores, name=name: scores["upscaler"]["ways"][place][name]), figures
-        )
-        for name, figures in digits.items()
-    ]
-    flickers = [scores["upscaler"]["ways"][place]["flicker"] for scores in row.scores.values()]
+    cells = [spread([way[name] for way in ways], figures) for name, figures in digits.items()]
+    flickers = [way["flicker"] for way in ways]
     return [*cells, "" if None in flickers else spread(flickers, 4)]
