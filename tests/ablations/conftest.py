@@ -79,7 +79,7 @@ def write(tmp_path):
 
     def write(values):
         path = tmp_path / "ablations.yaml"
-        path.write_text(yaml.safe_dump(values))
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
         return path
 
     return write

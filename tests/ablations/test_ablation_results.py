@@ -113,7 +113,7 @@ def test_decoders_stand_beside_the_one_that_they_began_as():
     scoring = Scoring(decoder_noise=(0.0, 0.1))
     table = decoder_table(scoring, rows)
     assert cells(table, "first")[3] == "3.825 (2.550 to 5.100)"  # levels of 127.5
-    assert cells(table, "of single frames, as all began")[-1] == "0.02"
+    assert cells(table, "of single frames, as all began")[-1] == "0.02 (0.02 to 0.02)"
     assert table.count("missing") == 2  # at both levels of noise
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,7 +140,13 @@ def with_equal_cost(recipe: Recipe, baseline: Recipe) -> Recipe:
 
 def operations_of(recipe: Recipe) -> list[float]:
     """Return what the training of each stage takes in all, in billions of operations."""
-    return [row.samples * row.training_gflops for row in plan(recipe)]
+    # what recipes differ in by seed costs nothing, and counting takes seconds
+    return list(_operations(recipe.model_copy(update={"name": "", "output": Path(), "seed": 0})))
+
+
+@lru_cache
+def _operations(recipe: Recipe) -> tuple[float, ...]:
+    return tuple(row.samples * row.training_gflops for row in plan(recipe))
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

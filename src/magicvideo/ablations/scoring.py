@@ -196,7 +196,7 @@ def _pipeline_of(run: Run) -> MagicVideoPipeline:
     return MagicVideoPipeline.from_pretrained(folder)
 
 
-def _cost_of(run: Run) -> dict[str, float]:
+def _cost_of(run: Run) -> dict[str, int | float]:
     """Return what all stages cost, and the size and speed of the last."""
     rows = plan(run.recipe)
     last = rows[-1]
