@@ -33,7 +33,7 @@ def ablations(values, write, judge_folder, tmp_path):
 def test_the_page_grows_with_the_runs_and_is_the_same_again(ablations, tmp_path, capsys):
     page, runs = tmp_path / "page.md", tmp_path / "runs"
     assert ablations("--table-only") == 0
-    assert "**Not there yet**: both kinds (seed 3), no time (seed 3)." in page.read_text()
+    assert "**Not there yet**: both kinds (seed 3); no time (seed 3)." in page.read_text()
     assert not (tmp_path / "page-attention.svg").exists()
     assert not runs.exists()
 

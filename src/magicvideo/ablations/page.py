@@ -60,7 +60,7 @@ def write_page(found: Ablations, page: Path, command: str) -> None:
         "# Ablations",
         f"Written by `{command}`.",
         found.about.strip(),
-        f"Every variant was trained with {len(found.seeds)} seeds. A number is the mean over them, "
+        f"Every variant has {len(found.seeds)} seeds. A number is the mean over them, "
         "with the least and the greatest in brackets. Scores come from our own judge and our own "
         "clips: compare them with each other alone.",
     ]
@@ -93,7 +93,7 @@ def _section(found: Ablations, name: str, rows: list[Row], page: Path) -> list[s
     if absent := [
         f"{row.label} (seed {s})" for row in rows for s in row.seeds if s not in row.scores
     ]:
-        parts.append(f"**Not there yet**: {', '.join(absent)}. Their cells say {MISSING}.")
+        parts.append(f"**Not there yet**: {'; '.join(absent)}. Their cells say {MISSING}.")
     if any(row.scores for row in rows):
         plot = page.with_name(f"{page.stem}-{name}.svg")
         draw_plot(experiment, scoring, rows, plot)
