@@ -23,7 +23,7 @@ PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benc
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
 OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler", "cost"}
-OTHER_SCORES |= {"compare", "compare-report", "report", "vbench"}
+OTHER_SCORES |= {"compare", "compare-report", "report", "vbench", "ablations"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

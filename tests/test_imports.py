@@ -27,8 +27,11 @@ ALLOWED = {
     "generate": BASE | LEARNING,
     "train": BASE | LEARNING,
     "evaluate": BASE | LEARNING | {"generate"},
+    "ablations": BASE | LEARNING | {"generate", "train", "evaluate"},
     "stable_diffusion": BASE | LEARNING | {"generate"},
-    "cli": BASE | LEARNING | {"encode", "generate", "train", "evaluate", "stable_diffusion"},
+    "cli": BASE
+    | LEARNING
+    | {"encode", "generate", "train", "evaluate", "ablations", "stable_diffusion"},
 }
 HEAVY = {"accelerate", "av", "diffusers", "numpy", "PIL", "scipy", "torch", "transformers"}
 DRAWERS = {"common", "core", "helpers", "lib", "misc", "tools", "util", "utils"}

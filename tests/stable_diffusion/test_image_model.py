@@ -7,6 +7,7 @@ from networks import make_unet
 from safetensors.torch import load_file
 
 from magicvideo.cli import run
+from magicvideo.errors import UserError
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.models.blocks import SpatioTemporalTransformer
@@ -48,6 +49,12 @@ def test_gives_what_the_video_network_gives_for_a_single_frame(linear):
     assert extraction.folded == sum(isinstance(m, FrameAdaptor) for m in video.modules())
     assert extraction.scaled_residuals == 0
     assert all(torch.equal(video.state_dict()[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("changes", [{"convolutions": "3d"}, {"spatial_attention": False}])
+def test_refuses_what_no_image_network_equals(changes):
+    with pytest.raises(UserError, match="has no place; take a model without either"):
+        extract_image_network(make_unet(**changes), FPS)
 
 
 def test_tells_of_scales_that_have_no_place():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL
-from tiny_recipe import SHARED, STAGES
+from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
@@ -167,6 +167,14 @@ def test_what_is_not_known_is_named(tmp_path, prepared):
         with pytest.raises(UserError, match=r"have 24 pixels a side and the recipe says size=64"):
             ask(wrong)
     assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == 24
+
+
+def test_the_interpolation_knows_one_kind_of_denoiser(tmp_path):
+    values = tiny_values(tmp_path, tmp_path / "run") | {"size": 24}
+    for change in ({"convolutions": "2+1d"}, {"spatial_attention": False}):
+        recipe = Recipe.model_validate(values | {"unet": {**values["unet"], **change}})
+        with pytest.raises(UserError, match="the stage interpolation, which knows no other"):
+            plan(recipe)
 
 
 def test_the_papers_recipe_is_stable_diffusions_network_and_process():

@@ -127,6 +127,24 @@ def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
     assert (tmp_path / "model" / "words.txt").read_text() == (model / "words.txt").read_text()
 
 
+def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
+    parts = ["vae", "text_encoder", "tokenizer", "image_encoder"]
+    convolutions = {**tiny_values(prepared, tmp_path)["unet"], "convolutions": "3d"}
+    recipe = starting(model, prepared, tmp_path, "keyframes", start_parts=parts, unet=convolutions)
+    stored = weights(model / "unet")
+    found = make_task(recipe, "keyframes").network.unet.state_dict()
+    assert not torch.equal(found["conv_in.weight"], stored["conv_in.weight"])
+    assert found.keys() - stored.keys() == {
+        name.replace("weight", "temporal_weight")
+        for name, tensor in found.items()
+        if tensor.shape[-2:] == (3, 3) and "temporal" not in name
+    }
+    assert component(recipe, "vae") == model / "vae"
+    assert plan(recipe)[0].reused == 0
+    with pytest.raises(UserError, match="no stage image or unsupervised or keyframes"):
+        component(starting(model, prepared, tmp_path, "clip", start_parts=parts), "unet")
+
+
 def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
     wordless = Path(shutil.copytree(model, tmp_path / "wordless"))
     (wordless / "words.txt").unlink()

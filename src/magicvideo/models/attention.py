@@ -61,12 +61,22 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention in a frame, cross-attention to the condition, feed-forward."""
+    """Self-attention in a frame, cross-attention to the condition, feed-forward.
 
-    def __init__(self, channels: int, num_heads: int, cross_attention_dim: int) -> None:
+    Without `self_attention` positions of a frame do not see each other here; that is an ablation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        cross_attention_dim: int,
+        *,
+        self_attention: bool = True,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, num_heads, channels)
+        self.norm1 = nn.LayerNorm(channels) if self_attention else None
+        self.attn1 = Attention(channels, num_heads, channels) if self_attention else None
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, num_heads, cross_attention_dim)
         self.norm3 = nn.LayerNorm(channels)
@@ -80,8 +90,9 @@ class TransformerBlock(nn.Module):
         All frames of a video share its condition: they become one long row of queries, so keys and
         values are computed once a video and never repeated in memory.
         """
-        normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
+        if self.norm1 is not None and self.attn1 is not None:
+            normed = self.norm1(x)
+            x = x + self.attn1(normed, normed)
         queries = rearrange(self.norm2(x), "(b f) p c -> b (f p) c", f=num_frames)
         gathered = self.attn2(queries, condition)
         x = x + rearrange(gathered, "b (f p) c -> (b f) p c", f=num_frames)
@@ -103,13 +114,18 @@ class SpatialTransformer(nn.Module):
         *,
         num_groups: int,
         linear_projection: bool,
+        self_attention: bool = True,
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(num_groups, channels, eps=1e-6)
         self.proj_in = _projection(channels, linear=linear_projection)
         self.transformer_blocks = nn.ModuleList(
-            [TransformerBlock(channels, num_heads, cross_attention_dim)]
+            [
+                TransformerBlock(
+                    channels, num_heads, cross_attention_dim, self_attention=self_attention
+                )
+            ]
         )
         self.proj_out = _projection(channels, linear=linear_projection)
 

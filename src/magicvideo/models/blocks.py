@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from magicvideo.models.adaptor import make_adaptor
 from magicvideo.models.attention import SpatialTransformer
+from magicvideo.models.convolution import ConvolutionKind, convolve, make_convolution
 from magicvideo.models.temporal import DirectedTemporalAttention, TemporalMode
 from magicvideo.shapes import FoldedFrames, Tokens
 
@@ -32,6 +33,15 @@ class BlockSettings:
     num_frames: int
     temporal_attention: TemporalMode
     frame_adaptor: bool
+    spatial_attention: bool = True
+    convolutions: ConvolutionKind = "2d"
+
+    def make_convolution(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+        """Return a 3x3 convolution, which sees no later frame where attention sees none."""
+        causal = self.temporal_attention == "directed"
+        return make_convolution(
+            self.convolutions, in_channels, out_channels, stride=stride, causal=causal
+        )
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,11 @@ class ResnetBlock(nn.Module):
         super().__init__()
         frames, enabled = settings.num_frames, settings.frame_adaptor
         self.norm1 = nn.GroupNorm(settings.num_groups, in_channels, eps=1e-5)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = settings.make_convolution(in_channels, out_channels)
         self.adaptor1 = make_adaptor(frames, out_channels, enabled=enabled)
         self.time_emb_proj = nn.Linear(settings.time_embed_dim, out_channels)
         self.norm2 = nn.GroupNorm(settings.num_groups, out_channels, eps=1e-5)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = settings.make_convolution(out_channels, out_channels)
         self.adaptor2 = make_adaptor(frames, out_channels, enabled=enabled)
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
@@ -68,9 +78,9 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: FoldedFrames, given: Conditions) -> Resized:
         """Return the block's output."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = convolve(self.conv1, F.silu(self.norm1(x)), given.num_frames)
         h = self.adaptor1(h, given.num_frames, self.time_emb_proj(given.time))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = convolve(self.conv2, F.silu(self.norm2(h)), given.num_frames)
         h = self.adaptor2(h, given.num_frames)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return residual + h
@@ -89,6 +99,7 @@ class SpatioTemporalTransformer(SpatialTransformer):
             settings.cross_attention_dim,
             num_groups=settings.num_groups,
             linear_projection=settings.linear_projection,
+            self_attention=settings.spatial_attention,
         )
         self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
         self.temporal = (
@@ -108,12 +119,12 @@ class Resample(nn.Module):
 
     def __init__(self, channels: int, settings: BlockSettings, *, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.conv = settings.make_convolution(channels, channels, stride)
         self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
 
     def forward(self, x: FoldedFrames, num_frames: int) -> Resized:
         """Return the adapted convolution of x."""
-        return self.adaptor(self.conv(x), num_frames)
+        return self.adaptor(convolve(self.conv, x, num_frames), num_frames)
 
 
 class Level(nn.Module):

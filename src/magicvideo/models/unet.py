@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from magicvideo.models.adaptor import make_adaptor
 from magicvideo.models.blocks import BlockSettings, Conditions, DownBlock, MidBlock, UpBlock
+from magicvideo.models.convolution import ConvolutionKind, convolve
 from magicvideo.models.temporal import TemporalMode
 from magicvideo.shapes import Latents, Tokens
 
@@ -50,6 +51,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
         temporal_attention: Mode of the temporal attention, or `none`.
         frame_adaptor: Whether convolutions have frame-wise adaptors.
         noise_level: Whether the network is told how noisy its conditioning pictures are.
+        spatial_attention: Whether positions of a frame attend to each other; without, what is left
+            of the spatial branch is cross-attention and feed-forward.
+        convolutions: `2d` for kernels that all frames share. For the ablation of the adaptors
+            `2+1d` adds a kernel over three frames after each, and `3d` has kernels of 3x3x3; both
+            are the image network at the start, and see no later frame where the temporal attention
+            is `directed`.
 
     Raises:
         ValueError: If the settings do not fit each other.
@@ -85,6 +92,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         temporal_attention: TemporalMode = "directed",
         frame_adaptor: bool = True,
         noise_level: bool = False,
+        spatial_attention: bool = True,
+        convolutions: ConvolutionKind = "2d",
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
@@ -99,6 +108,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             num_frames=num_frames,
             temporal_attention=temporal_attention,
             frame_adaptor=frame_adaptor,
+            spatial_attention=spatial_attention,
+            convolutions=convolutions,
         )
         first, last = channels[0], len(channels) - 1
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -108,7 +119,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             _silent_embedding(first, settings.time_embed_dim) if noise_level else None
         )
 
-        self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
+        self.conv_in = settings.make_convolution(in_channels, first)
         self.conv_in_adaptor = make_adaptor(num_frames, first, enabled=frame_adaptor)
         self.down_blocks = nn.ModuleList(
             DownBlock(
@@ -133,7 +144,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             )
             before = width
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=1e-5)
-        self.conv_out = nn.Conv2d(first, out_channels, 3, padding=1)
+        self.conv_out = settings.make_convolution(first, out_channels)
         self.conv_out_adaptor = make_adaptor(num_frames, out_channels, enabled=frame_adaptor)
 
     def forward(
@@ -166,7 +177,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             )
         given = Conditions(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
         x = rearrange(latents, "b f c h w -> (b f) c h w")
-        x = self.conv_in_adaptor(self.conv_in(x), num_frames)
+        x = self.conv_in_adaptor(convolve(self.conv_in, x, num_frames), num_frames)
         outputs = [x]
         for down in self.down_blocks:
             outputs.extend(down(outputs[-1], given))
@@ -177,7 +188,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             # the level above ends at the side of the last skip that this level leaves over
             side = outputs[-1].shape[-2:] if outputs else x.shape[-2:]
             x = up(x, taken, given, side)
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = convolve(self.conv_out, F.silu(self.conv_norm_out(x)), num_frames)
         x = self.conv_out_adaptor(x, num_frames)
         return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
 

@@ -88,7 +88,15 @@ def extract_image_network(unet: VideoUNet, fps: float) -> tuple[UNet2DConditionM
     Args:
         unet: A video network; it stays as it is.
         fps: The frame rate whose embedding is folded.
+
+    Raises:
+        UserError: If the network is one of the ablations that no image network of diffusers equals.
     """
+    if unet.config.convolutions != "2d" or not unet.config.spatial_attention:
+        raise UserError(
+            "This model's denoiser has convolutions along time or no attention inside a frame, for "
+            "which an image network of diffusers has no place; take a model without either."
+        )
     state = {name: tensor.clone() for name, tensor in unet.state_dict().items() if not is_new(name)}
     rate = unet.time_proj(torch.tensor([fps])).to(unet.conv_in.weight)
     state["time_embedding.linear_2.bias"] += unet.fps_embedding(rate)[0]

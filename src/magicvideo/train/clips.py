@@ -1,5 +1,7 @@
 """The clips of a recipe: frames of a prepared folder, or shards of encoded clips."""
 
+from pathlib import Path
+
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.data.shards.index import is_sharded
@@ -17,12 +19,25 @@ def frames_of(recipe: Recipe, name: StageName) -> ClipDataset:
     Raises:
         UserError: If the recipe's data are shards, or cannot be read.
     """
+    return ClipDataset(frames_folder(recipe, f"Stage {name}"), ("train",))
+
+
+def frames_folder(recipe: Recipe, who: str) -> Path:
+    """Return the prepared folder of a recipe.
+
+    Args:
+        recipe: What has the data.
+        who: What needs frames, for the message.
+
+    Raises:
+        UserError: If the recipe's data are shards.
+    """
     if isinstance(recipe.data, str) or is_sharded(recipe.data):
         raise UserError(
-            f"Stage {name} learns from frames, and data={recipe.data} are shards, which have none; "
-            f"train it with --stage {name} --set data=PREPARED_FOLDER."
+            f"{who} needs frames, and data={recipe.data} are shards, which have none; run it with "
+            "data=PREPARED_FOLDER."
         )
-    return ClipDataset(recipe.data, ("train",))
+    return recipe.data
 
 
 def frames_or_shards_of(

@@ -119,13 +119,18 @@ def start_of(recipe: Recipe, name: str) -> Path | None:
     Raises:
         UserError: If there is no such model or a file of it is damaged.
     """
-    if recipe.start is None:
+    if recipe.start is None or not takes_part(recipe, name):
         return None
     if not (recipe.start / "model_index.json").is_file():
         raise UserError(f"start={recipe.start} is no model folder: it has no model_index.json.")
     _verify_once(recipe.start.resolve())
     folder = recipe.start / name
     return folder if folder.is_dir() else None
+
+
+def takes_part(recipe: Recipe, name: str) -> bool:
+    """Return whether a recipe takes a component of its model to start from, where that has it."""
+    return recipe.start_parts is None or name in recipe.start_parts
 
 
 def start_from(network: ModelMixin, recipe: Recipe, name: str, *, image_part: bool = False) -> bool:

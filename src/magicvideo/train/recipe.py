@@ -37,6 +37,18 @@ StageName: TypeAlias = Literal[
     "video_vae",
     "upscaler",
 ]
+PartName: TypeAlias = Literal[
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    "image_encoder",
+    "unet",
+    "image_conditioner",
+    "scheduler",
+    "interpolator",
+    "upscaler",
+    "upscaler_scheduler",
+]
 
 DataLocation: TypeAlias = Annotated[Location, BeforeValidator(as_location)]
 
@@ -74,6 +86,11 @@ class Recipe(Settings):
         description="model folder whose weights the stages begin with; what no stage makes "
         "comes from it as it is",
     )
+    start_parts: tuple[PartName, ...] | None = Field(
+        default=None,
+        description="components of `start` that are taken, so that stages make the others anew; "
+        "null: all",
+    )
     start_sizes: Literal["stable-diffusion-1"] | None = Field(
         default=None,
         description="what `start` is to be; a dry run takes sizes from it while there is no folder",
@@ -110,6 +127,18 @@ def read_recipe(path: Path, changes: list[str]) -> Recipe:
     Raises:
         UserError: If the file is missing or not YAML, or a name or a value is not allowed.
     """
+    values = read_values(path)
+    for change in changes:
+        _apply(values, change)
+    return make_recipe(values, str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return what a recipe's file says, before any of it is checked.
+
+    Raises:
+        UserError: If the file is missing, or no mapping in YAML.
+    """
     if not path.is_file():
         raise UserError(f"The recipe {path} does not exist; recipes/ has the ones that come along.")
     try:
@@ -119,12 +148,19 @@ def read_recipe(path: Path, changes: list[str]) -> Recipe:
         raise UserError(f"The recipe {path} is not valid YAML: {first}.") from None
     if not isinstance(values, dict):
         raise UserError(f"The recipe {path} is not a mapping of names to settings.")
-    for change in changes:
-        _apply(values, change)
+    return values
+
+
+def make_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Return a recipe out of a mapping; `source` says in a mistake where it is from.
+
+    Raises:
+        UserError: If a name or a value is not allowed.
+    """
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_mistake(error, str(path))) from None
+        raise UserError(_first_mistake(error, source)) from None
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

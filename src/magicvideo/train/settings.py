@@ -100,6 +100,8 @@ class UNetSettings(Settings):
     num_frames: PositiveInt = 16
     temporal_attention: Literal["directed", "printed", "bidirectional", "none"] = "directed"
     frame_adaptor: bool = True
+    spatial_attention: bool = True
+    convolutions: Literal["2d", "2+1d", "3d"] = "2d"
 
 
 class MachineSettings(Settings):
@@ -226,6 +228,7 @@ class VideoVaeSettings(StageSettings):
 class UpscalerModelSettings(Settings):
     """Sizes of `Upscaler`, whose docstring explains them."""
 
+    factor: PositiveInt = 4
     widths: tuple[PositiveInt, ...] = (48, 96, 176)
     num_blocks: tuple[PositiveInt, ...] = (1, 1, 2)
 

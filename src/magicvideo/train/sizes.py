@@ -15,7 +15,7 @@ from magicvideo.errors import UserError
 from magicvideo.models import stable_diffusion
 from magicvideo.models.autoencoder import Autoencoder, spatial_factor
 from magicvideo.models.stored_autoencoder import outline_autoencoder
-from magicvideo.train.parts import settings_of
+from magicvideo.train.parts import settings_of, takes_part
 from magicvideo.train.recipe import Recipe
 from magicvideo.train.tasks.autoencoder import make_autoencoder
 from magicvideo.train.tasks.clip import clip_config
@@ -73,7 +73,7 @@ def large_frame_size(recipe: Recipe, factor: int) -> int:
 
 def start_has(recipe: Recipe, name: str) -> bool:
     """Return whether the model to start from has a component, so far as it can be known."""
-    if recipe.start is None:
+    if recipe.start is None or not takes_part(recipe, name):
         return False
     if recipe.start.is_dir():
         return (recipe.start / name).is_dir()
@@ -88,10 +88,10 @@ def start_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     Raises:
         UserError: If neither tells them.
     """
-    if recipe.start is None:
+    if recipe.start is None or not takes_part(recipe, name):
         raise UserError(
-            f"The recipe {recipe.name} has no stage that makes the part {name} and names no model "
-            "to start from; add the stage, or start=MODEL_FOLDER."
+            f"The recipe {recipe.name} has no stage that makes the part {name} and names no "
+            "model to start from that it takes it of; add the stage, or start=MODEL_FOLDER."
         )
     if recipe.start_sizes is not None and not recipe.start.is_dir():
         return dict(KNOWN[recipe.start_sizes][name])
@@ -176,6 +176,8 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "num_frames": settings.num_frames,
         "temporal_attention": settings.temporal_attention,
         "frame_adaptor": settings.frame_adaptor,
+        "spatial_attention": settings.spatial_attention,
+        "convolutions": settings.convolutions,
     }
     if start_has(recipe, "unet"):
         stored = {"use_linear_projection": False, **start_settings(recipe, "unet")}
@@ -191,15 +193,31 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
 def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     """Return the arguments for the 2D network alone, which the image stage trains."""
     config = unet_config(recipe, image_size)
-    return {**config, "temporal_attention": "none", "frame_adaptor": False}
+    return {**config, "temporal_attention": "none", "frame_adaptor": False, "convolutions": "2d"}
 
 
 def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
-    """Return the arguments of `Interpolator`: the key-frame network's, where it has them."""
+    """Return the arguments of `Interpolator`: the key-frame network's, where it has them.
+
+    Raises:
+        UserError: If the key-frame network is one of the ablations that have no interpolator.
+    """
     assert recipe.interpolation is not None
+    if recipe.unet.convolutions != "2d" or not recipe.unet.spatial_attention:
+        raise UserError(
+            f"The recipe {recipe.name} has the stage interpolation, which knows no other denoiser "
+            "than one with unet.convolutions=2d and unet.spatial_attention=true; leave the stage "
+            "or these two settings out."
+        )
     config = unet_config(recipe, image_size)
     config["latent_channels"] = config.pop("in_channels")
-    for name in ("out_channels", "num_frames", "temporal_attention"):
+    for name in (
+        "out_channels",
+        "num_frames",
+        "temporal_attention",
+        "spatial_attention",
+        "convolutions",
+    ):
         del config[name]
     return {**config, "num_inserted": recipe.interpolation.num_inserted}
 

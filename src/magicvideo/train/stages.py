@@ -184,7 +184,13 @@ def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
     """Let the denoiser start as that of the model to start from, be it one of images or videos."""
     start = start_of(recipe, "unet")
     stored = {} if start is None else settings_of(start)
-    if start and stored["temporal_attention"] == "none" and not stored["frame_adaptor"]:
+    # models that were stored before there were other convolutions do not name theirs
+    is_image = start is not None and (
+        stored["temporal_attention"] == "none"
+        and not stored["frame_adaptor"]
+        and stored.get("convolutions", "2d") == "2d"
+    )
+    if start and is_image:
         _inflate_from(unet, start)
     else:
         start_from(unet, recipe, "unet")

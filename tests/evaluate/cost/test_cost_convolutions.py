@@ -5,9 +5,9 @@ import torch
 from networks import FRAMES, SMALL
 from torch import nn
 
-from magicvideo.evaluate.cost.convolutions import VideoConv, cost_of
+from magicvideo.evaluate.cost.convolutions import cost_of
 from magicvideo.evaluate.cost.networks import Workload
-from magicvideo.models.counting import count_parameters
+from magicvideo.models.unet import VideoUNet
 
 WORK = Workload(dict(SMALL), videos=1, frames=FRAMES, side=10, tokens=11, head_width=2)
 
@@ -44,20 +44,11 @@ def test_an_adaptor_costs_an_addition_and_a_multiplication_a_value(costs):
     assert parameters == 2 * FRAMES * (outside + inside)
 
 
-def test_a_factorised_kernel_adds_one_along_time():
-    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
-    factorised = VideoConv(conv, 4, "2+1D")
-    assert count_parameters(factorised) == count_parameters(conv) + 3 * 5 * 5 + 5
-    assert factorised(torch.randn(8, 3, 7, 6)).shape == conv(torch.randn(8, 3, 7, 6)).shape
-
-
-@torch.no_grad()
-def test_a_3d_kernel_that_reads_one_frame_is_the_2d_convolution():
-    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
-    video = VideoConv(conv, 4, "3D")
-    inner = video.layers[0]
-    inner.weight.zero_()
-    inner.weight[:, :, 1] = conv.weight
-    inner.bias.copy_(conv.bias)
-    x = torch.randn(8, 3, 7, 6)
-    torch.testing.assert_close(video(x), conv(x))
+def test_a_factorised_kernel_adds_one_along_time(costs):
+    convolutions = [
+        module.out_channels
+        for module in VideoUNet(**SMALL).modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    parameters = costs["2+1D"].kernel_parameters - costs["2D"].kernel_parameters
+    assert parameters == sum(3 * channels**2 + channels for channels in convolutions)

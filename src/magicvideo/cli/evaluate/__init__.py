@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from magicvideo.cli.evaluate.ablations import ablations
 from magicvideo.cli.evaluate.compare import compare, compare_report
 from magicvideo.cli.evaluate.cost import cost
 from magicvideo.cli.evaluate.decoders import decoders
@@ -35,6 +36,7 @@ Examples:
   magicvideo evaluate judge data/emoji64 runs/judge
   magicvideo evaluate compare models/old models/new --prompts prompts.txt
   magicvideo evaluate report runs/emoji
+  magicvideo evaluate ablations recipes/ablations.yaml
 """
 
 
@@ -64,6 +66,7 @@ def register(app: typer.Typer) -> None:
         compare_report,
         report,
         vbench,
+        ablations,
     ):
         verbs.command(verb.__name__.replace("_", "-"))(verb)
     app.add_typer(verbs, name="evaluate")

@@ -174,5 +174,8 @@ def _frames(batch: Batch, network: nn.Module) -> FoldedFrames:
 def make_upscaler(settings: UpscalerModelSettings, max_noise_level: float) -> Upscaler:
     """Return a fresh upscaler of the given sizes."""
     return Upscaler(
-        widths=settings.widths, num_blocks=settings.num_blocks, max_noise_level=max_noise_level
+        factor=settings.factor,
+        widths=settings.widths,
+        num_blocks=settings.num_blocks,
+        max_noise_level=max_noise_level,
     )

@@ -1,0 +1,50 @@
+"""The whole of the ablations: every run is trained and scored, and the page says what came out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicvideo.ablations.page import write_page
+from magicvideo.ablations.runs import Run, locked, train_run
+from magicvideo.ablations.scoring import Progress, read_scores, score_run
+from magicvideo.ablations.settings import Ablations
+from magicvideo.evaluate.judge.files import load_judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is done, and where its results go.
+
+    Attributes:
+        found: The file of ablations.
+        judge: Folder of the judge.
+        page: The Markdown page; its plots lie beside it.
+        command: What the page says that it was made by.
+    """
+
+    found: Ablations
+    judge: Path
+    page: Path
+    command: str
+
+    def run(self, runs: list[Run], say: Callable[[str], None], progress: Progress) -> None:
+        """Train and score some runs, one after the other, and write the page after each.
+
+        A run that has its scores is not touched. One that another process works on is waited for.
+
+        Raises:
+            UserError: If a run cannot be trained or scored.
+            Interrupted: If a signal came; the same command goes on.
+        """
+        judge = load_judge(self.judge)
+        for run in runs:
+            with locked(run.recipe.output):
+                if read_scores(run, self.found.scoring) is None:
+                    train_run(run, self.found.output, say)
+                    score_run(run, self.found.scoring, judge, self.judge, progress)
+                    say(f"{run.name}: scored")
+            self.write()
+
+    def write(self) -> None:
+        """Write the page and its plots from the scores that are there."""
+        write_page(self.found, self.page, self.command)

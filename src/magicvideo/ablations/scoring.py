@@ -1,0 +1,244 @@
+"""The scores of one run, kept as JSON beside it so that they are made once."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from magicvideo.ablations.runs import Run
+from magicvideo.ablations.settings import Scoring
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.errors import UserError
+from magicvideo.evaluate.decoders import compare_decoders
+from magicvideo.evaluate.denoising import denoising_errors
+from magicvideo.evaluate.identity import identity
+from magicvideo.evaluate.judge.network import Judge
+from magicvideo.evaluate.protocol import AutoencoderSet, PromptSet, Protocol
+from magicvideo.evaluate.run import Evaluation
+from magicvideo.evaluate.upscaler.evaluation import UpscalerEvaluation
+from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.models.stored_autoencoder import load_autoencoder
+from magicvideo.storage import atomic_file, folder_hash
+from magicvideo.train.clips import frames_folder
+from magicvideo.train.export import export
+from magicvideo.train.log import FILE as LOG
+from magicvideo.train.parts import component, image_vae
+from magicvideo.train.plan import plan
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+Scores: TypeAlias = dict[str, Any]
+"""What a file of scores holds: `of`, `identity`, `cost`, and what is measured of the run's kind."""
+
+_FILE, _MODEL, _VIDEOS = "scores.json", "model", "videos"
+
+
+def read_scores(run: Run, scoring: Scoring) -> Scores | None:
+    """Return the scores of a run; None where it has none, or those of other settings."""
+    try:
+        scores: Scores = json.loads((run.recipe.output / _FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return scores if scores.get("of") == _settings_key(run, scoring) else None
+
+
+def score_run(
+    run: Run, scoring: Scoring, judge: Judge, judge_folder: Path, progress: Progress
+) -> None:
+    """Score a finished run and keep the scores.
+
+    Args:
+        run: What was trained.
+        scoring: How it is scored.
+        judge: An independent video-text matcher.
+        judge_folder: Where it is from.
+        progress: Called with what is being done, the count done and the count in all.
+
+    Raises:
+        UserError: If the data are too few for what is asked.
+    """
+    if run.kind == "denoiser":
+        found = _score_denoiser(run, scoring, judge, progress)
+    elif run.kind == "decoder":
+        found = _score_decoder(run, scoring, progress)
+    else:
+        found = _score_upscaler(run, scoring, progress)
+    scores = {
+        "of": _settings_key(run, scoring),
+        "identity": identity(
+            {"judge": folder_hash(judge_folder)},
+            {"data": frames_folder(run.recipe, run.name)},
+            "cpu",
+        ),
+        "cost": _cost_of(run),
+        **found,
+    }
+    with atomic_file(run.recipe.output / _FILE) as partial:
+        partial.write_text(json.dumps(scores, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _score_denoiser(run: Run, scoring: Scoring, judge: Judge, progress: Progress) -> Scores:
+    pipeline = _pipeline_of(run)
+    dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
+    errors = denoising_errors(
+        pipeline,
+        dataset,
+        scoring.loss_clips,
+        num_frames=scoring.num_frames,
+        stride=scoring.stride,
+        timesteps=scoring.timesteps,
+        seed=scoring.seed,
+        on_clip=lambda done: progress(f"{run.name}: held-out error", done, scoring.loss_clips),
+    )
+    evaluation = Evaluation(
+        protocol=_protocol_of(scoring),
+        pipeline=pipeline,
+        judge=judge,
+        data=frames_folder(run.recipe, run.name),
+        work=run.recipe.output / _VIDEOS,
+    )
+    asked = PromptSet(name=run.name, split=scoring.split, prompts=scoring.prompts)
+    videos = evaluation.score_set(asked, progress)
+    return {
+        "denoising": {
+            "clips": errors.clips,
+            "error": errors.error.mean(axis=1).tolist(),
+            "deviation": errors.deviation.mean(axis=1).tolist(),
+            "by_timestep": errors.error.mean(axis=0).tolist(),
+            "seconds": errors.seconds,
+        },
+        "videos": {
+            score.name: {
+                "measured": score.measured.value,
+                "real": score.real.value,
+                "count": score.measured.count,
+            }
+            for score in videos.scores
+        },
+    }
+
+
+def _score_decoder(run: Run, scoring: Scoring, progress: Progress) -> Scores:
+    """Compare the run's video decoder with the decoder of single frames that it began as."""
+    first = load_autoencoder(image_vae(run.recipe))
+    second = load_autoencoder(component(run.recipe, "vae"))
+    dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
+    return {
+        "decoder": [
+            {
+                "noise": noise,
+                "measures": [
+                    asdict(comparison)
+                    for comparison in compare_decoders(
+                        first,
+                        second,
+                        dataset,
+                        scoring.decoder_clips,
+                        num_frames=scoring.num_frames,
+                        stride=1,
+                        noise=noise,
+                        seed=scoring.seed,
+                        on_clip=lambda done: progress(
+                            f"{run.name}: decoding", done, scoring.decoder_clips
+                        ),
+                    )
+                ],
+            }
+            for noise in scoring.decoder_noise
+        ]
+    }
+
+
+def _score_upscaler(run: Run, scoring: Scoring, progress: Progress) -> Scores:
+    assert run.recipe.upscaler is not None
+    pipeline = _pipeline_of(run)
+    scores = UpscalerEvaluation(
+        pipeline=pipeline,
+        data=run.recipe.upscaler.data,
+        clips=scoring.upscaler_clips,
+        frames=1,
+        steps=scoring.upscaler_steps,
+        moving=frames_folder(run.recipe, run.name),
+        moving_clips=scoring.moving_clips,
+        moving_frames=scoring.moving_frames,
+        seed=scoring.seed,
+    ).run(lambda what, done, total: progress(f"{run.name}: {what}", done, total))
+    flicker = {row.name: row.flicker.value for row in scores.stillness}
+    # the network's ways come first, by their steps, and resizing after them
+    steps = sorted({*scoring.upscaler_steps, pipeline.traits.default_upscaler_steps})
+    return {
+        "upscaler": {
+            "factor": scores.large_side // scores.small_side,
+            "small_side": scores.small_side,
+            "default": scores.default,
+            "ways": [
+                {
+                    "name": row.name,
+                    "steps": step,
+                    "psnr": row.psnr.value,
+                    "ssim": row.ssim.value,
+                    "frechet": row.frechet,
+                    "seconds": row.seconds,
+                    "flicker": flicker.get(row.name),
+                }
+                for row, step in zip_longest(scores.quality, steps)
+            ],
+        }
+    }
+
+
+def _pipeline_of(run: Run) -> MagicVideoPipeline:
+    """Return the run's model, which is put together beside it."""
+    folder = run.recipe.output / _MODEL
+    if not folder.is_dir():
+        export(run.recipe.output, folder, "fp32")
+    return MagicVideoPipeline.from_pretrained(folder)
+
+
+def _cost_of(run: Run) -> dict[str, int | float]:
+    """Return what all stages cost, and the size and speed of the last."""
+    rows = plan(run.recipe)
+    last = rows[-1]
+    return {
+        "parameters": last.parameters,
+        "gflops": last.gflops,
+        "training_gflops": sum(row.samples * row.training_gflops for row in rows),
+        "memory": last.memory.total,
+        "updates": last.updates,
+        "seconds": _median_seconds(run.recipe.output / last.name / LOG),
+    }
+
+
+def _median_seconds(log: Path) -> float:
+    lines = log.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise UserError(f"{log} is empty; remove its folder and run the command again.")
+    return float(np.median([json.loads(line)["seconds"] for line in lines]))
+
+
+def _protocol_of(scoring: Scoring) -> Protocol:
+    return Protocol(
+        name="ablations",
+        about="The scores of ablations.",
+        seed=scoring.seed,
+        num_frames=scoring.num_frames,
+        stride=scoring.stride,
+        scheduler=scoring.scheduler,
+        num_inference_steps=scoring.num_inference_steps,
+        guidance_scale=scoring.guidance_scale,
+        pool_size=scoring.pool_size,
+        reference_clips=scoring.reference_clips,
+        covariance_divisor="n-1",
+        sets=(),
+        autoencoder=AutoencoderSet(split=scoring.split, clips=scoring.loss_clips),
+    )
+
+
+def _settings_key(run: Run, scoring: Scoring) -> str:
+    """Return a hash of all settings that decide the scores."""
+    material = run.recipe.model_dump_json(exclude={"name", "output"}) + scoring.model_dump_json()
+    return hashlib.sha256(material.encode()).hexdigest()

@@ -1,0 +1,188 @@
+"""The tables of the page, one shape for each kind of model."""
+
+from collections.abc import Sequence
+
+from magicvideo.ablations.results import Row, paired_difference, spread
+from magicvideo.ablations.scoring import Scores
+from magicvideo.ablations.settings import Experiment, Scoring
+from magicvideo.evaluate.metrics.motion import LEVELS
+from magicvideo.evaluate.page import number, table
+
+_VIDEOS = {
+    "caption_first": (1, 100.0),
+    "frechet": (4, 1.0),
+    "temporal_change": (2, 1.0),
+    "flicker": (2, 1.0),
+}
+"""Digits and scale of what is measured of generated videos."""
+_DECODER = {
+    "flicker": ("flicker, levels", 3, LEVELS),
+    "temporal error": ("temporal error, levels", 3, LEVELS),
+    "psnr": ("PSNR, dB", 2, 1.0),
+}
+MISSING = "missing"
+
+
+def denoiser_table(experiment: Experiment, scoring: Scoring, rows: Sequence[Row]) -> str:
+    """Return the quality of denoisers: the held-out error, and what is measured of videos."""
+    baseline = next(row for row in rows if row.variant == experiment.baseline)
+    columns = (
+        "variant",
+        "seeds",
+        "held-out error",
+        f"more than {baseline.label} [95 %]",
+        "of it between frames",
+        f"own caption first among {scoring.pool_size}, %",
+        "Frechet distance, judge's features",
+        "temporal change",
+        "flicker",
+    )
+    cells = [_denoiser_cells(row, baseline, len(columns)) for row in rows]
+    known = [scores for row in rows for scores in row.scores.values()]
+    if known:
+        real = [_real_cell(known[0], name) for name in _VIDEOS]
+        cells.append(["real clips", "", "", "", "", *real])
+    return table(columns, cells)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """Return size and cost of denoisers."""
+    columns = (
+        "variant",
+        "parameters (10^6)",
+        "GFLOPs of a pass over a clip",
+        "CPU seconds of a pass",
+        "memory of training, GB",
+        "seconds of an update",
+        "updates",
+        "training in all, PFLOPs",
+    )
+    return table(
+        columns,
+        [
+            [
+                row.label,
+                *(_cost_cells(row) if row.scores else [MISSING, *[""] * (len(columns) - 2)]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def decoder_table(scoring: Scoring, rows: Sequence[Row]) -> str:
+    """Return the quality of decoders on clean and on noisy latents."""
+    columns = ("noise", "decoder", "seeds", *(label for label, _, _ in _DECODER.values()))
+    cells = []
+    for place, noise in enumerate(scoring.decoder_noise):
+        trained = [row for row in rows if row.scores]
+        if trained:
+            before = [_decoder_cell(trained[0], place, name, "first") for name in _DECODER]
+            cells.append([f"{noise:g}", "of single frames, as all began", "", *before])
+        for row in rows:
+            values = (
+                [_decoder_cell(row, place, name, "second") for name in _DECODER]
+                if row.scores
+                else [""] * len(_DECODER)
+            )
+            cells.append([f"{noise:g}", row.label, seeds_cell(row), *values])
+    return table(columns, cells)
+
+
+def upscaler_table(rows: Sequence[Row]) -> str:
+    """Return the quality of upscalers by their steps, and of resizing by the same scale."""
+    columns = (
+        "scale",
+        "seeds",
+        "enlarged by",
+        "PSNR, dB",
+        "SSIM",
+        "Frechet distance",
+        "CPU seconds a frame",
+        "flicker, levels",
+    )
+    cells = []
+    for row in rows:
+        if not row.scores:
+            cells.append([row.label, MISSING, *[""] * (len(columns) - 2)])
+            continue
+        first = next(iter(row.scores.values()))["upscaler"]
+        for place, way in enumerate(first["ways"]):
+            cells.append([row.label, seeds_cell(row), way["name"], *_way_cells(row, place)])
+    return table(columns, cells)
+
+
+def seeds_cell(row: Row) -> str:
+    """Return how many seeds have scores."""
+    if not row.scores:
+        return MISSING
+    there, wanted = len(row.scores), len(row.seeds)
+    return str(there) if there == wanted else f"{there}, {wanted - there} {MISSING}"
+
+
+def _denoiser_cells(row: Row, baseline: Row, width: int) -> list[str]:
+    if not row.scores:
+        return [row.label, MISSING, *[""] * (width - 2)]
+    return [
+        row.label,
+        seeds_cell(row),
+        spread(row.values(lambda scores: _mean_of(scores, "error")), 4),
+        _difference_cell(row, baseline),
+        spread(row.values(lambda scores: _mean_of(scores, "deviation")), 4),
+        *(_video_cell(row, name) for name in _VIDEOS),
+    ]
+
+
+def _difference_cell(row: Row, baseline: Row) -> str:
+    if row.variant == baseline.variant:
+        return ""
+    difference = paired_difference(row, baseline, "error")
+    return MISSING if difference is None else number(difference, 4)
+
+
+def _mean_of(scores: Scores, measure: str) -> float:
+    values = scores["denoising"][measure]
+    return sum(values) / len(values)
+
+
+def _video_cell(row: Row, name: str) -> str:
+    digits, scale = _VIDEOS[name]
+    if any(name not in scores["videos"] for scores in row.scores.values()):
+        return ""
+    return spread(row.values(lambda scores: scores["videos"][name]["measured"]), digits, scale)
+
+
+def _real_cell(scores: Scores, name: str) -> str:
+    digits, scale = _VIDEOS[name]
+    found = scores["videos"].get(name)
+    return f"{scale * found['real']:.{digits}f}" if found else ""
+
+
+def _cost_cells(row: Row) -> list[str]:
+    cost = next(iter(row.scores.values()))["cost"]
+    return [
+        f"{cost['parameters'] / 1e6:.2f}",
+        f"{cost['gflops']:.2f}",
+        spread(row.values(lambda scores: scores["denoising"]["seconds"]), 3),
+        f"{cost['memory'] / 1e9:.2f}",
+        spread(row.values(lambda scores: scores["cost"]["seconds"]), 2),
+        f"{cost['updates']:,}",
+        f"{cost['training_gflops'] / 1e6:.2f}",
+    ]
+
+
+def _decoder_cell(row: Row, place: int, name: str, side: str) -> str:
+    _, digits, scale = _DECODER[name]
+
+    def read(scores: Scores) -> float:
+        measures = scores["decoder"][place]["measures"]
+        return next(found[side] for found in measures if found["name"] == name)
+
+    return spread(row.values(read), digits, scale)
+
+
+def _way_cells(row: Row, place: int) -> list[str]:
+    ways = [scores["upscaler"]["ways"][place] for scores in row.scores.values()]
+    digits = {"psnr": 2, "ssim": 4, "frechet": 5, "seconds": 3}
+    cells = [spread([way[name] for way in ways], figures) for name, figures in digits.items()]
+    flickers = [way["flicker"] for way in ways]
+    return [*cells, "" if None in flickers else spread(flickers, 4)]

@@ -1,0 +1,84 @@
+"""The ablations as a user runs them: trained, scored, on a page, and gone on with after a stop."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from magicvideo.cli import run
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.evaluate.judge.files import save_judge
+from magicvideo.evaluate.judge.network import Judge
+from magicvideo.evaluate.judge.training import judge_config
+
+PATH = "keyframes/product/unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def judge_folder(prepared, tmp_path):
+    judge = Judge(judge_config(ClipDataset(prepared, ("train", "heldout")))).eval()
+    save_judge(judge, "{}", tmp_path / "judge")
+    return tmp_path / "judge"
+
+
+@pytest.fixture
+def ablations(values, write, judge_folder, tmp_path):
+    """A function that runs the command with more words, and returns its exit code."""
+    del values["experiments"]["convolutions"]
+    file, page = write(values), tmp_path / "page.md"
+    words = ["evaluate", "ablations", str(file), "--output", str(page)]
+    return lambda *more: run([*words, "--judge", str(judge_folder), *more])
+
+
+def test_the_page_grows_with_the_runs_and_is_the_same_again(ablations, tmp_path, capsys):
+    page, runs = tmp_path / "page.md", tmp_path / "runs"
+    assert ablations("--table-only") == 0
+    assert "**Not there yet**: both kinds (seed 3); no time (seed 3)." in page.read_text()
+    assert not (tmp_path / "page-attention.svg").exists()
+    assert not runs.exists()
+
+    assert ablations("--part", "1/2") == 0
+    assert "**Not there yet**: no time (seed 3)." in page.read_text()
+    assert (tmp_path / "page-attention.svg").is_file()
+
+    assert ablations() == 0
+    text = page.read_text()
+    assert "Not there yet" not in text
+    assert "](page-attention.svg)" in text
+    folders = [runs / "attention" / name / "3" for name in ("both", "spatial")]
+    scores = [json.loads((folder / "scores.json").read_text()) for folder in folders]
+    assert [len(found["denoising"]["error"]) for found in scores] == [4, 4]
+    assert scores[0]["denoising"]["clips"] == scores[1]["denoising"]["clips"]
+    assert scores[0]["denoising"]["error"] != scores[1]["denoising"]["error"]
+    assert set(scores[0]["videos"]) >= {"caption_first", "frechet", "temporal_change"}
+    assert scores[0]["cost"]["parameters"] > scores[1]["cost"]["parameters"]
+    # one image network for both, and denoisers of their own
+    (shared,) = (path for path in (runs / "shared").iterdir() if path.is_dir())
+    assert {path.name for path in shared.iterdir() if path.is_dir()} == {
+        "autoencoder",
+        "clip",
+        "image",
+    }
+    names = [load_file(folder / PATH).keys() for folder in folders]
+    assert any("temporal" in name for name in names[0] - names[1])
+
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert ablations() == 0
+    assert capsys.readouterr().out.split() == [str(page)]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert page.read_text() == text
+
+
+def test_mistakes_are_answered_in_a_sentence(ablations, tmp_path, capsys):
+    mistakes = {
+        ("--part", "3/2"): "not of the form K/N",
+        ("--only", "atention"): "no experiment 'atention'",
+        ("--judge", str(tmp_path / "nowhere")): "holds no judge",
+    }
+    for words, sentence in mistakes.items():
+        assert ablations(*words) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "runs" / "shared").exists()
