@@ -186,7 +186,7 @@ def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys
     shutil.copytree(shards, cut)
     (cut / victim.name).write_bytes(victim.read_bytes()[:-9])
     mistakes = {
-        ("--stage", "video_vae"): "Stage video_vae learns from frames",
+        ("--stage", "video_vae"): "Stage video_vae needs frames",
         ("--stage", "image", "--set", f"data={changed}"): "encoded with another vae than this",
         ("--stage", "image", "--set", "image.balance=0.5"): "set image.balance=0, or data to a",
         ("--stage", "image", "--set", f"data={cut}"): f"{victim.name} is cut off or changed",
