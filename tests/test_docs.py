@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from importlib.metadata import PackageNotFoundError, requires
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,12 @@ PACKAGE = ROOT / "src" / "magicvideo"
 PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benchmarks/*.md"))))
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
+LAUNCHERS = {"torchrun", "accelerate"}
 OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler", "cost"}
 OTHER_SCORES |= {"compare", "compare-report", "report", "vbench", "ablations"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
+_ASSIGNMENT = re.compile(r"[A-Z_]+=")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -53,6 +55,17 @@ def commands(page):
     lines = chain.from_iterable(block.splitlines() for block in joined)
     inline = [code for code in _CODE.findall(prose(page)) if code.startswith("magicvideo ")]
     return [line for line in [*lines, *inline] if line.strip() and not line.startswith("#")]
+
+
+def _launched(words):
+    """A command line without variables and launcher; files that a launcher is given must exist."""
+    words = words[sum(1 for _ in takewhile(_ASSIGNMENT.match, words)) :]
+    if words[0] not in LAUNCHERS:
+        return words
+    launcher, command = words[: words.index("-m")], words[words.index("-m") + 1 :]
+    for name, value in pairwise(launcher):
+        assert name != "--config_file" or (ROOT / value).is_file(), value
+    return command
 
 
 def _script(command):
@@ -139,7 +152,7 @@ def test_names_and_files_in_the_text_exist(page, words):
 def test_commands_exist(page, capsys):
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in commands(page):
-        program, *arguments = shlex.split(line)
+        program, *arguments = _launched(shlex.split(line))
         if program == "make":
             assert arguments[0] in targets, line
         elif program == "magicvideo":

@@ -41,7 +41,7 @@ def raising(error):
     [
         (UserError("No such clip."), 2, "Error: No such clip.\n"),
         (KeyboardInterrupt(), 130, ""),
-        (OSError(errno.ENOSPC, "No space left on device", "a.mp4"), 2, "full at a.mp4; make room"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.mp4"), 2, "full at a.mp4 ("),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied at /x."),
         (typer.Exit(7), 7, ""),
     ],

@@ -63,7 +63,7 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     assert scores[REAL].frechet == pytest.approx(0, abs=1e-9)
     lines = interpolation_table(list(scores.values())).splitlines()
     assert len(lines) == 2 + len(scores)
-    assert lines[-1].startswith("| real clips | 2 |  |  | 0.00000 | ")
+    assert lines[-1].startswith("| real clips | 2 |  |  |  | 0.00000 | ")
 
 
 def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):

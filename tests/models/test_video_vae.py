@@ -228,5 +228,3 @@ def test_names_the_settings_that_do_not_fit():
         inflate_autoencoder(make_kl(), HEADS, 0)
     with pytest.raises(ValueError, match=r"decoder_layers=\(0, 2\): the first"):
         VideoPatchAutoencoder(decoder_layers=(0, 2))
-    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
-        VideoAutoencoderKL(norm_num_groups=2).enable_gradient_checkpointing()

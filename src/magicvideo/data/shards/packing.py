@@ -14,8 +14,8 @@ _HIGHEST = 15  # exponent of the largest number; float16 ends at 2**16
 def pack(values: Float[np.ndarray, "..."]) -> tuple[Float16[np.ndarray, "..."], float]:
     """Return values as float16, and what they have to be multiplied with to be themselves.
 
-    The largest comes to lie just below the largest float16. So nothing overflows, and what is
-    rounded to less than 11 bits is smaller than it by 2**-29. Since the scale is a power of two, it
+    The largest comes to lie in the upper two octaves of float16. So nothing overflows, and what is
+    rounded to less than 11 bits is smaller than it by 2**-28. Since the scale is a power of two, it
     adds no rounding of its own.
     """
     largest = float(np.abs(values).max(initial=0.0))
