@@ -29,7 +29,7 @@ def style(pipeline, tmp_path_factory):
 
 
 def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tmp_path):
-    other = write_style(tmp_path / "other.safetensors", model, alpha=3)
+    other = write_style(tmp_path / "other.safetensors", model, alpha=3.0)
     plain = model("a cat", seed=3, stages=STAGES).frames
     model.load_lora(style, 0.5)
     first = model("a cat", seed=3, stages=STAGES).videos[0]

@@ -13,7 +13,6 @@ from magicvideo.models.autoencoder import (
 )
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.video_vae import (
-    VideoAutoencoderKL,
     VideoPatchAutoencoder,
     freeze_encoder,
     inflate_autoencoder,
