@@ -105,6 +105,11 @@ def lora_settings(recipe: Recipe) -> LoraSettings | None:
             f"{'names none' if recipe.start is None else 'trains it in another stage'}; set "
             "start=MODEL_FOLDER and leave the stages image and unsupervised out."
         )
+    if settings.start_share:
+        raise UserError(
+            f"keyframes.start_share={settings.start_share} does not go with keyframes.lora, which "
+            "leaves the weights it began with alone; leave one of both out."
+        )
     if settings.trained != "all":
         raise UserError(
             f"keyframes.trained={settings.trained} does not go with keyframes.lora, of which "

@@ -175,6 +175,9 @@ class VideoSettings(DenoiserSettings):
     deviation_weight: float = Field(
         1.0, gt=0, description="of the error's deviation from its mean over the frames"
     )
+    start_share: Share = Field(
+        0.0, description="share of the weights it began with in its product's reused weights"
+    )
 
 
 class KeyframesSettings(VideoSettings):

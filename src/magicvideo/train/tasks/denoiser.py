@@ -1,5 +1,7 @@
 """Stages `image`, `unsupervised` and `keyframes`: one denoiser learns frames, motion and words."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.frozen import Frozen
+from magicvideo.models.inflate import is_new
 from magicvideo.shapes import Latents
 from magicvideo.train.adapted import Denoiser
 from magicvideo.train.settings import DenoiserSettings, NoiseSettings, VideoSettings
@@ -64,6 +67,8 @@ class DenoiserTask:
         self.deviation_weight = (
             settings.deviation_weight if isinstance(settings, VideoSettings) else 1.0
         )
+        self.start_share = settings.start_share if isinstance(settings, VideoSettings) else 0.0
+        self._start = _reused(network) if self.start_share else {}
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
 
@@ -136,8 +141,27 @@ class DenoiserTask:
 
     def save(self, folder: Path) -> None:
         """Write the denoiser, or what was learned beside it, and the component `scheduler`."""
-        self.network.save_parts(folder)
+        with self._leaning_back():
+            self.network.save_parts(folder)
         self.scheduler.save_pretrained(folder / "scheduler")
+
+    @contextmanager
+    def _leaning_back(self) -> Iterator[None]:
+        """Let reused weights lie between what they became and what they began as, for a while.
+
+        Source: Wortsman et al., "Robust fine-tuning of zero-shot models", 2109.01903.
+        """
+        learnt = {}
+        for name, parameter in self.network.named_parameters():
+            if name in self._start:
+                learnt[name] = parameter.detach().clone()
+                parameter.data.lerp_(self._start[name].to(parameter.device), self.start_share)
+        try:
+            yield
+        finally:
+            for name, parameter in self.network.named_parameters():
+                if name in learnt:
+                    parameter.data.copy_(learnt[name])
 
     def _sample(self, captions: list[str], fps: float) -> Latents:
         device = next(self.network.parameters()).device
@@ -158,6 +182,15 @@ class DenoiserTask:
             encode_text(*encode, [""] * len(captions)),
             torch.full((len(captions),), fps, device=device),
         )
+
+
+def _reused(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the weights of a video U-Net that are an image network's."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in network.named_parameters()
+        if name.startswith("unet.") and not is_new(name)
+    }
 
 
 def training_scheduler(noise: NoiseSettings) -> DDIMScheduler:
