@@ -133,6 +133,7 @@ def test_only_adapters_learn_and_the_plan_says_so(adapted):
         ("model", "image", "directed", {}, r"trains it in another stage; set start="),
         ("model", "unsupervised", "directed", {}, "trains it in another stage"),
         ("model", None, "directed", {"trained": "new"}, r"trained=new does not go with keyframes"),
+        ("model", None, "directed", {"start_share": 0.5}, r"start_share=0\.5 does not go with key"),
         (
             "model",
             None,

@@ -185,3 +185,21 @@ def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
     del values["video_vae"]
     with pytest.raises(UserError, match=r"no stage autoencoder or video_vae and names no model"):
         component(Recipe.model_validate(values), "vae")
+
+
+def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, tmp_path):
+    values = tiny_values(prepared, tmp_path)
+    values["keyframes"]["start_share"] = 0.75
+    only = {name: values[name] for name in values if name not in STAGES or name == "keyframes"}
+    task = make_task(Recipe.model_validate({**only, "start": str(model)}), "keyframes")
+    began = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
+    with torch.no_grad():
+        for parameter in task.network.parameters():
+            parameter.add_(1.0)
+    learnt = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
+    task.save(tmp_path / "product")
+    found = weights(tmp_path / "product" / "unet")
+    for name, weight in found.items():
+        expected = learnt[name] if is_new(name) else 0.75 * began[name] + 0.25 * learnt[name]
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5)
+    assert_same(task.network.unet.state_dict(), learnt)
