@@ -70,9 +70,10 @@ def denoising_loss(
         deviation_weight: Of the error's deviation from its mean over a video's frames. That part
             flickers, and is the smaller one where frames share most of their noise.
     """
-    errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    error = prediction.float() - target.float()
+    errors = error.square().flatten(1).mean(dim=1)
     if deviation_weight != 1.0:
-        common = (prediction.float() - target.float()).mean(dim=1).square().flatten(1).mean(dim=1)
+        common = error.mean(dim=1).square().flatten(1).mean(dim=1)
         errors = deviation_weight * errors + (1 - deviation_weight) * common
     if snr_gamma is None:
         return errors.mean()
