@@ -54,6 +54,7 @@ class ClipDataset:
 
     def __init__(self, folder: Path, splits: tuple[Split, ...] = ("train",)) -> None:
         self.folder = folder
+        self._shares: dict[float, tuple[float, ...]] = {}
         self.info = read_info(folder)
         self.clips = [clip for clip in read_manifest(folder) if clip.split in splits]
         if not self.clips:
@@ -76,11 +77,14 @@ class ClipDataset:
                 however many clips show it. A subject is the name without skin tone, or a caption;
                 a clip without a caption is one of its own.
         """
+        if balance in self._shares:
+            return self._shares[balance]
         subjects = [_subject(clip) for clip in self.clips]
         clips_of = Counter(subjects)
         weights = [clips_of[subject] ** -balance for subject in subjects]
         total = sum(weights)
-        return tuple(weight / total for weight in weights)
+        self._shares[balance] = tuple(weight / total for weight in weights)
+        return self._shares[balance]
 
     def sample(
         self,
