@@ -1,5 +1,6 @@
 """A finished denoiser with adapters of low rank, which alone learn and alone are kept."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from magicvideo.errors import UserError
@@ -109,12 +110,25 @@ class AdaptedDenoiser(nn.Module):
         (folder / LORA).mkdir()
         metadata = {"format": "pt", BASE_MODEL: self.base_hash}
         tensors = standard_tensors(self.updates(), "unet")
-        save_file(tensors, folder / LORA / LORA_FILE, metadata=metadata)
+        (folder / LORA / LORA_FILE).write_bytes(_serialised(tensors, metadata))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedDenoiser":
         # moves to a device or another memory format go to the base, too
         self.base._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file, the same bytes for the same weights.
+
+    The library writes the entries of the metadata in an order that changes from call to call.
+    """
+    content = save(tensors, metadata=metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = metadata
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 Denoiser: TypeAlias = ConditionedDenoiser | AdaptedDenoiser
