@@ -7,34 +7,13 @@ import time
 
 import pytest
 import torch
+from plain_request import PLAIN
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
 from magicvideo.generate.kept_latents import read_latents, write_latents
 from magicvideo.generate.read import read_request
-from magicvideo.generate.request import Request
 from magicvideo.generate.write import write_video
-
-REQUEST = Request(
-    prompt="a cat",
-    negative_prompt="",
-    picture=None,
-    seed=1,
-    num_frames=5,
-    fps=7.0,
-    num_inference_steps=3,
-    guidance_scale=2.0,
-    scheduler="ddim",
-    enlarge=8,
-    stages=("keyframes",),
-    num_inserted=0,
-    interpolation_steps=2,
-    upscaler_steps=1,
-    model=None,
-    device="cpu",
-    threads=1,
-    version="0.1.0",
-)
 
 
 @pytest.fixture
@@ -108,7 +87,7 @@ def test_files_of_prompts_that_hold_none_are_refused(there, capsys):
 def test_a_folder_without_permission(there):
     there.chmod(0o500)
     with pytest.raises(UserError, match="cannot be written \\(Permission denied\\)"):
-        write_video(torch.zeros(5, 3, 24, 24), REQUEST, there / "x.mp4")
+        write_video(torch.zeros(5, 3, 24, 24), PLAIN, there / "x.mp4")
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
@@ -117,10 +96,10 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk, name, overwrite)
     target = tmp_path / name
     noise = torch.rand(5, 3, 24, 24) * 2 - 1
     if overwrite:
-        write_video(torch.zeros(5, 3, 24, 24), REQUEST, target)
+        write_video(torch.zeros(5, 3, 24, 24), PLAIN, target)
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with full_disk(4000), pytest.raises(UserError, match=f"{name} cannot be written \\("):
-        write_video(noise, REQUEST, target, overwrite=overwrite)
+        write_video(noise, PLAIN, target, overwrite=overwrite)
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
@@ -130,16 +109,16 @@ def test_a_full_disk_keeps_no_half_of_the_latents(tmp_path, full_disk):
         full_disk(4000),
         pytest.raises(UserError, match=r"x\.latents cannot be written \(File"),
     ):
-        write_latents(tmp_path / "x.latents", latents, REQUEST)
+        write_latents(tmp_path / "x.latents", latents, PLAIN)
     assert list(tmp_path.iterdir()) == []
-    write_latents(tmp_path / "x.latents", latents, REQUEST)
+    write_latents(tmp_path / "x.latents", latents, PLAIN)
     assert torch.equal(read_latents(tmp_path / "x.latents")[1], latents)
 
 
 def test_frames_alone_are_replaced(tmp_path):
     frames = torch.zeros(5, 3, 24, 24)
-    write_video(frames, REQUEST, tmp_path / "x")
-    write_video(frames[:2], REQUEST, tmp_path / "x", overwrite=True)
+    write_video(frames, PLAIN, tmp_path / "x")
+    write_video(frames[:2], PLAIN, tmp_path / "x", overwrite=True)
     assert [path.name for path in sorted((tmp_path / "x").iterdir())] == ["000.png", "001.png"]
 
 

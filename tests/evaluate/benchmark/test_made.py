@@ -1,11 +1,12 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from plain_request import PLAIN
 
 from magicvideo.errors import UserError
 from magicvideo.evaluate.benchmark.made import made_videos, numbered_name
-from magicvideo.generate.request import Request
 from magicvideo.generate.write import write_video
 
 
@@ -22,25 +23,15 @@ def test_prompts_are_beside_in_or_the_names_of_files(shapes, tmp_path):
 
 
 def test_what_magicvideo_wrote_knows_its_prompt(tmp_path):
-    request = Request(
+    request = replace(
+        PLAIN,
         prompt="a cat on a mat",
-        negative_prompt="",
-        picture=None,
         seed=7,
         num_frames=3,
         fps=8.0,
         num_inference_steps=2,
         guidance_scale=1.0,
-        scheduler="ddim",
         enlarge=1,
-        stages=("keyframes",),
-        num_inserted=0,
-        interpolation_steps=2,
-        upscaler_steps=1,
-        model=None,
-        device="cpu",
-        threads=1,
-        version="0.1.0",
     )
     write_video(torch.zeros(3, 3, 16, 20), request, tmp_path / "cat-7.mp4")
     assert [made.prompt for made in made_videos(tmp_path)] == ["a cat on a mat"]

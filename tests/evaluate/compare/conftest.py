@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_request import PLAIN
 
 from magicvideo.evaluate.compare.server import StudyServer
 from magicvideo.evaluate.compare.sources import describe_source
@@ -23,25 +25,18 @@ MODEL_HASH = "feedfacecafe" * 5
 
 def request_of(prompt: str, side: str) -> Request:
     """What a file of `generate` carries, which names its model."""
-    return Request(
+    return replace(
+        PLAIN,
         prompt=prompt,
-        negative_prompt="",
-        picture=None,
         seed=11,
         num_frames=3,
         fps=6.0,
         num_inference_steps=2,
         guidance_scale=4.0,
-        scheduler="ddim",
         enlarge=1,
-        stages=("keyframes",),
-        num_inserted=0,
         interpolation_steps=8,
         upscaler_steps=2,
         model=MODEL_HASH + side,
-        device="cpu",
-        threads=1,
-        version="0.1.0",
     )
 
 

@@ -1,0 +1,24 @@
+"""A request of a video in which nothing is special; tests replace what matters to them."""
+
+from magicvideo.generate.request import Request
+
+PLAIN = Request(
+    prompt="a cat",
+    negative_prompt="",
+    picture=None,
+    seed=1,
+    num_frames=5,
+    fps=7.0,
+    num_inference_steps=3,
+    guidance_scale=2.0,
+    scheduler="ddim",
+    enlarge=8,
+    stages=("keyframes",),
+    num_inserted=0,
+    interpolation_steps=2,
+    upscaler_steps=1,
+    model=None,
+    device="cpu",
+    threads=1,
+    version="0.1.0",
+)
