@@ -23,6 +23,12 @@ def test_a_change_reaches_its_setting_and_no_other():
     assert changed == before.model_dump()
 
 
+def test_yaml_reads_no_as_false_and_the_precision_is_no_all_the_same():
+    changes = ["image.mixed_precision=no", "clip.mixed_precision=bf16"]
+    recipe = read_recipe(SHIPPED, changes)
+    assert (recipe.image.mixed_precision, recipe.clip.mixed_precision) == ("no", "bf16")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from magicvideo.train import signals
-from magicvideo.train.signals import listening
+from magicvideo.train.signals import ignore_launcher, listening
 
 
 def test_signals_are_noted_and_a_second_ctrl_c_ends_at_once(monkeypatch):
@@ -17,3 +17,14 @@ def test_signals_are_noted_and_a_second_ctrl_c_ends_at_once(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_process_that_says_why_it_ends_is_not_cut_off_by_the_launcher():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with listening():
+            ignore_launcher()
+        os.kill(os.getpid(), signal.SIGTERM)  # ends a process that does not ignore it
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)

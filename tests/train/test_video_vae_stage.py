@@ -86,16 +86,19 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
     torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("clean", [0.0, 0.5, 1.0])
-def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, batch, clean):
-    task = make_task(with_settings(trained, max_latent_noise=0.7, clean=clean), "video_vae")
+@pytest.mark.parametrize(("clean", "common"), [(0.0, 0.3), (0.5, 0.0), (1.0, 0.8)])
+def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, batch, clean, common):
+    changes = {"max_latent_noise": 0.7, "clean": clean, "common_latent_noise": common}
+    task = make_task(with_settings(trained, **changes), "video_vae")
     image = load_autoencoder(image_vae(trained))
     draws = Draws([torch.Generator().manual_seed(2)])
     levels = 0.7 * draws.uniform(len(batch.captions))
     levels[draws.uniform(len(levels)) < clean] = 0
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     code = image.encode(pixels).latent_dist.mode()
-    noise = draws.normal(code.shape).unflatten(0, (len(levels), -1))
+    noise = (1 - common) ** 0.5 * draws.normal(code.shape)
+    noise += common**0.5 * draws.normal((*code.shape[:2], 1, 1))
+    noise = noise.unflatten(0, (len(levels), -1))
     further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
     rebuilt = image.decode(code + further.flatten(0, 1)).sample
     found = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(2)]))

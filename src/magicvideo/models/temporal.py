@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from magicvideo.models.attention import attended
 from magicvideo.shapes import FoldedFrames
 
 TemporalMode: TypeAlias = Literal["directed", "printed", "bidirectional", "none"]
@@ -108,7 +108,7 @@ class DirectedTemporalAttention(nn.Module):
             return weights @ v
         visible = self._visible(q.shape[2], k.shape[2], q.device)
         is_causal = self.mode == "directed" and visible is None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal)
+        return attended(q, k, v, visible=visible, is_causal=is_causal)
 
     def _visible(self, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "q k"] | None:
         """Return which keys each query sees; None where torch's own causal mask says the same."""

@@ -87,13 +87,15 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         draws: Draws,
         num_frames: int = 1,
         noise_levels: Float[Tensor, " b"] | None = None,
+        common_noise: float = 0.0,
     ) -> tuple[FoldedFrames, Features]:
         """Return the reconstruction of videos from a sample of their posterior, and its mean.
 
         `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
-        scaled latents of each video.
+        scaled latents of each video. All positions of a frame have `common_noise` of its variance
+        in common.
         """
-        return _reconstruct(self, x, draws, num_frames, noise_levels)
+        return _reconstruct(self, x, draws, num_frames, noise_levels, common_noise)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         return self.decoder[: self._mid](z * self.config.scaling_factor)
@@ -193,13 +195,15 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         draws: Draws,
         num_frames: int = 1,
         noise_levels: Float[Tensor, " b"] | None = None,
+        common_noise: float = 0.0,
     ) -> tuple[FoldedFrames, Features]:
         """Return the reconstruction of videos from a sample of their posterior, and its mean.
 
         `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
-        scaled latents of each video.
+        scaled latents of each video. All positions of a frame have `common_noise` of its variance
+        in common.
         """
-        return _reconstruct(self, x, draws, num_frames, noise_levels)
+        return _reconstruct(self, x, draws, num_frames, noise_levels, common_noise)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         if self.post_quant_conv is not None:
@@ -260,12 +264,15 @@ def _reconstruct(
     draws: Draws,
     num_frames: int,
     noise_levels: Float[Tensor, " b"] | None,
+    common_noise: float,
 ) -> tuple[FoldedFrames, Features]:
     posterior = autoencoder.encode(x).latent_dist
     if noise_levels is None:
         code = sample_of(posterior, draws)
     else:
         levels = noise_levels.repeat_interleave(num_frames) / autoencoder.config.scaling_factor
-        noise = draws.normal(posterior.mean.shape).to(posterior.mean)
-        code = posterior.mode() + levels[:, None, None, None] * noise
+        own = draws.normal(posterior.mean.shape)
+        common = draws.normal((*own.shape[:2], 1, 1))
+        noise = (1 - common_noise) ** 0.5 * own + common_noise**0.5 * common
+        code = posterior.mode() + levels[:, None, None, None] * noise.to(posterior.mean)
     return autoencoder.decode(code, num_frames).sample, posterior.mean

@@ -24,7 +24,7 @@ from magicvideo.train.log import Log
 from magicvideo.train.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from magicvideo.train.processes import Processes
 from magicvideo.train.settings import StageSettings
-from magicvideo.train.signals import SIGNALS, listening
+from magicvideo.train.signals import SIGNALS, ignore_launcher, listening
 from magicvideo.train.task import AnyBatch, Task
 
 CHECKPOINTS, PRODUCT = "checkpoints", "product"
@@ -83,17 +83,18 @@ class Stage:
         checkpoints = self._checkpoints(processes)
         self._resume(state, checkpoints, processes)
         log = Log(self.folder, first_step=state.step) if processes.is_first else None
-        try:
-            with log or nullcontext(), listening() as signals:
+        with log or nullcontext(), listening() as signals:
+            try:
                 self._run(Run(task, state, processes, checkpoints, signals), log)
-        except RuntimeError as error:
-            if not processes.has_lost_one(error):
-                raise
-            raise UserError(
-                f"{self.name}: another process of this run ended during step {state.step}, so this "
-                f"one ends too; the newest checkpoint below {checkpoints.folder} holds the run, "
-                "and the same command goes on from it."
-            ) from error
+            except RuntimeError as error:
+                if not processes.has_lost_one(error):
+                    raise
+                ignore_launcher()
+                raise UserError(
+                    f"{self.name}: another process of this run ended during step {state.step}, so "
+                    f"this one ends too; the newest checkpoint below {checkpoints.folder} holds "
+                    "the run, and the same command goes on from it."
+                ) from error
         self._save_product(task, state, processes)
 
     def _begin(self, task: Task, processes: Processes) -> TrainingState:

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from magicvideo.data.shards.dataset import CACHE
 
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Precision: TypeAlias = Annotated[
+    Literal["no", "bf16", "fp16"],
+    # YAML 1.1 reads a bare no as false
+    BeforeValidator(lambda value: "no" if value is False else value),
+]
 
 
 class Settings(BaseModel):
@@ -43,7 +48,7 @@ class StageSettings(Settings):
         default=False, description="keep inputs of layers alone, and compute the rest again"
     )
     compile: bool = Field(default=False, description="compile the network, block by block")
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     log_every: PositiveInt = Field(50, description="updates between lines on the console")
     preview_every: PositiveInt = Field(1000, description="updates between sample sheets")
     checkpoint_minutes: float = Field(5.0, gt=0)
@@ -213,6 +218,9 @@ class VideoVaeSettings(StageSettings):
         0.15,
         ge=0,
         description="most noise on the latents: what denoisers leave, anew in each frame",
+    )
+    common_latent_noise: Share = Field(
+        0.4, description="share of that noise's variance which all places of a frame have in common"
     )
     clean: Share = Field(0.5, description="share of clips whose latents get no noise")
     squared_weight: float = Field(4.0, ge=0, description="of the squared error, beside L1")

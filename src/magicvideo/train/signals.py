@@ -37,4 +37,14 @@ def listening() -> Iterator[list[int]]:
         yield noted
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is note:
+                signal.signal(number, handler)
+
+
+def ignore_launcher() -> None:
+    """Ignore SIGTERM from here to the end of the process, for it ends by itself and says why.
+
+    A launcher sends it to all processes as soon as one is gone, often before the reason is out.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

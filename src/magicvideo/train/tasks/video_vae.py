@@ -27,8 +27,9 @@ class VideoVaeTask:
     """Reconstruct clips: as the autoencoder, as an image tower sees them, and as they move.
 
     The encoder stays as it is, since denoisers live on its latents. The latents of some clips are
-    clean. Those of the others get noise of a random level, as generated latents have it, anew in
-    every frame: the flicker that the decoder learns to take out.
+    clean. Those of the others get noise of a random level, as generated latents have it: anew in
+    every frame, and in part common to the whole frame, where no neighbour helps and only earlier
+    frames do. It is the flicker that the decoder learns to take out.
 
     Args:
         network: The image autoencoder's video form. Its encoder is frozen here.
@@ -72,7 +73,13 @@ class VideoVaeTask:
         levels = self.settings.max_latent_noise * draws.uniform(len(clips))
         clean = draws.uniform(len(clips)) < self.settings.clean
         levels = levels.masked_fill(clean, 0.0)
-        rebuilt, _ = network(pixels, draws, self.settings.num_frames, levels.to(device))
+        rebuilt, _ = network(
+            pixels,
+            draws,
+            self.settings.num_frames,
+            levels.to(device),
+            self.settings.common_latent_noise,
+        )
         made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
         parts = {
             "pixels": F.l1_loss(rebuilt, pixels),
