@@ -16,7 +16,9 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """
     taken = signature(verb).parameters
     groups: dict[str, type[Any]] = {
-        name: one.annotation for name, one in taken.items() if is_dataclass(one.annotation)
+        name: one.annotation
+        for name, one in taken.items()
+        if isinstance(one.annotation, type) and is_dataclass(one.annotation)
     }
     members = {name: signature(group).parameters for name, group in groups.items()}
 
