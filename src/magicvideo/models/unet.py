@@ -129,7 +129,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         """Return the prediction for noisy latents, in their shape (but `out_channels`).
 
         Args:
-            latents: Noisy latents.
+            latents: Noisy latents, of any precision; what is computed has that of the weights.
             timestep: Diffusion step of each video.
             tokens: Condition of each video: text tokens, or tokens of image embeddings.
             fps: Frames a second of each video.
@@ -147,7 +147,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 f"{self.config.num_frames}"
             )
         given = Conditions(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
-        x = rearrange(latents, "b f c h w -> (b f) c h w")
+        x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
         x = self.conv_in_adaptor(convolve(self.conv_in, x, num_frames), num_frames)
         outputs = [x]
         for down in self.down_blocks:
