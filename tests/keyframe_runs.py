@@ -30,13 +30,26 @@ def run(output: Path, *, batch_size: int, accumulate: int = 1, terminated: bool 
     recipe = Recipe.model_validate({**values, "output": output})
     task = make_task(recipe, "keyframes")
     if terminated:
-        task.begin_step = lambda step: os.kill(os.getpid(), 15) if step == STOPPED_AT - 1 else None
+        task.read = read_and_terminate(task.read, accumulate)
     stage = Stage("keyframes", recipe.keyframes, output / "keyframes", recipe.seed, lambda _: None)
     try:
         stage.train(task)
     except Interrupted as stopped:
         return stopped.exit_code
     return 0
+
+
+def read_and_terminate(read, accumulate):
+    """Return a function that reads batches, and before those of one step sends SIGTERM."""
+    positions = []
+
+    def read_batch(position):
+        if len(positions) == (STOPPED_AT - 1) * accumulate:
+            os.kill(os.getpid(), 15)
+        positions.append(position)
+        return read(position)
+
+    return read_batch
 
 
 def main(folder: Path) -> None:

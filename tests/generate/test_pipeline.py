@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -264,6 +265,24 @@ def test_half_precision_files_load_as_single_precision(pipeline, tiny_model, tmp
         assert {p.dtype for p in getattr(loaded, name).parameters()} == {torch.float32}
     difference = loaded("a cat", seed=3).frames - pipeline("a cat", seed=3).frames
     assert 0 < difference.abs().mean() < 0.02
+
+
+def test_networks_in_bfloat16_leave_latents_and_frames_in_float32(pipeline, tiny_model):
+    half = MagicVideoPipeline.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
+    for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
+        assert {p.dtype for p in getattr(half, name).parameters()} == {torch.bfloat16}
+    settings = Settings(num_inference_steps=2, scheduler="ddim")
+    (request,) = half.plan(["a cat"], [3], settings, RED)
+    (exact,) = pipeline.plan(["a cat"], [3], settings, RED)
+    embedding = request.picture.values()
+    np.testing.assert_allclose(embedding, exact.picture.values(), atol=0.02)
+    np.testing.assert_allclose(np.square(embedding).sum(), 1, rtol=1e-6)
+    latents = half.make_latents(request)
+    assert latents.dtype == torch.float32
+    assert 0 < (latents - pipeline.make_latents(exact)).abs().mean() < 0.05
+    frames = half.finish(request, latents).frames
+    assert frames.dtype == torch.float32
+    assert 0 < (frames - pipeline.finish(exact, latents).frames).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,21 @@ def test_the_factor_is_the_ratio_of_the_sides(autoencoder):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("in_half", [True, False])
+def test_latents_and_frames_stay_in_float32_where_the_network_works_in_bfloat16(
+    autoencoder, in_half
+):
+    frames = pixels()
+    exact = encode_frames(autoencoder, frames)
+    network = autoencoder.to(torch.bfloat16) if in_half else autoencoder
+    with torch.autocast("cpu", torch.bfloat16, enabled=not in_half):
+        latents = encode_frames(network, frames)
+        made = decode_latents(network, latents)
+    assert latents.dtype == made.dtype == torch.float32
+    assert 0 < (latents - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+@torch.no_grad()
 def test_the_convolutions_correct_the_linear_code():
     """Encoder and decoder: linear part plus convolutions, which see the code at unit scale."""
     network, x = randomise(make_patch()), pixels()[0]

@@ -1,9 +1,45 @@
 """`magicvideo inflate`: Stable Diffusion becomes a video model."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from magicvideo.stable_diffusion.inflation import Account
+
+SourceModel = Annotated[
+    Path,
+    typer.Argument(
+        help="Stable Diffusion 1.x or 2.x: a folder in diffusers' format, or one "
+        ".safetensors or .ckpt file."
+    ),
+]
+Output = Annotated[Path, typer.Argument(help="Model folder to make.")]
+Frames = Annotated[int, typer.Option(min=1, help="Key frames of a video.")]
+Size = Annotated[
+    int | None,
+    typer.Option(help="Pixels a side; by default what Stable Diffusion was trained with."),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the tokenizer, which a single file does not hold; by default the "
+        "folder `tokenizer` beside the file."
+    ),
+]
+ImageEncoder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of CLIP's vision tower; by default the safety checker's, which is the "
+        "same. Without one the model takes no pictures."
+    ),
+]
+Prediction = Annotated[
+    Literal["epsilon", "v_prediction"] | None,
+    typer.Option(help="What a single file of Stable Diffusion 2.x predicts."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -12,37 +48,13 @@ def register(app: typer.Typer) -> None:
 
 
 def inflate(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="Stable Diffusion 1.x or 2.x: a folder in diffusers' format, or one "
-            ".safetensors or .ckpt file."
-        ),
-    ],
-    output: Annotated[Path, typer.Argument(help="Model folder to make.")],
-    frames: Annotated[int, typer.Option(min=1, help="Key frames of a video.")] = 16,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Pixels a side; by default what Stable Diffusion was trained with."),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the tokenizer, which a single file does not hold; by default the "
-            "folder `tokenizer` beside the file."
-        ),
-    ] = None,
-    image_encoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of CLIP's vision tower; by default the safety checker's, which is the "
-            "same. Without one the model takes no pictures."
-        ),
-    ] = None,
-    prediction: Annotated[
-        Literal["epsilon", "v_prediction"] | None,
-        typer.Option(help="What a single file of Stable Diffusion 2.x predicts."),
-    ] = None,
+    source: SourceModel,
+    output: Output,
+    frames: Frames = 16,
+    size: Size = None,
+    tokenizer: Tokenizer = None,
+    image_encoder: ImageEncoder = None,
+    prediction: Prediction = None,
 ) -> None:
     """Make a video model that starts as Stable Diffusion, frame by frame; then train it.
 
@@ -50,9 +62,6 @@ def inflate(
       magicvideo inflate stable-diffusion-v1-5 models/start --size 256
       magicvideo inflate v1-5-pruned.safetensors models/start --tokenizer stable-diffusion/tokenizer
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from magicvideo.stable_diffusion.inflation import inflate_stable_diffusion
 
     accounts = inflate_stable_diffusion(
@@ -64,6 +73,14 @@ def inflate(
         image_encoder=image_encoder,
         prediction=prediction,
     )
+    _tell(accounts, output)
+
+
+def _tell(accounts: "Sequence[Account]", output: Path) -> None:
+    """Say what became of the weights of every component, and where the model is."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("component", box=None, pad_edge=False)
     for column in ("copied", "new", "refused"):
         table.add_column(column, justify="right")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.generate import Device, Model, Overwrite
+from magicvideo.cli.wishes import Device, Model, Overwrite
 
 Footage = Annotated[Path, typer.Argument(help="A video file, a GIF or an animated WebP.")]
 FootageOutput = Annotated[

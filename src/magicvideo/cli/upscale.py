@@ -3,8 +3,8 @@
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.generate import Device, Model, Overwrite
 from magicvideo.cli.interpolate import Footage, FootageOutput, FootageSeed, FootageSteps
+from magicvideo.cli.wishes import Device, Model, Overwrite
 
 
 def register(app: typer.Typer) -> None:

@@ -68,7 +68,8 @@ def sample(
         if not guided:
             return denoise(latents, timestep, condition, rates)
         doubled = denoise(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), condition, rates)
-        negative, positive = doubled.chunk(2)
+        # the difference of two predictions is taken in the precision of the latents
+        negative, positive = doubled.to(latents.dtype).chunk(2)
         return negative + guidance_scale * (positive - negative)
 
     return follow(predict, noise, scheduler, num_steps, on_step)
@@ -84,8 +85,11 @@ def follow(
 ) -> Latents:
     """Return what is at the end of the scheduler's way from noise, step by step.
 
+    All but the predictions keep the precision of the noise, so that small steps are not lost.
+
     Args:
-        predict: Maps (noisy latents, timestep `b`) to the noise or the velocity in them.
+        predict: Maps (noisy latents, timestep `b`) to the noise or the velocity in them, in any
+            precision.
         noise: Standard normal.
         scheduler: Tells the steps and goes from one to the next.
         num_steps: Calls of `predict`.
@@ -95,7 +99,7 @@ def follow(
     latents = noise * scheduler.init_noise_sigma
     for done, timestep in enumerate(scheduler.timesteps, start=1):
         scaled = scheduler.scale_model_input(latents, timestep)
-        prediction = predict(scaled, timestep.expand(len(scaled)))
+        prediction = predict(scaled, timestep.expand(len(scaled))).to(latents.dtype)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if on_step is not None:
             on_step(done)

@@ -84,7 +84,7 @@ def interpolate_footage(
     with pipeline.on_hand("vae"):
         keys = torch.cat(
             [
-                encode_frames(pipeline.vae, part.to(pipeline.device, pipeline.dtype))
+                encode_frames(pipeline.vae, part.to(pipeline.device))
                 for part in torch.split(padded, _GAPS_AT_ONCE, dim=1)
             ],
             dim=1,
@@ -92,7 +92,7 @@ def interpolate_footage(
     with pipeline.on_hand("interpolator"):
         latents = _fill(pipeline, keys, tokens, fps, seed, num_steps, progress)
     with pipeline.on_hand("vae"):
-        return decode_latents(pipeline.vae, latents)[0, :, :, :height, :width].float().cpu()
+        return decode_latents(pipeline.vae, latents)[0, :, :, :height, :width].cpu()
 
 
 def _fill(

@@ -27,8 +27,8 @@ def describe_picture(
         UserError: If the file is missing or no picture.
     """
     name, frames = open_picture(image)
-    embedding = embed_frames(image_encoder, frames.to(image_encoder.device, image_encoder.dtype))
-    return Picture.of(name, embedding[0, 0].float().cpu().numpy())
+    embedding = embed_frames(image_encoder, frames.to(image_encoder.device))
+    return Picture.of(name, embedding[0, 0].cpu().numpy())
 
 
 def open_picture(image: Image.Image | str | Path) -> tuple[str, Frames]:

@@ -163,7 +163,7 @@ class MagicVideoPipeline(VideoModel):
         if "upscaler" in request.stages:
             with self.on_hand("upscaler"):
                 frames = self.upscale(request, frames, progress)
-        return Video(frames[0].float().cpu(), request)
+        return Video(frames[0].cpu(), request)
 
     def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
         """Return the tokens of the condition, and those that guidance moves away from.
@@ -194,10 +194,10 @@ class MagicVideoPipeline(VideoModel):
         negative_tokens: Tokens,
         progress: Progress | None = None,
     ) -> Latents:
-        """Return the latents of the key frames."""
+        """Return the latents of the key frames, in single precision like the noise."""
         config = self.unet.config
         shape = (request.num_frames, config.in_channels, config.sample_size, config.sample_size)
-        noise = noise_for(request.seed, shape, self.config.shared_noise).to(self.device, self.dtype)
+        noise = noise_for(request.seed, shape, self.config.shared_noise).to(self.device)
         steps = request.num_inference_steps
         return sample(
             self.unet,

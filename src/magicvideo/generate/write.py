@@ -86,13 +86,15 @@ def to_pixels(
 
 def _write_folder(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], text: str) -> None:
     partial = path.parent / f".partial-{path.name[:50]}-{secrets.token_hex(4)}"
+    old = partial.with_name(f"{partial.name}-old")
     try:
         partial.mkdir()
         for index, frame in enumerate(pixels):
             with atomic_file(partial / f"{index:03}.png") as file:
                 write_png(file, frame, text)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

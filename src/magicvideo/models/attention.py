@@ -33,8 +33,9 @@ def attended(
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's attention of bfloat16 on a CPU is six times slower backwards than that of float32
         with torch.autocast("cpu", enabled=False):
-            wide = (t.float() for t in (q, k, v))
-            mixed = F.scaled_dot_product_attention(*wide, attn_mask=visible, is_causal=is_causal)
+            mixed = F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), attn_mask=visible, is_causal=is_causal
+            )
         return mixed.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal)
 

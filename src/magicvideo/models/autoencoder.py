@@ -181,29 +181,34 @@ def encode_frames(
 ) -> Latents:
     """Return the scaled latents of frames: the posterior's mode, or a sample of it.
 
+    They have the precision of the frames, whatever the network computes in: noise schedules and
+    differences of latents are reckoned in the precision of the latents.
+
     Args:
         autoencoder: A `PatchAutoencoder` or diffusers' `AutoencoderKL`.
         frames: Pixels in [-1, 1].
         generator: If given, latents are drawn from the posterior with it.
     """
-    posterior = autoencoder.encode(rearrange(frames, "b f c h w -> (b f) c h w")).latent_dist
+    folded = rearrange(frames, "b f c h w -> (b f) c h w").to(autoencoder.dtype)
+    posterior = autoencoder.encode(folded).latent_dist
     code = posterior.mode() if generator is None else posterior.sample(generator)
-    scaled = code * autoencoder.config.scaling_factor
+    scaled = code.to(frames.dtype) * autoencoder.config.scaling_factor
     return rearrange(scaled, "(b f) c h w -> b f c h w", f=frames.shape[1])
 
 
 def decode_latents(autoencoder: Autoencoder, latents: Latents, chunk: int = 16) -> Frames:
-    """Return the frames of scaled latents, clamped to [-1, 1].
+    """Return the frames of scaled latents, clamped to [-1, 1], in their precision.
 
     Frames are decoded `chunk` at a time, so that memory does not grow with the video. What comes
     out does not depend on it: a decoder with temporal attention is told of the frames before.
     """
-    code = latents / autoencoder.config.scaling_factor
+    code = (latents / autoencoder.config.scaling_factor).to(autoencoder.dtype)
     if isinstance(autoencoder, VideoDecoder):
-        return torch.stack([autoencoder.decode_video(z, chunk) for z in code]).clamp(-1, 1)
+        videos = torch.stack([autoencoder.decode_video(z, chunk) for z in code])
+        return videos.to(latents.dtype).clamp(-1, 1)
     folded = rearrange(code, "b f c h w -> (b f) c h w")
     parts = [autoencoder.decode(part).sample for part in folded.split(chunk)]
-    frames = torch.cat(parts).clamp(-1, 1)
+    frames = torch.cat(parts).to(latents.dtype).clamp(-1, 1)
     return rearrange(frames, "(b f) c h w -> b f c h w", f=latents.shape[1])
 
 

@@ -67,15 +67,15 @@ def encode_text(
 def embed_frames(
     image_encoder: CLIPVisionModelWithProjection, frames: Frames
 ) -> Float[Tensor, "b f e"]:
-    """Return the CLIP embedding of each frame, at unit length.
+    """Return the CLIP embedding of each frame, at unit length and in the precision of the frames.
 
     Args:
         image_encoder: CLIP's image tower with its projection.
         frames: Pixels in [-1, 1] of any size; they are resized to what the encoder was made for.
     """
     folded = rearrange(frames, "b f c h w -> (b f) c h w")
-    embeddings = image_encoder(prepare_for_clip(image_encoder, folded)).image_embeds
-    unit = F.normalize(embeddings, dim=-1)
+    prepared = prepare_for_clip(image_encoder, folded).to(image_encoder.dtype)
+    unit = F.normalize(image_encoder(prepared).image_embeds.to(frames.dtype), dim=-1)
     return rearrange(unit, "(b f) e -> b f e", f=frames.shape[1])
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from magicvideo.models.inflate import is_new
-from magicvideo.models.unet import VideoUNet
+from magicvideo.models.unet import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, VideoUNet
 from magicvideo.shapes import Tokens
 
 
@@ -51,18 +51,8 @@ class Interpolator(ModelMixin, ConfigMixin):
         num_inserted: int = 3,
         residual_scale: float = 1.0,  # noqa: ARG002 - registered
         sample_size: int = 32,
-        down_block_types: Sequence[str] = (
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "DownBlock2D",
-        ),
-        up_block_types: Sequence[str] = (
-            "UpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-        ),
+        down_block_types: Sequence[str] = DOWN_BLOCK_TYPES,
+        up_block_types: Sequence[str] = UP_BLOCK_TYPES,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: int = 2,
         cross_attention_dim: int = 768,

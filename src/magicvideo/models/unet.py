@@ -17,6 +17,9 @@ from magicvideo.models.convolution import ConvolutionKind, convolve
 from magicvideo.models.temporal import TemporalMode
 from magicvideo.shapes import Latents, Tokens
 
+# the levels of Stable Diffusion, outermost first, and innermost first
+DOWN_BLOCK_TYPES = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+UP_BLOCK_TYPES = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
 _LEVELS = {
     "CrossAttnDownBlock2D": True,
     "DownBlock2D": False,
@@ -70,18 +73,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         sample_size: int = 32,  # noqa: ARG002 - registered
         in_channels: int = 4,
         out_channels: int = 4,
-        down_block_types: Sequence[str] = (
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "DownBlock2D",
-        ),
-        up_block_types: Sequence[str] = (
-            "UpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-        ),
+        down_block_types: Sequence[str] = DOWN_BLOCK_TYPES,
+        up_block_types: Sequence[str] = UP_BLOCK_TYPES,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: int = 2,
         cross_attention_dim: int = 768,
@@ -98,8 +91,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         super().__init__()
         channels = tuple(block_out_channels)
         heads = _per_level(attention_head_dim, len(channels))
-        attends_down = _attending(down_block_types, channels, "down_block_types")
-        attends_up = _attending(up_block_types, channels, "up_block_types")
+        down = _heads_of(down_block_types, heads, "down_block_types")
+        up = _heads_of(up_block_types, heads[::-1], "up_block_types")
         settings = BlockSettings(
             time_embed_dim=4 * channels[0],
             cross_attention_dim=cross_attention_dim,
@@ -111,38 +104,16 @@ class VideoUNet(ModelMixin, ConfigMixin):
             spatial_attention=spatial_attention,
             convolutions=convolutions,
         )
-        first, last = channels[0], len(channels) - 1
+        first, width = channels[0], settings.time_embed_dim
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(first, settings.time_embed_dim)
-        self.fps_embedding = _silent_embedding(first, settings.time_embed_dim)
-        self.level_embedding = (
-            _silent_embedding(first, settings.time_embed_dim) if noise_level else None
-        )
-
+        self.time_embedding = TimestepEmbedding(first, width)
+        self.fps_embedding = _silent_embedding(first, width)
+        self.level_embedding = _silent_embedding(first, width) if noise_level else None
         self.conv_in = settings.make_convolution(in_channels, first)
         self.conv_in_adaptor = make_adaptor(num_frames, first, enabled=frame_adaptor)
-        self.down_blocks = nn.ModuleList(
-            DownBlock(
-                widths,
-                layers_per_block,
-                heads[i] if attends_down[i] else None,
-                settings,
-                is_last=i == last,
-            )
-            for i, widths in enumerate(pairwise((first, *channels)))
-        )
+        self.down_blocks = _down_blocks(channels, layers_per_block, down, settings)
         self.mid_block = MidBlock(channels[-1], heads[-1], settings)
-        skips = _skip_channels(channels, layers_per_block)
-        self.up_blocks = nn.ModuleList()
-        before = channels[-1]
-        for i, width in enumerate(reversed(channels)):
-            taken = tuple(skips.pop() for _ in range(layers_per_block + 1))
-            incoming = (before, *[width] * layers_per_block)
-            num_heads = heads[last - i] if attends_up[i] else None
-            self.up_blocks.append(
-                UpBlock(width, incoming, taken, num_heads, settings, is_last=i == last)
-            )
-            before = width
+        self.up_blocks = _up_blocks(channels, layers_per_block, up, settings)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=1e-5)
         self.conv_out = settings.make_convolution(first, out_channels)
         self.conv_out_adaptor = make_adaptor(num_frames, out_channels, enabled=frame_adaptor)
@@ -158,7 +129,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         """Return the prediction for noisy latents, in their shape (but `out_channels`).
 
         Args:
-            latents: Noisy latents.
+            latents: Noisy latents, of any precision; what is computed has that of the weights.
             timestep: Diffusion step of each video.
             tokens: Condition of each video: text tokens, or tokens of image embeddings.
             fps: Frames a second of each video.
@@ -176,7 +147,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 f"{self.config.num_frames}"
             )
         given = Conditions(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
-        x = rearrange(latents, "b f c h w -> (b f) c h w")
+        x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
         x = self.conv_in_adaptor(convolve(self.conv_in, x, num_frames), num_frames)
         outputs = [x]
         for down in self.down_blocks:
@@ -224,15 +195,44 @@ def _per_level(value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
     return values
 
 
-def _attending(types: Sequence[str], channels: tuple[int, ...], name: str) -> list[bool]:
+def _heads_of(types: Sequence[str], heads: tuple[int, ...], name: str) -> list[int | None]:
+    """Return the attention heads of each level, None for one without attention."""
     if unknown := [t for t in types if t not in _LEVELS]:
         raise ValueError(f"{name} has {unknown[0]!r}; allowed are {', '.join(_LEVELS)}")
-    if len(types) != len(channels):
-        raise ValueError(f"{name} has {len(types)} levels and block_out_channels {len(channels)}")
-    return [_LEVELS[t] for t in types]
+    if len(types) != len(heads):
+        raise ValueError(f"{name} has {len(types)} levels and block_out_channels {len(heads)}")
+    return [number if _LEVELS[t] else None for t, number in zip(types, heads, strict=True)]
+
+
+def _down_blocks(
+    channels: tuple[int, ...], num_layers: int, heads: list[int | None], settings: BlockSettings
+) -> nn.ModuleList:
+    """Return the encoder half, outermost level first, as the heads are."""
+    last = len(channels) - 1
+    return nn.ModuleList(
+        DownBlock(widths, num_layers, heads[i], settings, is_last=i == last)
+        for i, widths in enumerate(pairwise((channels[0], *channels)))
+    )
+
+
+def _up_blocks(
+    channels: tuple[int, ...], num_layers: int, heads: list[int | None], settings: BlockSettings
+) -> nn.ModuleList:
+    """Return the decoder half, innermost level first, as the heads are."""
+    skips = _skip_channels(channels, num_layers)
+    blocks = nn.ModuleList()
+    before = channels[-1]
+    for i, width in enumerate(reversed(channels)):
+        taken = tuple(skips.pop() for _ in range(num_layers + 1))
+        incoming = (before, *[width] * num_layers)
+        is_last = i == len(channels) - 1
+        blocks.append(UpBlock(width, incoming, taken, heads[i], settings, is_last=is_last))
+        before = width
+    return blocks
 
 
 def _skip_channels(channels: tuple[int, ...], num_layers: int) -> list[int]:
+    """Return the channels of what the encoder half hands over, in the order in which it does."""
     skips = [channels[0]]
     for i, width in enumerate(channels):
         skips += [width] * num_layers

@@ -178,7 +178,6 @@ class Stage:
         settings, task, state, processes = self.settings, run.task, run.state, run.processes
         step = state.step
         torch.manual_seed(generator_for(self.seed, self.name, step).initial_seed())
-        task.begin_step(step)
         factor = learning_rate_factor(settings, step)
         set_learning_rate(state.optimizer, factor)
         totals: dict[str, float] = {}
@@ -198,7 +197,10 @@ class Stage:
         processes.accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
         size = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-        self._check(size, "norm of the gradient", step, batch)
+        scaler = processes.accelerator.scaler
+        # of fp16: where gradients overflow it leaves this update out and scales the next ones less
+        if scaler is None or scaler.get_scale() <= 1:
+            self._check(size, "norm of the gradient", step, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.ema.update(state.network, step)

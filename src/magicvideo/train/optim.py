@@ -17,7 +17,7 @@ def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.O
 
     Matrices and kernels decay. Biases, norms and frame adaptors do not: an adaptor's scale is
     neutral at one, not at zero. A parameter may carry a `rate` attribute, a factor on the learning
-    rate (see `models.inflate`).
+    rate (see `train.stages.settle_reused_parts`).
 
     Raises:
         UserError: If the optimizer is not installed.

@@ -41,4 +41,4 @@ def _directions(
 ) -> list[Float[Tensor, "n l d"]]:
     prepared = prepare_for_clip(image_encoder, pixels)
     states = image_encoder(prepared, output_hidden_states=True).hidden_states
-    return [F.normalize(state, dim=-1) for state in states[1:]]
+    return [F.normalize(state.float(), dim=-1) for state in states[1:]]

@@ -21,9 +21,6 @@ class Task(Protocol):
     def network(self) -> nn.Module:
         """Return what is trained, averaged and saved."""
 
-    def begin_step(self, step: int) -> None:
-        """Prepare update number `step`, for what changes in the course of a stage."""
-
     def read(self, position: int) -> AnyBatch:
         """Return the batch at a position of the endless order of batches."""
 

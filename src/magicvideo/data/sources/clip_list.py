@@ -22,7 +22,6 @@ from typing import Any
 
 from magicvideo.data.manifest import Split
 from magicvideo.data.reader import VIDEO_SUFFIXES
-from magicvideo.data.sources.files import contents
 from magicvideo.data.sources.listed import ListedClips
 from magicvideo.data.sources.source import Source
 from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash, split_named
@@ -62,12 +61,8 @@ def find_clips(folder: Path, holdout: float = 0.0) -> Source:
     """
     check_share(holdout)
     lists = _lists(folder)
-    if not lists:
-        raise UserError(
-            f"{folder} has no .jsonl or .json list of clips at its top, with entries such as "
-            f"{_LOOKS}; {contents(folder)}."
-        )
-    clips = ListedClips(folder, ", ".join(path.name for path in lists))
+    wanted = f".jsonl or .json list of clips at its top, with entries such as {_LOOKS}"
+    clips = ListedClips.of(folder, lists, wanted)
     for path in lists:
         for where, entry in read_rows(path):
             place = f"{path.name}, {where}"

@@ -30,6 +30,22 @@ class ListedClips:
         self._skipped: list[Skipped] = []
         self._missing: list[str] = []
 
+    @classmethod
+    def of(cls, folder: Path, lists: Sequence[Path], wanted: str) -> "ListedClips":
+        """Return the clips of a folder's lists, none of them gathered yet.
+
+        Args:
+            folder: The source.
+            lists: Those that were found in it.
+            wanted: What was looked for, and where.
+
+        Raises:
+            UserError: If there is no list.
+        """
+        if not lists:
+            raise UserError(f"{folder} has no {wanted}; {contents(folder)}.")
+        return cls(folder, ", ".join(path.name for path in lists))
+
     def offer(
         self,
         clip_id: str,

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from magicvideo.data.sources.files import contents
 from magicvideo.data.sources.listed import ListedClips
 from magicvideo.data.sources.source import Source
 from magicvideo.data.sources.splits import split_named
@@ -54,12 +53,11 @@ def find_clips(folder: Path) -> Source:
         UserError: If there is no list, one is broken, or not one of the videos is there.
     """
     lists = list(_lists(folder))
-    if not lists:
-        raise UserError(
-            f"{folder} has no JSON file with {' and '.join(_KEYS)}, such as "
-            f"train_val_videodatainfo.json, at its top or in annotation; {contents(folder)}."
-        )
-    clips = ListedClips(folder, ", ".join(path.name for path in lists))
+    wanted = (
+        f"JSON file with {' and '.join(_KEYS)}, such as train_val_videodatainfo.json, at its top "
+        "or in annotation"
+    )
+    clips = ListedClips.of(folder, lists, wanted)
     read = {path.name: _read(path) for path in lists}
     captions = _captions(read.values())
     seen = set[str]()

@@ -9,12 +9,10 @@ https://arxiv.org/abs/2104.00650
 
 from pathlib import Path
 
-from magicvideo.data.sources.files import contents
 from magicvideo.data.sources.listed import ListedClips
 from magicvideo.data.sources.source import Source
 from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash
 from magicvideo.data.sources.tables import check_texts, csv_columns, read_rows
-from magicvideo.errors import UserError
 
 NAME = "webvid"
 LICENCE = "not stated in the lists; the owners of the videos decide"
@@ -40,12 +38,8 @@ def find_clips(folder: Path, holdout: float = 0.0) -> Source:
     """
     check_share(holdout)
     lists = _lists(folder)
-    if not lists:
-        raise UserError(
-            f"{folder} has no CSV file with the columns {' and '.join(_COLUMNS)} at its top; "
-            f"{contents(folder)}."
-        )
-    clips = ListedClips(folder, ", ".join(path.name for path in lists))
+    wanted = f"CSV file with the columns {' and '.join(_COLUMNS)} at its top"
+    clips = ListedClips.of(folder, lists, wanted)
     for path in lists:
         is_heldout = any(word in path.stem.lower() for word in _HELD_OUT)
         for where, row in read_rows(path):

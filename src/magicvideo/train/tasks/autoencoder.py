@@ -40,9 +40,6 @@ class AutoencoderTask:
         self.network = network
         self.settings, self.dataset, self.seed = settings, dataset, seed
 
-    def begin_step(self, step: int) -> None:
-        """Nothing changes in the course of this stage."""
-
     def read(self, position: int) -> Batch:
         """Return single frames."""
         return read_batch(

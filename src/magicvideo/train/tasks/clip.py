@@ -59,9 +59,6 @@ class ClipTask:
         size = dataset.info.size
         self.network = CLIPModel(clip_config(settings, marks, len(self.tokenizer), size))
 
-    def begin_step(self, step: int) -> None:
-        """Nothing changes in the course of this stage."""
-
     def read(self, position: int) -> Batch:
         """Return single frames with their captions."""
         return read_batch(

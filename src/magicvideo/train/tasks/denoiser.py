@@ -72,9 +72,6 @@ class DenoiserTask:
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
 
-    def begin_step(self, step: int) -> None:
-        """Nothing changes in the course of this stage."""
-
     def read(self, position: int) -> AnyBatch:
         """Return clips, or single frames in the image stage, with their captions."""
         return read_inputs(

@@ -56,13 +56,7 @@ class InterpolationTask:
         self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
-        device = next(network.parameters()).device
-        latents = self._latents(self._windows(seed + 1, 0, _WINDOWS_FOR_SCALE), device)
-        residuals = latents[:, 1:-1] - blend(latents[:, [0, -1]], latents.shape[1] - 2)
-        network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
-
-    def begin_step(self, step: int) -> None:
-        """Nothing changes in the course of this stage."""
+        network.register_to_config(residual_scale=self._residual_scale())
 
     def read(self, position: int) -> AnyBatch:
         """Return windows: a key, the frames after it, and the next key."""
@@ -126,6 +120,17 @@ class InterpolationTask:
     def save(self, folder: Path) -> None:
         """Write the component `interpolator`."""
         self.network.save_pretrained(folder / "interpolator")
+
+    def _residual_scale(self) -> float:
+        """Return the standard deviation of what blending gets wrong, over some windows."""
+        device = next(self.network.parameters()).device
+        squares = []
+        # one window at a time: large autoencoders need gigabytes for a few frames
+        for position in range(_WINDOWS_FOR_SCALE):
+            latents = self._latents(self._windows(self.seed + 1, position, 1), device)
+            residuals = latents[:, 1:-1] - blend(latents[:, [0, -1]], latents.shape[1] - 2)
+            squares.append(residuals.square().mean())
+        return float(torch.stack(squares).mean().sqrt())
 
     @torch.no_grad()
     def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:

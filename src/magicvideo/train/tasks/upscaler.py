@@ -72,9 +72,6 @@ class UpscalerTask:
         residuals, _ = self._examples(first, Draws([generator_for(seed, "upscaler", "scale")]))
         self.network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
-    def begin_step(self, step: int) -> None:
-        """Nothing changes in the course of this stage."""
-
     def read(self, position: int) -> Batch:
         """Return single frames."""
         return read_batch(
@@ -141,7 +138,8 @@ class UpscalerTask:
     def _examples(self, frames: FoldedFrames, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
         settings, factor = self.settings, self.network.config.factor
-        small = shrink_variously(frames, factor, settings.varied, draws)
+        with torch.autocast(frames.device.type, enabled=False):  # data are not rounded
+            small = shrink_variously(frames, factor, settings.varied, draws)
         rebuilt = draws.uniform(len(small)) < settings.reconstructed
         amounts = settings.max_latent_noise * draws.uniform(len(small))
         if rebuilt.any():

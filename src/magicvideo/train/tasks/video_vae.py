@@ -55,9 +55,6 @@ class VideoVaeTask:
             if not is_new(name):
                 parameter.rate = settings.reused_rate
 
-    def begin_step(self, step: int) -> None:
-        """Nothing changes in the course of this stage."""
-
     def read(self, position: int) -> Batch:
         """Return clips."""
         return self._clips(self.seed, position, self.settings.batch_size)
