@@ -148,4 +148,6 @@ def test_one_caption_costs_no_random_number():
 
 def test_a_clip_without_a_caption_is_told_by_no_words():
     bare = make_clip()
-    assert plain_caption(bare, None) == describe(bare, None, np.random.default_rng(0)) == ""
+    for behind in (None, Background("blue")):
+        assert plain_caption(bare, behind) == ""
+        assert {describe(bare, behind, np.random.default_rng(seed)) for seed in range(9)} == {""}

@@ -118,6 +118,19 @@ def test_a_background_can_be_asked_for_and_is_named(folder):
     assert wall.caption == "a wall"
 
 
+def test_clips_without_a_caption_can_be_left_out(folder):
+    splits = ("train", "heldout")
+    glass, wall = ClipDataset(folder, splits).clips
+    write_manifest(folder, [glass.model_copy(update={"text": None}), wall])
+    dataset = ClipDataset(folder, splits)
+    assert [clip.has_caption for clip in dataset.clips] == [False, True]
+    assert dataset.sample(0, np.random.default_rng(0), num_frames=2).caption == ""
+    told = ClipDataset(folder, splits, captioned=True)
+    assert [clip.id for clip in told.clips] == ["wall"]
+    with pytest.raises(UserError, match="has no clip with a caption in train;"):
+        ClipDataset(folder, captioned=True)
+
+
 def test_an_unknown_background_is_refused(folder):
     with pytest.raises(UserError, match="'limes' is not a background colour"):
         ClipDataset(folder).sample(0, np.random.default_rng(0), num_frames=2, background="limes")

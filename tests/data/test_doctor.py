@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,18 @@ def test_the_doctor_and_the_preparation_agree(shapes, tmp_path, workers):
         f"{clip.id}.mp4": clip.split for clip in report.clips
     }
     assert findings[0].detail == "30 frames at 24 a second, opaque"
+
+
+def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
+    source = folder.find_clips(shapes, 0.0)
+    some = [replace(source.candidates[0], text=None), source.candidates[1]]
+    source = replace(source, candidates=some)
+    prepare(source, tmp_path / "out", 8)
+    for findings in (examine_source(source), examine_prepared(tmp_path / "out")):
+        assert [(finding.split, finding.detail) for finding in findings] == [
+            ("train", "30 frames at 24 a second, opaque, no caption"),
+            ("train", "30 frames at 24 a second, opaque"),
+        ]
 
 
 def test_a_prepared_folder_is_checked_to_the_last_byte(prepared, tmp_path):

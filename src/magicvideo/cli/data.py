@@ -186,7 +186,7 @@ def _count_clips(clips: "list[Clip]") -> str:
     if splits["validation"]:
         parts.insert(1, f"{splits['validation']:,} validation")
     text = f"{len(clips):,} clips ({', '.join(parts)})"
-    bare = sum(not clip.text and not clip.attributes for clip in clips)
+    bare = sum(not clip.has_caption for clip in clips)
     return f"{text}, {bare:,} without a caption" if bare else text
 
 

@@ -30,7 +30,13 @@ def subject(base: str) -> str:
 
 
 def plain_caption(clip: Clip, background: Background | None) -> str:
-    """Return the canonical caption: "woman surfing, medium skin tone, blue background"."""
+    """Return the canonical caption: "woman surfing, medium skin tone, blue background".
+
+    It is empty for a clip without a caption, whatever the background: the empty text is that of
+    unconditional samples.
+    """
+    if not clip.has_caption:
+        return ""
     parts = [_known_text(clip)]
     if clip.attributes and clip.attributes.skin_tone:
         parts.append(f"{clip.attributes.skin_tone} skin tone")
@@ -43,8 +49,11 @@ def describe(clip: Clip, background: Background | None, rng: np.random.Generator
     """Return a caption in varied wording; the same state of `rng` gives the same words.
 
     Any part but the subject may be left out. A caption that came with the clip keeps its words;
-    where several came, each is as likely.
+    where several came, each is as likely. A clip without one has the empty text, like those whose
+    caption is dropped.
     """
+    if not clip.has_caption:
+        return ""
     parts = [_vary_subject(clip.attributes, rng) if clip.attributes else _draw_text(clip, rng)]
     tone = clip.attributes.skin_tone if clip.attributes else None
     if tone and rng.random() >= TONE_LEFT_OUT:

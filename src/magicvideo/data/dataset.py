@@ -47,19 +47,30 @@ class Batch:
 class ClipDataset:
     """The clips of a prepared folder, read from the disk as they are asked for.
 
+    Args:
+        folder: The prepared folder.
+        splits: Which clips count.
+        captioned: Whether clips without a caption are left out.
+
     Raises:
         UserError: If the folder is not prepared, a file is missing or cut, or no clip is in
             `splits`.
     """
 
-    def __init__(self, folder: Path, splits: tuple[Split, ...] = ("train",)) -> None:
+    def __init__(
+        self, folder: Path, splits: tuple[Split, ...] = ("train",), *, captioned: bool = False
+    ) -> None:
         self.folder = folder
         self._shares: dict[float, tuple[float, ...]] = {}
         self.info = read_info(folder)
-        self.clips = [clip for clip in read_manifest(folder) if clip.split in splits]
+        self.clips = [
+            clip
+            for clip in read_manifest(folder)
+            if clip.split in splits and (clip.has_caption or not captioned)
+        ]
         if not self.clips:
             raise UserError(
-                f"{folder} has no clip in {' or '.join(splits)}; "
+                f"{folder} has no clip{' with a caption' * captioned} in {' or '.join(splits)}; "
                 "`magicvideo data doctor` says what became of every file."
             )
         for clip in self.clips:

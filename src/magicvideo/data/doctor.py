@@ -90,7 +90,8 @@ def _examine(candidate: Candidate) -> Finding:
     except ClipError as error:
         return Finding(candidate.file, None, str(error))
     frames, _, _, channels = decoded.pixels.shape
-    return Finding(candidate.file, candidate.split, _say(frames, decoded.fps, channels))
+    told = bool(candidate.text or candidate.attributes)
+    return Finding(candidate.file, candidate.split, _say(frames, decoded.fps, channels, told))
 
 
 def _examine_cached(folder: Path, clip: Clip) -> Finding:
@@ -99,7 +100,8 @@ def _examine_cached(folder: Path, clip: Clip) -> Finding:
         return Finding(clip.file, None, "missing")
     if sha256(path) != clip.sha256:
         return Finding(clip.file, None, "damaged: its SHA-256 is not the manifest's")
-    return Finding(clip.file, clip.split, _say(clip.frames, clip.fps, clip.channels))
+    detail = _say(clip.frames, clip.fps, clip.channels, clip.has_caption)
+    return Finding(clip.file, clip.split, detail)
 
 
 def _examine_shard(folder: Path, shard: Shard) -> Finding:
@@ -111,6 +113,6 @@ def _examine_shard(folder: Path, shard: Shard) -> Finding:
     return Finding(shard.file, shard.split, f"{shard.clips} clips, {shard.samples} samples")
 
 
-def _say(frames: int, fps: float, channels: int) -> str:
+def _say(frames: int, fps: float, channels: int, told: bool) -> str:
     kind = "transparent" if channels == 4 else "opaque"
-    return f"{frames} frames at {fps:.4g} a second, {kind}"
+    return f"{frames} frames at {fps:.4g} a second, {kind}{'' if told else ', no caption'}"

@@ -51,7 +51,8 @@ class Attributes(BaseModel):
 class Clip(BaseModel):
     """One line of the manifest: a prepared clip, with captions or the attributes to make one.
 
-    A clip may have neither, for the stages that learn from frames alone.
+    A clip may have neither: it serves the stages that learn from frames, and the text stages take
+    it as they take a clip whose caption they dropped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +72,11 @@ class Clip(BaseModel):
     other_texts: tuple[str, ...] = ()
     """Further captions of the same clip; training draws one of all, `text` is the canonical one."""
     attributes: Attributes | None = None
+
+    @property
+    def has_caption(self) -> bool:
+        """Tell whether anything is said of the clip."""
+        return bool(self.text or self.attributes)
 
 
 class DatasetInfo(BaseModel):

@@ -228,7 +228,7 @@ def check_keys(
         if stored[name].shape != shape:
             raise UserError(
                 f"{path} holds {name} with the shape {list(stored[name].shape)}; "
-                f"the configuration beside it asks for {list(shape)}."
+                f"the network asks for {list(shape)}."
             )
 
 

@@ -11,15 +11,27 @@ from magicvideo.train.recipe import Recipe, StageName
 
 ON_SHARDS: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "interpolation")
 """Stages that need no frames and may read shards."""
+_TOLD: tuple[StageName, ...] = ("image", "keyframes")
+"""Stages that are told by text; what has none is trained as if its caption were dropped."""
 
 
 def frames_of(recipe: Recipe, name: StageName) -> ClipDataset:
     """Return the clips of the training split for a stage that learns from frames.
 
+    The stage `clip` matches frames with captions, so that it leaves out clips that have none.
+
     Raises:
-        UserError: If the recipe's data are shards, or cannot be read.
+        UserError: If the recipe's data are shards, cannot be read, or have not one caption where
+            the stage is told by text.
     """
-    return ClipDataset(frames_folder(recipe, f"Stage {name}"), ("train",))
+    folder = frames_folder(recipe, f"Stage {name}")
+    dataset = ClipDataset(folder, ("train",), captioned=name == "clip")
+    if name in _TOLD and not any(clip.has_caption for clip in dataset.clips):
+        raise UserError(
+            f"Stage {name} is told by text, and not one training clip in {folder} has a caption; "
+            "add captions and prepare again, or leave the stage out."
+        )
+    return dataset
 
 
 def frames_folder(recipe: Recipe, who: str) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluate.benchmark.prompts import draw_wishes, prompts_hash
+from magicvideo.evaluate.benchmark.prompts import caption_of, draw_wishes, prompts_hash
 from magicvideo.evaluate.benchmark.protocol import Benchmark
 from magicvideo.evaluate.benchmark.reference import ReferenceClip
 
@@ -57,6 +57,14 @@ def test_classes_equally_often_in_words_of_the_protocol(values):
     assert found == {"a video of archery": 2, "a video of bowling": 2, "A person rides a wave.": 2}
     with pytest.raises(UserError, match="7 prompts cannot be shared equally by the 3 classes"):
         draw_wishes(benchmark(values, kind="even_classes", count=7), given)
+
+
+def test_real_clips_are_compared_with_the_words_of_the_prompts(values):
+    (clip,) = clips(("wall pushups", "another"))
+    sentences = {"WallPushups": "A man leans."}
+    worded = benchmark(values, kind="class_mix", count=5, sentences=sentences)
+    assert caption_of(worded, clip) == "A man leans."
+    assert caption_of(benchmark(values, kind="all_captions", count=5), clip) == "wall pushups"
 
 
 def test_the_hash_of_prompts_knows_no_order():

@@ -30,6 +30,23 @@ def test_a_shipped_benchmark_says_what_the_papers_do(name):
         read_protocol(name)
 
 
+def test_every_class_of_ucf_101_has_a_sentence():
+    for name in ("ucf101-10k-class", "ucf101-100-per-class"):
+        sentences = read_any_protocol(name).prompts.sentences
+        assert len(sentences) == len(set(sentences.values())) == 101
+        assert sentences["apply eye makeup"] == "A woman puts on eye makeup with a small brush."
+        assert {"handstand pushups", "tai chi", "yo yo", "skijet"} <= set(sentences)
+        for sentence in sentences.values():
+            assert re.fullmatch(r"(An? |[A-Z])[A-Za-z', -]+\.", sentence), sentence
+            assert 4 <= len(sentence.split()) <= 14, sentence
+
+
+def test_a_list_of_sentences_that_is_not_there_is_refused(values, write):
+    values["prompts"]["sentences"] = "hmdb51"
+    with pytest.raises(UserError, match=r"prompts\.sentences is wrong: .*'hmdb51' is no list"):
+        read_any_protocol(str(write(values)))
+
+
 def test_a_wrong_value_is_named(values, write):
     values["reading"]["filter"] = "nearest"
     with pytest.raises(UserError, match=r"reading\.filter is wrong"):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from magicvideo.evaluate.metrics.ssim import ssim
 
@@ -31,3 +32,13 @@ def test_it_is_the_formula_of_its_authors():
     vx, vy, cov = smooth(x * x) - mx**2, smooth(y * y) - my**2, smooth(x * y) - mx * my
     parts = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4) * (2 * cov + 9e-4) / (vx + vy + 9e-4)
     assert ssim(video, reference) == pytest.approx(parts.mean(), rel=1e-6)
+
+
+def test_pixels_from_minus_one_to_one_with_a_range_of_two_are_another_measure():
+    """The constants scale with the range, but the first factor compares means, which moved."""
+    video, reference = torch.rand(2, FRAMES, 1, HEIGHT, WIDTH).double()
+    here = structural_similarity_index_measure(video, reference, data_range=1.0)
+    doubled = structural_similarity_index_measure(2 * video, 2 * reference, data_range=2.0)
+    moved = structural_similarity_index_measure(2 * video - 1, 2 * reference - 1, data_range=2.0)
+    assert doubled == pytest.approx(here.item())
+    assert abs(moved - here) > 0.01

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from magicvideo.errors import UserError
 from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluate.networks.files import locate_file
-from magicvideo.evaluate.networks.torchscript import I3D, Inception
+from magicvideo.evaluate.networks.extractors import I3D, Inception
+from magicvideo.evaluate.networks.files import locate_file, locate_folder
 from magicvideo.storage import sha256
 
 CPU = torch.device("cpu")
@@ -61,8 +61,9 @@ def test_i3d_is_called_as_the_published_one_wants_it(tmp_path):
 def test_inception_gives_features_and_probabilities(tmp_path):
     network = Inception(scripted(Echo(), tmp_path / "inception.pt"), CPU)
     frames = torch.tensor([7, 40, 90], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 5, 6)
-    assert network.features(frames).tolist() == [[7, 40, 90, 1, 0]] * 2
-    assert network.probabilities(frames).tolist() == [[7, 40, 90, 0, 1]] * 2
+    features, probabilities = network.look(frames)
+    assert features.tolist() == [[7, 40, 90, 1, 0]] * 2
+    assert probabilities.tolist() == [[7, 40, 90, 0, 1]] * 2
 
 
 def test_what_is_no_torchscript_or_another_network_is_refused(tmp_path):
@@ -90,6 +91,26 @@ def test_only_a_hub_id_reaches_the_hub(tmp_path, monkeypatch):
     assert asked == [("owner/name", "sub/i3d.pt", "v2")]
     assert found.name == "hub:owner/name/sub/i3d.pt@v2"
     assert found.sha256 == sha256(tmp_path / "given.pt")
+
+
+def test_what_the_hub_gave_before_is_found_in_its_cache(tmp_path, monkeypatch):
+    """The hub's own code, on a cache such as it leaves; nothing is asked of a network."""
+    revision = "0123456789" * 4
+    folder = tmp_path / "models--owner--name" / "snapshots" / revision
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "i3d.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(b"others")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    file = locate_file(f"hub:owner/name/sub/i3d.safetensors@{revision}", "I3D")
+    assert file.path.read_bytes() == b"weights"
+    assert file.path.suffix == ".safetensors"
+    clip = locate_folder(f"hub:owner/name@{revision}", "CLIP")
+    assert (clip.path, clip.sha256) == (folder, sha256(folder / "model.safetensors"))
+    with pytest.raises(UserError, match=r"name/i3d\.pt cannot be had from the hub"):
+        locate_file("hub:owner/name/i3d.pt", "I3D")
+    with pytest.raises(UserError, match="cannot be had from the hub"):
+        locate_folder("hub:owner/other", "CLIP")
 
 
 @pytest.mark.skipif(REAL_I3D is None, reason="MAGICVIDEO_I3D does not name i3d_torchscript.pt")

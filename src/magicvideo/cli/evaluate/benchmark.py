@@ -118,8 +118,8 @@ def _networks(options: BenchmarkOptions, device: "torch.device") -> "Networks":
     from magicvideo.evaluate.benchmark.measure import Networks
     from magicvideo.evaluate.judge.files import SHIPPED, load_judge
     from magicvideo.evaluate.networks.clip import Clip
+    from magicvideo.evaluate.networks.extractors import I3D, Inception
     from magicvideo.evaluate.networks.files import locate_file, locate_folder
-    from magicvideo.evaluate.networks.torchscript import I3D, Inception
 
     i3d = locate_file(options.i3d, "I3D") if options.i3d else None
     inception = locate_file(options.inception, "Inception-v3") if options.inception else None

@@ -37,14 +37,14 @@ Generated = Annotated[
 I3dFile = Annotated[
     str | None,
     typer.Option(
-        help="I3D as TorchScript, for FVD and KVD: a file, or hub:OWNER/REPOSITORY/FILE.",
+        help="I3D, for FVD and KVD: TorchScript or .safetensors, or hub:OWNER/REPOSITORY/FILE.",
         rich_help_panel=_BENCHMARKS,
     ),
 ]
 InceptionFile = Annotated[
     str | None,
     typer.Option(
-        help="Inception-v3 as TorchScript, for FID, KID and IS: as --i3d.",
+        help="Inception-v3 of FID, for FID, KID and IS: as --i3d.",
         rich_help_panel=_BENCHMARKS,
     ),
 ]

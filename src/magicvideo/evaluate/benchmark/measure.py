@@ -17,7 +17,7 @@ from magicvideo.evaluate.metrics.motion import LEVELS, temporal_change
 from magicvideo.evaluate.metrics.similarity import caption_similarity
 from magicvideo.evaluate.metrics.warping import estimated_warping_error
 from magicvideo.evaluate.networks.clip import Clip
-from magicvideo.evaluate.networks.torchscript import I3D, Inception
+from magicvideo.evaluate.networks.extractors import I3D, Inception
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,7 @@ def _read(
     }
     images = image_frames(cut, num_images)
     if networks.inception is not None:
-        found["images"] = networks.inception.features(images)
-        found["probabilities"] = networks.inception.probabilities(images)
+        found["images"], found["probabilities"] = networks.inception.look(images)
     if networks.clip is not None:
         found["clip_images"] = networks.clip.embed_frames(images.to(torch.float32) / 127.5 - 1)
     return found

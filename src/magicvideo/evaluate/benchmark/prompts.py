@@ -47,6 +47,14 @@ def draw_wishes(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[Wish]:
     return [Wish(text, seed) for seed, text in enumerate(texts)]
 
 
+def caption_of(benchmark: Benchmark, clip: ReferenceClip) -> str:
+    """Return what a real clip is compared with: its caption, or its class in words of a prompt."""
+    wanted = benchmark.prompts
+    if wanted.kind in ("class_mix", "even_classes"):
+        return _sentence(wanted, clip.captions[0])
+    return clip.captions[0]
+
+
 def prompts_hash(texts: list[str]) -> str:
     """Return the SHA-256 of a set of prompts, in whatever order."""
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()

@@ -1,16 +1,29 @@
 """A benchmark as data: everything that moves a score, in one YAML file that results repeat."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from magicvideo.data.manifest import Split
+from magicvideo.data.sources.labels import readable
 from magicvideo.diffusion.sampler import SamplerName
 from magicvideo.evaluate.metrics.frechet import Divisor
 from magicvideo.evaluate.page import NAME
 
 KIND = "benchmark"
+_SENTENCES = {"ucf101": Path(__file__).parents[1] / "prompts" / "ucf101.yaml"}
+"""Lists of sentences that come with the package."""
 
 PromptKind: TypeAlias = Literal["one_caption", "all_captions", "class_mix", "even_classes"]
 Filter: TypeAlias = Literal["bicubic", "bilinear", "box", "lanczos"]
@@ -29,7 +42,8 @@ class Prompts(_Settings):
         split: Of the data set, whose captions or classes are taken.
         count: How many, at least; `all_captions` takes what there is.
         wording: How a class becomes a prompt; `{name}` stands for its name.
-        sentences: Prompts by the name of the class, in place of the wording.
+        sentences: Prompts by the name of the class, in place of the wording; `ucf101` stands for
+            the list of the package. Results repeat them all.
     """
 
     kind: PromptKind
@@ -37,6 +51,17 @@ class Prompts(_Settings):
     count: PositiveInt
     wording: str = Field(default="{name}", pattern=r"^[^{}]*\{name\}[^{}]*$")
     sentences: Mapping[str, str] = {}
+
+    @field_validator("sentences", mode="before")
+    @classmethod
+    def _by_readable_name(cls, given: Any) -> Any:  # noqa: ANN401 - it is not checked yet
+        if isinstance(given, str):
+            if given not in _SENTENCES:
+                raise ValueError(f"{given!r} is no list of sentences; take {', '.join(_SENTENCES)}")
+            given = yaml.safe_load(_SENTENCES[given].read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            return given
+        return {readable(str(name)): sentence for name, sentence in given.items()}
 
 
 class Generation(_Settings):

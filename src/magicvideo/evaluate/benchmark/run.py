@@ -12,7 +12,12 @@ from magicvideo.data.reader import ClipError
 from magicvideo.errors import UserError
 from magicvideo.evaluate.benchmark.made import made_videos
 from magicvideo.evaluate.benchmark.measure import Looks, Networks, look_at
-from magicvideo.evaluate.benchmark.prompts import Wish, draw_wishes, prompts_hash
+from magicvideo.evaluate.benchmark.prompts import (
+    Wish,
+    caption_of,
+    draw_wishes,
+    prompts_hash,
+)
 from magicvideo.evaluate.benchmark.protocol import Benchmark
 from magicvideo.evaluate.benchmark.reading import Cut, cut
 from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
@@ -237,7 +242,7 @@ class BenchmarkRun:
                     skipped[clip.id] = str(error)
                     continue
                 rates.append(found.fps)
-                yield frames, clip.captions[0]
+                yield frames, caption_of(self.benchmark, clip)
 
         total = min(wanted.count, len(clips))
         watched = _watched(usable(), "real clips", total, progress)

@@ -21,7 +21,7 @@ from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluate.metrics.inception_score import inception_score
 from magicvideo.evaluate.metrics.kernel import kernel_distance
 from magicvideo.evaluate.metrics.manifold import inside_manifold
-from magicvideo.evaluate.networks.torchscript import I3D_FEATURES, INCEPTION_FEATURES
+from magicvideo.evaluate.networks.extractors import I3D_FEATURES, INCEPTION_FEATURES
 
 Column: TypeAlias = Literal["fid", "fvd", "clipsim"]
 """A column of the published rows that a score may stand in."""

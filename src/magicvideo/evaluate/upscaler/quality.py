@@ -9,18 +9,16 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
 from magicvideo.evaluate.intervals import Estimate, mean
 from magicvideo.evaluate.metrics.frechet import Features, fit_gaussian, frechet_distance
 from magicvideo.evaluate.metrics.psnr import psnr
+from magicvideo.evaluate.metrics.ssim import ssim
 from magicvideo.evaluate.upscaler.enlarging import LargeVideo, Way, make_small
 from magicvideo.models.conditioning import embed_frames
 
-_SPAN = 2.0  # of pixels
 _HIGHEST = 10 * math.log10(12 * 255**2)  # dB that rounding to 8 bits leaves; empty frames have more
 
 
@@ -113,9 +111,7 @@ def crop_features(image_encoder: CLIPVisionModelWithProjection, video: LargeVide
 
 
 def _nearness(made: LargeVideo, real: LargeVideo) -> tuple[float, float]:
-    similarity = structural_similarity_index_measure(made, real, data_range=_SPAN)
-    assert isinstance(similarity, Tensor)
-    return min(psnr(made[None], real[None]).item(), _HIGHEST), similarity.item()
+    return min(psnr(made[None], real[None]).item(), _HIGHEST), ssim(made, real)
 
 
 def _summary(name: str, figures: Float[np.ndarray, "clips 3"], distance: float) -> Quality:

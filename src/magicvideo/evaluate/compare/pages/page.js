@@ -1,5 +1,5 @@
 "use strict";
-// Without this script the page works, too: it only plays both videos together and adds keys.
+// Without this script the page works, too: it only keeps both videos together and adds keys.
 const videos = [...document.querySelectorAll("video")];
 const questions = [...document.querySelectorAll("fieldset")];
 
@@ -8,6 +8,13 @@ function play() {
     video.currentTime = 0;
     video.play().catch(() => {});  // a browser may want a click first
   }
+}
+
+for (const video of videos) {
+  video.loop = false;  // two loops of their own drift apart
+  video.addEventListener("ended", () => {
+    if (videos.every((one) => one.ended)) play();
+  });
 }
 
 function answer(place) {
