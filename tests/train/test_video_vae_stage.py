@@ -39,6 +39,14 @@ def with_settings(recipe, **changes):
     return recipe.model_copy(update={"video_vae": settings})
 
 
+def still_in(clips):
+    """Where a pixel has the colour of the frame before."""
+    still = (clips[:, 1:] == clips[:, :-1]).all(dim=2, keepdim=True)
+    assert still.any()
+    assert not still.all()
+    return still.expand_as(clips[:, 1:])
+
+
 def tensors(folder):
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
@@ -75,10 +83,17 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
         "gradient": gradient_loss(rebuilt, pixels),
         "perceptual": perceptual_distance(task.image_encoder, rebuilt, pixels),
         "temporal": moved.abs().mean(),
+        "flicker": (made[:, 1:] - made[:, :-1]).abs()[still_in(batch.frames)].mean(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
-    weights = {"squared": 1.5, "gradient": 0.7, "perceptual": 0.3, "temporal": 2.5}
+    weights = {
+        "squared": 1.5,
+        "gradient": 0.7,
+        "perceptual": 0.3,
+        "temporal": 2.5,
+        "flicker": 3.5,
+    }
     changes = {f"{name}_weight": weight for name, weight in weights.items()}
     weighed = make_task(with_settings(trained, max_latent_noise=0.0, **changes), "video_vae")
     loss = weighed.losses(weighed.network, batch, Draws([torch.Generator().manual_seed(2)]))["loss"]

@@ -231,6 +231,9 @@ class VideoVaeSettings(StageSettings):
     temporal_weight: float = Field(
         1.0, ge=0, description="of L1 between the changes from frame to frame"
     )
+    flicker_weight: float = Field(
+        0.0, ge=0, description="of the mean change where nothing of the clip changes"
+    )
     reused_rate: float = Field(
         0.1, gt=0, le=1, description="learning rate of reused weights, times"
     )

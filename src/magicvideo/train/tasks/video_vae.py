@@ -15,6 +15,7 @@ from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.inflate import is_new
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
+from magicvideo.shapes import Frames
 from magicvideo.train.edges import gradient_loss
 from magicvideo.train.perceptual import perceptual_distance
 from magicvideo.train.settings import VideoVaeSettings
@@ -84,6 +85,7 @@ class VideoVaeTask:
             "gradient": gradient_loss(rebuilt, pixels),
             "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
             "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
+            "flicker": _flicker(made, clips),
         }
         loss = (
             parts["pixels"]
@@ -91,6 +93,7 @@ class VideoVaeTask:
             + self.settings.gradient_weight * parts["gradient"]
             + self.settings.perceptual_weight * parts["perceptual"]
             + self.settings.temporal_weight * parts["temporal"]
+            + self.settings.flicker_weight * parts["flicker"]
         )
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
@@ -117,3 +120,14 @@ class VideoVaeTask:
             strides=self.settings.strides,
             balance=self.settings.balance,
         )
+
+
+def _flicker(made: Frames, clips: Frames) -> Tensor:
+    """Return the mean absolute change from frame to frame where a clip stands perfectly still.
+
+    It is a thousandth of the range and the changes of what moves are a tenth, so that their mean
+    over all pixels would not notice it. An eye does.
+    """
+    still = (clips.diff(dim=1) == 0).all(dim=2, keepdim=True)
+    changes = made.diff(dim=1).abs().mean(dim=2, keepdim=True)
+    return (changes * still).sum() / still.sum().clamp(min=1)
