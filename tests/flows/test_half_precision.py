@@ -9,7 +9,7 @@ from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo.diffusion.noise import sample_draws
 from magicvideo.train.recipe import Recipe
-from magicvideo.train.run import train
+from magicvideo.train.run import slowdown_in_bfloat16, train
 from magicvideo.train.stages import make_task
 
 UPSCALER = {"crop": 12, "model": {"factor": 3, "widths": [8, 12], "num_blocks": [1, 1]}}
@@ -24,7 +24,10 @@ def recipe(prepared, tmp_path_factory):
     recipe = Recipe.model_validate(
         values | {name: {**values[name], **half} for name in (*STAGES, "upscaler")}
     )
-    train(recipe, None, lambda _: None)
+    said = []
+    train(recipe, None, said.append)
+    is_emulated = slowdown_in_bfloat16() > 5
+    assert sum("no instructions for bfloat16" in line for line in said) == is_emulated * (len(STAGES) + 1)
     return recipe
 
 

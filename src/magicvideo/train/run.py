@@ -2,7 +2,10 @@
 
 import difflib
 import json
+import time
 from collections.abc import Callable
+
+import torch
 
 from magicvideo.errors import UserError
 from magicvideo.storage import atomic_file, remove_partial
@@ -12,6 +15,7 @@ from magicvideo.train.recipe import Recipe, StageName
 from magicvideo.train.stages import make_task
 
 SETTINGS = "recipe.json"
+_EMULATED = 5.0  # times; where there are instructions, bfloat16 is no slower than float32
 
 
 def train(recipe: Recipe, only: StageName | None, say: Callable[[str], None]) -> None:
@@ -44,11 +48,34 @@ def train(recipe: Recipe, only: StageName | None, say: Callable[[str], None]) ->
         if launch.is_main_process:
             with atomic_file(recipe.output / SETTINGS) as partial:
                 partial.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
+        on_cpu = launch.device.type == "cpu"
+        if on_cpu and settings.mixed_precision == "bf16" and slowdown_in_bfloat16() > _EMULATED:
+            say(
+                f"{name}: this CPU has no instructions for bfloat16 and takes many times as long; "
+                f"--set {name}.mixed_precision=no goes on faster"
+            )
         try:
             stage.train(make_task(recipe, name))
         except Interrupted as stopped:
             say(f"{stopped}; run the same command to go on.")
             raise
+
+
+def slowdown_in_bfloat16() -> float:
+    """Return how many times as long as in float32 this CPU takes for a product in bfloat16."""
+    single, half = (_seconds_of_a_product(dtype) for dtype in (torch.float32, torch.bfloat16))
+    return half / single
+
+
+def _seconds_of_a_product(dtype: torch.dtype) -> float:
+    """Return the least time of several, for other work may come between."""
+    matrix = torch.ones(256, 256, dtype=dtype)
+    seconds = []
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _nothing(line: str) -> None:
