@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -78,6 +79,7 @@ class Stage:
             UserError: If a loss or a gradient is not finite, or no checkpoint can be used.
             Interrupted: If SIGINT or SIGTERM came; a checkpoint is written first.
         """
+        AcceleratorState._reset_state()  # it holds one precision, and each stage has its own
         processes = Processes.of_launch(self.settings.mixed_precision)
         state = self._begin(task, processes)
         checkpoints = self._checkpoints(processes)
