@@ -11,6 +11,9 @@ import torch
 from magicvideo.data.manifest import MANIFEST
 from magicvideo.storage import sha256
 
+# the last two read and resize what is looked at
+_PACKAGES = ("magicvideo", "torch", "diffusers", "transformers", "numpy", "av", "pillow")
+
 
 def identity(
     networks: Mapping[str, str | None], data: Mapping[str, Path], device: str
@@ -27,6 +30,6 @@ def identity(
         **{name: sha256(folder / MANIFEST) for name, folder in data.items()},
         "device": device,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("magicvideo", "torch", "diffusers", "numpy")},
+        | {name: version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
     }

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed, command_line
-from magicvideo.cli.evaluate.preparing import prepare_section, progress
+from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed
+from magicvideo.cli.evaluate.preparing import prepare_section, progress, write_results
 
 _SECTION = "decoders"
 _ABOUT = (
@@ -49,7 +49,7 @@ def decoders(
         decoders_table,
     )
     from magicvideo.evaluate.identity import identity
-    from magicvideo.evaluate.page import identity_table, write_section
+    from magicvideo.evaluate.page import identity_table
     from magicvideo.models.stored_autoencoder import load_autoencoder
     from magicvideo.storage import sha256
 
@@ -72,18 +72,21 @@ def decoders(
             )
 
         found = {level: compare(level) for level in noise}
-    options = {"data": data, "clips": clips, "frames": frames, "stride": stride, "noise": noise}
-    command = command_line([_SECTION, image_vae, video_vae], options | {"seed": seed})
+    options = {
+        "data": data,
+        "clips": clips,
+        "frames": frames,
+        "stride": stride,
+        "noise": noise,
+        "seed": seed,
+    }
     hashes = {
         name: sha256(folder / WEIGHTS)
         for name, folder in (("image autoencoder", image_vae), ("video autoencoder", video_vae))
     }
     parts = [
-        "## Decoders",
-        f"`{command}`",
         _ABOUT.format(clips=clips, frames=frames, stride=stride),
         decoders_table(found),
         identity_table(identity(hashes, {"data": data}, "cpu")),
     ]
-    write_section(output, _SECTION, "\n\n".join(parts))
-    typer.echo(output)
+    write_results(output, _SECTION, [image_vae, video_vae], options, parts)

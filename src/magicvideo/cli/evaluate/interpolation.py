@@ -11,9 +11,8 @@ from magicvideo.cli.evaluate.options import (
     Model,
     Page,
     Seed,
-    command_line,
 )
-from magicvideo.cli.evaluate.preparing import load, prepare_section, progress
+from magicvideo.cli.evaluate.preparing import load, prepare_section, progress, write_results
 
 _SECTION = "interpolation"
 _ABOUT = (
@@ -48,7 +47,7 @@ def interpolation(
     from magicvideo.evaluate.identity import identity
     from magicvideo.evaluate.interpolation import interpolation_table, score_interpolation
     from magicvideo.evaluate.judge.files import SHIPPED, load_judge
-    from magicvideo.evaluate.page import identity_table, write_section
+    from magicvideo.evaluate.page import identity_table
     from magicvideo.storage import folder_hash
 
     pipeline, judge_folder = load(model), judge or SHIPPED
@@ -84,11 +83,8 @@ def interpolation(
     )
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
     parts = [
-        "## Interpolation",
-        f"`{command_line([_SECTION], options)}`",
         about,
         interpolation_table(scores),
         identity_table(identity(hashes, {"data": data}, pipeline.device.type)),
     ]
-    write_section(output, _SECTION, "\n\n".join(parts))
-    typer.echo(output)
+    write_results(output, _SECTION, [], options, parts)

@@ -1,13 +1,14 @@
 """What every verb of evaluation does first: check its means and targets, load, show progress."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
+from magicvideo.cli.evaluate.options import command_line
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,26 @@ def prepare_section(page: Path, name: str) -> None:
     from magicvideo.evaluate.page import check_page
 
     check_page(page, name)
+
+
+def write_results(
+    page: Path, name: str, words: list[str | Path], options: Mapping[str, object], parts: list[str]
+) -> None:
+    """Put a command's section into the page of results: its heading, the command, and the rest.
+
+    Args:
+        page: The Markdown page.
+        name: The verb, which the section is called by.
+        words: What a user typed after the verb.
+        options: Values by name.
+        parts: Paragraphs and tables.
+    """
+    from magicvideo.evaluate.page import write_section
+
+    command = command_line([name, *words], options)
+    text = "\n\n".join([f"## {name.capitalize()}", f"`{command}`", *parts])
+    write_section(page, name, text)
+    typer.echo(page)
 
 
 def process_device() -> "torch.device":

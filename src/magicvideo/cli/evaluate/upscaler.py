@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Model, Page, Seed, command_line
-from magicvideo.cli.evaluate.preparing import load, prepare_section, progress
+from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Model, Page, Seed
+from magicvideo.cli.evaluate.preparing import load, prepare_section, progress, write_results
 
 _SECTION = "upscaler"
 
@@ -40,9 +40,8 @@ def upscaler(
       magicvideo evaluate upscaler --data data/emoji256 --moving data/emoji64
     """
     prepare_section(output, _SECTION)
-    from magicvideo.evaluate.page import write_section
     from magicvideo.evaluate.upscaler.evaluation import UpscalerEvaluation
-    from magicvideo.evaluate.upscaler.report import as_section
+    from magicvideo.evaluate.upscaler.report import section_parts
 
     evaluation = UpscalerEvaluation(
         pipeline=load(model),
@@ -68,6 +67,4 @@ def upscaler(
     }
     with progress() as report:
         scores = evaluation.run(report)
-    command = command_line([_SECTION], options)
-    write_section(output, _SECTION, as_section(evaluation, scores, command))
-    typer.echo(output)
+    write_results(output, _SECTION, [], options, section_parts(evaluation, scores))

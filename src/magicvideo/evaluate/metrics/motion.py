@@ -13,9 +13,9 @@ LEVELS = 127.5
 def temporal_change(frames: Frames) -> Float[Tensor, " b"]:
     """Return the mean absolute change of a pixel from one frame to the next, one figure a clip.
 
-    The unit is that of the pixels (a span of 2). A still video has 0.
+    The unit is that of the pixels (a span of 2). A still video has 0. Computed in float64.
     """
-    return frames.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
+    return frames.double().diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
 
 
 def flicker(frames: Frames, region: Bool[Tensor, "h w"]) -> Float[Tensor, " b"]:
@@ -24,7 +24,7 @@ def flicker(frames: Frames, region: Bool[Tensor, "h w"]) -> Float[Tensor, " b"]:
     Independent noise of deviation s in every pixel scores 2 s / sqrt(pi) = 1.1284 s. VBench's
     "temporal flickering" is 1 - this / 255 over whole frames in 8-bit levels.
     """
-    return frames[..., region].diff(dim=1).abs().mean(dim=(1, 2, 3))
+    return frames[..., region].double().diff(dim=1).abs().mean(dim=(1, 2, 3))
 
 
 def static_region(video: Float[Tensor, "f rgb h w"]) -> Bool[Tensor, "h w"]:

@@ -24,8 +24,8 @@ _STILLNESS = (
 )
 
 
-def as_section(evaluation: UpscalerEvaluation, scores: UpscalerScores, command: str) -> str:
-    """Return the scores as a section of a Markdown page, with the command that made them."""
+def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> list[str]:
+    """Return the paragraphs and tables of a section of a Markdown page."""
     pipeline = evaluation.pipeline
     data = {"data": evaluation.data}
     if evaluation.moving is not None:
@@ -42,9 +42,7 @@ def as_section(evaluation: UpscalerEvaluation, scores: UpscalerScores, command: 
     stillness = _STILLNESS.format(
         clips=evaluation.moving_clips, frames=evaluation.moving_frames, side=scores.moving_side
     )
-    parts = [
-        "## Upscaler",
-        f"`{command}`",
+    return [
         quality,
         quality_table(scores.quality, scores.default),
         stillness,
@@ -52,7 +50,6 @@ def as_section(evaluation: UpscalerEvaluation, scores: UpscalerScores, command: 
         tiling_sentence(scores.tiling),
         identity_table(identity({"model": pipeline.model_hash}, data, pipeline.device.type)),
     ]
-    return "\n\n".join(parts)
 
 
 def quality_table(rows: Sequence[Quality], default: str) -> str:
