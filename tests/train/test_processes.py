@@ -1,16 +1,13 @@
 """Two processes train what one trains: the same samples, the same curve, the same files."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import keyframe_runs
 import pytest
 import torch
 from keyframe_runs import GLOBAL_BATCH, HAS_DEEPSPEED, PREVIEWED_AT, STEPS, STOPPED_AT, run
+from launches import TORCHRUN, launch
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
@@ -23,20 +20,6 @@ DEEPSPEED = keyframe_runs.ZERO
 LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboard")
 
 
-def launch(*arguments):
-    """Run a script in two processes, of one thread each."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    paths = os.pathsep.join([str(Path(keyframe_runs.__file__).parent), *sys.path])
-    return subprocess.run(
-        [sys.executable, *torchrun, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def runs(trained, tmp_path_factory):
     """Folders of finished runs: by one process, by two, and begun by one and ended by the other."""
@@ -47,7 +30,7 @@ def runs(trained, tmp_path_factory):
     for name in ("onward", "zero1"):
         shutil.copytree(folder / "single" / "keyframes", folder / name / "keyframes")
     assert run(folder / "single", batch_size=GLOBAL_BATCH) == 0
-    answer = launch(keyframe_runs.__file__, folder)
+    answer = launch(TORCHRUN, keyframe_runs.__file__, folder)
     assert answer.returncode == 0, answer.stderr[-4000:]
     for name in ("back", "zero-back") if HAS_DEEPSPEED else ("back",):
         assert run(folder / name, batch_size=GLOBAL_BATCH) == 0

@@ -90,8 +90,9 @@ def _engine(processes: Processes, state: TrainingState, settings: StageSettings)
         )
     with patch_environment(ds_accelerator=processes.accelerator.device.type):
         import deepspeed
-    for parameter in state.network.parameters():  # it sends them as they lie in memory
-        parameter.data = parameter.data.contiguous()
+    for parameter in state.network.parameters():
+        # it sends them as rows of bytes, so that even sides of length 1 need plain strides
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     engine, *_ = deepspeed.initialize(
         model=state.network, optimizer=state.optimizer, config=_config(processes, settings)
