@@ -60,10 +60,6 @@ def main(folder: Path) -> None:
 
 def with_deepspeed(folder: Path, rank: int) -> None:
     """Do the same under ZeRO: stage 2 from the start, and stage 1 from one process's checkpoint."""
-    import deepspeed
-
-    # on a CPU it compiles an operator when it starts, for inference alone
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.update(ZERO, **{STAGE_OF_ZERO: "2"})
     assert run(folder / "zero2", batch_size=1, accumulate=2, terminated=rank == 1) == 143
     if rank == 0:

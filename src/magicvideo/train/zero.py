@@ -59,8 +59,7 @@ class ZeroUpdates:
         loaded = dict(state.optimizer.state)
         state.optimizer.state.clear()
         self.network = _engine(processes, state, settings)
-        if loaded:
-            _share_out(self.network.optimizer, state.optimizer, loaded)
+        _share_out(self.network.optimizer, state.optimizer, loaded)
 
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
@@ -90,6 +89,8 @@ def _engine(processes: Processes, state: TrainingState, settings: StageSettings)
         )
     with patch_environment(ds_accelerator=processes.accelerator.device.type):
         import deepspeed
+    # on a CPU it would compile this operator now, which inference alone uses
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for parameter in state.network.parameters():
         # it sends them as rows of bytes, so that even sides of length 1 need plain strides
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
@@ -121,15 +122,16 @@ def _share_out(
     optimizer: torch.optim.Optimizer,
     loaded: Mapping[Tensor, Mapping[str, Any]],
 ) -> None:
-    """Give every process its part of the whole moments of a checkpoint."""
+    """Give every process its part of the whole moments of a checkpoint, or of zeros."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
-    (step,) = {float(kept[_STEP]) for kept in loaded.values()}
+    (step,) = {float(kept[_STEP]) for kept in loaded.values()} or {0.0}
     for group in optimizer.param_groups:
         for part in group["params"]:
             moments = {key: torch.zeros_like(part) for key in _MOMENTS}
             optimizer.state[part] = {_STEP: torch.tensor(step, device=part.device), **moments}
-    zero._lazy_init_hp_params_optimizer_state()  # else the first step would, and too late
+    # the first step would do this too, but before all groups have moments, and only once
+    zero._lazy_init_hp_params_optimizer_state()
     for parameter, kept in loaded.items():
         for key in _MOMENTS:
             safe_set_full_optimizer_state(parameter, kept[key], key)
