@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from magicvideo.train.loop import Interrupted, Stage
@@ -13,6 +14,9 @@ from magicvideo.train.stages import make_task
 STEPS, STOPPED_AT, PREVIEWED_AT = 20, 10, 15
 GLOBAL_BATCH = 4
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "false"}
+STAGE_OF_ZERO = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
 
 
 def run(output: Path, *, batch_size: int, accumulate: int = 1, terminated: bool = False) -> int:
@@ -63,6 +67,19 @@ def main(folder: Path) -> None:
     if rank == 0:
         shutil.copytree(folder / "fsdp2" / "keyframes", folder / "back" / "keyframes")
     assert run(folder / "fsdp2", batch_size=1, accumulate=2) == 0
+    if HAS_DEEPSPEED:
+        with_deepspeed(folder, rank)
+
+
+def with_deepspeed(folder: Path, rank: int) -> None:
+    """Do the same under ZeRO: stage 2 from the start, and stage 1 from one process's checkpoint."""
+    os.environ.update(ZERO, **{STAGE_OF_ZERO: "2"})
+    assert run(folder / "zero2", batch_size=1, accumulate=2, terminated=rank == 1) == 143
+    if rank == 0:
+        shutil.copytree(folder / "zero2" / "keyframes", folder / "zero-back" / "keyframes")
+    assert run(folder / "zero2", batch_size=1, accumulate=2) == 0
+    os.environ[STAGE_OF_ZERO] = "1"
+    assert run(folder / "zero1", batch_size=1, accumulate=2) == 0
 
 
 if __name__ == "__main__":

@@ -9,27 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+from launches import TORCHRUN, steps_logged, write_recipe
 
 STEPS = 400
-STAGE = {
-    "steps": STEPS,
-    "batch_size": 2,
-    "learning_rate": 1e-3,
-    "checkpoint_minutes": 0.001,
-    "model": {
-        "latent_channels": 5,
-        "widths": [6, 10],
-        "norm_num_groups": 2,
-        "encoder_layers": [1, 1],
-        "decoder_layers": [1, 1],
-    },
-}
-
-
-def steps_logged(output):
-    log = output / "autoencoder" / "log.jsonl"
-    return log.read_text().count("\n") if log.is_file() else 0
 
 
 def second_of(agent):
@@ -44,11 +26,9 @@ def second_of(agent):
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="needs /proc")
 def test_a_killed_process_ends_the_job_and_one_process_goes_on(prepared, tmp_path):
     recipe, output = tmp_path / "tiny.yaml", tmp_path / "run"
-    values = {"name": "tiny", "seed": 3, "data": str(prepared), "output": str(output)}
-    recipe.write_text(yaml.safe_dump({**values, "autoencoder": STAGE}))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    write_recipe(recipe, prepared, output, STEPS)
     agent = subprocess.Popen(
-        [sys.executable, *torchrun, "-m", "magicvideo", "train", str(recipe), "--threads", "1"],
+        [*TORCHRUN, "-m", "magicvideo", "train", str(recipe), "--threads", "1"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

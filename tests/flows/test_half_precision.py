@@ -27,7 +27,8 @@ def recipe(prepared, tmp_path_factory):
     said = []
     train(recipe, None, said.append)
     is_emulated = slowdown_in_bfloat16() > 5
-    assert sum("no instructions for bfloat16" in line for line in said) == is_emulated * (len(STAGES) + 1)
+    warned = sum("no instructions for bfloat16" in line for line in said)
+    assert warned == is_emulated * (len(STAGES) + 1)
     return recipe
 
 

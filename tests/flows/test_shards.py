@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from launches import TORCHRUN, launch
 
 from magicvideo import cli
 from magicvideo.data.manifest import Clip, read_manifest, write_manifest
@@ -152,6 +153,61 @@ def test_encoding_that_is_killed_goes_on_to_the_same_bytes(encode, shards, tmp_p
     assert int(kept) >= 1
     assert contents(out) == contents(shards)
     assert not list(out.glob(".partial-*"))
+
+
+def test_two_processes_encode_what_one_does(encode, shards, tmp_path):
+    answer = launch(TORCHRUN, "-m", "magicvideo", *encode(tmp_path / "shards"))
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert all(f"by process {number} of 2" in answer.stdout for number in range(2))
+    assert contents(tmp_path / "shards") == contents(shards)
+
+
+def test_a_source_is_prepared_as_shards_by_one_command(shapes, tiny_model, tmp_path, capsys):
+    settings = (
+        "--model",
+        tiny_model,
+        "--size",
+        "24",
+        "--holdout",
+        "0.35",
+        "--clips-per-shard",
+        "2",
+    )
+
+    def prepare(out):
+        return list(map(str, ("data", "prepare", shapes, out, *settings)))
+
+    assert cli.run(prepare(tmp_path / "one")) == 0
+    assert "complete, 7 clips, 0 files skipped" in capsys.readouterr().out
+    assert sorted(path.suffix for path in (tmp_path / "one").iterdir()).count(".tar") == 4
+    answer = launch(TORCHRUN, "-m", "magicvideo", *prepare(tmp_path / "two"))
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    victim = min((tmp_path / "two").glob("train-*.json"))  # as a kill before its note leaves it
+    victim.unlink()
+    assert cli.run(prepare(tmp_path / "two")) == 0
+    assert "1 shards made, 3 from before" in capsys.readouterr().out
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    index = read_index(tmp_path / "two")
+    assert (index.info.size, index.info.every) == (24, 1)
+
+
+def test_preparing_refuses_what_would_do_nothing(
+    shapes, prepared, tiny_model, tmp_path, capsys, monkeypatch
+):
+    prepare = ("data", "prepare", str(shapes), str(tmp_path / "new"))
+    assert cli.run([*prepare, "--variants", "0"]) == 2
+    assert "--variants is about shards; name --model too" in capsys.readouterr().err
+    again = ("data", "prepare", str(prepared), str(tmp_path / "new"), "--model", str(tiny_model))
+    assert cli.run([*again]) == 2
+    assert "make shards by `magicvideo data encode`" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run([*prepare]) == 2
+    assert "raise --workers in place of torchrun" in capsys.readouterr().err
+    assert cli.run([*prepare, "--model", str(tiny_model), "--ray"]) == 2
+    assert "run it as one process" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_training_on_shards_resumes_and_reads_a_url_the_same(shards, write_recipe, tmp_path):

@@ -6,38 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
-import yaml
+from launches import ACCELERATE, PORT, launch, steps_logged, write_recipe
 from safetensors.torch import load_file
 
 STEPS = 300
-RECIPE = {
-    "name": "tiny",
-    "seed": 3,
-    "autoencoder": {
-        "steps": STEPS,
-        "batch_size": 2,
-        "learning_rate": 1e-3,
-        "checkpoint_minutes": 0.001,
-        "model": {
-            "latent_channels": 5,
-            "widths": [6, 10],
-            "norm_num_groups": 2,
-            "encoder_layers": [1, 1],
-            "decoder_layers": [1, 1],
-        },
-    },
-}
+EXAMPLES = Path(__file__).parents[2] / "examples" / "accelerate"
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 
 
 @pytest.fixture
-def write_recipe(prepared, tmp_path):
+def write(prepared, tmp_path):
     def write(name):
-        path = tmp_path / f"{name}.yaml"
         output = tmp_path / name
-        path.write_text(yaml.safe_dump({**RECIPE, "data": str(prepared), "output": str(output)}))
-        return path, output
+        return write_recipe(tmp_path / f"{name}.yaml", prepared, output, STEPS), output
 
     return write
 
@@ -52,18 +37,13 @@ def run(*arguments):
     )
 
 
-def steps_logged(output):
-    log = output / "autoencoder" / "log.jsonl"
-    return log.read_text().count("\n") if log.is_file() else 0
-
-
 def losses_of(output):
     lines = (output / "autoencoder" / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
-def test_a_killed_run_ends_as_the_unbroken_one(write_recipe):
-    recipe, output = write_recipe("killed")
+def test_a_killed_run_ends_as_the_unbroken_one(write):
+    recipe, output = write("killed")
     train = ("train", recipe, "--threads", "1")
     child = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL)
     while steps_logged(output) < 40 and child.poll() is None:
@@ -75,7 +55,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(write_recipe):
     assert resumed.returncode == 0, resumed.stderr
     assert "goes on from step" in resumed.stdout
 
-    recipe, whole = write_recipe("whole")
+    recipe, whole = write("whole")
     unbroken = run("train", recipe, "--threads", "1", "--set", "autoencoder.checkpoint_minutes=9")
     assert unbroken.returncode == 0, unbroken.stderr
     weights = "autoencoder/product/vae/diffusion_pytorch_model.safetensors"
@@ -87,8 +67,8 @@ def test_a_killed_run_ends_as_the_unbroken_one(write_recipe):
     assert losses[0] == losses[1]
 
 
-def test_mistakes_end_with_code_2_and_one_sentence(write_recipe, tmp_path):
-    recipe, output = write_recipe("mistaken")
+def test_mistakes_end_with_code_2_and_one_sentence(write, tmp_path):
+    recipe, output = write("mistaken")
     mistakes = {
         ("train", tmp_path / "absent.yaml"): "absent.yaml does not exist",
         ("train", recipe, "--stage", "autoencode"): "did you mean autoencoder?",
@@ -103,10 +83,25 @@ def test_mistakes_end_with_code_2_and_one_sentence(write_recipe, tmp_path):
     assert not (output / "autoencoder" / "checkpoints").exists()
 
 
-def test_a_dry_run_shows_settings_and_cost_and_trains_nothing(write_recipe):
-    recipe, output = write_recipe("planned")
+def test_a_dry_run_shows_settings_and_cost_and_trains_nothing(write):
+    recipe, output = write("planned")
     answer = run("train", recipe, "--dry-run")
     assert answer.returncode == 0, answer.stderr
     assert '"latent_channels": 5' in answer.stdout
     assert "600" in answer.stdout  # samples: 300 updates of 2
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "config", ["ddp", "fsdp2", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)]
+)
+def test_the_shipped_settings_of_accelerate_launch_two_processes(config, write):
+    recipe, output = write(config)
+    settings = f"--config_file={EXAMPLES / f'{config}.yaml'}"
+    train = ("train", recipe, "--threads", "1", "--set", "autoencoder.steps=3")
+    answer = launch((*ACCELERATE, settings, PORT), "-m", "magicvideo", *train)
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert len(losses_of(output)) == 3
+    state = json.loads((output / "autoencoder/checkpoints/step-00000003/state.json").read_text())
+    assert state["global_batch"] == 4  # 2 samples in each process
+    assert answer.stdout.count("autoencoder: done") == 1

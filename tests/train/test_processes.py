@@ -1,51 +1,39 @@
 """Two processes train what one trains: the same samples, the same curve, the same files."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import keyframe_runs
 import pytest
 import torch
-from keyframe_runs import GLOBAL_BATCH, PREVIEWED_AT, STEPS, STOPPED_AT, run
+from keyframe_runs import GLOBAL_BATCH, HAS_DEEPSPEED, PREVIEWED_AT, STEPS, STOPPED_AT, run
+from launches import TORCHRUN, launch
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
 from magicvideo.train.processes import Processes, join
 
-RUNS = ("ddp", "fsdp2", "back", "onward")
+PLAIN, ZERO = ("ddp", "fsdp2", "back", "onward"), ("zero2", "zero1", "zero-back")
+without_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs deepspeed")
+RUNS = (*PLAIN, *(pytest.param(name, marks=without_deepspeed) for name in ZERO))
+DEEPSPEED = keyframe_runs.ZERO
 LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboard")
-
-
-def launch(*arguments):
-    """Run a script in two processes, of one thread each."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    paths = os.pathsep.join([str(Path(keyframe_runs.__file__).parent), *sys.path])
-    return subprocess.run(
-        [sys.executable, *torchrun, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def runs(trained, tmp_path_factory):
     """Folders of finished runs: by one process, by two, and begun by one and ended by the other."""
     folder = tmp_path_factory.mktemp("processes")
-    for name in ("single", *RUNS):
+    for name in ("single", *PLAIN, *ZERO):
         shutil.copytree(trained.output, folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     assert run(folder / "single", batch_size=GLOBAL_BATCH, terminated=True) == 143
-    shutil.copytree(folder / "single" / "keyframes", folder / "onward" / "keyframes")
+    for name in ("onward", "zero1"):
+        shutil.copytree(folder / "single" / "keyframes", folder / name / "keyframes")
     assert run(folder / "single", batch_size=GLOBAL_BATCH) == 0
-    answer = launch(keyframe_runs.__file__, folder)
+    answer = launch(TORCHRUN, keyframe_runs.__file__, folder)
     assert answer.returncode == 0, answer.stderr[-4000:]
-    assert run(folder / "back", batch_size=GLOBAL_BATCH) == 0
+    for name in ("back", "zero-back") if HAS_DEEPSPEED else ("back",):
+        assert run(folder / name, batch_size=GLOBAL_BATCH) == 0
     return folder
 
 
@@ -86,16 +74,35 @@ def test_a_signal_to_the_second_process_is_heard_by_both(runs):
     assert (about["step"], about["global_batch"]) == (STEPS, GLOBAL_BATCH)
 
 
-def test_what_a_launch_cannot_have_is_one_sentence(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="set fsdp_version: 2"):
+LAUNCHES = {
+    "set fsdp_version: 2": {"ACCELERATE_USE_FSDP": "true"},
+    "fsdp_offload_params: false": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_OFFLOAD_PARAMS": "true",
+    },
+    "zero_stage=3 is not supported": {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    "deepspeed_config_file is not": {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"},
+    "offload_param_device is not": {
+        **DEEPSPEED,
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
+    },
+}
+
+
+@pytest.mark.parametrize("sentence", LAUNCHES)
+def test_what_a_launch_cannot_have_is_one_sentence(sentence, monkeypatch):
+    for name, value in LAUNCHES[sentence].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=sentence):
         join()
-    monkeypatch.setenv("FSDP_VERSION", "2")
+
+
+@pytest.mark.parametrize("settings", [keyframe_runs.FSDP2, keyframe_runs.ZERO])
+def test_half_precision_that_needs_scaling_is_refused_where_gradients_are_shared_out(
+    settings, monkeypatch
+):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set it to bf16"):
         Processes.of_launch("fp16")
-    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    with pytest.raises(UserError, match="fsdp_offload_params: false"):
-        join()
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match="FSDP2 shards the same state"):
-        join()

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicvideo.cli.encode import encode
+from magicvideo.cli.encode import (
+    ClipsPerShard,
+    Device,
+    Encoding,
+    OnRay,
+    Threads,
+    Variants,
+    encode,
+    encode_into,
+    open_undecoded,
+)
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
@@ -74,23 +84,55 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
     size: Annotated[int, typer.Option(help="Side of the square frames, a multiple of 8.")] = 64,
     every: Annotated[int, typer.Option(help="Keep one frame in so many.")] = 1,
-    workers: Workers = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes that decode; with --model, shards made at a time.")
+    ] = 1,
     holdout: Holdout = 0.0,
     kind: Kind = None,
     longest_scene: LongestScene = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model, or a run with autoencoder and CLIP: OUT gets shards of what they make "
+            "of the clips, as of `magicvideo data encode`, and no frames.",
+            show_default=False,
+        ),
+    ] = None,
+    variants: Variants = None,
+    clips_per_shard: ClipsPerShard = None,
+    device: Device = None,
+    threads: Threads = None,
+    ray: OnRay = False,
 ) -> None:
-    """Decode clips once into a folder that training reads. The same command goes on if it stopped.
+    """Prepare clips once for training. The same command goes on if it stopped.
 
-    A folder of videos has its captions in clip.txt beside clip.mp4, or in a metadata.jsonl or
-    metadata.csv with file_name and text (and split, if wanted: train, validation or test).
-    docs/data.md has the other layouts.
+    OUT gets decoded frames, or with --model shards of latents, under torchrun or accelerate launch
+    by all processes together. A folder of videos has its captions in clip.txt beside clip.mp4, or
+    in a metadata.jsonl or metadata.csv with file_name and text (and split, if wanted: train,
+    validation or test). docs/data.md has the other layouts.
 
     Examples:
       magicvideo data prepare data/emoji data/emoji64 --workers 4
       magicvideo data prepare my_videos data/mine --size 128 --holdout 0.1
       magicvideo data prepare data/emoji data/emoji256 --size 256 --every 8
       magicvideo data prepare films data/films --source clip-list --longest-scene
+      torchrun --nproc-per-node 8 -m magicvideo data prepare films SHARDS --model MODEL \
+        --size 256 --device cuda
     """
+    encoding = Encoding(variants, clips_per_shard, device, threads, ray)
+    if model is not None:
+        encode_into(
+            out,
+            lambda: open_undecoded(
+                source, size, every, holdout, kind=kind, longest_scene=longest_scene
+            ),
+            model,
+            encoding,
+            workers,
+        )
+        return
+    _check_no_encoding(encoding)
+
     from magicvideo.data.prepare import prepare as prepare_source
     from magicvideo.data.sources.known import open_source
 
@@ -156,6 +198,22 @@ def synthetic(
     scenes = write_clips(folder, clips)
     typer.echo(f"{folder}: {len(scenes)} clips, such as {scenes[0].caption!r}.")
     typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared --size 32")
+
+
+def _check_no_encoding(encoding: Encoding) -> None:
+    """Refuse what decoding alone cannot do."""
+    import os
+
+    from magicvideo.encode.ranks import read_rank
+    from magicvideo.errors import UserError
+
+    if given := encoding.given():
+        raise UserError(f"{given[0]} is about shards; name --model too, or leave it out.")
+    if read_rank(os.environ).world > 1:
+        raise UserError(
+            "Frames are decoded by one process; raise --workers in place of torchrun, or name "
+            "--model for shards, which many processes make."
+        )
 
 
 @contextmanager

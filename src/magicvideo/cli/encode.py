@@ -1,5 +1,7 @@
 """`magicvideo data encode`: clips to shards of latents, embeddings and tokens."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,8 +11,39 @@ from magicvideo.cli.console import make_console, progress_bar
 
 if TYPE_CHECKING:
     from magicvideo.encode.originals import Originals
-    from magicvideo.encode.run import Runner
+    from magicvideo.encode.run import Report, Runner
     from magicvideo.models.frozen import FrozenFolders
+
+Variants = Annotated[
+    int | None,
+    typer.Option(help="Backgrounds and captions of each clip that can have several; 4 by default."),
+]
+ClipsPerShard = Annotated[int | None, typer.Option(help="Clips of one tar file; 256 by default.")]
+Device = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option(help="Where the networks work; cpu by default.", show_default=False),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of one shard's work; 1 by default.")]
+OnRay = Annotated[
+    bool, typer.Option("--ray", help="Make the shards on the Ray cluster that is there.")
+]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How clips are encoded, by the options of a command; None is what was not given."""
+
+    variants: int | None
+    clips_per_shard: int | None
+    device: Literal["cpu", "cuda"] | None
+    threads: int | None
+    ray: bool
+
+    def given(self) -> list[str]:
+        """Return the names of the options that were given."""
+        values = vars(self).items()
+        given = [name for name, value in values if value is not None and value is not False]
+        return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def encode(
@@ -22,10 +55,8 @@ def encode(
         Path,
         typer.Option(help="A model, or a run that has trained its autoencoder and CLIP."),
     ],
-    variants: Annotated[
-        int, typer.Option(help="Backgrounds and captions of each clip that can have several.")
-    ] = 4,
-    clips_per_shard: Annotated[int, typer.Option(help="Clips of one tar file.")] = 256,
+    variants: Variants = None,
+    clips_per_shard: ClipsPerShard = None,
     size: Annotated[
         int | None, typer.Option(help="Side of the frames of a source in pixels; 64 by default.")
     ] = None,
@@ -43,14 +74,10 @@ def encode(
     holdout: Annotated[
         float | None, typer.Option(help="Share of a folder of videos that training does not see.")
     ] = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the networks work.")] = (
-        "cpu"
-    ),
-    threads: Annotated[int, typer.Option(help="CPU threads of one shard's work.")] = 1,
+    device: Device = None,
+    threads: Threads = None,
     workers: Annotated[int, typer.Option(help="Shards that are made at a time.")] = 1,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Make the shards on the Ray cluster that is there.")
-    ] = False,
+    ray: OnRay = False,
 ) -> None:
     """Encode clips once into shards that training streams. The same command goes on if it stopped.
 
@@ -63,6 +90,36 @@ def encode(
         --size 256 --device cuda
       magicvideo data encode CLIPS SHARDS --model MODEL --size 256 --device cuda --ray
     """
+    encode_into(
+        out,
+        lambda: _open_originals(
+            source, size, every, holdout, kind=kind, longest_scene=longest_scene
+        ),
+        model,
+        Encoding(variants, clips_per_shard, device, threads, ray),
+        workers,
+    )
+
+
+def encode_into(
+    out: Path,
+    open_originals: Callable[[], "Originals"],
+    model: Path,
+    encoding: Encoding,
+    workers: int,
+) -> None:
+    """Make the shards that belong to this process, and say what became of them.
+
+    Args:
+        out: A new folder, or one begun by the same command.
+        open_originals: Finds the clips, once the rest is known to fit.
+        model: A model folder, or a run.
+        encoding: How.
+        workers: Shards that are made at a time.
+
+    Raises:
+        UserError: If something does not fit, or no clip can be used.
+    """
     import os
     from functools import partial
 
@@ -71,26 +128,33 @@ def encode(
     from magicvideo.errors import UserError
 
     rank = read_rank(os.environ)
-    if ray and rank.world > 1:
+    if encoding.ray and rank.world > 1:
         raise UserError("--ray spreads the work itself; run it as one process, without torchrun.")
-    originals = _open_originals(
-        source, size, every, holdout, kind=kind, longest_scene=longest_scene
-    )
-    run_jobs = _runner(workers, threads, device, ray=ray)
+    originals = open_originals()
+    device, threads = encoding.device or "cpu", _or(encoding.threads, 1)
+    run_jobs = _runner(workers, threads, device, ray=encoding.ray)
     with progress_bar(make_console(), "") as advance:
         report = encode_originals(
             originals,
             _open_folders(model),
             out,
             run_jobs,
-            variants=variants,
-            clips_per_shard=clips_per_shard,
+            variants=_or(encoding.variants, 4),
+            clips_per_shard=_or(encoding.clips_per_shard, 256),
             threads=threads,
             device=device,
             rank=rank,
             on_shard=partial(advance, "encoding"),
         )
     of_this = f" by process {rank.number} of {rank.world}" if rank.world > 1 else ""
+    _print_report(report, out, of_this)
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _print_report(report: "Report", out: Path, of_this: str) -> None:
     typer.echo(f"{out}: {report.made:,} shards made{of_this}, {report.kept:,} from before.")
     if report.missing:
         typer.echo(f"{report.missing:,} shards of other processes are to come, then the index.")
@@ -110,16 +174,13 @@ def _open_originals(
     longest_scene: bool,
 ) -> "Originals":
     from magicvideo.data.doctor import is_prepared
-    from magicvideo.data.prepare import check_settings
-    from magicvideo.data.sources.known import open_source
-    from magicvideo.encode.originals import prepared_originals, source_originals
+    from magicvideo.encode.originals import prepared_originals
     from magicvideo.errors import UserError
 
     if not is_prepared(source):
-        size, every = size or 64, every or 1
-        check_settings(size, every)
-        opened = open_source(source, holdout or 0.0, kind=kind, longest_scene=longest_scene)
-        return source_originals(opened, size, every)
+        return open_undecoded(
+            source, size or 64, every or 1, holdout or 0.0, kind=kind, longest_scene=longest_scene
+        )
     given = {"size": size, "every": every, "holdout": holdout, "source": kind}
     given["longest-scene"] = longest_scene or None
     for option, value in given.items():
@@ -129,6 +190,27 @@ def _open_originals(
                 "out, or encode the source itself."
             )
     return prepared_originals(source)
+
+
+def open_undecoded(
+    source: Path, size: int, every: int, holdout: float, *, kind: str | None, longest_scene: bool
+) -> "Originals":
+    """Return the clips of a source, which are decoded when they are encoded.
+
+    Raises:
+        UserError: If a setting does not fit, or the folder is no source.
+    """
+    from magicvideo.data.doctor import is_prepared
+    from magicvideo.data.prepare import check_settings
+    from magicvideo.data.sources.known import open_source
+    from magicvideo.encode.originals import source_originals
+    from magicvideo.errors import UserError
+
+    if is_prepared(source):
+        raise UserError(f"{source} is prepared already; make shards by `magicvideo data encode`.")
+    check_settings(size, every)
+    opened = open_source(source, holdout, kind=kind, longest_scene=longest_scene)
+    return source_originals(opened, size, every)
 
 
 def _open_folders(model: Path) -> "FrozenFolders":

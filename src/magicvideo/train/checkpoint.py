@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     ema: Ema
     step: int = 0
+
+    def kept_for(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
+        """Return what the optimizer keeps for a parameter, cut as the parameter is, if it is."""
+        return self.optimizer.state.get(parameter, {})
 
 
 class Checkpoints:
@@ -177,7 +181,7 @@ def _compare(found: set[str], expected: set[str], file: Path) -> None:
 def _optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
     """Yield what the optimizer keeps for each parameter; whole numbers become tensors."""
     for name, parameter in state.network.named_parameters():
-        for key, value in state.optimizer.state.get(parameter, {}).items():
+        for key, value in state.kept_for(parameter).items():
             if isinstance(value, int):
                 yield f"{name}/{key}{_WHOLE}", torch.tensor(value)
             elif isinstance(value, Tensor):

@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from magicvideo.diffusion.noise import generator_for, sample_draws
 from magicvideo.errors import UserError
@@ -27,6 +23,8 @@ from magicvideo.train.processes import Processes
 from magicvideo.train.settings import StageSettings
 from magicvideo.train.signals import SIGNALS, ignore_launcher, listening
 from magicvideo.train.task import AnyBatch, Task
+from magicvideo.train.updates import TorchUpdates
+from magicvideo.train.zero import ZeroState, ZeroUpdates
 
 CHECKPOINTS, PRODUCT = "checkpoints", "product"
 STAGE = "stage.json"
@@ -79,7 +77,6 @@ class Stage:
             UserError: If a loss or a gradient is not finite, or no checkpoint can be used.
             Interrupted: If SIGINT or SIGTERM came; a checkpoint is written first.
         """
-        AcceleratorState._reset_state()  # it holds one precision, and each stage has its own
         processes = Processes.of_launch(self.settings.mixed_precision)
         state = self._begin(task, processes)
         checkpoints = self._checkpoints(processes)
@@ -107,15 +104,17 @@ class Stage:
         network = processes.place(task.network)
         if settings.compile:
             compile_blocks(network)
-        if settings.optimizer != "adamw" and network is not task.network:
+        is_shared = network is not task.network or processes.zero_stage is not None
+        if settings.optimizer != "adamw" and is_shared:
             raise UserError(
-                f"{self.name}.optimizer={settings.optimizer} cannot update sharded weights; set "
-                "it to adamw, or launch without FSDP."
+                f"{self.name}.optimizer={settings.optimizer} cannot be shared out; set it to "
+                "adamw, or launch without FSDP and DeepSpeed."
             )
         optimizer = make_optimizer(network, settings)
         on_cpu = settings.ema_device == "cpu"
         ema = Ema(network, settings.ema_decay, torch.device("cpu") if on_cpu else None)
-        return TrainingState(network, optimizer, ema)
+        kind = TrainingState if processes.zero_stage is None else ZeroState
+        return kind(network, optimizer, ema)
 
     def _checkpoints(self, processes: Processes) -> Checkpoints:
         settings = self.settings
@@ -129,12 +128,15 @@ class Stage:
 
     def _run(self, run: "Run", log: Log | None) -> None:
         settings, state, processes = self.settings, run.state, run.processes
-        wrapped = processes.wrap(state.network)
-        optimizer = processes.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        updates: TorchUpdates | ZeroUpdates
+        if isinstance(state, ZeroState):
+            updates = ZeroUpdates(processes, state, settings)
+        else:
+            updates = TorchUpdates(processes, state)
         saved_at = time.monotonic()
         while state.step < settings.steps:
             started = time.monotonic()
-            values = self._update(run, wrapped, optimizer)
+            values = self._update(run, updates)
             values = _means(values, processes)
             values["seconds"] = time.monotonic() - started
             if log is not None:
@@ -173,9 +175,7 @@ class Stage:
                 "must not change"
             )
 
-    def _update(
-        self, run: "Run", network: nn.Module, optimizer: AcceleratedOptimizer
-    ) -> dict[str, float]:
+    def _update(self, run: "Run", updates: TorchUpdates | ZeroUpdates) -> dict[str, float]:
         """Make one update of the weights and of their averages, and return what to log."""
         settings, task, state, processes = self.settings, run.task, run.state, run.processes
         step = state.step
@@ -189,22 +189,19 @@ class Stage:
             count = settings.batch_size
             draws = sample_draws(position * count, count, self.seed, self.name, "sample")
             is_last = micro == settings.accumulate - 1
-            with processes.accumulating(network, is_last=is_last):
+            with updates.accumulating(is_last=is_last):
                 with processes.accelerator.autocast():
-                    losses = task.losses(network, batch, draws)
+                    losses = task.losses(updates.network, batch, draws)
                 self._check(losses["loss"].item(), "loss", step, batch)
-                processes.accelerator.backward(losses["loss"] / settings.accumulate)
+                updates.backward(losses["loss"] / settings.accumulate)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / settings.accumulate
-        processes.accelerator.unscale_gradients(optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
-        size = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        size = updates.clip(settings.clip_norm)
         scaler = processes.accelerator.scaler
         # of fp16: where gradients overflow it leaves this update out and scales the next ones less
         if scaler is None or scaler.get_scale() <= 1:
             self._check(size, "norm of the gradient", step, batch)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        updates.step()
         state.ema.update(state.network, step)
         state.step += 1
         return {

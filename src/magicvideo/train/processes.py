@@ -2,19 +2,17 @@
 
 import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, patch_environment
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import fully_shard
 
 from magicvideo.errors import UserError
 from magicvideo.train.blocks import blocks_of
@@ -28,18 +26,36 @@ def join() -> PartialState:
     """Join the other processes of this launch, if there are any, and tell which one this is.
 
     Raises:
-        UserError: If the launch asks for what is not supported or not installed.
+        UserError: If the launch asks for what is not supported.
     """
     if _is_set(_DEEPSPEED):
-        raise UserError(
-            "This launch asks for DeepSpeed, whose checkpoints magicvideo cannot read back; FSDP2 "
-            "shards the same state: use examples/accelerate/fsdp2.yaml."
-        )
+        _check_deepspeed()
     if _is_set(_FSDP) and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("FSDP has to be version 2: set fsdp_version: 2 in accelerate's settings.")
     if _is_set(_FSDP) and _is_set("FSDP_OFFLOAD_PARAMS"):
         raise UserError("Weights cannot be offloaded: set fsdp_offload_params: false.")
-    return PartialState(cpu=_is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    # DeepSpeed joins the group that is there; accelerate would begin one by its rules
+    with patch_environment(**{_DEEPSPEED: "false"}):
+        on_cpu = _is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        return PartialState(cpu=on_cpu)
+
+
+def _check_deepspeed() -> None:
+    stage = _asked_of_deepspeed("ZERO_STAGE", "2")
+    if stage not in ("1", "2"):
+        raise UserError(
+            f"zero_stage={stage} is not supported; take 1 or 2, or FSDP2, which shares out weights "
+            "too: examples/accelerate/fsdp2.yaml."
+        )
+    for name in ("OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE"):
+        if _asked_of_deepspeed(name, "none") != "none":
+            raise UserError(
+                f"deepspeed_{name.lower()} is not supported: leave it out of accelerate's settings."
+            )
+
+
+def _asked_of_deepspeed(name: str, default: str) -> str:
+    return os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", default)
 
 
 def _is_set(name: str) -> bool:
@@ -53,10 +69,12 @@ class Processes:
     Attributes:
         accelerator: Knows the device, the precision and the group.
         shards: Whether each process holds a part of the weights (FSDP2), and not all (DDP).
+        zero_stage: Of DeepSpeed, 1 or 2, where it shares out moments, or moments and gradients.
     """
 
     accelerator: Accelerator
     shards: bool
+    zero_stage: int | None
 
     @classmethod
     def of_launch(cls, mixed_precision: Literal["no", "bf16", "fp16"]) -> "Processes":
@@ -66,14 +84,23 @@ class Processes:
             UserError: If the launch asks for what is not supported.
         """
         state = join()
-        if _is_set(_FSDP) and mixed_precision == "fp16":
-            raise UserError("mixed_precision=fp16 does not go with FSDP; set it to bf16.")
-        # networks are sharded here, by their own blocks, so accelerate need not know of it
-        with patch_environment(**{_FSDP: "false"}):
+        if (_is_set(_FSDP) or _is_set(_DEEPSPEED)) and mixed_precision == "fp16":
+            raise UserError(
+                "mixed_precision=fp16 does not go with FSDP or DeepSpeed; set it to bf16."
+            )
+        AcceleratorState._reset_state()  # it holds one precision, and each stage has its own
+        # what is shared out is decided here, so accelerate need not know of it
+        with patch_environment(**{_FSDP: "false", _DEEPSPEED: "false"}):
             accelerator = Accelerator(
                 mixed_precision=mixed_precision, cpu=state.device.type == "cpu"
             )
-        return cls(accelerator, shards=_is_set(_FSDP) and state.num_processes > 1)
+        is_alone = state.num_processes == 1
+        uses_zero = _is_set(_DEEPSPEED) and not is_alone
+        return cls(
+            accelerator,
+            shards=_is_set(_FSDP) and not is_alone,
+            zero_stage=int(_asked_of_deepspeed("ZERO_STAGE", "2")) if uses_zero else None,
+        )
 
     @property
     def count(self) -> int:
@@ -121,25 +148,6 @@ class Processes:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return network
         return _sharded(network, self.accelerator.device, self.count)
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Return what is called in training, for gradients that are means over processes."""
-        if isinstance(network, FSDPModule):
-            return network
-        wrapped: nn.Module = self.accelerator.prepare_model(network)
-        return wrapped
-
-    @contextmanager
-    def accumulating(self, network: nn.Module, *, is_last: bool) -> Iterator[None]:
-        """Let processes exchange gradients with the last of the accumulated batches alone."""
-        if isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(is_last)
-            yield
-        elif isinstance(network, DistributedDataParallel) and not is_last:
-            with network.no_sync():
-                yield
-        else:
-            yield
 
     def has_lost_one(self, error: RuntimeError) -> bool:
         """Return whether an error says that another process is gone."""
