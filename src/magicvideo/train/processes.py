@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ def join() -> PartialState:
     """Join the other processes of this launch, if there are any, and tell which one this is.
 
     Raises:
-        UserError: If the launch asks for what is not supported.
+        UserError: If the launch asks for what is not supported or not installed.
     """
     if _is_set(_DEEPSPEED):
         _check_deepspeed()
@@ -51,6 +52,11 @@ def _check_deepspeed() -> None:
             raise UserError(
                 f"deepspeed_{name.lower()} is not supported: leave it out of accelerate's settings."
             )
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "This launch asks for DeepSpeed, which is not installed: pip install "
+            "'magicvideo[deepspeed]', or use examples/accelerate/fsdp2.yaml."
+        )
 
 
 def _asked_of_deepspeed(name: str, default: str) -> str:
@@ -82,11 +88,11 @@ class Processes:
         Raises:
             UserError: If the launch asks for what is not supported.
         """
-        state = join()
         if (_is_set(_FSDP) or _is_set(_DEEPSPEED)) and mixed_precision == "fp16":
             raise UserError(
                 "mixed_precision=fp16 does not go with FSDP or DeepSpeed; set it to bf16."
             )
+        state = join()
         # what is shared out is decided here, so accelerate need not know of it
         with patch_environment(**{_FSDP: "false", _DEEPSPEED: "false"}):
             accelerator = Accelerator(
