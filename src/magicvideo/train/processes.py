@@ -147,16 +147,24 @@ class Processes:
         process makes of the averaged weights. A network with a number for a parameter, such as
         CLIP's temperature, cannot be sharded and is copied to every process.
         """
-        if not self.shards or any(p.ndim == 0 for p in network.parameters()):
+        if not self.shards or _has_number(network):
             network.to(self.accelerator.device)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return network
         return _sharded(network, self.accelerator.device, self.count)
 
+    def uses_zero(self, network: nn.Module) -> bool:
+        """Return whether DeepSpeed shares out a network's moments; it takes no numbers either."""
+        return self.zero_stage is not None and not _has_number(network)
+
     def has_lost_one(self, error: RuntimeError) -> bool:
         """Return whether an error says that another process is gone."""
         is_theirs = isinstance(error, distributed.DistError)
         return self.count > 1 and (is_theirs or any(sign in str(error) for sign in _LOST))
+
+
+def _has_number(network: nn.Module) -> bool:
+    return any(p.ndim == 0 for p in network.parameters())
 
 
 def _sharded(network: nn.Module, device: torch.device, count: int) -> nn.Module:
