@@ -93,7 +93,12 @@ def test_a_dry_run_shows_settings_and_cost_and_trains_nothing(write):
 
 
 @pytest.mark.parametrize(
-    "config", ["ddp", "fsdp2", pytest.param("deepspeed", marks=NEEDS_DEEPSPEED)]
+    "config",
+    [
+        "ddp",
+        pytest.param("fsdp2", marks=pytest.mark.slow),
+        pytest.param("deepspeed", marks=(pytest.mark.slow, NEEDS_DEEPSPEED)),
+    ],
 )
 def test_the_shipped_settings_of_accelerate_launch_two_processes(config, write):
     recipe, output = write(config)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import keyframe_runs
 import pytest
@@ -106,3 +107,11 @@ def test_half_precision_that_needs_scaling_is_refused_where_gradients_are_shared
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set it to bf16"):
         Processes.of_launch("fp16")
+
+
+def test_deepspeed_is_asked_for_by_name_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    for name, value in DEEPSPEED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"pip install 'magicvideo\[deepspeed\]'"):
+        join()

@@ -104,8 +104,8 @@ class Stage:
         network = processes.place(task.network)
         if settings.compile:
             compile_blocks(network)
-        is_shared = network is not task.network or processes.zero_stage is not None
-        if settings.optimizer != "adamw" and is_shared:
+        uses_zero = processes.uses_zero(network)
+        if settings.optimizer != "adamw" and (uses_zero or network is not task.network):
             raise UserError(
                 f"{self.name}.optimizer={settings.optimizer} cannot be shared out; set it to "
                 "adamw, or launch without FSDP and DeepSpeed."
@@ -113,7 +113,7 @@ class Stage:
         optimizer = make_optimizer(network, settings)
         on_cpu = settings.ema_device == "cpu"
         ema = Ema(network, settings.ema_decay, torch.device("cpu") if on_cpu else None)
-        kind = TrainingState if processes.zero_stage is None else ZeroState
+        kind = ZeroState if uses_zero else TrainingState
         return kind(network, optimizer, ema)
 
     def _checkpoints(self, processes: Processes) -> Checkpoints:

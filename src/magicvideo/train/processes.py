@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ def join() -> PartialState:
     """Join the other processes of this launch, if there are any, and tell which one this is.
 
     Raises:
-        UserError: If the launch asks for what is not supported.
+        UserError: If the launch asks for what is not supported or not installed.
     """
     if _is_set(_DEEPSPEED):
         _check_deepspeed()
@@ -52,6 +53,11 @@ def _check_deepspeed() -> None:
             raise UserError(
                 f"deepspeed_{name.lower()} is not supported: leave it out of accelerate's settings."
             )
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "This launch asks for DeepSpeed, which is not installed: pip install "
+            "'magicvideo[deepspeed]', or use examples/accelerate/fsdp2.yaml."
+        )
 
 
 def _asked_of_deepspeed(name: str, default: str) -> str:
@@ -83,11 +89,11 @@ class Processes:
         Raises:
             UserError: If the launch asks for what is not supported.
         """
-        state = join()
         if (_is_set(_FSDP) or _is_set(_DEEPSPEED)) and mixed_precision == "fp16":
             raise UserError(
                 "mixed_precision=fp16 does not go with FSDP or DeepSpeed; set it to bf16."
             )
+        state = join()
         AcceleratorState._reset_state()  # it holds one precision, and each stage has its own
         # what is shared out is decided here, so accelerate need not know of it
         with patch_environment(**{_FSDP: "false", _DEEPSPEED: "false"}):
@@ -143,16 +149,24 @@ class Processes:
         process makes of the averaged weights. A network with a number for a parameter, such as
         CLIP's temperature, cannot be sharded and is copied to every process.
         """
-        if not self.shards or any(p.ndim == 0 for p in network.parameters()):
+        if not self.shards or _has_number(network):
             network.to(self.accelerator.device)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return network
         return _sharded(network, self.accelerator.device, self.count)
 
+    def uses_zero(self, network: nn.Module) -> bool:
+        """Return whether DeepSpeed shares out a network's moments; it takes no numbers either."""
+        return self.zero_stage is not None and not _has_number(network)
+
     def has_lost_one(self, error: RuntimeError) -> bool:
         """Return whether an error says that another process is gone."""
         is_theirs = isinstance(error, distributed.DistError)
         return self.count > 1 and (is_theirs or any(sign in str(error) for sign in _LOST))
+
+
+def _has_number(network: nn.Module) -> bool:
+    return any(p.ndim == 0 for p in network.parameters())
 
 
 def _sharded(network: nn.Module, device: torch.device, count: int) -> nn.Module:

@@ -10,14 +10,12 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
-from magicvideo.errors import UserError
 from magicvideo.train.checkpoint import TrainingState
 from magicvideo.train.processes import Processes
 from magicvideo.train.settings import StageSettings
@@ -50,9 +48,6 @@ class ZeroUpdates:
 
     Attributes:
         network: What is called in training, for gradients that are means over processes.
-
-    Raises:
-        UserError: If DeepSpeed is not installed.
     """
 
     def __init__(self, processes: Processes, state: ZeroState, settings: StageSettings) -> None:
@@ -82,11 +77,6 @@ class ZeroUpdates:
 
 
 def _engine(processes: Processes, state: TrainingState, settings: StageSettings) -> Any:  # noqa: ANN401
-    if find_spec("deepspeed") is None:
-        raise UserError(
-            "This launch asks for DeepSpeed, which is not installed: pip install "
-            "'magicvideo[deepspeed]', or use examples/accelerate/fsdp2.yaml."
-        )
     with patch_environment(ds_accelerator=processes.accelerator.device.type):
         import deepspeed
     # on a CPU it would compile this operator now, which inference alone uses
