@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import keyframe_runs
 import pytest
@@ -115,3 +116,12 @@ def test_deepspeed_is_asked_for_by_name_where_it_is_not_installed(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"pip install 'magicvideo\[deepspeed\]'"):
         join()
+
+
+def test_a_network_with_a_number_is_not_shared_out_by_deepspeed():
+    processes = replace(Processes.of_launch("no"), zero_stage=2)
+    network = torch.nn.Linear(3, 2)
+    assert processes.uses_zero(network)
+    assert not replace(processes, zero_stage=None).uses_zero(network)
+    network.temperature = torch.nn.Parameter(torch.tensor(1.0))
+    assert not processes.uses_zero(network)
