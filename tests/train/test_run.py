@@ -154,6 +154,8 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     assert steps == dict.fromkeys(STAGES, 4)
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["default_fps"] == trained.defaults.fps
+    for config in (tmp_path / "model").rglob("config.json"):
+        assert "_name_or_path" not in json.loads(config.read_text()), config  # a folder of training
 
 
 def test_what_was_exported_makes_a_video(trained, tmp_path):

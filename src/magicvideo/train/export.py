@@ -71,6 +71,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     with atomic_folder(output) as partial:
         for name, folder in parts.items():
             shutil.copytree(folder, partial / name)
+            _forget_origin(partial / name / "config.json")
         words = parts["tokenizer"].parent / WORDS
         if words.is_file():  # a model made from Stable Diffusion knows none
             shutil.copyfile(words, partial / WORDS)
@@ -95,6 +96,15 @@ def recipe_of(run: Path) -> Recipe:
     values = json.loads(settings.read_text(encoding="utf-8"))
     # a run may have been moved since its recipe was written
     return Recipe.model_validate({**values, "output": run})
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the folder that a component was read from in training: it is another's business."""
+    if not config.is_file():
+        return
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _parts(recipe: Recipe) -> dict[str, Path]:
