@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from magicvideo.data.shards.packing import pack, unpack
 
-NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32)
+NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2.0**-110 else 0.0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -31,3 +31,9 @@ def test_the_scale_is_a_power_of_two_and_the_largest_fills_the_range(largest):
 def test_nothing_but_zeros_stays_zeros():
     stored, scale = pack(np.zeros((2, 3), np.float32))
     assert not unpack(stored, scale).any()
+
+
+def test_numbers_too_small_for_a_scale_lose_digits_and_nothing_else():
+    values = np.array([1e-43, -3e-39, 0.0], np.float32)
+    back = unpack(*pack(values)).numpy()
+    np.testing.assert_allclose(back, values, rtol=2.0**-11, atol=2.0**-148)
