@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.gaps import blend, fill_gaps, key_pairs, weave
+from magicvideo.diffusion.gaps import fill_gaps, key_pairs, weave
 from magicvideo.diffusion.sampler import make_scheduler
+from magicvideo.models.interpolation import blend
 
 SHAPE = (2, 4, 3, 5, 6)  # b f c h w
 CONFIG = {
@@ -41,8 +42,14 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
     torch.manual_seed(1)
     pairs, truth = torch.randn(6, 2, 3, 5, 6), torch.randn(6, 3, 3, 5, 6)
     scheduler = make_scheduler(CONFIG, "ddim")
-    residuals = (truth - blend(pairs, 3)) / 0.3
+    estimated, unit = torch.randn_like(truth), torch.rand(6, 1, 1, 1, 1) + 0.1
+    residuals = (truth - estimated) / unit
     seen = []
+
+    def estimate(keys, level):
+        assert torch.equal(keys, pairs)
+        assert level.tolist() == [40] * 6
+        return estimated, unit
 
     def oracle(x, timestep, keys, level, _tokens, _fps):
         assert torch.equal(keys, pairs)
@@ -53,8 +60,8 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
         return kept.sqrt() * noise - (1 - kept).sqrt() * residuals
 
     made = fill_gaps(
+        estimate,
         oracle,
-        0.3,
         pairs,
         torch.randn_like(truth),
         scheduler,

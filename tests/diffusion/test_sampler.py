@@ -112,6 +112,23 @@ def test_guidance_pushes_away_from_the_negative(sampler):
     assert (made - run(toy, scheduler, noise=noise)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(("stop", "guided"), [(0.0, 0), (0.25, 2), (0.3, 3), (0.75, 6), (1.0, 8)])
+def test_guidance_ends_where_it_is_told_to(stop, guided):
+    scheduler, noise, sizes = make_scheduler(stored(), "ddim"), torch.randn(SHAPE), []
+
+    def count(latents, *given):
+        sizes.append(len(latents) // VIDEOS)
+        return toy(latents, *given)
+
+    for _ in range(2):
+        made = run(count, scheduler, guidance_scale=3.5, noise=noise, guidance_stop=stop)
+    assert sizes == ([2] * guided + [1] * (8 - guided)) * 2
+    whole = run(toy, scheduler, guidance_scale=3.5, noise=noise)
+    plain = run(toy, scheduler, noise=noise)
+    assert torch.equal(made, whole) == (guided == 8)
+    assert torch.equal(made, plain) == (guided == 0)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_a_scheduler_remembers_nothing(sampler):
     scheduler, noise = make_scheduler(stored(), sampler), torch.randn(SHAPE)

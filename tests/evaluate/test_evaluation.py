@@ -29,7 +29,7 @@ def test_videos_are_asked_for_at_the_pace_of_their_real_clip(evaluation, every_c
     assert (request.prompt, request.seed) == (prompt.caption, prompt.seed) == (prompt.caption, 3)
     assert (request.fps, request.num_frames) == (8.0, FRAMES)  # 24 frames a second at stride 3
     assert (request.scheduler, request.num_inference_steps) == ("ddim", 20)
-    assert request.guidance_scale == 2.5
+    assert (request.guidance_scale, request.guidance_stop) == (2.5, 0.75)
 
 
 def test_the_reference_is_real_clips_other_than_the_prompts(evaluation, emoji, every_clip):

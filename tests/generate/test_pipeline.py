@@ -51,6 +51,7 @@ def test_prompt_seed_fps_frames_and_settings_all_matter(pipeline):
         {"seed": 4},
         {"fps": 23.0},
         {"guidance_scale": 1.0},
+        {"guidance_stop": 0.5},
         {"negative_prompt": "a dog"},
         {"num_inference_steps": 5},
         {"interpolation_steps": 1},

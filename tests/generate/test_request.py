@@ -47,6 +47,13 @@ def test_a_foreign_comment_is_no_request(text):
     assert from_json(text) is None
 
 
+def test_files_of_before_guidance_could_end_were_guided_to_the_end(request_of):
+    holder = json.loads(request_of(guidance_stop=0.4).to_json())
+    assert from_json(json.dumps(holder)).guidance_stop == 0.4
+    del holder["magicvideo"]["guidance_stop"]
+    assert from_json(json.dumps(holder)).guidance_stop == 1.0
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -77,6 +84,7 @@ def test_a_request_of_a_newer_version_is_refused_by_name(request_of, change, nam
         ({"num_inference_steps": 1001}, "number of steps is 1001"),
         ({"guidance_scale": float("inf")}, "guidance scale is inf"),
         ({"guidance_scale": -1.0}, "guidance scale is -1"),
+        ({"guidance_stop": 1.01}, "end of guidance is 1.01; it must be a number from 0 to 1"),
         ({"enlarge": 33}, "enlargement is 33"),
         ({"scheduler": "euler"}, "'euler' is not known; choose ddim or dpm\\+\\+"),
         ({"negative_prompt": "dog", "guidance_scale": 1.0}, "negative prompt works through"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.interpolation import Interpolator, blend, difference
 from magicvideo.models.unet import VideoUNet
 
 CHANNELS, INSERTED, TOKENS, WIDTH = 3, 2, 5, 12
@@ -19,7 +19,14 @@ COMMON = {
 
 def make_interpolator():
     torch.manual_seed(3)
-    return Interpolator(latent_channels=CHANNELS, num_inserted=INSERTED, **COMMON)
+    return Interpolator(
+        latent_channels=CHANNELS,
+        num_inserted=INSERTED,
+        residual_scale=0.3,
+        estimate_channels=16,
+        estimate_blocks=2,
+        **COMMON,
+    )
 
 
 def randomise(network):
@@ -44,10 +51,12 @@ def inputs():
 def test_every_input_reaches_every_new_frame(inputs):
     network = make_interpolator()
     randomise(network)
-    before = network(**inputs)
+    before = network.denoise(**inputs)
     assert before.shape == inputs["residuals"].shape
     for name, value in inputs.items():
-        changed = network(**{**inputs, name: value + 40 if value.dim() == 1 else value.flip(-1)})
+        changed = network.denoise(
+            **{**inputs, name: value + 40 if value.dim() == 1 else value.flip(-1)}
+        )
         assert ((changed - before).flatten(2).abs().amax(dim=2) > 1e-6).all(), name
 
 
@@ -56,7 +65,7 @@ def test_both_keys_are_seen_from_every_new_frame(inputs):
     randomise(network)
     for end in (0, 1):
         keys = inputs["keys"].clone().requires_grad_()
-        made = network(**{**inputs, "keys": keys})
+        made = network.denoise(**{**inputs, "keys": keys})
         for place in range(INSERTED):
             (gradient,) = torch.autograd.grad(made[:, place].sum(), keys, retain_graph=True)
             assert gradient[:, end].abs().sum() > 1e-4
@@ -81,7 +90,7 @@ def test_it_starts_with_what_the_key_frame_network_knows(inputs):
     # nothing is added to the blend before the first update has been made
     shift = theirs["conv_out_adaptor.shift"].mean(dim=0)[:, None, None]
     torch.testing.assert_close(
-        network(**inputs), shift.expand_as(inputs["residuals"]), atol=1e-6, rtol=0
+        network.denoise(**inputs), shift.expand_as(inputs["residuals"]), atol=1e-6, rtol=0
     )
 
 
@@ -106,7 +115,62 @@ def test_a_saved_network_is_the_network(inputs, tmp_path):
     network.save_pretrained(tmp_path)
     loaded = Interpolator.from_pretrained(tmp_path)
     assert loaded.config.residual_scale == 0.4
-    assert torch.equal(loaded(**inputs), network(**inputs))
+    for found, saved in zip(loaded(**inputs), network(**inputs), strict=True):
+        assert torch.equal(found, saved)
+
+
+def test_the_estimate_is_the_linear_blend_until_it_has_learned(inputs):
+    network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
+    estimated, unit = network.estimate(keys, level)
+    assert torch.equal(estimated, blend(keys, INSERTED))
+    apart = (keys[:, 1] - keys[:, 0]).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(unit.flatten(), 0.3 * (apart + 0.03))
+    randomise(network)
+    learned, _ = network.estimate(keys, level)
+    assert ((learned - estimated).flatten(2).abs().amax(dim=2) > 1e-3).all()
+    # where nothing moves, what an estimate adds is held small
+    still = keys[:, :1].expand(-1, 2, -1, -1, -1)
+    added, _ = network.estimate(still, level)
+    assert (added - still[:, :1]).abs().max() < 0.2 * (learned - estimated).abs().max()
+
+
+def test_the_estimate_hears_of_keys_and_noise_alike_in_any_company(inputs):
+    network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
+    randomise(network)
+    together, units = network.estimate(keys, level)
+    for place in range(len(keys)):
+        alone, unit = network.estimate(keys[place : place + 1], level[place : place + 1])
+        torch.testing.assert_close(alone[0], together[place], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(unit[0], units[place])
+    noisier, _ = network.estimate(keys, level + 300)
+    assert (noisier - together).abs().max() > 1e-4
+    swapped, _ = network.estimate(keys.flip(1), level)
+    assert (swapped - together).abs().max() > 1e-3
+
+
+def test_training_compares_what_both_networks_say(inputs):
+    network = make_interpolator()
+    randomise(network)
+    few = {
+        name: value if name in ("keys", "noise_level") else value[:3]
+        for name, value in inputs.items()
+    }
+    prediction, correction = network(**few)
+    alone = {name: value[:3] for name, value in inputs.items()}
+    torch.testing.assert_close(prediction, network.denoise(**alone))
+    keys = inputs["keys"]
+    estimated, unit = network.estimate(keys, inputs["noise_level"])
+    torch.testing.assert_close(
+        correction, (estimated - blend(keys, INSERTED)) / unit, atol=1e-4, rtol=1e-4
+    )
+    assert prediction.shape == (3, INSERTED, CHANNELS, 4, 6)
+    assert correction.shape == (7, INSERTED, CHANNELS, 4, 6)
+
+
+def test_the_difference_of_keys_is_that_of_each_gap_alone():
+    keys = torch.zeros(2, 2, CHANNELS, 4, 6)
+    keys[0, 1] = 0.5
+    torch.testing.assert_close(difference(keys).flatten(), torch.tensor([0.53, 0.03]))
 
 
 def test_a_noise_level_belongs_to_networks_that_know_it(inputs):

@@ -111,6 +111,10 @@ class Choices:
     guidance: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
     ] = None
+    guidance_stop: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps after which guidance ends; 1 guides all of them."),
+    ] = None
     scheduler: Annotated[str | None, typer.Option(help="ddim, or dpm++ (DPM-Solver++).")] = None
     frames: Annotated[int | None, typer.Option(help="Number of key frames.")] = None
     fps: Annotated[float | None, typer.Option(help="Key frames a second.")] = None
@@ -149,6 +153,7 @@ class Choices:
             fps=self.fps,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
+            guidance_stop=self.guidance_stop,
             scheduler=self.scheduler,
             enlarge=self.enlarge,
             stages=None if stages is None else tuple(name.strip() for name in stages),

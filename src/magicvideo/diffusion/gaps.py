@@ -1,4 +1,4 @@
-"""The gaps between key frames: blended, then corrected by diffusion, then woven into the video."""
+"""The gaps between key frames: estimated, corrected by diffusion, then woven into the video."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -15,19 +15,14 @@ Keys: TypeAlias = Float[Tensor, "g 2 c h w"]
 Inserted: TypeAlias = Float[Tensor, "g k c h w"]
 # (noisy residuals, timestep `g`, keys, noise level `g`, tokens, fps `g`) to its prediction
 GapDenoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+# (keys, noise level `g`) to the new frames and the unit of what is left, `g 1 1 1 1`
+GapEstimator: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def key_pairs(keys: Latents) -> Keys:
     """Return the two ends of every gap, the gaps of a video one after the other."""
     pairs = torch.stack([keys[:, :-1], keys[:, 1:]], dim=2)
     return rearrange(pairs, "b gaps two c h w -> (b gaps) two c h w")
-
-
-def blend(keys: Keys, num_inserted: int) -> Inserted:
-    """Return the frames between two keys by linear interpolation of the latents."""
-    weights = torch.arange(1, num_inserted + 1, device=keys.device) / (num_inserted + 1)
-    first, second = keys[:, :1], keys[:, 1:]
-    return torch.lerp(first, second, weights.to(keys.dtype)[:, None, None, None])
 
 
 def weave(keys: Latents, inserted: Inserted) -> Float[Tensor, "b all c h w"]:
@@ -39,8 +34,8 @@ def weave(keys: Latents, inserted: Inserted) -> Float[Tensor, "b all c h w"]:
 
 @torch.no_grad()
 def fill_gaps(
+    estimate: GapEstimator,
     denoise: GapDenoiser,
-    residual_scale: float,
     pairs: Keys,
     noise: Inserted,
     scheduler: Scheduler,
@@ -50,11 +45,11 @@ def fill_gaps(
     fps: Float[Tensor, "g"],
     on_step: Callable[[int], None] | None = None,
 ) -> Inserted:
-    """Return the new frames of gaps: the blend of the keys, and what the denoiser adds to it.
+    """Return the new frames of gaps: an estimate, and what the denoiser adds to it.
 
     Args:
-        denoise: Predicts from noisy residuals, as `models.interpolation.Interpolator` does.
-        residual_scale: Standard deviation of what blending gets wrong.
+        estimate: Tells the new frames in one pass, as `models.interpolation.Interpolator` does.
+        denoise: Predicts from noisy residuals, likewise.
         pairs: Both keys of each gap, noised up to `noise_level`.
         noise: Standard normal, in the shape of the result.
         scheduler: Tells the diffusion steps.
@@ -71,4 +66,5 @@ def fill_gaps(
 
     # the keys say nearly all; moving away from an empty prompt would add nothing but cost
     residuals = sample(denoise_gaps, noise, scheduler, num_steps, 1.0, tokens, tokens, fps, on_step)
-    return blend(pairs, noise.shape[1]) + residual_scale * residuals
+    estimated, unit = estimate(pairs, level)
+    return estimated + unit * residuals

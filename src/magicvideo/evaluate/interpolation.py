@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.diffusion.gaps import blend, key_pairs, weave
+from magicvideo.diffusion.gaps import key_pairs, weave
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import Prompt, draw_prompts, from_bytes, real_videos, to_bytes
 from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
@@ -22,6 +22,7 @@ from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Settings
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
+from magicvideo.models.interpolation import blend
 from magicvideo.shapes import Frames, Latents
 
 LATENT_BLEND, PIXEL_BLEND = "blend of latents", "blend of pixels"

@@ -70,6 +70,7 @@ class Protocol(_Settings):
     scheduler: SamplerName
     num_inference_steps: PositiveInt
     guidance_scale: PositiveFloat
+    guidance_stop: float = Field(default=1.0, ge=0, le=1)
     pool_size: int = Field(ge=2)
     reference_clips: int = Field(ge=2)
     covariance_divisor: Divisor

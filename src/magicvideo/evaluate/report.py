@@ -51,10 +51,12 @@ def as_markdown(result: Result, command: str) -> str:
 
 
 def _method(protocol: Protocol) -> str:
+    stop = protocol.guidance_stop
+    until = "" if stop == 1 else f" in the first {stop:.0%} of them"
     return (
         f"{protocol.num_frames} frames at the rate of real clips at stride {protocol.stride}, "
         f"{protocol.scheduler} with {protocol.num_inference_steps} steps, guidance "
-        f"{protocol.guidance_scale:g}, one video a prompt, seed of prompt k is k; prompts, "
+        f"{protocol.guidance_scale:g}{until}, one video a prompt, seed of prompt k is k; prompts, "
         f"backgrounds and pools drawn with seed {protocol.seed}. All videos are read in 8 bits."
     )
 

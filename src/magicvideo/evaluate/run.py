@@ -114,6 +114,7 @@ class Evaluation:
             fps=dataset.clips[prompt.index].fps / protocol.stride,
             num_inference_steps=protocol.num_inference_steps,
             guidance_scale=protocol.guidance_scale,
+            guidance_stop=protocol.guidance_stop,
             scheduler=protocol.scheduler,
             stages=("keyframes",),
         )

@@ -73,6 +73,7 @@ class ModelIndex(BaseModel):
     default_fps: float = 8.0
     default_steps: int = 25
     default_guidance_scale: float = 4.0
+    default_guidance_stop: float = Field(default=1.0, ge=0, le=1)
     default_scheduler: str = "ddim"
     default_interpolation_steps: int = Field(default=8, ge=1)
     default_upscaler_steps: int = Field(default=2, ge=1)

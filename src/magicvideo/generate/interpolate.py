@@ -55,8 +55,8 @@ def interpolate_latents(
         level = torch.tensor([noise_level], device=keys.device)
         seen = scheduler.add_noise(keys, blur, level)
     new = fill_gaps(
-        interpolator,
-        interpolator.config.residual_scale,
+        interpolator.estimate,
+        interpolator.denoise,
         key_pairs(seen),
         noise,
         scheduler,

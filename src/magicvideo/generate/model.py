@@ -47,6 +47,7 @@ class VideoModel(DiffusionPipeline):
         default_fps: Key frames a second where a call gives none.
         default_steps: Diffusion steps where a call gives none.
         default_guidance_scale: Guidance where a call gives none.
+        default_guidance_stop: Share of the steps after which guidance ends.
         default_scheduler: `ddim` or `dpm++`, where a call gives none.
         default_interpolation_steps: Diffusion steps of the interpolation.
         default_upscaler_steps: Diffusion steps of the super-resolution.
@@ -76,6 +77,7 @@ class VideoModel(DiffusionPipeline):
         default_fps: float = 8.0,
         default_steps: int = 25,
         default_guidance_scale: float = 4.0,
+        default_guidance_stop: float = 1.0,
         default_scheduler: str = "ddim",
         default_interpolation_steps: int = 8,
         default_upscaler_steps: int = 2,
@@ -102,6 +104,7 @@ class VideoModel(DiffusionPipeline):
             default_fps=default_fps,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
+            default_guidance_stop=default_guidance_stop,
             default_scheduler=default_scheduler,
             default_interpolation_steps=default_interpolation_steps,
             default_upscaler_steps=default_upscaler_steps,
@@ -151,6 +154,7 @@ class VideoModel(DiffusionPipeline):
             default_fps=index.default_fps,
             default_steps=index.default_steps,
             default_guidance_scale=index.default_guidance_scale,
+            default_guidance_stop=index.default_guidance_stop,
             default_scheduler=index.default_scheduler,
             default_interpolation_steps=index.default_interpolation_steps,
             default_upscaler_steps=index.default_upscaler_steps,
@@ -264,6 +268,7 @@ class VideoModel(DiffusionPipeline):
             default_fps=config.default_fps,
             default_steps=config.default_steps,
             default_guidance_scale=config.default_guidance_scale,
+            default_guidance_stop=config.default_guidance_stop,
             default_scheduler=config.default_scheduler,
             stages=tuple(name for name in STAGES if present[name]),
             num_inserted=self.interpolator.config.num_inserted if self.interpolator else 0,

@@ -49,6 +49,7 @@ class MagicVideoPipeline(VideoModel):
         fps: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_stop: float | None = None,
         seed: int | list[int] | None = None,
         scheduler: str | None = None,
         stages: tuple[str, ...] | None = None,
@@ -67,6 +68,7 @@ class MagicVideoPipeline(VideoModel):
             fps: Key frames a second: the network paces the motion by it.
             num_inference_steps: Diffusion steps of the key frames.
             guidance_scale: 1 is no guidance.
+            guidance_stop: Share of those steps after which guidance ends; 1 guides all of them.
             seed: One for each prompt, or that of the first, from which the others count on. By
                 default a random one, to be found in the request of each video.
             scheduler: `ddim` or `dpm++`.
@@ -86,6 +88,7 @@ class MagicVideoPipeline(VideoModel):
             fps=fps,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_stop=guidance_stop,
             scheduler=scheduler,
             stages=stages,
             interpolation_steps=interpolation_steps,
@@ -209,6 +212,7 @@ class MagicVideoPipeline(VideoModel):
             negative_tokens,
             torch.tensor([request.fps], device=self.device),
             _reporter(progress, "key frames", steps),
+            request.guidance_stop,
         )
 
     def interpolate(

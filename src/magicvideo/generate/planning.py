@@ -26,6 +26,7 @@ class ModelTraits:
         default_fps: Frames a second.
         default_steps: Diffusion steps.
         default_guidance_scale: Guidance.
+        default_guidance_stop: Share of the steps after which it ends.
         default_scheduler: `ddim` or `dpm++`.
         stages: What it has networks for.
         num_inserted: New frames between two key frames.
@@ -43,6 +44,7 @@ class ModelTraits:
     default_fps: float
     default_steps: int
     default_guidance_scale: float
+    default_guidance_stop: float
     default_scheduler: str
     stages: tuple[str, ...]
     num_inserted: int
@@ -73,6 +75,7 @@ class ModelTraits:
                 fps=float(_or(settings.fps, self.default_fps)),
                 num_inference_steps=_or(settings.num_inference_steps, self.default_steps),
                 guidance_scale=float(_or(settings.guidance_scale, self.default_guidance_scale)),
+                guidance_stop=float(_or(settings.guidance_stop, self.default_guidance_stop)),
                 scheduler=_or(settings.scheduler, self.default_scheduler),
                 enlarge=_or(settings.enlarge, max(1, _PLEASANT_SIDE // side)),
                 stages=stages,

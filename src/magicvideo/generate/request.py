@@ -33,6 +33,7 @@ class Settings:
         fps: Key frames a second: the motion is paced by it. Interpolation multiplies it.
         num_inference_steps: Diffusion steps.
         guidance_scale: 1 is no guidance.
+        guidance_stop: Share of the diffusion steps after which guidance ends; 1 guides all.
         scheduler: `ddim` or `dpm++`.
         enlarge: Factor by which files enlarge the frames; by default the shorter side reaches 256.
         stages: What makes the video, in order: key frames, and what is to follow them; by default
@@ -46,6 +47,7 @@ class Settings:
     fps: float | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_stop: float | None = None
     scheduler: str | None = None
     enlarge: int | None = None
     stages: tuple[str, ...] | None = None
@@ -58,6 +60,7 @@ class Settings:
         _check_number("The frame rate", self.fps, 1.0, 60.0)
         _check_whole("The number of steps", self.num_inference_steps, 1, 1000)
         _check_number("The guidance scale", self.guidance_scale, 0.0, 100.0)
+        _check_number("The end of guidance", self.guidance_stop, 0.0, 1.0)
         _check_whole("The factor of enlargement", self.enlarge, 1, 32)
         _check_whole("The number of interpolation steps", self.interpolation_steps, 1, 1000)
         _check_whole("The number of upscaler steps", self.upscaler_steps, 1, 1000)
@@ -153,6 +156,7 @@ class Request:
         threads: CPU threads, which decide the order of sums and with it the last bits.
         version: Version of magicvideo.
         loras: What was merged into the model's weights, in order.
+        guidance_stop: Share of the key frames' diffusion steps after which guidance ends.
     """
 
     prompt: str
@@ -174,6 +178,7 @@ class Request:
     threads: int
     version: str
     loras: tuple[LoraUse, ...] = ()
+    guidance_stop: float = 1.0  # files of versions without it were guided to the end
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be."""
@@ -188,6 +193,7 @@ class Request:
             fps=self.fps,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            guidance_stop=self.guidance_stop,
             scheduler=self.scheduler,
             enlarge=self.enlarge,
             stages=self.stages,

@@ -1,17 +1,92 @@
-"""Interpolation: new frames between two key frames, by diffusion of what blending gets wrong."""
+"""Interpolation: new frames between two keys, estimated, then corrected by diffusion."""
 
 from collections.abc import Sequence
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from einops import repeat
+from diffusers.models.resnet import ResnetBlock2D
+from einops import rearrange, repeat
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from magicvideo.models.inflate import is_new
 from magicvideo.models.unet import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, VideoUNet
 from magicvideo.shapes import Tokens
+
+_LEAST_DIFFERENCE = 0.03  # of latents, which have unit deviation: about what coding adds to them
+_NUM_LEVELS = 1000  # diffusion steps; a noise level is one of them
+_ESTIMATE_GROUPS = 8
+
+
+def blend(keys: Float[Tensor, "g 2 c h w"], num_inserted: int) -> Float[Tensor, "g k c h w"]:
+    """Return the frames between two keys by linear interpolation of the latents."""
+    weights = torch.arange(1, num_inserted + 1, device=keys.device) / (num_inserted + 1)
+    first, second = keys[:, :1], keys[:, 1:]
+    return torch.lerp(first, second, weights.to(keys.dtype)[:, None, None, None])
+
+
+def difference(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
+    """Return by how much the keys of each gap differ: root mean square, and never quite zero.
+
+    What blending gets wrong is in proportion to it. Measured in it, gaps of little and of much
+    motion weigh alike, and the few in which all changes do not drown the others.
+    """
+    apart = (keys[:, 1] - keys[:, 0]).float().square().flatten(1).mean(dim=1).sqrt()
+    return (apart + _LEAST_DIFFERENCE).to(keys.dtype)[:, None, None, None, None]
+
+
+class Estimate(nn.Module):
+    """Tell in one pass what blending two keys gets wrong: a few convolutions over both.
+
+    Motion is a matter of neighbourhoods, and convolutions learn it from many gaps in the time in
+    which the U-Net, dozens of times as large, sees few.
+
+    Args:
+        latent_channels: Channels of the latents.
+        num_inserted: New frames between two keys.
+        channels: Width, a multiple of 8.
+        num_blocks: Residual blocks.
+    """
+
+    def __init__(
+        self, latent_channels: int, num_inserted: int, channels: int, num_blocks: int
+    ) -> None:
+        super().__init__()
+        self.num_inserted = num_inserted
+        # both keys, what is between them, and the noise level
+        self.conv_in = nn.Conv2d(3 * latent_channels + 1, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResnetBlock2D(
+                in_channels=channels,
+                out_channels=channels,
+                temb_channels=None,
+                groups=_ESTIMATE_GROUPS,
+            )
+            for _ in range(num_blocks)
+        )
+        self.norm_out = nn.GroupNorm(_ESTIMATE_GROUPS, channels)
+        self.conv_out = nn.Conv2d(channels, num_inserted * latent_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        assert self.conv_out.bias is not None
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(
+        self,
+        keys: Float[Tensor, "g 2 c h w"],
+        unit: Float[Tensor, "g 1 1 1 1"],
+        noise_level: Shaped[Tensor, "g"],
+    ) -> Float[Tensor, "g k c h w"]:
+        """Return the difference from the blend, in `unit`s."""
+        first, second = keys.unbind(dim=1)
+        level = (noise_level.to(keys.dtype) / _NUM_LEVELS)[:, None, None, None]
+        plane = level.expand(-1, 1, *keys.shape[-2:])
+        seen = torch.cat([first, second, (second - first) / unit[:, 0], plane], dim=1)
+        x = self.conv_in(seen.to(self.conv_in.weight.dtype))
+        for block in self.blocks:
+            x = block(x, None)
+        x = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        return rearrange(x, "g (k c) h w -> g k c h w", k=self.num_inserted).to(keys.dtype)
 
 
 class Interpolator(ModelMixin, ConfigMixin):
@@ -22,14 +97,19 @@ class Interpolator(ModelMixin, ConfigMixin):
     docs/paper_map.md). It is a `VideoUNet` whose temporal attention has no mask, so that new frames
     see both keys. Every frame gets both keys as extra channels, and a mask that is 1 at the keys.
 
-    What is diffused is not the new frame but its difference from the linear blend of the keys, in
-    units of that difference's standard deviation. Where nothing moves the difference is zero, and
-    zero is easy to learn: what stands still stays still.
+    What is diffused is not the new frame but its difference from an estimate, which a small network
+    makes in one pass: regression for what can be told, diffusion for what cannot (as in Mardani et
+    al., "Residual Corrective Diffusion Modeling", 2309.15214). The estimate is the linear blend of
+    the keys at the start of training. Both networks reckon in units of how far the keys differ.
+    Where nothing moves all is zero, and zero is easy to learn: what stands still stays still.
 
     Args:
         latent_channels: Channels of the latents.
         num_inserted: New frames between two keys.
-        residual_scale: Standard deviation of the difference from the blend.
+        residual_scale: Standard deviation of the difference from the blend, where the keys' own
+            difference is one.
+        estimate_channels: Width of the network that estimates.
+        estimate_blocks: Its residual blocks.
         sample_size: Side of the latents that it was trained on.
         down_block_types: As for `VideoUNet`, and so are all that follow.
         up_block_types: Levels of the decoder half.
@@ -50,6 +130,8 @@ class Interpolator(ModelMixin, ConfigMixin):
         latent_channels: int = 4,
         num_inserted: int = 3,
         residual_scale: float = 1.0,  # noqa: ARG002 - registered
+        estimate_channels: int = 96,
+        estimate_blocks: int = 3,
         sample_size: int = 32,
         down_block_types: Sequence[str] = DOWN_BLOCK_TYPES,
         up_block_types: Sequence[str] = UP_BLOCK_TYPES,
@@ -62,6 +144,9 @@ class Interpolator(ModelMixin, ConfigMixin):
         frame_adaptor: bool = True,
     ) -> None:
         super().__init__()
+        self.correction = Estimate(
+            latent_channels, num_inserted, estimate_channels, estimate_blocks
+        )
         self.unet = VideoUNet(
             sample_size=sample_size,
             in_channels=3 * latent_channels + 1,
@@ -82,6 +167,51 @@ class Interpolator(ModelMixin, ConfigMixin):
 
     def forward(
         self,
+        residuals: Float[Tensor, "n k c h w"],
+        timestep: Shaped[Tensor, "n"],
+        keys: Float[Tensor, "g 2 c h w"],
+        noise_level: Shaped[Tensor, "g"],
+        tokens: Tokens,
+        fps: Float[Tensor, "n"],
+    ) -> tuple[Float[Tensor, "n k c h w"], Float[Tensor, "g k c h w"]]:
+        """Return what training compares: what both networks say.
+
+        Args:
+            residuals: As for `denoise`, of the first `n` gaps.
+            timestep: Diffusion step of each of these.
+            keys: Latents at both ends of all gaps, noised up to `noise_level`.
+            noise_level: Diffusion step up to which the keys were noised.
+            tokens: Condition of the first `n` gaps.
+            fps: Frames a second of the finished video, of the first `n` gaps.
+
+        Returns:
+            The U-Net's prediction, and the estimated difference from the blend in `unit`s.
+        """
+        count = len(residuals)
+        prediction = self.denoise(
+            residuals, timestep, keys[:count], noise_level[:count], tokens, fps
+        )
+        return prediction, self.correction(keys, self.unit(keys), noise_level)
+
+    def unit(self, keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
+        """Return the unit in which differences from the blend are reckoned, of each gap."""
+        return self.config.residual_scale * difference(keys)
+
+    def estimate(
+        self, keys: Float[Tensor, "g 2 c h w"], noise_level: Shaped[Tensor, "g"]
+    ) -> tuple[Float[Tensor, "g k c h w"], Float[Tensor, "g 1 1 1 1"]]:
+        """Return the new frames as far as one pass can tell, and the unit of what is left.
+
+        Args:
+            keys: Latents at both ends of each gap, noised up to `noise_level`.
+            noise_level: Diffusion step up to which the keys were noised.
+        """
+        unit = self.unit(keys)
+        blended = blend(keys, self.config.num_inserted)
+        return blended + unit * self.correction(keys, unit, noise_level), unit
+
+    def denoise(
+        self,
         residuals: Float[Tensor, "g k c h w"],
         timestep: Shaped[Tensor, "g"],
         keys: Float[Tensor, "g 2 c h w"],
@@ -92,7 +222,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         """Return the prediction for the noisy residuals of gaps `g` with `k` new frames each.
 
         Args:
-            residuals: Noisy differences from the blend, in units of `residual_scale`.
+            residuals: Noisy differences from the estimate, in `unit`s.
             timestep: Diffusion step of each gap.
             keys: Latents at both ends of each gap, noised up to `noise_level`.
             noise_level: Diffusion step up to which the keys were noised.

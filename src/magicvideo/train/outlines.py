@@ -165,14 +165,15 @@ def _interpolation(recipe: Recipe, size: int) -> Outline:
         text(ids)
 
     def loss() -> Tensor:
-        return F.mse_loss(network(residuals, one, keys, one, tokens, one), residuals)
+        prediction, estimate = network(residuals, one, keys, one, tokens, one)
+        return F.mse_loss(prediction, residuals) + F.mse_loss(estimate, residuals)
 
-    # it begins as the key-frame network, the embedding of the noise level aside
+    # it begins as the key-frame network, the embedding of the noise level and the estimate aside
     image = _image(recipe, size)
     return Outline(
         network,
         loss,
-        lambda name: "level_embedding" not in name,
+        lambda name: name.startswith("unet.") and "level_embedding" not in name,
         (vae, text, image),
         prepare,
     )

@@ -59,6 +59,9 @@ class GenerationDefaults(Settings):
     fps: float = Field(default=8.0, gt=0, description="frames a second of the key frames")
     steps: PositiveInt = Field(default=25, description="diffusion steps")
     guidance_scale: float = Field(default=4.0, ge=1)
+    guidance_stop: float = Field(
+        default=1.0, ge=0, le=1, description="share of the steps after which guidance ends"
+    )
     scheduler: Literal["ddim", "dpm++"] = "ddim"
     interpolation_steps: PositiveInt = Field(default=8, description="diffusion steps")
     upscaler_steps: PositiveInt = Field(default=2, description="diffusion steps")

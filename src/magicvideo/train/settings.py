@@ -201,6 +201,17 @@ class InterpolationSettings(DenoiserSettings):
     max_noise_level: PositiveInt = Field(
         250, le=1000, description="diffusion step below which keys are noised"
     )
+    clean: Share = Field(0.5, description="share of windows whose keys get no noise")
+    estimate_channels: PositiveInt = Field(
+        96, multiple_of=8, description="width of the network that estimates new frames in one pass"
+    )
+    estimate_blocks: PositiveInt = Field(3, description="its residual blocks")
+    denoised: Rate = Field(
+        1.0,
+        description="share of a batch that the U-Net learns from, which takes dozens of times as "
+        "long; the estimate learns from all",
+    )
+    reused_rate: Rate = Field(1.0, description="learning rate of the U-Net, times")
 
 
 class VideoVaeSettings(StageSettings):

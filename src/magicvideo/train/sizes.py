@@ -219,7 +219,13 @@ def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "convolutions",
     ):
         del config[name]
-    return {**config, "num_inserted": recipe.interpolation.num_inserted}
+    wanted = recipe.interpolation
+    return {
+        **config,
+        "num_inserted": wanted.num_inserted,
+        "estimate_channels": wanted.estimate_channels,
+        "estimate_blocks": wanted.estimate_blocks,
+    }
 
 
 def code_size(recipe: Recipe) -> tuple[int, int]:

@@ -225,6 +225,8 @@ def _interpolation_task(
     assert recipe.interpolation is not None
     network = Interpolator(**interpolator_config(recipe, dataset.info.size))
     network.start_from(VideoUNet.from_pretrained(component(recipe, "unet")))
+    for parameter in network.unet.parameters():
+        parameter.rate = recipe.interpolation.reused_rate
     task = InterpolationTask(
         network, frozen, recipe.interpolation, recipe.noise, dataset, recipe.seed
     )

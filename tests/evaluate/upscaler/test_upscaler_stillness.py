@@ -61,3 +61,19 @@ def test_bicubic_flickers_by_its_reach_alone(half_still, pipeline):
     )[:2]
     assert 0 < bicubic.flicker.value < 20
     assert lanczos.flicker.value != bicubic.flicker.value
+
+
+def test_flicker_in_corners_is_told_in_terms_of_the_real_clips():
+    video = torch.zeros(FRAMES, 3, 16, 24)
+    video[1::2, :, :2, :3] = 0.1
+    video[1::2, :, 8, 12] = 0.9  # no corner
+
+    def repeat(small, _seed):
+        return small.repeat_interleave(FACTOR, dim=2).repeat_interleave(FACTOR, dim=3)
+
+    ways = [Way("as it is", repeat), Way("twice", lambda small, _: 2 * repeat(small, 0))]
+    found = score_stillness(ways, [video], FACTOR, is_large=False, on_clip=lambda _: None)
+    assert [row.in_corners.value for row in found] == pytest.approx([1, 2, 1])
+    still = torch.zeros(FRAMES, 3, 16, 24)
+    found = score_stillness(ways, [still], FACTOR, is_large=False, on_clip=lambda _: None)
+    assert [row.in_corners for row in found] == [None] * 3

@@ -74,6 +74,7 @@ class Generation(_Settings):
     scheduler: SamplerName | None = None
     num_inference_steps: PositiveInt | None = None
     guidance_scale: PositiveFloat | None = None
+    guidance_stop: float | None = Field(default=None, ge=0, le=1)
 
 
 class Reference(_Settings):

@@ -99,6 +99,7 @@ class BenchmarkRun:
             fps=wanted.video_fps / (inserted + 1) if wanted.video_fps else None,
             num_inference_steps=wanted.num_inference_steps,
             guidance_scale=wanted.guidance_scale,
+            guidance_stop=wanted.guidance_stop,
             scheduler=wanted.scheduler,
             stages=stages,
         )

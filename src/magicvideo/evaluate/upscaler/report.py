@@ -20,7 +20,8 @@ _QUALITY = (
 _STILLNESS = (
     "Flicker of {clips} held-out clips of {frames} frames in a row, enlarged from {side} pixels: "
     "the mean absolute change from frame to frame, in levels of 255, where no colour of the small "
-    "frames ever changes. Clips without such a place are left out."
+    "frames ever changes. Clips without such a place are left out. The corners are those of the "
+    "protocol emoji-heldout, an eighth of each side long, moving or not."
 )
 
 
@@ -73,8 +74,17 @@ def stillness_table(rows: Sequence[Stillness]) -> str:
     """Return the flicker of every way."""
     if not rows:
         return "In all of these clips everything moves, so that there is no flicker to measure."
-    cells = [(row.name, str(row.flicker.count), number(row.flicker, 4)) for row in rows]
-    return table(("enlarged by", "n", "flicker, levels [95 %]"), cells)
+    cells = [
+        (
+            row.name,
+            str(row.flicker.count),
+            number(row.flicker, 4),
+            "" if row.in_corners is None else number(row.in_corners, 2),
+        )
+        for row in rows
+    ]
+    columns = ("enlarged by", "n", "flicker, levels [95 %]", "in corners, times real clips' [95 %]")
+    return table(columns, cells)
 
 
 def tiling_sentence(tiling: Tiling | None) -> str:

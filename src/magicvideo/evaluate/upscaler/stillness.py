@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from magicvideo.evaluate.intervals import Estimate, mean
-from magicvideo.evaluate.metrics.motion import LEVELS, flicker, static_region
+from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
+from magicvideo.evaluate.metrics.motion import LEVELS, corners, flicker, static_region
 from magicvideo.evaluate.upscaler.enlarging import SmallVideo, Way, make_small
 
 REAL = "real clips"
@@ -21,11 +21,15 @@ class Stillness:
 
     Attributes:
         name: The way, or `REAL`.
-        flicker: Mean absolute change from frame to frame, in levels of 255, mean over clips.
+        flicker: Mean absolute change from frame to frame where the small clip stands still, in
+            levels of 255, mean over clips.
+        in_corners: That in the corners of the frames, times the real clips' there; None where
+            theirs is zero.
     """
 
     name: str
     flicker: Estimate
+    in_corners: Estimate | None
 
 
 @torch.no_grad()
@@ -50,21 +54,30 @@ def score_stillness(
         One entry a way, and the real clips' own at the end; none where all clips were left out.
     """
     names = [*(way.name for way in ways), REAL]
-    figures = []
+    figures, cornered = [], []
     for place, real in enumerate(videos):
         small = make_small(real, factor) if is_large else real
         still = static_region(small)
         if still.any():
             large = _enlarged(still, factor)
-            own = flicker(real[None], large if is_large else still).item()
-            made = [flicker(way.enlarge(small, place)[None], large).item() for way in ways]
-            figures.append([*made, own])
+            made = [way.enlarge(small, place) for way in ways]
+            regions = [*(large for _ in made), large if is_large else still]
+            pairs = list(zip([*made, real], regions, strict=True))
+            figures.append([flicker(video[None], region).item() for video, region in pairs])
+            cornered.append(
+                [flicker(video[None], corners(*video.shape[-2:])).item() for video, _ in pairs]
+            )
         on_clip(place + 1)
     if not figures:
         return []
+    by_way, real_corners = np.array(cornered).T, np.array(cornered)[:, -1]
     return [
-        Stillness(name=name, flicker=mean(LEVELS * column))
-        for name, column in zip(names, np.array(figures).T, strict=True)
+        Stillness(
+            name=name,
+            flicker=mean(LEVELS * column),
+            in_corners=ratio_of_means(corner, real_corners) if real_corners.any() else None,
+        )
+        for name, column, corner in zip(names, np.array(figures).T, by_way, strict=True)
     ]
 
 

@@ -1,5 +1,7 @@
 """What the denoiser and the interpolator are given, out of frames or out of shards."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +31,14 @@ def read_inputs(
     if isinstance(dataset, ShardDataset):
         return read_encoded_batch(dataset, seed, position, batch_size, num_frames, strides)
     return read_batch(dataset, seed, position, batch_size, num_frames, strides, balance)
+
+
+def first_of(batch: AnyBatch, count: int) -> AnyBatch:
+    """Return the first samples of a batch."""
+    return replace(
+        batch,
+        **{field.name: getattr(batch, field.name)[:count] for field in fields(batch)},
+    )
 
 
 def latents_of(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Latents:

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.diffusion.gaps import blend, fill_gaps, weave
+from magicvideo.diffusion.gaps import fill_gaps, weave
 from magicvideo.diffusion.noise import draw_noise, generator_for
 from magicvideo.diffusion.objective import denoising_loss, draw_timesteps, target_of
 from magicvideo.diffusion.sampler import make_scheduler
@@ -16,19 +17,25 @@ from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.frozen import Frozen
-from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.interpolation import Interpolator, blend, difference
 from magicvideo.shapes import Latents
 from magicvideo.train.settings import InterpolationSettings, NoiseSettings
 from magicvideo.train.sheet import contact_sheet
 from magicvideo.train.task import AnyBatch
 from magicvideo.train.tasks.denoiser import training_scheduler
-from magicvideo.train.tasks.inputs import frames_of, latents_of, read_inputs, tokens_of
+from magicvideo.train.tasks.inputs import (
+    first_of,
+    frames_of,
+    latents_of,
+    read_inputs,
+    tokens_of,
+)
 
 _WINDOWS_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 4, 8
 
 
 class InterpolationTask:
-    """Denoise what linear blending of two key frames gets wrong, told by both.
+    """Estimate what linear blending of two key frames gets wrong, and denoise what is left.
 
     The keys are noised up to a random level, which the network is told: key frames that a network
     made are not clean either (Ho et al., 2106.15282, section 4, conditioning augmentation).
@@ -63,34 +70,40 @@ class InterpolationTask:
         return self._windows(self.seed, position, self.settings.batch_size)
 
     def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
-        """Return the weighted denoising error of the frames between the keys."""
+        """Return the errors of the frames between the keys: those of the estimate and the U-Net."""
         device = next(network.parameters()).device
         size = len(batch.captions)
+        count = max(1, round(size * self.settings.denoised))
         dropped = draws.uniform(size) < self.settings.drop_condition
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws).to(device)
-        levels = draws.integers(self.settings.max_noise_level, size).to(device)
+        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws)[:count].to(device)
+        levels = draws.integers(self.settings.max_noise_level, size)
+        levels = levels.masked_fill(draws.uniform(size) < self.settings.clean, 0).to(device)
         latents = self._latents(batch, device)
+        clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
+        noised = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
+        keys = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
+        noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[:count].to(device)
         with torch.no_grad():
-            tokens = tokens_of(self.frozen, batch, dropped, device)
-        clean = latents[:, [0, -1]]
-        keys = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
-        middle = latents[:, 1:-1]
-        residuals = (middle - blend(keys, middle.shape[1])) / self.network.config.residual_scale
-        noise = draw_noise(tuple(residuals.shape), draws, self.shared_noise).to(device)
-        prediction = network(
+            tokens = tokens_of(self.frozen, first_of(batch, count), dropped[:count], device)
+            estimated, unit = self.network.estimate(keys[:count], levels[:count])
+            residuals = (middle[:count] - estimated) / unit
+        prediction, correction = network(
             self.scheduler.add_noise(residuals, noise, timesteps),
             timesteps,
             keys,
             levels,
             tokens,
-            batch.fps.to(device),
+            batch.fps[:count].to(device),
         )
         target = target_of(self.scheduler, residuals, noise, timesteps)
-        loss = denoising_loss(
+        denoising = denoising_loss(
             self.scheduler, prediction, target, timesteps, self.settings.snr_gamma
         )
-        return {"loss": loss}
+        missed = (middle - blend(keys, middle.shape[1])) / self.network.unit(keys)
+        # not the square: in some gaps nothing can be told, and they would outweigh the others
+        estimate = F.smooth_l1_loss(correction.float(), missed.float())
+        return {"loss": denoising + estimate, "denoising": denoising, "estimate": estimate}
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
@@ -103,8 +116,8 @@ class InterpolationTask:
         shape = latents[:, 1:-1].shape
         noise = draw_noise(tuple(shape), Draws([generator_for("preview")]), self.shared_noise)
         inserted = fill_gaps(
-            self.network,
-            self.network.config.residual_scale,
+            self.network.estimate,
+            self.network.denoise,
             keys,
             noise.to(device),
             make_scheduler(dict(self.scheduler.config), "ddim"),
@@ -122,13 +135,14 @@ class InterpolationTask:
         self.network.save_pretrained(folder / "interpolator")
 
     def _residual_scale(self) -> float:
-        """Return the standard deviation of what blending gets wrong, over some windows."""
+        """Return what blending gets wrong where keys differ by one: root mean square of windows."""
         device = next(self.network.parameters()).device
         squares = []
         # one window at a time: large autoencoders need gigabytes for a few frames
         for position in range(_WINDOWS_FOR_SCALE):
             latents = self._latents(self._windows(self.seed + 1, position, 1), device)
-            residuals = latents[:, 1:-1] - blend(latents[:, [0, -1]], latents.shape[1] - 2)
+            keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
+            residuals = (middle - blend(keys, middle.shape[1])) / difference(keys)
             squares.append(residuals.square().mean())
         return float(torch.stack(squares).mean().sqrt())
 
