@@ -62,7 +62,7 @@ def sample(
         fps: Frame rate of each video.
         on_step: Called with the number of finished steps.
         guidance_stop: Share of the steps after which guidance ends. The last ones settle what is
-            nearly clean; there the plain model does as well and costs half (Kynkaanniemi et al.,
+            nearly clean; there the plain model does as well and costs half (Kynkäänniemi et al.,
             2404.07724).
     """
     guided_steps = 0 if guidance_scale == 1.0 else math.ceil(guidance_stop * num_steps)

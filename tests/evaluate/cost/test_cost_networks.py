@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from magicvideo.cli import run
-from magicvideo.evaluate.cost.networks import PAPER
+from magicvideo.evaluate.cost.networks import PAPER, Workload
 from magicvideo.evaluate.cost.page import Range, networks_table
+from magicvideo.train.recipe import read_recipe
+from magicvideo.train.sizes import unet_config
 
 ROOT = Path(__file__).parents[3]
 # diffusers warns of an import that it makes itself
@@ -39,6 +41,20 @@ def test_the_peers_cost_what_they_are_known_to_cost(rows):
 @pytest.mark.slow
 def test_ours_costs_at_most_a_tenth_more_than_the_image_network(rows):
     assert 1.0 < rows["VideoUNet (ours)"][-1] < 1.10
+
+
+def test_a_recipe_says_what_its_network_and_the_peers_cost():
+    config = unet_config(read_recipe(ROOT / "recipes" / "emoji.yaml", []), image_size=64)
+    work = Workload(config, videos=1, frames=16, side=8, tokens=32, head_width=32)
+    lines = [line.strip("| ").split(" | ") for line in networks_table(work).splitlines()[2:]]
+    ratios = {name: float(cells[-1]) for name, *cells in lines}
+    assert list(ratios) == [
+        "UNet2DConditionModel",
+        "VideoUNet (ours)",
+        "UNetMotionModel",
+        "UNet3DConditionModel",
+    ]
+    assert 1.0 < ratios["VideoUNet (ours)"] < 1.10 < ratios["UNetMotionModel"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The networks that are compared: ours, the image network that it grows from, and its peers."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,9 +66,14 @@ class Network:
     call: Callable[[nn.Module, Inputs], Tensor]
 
 
-def _shared(config: dict[str, Any], kind: str) -> dict[str, Any]:
-    ours_alone = ("num_frames", "temporal_attention", "frame_adaptor", "attention_head_dim")
-    shared = {name: value for name, value in config.items() if name not in ours_alone}
+def _shared(config: dict[str, Any], kind: str, network: type[nn.Module]) -> dict[str, Any]:
+    """Return the arguments that a network has too; heads have another name in each."""
+    theirs = inspect.signature(network.__init__).parameters.keys()
+    shared = {
+        name: value
+        for name, value in config.items()
+        if name in theirs and name != "attention_head_dim"
+    }
     for name in ("down_block_types", "up_block_types"):
         shared[name] = tuple(block.replace("2D", kind) for block in config[name])
     return shared
@@ -75,16 +81,19 @@ def _shared(config: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _unet_2d(work: Workload) -> nn.Module:
     heads = work.config["attention_head_dim"]
-    return UNet2DConditionModel(**_shared(work.config, "2D"), attention_head_dim=heads)
+    return UNet2DConditionModel(
+        **_shared(work.config, "2D", UNet2DConditionModel), attention_head_dim=heads
+    )
 
 
 def _animatediff(work: Workload) -> nn.Module:
-    heads, shared = work.config["attention_head_dim"], _shared(work.config, "Motion")
+    heads = work.config["attention_head_dim"]
+    shared = _shared(work.config, "Motion", UNetMotionModel)
     return UNetMotionModel(**shared, num_attention_heads=heads, motion_num_attention_heads=heads)
 
 
 def _modelscope(work: Workload) -> nn.Module:
-    shared = _shared(work.config, "3D")
+    shared = _shared(work.config, "3D", UNet3DConditionModel)
     return UNet3DConditionModel(**shared, attention_head_dim=work.head_width)
 
 
