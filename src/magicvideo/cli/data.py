@@ -8,38 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.encode import (
-    ClipsPerShard,
-    Device,
+    Decoding,
     Encoding,
-    OnRay,
-    Threads,
-    Variants,
+    Holdout,
+    Kind,
+    LongestScene,
     encode,
     encode_into,
-    open_undecoded,
 )
+from magicvideo.cli.grouped import grouped
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
     from magicvideo.data.manifest import Clip
+    from magicvideo.encode.originals import Originals
 
 Workers = Annotated[int, typer.Option(help="Processes that decode.")]
-Holdout = Annotated[
-    float,
-    typer.Option(help="Share of a folder's clips that training does not see, by a stable hash."),
-]
-Kind = Annotated[
-    str | None,
-    typer.Option(
-        "--source",
-        help="How the clips lie: webvid, msr-vtt, ucf101, clip-list, videofolder, folder or "
-        "fluent-emoji. It is found out if not given.",
-        show_default=False,
-    ),
-]
-LongestScene = Annotated[
-    bool, typer.Option("--longest-scene", help="Of each clip, take the longest part without a cut.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -79,17 +63,15 @@ def fetch(
     typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared")
 
 
+@grouped
 def prepare(
     source: Annotated[Path, typer.Argument(help="A data set, or a folder of videos.")],
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
-    size: Annotated[int, typer.Option(help="Side of the square frames, a multiple of 8.")] = 64,
-    every: Annotated[int, typer.Option(help="Keep one frame in so many.")] = 1,
+    decoding: Decoding,
+    encoding: Encoding,
     workers: Annotated[
         int, typer.Option(help="Processes that decode; with --model, shards made at a time.")
     ] = 1,
-    holdout: Holdout = 0.0,
-    kind: Kind = None,
-    longest_scene: LongestScene = False,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -98,11 +80,6 @@ def prepare(
             show_default=False,
         ),
     ] = None,
-    variants: Variants = None,
-    clips_per_shard: ClipsPerShard = None,
-    device: Device = None,
-    threads: Threads = None,
-    ray: OnRay = False,
 ) -> None:
     """Prepare clips once for training. The same command goes on if it stopped.
 
@@ -119,26 +96,23 @@ def prepare(
       torchrun --nproc-per-node 8 -m magicvideo data prepare films SHARDS --model MODEL \
         --size 256 --device cuda
     """
-    encoding = Encoding(variants, clips_per_shard, device, threads, ray)
     if model is not None:
-        encode_into(
-            out,
-            lambda: open_undecoded(
-                source, size, every, holdout, kind=kind, longest_scene=longest_scene
-            ),
-            model,
-            encoding,
-            workers,
-        )
+        encode_into(out, lambda: _open_undecoded(source, decoding), model, encoding, workers)
         return
     _check_no_encoding(encoding)
 
     from magicvideo.data.prepare import prepare as prepare_source
-    from magicvideo.data.sources.known import open_source
 
-    found = open_source(source, holdout, kind=kind, longest_scene=longest_scene)
+    found = decoding.open_source(source)
     with _progress("preparing") as advance:
-        report = prepare_source(found, out, size, every=every, workers=workers, on_clip=advance)
+        report = prepare_source(
+            found,
+            out,
+            decoding.frame_side,
+            every=decoding.frame_step,
+            workers=workers,
+            on_clip=advance,
+        )
     for skipped in report.skipped:
         typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
     typer.echo(
@@ -149,8 +123,8 @@ def prepare(
 
 def doctor(
     folder: Annotated[Path, typer.Argument(help="A source, a prepared folder, or shards.")],
-    workers: Workers = 1,
-    holdout: Holdout = 0.0,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    holdout: Holdout = None,
     kind: Kind = None,
     longest_scene: LongestScene = False,
     skipped: Annotated[bool, typer.Option("--skipped", help="List only what is skipped.")] = False,
@@ -168,16 +142,16 @@ def doctor(
         is_prepared,
     )
     from magicvideo.data.shards.index import is_sharded
-    from magicvideo.data.sources.known import open_source
     from magicvideo.errors import UserError
 
+    decoding = Decoding(holdout=holdout, kind=kind, longest_scene=longest_scene)
     with _progress("examining") as advance:
         if is_prepared(folder):
             findings = examine_prepared(folder, workers=workers, on_file=advance)
         elif is_sharded(folder):
             findings = examine_shards(folder, workers=workers, on_file=advance)
         else:
-            source = open_source(folder, holdout, kind=kind, longest_scene=longest_scene)
+            source = decoding.open_source(folder)
             findings = examine_source(source, workers=workers, on_file=advance)
     _print_findings(findings, only_skipped=skipped)
     if not any(finding.split for finding in findings):
@@ -198,6 +172,15 @@ def synthetic(
     scenes = write_clips(folder, clips)
     typer.echo(f"{folder}: {len(scenes)} clips, such as {scenes[0].caption!r}.")
     typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared --size 32")
+
+
+def _open_undecoded(source: Path, decoding: Decoding) -> "Originals":
+    from magicvideo.data.doctor import is_prepared
+    from magicvideo.errors import UserError
+
+    if is_prepared(source):
+        raise UserError(f"{source} is prepared already; make shards by `magicvideo data encode`.")
+    return decoding.open_undecoded(source)
 
 
 def _check_no_encoding(encoding: Encoding) -> None:

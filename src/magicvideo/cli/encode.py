@@ -8,36 +8,119 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from magicvideo.cli.console import make_console, progress_bar
+from magicvideo.cli.grouped import grouped
 
 if TYPE_CHECKING:
+    from magicvideo.data.sources.source import Source
     from magicvideo.encode.originals import Originals
     from magicvideo.encode.run import Report, Runner
     from magicvideo.models.frozen import FrozenFolders
 
-Variants = Annotated[
-    int | None,
-    typer.Option(help="Backgrounds and captions of each clip that can have several; 4 by default."),
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        help="How a source's clips lie: webvid, msr-vtt, ucf101, clip-list, videofolder, folder "
+        "or fluent-emoji. It is found out if not given.",
+        show_default=False,
+    ),
 ]
-ClipsPerShard = Annotated[int | None, typer.Option(help="Clips of one tar file; 256 by default.")]
-Device = Annotated[
-    Literal["cpu", "cuda"] | None,
-    typer.Option(help="Where the networks work; cpu by default.", show_default=False),
+LongestScene = Annotated[
+    bool,
+    typer.Option(
+        "--longest-scene", help="Of each clip of a source, take the longest part without a cut."
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of one shard's work; 1 by default.")]
-OnRay = Annotated[
-    bool, typer.Option("--ray", help="Make the shards on the Ray cluster that is there.")
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a folder's clips that training does not see, by a stable hash; none by "
+        "default."
+    ),
 ]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the clips of a source are found and decoded; None is what was not given."""
+
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of a source's square frames, a multiple of 8; 64 by default."),
+    ] = None
+    every: Annotated[
+        int | None, typer.Option(help="Keep one frame in so many of a source; all by default.")
+    ] = None
+    holdout: Holdout = None
+    kind: Kind = None
+    longest_scene: LongestScene = False
+
+    def open_source(self, folder: Path) -> "Source":
+        """Return the clips of a source.
+
+        Raises:
+            UserError: If the folder is none, or something in it does not fit.
+        """
+        from magicvideo.data.sources.known import open_source
+
+        return open_source(
+            folder, self.holdout or 0.0, kind=self.kind, longest_scene=self.longest_scene
+        )
+
+    def open_undecoded(self, folder: Path) -> "Originals":
+        """Return the clips of a source, which are decoded when they are encoded.
+
+        Raises:
+            UserError: If a setting does not fit, or the folder is no source.
+        """
+        from magicvideo.data.prepare import check_settings
+        from magicvideo.encode.originals import source_originals
+
+        size, every = self.frame_side, self.frame_step
+        check_settings(size, every)
+        return source_originals(self.open_source(folder), size, every)
+
+    @property
+    def frame_side(self) -> int:
+        """Return the side of the frames, in pixels."""
+        return _or(self.size, 64)
+
+    @property
+    def frame_step(self) -> int:
+        """Return of how many frames one is kept."""
+        return _or(self.every, 1)
+
+    def given(self) -> dict[str, object]:
+        """Return the options that were given, by the names that they have at the command line."""
+        values: dict[str, object] = {"size": self.size, "every": self.every}
+        values |= {"holdout": self.holdout, "source": self.kind}
+        values |= {"longest-scene": self.longest_scene or None}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Encoding:
     """How clips are encoded, by the options of a command; None is what was not given."""
 
-    variants: int | None
-    clips_per_shard: int | None
-    device: Literal["cpu", "cuda"] | None
-    threads: int | None
-    ray: bool
+    variants: Annotated[
+        int | None,
+        typer.Option(
+            help="Backgrounds and captions of each clip that can have several; 4 by default."
+        ),
+    ] = None
+    clips_per_shard: Annotated[
+        int | None, typer.Option(help="Clips of one tar file; 256 by default.")
+    ] = None
+    device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        typer.Option(help="Where the networks work; cpu by default.", show_default=False),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of one shard's work; 1 by default.")
+    ] = None
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Make the shards on the Ray cluster that is there.")
+    ] = False
 
     def given(self) -> list[str]:
         """Return the names of the options that were given."""
@@ -46,6 +129,7 @@ class Encoding:
         return [f"--{name.replace('_', '-')}" for name in given]
 
 
+@grouped
 def encode(
     source: Annotated[
         Path, typer.Argument(help="A prepared folder, or a source, decoded on the way.")
@@ -55,29 +139,9 @@ def encode(
         Path,
         typer.Option(help="A model, or a run that has trained its autoencoder and CLIP."),
     ],
-    variants: Variants = None,
-    clips_per_shard: ClipsPerShard = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the frames of a source in pixels; 64 by default.")
-    ] = None,
-    every: Annotated[
-        int | None, typer.Option(help="Keep one frame in so many of a source; all by default.")
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option("--source", help="How the clips lie, as for `magicvideo data prepare`."),
-    ] = None,
-    longest_scene: Annotated[
-        bool,
-        typer.Option("--longest-scene", help="Of each clip, take the longest part without a cut."),
-    ] = False,
-    holdout: Annotated[
-        float | None, typer.Option(help="Share of a folder of videos that training does not see.")
-    ] = None,
-    device: Device = None,
-    threads: Threads = None,
+    decoding: Decoding,
+    encoding: Encoding,
     workers: Annotated[int, typer.Option(help="Shards that are made at a time.")] = 1,
-    ray: OnRay = False,
 ) -> None:
     """Encode clips once into shards that training streams. The same command goes on if it stopped.
 
@@ -90,15 +154,7 @@ def encode(
         --size 256 --device cuda
       magicvideo data encode CLIPS SHARDS --model MODEL --size 256 --device cuda --ray
     """
-    encode_into(
-        out,
-        lambda: _open_originals(
-            source, size, every, holdout, kind=kind, longest_scene=longest_scene
-        ),
-        model,
-        Encoding(variants, clips_per_shard, device, threads, ray),
-        workers,
-    )
+    encode_into(out, lambda: _open_originals(source, decoding), model, encoding, workers)
 
 
 def encode_into(
@@ -164,53 +220,19 @@ def _print_report(report: "Report", out: Path, of_this: str) -> None:
     typer.echo(f"{out}: complete, {report.clips:,} clips, {len(report.skipped):,} files skipped.")
 
 
-def _open_originals(
-    source: Path,
-    size: int | None,
-    every: int | None,
-    holdout: float | None,
-    *,
-    kind: str | None,
-    longest_scene: bool,
-) -> "Originals":
+def _open_originals(source: Path, decoding: Decoding) -> "Originals":
     from magicvideo.data.doctor import is_prepared
     from magicvideo.encode.originals import prepared_originals
     from magicvideo.errors import UserError
 
     if not is_prepared(source):
-        return open_undecoded(
-            source, size or 64, every or 1, holdout or 0.0, kind=kind, longest_scene=longest_scene
+        return decoding.open_undecoded(source)
+    for option, value in decoding.given().items():
+        raise UserError(
+            f"{source} is prepared already, so --{option} {value} can change nothing; leave it "
+            "out, or encode the source itself."
         )
-    given = {"size": size, "every": every, "holdout": holdout, "source": kind}
-    given["longest-scene"] = longest_scene or None
-    for option, value in given.items():
-        if value is not None:
-            raise UserError(
-                f"{source} is prepared already, so --{option} {value} can change nothing; leave it "
-                "out, or encode the source itself."
-            )
     return prepared_originals(source)
-
-
-def open_undecoded(
-    source: Path, size: int, every: int, holdout: float, *, kind: str | None, longest_scene: bool
-) -> "Originals":
-    """Return the clips of a source, which are decoded when they are encoded.
-
-    Raises:
-        UserError: If a setting does not fit, or the folder is no source.
-    """
-    from magicvideo.data.doctor import is_prepared
-    from magicvideo.data.prepare import check_settings
-    from magicvideo.data.sources.known import open_source
-    from magicvideo.encode.originals import source_originals
-    from magicvideo.errors import UserError
-
-    if is_prepared(source):
-        raise UserError(f"{source} is prepared already; make shards by `magicvideo data encode`.")
-    check_settings(size, every)
-    opened = open_source(source, holdout, kind=kind, longest_scene=longest_scene)
-    return source_originals(opened, size, every)
 
 
 def _open_folders(model: Path) -> "FrozenFolders":
