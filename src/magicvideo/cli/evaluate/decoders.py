@@ -1,5 +1,6 @@
 """`magicvideo evaluate decoders`: the video decoder against the decoder of single frames."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed
 from magicvideo.cli.evaluate.preparing import prepare_section, progress, write_results
+from magicvideo.cli.grouped import grouped
 
 _SECTION = "decoders"
 _ABOUT = (
@@ -19,21 +21,34 @@ _ABOUT = (
 )
 
 
-def decoders(
-    image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
-    video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],
-    data: Data,
-    output: Page = DEFAULT_PAGE,
-    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 60,
-    frames: Annotated[int, typer.Option(min=2, help="Of each clip.")] = 16,
-    stride: Annotated[int, typer.Option(min=1, help="Between frames.")] = 1,
+@dataclass(frozen=True)
+class Trial:
+    """What is decoded."""
+
+    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 60
+    frames: Annotated[int, typer.Option(min=2, help="Of each clip.")] = 16
+    stride: Annotated[int, typer.Option(min=1, help="Between frames.")] = 1
     noise: Annotated[
         list[float] | None,
         typer.Option(
             min=0, help="Deviation of noise on the latents; may be repeated. [default: 0 and 0.1]"
         ),
-    ] = None,
-    seed: Seed = 0,
+    ] = None
+    seed: Seed = 0
+
+    @property
+    def levels(self) -> list[float]:
+        """Return the deviations of noise that are tried."""
+        return self.noise or [0.0, 0.1]
+
+
+@grouped
+def decoders(
+    image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
+    video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],
+    data: Data,
+    trial: Trial,
+    output: Page = DEFAULT_PAGE,
 ) -> None:
     """Compare two decoders on the same latents: flicker where nothing moves, and nearness.
 
@@ -53,7 +68,6 @@ def decoders(
     from magicvideo.models.stored_autoencoder import load_autoencoder
     from magicvideo.storage import sha256
 
-    noise = noise or [0.0, 0.1]
     first, second = load_autoencoder(image_vae), load_autoencoder(video_vae)
     dataset = ClipDataset(data, ("heldout",))
     with progress() as report:
@@ -63,29 +77,22 @@ def decoders(
                 first,
                 second,
                 dataset,
-                clips,
-                num_frames=frames,
-                stride=stride,
+                trial.clips,
+                num_frames=trial.frames,
+                stride=trial.stride,
                 noise=level,
-                seed=seed,
-                on_clip=lambda done: report(f"noise {level:g}", done, clips),
+                seed=trial.seed,
+                on_clip=lambda done: report(f"noise {level:g}", done, trial.clips),
             )
 
-        found = {level: compare(level) for level in noise}
-    options = {
-        "data": data,
-        "clips": clips,
-        "frames": frames,
-        "stride": stride,
-        "noise": noise,
-        "seed": seed,
-    }
+        found = {level: compare(level) for level in trial.levels}
+    options = {"data": data, **vars(trial), "noise": trial.levels}
     hashes = {
         name: sha256(folder / WEIGHTS)
         for name, folder in (("image autoencoder", image_vae), ("video autoencoder", video_vae))
     }
     parts = [
-        _ABOUT.format(clips=clips, frames=frames, stride=stride),
+        _ABOUT.format(clips=trial.clips, frames=trial.frames, stride=trial.stride),
         decoders_table(found),
         identity_table(identity(hashes, {"data": data}, "cpu")),
     ]

@@ -1,5 +1,6 @@
 """`magicvideo evaluate interpolation`: the frames between key frames, by our network and simply."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from magicvideo.cli.evaluate.options import (
     Seed,
 )
 from magicvideo.cli.evaluate.preparing import load, prepare_section, progress, write_results
+from magicvideo.cli.grouped import grouped
 
 _SECTION = "interpolation"
 _ABOUT = (
@@ -25,17 +27,25 @@ _ABOUT = (
 )
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What is interpolated, and in how many steps."""
+
+    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50
+    keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Diffusion steps to try; repeatable.")
+    ] = None
+    seed: Seed = 0
+
+
+@grouped
 def interpolation(
     data: Data,
+    trial: Trial,
     model: Model = None,
     judge: JudgeFolder = None,
     output: Page = DEFAULT_PAGE,
-    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50,
-    keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16,
-    steps: Annotated[
-        list[int] | None, typer.Option(min=1, help="Diffusion steps to try; repeatable.")
-    ] = None,
-    seed: Seed = 0,
 ) -> None:
     """Compare the interpolation network with blending and with standing still, on real clips.
 
@@ -52,34 +62,25 @@ def interpolation(
 
     pipeline, judge_folder = load(model), judge or SHIPPED
     default = pipeline.traits.default_interpolation_steps
-    tried = steps or [default]
     with progress() as report:
         scores = score_interpolation(
             pipeline,
             load_judge(judge_folder),
             ClipDataset(data, ("heldout",)),
-            clips,
-            num_keys=keys,
-            steps=tried,
-            seed=seed,
-            on_clip=lambda done: report("interpolation", done, clips),
+            trial.clips,
+            num_keys=trial.keys,
+            steps=trial.steps or [default],
+            seed=trial.seed,
+            on_clip=lambda done: report("interpolation", done, trial.clips),
         )
-    options = {
-        "data": data,
-        "model": model,
-        "judge": judge,
-        "clips": clips,
-        "keys": keys,
-        "steps": steps,
-        "seed": seed,
-    }
+    options = {"data": data, "model": model, "judge": judge, **vars(trial)}
     inserted = pipeline.traits.num_inserted
     about = _ABOUT.format(
-        clips=clips,
-        frames=keys + (keys - 1) * inserted,
+        clips=trial.clips,
+        frames=trial.keys + (trial.keys - 1) * inserted,
         apart=inserted + 1,
         steps=f"{default} step{'s' if default > 1 else ''}",
-        inserted=(keys - 1) * inserted,
+        inserted=(trial.keys - 1) * inserted,
     )
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
     parts = [
