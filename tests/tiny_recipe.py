@@ -50,7 +50,15 @@ def tiny_values(data, output):
         "image": {**SHARED, "steps": 4, "preview_every": 2},
         "unsupervised": {**SHARED, "steps": 4, "image_condition": 1.0, "accumulate": 2},
         "keyframes": {**SHARED, "steps": 4, "image_condition": 0.3, "preview_every": 3},
-        "interpolation": {**SHARED, "steps": 4, "num_inserted": 2, "preview_every": 3},
+        "interpolation": {
+            **SHARED,
+            "steps": 4,
+            "num_inserted": 2,
+            "estimate_channels": 8,
+            "estimate_blocks": 1,
+            "denoised": 0.6,
+            "preview_every": 3,
+        },
         "video_vae": {
             **SHARED,
             "steps": 4,
