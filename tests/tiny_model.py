@@ -81,6 +81,8 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
             latent_channels=LATENT_CHANNELS,
             num_inserted=INSERTED,
             residual_scale=0.6,
+            estimate_channels=8,
+            estimate_blocks=1,
             sample_size=LATENT_SIDE,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

@@ -56,7 +56,7 @@ def tiny_values(data, output):
             "num_inserted": 2,
             "estimate_channels": 8,
             "estimate_blocks": 1,
-            "denoised": 0.6,
+            "denoise_every": 3,
             "preview_every": 3,
         },
         "video_vae": {

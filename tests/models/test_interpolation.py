@@ -152,11 +152,11 @@ def test_training_compares_what_both_networks_say(inputs):
     network = make_interpolator()
     randomise(network)
     few = {
-        name: value if name in ("keys", "noise_level") else value[:3]
+        name: value if name in ("keys", "noise_level") else value[1::2]
         for name, value in inputs.items()
     }
     prediction, correction = network(**few)
-    alone = {name: value[:3] for name, value in inputs.items()}
+    alone = {name: value[1::2] for name, value in inputs.items()}
     torch.testing.assert_close(prediction, network.denoise(**alone))
     keys = inputs["keys"]
     estimated, unit = network.estimate(keys, inputs["noise_level"])

@@ -40,6 +40,7 @@ def test_yaml_reads_no_as_false_and_the_precision_is_no_all_the_same():
         ("seed.value=3", "seed is a value and has no settings inside"),
         ("seed", "'seed' is not of the form NAME=VALUE"),
         ("unet.temporal_attention=both", "unet.temporal_attention='both' does not fit"),
+        ("interpolation.denoise_every=7", "interpolation does not fit: batch_size=64 is no mult"),
     ],
 )
 def test_a_wrong_change_is_answered_in_a_sentence(change, sentence):

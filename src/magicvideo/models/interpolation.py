@@ -36,6 +36,14 @@ def difference(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
     return (apart + _LEAST_DIFFERENCE).to(keys.dtype)[:, None, None, None, None]
 
 
+def one_in(every: int) -> slice:
+    """Return the places of one gap in so many: the last of each group.
+
+    The same gaps are chosen however many processes a batch is spread over.
+    """
+    return slice(every - 1, None, every)
+
+
 class Estimate(nn.Module):
     """Tell in one pass what blending two keys gets wrong: a few convolutions over both.
 
@@ -177,20 +185,18 @@ class Interpolator(ModelMixin, ConfigMixin):
         """Return what training compares: what both networks say.
 
         Args:
-            residuals: As for `denoise`, of the first `n` gaps.
+            residuals: As for `denoise`, of the `n` gaps `one_in(g / n)`.
             timestep: Diffusion step of each of these.
             keys: Latents at both ends of all gaps, noised up to `noise_level`.
             noise_level: Diffusion step up to which the keys were noised.
-            tokens: Condition of the first `n` gaps.
-            fps: Frames a second of the finished video, of the first `n` gaps.
+            tokens: Condition of the `n` gaps.
+            fps: Frames a second of the finished video, of the `n` gaps.
 
         Returns:
             The U-Net's prediction, and the estimated difference from the blend in `unit`s.
         """
-        count = len(residuals)
-        prediction = self.denoise(
-            residuals, timestep, keys[:count], noise_level[:count], tokens, fps
-        )
+        few = one_in(len(keys) // len(residuals))
+        prediction = self.denoise(residuals, timestep, keys[few], noise_level[few], tokens, fps)
         return prediction, self.correction(keys, self.unit(keys), noise_level)
 
     def unit(self, keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:

@@ -195,6 +195,8 @@ def _first_mistake(error: ValidationError, source: str) -> str:
         near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}."
         return f"{source}: {place} is not a setting; {hint}"
+    if isinstance(mistake["input"], dict):  # settings that do not go together
+        return f"{source}: {place} does not fit: {mistake['msg'].removeprefix('Value error, ')}."
     return f"{source}: {place}={mistake['input']!r} does not fit: {mistake['msg']}."
 
 

@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    model_validator,
+)
 
 from magicvideo.data.shards.dataset import CACHE
 
@@ -206,12 +213,21 @@ class InterpolationSettings(DenoiserSettings):
         96, multiple_of=8, description="width of the network that estimates new frames in one pass"
     )
     estimate_blocks: PositiveInt = Field(3, description="its residual blocks")
-    denoised: Rate = Field(
-        1.0,
-        description="share of a batch that the U-Net learns from, which takes dozens of times as "
-        "long; the estimate learns from all",
+    denoise_every: PositiveInt = Field(
+        1,
+        description="the U-Net learns from one window in so many, since it takes dozens of times "
+        "as long as the estimate, which learns from all",
     )
     reused_rate: Rate = Field(1.0, description="learning rate of the U-Net, times")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "InterpolationSettings":
+        if self.batch_size % self.denoise_every:
+            raise ValueError(
+                f"batch_size={self.batch_size} is no multiple of "
+                f"denoise_every={self.denoise_every}; make it one"
+            )
+        return self
 
 
 class VideoVaeSettings(StageSettings):

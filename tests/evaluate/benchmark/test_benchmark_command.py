@@ -48,7 +48,12 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert scores["all attributes as asked"]["real"]["value"] == 1
     assert document["protocol"] == values | {
         "prompts": values["prompts"] | {"wording": "{name}", "sentences": {}},
-        "generation": {"num_frames": None, "scheduler": None, "guidance_scale": None}
+        "generation": {
+            "num_frames": None,
+            "scheduler": None,
+            "guidance_scale": None,
+            "guidance_stop": None,
+        }
         | values["generation"],
     }
     assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])

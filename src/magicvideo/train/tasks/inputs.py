@@ -33,11 +33,10 @@ def read_inputs(
     return read_batch(dataset, seed, position, batch_size, num_frames, strides, balance)
 
 
-def first_of(batch: AnyBatch, count: int) -> AnyBatch:
-    """Return the first samples of a batch."""
+def part_of(batch: AnyBatch, chosen: slice) -> AnyBatch:
+    """Return some samples of a batch."""
     return replace(
-        batch,
-        **{field.name: getattr(batch, field.name)[:count] for field in fields(batch)},
+        batch, **{field.name: getattr(batch, field.name)[chosen] for field in fields(batch)}
     )
 
 

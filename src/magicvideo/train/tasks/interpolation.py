@@ -17,16 +17,16 @@ from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.frozen import Frozen
-from magicvideo.models.interpolation import Interpolator, blend, difference
+from magicvideo.models.interpolation import Interpolator, blend, difference, one_in
 from magicvideo.shapes import Latents
 from magicvideo.train.settings import InterpolationSettings, NoiseSettings
 from magicvideo.train.sheet import contact_sheet
 from magicvideo.train.task import AnyBatch
 from magicvideo.train.tasks.denoiser import training_scheduler
 from magicvideo.train.tasks.inputs import (
-    first_of,
     frames_of,
     latents_of,
+    part_of,
     read_inputs,
     tokens_of,
 )
@@ -73,28 +73,28 @@ class InterpolationTask:
         """Return the errors of the frames between the keys: those of the estimate and the U-Net."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        count = max(1, round(size * self.settings.denoised))
+        few = one_in(self.settings.denoise_every)
         dropped = draws.uniform(size) < self.settings.drop_condition
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws)[:count].to(device)
+        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws)[few].to(device)
         levels = draws.integers(self.settings.max_noise_level, size)
         levels = levels.masked_fill(draws.uniform(size) < self.settings.clean, 0).to(device)
         latents = self._latents(batch, device)
         clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
         noised = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
         keys = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
-        noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[:count].to(device)
+        noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[few].to(device)
         with torch.no_grad():
-            tokens = tokens_of(self.frozen, first_of(batch, count), dropped[:count], device)
-            estimated, unit = self.network.estimate(keys[:count], levels[:count])
-            residuals = (middle[:count] - estimated) / unit
+            tokens = tokens_of(self.frozen, part_of(batch, few), dropped[few], device)
+            estimated, unit = self.network.estimate(keys[few], levels[few])
+            residuals = (middle[few] - estimated) / unit
         prediction, correction = network(
             self.scheduler.add_noise(residuals, noise, timesteps),
             timesteps,
             keys,
             levels,
             tokens,
-            batch.fps[:count].to(device),
+            batch.fps[few].to(device),
         )
         target = target_of(self.scheduler, residuals, noise, timesteps)
         denoising = denoising_loss(
