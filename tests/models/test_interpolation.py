@@ -94,6 +94,28 @@ def test_it_starts_with_what_the_key_frame_network_knows(inputs):
     )
 
 
+def test_weights_are_taken_over_on_the_levels_that_attend():
+    torch.manual_seed(4)
+    keyframes = VideoUNet(in_channels=CHANNELS, out_channels=CHANNELS, num_frames=9, **COMMON)
+    randomise(keyframes)
+    types = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    network = Interpolator(
+        latent_channels=CHANNELS, num_inserted=INSERTED, estimate_channels=8, **(COMMON | types)
+    )
+    before = {name: value.clone() for name, value in network.unet.state_dict().items()}
+    network.start_from(keyframes)
+    theirs, own = keyframes.state_dict(), network.unet.state_dict()
+    convolution = "down_blocks.0.resnets.0.conv1.weight"
+    assert torch.equal(own[convolution], theirs[convolution])
+    assert "down_blocks.0.attentions.0.proj_in.weight" in theirs.keys() - own.keys()
+    # the key-frame network does not attend on the inner level, so there is nothing to take over
+    fresh = "down_blocks.1.attentions.0.proj_in.weight"
+    assert torch.equal(own[fresh], before[fresh])
+
+
 def test_weights_are_taken_over_without_temporal_attention_too():
     keyframes = VideoUNet(
         in_channels=CHANNELS,

@@ -177,6 +177,21 @@ def test_the_interpolation_knows_one_kind_of_denoiser(tmp_path):
             plan(recipe)
 
 
+def test_the_interpolation_may_attend_on_fewer_levels(tmp_path):
+    values = tiny_values(tmp_path, tmp_path / "run") | {"size": 24}
+    values["unet"] = values["unet"] | {"attention_levels": [True, True]}
+
+    def planned(levels):
+        stage = values["interpolation"] | {"attention_levels": levels}
+        recipe = Recipe.model_validate(values | {"interpolation": stage})
+        return {row.name: row for row in plan(recipe)}["interpolation"]
+
+    assert planned([False, True]).parameters < planned(None).parameters
+    assert planned([True, True]) == planned(None)
+    with pytest.raises(UserError, match="attention_levels has 3 levels, and the denoiser 2"):
+        planned([True, False, True])
+
+
 def test_the_papers_recipe_is_stable_diffusions_network_and_process():
     recipe = read_recipe(PAPER, [])
     stages = ["unsupervised", "keyframes", "interpolation", "video_vae", "upscaler"]

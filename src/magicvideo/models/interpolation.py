@@ -251,12 +251,13 @@ class Interpolator(ModelMixin, ConfigMixin):
         """Take over the weights of the key-frame network.
 
         New input channels get weights of zero. A window may stand anywhere in the video, so its
-        adaptors start from the mean over the key-frame network's frames; the embedding of the noise
-        level stays zero.
+        adaptors start from the mean over the key-frame network's frames. The embedding of the noise
+        level stays zero, and attention on levels where the key-frame network has none is new.
         """
         theirs = keyframes.state_dict()
         for name, own in self.unet.state_dict().items():
-            if name.startswith("level_embedding") or (is_new(name) and name not in theirs):
+            absent = name not in theirs and (is_new(name) or ".attentions." in name)
+            if name.startswith("level_embedding") or absent:
                 continue
             if name == "conv_in.weight":
                 own.zero_()

@@ -209,6 +209,9 @@ class InterpolationSettings(DenoiserSettings):
         250, le=1000, description="diffusion step below which keys are noised"
     )
     clean: Share = Field(0.5, description="share of windows whose keys get no noise")
+    attention_levels: tuple[bool, ...] | None = Field(
+        None, description="levels of the U-Net with attention; null: those of the denoiser"
+    )
     estimate_channels: PositiveInt = Field(
         96, multiple_of=8, description="width of the network that estimates new frames in one pass"
     )

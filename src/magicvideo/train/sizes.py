@@ -4,7 +4,7 @@ A model to start from is asked for its settings alone, and only for those that n
 `--dry-run` needs no weights, and not even the folder where the recipe says what is to be in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import CLIPTextConfig, CLIPVisionConfig
@@ -161,12 +161,7 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "sample_size": image_size // factor,
         "in_channels": channels,
         "out_channels": channels,
-        "down_block_types": tuple(
-            "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels
-        ),
-        "up_block_types": tuple(
-            "CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)
-        ),
+        **_block_types(levels),
         "block_out_channels": settings.block_out_channels,
         "layers_per_block": settings.layers_per_block,
         "cross_attention_dim": condition_width(recipe),
@@ -188,6 +183,17 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
                     f"model to start from, start={recipe.start}; they must agree."
                 )
     return config
+
+
+def _block_types(levels: Sequence[bool]) -> dict[str, tuple[str, ...]]:
+    return {
+        "down_block_types": tuple(
+            "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels
+        ),
+        "up_block_types": tuple(
+            "CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)
+        ),
+    }
 
 
 def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
@@ -220,8 +226,15 @@ def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     ):
         del config[name]
     wanted = recipe.interpolation
+    levels = wanted.attention_levels or recipe.unet.attention_levels
+    if len(levels) != len(recipe.unet.attention_levels):
+        raise UserError(
+            f"interpolation.attention_levels has {len(levels)} levels, and the denoiser "
+            f"{len(recipe.unet.attention_levels)}; give as many."
+        )
     return {
         **config,
+        **_block_types(levels),
         "num_inserted": wanted.num_inserted,
         "estimate_channels": wanted.estimate_channels,
         "estimate_blocks": wanted.estimate_blocks,
