@@ -148,7 +148,9 @@ class InterpolationTask:
 
     @torch.no_grad()
     def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
-        return latents_of(self.frozen, batch, device)
+        # what is learned are small differences of latents, which half precision would round away
+        with torch.autocast(device.type, enabled=False):
+            return latents_of(self.frozen, batch, device)
 
     def _windows(self, seed: int, position: int, batch_size: int) -> AnyBatch:
         return read_inputs(
