@@ -46,6 +46,9 @@ def first_loss(recipe, name):
 @pytest.mark.parametrize("name", [*STAGES, "upscaler"])
 def test_a_stage_in_bfloat16_has_the_loss_of_float32(name, recipe):
     logged, exact = first_loss(recipe, name)
+    if name == "interpolation":  # its networks begin with an output of zero, and data are exact
+        assert logged == pytest.approx(exact, rel=1e-6)
+        return
     assert logged == pytest.approx(exact, rel=0.02)
     assert logged != pytest.approx(exact, rel=1e-6)  # halved numbers were at work
 
