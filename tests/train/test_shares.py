@@ -1,5 +1,7 @@
 """What lets many processes train as one: samples apart, and every weight with a gradient."""
 
+import copy
+
 import pytest
 import torch
 from tiny_recipe import STAGES
@@ -35,3 +37,17 @@ def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trai
         halves = [losses_of(task, 1, half)["loss"] for half in (0, 1)]
     assert halves[0] != halves[1]
     torch.testing.assert_close(sum(halves) / 2, whole.detach(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_losses_are_of_the_network_that_is_handed_in(trained, name):
+    """Where weights are sharded, the task's own network stays behind as it was."""
+    task = make_task(trained, name)
+    batch, count = task.read(0), task.settings.batch_size
+    handed = copy.deepcopy(task.network)
+    with torch.no_grad():
+        expected = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]
+        for parameter in task.network.parameters():
+            parameter.fill_(torch.nan)
+        found = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]
+    assert torch.equal(found, expected)

@@ -15,6 +15,7 @@ from magicvideo.cli.encode import (
     LongestScene,
     encode,
     encode_into,
+    given,
 )
 from magicvideo.cli.grouped import grouped
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
     from magicvideo.data.manifest import Clip
     from magicvideo.encode.originals import Originals
-
-Workers = Annotated[int, typer.Option(help="Processes that decode.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -190,8 +189,8 @@ def _check_no_encoding(encoding: Encoding) -> None:
     from magicvideo.encode.ranks import read_rank
     from magicvideo.errors import UserError
 
-    if given := encoding.given():
-        raise UserError(f"{given[0]} is about shards; name --model too, or leave it out.")
+    for option in given(encoding):
+        raise UserError(f"{option} is about shards; name --model too, or leave it out.")
     if read_rank(os.environ).world > 1:
         raise UserError(
             "Frames are decoded by one process; raise --workers in place of torchrun, or name "

@@ -90,13 +90,6 @@ class Decoding:
         """Return of how many frames one is kept."""
         return _or(self.every, 1)
 
-    def given(self) -> dict[str, object]:
-        """Return the options that were given, by the names that they have at the command line."""
-        values: dict[str, object] = {"size": self.size, "every": self.every}
-        values |= {"holdout": self.holdout, "source": self.kind}
-        values |= {"longest-scene": self.longest_scene or None}
-        return {name: value for name, value in values.items() if value is not None}
-
 
 @dataclass(frozen=True)
 class Encoding:
@@ -122,11 +115,15 @@ class Encoding:
         bool, typer.Option("--ray", help="Make the shards on the Ray cluster that is there.")
     ] = False
 
-    def given(self) -> list[str]:
-        """Return the names of the options that were given."""
-        values = vars(self).items()
-        given = [name for name, value in values if value is not None and value is not False]
-        return [f"--{name.replace('_', '-')}" for name in given]
+
+def given(options: Decoding | Encoding) -> dict[str, object]:
+    """Return the options that were given, by the names that they have at the command line."""
+    named = {"kind": "source"}
+    return {
+        f"--{named.get(name, name).replace('_', '-')}": value
+        for name, value in vars(options).items()
+        if value is not None and value is not False
+    }
 
 
 @grouped
@@ -227,9 +224,9 @@ def _open_originals(source: Path, decoding: Decoding) -> "Originals":
 
     if not is_prepared(source):
         return decoding.open_undecoded(source)
-    for option, value in decoding.given().items():
+    for option, value in given(decoding).items():
         raise UserError(
-            f"{source} is prepared already, so --{option} {value} can change nothing; leave it "
+            f"{source} is prepared already, so {option} {value} can change nothing; leave it "
             "out, or encode the source itself."
         )
     return prepared_originals(source)

@@ -1,5 +1,6 @@
 """From noise to latents: the loop over diffusion steps, with classifier-free guidance."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
@@ -67,23 +68,17 @@ def sample(
     """
     guided_steps = 0 if guidance_scale == 1.0 else math.ceil(guidance_stop * num_steps)
     condition, rates = torch.cat([negative_tokens, tokens]), torch.cat([fps, fps])
-    finished = 0
+    steps = itertools.count()
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        if finished >= guided_steps:
+        if next(steps) >= guided_steps:
             return denoise(latents, timestep, tokens, fps)
         doubled = denoise(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), condition, rates)
         # the difference of two predictions is taken in the precision of the latents
         negative, positive = doubled.to(latents.dtype).chunk(2)
         return negative + guidance_scale * (positive - negative)
 
-    def count(done: int) -> None:
-        nonlocal finished
-        finished = done
-        if on_step is not None:
-            on_step(done)
-
-    return follow(predict, noise, scheduler, num_steps, count)
+    return follow(predict, noise, scheduler, num_steps, on_step)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Interpolation: new frames between two keys, estimated, then corrected by diffusion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -44,7 +45,7 @@ def one_in(every: int) -> slice:
     return slice(every - 1, None, every)
 
 
-class Estimate(nn.Module):
+class Correction(nn.Module):
     """Tell in one pass what blending two keys gets wrong: a few convolutions over both.
 
     Motion is a matter of neighbourhoods, and convolutions learn it from many gaps in the time in
@@ -95,6 +96,19 @@ class Estimate(nn.Module):
             x = block(x, None)
         x = self.conv_out(nn.functional.silu(self.norm_out(x)))
         return rearrange(x, "g (k c) h w -> g k c h w", k=self.num_inserted).to(keys.dtype)
+
+
+class Told(NamedTuple):
+    """What blending gets wrong in known gaps, and what two networks say of it, in `unit`s."""
+
+    missed: Float[Tensor, "g k c h w"]
+    """The difference from the blend."""
+    correction: Float[Tensor, "g k c h w"]
+    """That difference as the estimate has it."""
+    residuals: Float[Tensor, "n k c h w"]
+    """What the estimate leaves of it, in the gaps that the U-Net sees."""
+    prediction: Float[Tensor, "n k c h w"]
+    """What the U-Net predicts from these with noise."""
 
 
 class Interpolator(ModelMixin, ConfigMixin):
@@ -152,7 +166,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         frame_adaptor: bool = True,
     ) -> None:
         super().__init__()
-        self.correction = Estimate(
+        self.correction = Correction(
             latent_channels, num_inserted, estimate_channels, estimate_blocks
         )
         self.unet = VideoUNet(
@@ -175,29 +189,34 @@ class Interpolator(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        residuals: Float[Tensor, "n k c h w"],
-        timestep: Shaped[Tensor, "n"],
+        middle: Float[Tensor, "g k c h w"],
         keys: Float[Tensor, "g 2 c h w"],
         noise_level: Shaped[Tensor, "g"],
+        add_noise: Callable[[Tensor], Tensor],
+        timestep: Shaped[Tensor, "n"],
         tokens: Tokens,
         fps: Float[Tensor, "n"],
-    ) -> tuple[Float[Tensor, "n k c h w"], Float[Tensor, "g k c h w"]]:
-        """Return what training compares: what both networks say.
+    ) -> Told:
+        """Return what training compares: what both networks say of gaps whose frames are known.
 
         Args:
-            residuals: As for `denoise`, of the `n` gaps `one_in(g / n)`.
-            timestep: Diffusion step of each of these.
-            keys: Latents at both ends of all gaps, noised up to `noise_level`.
+            middle: The frames between the keys.
+            keys: Latents at both ends of each gap, noised up to `noise_level`.
             noise_level: Diffusion step up to which the keys were noised.
-            tokens: Condition of the `n` gaps.
-            fps: Frames a second of the finished video, of the `n` gaps.
-
-        Returns:
-            The U-Net's prediction, and the estimated difference from the blend in `unit`s.
+            add_noise: Noises what the estimate leaves, of the `n` gaps `one_in(g / n)`, which the
+                U-Net sees.
+            timestep: Up to which diffusion step, of each of these.
+            tokens: Condition of these.
+            fps: Frames a second of the finished video, of these.
         """
-        few = one_in(len(keys) // len(residuals))
-        prediction = self.denoise(residuals, timestep, keys[few], noise_level[few], tokens, fps)
-        return prediction, self.correction(keys, self.unit(keys), noise_level)
+        unit = self.unit(keys)
+        missed = (middle - blend(keys, self.config.num_inserted)) / unit
+        correction = self.correction(keys, unit, noise_level)
+        few = one_in(len(keys) // len(timestep))
+        residuals = (missed - correction.detach())[few]
+        noisy = add_noise(residuals)
+        prediction = self.denoise(noisy, timestep, keys[few], noise_level[few], tokens, fps)
+        return Told(missed, correction, residuals, prediction)
 
     def unit(self, keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
         """Return the unit in which differences from the blend are reckoned, of each gap."""

@@ -165,8 +165,8 @@ def _interpolation(recipe: Recipe, size: int) -> Outline:
         text(ids)
 
     def loss() -> Tensor:
-        prediction, estimate = network(residuals, one, keys, one, tokens, one)
-        return F.mse_loss(prediction, residuals) + F.mse_loss(estimate, residuals)
+        told = network(residuals, keys, one, lambda clean: clean, one, tokens, one)
+        return F.mse_loss(told.prediction, residuals) + F.mse_loss(told.correction, residuals)
 
     # it begins as the key-frame network, the embedding of the noise level and the estimate aside
     image = _image(recipe, size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
@@ -54,31 +54,34 @@ def score_stillness(
         One entry a way, and the real clips' own at the end; none where all clips were left out.
     """
     names = [*(way.name for way in ways), REAL]
-    figures, cornered = [], []
+    figures = []
     for place, real in enumerate(videos):
         small = make_small(real, factor) if is_large else real
         still = static_region(small)
         if still.any():
             large = _enlarged(still, factor)
-            made = [way.enlarge(small, place) for way in ways]
-            regions = [*(large for _ in made), large if is_large else still]
-            pairs = list(zip([*made, real], regions, strict=True))
-            figures.append([flicker(video[None], region).item() for video, region in pairs])
-            cornered.append(
-                [flicker(video[None], corners(*video.shape[-2:])).item() for video, _ in pairs]
-            )
+            made = [_flickers(way.enlarge(small, place), large) for way in ways]
+            figures.append([*made, _flickers(real, large if is_large else still)])
         on_clip(place + 1)
     if not figures:
         return []
-    by_way, real_corners = np.array(cornered).T, np.array(cornered)[:, -1]
+    by_way = np.array(figures).transpose(1, 2, 0)
+    real_corners = by_way[-1, 1]
     return [
         Stillness(
             name=name,
-            flicker=mean(LEVELS * column),
-            in_corners=ratio_of_means(corner, real_corners) if real_corners.any() else None,
+            flicker=mean(LEVELS * still),
+            in_corners=ratio_of_means(cornered, real_corners) if real_corners.any() else None,
         )
-        for name, column, corner in zip(names, np.array(figures).T, by_way, strict=True)
+        for name, (still, cornered) in zip(names, by_way, strict=True)
     ]
+
+
+def _flickers(video: Float[Tensor, "f rgb h w"], still: Bool[Tensor, "h w"]) -> tuple[float, float]:
+    """Return the flicker where a clip stands still, and that of the corners."""
+    regions = (still, corners(*video.shape[-2:]))
+    where_still, in_corners = (flicker(video[None], region).item() for region in regions)
+    return where_still, in_corners
 
 
 def _enlarged(region: Bool[Tensor, "h w"], factor: int) -> Bool[Tensor, "tall wide"]:

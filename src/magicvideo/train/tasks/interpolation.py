@@ -86,23 +86,21 @@ class InterpolationTask:
         noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[few].to(device)
         with torch.no_grad():
             tokens = tokens_of(self.frozen, part_of(batch, few), dropped[few], device)
-            estimated, unit = self.network.estimate(keys[few], levels[few])
-            residuals = (middle[few] - estimated) / unit
-        prediction, correction = network(
-            self.scheduler.add_noise(residuals, noise, timesteps),
-            timesteps,
+        told = network(
+            middle,
             keys,
             levels,
+            lambda residuals: self.scheduler.add_noise(residuals, noise, timesteps),
+            timesteps,
             tokens,
             batch.fps[few].to(device),
         )
-        target = target_of(self.scheduler, residuals, noise, timesteps)
+        target = target_of(self.scheduler, told.residuals, noise, timesteps)
         denoising = denoising_loss(
-            self.scheduler, prediction, target, timesteps, self.settings.snr_gamma
+            self.scheduler, told.prediction, target, timesteps, self.settings.snr_gamma
         )
-        missed = (middle - blend(keys, middle.shape[1])) / self.network.unit(keys)
         # not the square: in some gaps nothing can be told, and they would outweigh the others
-        estimate = F.smooth_l1_loss(correction.float(), missed.float())
+        estimate = F.smooth_l1_loss(told.correction.float(), told.missed.float())
         return {"loss": denoising + estimate, "denoising": denoising, "estimate": estimate}
 
     @torch.no_grad()
