@@ -5,17 +5,18 @@ from tiny_model import INSERTED, make_tiny_pipeline
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
-from magicvideo.evaluate.clips import draw_prompts, real_videos
-from magicvideo.evaluate.interpolation import (
+from magicvideo.evaluate.clips import draw_prompts, from_bytes, real_videos, to_bytes
+from magicvideo.evaluate.interpolation.filling import (
     CEILING,
     LATENT_BLEND,
     NEAREST,
     PIXEL_BLEND,
-    REAL,
-    interpolation_table,
+    fill_every_way,
     ours,
-    score_interpolation,
 )
+from magicvideo.evaluate.interpolation.report import interpolation_table
+from magicvideo.evaluate.interpolation.scores import REAL, score_interpolation
+from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.storage import folder_hash
 
@@ -46,24 +47,27 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     scores = score(pipeline, judge, every_clip)
     assert tuple(scores) == (*METHODS, REAL)
     blended = scores[LATENT_BLEND]
-    assert blended.gain is None
+    assert blended.gain is blended.of_gaps_ratio is None
     for count in STEPS:
         assert scores[ours(count)].psnr.value == pytest.approx(blended.psnr.value, abs=0.2)
-    assert scores[CEILING].frechet >= 0
     for name in METHODS:
         row = scores[name]
-        assert np.isfinite([row.psnr.value, row.ssim.value, row.frechet]).all()
+        assert np.isfinite([row.psnr.value, row.ssim.value, row.of_gaps, row.of_clips]).all()
         assert row.psnr.low <= row.psnr.value <= row.psnr.high
         if name != LATENT_BLEND:
             assert row.gain.value == pytest.approx(row.psnr.value - blended.psnr.value, abs=1e-4)
+            assert row.of_gaps_ratio.value == pytest.approx(row.of_gaps / blended.of_gaps)
+            assert row.of_gaps_ratio.low <= row.of_gaps_ratio.value <= row.of_gaps_ratio.high
         assert row.psnr.count == row.seam.count == 2
     # the keys of these clips are alike, so that the nearest one never changes
     assert np.isnan(scores[NEAREST].seam.value)
     assert scores[REAL].psnr is None
-    assert scores[REAL].frechet == pytest.approx(0, abs=1e-9)
+    assert scores[REAL].of_gaps == pytest.approx(0, abs=1e-9)
+    assert scores[REAL].of_clips == pytest.approx(0, abs=1e-9)
+    assert scores[REAL].of_gaps_ratio is None
     lines = interpolation_table(list(scores.values())).splitlines()
     assert len(lines) == 2 + len(scores)
-    assert lines[-1].startswith("| real clips | 2 |  |  |  | 0.00000 | ")
+    assert lines[-1].startswith("| real clips | 2 |  |  |  | 0.00000 |  | 0.00000 | ")
 
 
 def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
@@ -74,6 +78,28 @@ def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, ev
     at_keys = [changes[place] for place in (0, 2, 3, 5)]
     elsewhere = [changes[place] for place in (1, 4)]
     assert found == pytest.approx(np.mean(at_keys) / np.mean(elsewhere), rel=1e-5)
+
+
+def test_the_distance_of_gaps_takes_the_frames_from_key_to_key_in_order(
+    pipeline, judge, every_clip
+):
+    found = score(pipeline, judge, every_clip)[PIXEL_BLEND].of_gaps
+    prompts = draw_prompts(every_clip, 2, 1)
+    made, real = [], []
+    for prompt, clip in zip(
+        prompts, real_videos(every_clip, prompts, 3 + 2 * INSERTED, 1), strict=True
+    ):
+        with torch.no_grad():
+            filled = fill_every_way(pipeline, clip[None], prompt, 6.0, [])[PIXEL_BLEND][0]
+        for video, rows in ((from_bytes(to_bytes(filled)), made), (clip, real)):
+            for key in (0, 1 + INSERTED):
+                frames = [video[None, key + place, None] for place in range(INSERTED + 2)]
+                rows.append(torch.stack([judge.embed_videos(frame)[0] for frame in frames], dim=-1))
+
+    first, second = (
+        fit_gaussian(torch.stack(rows).flatten(1).double().numpy()) for rows in (made, real)
+    )
+    assert found == pytest.approx(frechet_distance(first, second), rel=1e-4)
 
 
 def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path, capsys):

@@ -17,14 +17,6 @@ from magicvideo.cli.evaluate.preparing import load, prepare_section, progress, w
 from magicvideo.cli.grouped import grouped
 
 _SECTION = "interpolation"
-_ABOUT = (
-    "{clips} held-out clips of {frames} frames in a row on plain backgrounds, of which one in "
-    "{apart} is a key frame; a finished video takes {steps}. PSNR and SSIM are those of the "
-    "{inserted} inserted frames, the Frechet distance is on the judge's features of whole clips, "
-    "from those of the same real clips. *At keys*: the mean change from a frame to the next where "
-    "one of both is a key, as a multiple of the change elsewhere. All videos are read in 8 bits; "
-    "intervals are bootstrapped over clips."
-)
 
 
 @dataclass(frozen=True)
@@ -55,36 +47,29 @@ def interpolation(
     prepare_section(output, _SECTION)
     from magicvideo.data.dataset import ClipDataset
     from magicvideo.evaluate.identity import identity
-    from magicvideo.evaluate.interpolation import interpolation_table, score_interpolation
+    from magicvideo.evaluate.interpolation.report import interpolation_about, interpolation_table
+    from magicvideo.evaluate.interpolation.scores import score_interpolation
     from magicvideo.evaluate.judge.files import SHIPPED, load_judge
     from magicvideo.evaluate.page import identity_table
     from magicvideo.storage import folder_hash
 
     pipeline, judge_folder = load(model), judge or SHIPPED
-    default = pipeline.traits.default_interpolation_steps
+    network = load_judge(judge_folder)
     with progress() as report:
         scores = score_interpolation(
             pipeline,
-            load_judge(judge_folder),
+            network,
             ClipDataset(data, ("heldout",)),
             trial.clips,
             num_keys=trial.keys,
-            steps=trial.steps or [default],
+            steps=trial.steps or [pipeline.traits.default_interpolation_steps],
             seed=trial.seed,
             on_clip=lambda done: report("interpolation", done, trial.clips),
         )
     options = {"data": data, "model": model, "judge": judge, **vars(trial)}
-    inserted = pipeline.traits.num_inserted
-    about = _ABOUT.format(
-        clips=trial.clips,
-        frames=trial.keys + (trial.keys - 1) * inserted,
-        apart=inserted + 1,
-        steps=f"{default} step{'s' if default > 1 else ''}",
-        inserted=(trial.keys - 1) * inserted,
-    )
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
     parts = [
-        about,
+        interpolation_about(pipeline, trial.clips, trial.keys, network.config.num_frames),
         interpolation_table(scores),
         identity_table(identity(hashes, {"data": data}, pipeline.device.type)),
     ]
