@@ -101,7 +101,10 @@ def test_finite_and_symmetric(count, width, seed):
     assert there == pytest.approx(back, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize(("width", "count", "draws"), [(64, 512, 5), (400, 1024, 1)])
+@pytest.mark.parametrize(
+    ("width", "count", "draws"),
+    [(64, 512, 5), (400, 512, 1), (400, 1024, 1), (400, 2048, 1), (400, 4096, 1), (400, 10000, 1)],
+)
 def test_finite_samples_cost_what_the_law_says(width, count, draws):
     rng = np.random.default_rng(5)
     found = [
