@@ -2,9 +2,11 @@
 
 import pytest
 import yaml
-from tiny_recipe import tiny_values
+from tiny_recipe import SHARED, tiny_values
 
 from magicvideo.ablations.settings import read_ablations
+from magicvideo.data.prepare import prepare
+from magicvideo.data.sources import folder
 
 SEED = 3
 
@@ -39,6 +41,12 @@ def values(prepared, tmp_path):
             "num_inference_steps": 2,
             "pool_size": 2,
             "reference_clips": 2,
+            "decoder_clips": 2,
+            "decoder_noise": [0.0, 0.2],
+            "upscaler_clips": 2,
+            "upscaler_steps": [1, 3],
+            "moving_clips": 2,
+            "moving_frames": 3,
         },
         "experiments": {
             "attention": {
@@ -71,6 +79,60 @@ def values(prepared, tmp_path):
             },
         },
     }
+
+
+@pytest.fixture
+def decoders():
+    """An experiment on decoders: one that sees a frame, and one that sees those before it."""
+    return {
+        "title": "Decoders",
+        "about": "Of one frame and of several.",
+        "paper": "Less dithering.",
+        "found": "Nothing yet.",
+        "measures": "decoder",
+        "baseline": "frame",
+        "common": {
+            "clip": {"steps": 1},
+            "image": None,
+            "keyframes": None,
+            "video_vae": {**SHARED, "steps": 2, "num_frames": 4, "temporal_heads": 2},
+        },
+        "variants": {
+            "frame": {"label": "one", "changes": {"video_vae": {"temporal_reach": 1}}},
+            "video": {"label": "four", "changes": {"video_vae": {"temporal_reach": 4}}},
+        },
+    }
+
+
+@pytest.fixture
+def upscalers(shapes, tmp_path):
+    """An experiment on upscalers of two scales, on clips of which some are held out."""
+    for name, size in (("small", 24), ("large", 64)):
+        prepare(folder.find_clips(shapes, holdout=0.7), tmp_path / name, size)
+    upscaler = {
+        "data": str(tmp_path / "large"),
+        "steps": 2,
+        "model": {"widths": [8, 12], "num_blocks": [1, 1]},
+    }
+    return {
+        "title": "Upscalers",
+        "about": "By scale.",
+        "measures": "upscaler",
+        "baseline": "four",
+        "common": {
+            "data": str(tmp_path / "small"),
+            "keyframes": {"steps": 1},
+            "upscaler": {**SHARED, **upscaler},
+        },
+        "variants": {
+            "two": {"label": "times 2", "changes": _upscaler(crop=16, factor=2)},
+            "four": {"label": "times 4", "changes": _upscaler(crop=32, factor=4)},
+        },
+    }
+
+
+def _upscaler(*, crop, factor):
+    return {"upscaler": {"crop": crop, "model": {"factor": factor}}}
 
 
 @pytest.fixture

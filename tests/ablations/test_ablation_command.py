@@ -24,10 +24,9 @@ def judge_folder(prepared, tmp_path):
 @pytest.fixture
 def ablations(values, write, judge_folder, tmp_path):
     """A function that runs the command with more words, and returns its exit code."""
-    del values["experiments"]["convolutions"]
-    file, page = write(values), tmp_path / "page.md"
-    words = ["evaluate", "ablations", str(file), "--output", str(page)]
-    return lambda *more: run([*words, "--judge", str(judge_folder), *more])
+    values["experiments"].pop("convolutions")
+    words = ["--output", str(tmp_path / "page.md"), "--judge", str(judge_folder)]
+    return lambda *more: run(["evaluate", "ablations", str(write(values)), *words, *more])
 
 
 def test_the_page_grows_with_the_runs_and_is_the_same_again(ablations, tmp_path, capsys):
@@ -68,6 +67,58 @@ def test_the_page_grows_with_the_runs_and_is_the_same_again(ablations, tmp_path,
     assert capsys.readouterr().out.split() == [str(page)]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert page.read_text() == text
+
+
+def scores_of(tmp_path, experiment, variant):
+    path = tmp_path / "runs" / experiment / variant / "3" / "scores.json"
+    return json.loads(path.read_text())
+
+
+def test_decoders_are_trained_alike_and_scored_on_the_same_latents(
+    ablations, values, decoders, tmp_path
+):
+    values["experiments"] = {"decoder": decoders}
+    assert ablations() == 0
+    frame, video = (scores_of(tmp_path, "decoder", name) for name in ("frame", "video"))
+    assert [found["noise"] for found in frame["decoder"]] == [0.0, 0.2]
+    for first, second in zip(frame["decoder"], video["decoder"], strict=True):
+        for one, two in zip(first["measures"], second["measures"], strict=True):
+            assert one["name"] == two["name"]
+            assert one["first"] == two["first"]  # the decoder that both began as
+            assert one["second"] != two["second"]
+    assert frame["cost"]["training_gflops"] == pytest.approx(
+        video["cost"]["training_gflops"], rel=1e-3
+    )
+    text = (tmp_path / "page.md").read_text()
+    assert "**The paper**: Less dithering.\n\n**Here**: Nothing yet." in text
+    assert "samples in each: autoencoder 1 of 3, clip 1 of 3, video_vae 2 of 3." in text
+    assert "| 0.2 | four | 1 | " in text
+
+
+def test_upscalers_are_scored_by_scale_and_steps(ablations, values, upscalers, tmp_path):
+    values["experiments"] = {"upscaler": upscalers}
+    assert ablations() == 0
+    for name, factor in (("two", 2), ("four", 4)):
+        scores = scores_of(tmp_path, "upscaler", name)
+        found = scores["upscaler"]
+        assert (found["factor"], found["small_side"]) == (factor, 64 // factor)
+        steps = {way["name"]: way["steps"] for way in found["ways"]}
+        for way, count in steps.items():
+            assert count is None or f" {count} step" in way
+        assert set(steps.values()) == {1, 2, 3, None}  # 2 is the default
+        assert scores["cost"]["updates"] == 2
+    assert "| times 2 | 1 | " in (tmp_path / "page.md").read_text()
+
+
+def test_scores_of_another_judge_do_not_count(ablations, decoders, values, tmp_path):
+    values["experiments"] = {"decoder": decoders}
+    assert ablations() == 0
+    path = tmp_path / "runs" / "decoder" / "video" / "3" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["identity"]["judge"] = "another"
+    path.write_text(json.dumps(scores))
+    assert ablations("--table-only") == 0
+    assert "**Not there yet**: four (seed 3)." in (tmp_path / "page.md").read_text()
 
 
 def test_mistakes_are_answered_in_a_sentence(ablations, tmp_path, capsys):

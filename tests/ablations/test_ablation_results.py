@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from tiny_recipe import tiny_values
 
 from magicvideo.ablations.plots import draw_plot
 from magicvideo.ablations.results import Row, paired_difference, spread
 from magicvideo.ablations.settings import Experiment, Scoring, Variant
 from magicvideo.ablations.tables import cost_table, decoder_table, denoiser_table, upscaler_table
+from magicvideo.train.recipe import Recipe
 
 SEEDS = (1, 2)
 
@@ -52,7 +54,8 @@ def upscaler_scores(psnr):
 
 
 def row(label, scores):
-    return Row(variant=label, label=label, scores=scores, seeds=SEEDS)
+    recipe = Recipe.model_validate(tiny_values("data", "runs"))
+    return Row(variant=label, label=label, recipe=recipe, scores=scores, seeds=SEEDS)
 
 
 def experiment(measures):
@@ -102,9 +105,11 @@ def test_what_is_missing_is_said_plainly(denoisers):
     assert cells(table, "second")[1] == "1, 1 missing"
     assert cells(table, "second")[3].startswith("0.1667 [")
     assert cells(table, "third")[1] == "missing"
-    assert cells(table, "real clips")[-4:-2] == ["90.0", "0.0100"]
-    costs = cost_table(denoisers)
-    assert cells(costs, "first")[1:3] == ["8.50", "12.50"]
+    assert cells(table, "real clips")[-5:-2] == ["90.0", "", "0.0100"]
+    costs = cost_table(denoisers, with_pass=True)
+    assert cells(costs, "first")[1:4] == ["8.50", "12.50", "0.500 (0.500 to 0.500)"]
+    assert cells(cost_table(denoisers, with_pass=False), "first")[1:3] == ["8.50", "2.50"]
+    assert cells(costs, "first")[-1] == "3,200.0"
     assert cells(costs, "third")[1] == "missing"
 
 

@@ -1,6 +1,8 @@
 """The page of the ablations, out of the scores that are there; runs without them are named."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from magicvideo.ablations.plots import draw_plot
 from magicvideo.ablations.results import Row, rows_of
@@ -28,7 +30,10 @@ _DENOISER = (
     "the part of the error that differs from frame to frame. The other columns are of {prompts} "
     "videos of the same split's captions ({scheduler}, {steps} steps, guidance {guidance:g}): the "
     "share whose own caption the judge ranks first, the Frechet distance on the judge's features, "
-    "and change in time of the whole picture and of its corners as multiples of the real clips'."
+    "and change in time of the whole picture and of its corners as multiples of the real clips'. "
+    "*Same background*: among captions of the same colour behind the figure, which then tells "
+    "nothing. The Frechet distance of {prompts} clips is mostly what so few of them cost, as the "
+    "real clips' own row says."
 )
 _DECODER = (
     "{clips} clips of the {split} split, {frames} frames in a row, on the same latents; *noise* is "
@@ -42,16 +47,19 @@ _UPSCALER = (
     "absolute change where no pixel of the small frames changes, of the way with the default "
     "number of steps and of resizing alone."
 )
-_COST = (
+_PASS = (
     "*Pass*: the denoiser's forward pass over one clip, its operations counted and its CPU seconds "
-    "the median of those above. *Memory*: counted, of training with the recipe's batch: weights, "
-    "gradients, moments, averages and what is kept for the backward pass. *Seconds of an update*: "
-    "the median of the last stage on the clock. *In all*: of all stages, the image network's too."
+    "the median of those above."
+)
+_COST = (
+    "*Memory*: counted, of training with the recipe's batch: weights, gradients, moments, averages "
+    "and what is kept for the backward pass. *Seconds of an update*: the median of the last stage "
+    "on the clock. *In all*: of all stages, those that several variants share too."
 )
 
 
-def write_page(found: Ablations, page: Path, command: str) -> None:
-    """Write the page, and a plot of every experiment that has scores beside it.
+def write_page(found: Ablations, page: Path, command: str, judge_hash: str) -> None:
+    """Write the page, and a plot of every experiment that has scores by this judge beside it.
 
     Raises:
         UserError: If a recipe is not allowed, or matplotlib is missing.
@@ -64,13 +72,14 @@ def write_page(found: Ablations, page: Path, command: str) -> None:
         "with the least and the greatest in brackets. Scores come from our own judge and our own "
         "clips: compare them with each other alone.",
     ]
-    identities = []
+    identities: dict[str, Any] = {}
     for name in found.experiments:
-        rows = rows_of(found, name)
-        identities += [s["identity"] for row in rows for s in row.scores.values()]
+        rows = rows_of(found, name, judge_hash)
+        for scores in (scores for row in rows for scores in row.scores.values()):
+            identities.setdefault(json.dumps(scores["identity"]), scores["identity"])
         parts += _section(found, name, rows, page)
     if identities:
-        parts += ["## What the numbers depend on", identity_table(identities[0])]
+        parts += ["## What the numbers depend on", *map(identity_table, identities.values())]
     with atomic_file(page) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -81,14 +90,18 @@ def _section(found: Ablations, name: str, rows: list[Row], page: Path) -> list[s
     parts = [
         f"## {experiment.title}",
         experiment.about.strip(),
-        _BUDGETS[experiment.budget].format(baseline=baseline),
+        f"{_BUDGETS[experiment.budget].format(baseline=baseline)} {_updates(experiment, rows)}",
     ]
+    if experiment.paper:
+        parts.append(f"**The paper**: {experiment.paper.strip()}")
+    if experiment.found:
+        parts.append(f"**Here**: {experiment.found.strip()}")
     if experiment.measures == "denoiser":
-        parts += [denoiser_table(experiment, scoring, rows), cost_table(rows)]
+        parts += [denoiser_table(experiment, scoring, rows), cost_table(rows, with_pass=True)]
     elif experiment.measures == "decoder":
-        parts.append(decoder_table(scoring, rows))
+        parts += [decoder_table(scoring, rows), cost_table(rows, with_pass=False)]
     else:
-        parts.append(upscaler_table(rows))
+        parts += [upscaler_table(rows), cost_table(rows, with_pass=False)]
     parts.append(_method(found, experiment))
     if absent := [
         f"{row.label} (seed {s})" for row in rows for s in row.seeds if s not in row.scores
@@ -99,6 +112,17 @@ def _section(found: Ablations, name: str, rows: list[Row], page: Path) -> list[s
         draw_plot(experiment, scoring, rows, plot)
         parts.append(f"![{experiment.title}]({plot.name})")
     return parts
+
+
+def _updates(experiment: Experiment, rows: list[Row]) -> str:
+    """Return how long the baseline was trained, stage by stage; the tables say it of the last."""
+    recipe = next(row.recipe for row in rows if row.variant == experiment.baseline)
+    stages = [
+        f"{name} {stage.steps:,} of {stage.batch_size * stage.accumulate}"
+        for name, stage in recipe.stages().items()
+    ]
+    label = experiment.variants[experiment.baseline].label
+    return f"Updates of {label}, and samples in each: {', '.join(stages)}."
 
 
 def _method(found: Ablations, experiment: Experiment) -> str:
@@ -113,9 +137,10 @@ def _method(found: Ablations, experiment: Experiment) -> str:
             steps=scoring.num_inference_steps,
             guidance=scoring.guidance_scale,
         )
-        return f"{quality} {_COST}"
+        return f"{quality} {_PASS} {_COST}"
     if experiment.measures == "decoder":
-        return _DECODER.format(
+        quality = _DECODER.format(
             clips=scoring.decoder_clips, split=scoring.split, frames=scoring.num_frames
         )
-    return _UPSCALER.format(clips=scoring.upscaler_clips)
+        return f"{quality} {_COST}"
+    return f"{_UPSCALER.format(clips=scoring.upscaler_clips)} {_COST}"

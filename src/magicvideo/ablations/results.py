@@ -7,8 +7,9 @@ import numpy as np
 
 from magicvideo.ablations.runs import Run, runs_of
 from magicvideo.ablations.scoring import Scores, read_scores
-from magicvideo.ablations.settings import Ablations
+from magicvideo.ablations.settings import Ablations, Scoring
 from magicvideo.evaluate.intervals import Estimate, mean
+from magicvideo.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +19,14 @@ class Row:
     Attributes:
         variant: Its name.
         label: What the page calls it.
+        recipe: How it is trained, with the first seed.
         scores: By seed; a seed without scores is not in it.
         seeds: All seeds that it should have.
     """
 
     variant: str
     label: str
+    recipe: Recipe
     scores: dict[int, Scores]
     seeds: tuple[int, ...]
 
@@ -32,19 +35,22 @@ class Row:
         return [read(scores) for scores in self.scores.values()]
 
 
-def rows_of(found: Ablations, name: str) -> list[Row]:
-    """Return the variants of an experiment, in the file's order, those of other experiments too."""
+def rows_of(found: Ablations, name: str, judge_hash: str) -> list[Row]:
+    """Return the variants of an experiment, in the file's order, those of other experiments too.
+
+    Scores count if they are by the judge of this hash.
+    """
     runs = {(run.experiment, run.variant, run.seed): run for run in runs_of(found, (name,))}
+    variants = found.experiments[name].variants.items()
     return [
-        Row(
-            variant=variant,
-            label=settings.label,
-            scores=_scores_by_seed(
-                found, [runs[(*found.place_of(name, variant), seed)] for seed in found.seeds]
-            ),
-            seeds=found.seeds,
+        _row(
+            settings.label,
+            variant,
+            found.scoring,
+            [runs[(*found.place_of(name, variant), seed)] for seed in found.seeds],
+            judge_hash,
         )
-        for variant, settings in found.experiments[name].variants.items()
+        for variant, settings in variants
     ]
 
 
@@ -80,6 +86,12 @@ def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     return f"{shown} ({min(scaled):,.{digits}f} to {max(scaled):,.{digits}f})"
 
 
-def _scores_by_seed(found: Ablations, runs: list[Run]) -> dict[int, Scores]:
-    read = ((run.seed, read_scores(run, found.scoring)) for run in runs)
-    return {seed: scores for seed, scores in read if scores is not None}
+def _row(label: str, variant: str, scoring: Scoring, runs: list[Run], judge_hash: str) -> Row:
+    read = ((run.seed, read_scores(run, scoring, judge_hash)) for run in runs)
+    return Row(
+        variant=variant,
+        label=label,
+        recipe=runs[0].recipe,
+        scores={seed: scores for seed, scores in read if scores is not None},
+        seeds=tuple(run.seed for run in runs),
+    )

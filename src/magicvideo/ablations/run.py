@@ -9,6 +9,7 @@ from magicvideo.ablations.runs import Run, locked, train_run
 from magicvideo.ablations.scoring import Progress, read_scores, score_run
 from magicvideo.ablations.settings import Ablations
 from magicvideo.evaluate.judge.files import load_judge
+from magicvideo.storage import folder_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,15 @@ class Work:
             UserError: If a run cannot be trained or scored.
             Interrupted: If a signal came; the same command goes on.
         """
-        judge = load_judge(self.judge)
+        judge, judge_hash = load_judge(self.judge), folder_hash(self.judge)
         for run in runs:
             with locked(run.recipe.output):
-                if read_scores(run, self.found.scoring) is None:
+                if read_scores(run, self.found.scoring, judge_hash) is None:
                     train_run(run, self.found.output, say)
-                    score_run(run, self.found.scoring, judge, self.judge, progress)
+                    score_run(run, self.found.scoring, judge, judge_hash, progress)
                     say(f"{run.name}: scored")
             self.write()
 
     def write(self) -> None:
         """Write the page and its plots from the scores that are there."""
-        write_page(self.found, self.page, self.command)
+        write_page(self.found, self.page, self.command, folder_hash(self.judge))

@@ -23,7 +23,7 @@ from magicvideo.evaluate.run import Evaluation
 from magicvideo.evaluate.upscaler.evaluation import UpscalerEvaluation
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.stored_autoencoder import load_autoencoder
-from magicvideo.storage import atomic_file, folder_hash
+from magicvideo.storage import atomic_file
 from magicvideo.train.clips import frames_folder
 from magicvideo.train.export import export
 from magicvideo.train.log import FILE as LOG
@@ -37,17 +37,24 @@ Scores: TypeAlias = dict[str, Any]
 _FILE, _MODEL, _VIDEOS = "scores.json", "model", "videos"
 
 
-def read_scores(run: Run, scoring: Scoring) -> Scores | None:
-    """Return the scores of a run; None where it has none, or those of other settings."""
+def read_scores(run: Run, scoring: Scoring, judge_hash: str) -> Scores | None:
+    """Return the scores of a run; None where it has none, or those of other settings.
+
+    Args:
+        run: What was trained.
+        scoring: How it is to be scored.
+        judge_hash: Of the judge's folder, by which it is to be scored.
+    """
     try:
         scores: Scores = json.loads((run.recipe.output / _FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return scores if scores.get("of") == _settings_key(run, scoring) else None
+    is_asked = scores.get("of") == _settings_key(run, scoring)
+    return scores if is_asked and scores["identity"]["judge"] == judge_hash else None
 
 
 def score_run(
-    run: Run, scoring: Scoring, judge: Judge, judge_folder: Path, progress: Progress
+    run: Run, scoring: Scoring, judge: Judge, judge_hash: str, progress: Progress
 ) -> None:
     """Score a finished run and keep the scores.
 
@@ -55,7 +62,7 @@ def score_run(
         run: What was trained.
         scoring: How it is scored.
         judge: An independent video-text matcher.
-        judge_folder: Where it is from.
+        judge_hash: Of its folder.
         progress: Called with what is being done, the count done and the count in all.
 
     Raises:
@@ -70,7 +77,7 @@ def score_run(
     scores = {
         "of": _settings_key(run, scoring),
         "identity": identity(
-            {"judge": folder_hash(judge_folder)},
+            {"judge": judge_hash},
             {"data": frames_folder(run.recipe, run.name)},
             "cpu",
         ),

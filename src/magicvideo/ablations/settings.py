@@ -68,6 +68,8 @@ class Experiment(Settings):
 
     title: str
     about: str
+    paper: str | None = Field(None, description="what the paper says of it")
+    found: str | None = Field(None, description="what came out, in words, once it is known")
     measures: Kind = "denoiser"
     budget: Literal["updates", "cost"] = Field(
         "updates",

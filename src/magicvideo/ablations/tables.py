@@ -10,6 +10,7 @@ from magicvideo.evaluate.page import number, table
 
 _VIDEOS = {
     "caption_first": (1, 100.0),
+    "caption_first_same_background": (1, 100.0),
     "frechet": (4, 1.0),
     "temporal_change": (2, 1.0),
     "flicker": (2, 1.0),
@@ -33,6 +34,7 @@ def denoiser_table(experiment: Experiment, scoring: Scoring, rows: Sequence[Row]
         f"more than {baseline.label} [95 %]",
         "of it between frames",
         f"own caption first among {scoring.pool_size}, %",
+        "the same, same background, %",
         "Frechet distance, judge's features",
         "temporal change",
         "flicker",
@@ -45,28 +47,23 @@ def denoiser_table(experiment: Experiment, scoring: Scoring, rows: Sequence[Row]
     return table(columns, cells)
 
 
-def cost_table(rows: Sequence[Row]) -> str:
-    """Return size and cost of denoisers."""
+def cost_table(rows: Sequence[Row], *, with_pass: bool) -> str:
+    """Return size and cost of what is trained last; `with_pass`, what a pass over a clip takes."""
     columns = (
         "variant",
         "parameters (10^6)",
-        "GFLOPs of a pass over a clip",
-        "CPU seconds of a pass",
+        *(("GFLOPs of a pass over a clip", "CPU seconds of a pass") if with_pass else ()),
         "memory of training, GB",
         "seconds of an update",
         "updates",
-        "training in all, PFLOPs",
+        "training in all, TFLOPs",
     )
-    return table(
-        columns,
-        [
-            [
-                row.label,
-                *(_cost_cells(row) if row.scores else [MISSING, *[""] * (len(columns) - 2)]),
-            ]
-            for row in rows
-        ],
-    )
+    missing = [MISSING, *[""] * (len(columns) - 2)]
+    cells = [
+        [row.label, *(_cost_cells(row, with_pass=with_pass) if row.scores else missing)]
+        for row in rows
+    ]
+    return table(columns, cells)
 
 
 def decoder_table(scoring: Scoring, rows: Sequence[Row]) -> str:
@@ -157,16 +154,23 @@ def _real_cell(scores: Scores, name: str) -> str:
     return f"{scale * found['real']:.{digits}f}" if found else ""
 
 
-def _cost_cells(row: Row) -> list[str]:
+def _cost_cells(row: Row, *, with_pass: bool) -> list[str]:
     cost = next(iter(row.scores.values()))["cost"]
+    one_pass = (
+        [
+            f"{cost['gflops']:.2f}",
+            spread(row.values(lambda scores: scores["denoising"]["seconds"]), 3),
+        ]
+        if with_pass
+        else []
+    )
     return [
         f"{cost['parameters'] / 1e6:.2f}",
-        f"{cost['gflops']:.2f}",
-        spread(row.values(lambda scores: scores["denoising"]["seconds"]), 3),
+        *one_pass,
         f"{cost['memory'] / 1e9:.2f}",
         spread(row.values(lambda scores: scores["cost"]["seconds"]), 2),
         f"{cost['updates']:,}",
-        f"{cost['training_gflops'] / 1e6:.2f}",
+        f"{cost['training_gflops'] / 1e3:,.1f}",
     ]
 
 
