@@ -41,18 +41,20 @@ def test_blending_goes_straight_from_key_to_key():
 def test_a_denoiser_that_knows_the_answer_gives_it(steps):
     torch.manual_seed(1)
     pairs, truth = torch.randn(6, 2, 3, 5, 6), torch.randn(6, 3, 3, 5, 6)
+    noised = pairs + 0.1
     scheduler = make_scheduler(CONFIG, "ddim")
     estimated, unit = torch.randn_like(truth), torch.rand(6, 1, 1, 1, 1) + 0.1
     residuals = (truth - estimated) / unit
     seen = []
 
-    def estimate(keys, level):
+    def estimate(keys, seen, level):
         assert torch.equal(keys, pairs)
+        assert torch.equal(seen, noised)
         assert level.tolist() == [40] * 6
         return estimated, unit
 
     def oracle(x, timestep, keys, level, _tokens, _fps):
-        assert torch.equal(keys, pairs)
+        assert torch.equal(keys, noised)
         assert level.tolist() == [40] * 6
         kept = scheduler.alphas_cumprod[timestep][:, None, None, None, None]
         # v from x and the clean residual, at any step but the last, where x tells no noise
@@ -63,6 +65,7 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
         estimate,
         oracle,
         pairs,
+        noised,
         torch.randn_like(truth),
         scheduler,
         steps,

@@ -139,36 +139,48 @@ def test_a_saved_network_is_the_network(inputs, tmp_path):
     assert loaded.config.residual_scale == 0.4
     assert torch.equal(loaded.denoise(**inputs), network.denoise(**inputs))
     keys, level = inputs["keys"], inputs["noise_level"]
-    assert torch.equal(loaded.estimate(keys, level)[0], network.estimate(keys, level)[0])
+    assert torch.equal(
+        loaded.estimate(keys, keys, level)[0], network.estimate(keys, keys, level)[0]
+    )
 
 
 def test_the_estimate_is_the_linear_blend_until_it_has_learned(inputs):
     network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
-    estimated, unit = network.estimate(keys, level)
+    estimated, unit = network.estimate(keys, keys, level)
     assert torch.equal(estimated, blend(keys, INSERTED))
     apart = (keys[:, 1] - keys[:, 0]).square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(unit.flatten(), 0.3 * (apart + 0.03))
     randomise(network)
-    learned, _ = network.estimate(keys, level)
+    learned, _ = network.estimate(keys, keys, level)
     assert ((learned - estimated).flatten(2).abs().amax(dim=2) > 1e-3).all()
     # where nothing moves, what an estimate adds is held small
     still = keys[:, :1].expand(-1, 2, -1, -1, -1)
-    added, _ = network.estimate(still, level)
+    added, _ = network.estimate(still, still, level)
     assert (added - still[:, :1]).abs().max() < 0.2 * (learned - estimated).abs().max()
 
 
 def test_the_estimate_hears_of_keys_and_noise_alike_in_any_company(inputs):
     network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
     randomise(network)
-    together, units = network.estimate(keys, level)
+    together, units = network.estimate(keys, keys, level)
     for place in range(len(keys)):
-        alone, unit = network.estimate(keys[place : place + 1], level[place : place + 1])
+        one = keys[place : place + 1]
+        alone, unit = network.estimate(one, one, level[place : place + 1])
         torch.testing.assert_close(alone[0], together[place], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(unit[0], units[place])
-    noisier, _ = network.estimate(keys, level + 300)
+    noisier, _ = network.estimate(keys, keys, level + 300)
     assert (noisier - together).abs().max() > 1e-4
-    swapped, _ = network.estimate(keys.flip(1), level)
+    swapped, _ = network.estimate(keys.flip(1), keys.flip(1), level)
     assert (swapped - together).abs().max() > 1e-3
+
+
+def test_what_is_wrong_with_keys_passes_from_one_to_the_next(inputs):
+    network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
+    randomise(network)
+    wrong = torch.randn_like(keys)
+    clean, _ = network.estimate(keys, keys, level)
+    carried, _ = network.estimate(keys + wrong, keys, level)
+    torch.testing.assert_close(carried - clean, blend(wrong, INSERTED), atol=1e-5, rtol=1e-5)
 
 
 def test_training_compares_what_both_networks_say(inputs):
@@ -176,9 +188,12 @@ def test_training_compares_what_both_networks_say(inputs):
     randomise(network)
     few = {name: value[1::2] for name, value in inputs.items()}
     middle, keys, level = inputs["residuals"], inputs["keys"], inputs["noise_level"]
-    told = network(middle, keys, level, lambda x: 2 * x, few["timestep"], few["tokens"], few["fps"])
-    estimated, unit = network.estimate(keys, level)
-    blended, close = blend(keys, INSERTED), {"atol": 1e-4, "rtol": 1e-4}
+    clean = keys + torch.randn_like(keys)
+    told = network(
+        middle, clean, keys, level, lambda x: 2 * x, few["timestep"], few["tokens"], few["fps"]
+    )
+    estimated, unit = network.estimate(clean, keys, level)
+    blended, close = blend(clean, INSERTED), {"atol": 1e-4, "rtol": 1e-4}
     torch.testing.assert_close(told.missed, (middle - blended) / unit)
     torch.testing.assert_close(told.correction, (estimated - blended) / unit, **close)
     torch.testing.assert_close(told.residuals, ((middle - estimated) / unit)[1::2], **close)

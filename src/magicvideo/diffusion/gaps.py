@@ -15,8 +15,8 @@ Keys: TypeAlias = Float[Tensor, "g 2 c h w"]
 Inserted: TypeAlias = Float[Tensor, "g k c h w"]
 # (noisy residuals, timestep `g`, keys, noise level `g`, tokens, fps `g`) to its prediction
 GapDenoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-# (keys, noise level `g`) to the new frames and the unit of what is left, `g 1 1 1 1`
-GapEstimator: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (keys, the same as seen, noise level `g`) to new frames and the unit of what is left, `g 1 1 1 1`
+GapEstimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def key_pairs(keys: Latents) -> Keys:
@@ -37,6 +37,7 @@ def fill_gaps(
     estimate: GapEstimator,
     denoise: GapDenoiser,
     pairs: Keys,
+    seen: Keys,
     noise: Inserted,
     scheduler: Scheduler,
     num_steps: int,
@@ -50,7 +51,8 @@ def fill_gaps(
     Args:
         estimate: Tells the new frames in one pass, as `models.interpolation.Interpolator` does.
         denoise: Predicts from noisy residuals, likewise.
-        pairs: Both keys of each gap, noised up to `noise_level`.
+        pairs: Both keys of each gap.
+        seen: The same, noised up to `noise_level`, as the networks see them.
         noise: Standard normal, in the shape of the result.
         scheduler: Tells the diffusion steps.
         num_steps: Evaluations of the denoiser.
@@ -62,9 +64,9 @@ def fill_gaps(
     level = torch.full((len(pairs),), noise_level, device=pairs.device)
 
     def denoise_gaps(x: Tensor, timestep: Tensor, condition: Tensor, rates: Tensor) -> Tensor:
-        return denoise(x, timestep, pairs, level, condition, rates)
+        return denoise(x, timestep, seen, level, condition, rates)
 
     # the keys say nearly all; moving away from an empty prompt would add nothing but cost
     residuals = sample(denoise_gaps, noise, scheduler, num_steps, 1.0, tokens, tokens, fps, on_step)
-    estimated, unit = estimate(pairs, level)
+    estimated, unit = estimate(pairs, seen, level)
     return estimated + unit * residuals

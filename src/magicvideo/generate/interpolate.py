@@ -57,6 +57,7 @@ def interpolate_latents(
     new = fill_gaps(
         interpolator.estimate,
         interpolator.denoise,
+        key_pairs(keys),
         key_pairs(seen),
         noise,
         scheduler,

@@ -125,6 +125,10 @@ class Interpolator(ModelMixin, ConfigMixin):
     the keys at the start of training. Both networks reckon in units of how far the keys differ.
     Where nothing moves all is zero, and zero is easy to learn: what stands still stays still.
 
+    Networks see the keys with noise, so that they learn to tell motion from what is wrong with keys
+    that were made. The blend is of the keys as they are: what is wrong with them passes from one to
+    the next, since the video would pulse if the new frames alone were free of it.
+
     Args:
         latent_channels: Channels of the latents.
         num_inserted: New frames between two keys.
@@ -191,6 +195,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         self,
         middle: Float[Tensor, "g k c h w"],
         keys: Float[Tensor, "g 2 c h w"],
+        seen: Float[Tensor, "g 2 c h w"],
         noise_level: Shaped[Tensor, "g"],
         add_noise: Callable[[Tensor], Tensor],
         timestep: Shaped[Tensor, "n"],
@@ -201,7 +206,8 @@ class Interpolator(ModelMixin, ConfigMixin):
 
         Args:
             middle: The frames between the keys.
-            keys: Latents at both ends of each gap, noised up to `noise_level`.
+            keys: Latents at both ends of each gap, as they are.
+            seen: The same, noised up to `noise_level`, which is all that the networks see of them.
             noise_level: Diffusion step up to which the keys were noised.
             add_noise: Noises what the estimate leaves, of the `n` gaps `one_in(g / n)`, which the
                 U-Net sees.
@@ -209,31 +215,35 @@ class Interpolator(ModelMixin, ConfigMixin):
             tokens: Condition of these.
             fps: Frames a second of the finished video, of these.
         """
-        unit = self.unit(keys)
+        unit = self.unit(seen)
         missed = (middle - blend(keys, self.config.num_inserted)) / unit
-        correction = self.correction(keys, unit, noise_level)
+        correction = self.correction(seen, unit, noise_level)
         few = one_in(len(keys) // len(timestep))
         residuals = (missed - correction.detach())[few]
         noisy = add_noise(residuals)
-        prediction = self.denoise(noisy, timestep, keys[few], noise_level[few], tokens, fps)
+        prediction = self.denoise(noisy, timestep, seen[few], noise_level[few], tokens, fps)
         return Told(missed, correction, residuals, prediction)
 
-    def unit(self, keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
+    def unit(self, seen: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
         """Return the unit in which differences from the blend are reckoned, of each gap."""
-        return self.config.residual_scale * difference(keys)
+        return self.config.residual_scale * difference(seen)
 
     def estimate(
-        self, keys: Float[Tensor, "g 2 c h w"], noise_level: Shaped[Tensor, "g"]
+        self,
+        keys: Float[Tensor, "g 2 c h w"],
+        seen: Float[Tensor, "g 2 c h w"],
+        noise_level: Shaped[Tensor, "g"],
     ) -> tuple[Float[Tensor, "g k c h w"], Float[Tensor, "g 1 1 1 1"]]:
         """Return the new frames as far as one pass can tell, and the unit of what is left.
 
         Args:
-            keys: Latents at both ends of each gap, noised up to `noise_level`.
+            keys: Latents at both ends of each gap, as they are.
+            seen: The same, noised up to `noise_level`, which is all that the networks see of them.
             noise_level: Diffusion step up to which the keys were noised.
         """
-        unit = self.unit(keys)
+        unit = self.unit(seen)
         blended = blend(keys, self.config.num_inserted)
-        return blended + unit * self.correction(keys, unit, noise_level), unit
+        return blended + unit * self.correction(seen, unit, noise_level), unit
 
     def denoise(
         self,

@@ -82,13 +82,14 @@ class InterpolationTask:
         latents = self._latents(batch, device)
         clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
         noised = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
-        keys = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
+        seen = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
         noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[few].to(device)
         with torch.no_grad():
             tokens = tokens_of(self.frozen, part_of(batch, few), dropped[few], device)
         told = network(
             middle,
-            keys,
+            clean,
+            seen,
             levels,
             lambda residuals: self.scheduler.add_noise(residuals, noise, timesteps),
             timesteps,
@@ -116,6 +117,7 @@ class InterpolationTask:
         inserted = fill_gaps(
             self.network.estimate,
             self.network.denoise,
+            keys,
             keys,
             noise.to(device),
             make_scheduler(dict(self.scheduler.config), "ddim"),
