@@ -53,8 +53,9 @@ _PASS = (
 )
 _COST = (
     "*Memory*: counted, of training with the recipe's batch: weights, gradients, moments, averages "
-    "and what is kept for the backward pass. *Seconds of an update*: the median of the last stage "
-    "on the clock. *In all*: of all stages, those that several variants share too."
+    "and what is kept for the backward pass. *Seconds of an update*: of the last stage, on the "
+    "clock; nine updates in ten took longer, as other work on the machine only adds to it. *In "
+    "all*: of all stages, those that several variants share too."
 )
 
 
