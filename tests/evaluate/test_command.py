@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import yaml
+from filelock import FileLock
 from tiny_model import FRAMES, make_tiny_pipeline
 
 from magicvideo.cli import run
@@ -50,6 +53,15 @@ def evaluate(first, options):
     return run(["evaluate", str(first), *(str(word) for pair in options.items() for word in pair)])
 
 
+def without(command, option):
+    return {name: value for name, value in command.items() if name != option}
+
+
+def kept(command):
+    """When each video was made, by its place."""
+    return {path: path.stat().st_mtime_ns for path in command["--work"].rglob("*.npy")}
+
+
 def test_a_protocol_becomes_a_page_and_a_document(protocol, command, tmp_path, capsys):
     assert evaluate(protocol, command) == 0
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -64,12 +76,158 @@ def test_a_protocol_becomes_a_page_and_a_document(protocol, command, tmp_path, c
     assert counts == [5, 3, 2]
     colour = document["sets"][0]["scores"][2]
     assert (colour["name"], colour["real"]["value"]) == ("background_colour", 1.0)
-    assert len(list(command["--work"].iterdir())) == 8
+    assert len(kept(command)) == 8
 
     again = command | {"--output": tmp_path / "again.md", "--json": tmp_path / "again.json"}
     assert evaluate(protocol, again) == 0  # the same numbers to the byte, from the kept videos
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "results.json").read_bytes()
     assert (tmp_path / "again.md").read_bytes() == (tmp_path / "results.md").read_bytes()
+
+
+def test_the_document_lies_beside_the_videos_where_no_place_is_named(protocol, command, capsys):
+    assert evaluate(protocol, without(command, "--json")) == 0
+    document = command["--work"] / "tiny.json"
+    assert capsys.readouterr().out.split() == [str(command["--output"]), str(document)]
+    assert json.loads(document.read_text(encoding="utf-8"))["protocol"]["name"] == "tiny"
+
+
+def test_reference_is_another_name_of_data(protocol, command, emoji, capsys):
+    renamed = without(command, "--data") | {"--reference": emoji}
+    assert evaluate(protocol, renamed) == 0
+    assert "`magicvideo evaluate tiny.yaml --reference data " in command["--output"].read_text()
+    capsys.readouterr()
+    assert evaluate(protocol, command | renamed) == 2
+    assert "--data and --reference name the same folder" in capsys.readouterr().err
+    assert evaluate(protocol, without(command, "--data")) == 2
+    assert "tiny needs --reference (or --data, which is the same)" in capsys.readouterr().err
+
+
+def test_processes_share_the_videos_and_the_last_one_scores(
+    protocol, command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    made = []
+    for rank in ("2", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert evaluate(protocol, command) == 0
+        made.append(kept(command))
+        said = capsys.readouterr()
+        assert f"{len(made[-1])} of 8 videos are made" in said.err
+        assert said.out == ""
+    assert list(map(len, made)) == [2, 5]
+    assert not command["--json"].exists()
+    assert not command["--output"].exists()
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(protocol, command) == 0
+    assert capsys.readouterr().out.split() == [str(command["--output"]), str(command["--json"])]
+    assert kept(command).items() >= made[1].items()  # no process made another's again
+
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    alone = command | {"--json": tmp_path / "alone.json", "--work": tmp_path / "alone"}
+    assert evaluate(protocol, alone) == 0
+    assert (tmp_path / "alone.json").read_bytes() == command["--json"].read_bytes()
+
+
+def test_of_two_processes_that_end_together_one_scores(protocol, command, monkeypatch, capsys):
+    command["--work"].mkdir()
+    held = threading.Event()
+
+    def score_elsewhere():
+        """Hold the lock from before the last video is made until the results are written."""
+        with FileLock(command["--work"] / "tiny.lock"):
+            held.set()
+            deadline = time.monotonic() + 300
+            while len(kept(command)) < 8 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            command["--json"].write_text("written elsewhere", encoding="utf-8")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(protocol, command) == 0  # leaves four videos to the other
+    other = threading.Thread(target=score_elsewhere)
+    other.start()
+    held.wait()
+    monkeypatch.setenv("RANK", "0")
+    capsys.readouterr()
+    assert evaluate(protocol, command) == 0
+    other.join()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Another process has scored the videos" in said.err
+    assert command["--json"].read_text(encoding="utf-8") == "written elsewhere"
+    assert not command["--output"].exists()
+
+    # what lies there from before does not keep the same command from scoring again
+    assert evaluate(protocol, command) == 0
+    assert json.loads(command["--json"].read_text(encoding="utf-8"))["protocol"]["name"] == "tiny"
+
+
+def test_steps_and_guidance_are_swept(protocol, command, capsys):
+    command = without(command, "--json")
+    assert evaluate(protocol, command) == 0  # its section and its document stay
+    own = json.loads((command["--work"] / "tiny.json").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    values = [
+        "--steps",
+        "1",
+        "--steps",
+        "3",
+        "--steps",
+        "1",
+        "--guidance",
+        "1",
+        "--guidance",
+        "2.5",
+    ]
+    words = [str(word) for pair in command.items() for word in pair]
+    assert run(["evaluate", str(protocol), *words, *values]) == 0
+
+    named = [f"steps-{steps}-guidance-{scale}" for steps in (1, 3) for scale in ("1", "2.5")]
+    documents = [command["--work"] / f"tiny-{name}.json" for name in named]
+    assert capsys.readouterr().out.split() == list(map(str, [command["--output"], *documents]))
+    folders = [command["--work"] / name for name in named]
+    assert [len(list(folder.glob("*.npy"))) for folder in folders] == [8, 8, 8, 8]
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in documents]
+    asked = [(1, 1.0), (1, 2.5), (3, 1.0), (3, 2.5)]
+    for document, (steps, scale) in zip(read, asked, strict=True):
+        changed = {"num_inference_steps": steps, "guidance_scale": scale}
+        assert document["protocol"] == own["protocol"] | changed
+        assert document["identity"] == own["identity"]
+    distances = [
+        score["measured"]["value"]
+        for document in read
+        for score in document["sets"][0]["scores"]
+        if score["name"] == "frechet"
+    ]
+    assert len(set(distances)) == len(distances) == 4
+
+    page = command["--output"].read_text(encoding="utf-8")
+    assert page.index("\n## tiny\n") < page.index("\n## tiny by steps and guidance\n")
+    assert "--steps 1 --steps 3 --steps 1 --guidance 1 --guidance 2.5`" in page
+    swept = page[page.index("\n## tiny by steps and guidance\n") :]
+    rows = [row for row in swept.splitlines() if row.startswith("| background colour, exact |")]
+    labels = [f"steps {steps}, guidance {scale:g}" for steps, scale in asked]
+    assert [row.split(" | ")[1] for row in rows] == [*labels, *labels]
+    assert (
+        swept.count("| PSNR in dB |") == swept.count("| PSNR in dB | all |") == 1
+    )  # steps are nothing to the autoencoder
+
+    assert run(["evaluate", "report", str(command["--work"])]) == 0
+    report = (command["--work"] / "report.html").read_text(encoding="utf-8")
+    assert "by num inference steps</text>" in report
+    assert "training captions, guidance scale 2.5</text>" in report
+
+
+def test_a_named_document_takes_the_values_into_its_name(protocol, command, tmp_path):
+    assert evaluate(protocol, command | {"--steps": 1}) == 0  # of one result it is the name
+    read = json.loads(command["--json"].read_text(encoding="utf-8"))
+    assert read["protocol"]["num_inference_steps"] == 1
+    words = [str(word) for pair in command.items() for word in pair]
+    assert run(["evaluate", str(protocol), *words, "--steps", "1", "--steps", "3"]) == 0
+    names = {"results.json", "results-steps-1.json", "results-steps-3.json"}
+    assert {path.name for path in tmp_path.glob("*.json")} == names
+    assert (tmp_path / "results-steps-1.json").read_bytes() == command["--json"].read_bytes()
 
 
 def test_options_may_come_first(protocol, command, tmp_path):
@@ -108,6 +266,10 @@ def test_a_sheet_is_drawn(model, tmp_path):
         ({"--model": "nowhere"}, "nowhere"),
         ({"--output": "nowhere/results.md"}, "nowhere is no folder; make it first"),
         ({"--output": "."}, ". cannot be written"),
+        ({"--json": "nowhere/results.json"}, "nowhere is no folder; make it first"),
+        ({"--steps": 0}, "The number of steps is 0; it must be a whole number from 1 to 1000"),
+        ({"--guidance": "nan"}, "The guidance scale is nan; it must be a number from 0 to 100"),
+        ({"--guidance": 0}, "A guidance scale of 0 ignores the prompt; take one above 0"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(protocol, command, change, sentence, capsys):

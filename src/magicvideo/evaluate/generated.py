@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magicvideo.evaluate.clips import from_bytes, to_bytes
+from magicvideo.evaluate.share import Share
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Request
 from magicvideo.storage import atomic_file
@@ -47,9 +48,26 @@ def generated_videos(
         on_video(done)
 
 
-def is_kept(request: Request, folder: Path) -> bool:
-    """Tell whether the video of a request is in a folder."""
-    return _kept_path(request, folder).is_file()
+def make_share(
+    pipeline: MagicVideoPipeline,
+    requests: list[Request],
+    folder: Path,
+    share: Share,
+    on_video: Callable[[int, int], None],
+) -> int:
+    """Make what one process is to make and is not kept yet; return how many of all are kept then.
+
+    Args:
+        pipeline: The model.
+        requests: Of all processes.
+        folder: Where all of them keep their videos.
+        share: Of this process.
+        on_video: Called with the count of its videos that are done, and their number.
+    """
+    own = requests[share.rank :: share.count]
+    for _ in generated_videos(pipeline, own, folder, lambda done: on_video(done, len(own))):
+        pass
+    return sum(_kept_path(request, folder).is_file() for request in requests)
 
 
 def request_key(request: Request) -> str:

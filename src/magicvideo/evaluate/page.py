@@ -65,6 +65,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def joined_rows(tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> list[tuple[str, ...]]:
+    """Return the rows of tables of the same measures as those of one table.
+
+    Args:
+        tables: Each with a label, which becomes the second cell of its rows. The first is the
+            measure; its rows stand together.
+    """
+    rows = [(first, label, *rest) for label, table_rows in tables for first, *rest in table_rows]
+    places = {name: place for place, name in enumerate(dict.fromkeys(row[0] for row in rows))}
+    return sorted(rows, key=lambda row: places[row[0]])
+
+
 def number(estimate: Estimate, digits: int) -> str:
     """Return an estimate with its interval, if it has one."""
     if not math.isfinite(estimate.value):

@@ -1,14 +1,16 @@
 """Results as JSON, which holds everything, and as a section of the page for people."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from magicvideo.evaluate.intervals import Estimate
-from magicvideo.evaluate.page import finite, identity_table, table
+from magicvideo.evaluate.page import finite, identity_table, joined_rows, table
 from magicvideo.evaluate.protocol import Protocol, ScoreName, Target
 from magicvideo.evaluate.run import Result, SetResult
 from magicvideo.evaluate.scores import Score
+from magicvideo.evaluate.sweep import sampling
 
 _COLUMNS = ("measure", "n", "measured [95 %]", "real clips", "chance", "target", "")
 _IS_SHARE: tuple[ScoreName, ...] = (
@@ -42,7 +44,9 @@ def as_markdown(result: Result, command: str) -> str:
         f"## {protocol.name}",
         f"`{command}`",
         protocol.about.strip(),
-        _method(protocol),
+        _method(
+            protocol, f"{protocol.num_inference_steps} steps, guidance {protocol.guidance_scale:g}"
+        ),
         *(_section(found, protocol) for found in result.sets),
         _columns_explained(protocol),
         identity_table(result.identity),
@@ -50,20 +54,62 @@ def as_markdown(result: Result, command: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _method(protocol: Protocol) -> str:
+def sweep_as_markdown(results: Sequence[Result], title: str, command: str) -> str:
+    """Return results that differ in steps and guidance alone as one section, their rows by turns.
+
+    Args:
+        results: One for each setting.
+        title: Of the section.
+        command: The command that made it.
+    """
+    protocol = results[0].protocol
+    sections = [
+        f"## {title}",
+        f"`{command}`",
+        protocol.about.strip(),
+        _method(protocol, "the steps of each row, its guidance"),
+        *(_sweep_section(results, place) for place in range(len(results[0].sets))),
+        _columns_explained(protocol),
+        identity_table(results[0].identity),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _sweep_section(results: Sequence[Result], place: int) -> str:
+    name = results[0].sets[place].name
+    tables = [
+        (
+            sampling(found.protocol.num_inference_steps, found.protocol.guidance_scale),
+            _rows(found.sets[place], found.protocol),
+        )
+        for found in results
+    ]
+    if len(tables) > 1 and all(rows == tables[0][1] for _, rows in tables):
+        tables = [("all", tables[0][1])]  # as those of the autoencoder are
+    first, *rest = _COLUMNS
+    return (
+        f"### {name[0].upper()}{name[1:]}\n\n{table((first, 'with', *rest), joined_rows(tables))}"
+    )
+
+
+def _method(protocol: Protocol, sampled: str) -> str:
     stop = protocol.guidance_stop
     until = "" if stop == 1 else f" in the first {stop:.0%} of them"
     return (
         f"{protocol.num_frames} frames at the rate of real clips at stride {protocol.stride}, "
-        f"{protocol.scheduler} with {protocol.num_inference_steps} steps, guidance "
-        f"{protocol.guidance_scale:g}{until}, one video a prompt, seed of prompt k is k; prompts, "
-        f"backgrounds and pools drawn with seed {protocol.seed}. All videos are read in 8 bits."
+        f"{protocol.scheduler} with {sampled}{until}, one video a prompt, seed of prompt k is k; "
+        f"prompts, backgrounds and pools drawn with seed {protocol.seed}. All videos are read in "
+        "8 bits."
     )
 
 
 def _section(found: SetResult, protocol: Protocol) -> str:
-    rows = [_row(score, found.targets.get(score.name), protocol) for score in found.scores]
+    rows = _rows(found, protocol)
     return f"### {found.name[0].upper()}{found.name[1:]}\n\n{table(_COLUMNS, rows)}"
+
+
+def _rows(found: SetResult, protocol: Protocol) -> list[tuple[str, ...]]:
+    return [_row(score, found.targets.get(score.name), protocol) for score in found.scores]
 
 
 def _row(score: Score, target: Target | None, protocol: Protocol) -> tuple[str, ...]:

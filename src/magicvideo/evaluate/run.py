@@ -65,6 +65,19 @@ class Evaluation:
     data: Path
     work: Path
 
+    def requests(self) -> list[Request]:
+        """Return the request for each video of all sets.
+
+        Raises:
+            UserError: If the model or the data cannot give what the protocol asks for.
+        """
+        requests = []
+        for prompt_set in self.protocol.sets:
+            dataset = ClipDataset(self.data, (prompt_set.split,))
+            prompts = draw_prompts(dataset, prompt_set.prompts, self.protocol.seed)
+            requests += [self.request(dataset, prompt) for prompt in prompts]
+        return requests
+
     def run(self, progress: Progress) -> list[SetResult]:
         """Score every set, and the autoencoder.
 
@@ -118,7 +131,8 @@ class Evaluation:
             scheduler=protocol.scheduler,
             stages=("keyframes",),
         )
-        return self.pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
+        # not the pipeline's own plan, which would hint at words each time that it is asked
+        return self.pipeline.traits.plan([prompt.caption], [prompt.seed], settings, None)[0]
 
     def reference_features(self, dataset: ClipDataset, prompts: list[Prompt]) -> Features:
         """Return the judge's features of real clips of all splits, but for those of the prompts."""

@@ -68,7 +68,7 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert "measured here, 4 videos" in own
     assert any(row.startswith("| MagicVideo v2 | 36.50 | 998.00 | 0.2840 |") for row in rows)
     assert "Not the whole protocol" not in page
-    assert len(list(command["--work"].iterdir())) == 4
+    assert len(list(command["--work"].glob("*.npy"))) == 4
 
 
 def test_processes_share_the_videos_and_the_last_one_scores(
@@ -88,6 +88,32 @@ def test_processes_share_the_videos_and_the_last_one_scores(
     assert "emoji judge" in document["identity"]
     assert not {"FVD", "CLIPSIM"} & {score["name"] for score in document["scores"]}
     assert "They are no FVD" in page
+
+
+def test_steps_and_guidance_are_swept(values, write, command, networks, shapes, capsys):
+    del command["--json"], command["--reference"]
+    command |= {"--data": shapes, "--i3d": networks["i3d"], "--guidance": 2.5}
+    assert evaluate(write(values), command, "--steps", "2", "--steps", "3") == 0
+    documents = [command["--work"] / f"tiny-bench-steps-{n}-guidance-2.5.json" for n in (2, 3)]
+    assert capsys.readouterr().out.split() == list(map(str, [command["--output"], *documents]))
+    distances = []
+    for steps, path in zip((2, 3), documents, strict=True):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        changed = {"num_inference_steps": steps, "guidance_scale": 2.5}
+        assert document["protocol"]["generation"].items() >= changed.items()
+        assert document["generated"]["settings"].items() >= changed.items()
+        distances += [one for one in document["scores"] if one["name"] == "FVD"]
+        folder = command["--work"] / f"steps-{steps}-guidance-2.5"
+        assert len(list(folder.glob("*.npy"))) == 4
+    first, second = (f"{one['measured']['value']:.2f}" for one in distances)
+    assert first != second
+    assert distances[0]["real"] == distances[1]["real"]
+    page = command["--output"].read_text(encoding="utf-8")
+    assert "## tiny-bench by steps and guidance\n" in page
+    network = "i3d.pt, 400 logits before the softmax"
+    assert f"| FVD | steps 2, guidance 2.5 | {network} | 4 | **{first} [" in page
+    assert f"| FVD | steps 3, guidance 2.5 | {network} | 4 | **{second} [" in page
+    assert f"| **tiny, steps 3, guidance 2.5** | - | **{second} [" in page
 
 
 def test_finished_videos_are_scored_and_fewer_are_marked(values, write, command, shapes, tmp_path):
@@ -130,7 +156,7 @@ def test_videos_for_vbench(tiny_model, tmp_path, capsys):
     [
         ({"--reference": None}, "needs --reference"),
         ({"--reference": "nowhere"}, "nowhere is not a folder"),
-        ({"--data": "here"}, "from --reference, not --data"),
+        ({"--data": "here"}, "--data and --reference name the same folder"),
         ({"--generated": "here"}, "takes the place of a model"),
         ({"--samples": "4"}, "add --allow-fewer"),
         ({"--i3d": "nowhere.pt"}, "nowhere.pt is no file"),
@@ -147,6 +173,12 @@ def test_a_mistake_is_answered_in_a_sentence(values, write, command, change, sen
     assert not command["--json"].exists()
 
 
+def test_finished_videos_have_their_steps(values, write, command, tmp_path, capsys):
+    del command["--model"]
+    assert evaluate(write(values), command | {"--generated": tmp_path, "--steps": 2}) == 2
+    assert "leave --steps and --guidance out" in capsys.readouterr().err
+
+
 def test_too_few_real_clips_are_refused_before_anything_is_made(values, write, command, capsys):
     values["reference"]["count"] = 8
     assert evaluate(write(values), command) == 2
@@ -158,4 +190,4 @@ def test_emoji_have_no_use_for_networks_of_papers(capsys):
     assert run(["evaluate", "emoji-heldout", "--i3d", "x.pt"]) == 2
     assert "--i3d is for benchmarks" in capsys.readouterr().err
     assert run(["evaluate", "emoji-heldout"]) == 2
-    assert "emoji-heldout needs --data" in capsys.readouterr().err
+    assert "emoji-heldout needs --reference (or --data" in capsys.readouterr().err

@@ -10,12 +10,14 @@ from PIL import Image
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
-from magicvideo.evaluate.run_report.page import as_html, flat
+from magicvideo.evaluate.run_report.page import as_html
+from magicvideo.evaluate.run_report.results import flat, read_results
 from magicvideo.evaluate.run_report.run import read_run
+from magicvideo.evaluate.run_report.sweeps import Row, lines_of
 
 
 def results(steps, guidance, value, **more):
-    """A document as `magicvideo evaluate PROTOCOL --json` writes it, in what a report reads."""
+    """A document as `magicvideo evaluate PROTOCOL` writes it, in what a report reads."""
     return {
         "protocol": {
             "name": "by-hand",
@@ -132,6 +134,68 @@ def test_results_of_several_files_are_tables_and_sweeps(tmp_path, capsys):
     assert "some captions, guidance scale 7.5</text>" in by_steps
     assert "frechet distance by guidance scale</text>" in by_guidance
     assert "undone" not in scores
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A function that returns the lines of some documents over their steps: points by label."""
+
+    def lines(documents):
+        rows = []
+        for place, document in enumerate(documents):
+            found = read_results(write(tmp_path / f"{place}.json", document))
+            rows += [Row(part.name, found, part.scores[0]) for part in found.sets]
+        return {
+            line.label: [(steps, measured.value) for steps, measured in line.points]
+            for line in lines_of(rows, "num_inference_steps")
+        }
+
+    return lines
+
+
+def test_two_schedulers_are_two_lines(lines):
+    documents = [results(steps, 4.0, steps / 7) for steps in (20, 5, 20, 5)]
+    for document, scheduler in zip(documents, ("ddim", "ddim", "dpm++", "dpm++"), strict=True):
+        document["protocol"]["scheduler"] = scheduler
+    assert lines(documents) == {
+        "some captions, scheduler ddim": [(5, 5 / 7), (20, 20 / 7)],
+        "some captions, scheduler dpm++": [(5, 5 / 7), (20, 20 / 7)],
+    }
+
+
+def test_two_models_are_two_lines(lines):
+    documents = [results(steps, 4.0, steps / 7) for steps in (5, 20, 5)]
+    documents[2]["identity"] = {"model": "decaf" + "0" * 59, "versions": {"torch": "2.0"}}
+    assert lines(documents) == {
+        "some captions, model hash c0ffee": [(5, 5 / 7), (20, 20 / 7)],
+        f"some captions, model hash decaf{'0' * 19}": [(5, 5 / 7)],
+    }
+
+
+def test_two_protocols_are_two_lines_and_two_versions_of_torch_are_one(lines):
+    documents = [results(steps, 4.0, steps / 7) for steps in (5, 20, 5)]
+    documents[1]["identity"]["versions"] = {"torch": "2.1"}
+    documents[1]["protocol"]["about"] = "Put in other words."
+    documents[2]["protocol"]["name"] = "another"
+    assert lines(documents) == {
+        "some captions, protocol by-hand": [(5, 5 / 7), (20, 20 / 7)],
+        "some captions, protocol another": [(5, 5 / 7)],
+    }
+
+
+def test_benchmarks_that_differ_in_the_swept_setting_are_one_line(lines):
+    documents = []
+    for steps in (20, 5, 10):
+        document = results(None, None, steps / 7)
+        (score, _) = document.pop("sets")[0]["scores"]
+        document["protocol"]["generation"] = {"num_inference_steps": steps, "guidance_scale": None}
+        real = {"pixels_sha256": "ba5e"}
+        documents.append(document | {"model": "tiny", "scores": [score], "real": real})
+    documents[2]["real"] = {"pixels_sha256": "facade"}
+    assert lines(documents) == {
+        "tiny, data hash ba5e": [(5, 5 / 7), (20, 20 / 7)],
+        "tiny, data hash facade": [(10, 10 / 7)],
+    }
 
 
 def test_a_benchmark_has_one_set(tmp_path):

@@ -22,11 +22,23 @@ Work = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw of clips, and of all noise.")]
 
-_BENCHMARKS = "Benchmarks"
-Reference = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the data set's real clips.", rich_help_panel=_BENCHMARKS),
+_SWEEPS = "Sweeps"
+SweptSteps = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Diffusion steps in place of the protocol's; repeatable, one result each.",
+        rich_help_panel=_SWEEPS,
+    ),
 ]
+SweptGuidance = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Guidance scale in place of the protocol's; repeatable, one result each.",
+        rich_help_panel=_SWEEPS,
+    ),
+]
+
+_BENCHMARKS = "Benchmarks"
 Generated = Annotated[
     Path | None,
     typer.Option(
@@ -77,20 +89,23 @@ def command_line(words: list[str | Path], options: Mapping[str, object]) -> str:
 
     Args:
         words: What follows `magicvideo evaluate`.
-        options: Values by name; those that are None are left out, a list repeats its option. The
-            last part stands for an absolute path.
+        options: Values by name; those that are None or False are left out, True is the option
+            alone, a list repeats its option. The last part stands for an absolute path.
     """
     typed = [_typed(word) for word in words]
     for name, value in options.items():
-        typed += [part for one in _values(value) for part in (f"--{name}", _typed(one))]
+        typed += [part for one in _values(value) for part in (f"--{name}", *one)]
     return shlex.join(["magicvideo", "evaluate", *typed])
 
 
-def _values(value: object) -> Iterator[object]:
-    if isinstance(value, list):
-        yield from value
-    elif value is not None:
-        yield value
+def _values(value: object) -> Iterator[tuple[str, ...]]:
+    """Yield what follows an option's name, each time that it is given."""
+    if value is True:
+        yield ()
+    elif isinstance(value, list):
+        yield from ((_typed(one),) for one in value)
+    elif value is not None and value is not False:
+        yield (_typed(value),)
 
 
 def _typed(value: object) -> str:

@@ -1,5 +1,6 @@
 """`magicvideo evaluate PROTOCOL`: generated videos, scored by a protocol."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,121 +10,126 @@ from magicvideo.cli.evaluate.benchmark import BenchmarkOptions, score_benchmark
 from magicvideo.cli.evaluate.options import (
     DEFAULT_PAGE,
     DEFAULT_WORK,
-    AllowFewer,
-    ClipFolder,
-    Generated,
-    I3dFile,
-    InceptionFile,
     JudgeFolder,
     Model,
     Page,
-    Reference,
-    Samples,
+    SweptGuidance,
+    SweptSteps,
     Work,
     command_line,
 )
-from magicvideo.cli.evaluate.preparing import check_target, load, prepare_section, progress
+from magicvideo.cli.evaluate.preparing import check_target, prepare_section
+from magicvideo.cli.evaluate.sets import score_sets
+from magicvideo.cli.evaluate.task import Task
+from magicvideo.cli.grouped import grouped
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
-    from magicvideo.evaluate.protocol import Protocol
+    from magicvideo.evaluate.sweep import Setting
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is scored, by whom and against what."""
+
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the real clips; prepared emoji, for emoji-heldout."),
+    ] = None
+    data: Annotated[Path | None, typer.Option(help="Another name of --reference.")] = None
+    model: Model = None
+    judge: JudgeFolder = None
+
+    def real_clips(self, protocol: str) -> Path:
+        """Return the folder of the real clips.
+
+        Raises:
+            UserError: If it has no name or two.
+        """
+        if self.reference is not None and self.data is not None:
+            raise UserError("--data and --reference name the same folder; leave one of them out.")
+        folder = self.reference or self.data
+        if folder is None:
+            raise UserError(
+                f"{protocol} needs --reference (or --data, which is the same), the folder of the "
+                "real clips."
+            )
+        return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What takes the place of a protocol's own values."""
+
+    steps: SweptSteps = None
+    guidance: SweptGuidance = None
+
+
+@grouped
 def run(
     protocol: Annotated[str, typer.Argument(help="A protocol's name, or a YAML file.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of prepared emoji, for emoji-heldout.")
-    ] = None,
-    model: Model = None,
-    judge: JudgeFolder = None,
+    *,
+    subject: Subject,
     output: Page = DEFAULT_PAGE,
     json: Annotated[
-        Path | None, typer.Option("--json", help="All numbers and the whole protocol, replaced.")
+        Path | None,
+        typer.Option(
+            "--json",
+            help="All numbers and the whole protocol, replaced; by default PROTOCOL.json in the "
+            "folder of --work. In a sweep, names end with the values.",
+        ),
     ] = None,
     work: Work = DEFAULT_WORK,
-    reference: Reference = None,
-    generated: Generated = None,
-    i3d: I3dFile = None,
-    inception: InceptionFile = None,
-    clip: ClipFolder = None,
-    samples: Samples = None,
-    allow_fewer: AllowFewer = False,
+    sweep: Sweep,
+    benchmark: BenchmarkOptions,
 ) -> None:
     """Generate what a protocol asks for, score it, and write the results.
 
     Examples:
-      magicvideo evaluate emoji-heldout --data data/emoji64 --json results.json
+      magicvideo evaluate emoji-heldout --data data/emoji64
+      magicvideo evaluate emoji-heldout --data data/emoji64 --steps 5 --steps 10 --guidance 4
       magicvideo evaluate msrvtt-2990 --reference data/msr-vtt --i3d i3d_torchscript.pt
     """
-    for target in filter(None, (output, json)):
-        check_target(target)
+    check_target(output)
     from magicvideo.evaluate.benchmark.protocol import Benchmark
     from magicvideo.evaluate.protocol import read_any_protocol
+    from magicvideo.evaluate.share import process_share
+    from magicvideo.evaluate.sweep import section_name, settings_of
 
-    settings = read_any_protocol(protocol)
-    prepare_section(output, settings.name)
+    found = read_any_protocol(protocol)
+    if not isinstance(found, Benchmark) and (named := benchmark.foreign()):
+        raise UserError(f"--{named} is for benchmarks; {found.name} has no use for it.")
+    settings = settings_of(sweep.steps or [], sweep.guidance or [])
+    section = section_name(found.name, settings)
+    prepare_section(output, section)
     typed = Path(protocol) if Path(protocol).is_file() else protocol
-    options = BenchmarkOptions(
-        reference=reference,
-        generated=generated,
-        i3d=i3d,
-        inception=inception,
-        clip=clip,
-        samples=samples,
-        allow_fewer=allow_fewer,
-        model=model,
-        judge=judge,
-    )
-    if isinstance(settings, Benchmark):
-        if data is not None:
-            raise UserError(f"{settings.name} reads its real clips from --reference, not --data.")
-        written = score_benchmark(settings, typed, options, work)
-    else:
-        if named := options.foreign():
-            raise UserError(f"--{named} is for benchmarks; {settings.name} has no use for it.")
-        if data is None:
-            raise UserError(f"{settings.name} needs --data, a folder of prepared clips.")
-        written = _score_sets(settings, typed, data, model, judge, work)
-    if written is not None:
-        _write(settings.name, written, output, json)
-
-
-def _write(name: str, written: tuple[str, str], output: Path, json: Path | None) -> None:
-    """Write the section, and the JSON where it is wanted."""
-    from magicvideo.evaluate.page import write_section
-    from magicvideo.storage import atomic_file
-
-    page, document = written
-    write_section(output, name, page)
-    typer.echo(output)
-    if json:
-        with atomic_file(json) as partial:
-            partial.write_text(document, encoding="utf-8")
-        typer.echo(json)
-
-
-def _score_sets(
-    settings: "Protocol",
-    typed: str | Path,
-    data: Path,
-    model: Path | None,
-    judge: Path | None,
-    work: Path,
-) -> tuple[str, str]:
-    """Return the section and the JSON of a protocol with sets of prompts."""
-    from magicvideo.evaluate.judge.files import SHIPPED, load_judge
-    from magicvideo.evaluate.report import as_json, as_markdown
-    from magicvideo.evaluate.run import Evaluation, evaluate
-
-    judge_folder = judge or SHIPPED
-    evaluation = Evaluation(
-        protocol=settings,
-        pipeline=load(model),
-        judge=load_judge(judge_folder),
-        data=data,
+    options = {**vars(subject), **vars(sweep), **benchmark.typed()}
+    task = Task(
+        reference=subject.real_clips(found.name),
+        model=subject.model,
+        judge=subject.judge,
         work=work,
+        settings=settings,
+        share=process_share(),
+        command=command_line([typed], options),
+        page=output,
+        section=section,
+        documents=_documents(json, work, found.name, settings),
     )
-    with progress() as report:
-        result = evaluate(evaluation, judge_folder, report)
-    command = command_line([typed], {"data": data, "model": model, "judge": judge})
-    return as_markdown(result, command), as_json(result)
+    if isinstance(found, Benchmark):
+        score_benchmark(found, task, benchmark)
+    else:
+        score_sets(found, task)
+
+
+def _documents(json: Path | None, work: Path, name: str, settings: list["Setting"]) -> list[Path]:
+    """Return the JSON file of each setting.
+
+    Raises:
+        UserError: If the file that a user names cannot be written.
+    """
+    if json is not None:
+        check_target(json)
+        if len(settings) == 1:
+            return [json]
+    return [setting.document(json or work / f"{name}.json") for setting in settings]

@@ -12,7 +12,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or of results.")],
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="A JSON file of `evaluate PROTOCOL --json`; may be given several times."),
+        typer.Option(help="A JSON file of `evaluate PROTOCOL`; may be given several times."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -24,10 +24,12 @@ def report(
 ) -> None:
     """Write one HTML page about a run, which opens without a network: curves, samples, results.
 
-    Results and sheets that lie in the run's folder are taken, too.
+    Results and sheets that lie in the run's folder are taken, too. Results that differ in steps or
+    guidance alone are plotted as a line.
 
     Examples:
       magicvideo evaluate report runs/emoji
+      magicvideo evaluate report runs/evaluate
       magicvideo evaluate report runs/emoji --results results.json --output emoji.html
     """
     require(("jinja2", "matplotlib"), "report", "A report")

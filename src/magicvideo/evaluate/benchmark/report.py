@@ -1,6 +1,7 @@
 """A benchmark's result: JSON with everything, and a section of the page beside published rows."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,8 @@ from magicvideo.evaluate.benchmark.published import published_rows
 from magicvideo.evaluate.benchmark.run import BenchmarkResult
 from magicvideo.evaluate.benchmark.scores import Column, Figure
 from magicvideo.evaluate.intervals import Estimate
-from magicvideo.evaluate.page import finite, identity_table, number, table
+from magicvideo.evaluate.page import finite, identity_table, joined_rows, number, table
+from magicvideo.evaluate.sweep import sampling
 
 _PUBLISHED: tuple[tuple[str, Column], ...] = (
     ("FID", "fid"),
@@ -55,26 +57,46 @@ def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
     return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
 
 
-def as_markdown(result: BenchmarkResult, identity: dict[str, Any], command: str) -> str:
-    """Return the result as a section of a Markdown page, with the command that made it."""
-    benchmark = result.benchmark
-    judges = [figure.network for figure in result.figures if "judge" in figure.network]
+def as_markdown(
+    results: Sequence[BenchmarkResult],
+    identity: dict[str, Any],
+    title: str,
+    command: str,
+) -> str:
+    """Return results as a section of a Markdown page, beside published rows.
+
+    Args:
+        results: One, or several that differ in steps and guidance alone. Where the title is not
+            the benchmark's own name, rows say what they were made with.
+        identity: What the numbers depend on.
+        title: Of the section.
+        command: The command that made it.
+    """
+    first = results[0]
+    benchmark = first.benchmark
+    judges = [figure.network for figure in first.figures if "judge" in figure.network]
+    labelled = [("" if title == benchmark.name else _sampling(one), one) for one in results]
     parts = [
-        f"## {benchmark.name}",
+        f"## {title}",
         f"`{command}`",
         f"{benchmark.about.strip()} Version {benchmark.version} of the protocol.",
-        _method(result),
-        _marks(result),
-        _figures_table(result.figures),
+        _method(first),
+        _marks(first),
+        _figures_table(labelled),
         _EXPLAINED.format(
             resamples=benchmark.statistics.resamples,
             divisor=benchmark.statistics.covariance_divisor,
         ),
         _JUDGED.format(judge=judges[0].split(",")[0]) if judges else "",
-        _beside_published(result),
+        _beside_published(labelled),
         identity_table(identity),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sampling(result: BenchmarkResult) -> str:
+    made = result.generated["settings"]
+    return sampling(made["num_inference_steps"], made["guidance_scale"])
 
 
 def _method(result: BenchmarkResult) -> str:
@@ -93,16 +115,19 @@ def _marks(result: BenchmarkResult) -> str:
     return f"**Not the whole protocol:** {'; '.join(result.marks)}." if result.marks else ""
 
 
-def _figures_table(figures: list[Figure]) -> str:
-    columns = (
+def _figures_table(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
+    columns = [
         "measure",
         "features of",
         "n",
         "measured [95 %]",
         "real clips [n]",
         "endless samples",
-    )
-    return table(columns, [_figure_row(figure) for figure in figures])
+    ]
+    tables = [(label, [_figure_row(one) for one in found.figures]) for label, found in labelled]
+    if not labelled[0][0]:
+        return table(columns, tables[0][1])
+    return table([columns[0], "with", *columns[1:]], joined_rows(tables))
 
 
 def _figure_row(figure: Figure) -> tuple[str, ...]:
@@ -113,21 +138,13 @@ def _figure_row(figure: Figure) -> tuple[str, ...]:
     return (figure.name, figure.network, str(figure.measured.count), measured, real, endless)
 
 
-def _beside_published(result: BenchmarkResult) -> str:
-    """Return our row and the published ones, where the data set has any."""
-    published = published_rows(result.benchmark.data)
+def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
+    """Return our rows and the published ones, where the data set has any."""
+    published = published_rows(labelled[0][1].benchmark.data)
     if not published:
         return ""
-    own = {figure.column: figure for figure in result.figures if figure.column}
-    count = f"{result.generated['count']} videos"
-    remarks = "; ".join([count, *result.marks]) if result.marks else count
     rows = [
-        (
-            f"**{result.model}**",
-            *(_own_cell(own.get(column)) for _, column in _PUBLISHED),
-            "-",
-            f"measured here, {remarks}",
-        ),
+        *(_own_row(label, found) for label, found in labelled),
         *(
             (
                 row.model,
@@ -148,6 +165,17 @@ def _beside_published(result: BenchmarkResult) -> str:
         "The leaderboard is that of github.com/feifeiobama/Awesome-Text-to-Video-Generation."
     )
     return "\n\n".join([heading, about, table(("model", *names, "IS (C3D)", "from"), rows)])
+
+
+def _own_row(label: str, result: BenchmarkResult) -> tuple[str, ...]:
+    own = {figure.column: figure for figure in result.figures if figure.column}
+    remarks = "; ".join([f"{result.generated['count']} videos", *result.marks])
+    return (
+        f"**{', '.join(filter(None, (result.model, label)))}**",
+        *(_own_cell(own.get(column)) for _, column in _PUBLISHED),
+        "-",
+        f"measured here, {remarks}",
+    )
 
 
 def _own_cell(figure: Figure | None) -> str:

@@ -23,13 +23,14 @@ from magicvideo.evaluate.benchmark.reading import Cut, cut
 from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
 from magicvideo.evaluate.benchmark.scores import Figure, score
 from magicvideo.evaluate.clips import to_bytes
-from magicvideo.evaluate.generated import generated_videos, is_kept
-from magicvideo.evaluate.share import Share
+from magicvideo.evaluate.generated import generated_videos
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Request, Settings
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 Clip: TypeAlias = tuple[Cut, str]
+RealClips: TypeAlias = tuple[Looks, dict[str, Any]]
+"""What the networks see in the real clips, and which clips these are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,29 +109,15 @@ class BenchmarkRun:
         # not the pipeline's own plan, which hints at words for every one of thousands of prompts
         return traits.plan(prompts, seeds, settings, None)
 
-    def generate(
-        self,
-        pipeline: MagicVideoPipeline,
-        requests: list[Request],
-        share: Share,
-        progress: Progress,
-    ) -> int:
-        """Make the videos that fall to one process, and return how many of all are there then."""
-        own = requests[share.rank :: share.count]
-        for _ in generated_videos(
-            pipeline, own, self.work, lambda done: progress("videos", done, len(own))
-        ):
-            pass
-        return sum(is_kept(request, self.work) for request in requests)
-
     def score_model(
         self,
         pipeline: MagicVideoPipeline,
         requests: list[Request],
         name: str,
+        real: RealClips,
         progress: Progress,
     ) -> BenchmarkResult:
-        """Score the kept videos of a model."""
+        """Score the kept videos of a model against what `look_at_real` returned."""
         videos = generated_videos(pipeline, requests, self.work, lambda _: None)
         clips = (
             (self._cut(to_bytes(video).numpy(), request.prompt), request.prompt)
@@ -143,7 +130,7 @@ class BenchmarkRun:
         }
         prompts = [request.prompt for request in requests]
         about = {"settings": settings, "container": "8-bit arrays"}
-        return self._score(clips, prompts, name, about, [], progress)
+        return self._score(clips, prompts, name, about, [], real, progress)
 
     def score_folder(self, folder: Path, progress: Progress) -> BenchmarkResult:
         """Score videos that were made elsewhere.
@@ -170,7 +157,8 @@ class BenchmarkRun:
         )
         if prompts_hash(prompts) != prompts_hash([wish.prompt for wish in drawn]):
             marks.append("prompts of its own")
-        return self._score(clips(), prompts, folder.resolve().name, about, marks, progress)
+        real = self.look_at_real(progress)
+        return self._score(clips(), prompts, folder.resolve().name, about, marks, real, progress)
 
     def _score(
         self,
@@ -179,12 +167,13 @@ class BenchmarkRun:
         name: str,
         about: dict[str, Any],
         marks: list[str],
+        real: RealClips,
         progress: Progress,
     ) -> BenchmarkResult:
         benchmark, num_images = self.benchmark, self.benchmark.reading.image_frames
         watched = _watched(clips, "generated clips", len(prompts), progress)
         ours = look_at(self.networks, watched, num_images)
-        real, facts = self.look_at_real(progress)
+        looks, facts = real
         fewer = [
             f"{count} of {asked} {what}"
             for count, asked, what in (
@@ -196,7 +185,7 @@ class BenchmarkRun:
         return BenchmarkResult(
             benchmark=benchmark,
             model=name,
-            figures=score(self.networks, ours, real, benchmark.statistics),
+            figures=score(self.networks, ours, looks, benchmark.statistics),
             generated={
                 "count": len(prompts),
                 "prompts_sha256": prompts_hash(prompts),
@@ -220,8 +209,8 @@ class BenchmarkRun:
         )
         self.wishes()
 
-    def look_at_real(self, progress: Progress) -> tuple[Looks, dict[str, Any]]:
-        """Look at the real clips of the benchmark, and return what was found and which they are.
+    def look_at_real(self, progress: Progress) -> RealClips:
+        """Look at the real clips of the benchmark; how videos are generated does not matter to it.
 
         Raises:
             UserError: If too few can be used.

@@ -1,10 +1,8 @@
 """The page of a run: one HTML file that needs nothing beside it."""
 
 import base64
-import json
 import math
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from magicvideo.errors import UserError
 from magicvideo.evaluate.run_report.curves import ends
-from magicvideo.evaluate.run_report.plots import scores_plot, stage_plot, sweep_plot, words
-from magicvideo.evaluate.run_report.results import Measured, Results
+from magicvideo.evaluate.run_report.plots import scores_plot, stage_plot, sweep_plot
+from magicvideo.evaluate.run_report.results import Measured, Results, flat, words
 from magicvideo.evaluate.run_report.run import Run, StageRun
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -48,17 +46,6 @@ def as_html(run: Run, num_sheets: int) -> str:
         sweeps=list(filter(None, (sweep_plot(run.results, name) for name in _SWEPT))),
         sheets=[_sheet(path) for path in run.sheets],
     )
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return settings as one level of text, with dots between the levels."""
-    rows = (
-        flat(value, f"{prefix}{name}.").items()
-        if isinstance(value, dict)
-        else [(f"{prefix}{name}", _plain(value))]
-        for name, value in settings.items()
-    )
-    return dict(chain.from_iterable(rows))
 
 
 def _has_scores(results: Sequence[Results]) -> bool:
@@ -137,10 +124,6 @@ def _value(measured: Measured | None) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "not defined"
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _duration(seconds: float) -> str:

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from magicvideo.evaluate.run_report.curves import outline, smoothed
-from magicvideo.evaluate.run_report.results import Measured, Results, Score
+from magicvideo.evaluate.run_report.results import Measured, Results, Score, words
 from magicvideo.evaluate.run_report.run import Series, StageRun
+from magicvideo.evaluate.run_report.sweeps import Row, lines_of
 
 _COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
 _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
@@ -49,9 +50,10 @@ def scores_plot(results: Sequence[Results]) -> str:
         figure, axes = _grid(len(panels), height=0.9 + 0.3 * max(map(len, panels.values())))
         for axis, (name, rows) in zip(axes, panels.items(), strict=True):
             axis.set_title(words(name))
-            for place, (_, _, score) in enumerate(rows):
-                _dot(axis, place, score)
-            axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+            for place, row in enumerate(rows):
+                _dot(axis, place, row.score)
+            labels = ["\n".join([*wrap(row.set_name, _LETTERS), row.results.file]) for row in rows]
+            axis.set_yticks(range(len(rows)), labels)
             axis.set_ylim(len(rows) - 0.5, -0.5)
         return _svg(figure)
 
@@ -64,13 +66,13 @@ def sweep_plot(results: Sequence[Results], setting: str) -> str | None:
         setting: `num_inference_steps` or `guidance_scale`.
     """
     panels = {
-        name: [row for row in rows if getattr(row[1].protocol, setting) is not None]
+        name: [row for row in rows if getattr(row.results.protocol, setting) is not None]
         for name, rows in _by_measure(results).items()
     }
     panels = {
         name: rows
         for name, rows in panels.items()
-        if len({getattr(found.protocol, setting) for _, found, _ in rows}) > 1
+        if len({getattr(row.results.protocol, setting) for row in rows}) > 1
     }
     if not panels:
         return None
@@ -82,23 +84,14 @@ def sweep_plot(results: Sequence[Results], setting: str) -> str | None:
         return _svg(figure)
 
 
-def words(name: str) -> str:
-    """Return a name of the log or of a measure as people write it."""
-    return name.replace("_", " ")
-
-
-Row = tuple[str, Results, Score]
-
-
 def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
-    """Return, for each measure, its scores that have a value, with a label and their file."""
+    """Return, for each measure, its scores that have a value."""
     panels: dict[str, list[Row]] = {}
     for found in results:
         for score_set in found.sets:
             for score in score_set.scores:
                 if score.measured.value is not None:
-                    row = ("\n".join([*wrap(score_set.name, _LETTERS), found.file]), found, score)
-                    panels.setdefault(score.name, []).append(row)
+                    panels.setdefault(score.name, []).append(Row(score_set.name, found, score))
     return panels
 
 
@@ -132,21 +125,12 @@ def _dot(axis: Axes, place: int, score: Score) -> None:
     )
 
 
-def _lines(axis: Axes, rows: list[Row], setting: str) -> None:
-    """Draw a line through the scores of each set that differ in the setting alone."""
-    lines: dict[str, list[tuple[float, Measured]]] = {}
-    for label, found, score in rows:
-        fixed = "guidance_scale" if setting == "num_inference_steps" else "num_inference_steps"
-        other = getattr(found.protocol, fixed)
-        name = " ".join(label.split("\n")[:-1]) + (
-            "" if other is None else f", {words(fixed)} {other:g}"
-        )
-        lines.setdefault(name, []).append((getattr(found.protocol, setting), score.measured))
-    for name, points in lines.items():
-        points.sort(key=lambda point: point[0])
+def _lines(axis: Axes, rows: Sequence[Row], setting: str) -> None:
+    """Draw a line through the scores that differ in the setting alone."""
+    for label, points in lines_of(rows, setting):
         arms = np.concatenate([_arms(measured) for _, measured in points], axis=1)
         places, values = zip(*((x, measured.value) for x, measured in points), strict=True)
-        axis.errorbar(places, values, yerr=arms, marker="o", markersize=3, label=name)
+        axis.errorbar(places, values, yerr=arms, marker="o", markersize=3, label=label)
     axis.legend(fontsize=6, frameon=False)
 
 

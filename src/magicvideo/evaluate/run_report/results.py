@@ -1,6 +1,8 @@
-"""Results of evaluations, as `magicvideo evaluate` writes them with `--json`."""
+"""Results of evaluations, as `magicvideo evaluate` writes them."""
 
 import json
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,8 @@ def read_results(path: Path) -> Results:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} holds no results of an evaluation ({reason}); `magicvideo evaluate PROTOCOL "
-            "--json FILE` writes them."
+            f"{path} holds no results of an evaluation ({reason}); `magicvideo evaluate PROTOCOL` "
+            "writes them."
         ) from None
 
 
@@ -86,6 +88,22 @@ def find_results(folder: Path, leave_out: str) -> list[Results]:
         for path in sorted(folder.glob("*.json"))
         if path.name != leave_out and _looks_like_results(path)
     ]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return settings as one level of text, with dots between the levels."""
+    rows = (
+        flat(value, f"{prefix}{name}.").items()
+        if isinstance(value, dict)
+        else [(f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value))]
+        for name, value in settings.items()
+    )
+    return dict(chain.from_iterable(rows))
+
+
+def words(name: str) -> str:
+    """Return a name of the log, of a measure or of a setting as people write it."""
+    return name.replace("_", " ")
 
 
 def _looks_like_results(path: Path) -> bool:
@@ -101,8 +119,8 @@ def _looks_like_results(path: Path) -> bool:
 def _one_form(document: dict[str, Any]) -> dict[str, Any]:
     """Return a document with sets; that of a benchmark has the scores of one set alone.
 
-    There scores say whose features they are computed on, and the settings of the generation stand
-    in a part of their own.
+    There scores say whose features they are computed on. The settings of the generation and the
+    hashes of clips and prompts stand in parts of their own, from where they are lifted.
     """
     if "sets" in document or "scores" not in document:
         return document
@@ -110,8 +128,14 @@ def _one_form(document: dict[str, Any]) -> dict[str, Any]:
         score | {"name": ", ".join(filter(None, (score["name"], score.get("network"))))}
         for score in document["scores"]
     ]
-    protocol = document["protocol"]
+    protocol = dict(document["protocol"])
+    generation = protocol.pop("generation", {})
+    hashes = {
+        "data": document.get("real", {}).get("pixels_sha256"),
+        "prompts": document.get("generated", {}).get("prompts_sha256"),
+    }
     return document | {
-        "protocol": protocol | protocol.get("generation", {}),
+        "protocol": protocol | generation,
+        "identity": document.get("identity", {}) | hashes,
         "sets": [{"name": document.get("model") or "generated videos", "scores": scores}],
     }
