@@ -21,6 +21,7 @@ def values(prepared, tmp_path):
         "about": "Tiny models.",
         "recipe": str(recipe),
         "output": str(tmp_path / "runs"),
+        "scores": str(tmp_path / "scores"),
         "seeds": [SEED],
         "common": {
             "unsupervised": None,

@@ -54,8 +54,9 @@ _PASS = (
 _COST = (
     "*Memory*: counted, of training with the recipe's batch: weights, gradients, moments, averages "
     "and what is kept for the backward pass. *Seconds of an update*: of the last stage, on the "
-    "clock; nine updates in ten took longer, as other work on the machine only adds to it. *In "
-    "all*: of all stages, those that several variants share too."
+    "clock; nine updates in ten took longer. Seconds are the least of the seeds', since other work "
+    "on the machine only adds to them. *In all*: of all stages, those that several variants share "
+    "too."
 )
 
 

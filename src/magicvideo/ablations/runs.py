@@ -28,13 +28,17 @@ _SHARED = "shared"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model of one variant and one seed, trained into the recipe's `output`."""
+    """One model of one variant and one seed, trained into the recipe's `output`.
+
+    Its scores are kept in a file of their own, apart from the folder of the run.
+    """
 
     experiment: str
     variant: str
     seed: int
     kind: Kind
     recipe: Recipe
+    scores: Path
 
     @property
     def name(self) -> str:
@@ -70,6 +74,7 @@ def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
             seed=seed,
             kind=found.experiments[experiment].measures,
             recipe=_recipe_of(found, values, experiment, variant, seed),
+            scores=found.scores / f"{experiment}-{variant}-{seed}.json",
         )
         for experiment, variant in places
         for seed in found.seeds

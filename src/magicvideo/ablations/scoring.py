@@ -34,7 +34,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 Scores: TypeAlias = dict[str, Any]
 """What a file of scores holds: `of`, `identity`, `cost`, and what is measured of the run's kind."""
 
-_FILE, _MODEL, _VIDEOS = "scores.json", "model", "videos"
+_MODEL, _VIDEOS = "model", "videos"
 _QUICK = 0.1  # share of updates
 
 
@@ -47,7 +47,7 @@ def read_scores(run: Run, scoring: Scoring, judge_hash: str) -> Scores | None:
         judge_hash: Of the judge's folder, by which it is to be scored.
     """
     try:
-        scores: Scores = json.loads((run.recipe.output / _FILE).read_text(encoding="utf-8"))
+        scores: Scores = json.loads(run.scores.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     is_asked = scores.get("of") == _settings_key(run, scoring)
@@ -85,7 +85,8 @@ def score_run(
         "cost": _cost_of(run),
         **found,
     }
-    with atomic_file(run.recipe.output / _FILE) as partial:
+    run.scores.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run.scores) as partial:
         partial.write_text(json.dumps(scores, indent=1, allow_nan=False), encoding="utf-8")
 
 

@@ -84,14 +84,16 @@ class Experiment(Settings):
 class Ablations(Settings):
     """All experiments of one page.
 
-    `recipe` and `output` are relative to the folder in which the command is run. Changes are
-    nested as recipes are; `null` takes a stage out.
+    `recipe`, `output` and `scores` are relative to the folder in which the command is run. Changes
+    are nested as recipes are; `null` takes a stage out. The scores of a run are one small file,
+    which is enough for the page: a run that has them needs no folder in `output` any more.
     """
 
     name: str = Field(pattern=_NAME)
     about: str
     recipe: Path
     output: Path
+    scores: Path
     seeds: tuple[int, ...] = Field(min_length=1)
     common: dict[str, Any] = Field(default_factory=dict)
     scoring: Scoring = Scoring()

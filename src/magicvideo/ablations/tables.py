@@ -159,7 +159,7 @@ def _cost_cells(row: Row, *, with_pass: bool) -> list[str]:
     one_pass = (
         [
             f"{cost['gflops']:.2f}",
-            spread(row.values(lambda scores: scores["denoising"]["seconds"]), 3),
+            f"{min(row.values(lambda scores: scores['denoising']['seconds'])):.3f}",
         ]
         if with_pass
         else []
@@ -168,7 +168,7 @@ def _cost_cells(row: Row, *, with_pass: bool) -> list[str]:
         f"{cost['parameters'] / 1e6:.2f}",
         *one_pass,
         f"{cost['memory'] / 1e9:.2f}",
-        spread(row.values(lambda scores: scores["cost"]["seconds"]), 2),
+        f"{min(row.values(lambda scores: scores['cost']['seconds'])):.2f}",
         f"{cost['updates']:,}",
         f"{cost['training_gflops'] / 1e3:,.1f}",
     ]
