@@ -10,6 +10,7 @@ from magicvideo.storage import (
     SUMS,
     atomic_file,
     atomic_folder,
+    files_hash,
     folder_hash,
     remove_partial,
     sha256,
@@ -153,6 +154,12 @@ def test_an_intact_folder_passes_and_has_an_identity(summed):
     (summed / "empty").write_text("no more")
     write_sums(summed)
     assert folder_hash(summed) != identity
+
+
+def test_some_files_have_the_identity_of_their_sums(summed):
+    text = f"{EMPTY}  empty\n{ABC}  unet/weights.bin\n"
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert files_hash(summed, ["unet/*.bin", "emp*", "*ty", "absent"]) == expected
 
 
 def flip(path):

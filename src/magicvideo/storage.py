@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,9 +94,8 @@ def sha256(path: Path) -> str:
 
 def write_sums(folder: Path) -> None:
     """Write `SHA256SUMS` over all files below a folder, in the format of `sha256sum`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != SUMS]
+    (folder / SUMS).write_text(_sums(folder, files), encoding="utf-8")
 
 
 def verify_sums(folder: Path) -> None:
@@ -132,6 +131,17 @@ def folder_hash(folder: Path) -> str:
     return sha256(folder / SUMS)
 
 
+def files_hash(folder: Path, patterns: Iterable[str]) -> str:
+    """Return the identity of some files of a folder without sums: the SHA-256 of their sums.
+
+    Args:
+        folder: Where they are.
+        patterns: Of their names; a file that two of them match counts once.
+    """
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return hashlib.sha256(_sums(folder, files).encode()).hexdigest()
+
+
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
     """Say of what a disk refuses which file it was for, and make safetensors say it like others."""
@@ -164,6 +174,12 @@ def part_hash(folder: Path) -> str:
     if not own:
         raise UserError(f"{sums} does not list {folder.name}; take a complete copy of the folder.")
     return hashlib.sha256("\n".join(own).encode()).hexdigest()
+
+
+def _sums(folder: Path, files: Iterable[Path]) -> str:
+    return "".join(
+        f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(files)
+    )
 
 
 def _flush(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,19 @@ import torch
 from magicvideo.data.manifest import MANIFEST
 from magicvideo.storage import sha256
 
-# the last two read and resize what is looked at
-_PACKAGES = ("magicvideo", "torch", "diffusers", "transformers", "numpy", "av", "pillow")
+_PACKAGES = (
+    "magicvideo",
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    # these compute scores and intervals
+    "scipy",
+    "torchmetrics",
+    # these read and resize what is looked at
+    "av",
+    "pillow",
+)
 
 
 def identity(
@@ -30,6 +41,13 @@ def identity(
         **{name: sha256(folder / MANIFEST) for name, folder in data.items()},
         "device": device,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
+        | {name: _version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # not every score needs torchmetrics
+        return "absent"

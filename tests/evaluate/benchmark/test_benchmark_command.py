@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from magicvideo.cli import run
-from magicvideo.storage import sha256
+from magicvideo.storage import files_hash, sha256
 
 
 @pytest.fixture
@@ -57,7 +57,8 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
         | values["generation"],
     }
     assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])
-    assert document["identity"]["CLIP, clip"] == sha256(networks["clip"] / "model.safetensors")
+    patterns = ["*.json", "*.txt", "model.safetensors"]
+    assert document["identity"]["CLIP, clip"] == files_hash(networks["clip"], patterns)
     assert document["generated"]["settings"]["num_inference_steps"] == 1
     assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}

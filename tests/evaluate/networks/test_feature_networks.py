@@ -13,7 +13,7 @@ from magicvideo.errors import UserError
 from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluate.networks.extractors import I3D, Inception
 from magicvideo.evaluate.networks.files import locate_file, locate_folder
-from magicvideo.storage import sha256
+from magicvideo.storage import files_hash, sha256
 
 CPU = torch.device("cpu")
 REAL_I3D = os.environ.get("MAGICVIDEO_I3D")
@@ -106,11 +106,22 @@ def test_what_the_hub_gave_before_is_found_in_its_cache(tmp_path, monkeypatch):
     assert file.path.read_bytes() == b"weights"
     assert file.path.suffix == ".safetensors"
     clip = locate_folder(f"hub:owner/name@{revision}", "CLIP")
-    assert (clip.path, clip.sha256) == (folder, sha256(folder / "model.safetensors"))
+    assert (clip.path, clip.sha256) == (folder, files_hash(folder, ["model.safetensors"]))
     with pytest.raises(UserError, match=r"name/i3d\.pt cannot be had from the hub"):
         locate_file("hub:owner/name/i3d.pt", "I3D")
     with pytest.raises(UserError, match="cannot be had from the hub"):
         locate_folder("hub:owner/other", "CLIP")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "merges.txt"])
+def test_whatever_decides_what_clip_says_is_in_its_hash(tmp_path, name):
+    for file in ("model.safetensors", "config.json", "merges.txt", "README.md", "other.bin"):
+        (tmp_path / file).write_text(file)
+    before = locate_folder(str(tmp_path), "CLIP").sha256
+    (tmp_path / "README.md").write_text("Another text.")
+    assert locate_folder(str(tmp_path), "CLIP").sha256 == before
+    (tmp_path / name).write_text("Another text.")
+    assert locate_folder(str(tmp_path), "CLIP").sha256 != before
 
 
 @pytest.mark.skipif(REAL_I3D is None, reason="MAGICVIDEO_I3D does not name i3d_torchscript.pt")

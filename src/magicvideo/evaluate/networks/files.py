@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magicvideo.errors import UserError
-from magicvideo.storage import sha256
+from magicvideo.storage import files_hash, sha256
 
 HUB = "hub:"
 """What a name must begin with before anything is downloaded."""
 CLIP_WEIGHTS = "model.safetensors"
+# the configuration and the tokenizer decide what the weights give
 _CLIP_FILES = ["*.json", "*.txt", CLIP_WEIGHTS]
 
 
@@ -19,7 +20,7 @@ class Located:
     Attributes:
         path: Where it is.
         name: What it is called in results: its own name, or its hub id.
-        sha256: Of the file with the weights.
+        sha256: Of the file, or of the sums of all files of a folder that its network is read from.
     """
 
     path: Path
@@ -60,14 +61,13 @@ def locate_folder(given: str, what: str) -> Located:
         UserError: If there is no such folder, it has no safetensors, or the hub does not give it.
     """
     path = _from_hub(given) if given.startswith(HUB) else Path(given)
-    weights = path / CLIP_WEIGHTS
-    if not weights.is_file():
+    if not (path / CLIP_WEIGHTS).is_file():
         raise UserError(
             f"{given} has no {CLIP_WEIGHTS}; name a folder of {what} in transformers' format, or "
             f"{HUB}OWNER/REPOSITORY to download one."
         )
     name = given if given.startswith(HUB) else path.resolve().name
-    return Located(path=path, name=name, sha256=sha256(weights))
+    return Located(path=path, name=name, sha256=files_hash(path, _CLIP_FILES))
 
 
 def _from_hub(given: str) -> Path:
