@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 def protocol(tmp_path):
     values = read_protocol("emoji-heldout").model_dump(mode="json")
     values |= {"name": "tiny", "num_frames": FRAMES, "stride": 2, "num_inference_steps": 2}
-    values |= {"pool_size": 3, "reference_clips": 7}
+    values |= {"pool_size": 3, "reference_clips": 7, "resamples": 20}
     for prompt_set, count in zip(values["sets"], (5, 3), strict=True):
         prompt_set["prompts"] = count
     values["autoencoder"]["clips"] = 2
@@ -74,8 +74,16 @@ def test_a_protocol_becomes_a_page_and_a_document(protocol, command, tmp_path, c
     assert {"caption_first", "background_colour", "skin_tone", "frechet"} <= set(names[1])
     counts = [found["scores"][0]["measured"]["count"] for found in document["sets"]]
     assert counts == [5, 3, 2]
-    colour = document["sets"][0]["scores"][2]
-    assert (colour["name"], colour["real"]["value"]) == ("background_colour", 1.0)
+    scores = {score["name"]: score for score in document["sets"][0]["scores"]}
+    assert scores["background_colour"]["real"]["value"] == 1.0
+    distance = scores["frechet"]
+    assert distance["network"] == "judge judge, 64 features"  # it lies in a folder of that name
+    assert distance["measured"]["low"] < distance["measured"]["value"]
+    assert distance["extrapolated"] is not None
+    identity = document["identity"]
+    assert set(identity["prompts"]) == {"training captions", "held-out combinations"}
+    assert {"scipy", "torchmetrics"} <= set(identity["versions"])
+    assert f"| prompts | training captions {identity['prompts']['training captions']}, " in page
     assert len(kept(command)) == 8
 
     again = command | {"--output": tmp_path / "again.md", "--json": tmp_path / "again.json"}

@@ -1,18 +1,29 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_model import FRAMES, make_tiny_pipeline
 
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.errors import UserError
+from magicvideo.evaluate.benchmark.prompts import prompts_hash
 from magicvideo.evaluate.clips import draw_prompts
-from magicvideo.evaluate.protocol import read_protocol
+from magicvideo.evaluate.protocol import PromptSet, read_protocol
 from magicvideo.evaluate.run import Evaluation
+
+SIZES = {"pool_size": 2, "reference_clips": 5}
+
+
+def asked(count):
+    """A set of training captions."""
+    return PromptSet(name="asked", split="train", prompts=count)
 
 
 @pytest.fixture
 def evaluation(emoji, judge, tmp_path):
     protocol = read_protocol("emoji-heldout").model_copy(
-        update={"num_frames": FRAMES, "stride": 3, "guidance_scale": 2.5, "reference_clips": 9}
+        update={"num_frames": FRAMES, "stride": 3, "guidance_scale": 2.5} | SIZES
     )
     return Evaluation(
         protocol=protocol,
@@ -34,11 +45,11 @@ def test_videos_are_asked_for_at_the_pace_of_their_real_clip(evaluation, every_c
 
 def test_the_reference_is_real_clips_other_than_the_prompts(evaluation, emoji, every_clip):
     train = ClipDataset(emoji, ("train",))
-    prompts = draw_prompts(train, 13, seed=0)
-    asked = {train.clips[prompt.index].id for prompt in prompts}
-    left = [clip.id for clip in every_clip.clips if clip.id not in asked]
+    drawn = evaluation.draw(asked(13))
+    taken = {train.clips[prompt.index].id for prompt in drawn.prompts}
+    left = [clip.id for clip in every_clip.clips if clip.id not in taken]
     assert len(left) == 5
-    reference = evaluation.reference_features(train, prompts)
+    reference = evaluation.reference_features(drawn)
     expected = []
     for prompt in draw_prompts(every_clip, len(every_clip), evaluation.protocol.seed + 1):
         if every_clip.clips[prompt.index].id in left:
@@ -56,6 +67,30 @@ def test_the_reference_is_real_clips_other_than_the_prompts(evaluation, emoji, e
     )
 
 
-def test_the_reference_is_no_larger_than_the_protocol_says(evaluation, emoji):
-    train = ClipDataset(emoji, ("train",))
-    assert evaluation.reference_features(train, draw_prompts(train, 2, seed=0)).shape == (9, 64)
+def test_the_reference_is_as_large_as_the_protocol_says(evaluation):
+    assert evaluation.reference_features(evaluation.draw(asked(2))).shape == (5, 64)
+
+
+def test_too_small_a_reference_is_refused_before_anything_is_made(evaluation, emoji):
+    sets = (asked(2), asked(14))
+    evaluation = replace(evaluation, protocol=evaluation.protocol.model_copy(update={"sets": sets}))
+    sentence = f"asks for 5 reference clips, but {emoji} has 4 beside those of the 14 prompts; prep"
+    with pytest.raises(UserError, match=sentence):
+        evaluation.requests()
+
+
+def test_a_result_says_what_no_protocol_sets(evaluation, emoji):
+    sets = (asked(2),)
+    evaluation = replace(evaluation, protocol=evaluation.protocol.model_copy(update={"sets": sets}))
+    drawn = draw_prompts(ClipDataset(emoji, ("train",)), 2, evaluation.protocol.seed)
+    assert evaluation.facts() == {
+        "prompts": {"asked": prompts_hash([prompt.caption for prompt in drawn])},
+        "judge reads": {
+            "frames": 8,
+            "side": 64,
+            "filter": "bilinear",
+            "antialias": True,
+            "layer": "64 of the projection, at length 1",
+        },
+        "intervals": {"seed": 0, "resamples of means": 2000},
+    }

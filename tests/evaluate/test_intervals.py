@@ -6,6 +6,7 @@ from magicvideo.evaluate.intervals import (
     centred_bootstrap,
     first_order_bootstrap,
     mean,
+    median,
     ratio_of_means,
     share,
 )
@@ -41,7 +42,28 @@ def test_a_ratio_of_equals_is_certain_however_much_they_vary():
     assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
 
 
-def test_nothing_has_no_share_and_no_mean():
+def test_the_median_lies_between_places_of_the_binomial_law():
+    found = median(np.random.default_rng(0).permutation(20))
+    # 5 or fewer of 20 tosses are heads with 2.07 %, 6 or fewer with 5.77 %
+    assert (found.value, found.count, found.low, found.high) == (9.5, 20, 5.0, 14.0)
+
+
+def test_the_interval_of_the_median_holds_it_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    found = [median(rng.exponential(size=31)) for _ in range(2000)]
+    held = np.mean([each.low <= np.log(2) <= each.high for each in found])
+    # by the binomial law of places, 97.1 %
+    assert held == pytest.approx(0.971, abs=0.012)
+
+
+def test_few_samples_have_a_median_without_an_interval():
+    assert median(np.array([1, 2, 9, 9, 9])).low is None
+    assert median(np.array([1, 2, 9, 9, 9, 10])).low == 1
+
+
+def test_nothing_has_no_share_no_mean_and_no_median():
+    with pytest.raises(UserError, match="median of no samples"):
+        median(np.array([]))
     with pytest.raises(UserError, match="share of no samples"):
         share(np.array([], dtype=bool))
     with pytest.raises(UserError, match="mean of no samples"):

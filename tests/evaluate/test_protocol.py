@@ -44,7 +44,12 @@ def test_an_unknown_name_is_answered_with_those_that_are_known():
 
 @pytest.mark.parametrize(
     ("key", "value", "where"),
-    [("scheduler", "euler", "scheduler"), ("pool_size", 1, "pool_size"), ("speed", 3, "speed")],
+    [
+        ("scheduler", "euler", "scheduler"),
+        ("pool_size", 1, "pool_size"),
+        ("resamples", 1, "resamples"),
+        ("speed", 3, "speed"),
+    ],
 )
 def test_a_wrong_value_is_named(values, tmp_path, key, value, where):
     with pytest.raises(UserError, match=f"{where} is wrong"):

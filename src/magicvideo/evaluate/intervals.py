@@ -6,13 +6,15 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from magicvideo.errors import UserError
 
+RESAMPLES = 2000
+"""How often means and ratios are resampled."""
+SEED = 0
+"""Of all draws behind intervals."""
 _CONFIDENCE = 0.95
-_RESAMPLES = 2000
-
 
 Statistic: TypeAlias = Callable[[Int[np.ndarray, " first"], Int[np.ndarray, " second"]], float]
 """Of two sets of samples, given as the places of those that are taken."""
@@ -41,13 +43,30 @@ def share(hits: Shaped[np.ndarray, " n"]) -> Estimate:
     return Estimate(count / len(hits), len(hits), float(interval.low), float(interval.high))
 
 
-def mean(values: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+def median(values: Shaped[np.ndarray, " n"]) -> Estimate:
+    """Return the median between two of the sorted samples, by the binomial law of their places.
+
+    The interval holds the median of any distribution with at least 95 %, and draws nothing. Fewer
+    than six samples have none.
+
+    Raises:
+        UserError: If there is no sample.
+    """
+    if not len(values):
+        raise UserError("A median of no samples is not defined; measure at least one video.")
+    count, ordered = len(values), np.sort(values)
+    place = int(binom.ppf((1 - _CONFIDENCE) / 2, count, 0.5))
+    bounds = (float(ordered[place - 1]), float(ordered[-place])) if place else (None, None)
+    return Estimate(float(np.median(values)), count, *bounds)
+
+
+def mean(values: Float[np.ndarray, " n"], seed: int = SEED) -> Estimate:
     """Return the mean with its percentile bootstrap interval."""
     return ratio_of_means(values, np.ones_like(values), seed)
 
 
 def ratio_of_means(
-    values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " n"], seed: int = 0
+    values: Float[np.ndarray, " n"], reference: Float[np.ndarray, " n"], seed: int = SEED
 ) -> Estimate:
     """Return mean(values) / mean(reference), both resampled in pairs for the interval.
 
@@ -59,7 +78,7 @@ def ratio_of_means(
     if not len(values):
         raise UserError("A mean of no samples is not defined; measure at least one video.")
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(values), size=(_RESAMPLES, len(values)))
+    drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = values[drawn].mean(axis=1) / reference[drawn].mean(axis=1)
         value = float(values.mean() / reference.mean())
@@ -68,7 +87,7 @@ def ratio_of_means(
 
 
 def centred_bootstrap(
-    statistic: Statistic, first: int, second: int, resamples: int, seed: int = 0
+    statistic: Statistic, first: int, second: int, resamples: int, seed: int = SEED
 ) -> Estimate:
     """Return a statistic of two sets with its bootstrap interval, moved to the measured value.
 
@@ -99,7 +118,7 @@ def first_order_bootstrap(
     first: Float[np.ndarray, " n"],
     second: Float[np.ndarray, " m"],
     resamples: int,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Estimate:
     """Return a sum of pairwise terms with its bootstrap interval to first order.
 

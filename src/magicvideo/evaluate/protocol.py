@@ -16,7 +16,11 @@ from magicvideo.evaluate.page import NAME
 
 ScoreName: TypeAlias = Literal[
     "caption_first",
+    "caption_first_five",
+    "caption_median_rank",
     "caption_first_same_background",
+    "caption_first_five_same_background",
+    "caption_median_rank_same_background",
     "background_colour",
     "skin_tone",
     "temporal_change",
@@ -74,6 +78,8 @@ class Protocol(_Settings):
     pool_size: int = Field(ge=2)
     reference_clips: int = Field(ge=2)
     covariance_divisor: Divisor
+    resamples: int = Field(default=100, ge=2)
+    extrapolate: bool = False
     sets: tuple[PromptSet, ...]
     autoencoder: AutoencoderSet
 

@@ -50,6 +50,7 @@ def score_autoencoder(
     measured, rounded, flat = np.array(figures).T
     return Score(
         name="psnr",
+        network="none",
         measured=mean(measured),
         real=mean(rounded),
         chance=mean(flat),

@@ -12,10 +12,22 @@ from magicvideo.evaluate.run import Result, SetResult
 from magicvideo.evaluate.scores import Score
 from magicvideo.evaluate.sweep import sampling
 
-_COLUMNS = ("measure", "n", "measured [95 %]", "real clips", "chance", "target", "")
+_COLUMNS = (
+    "measure",
+    "features of",
+    "n",
+    "measured [95 %]",
+    "real clips",
+    "endless samples (real clips)",
+    "chance",
+    "target",
+    "",
+)
 _IS_SHARE: tuple[ScoreName, ...] = (
     "caption_first",
+    "caption_first_five",
     "caption_first_same_background",
+    "caption_first_five_same_background",
     "background_colour",
     "skin_tone",
 )
@@ -116,39 +128,56 @@ def _row(score: Score, target: Target | None, protocol: Protocol) -> tuple[str, 
     measured, name = score.measured, score.name
     return (
         _label(name, protocol),
+        score.network,
         str(measured.count),
         f"**{_number(measured.value, name)}**{_interval(measured, name)}",
         _number(score.real.value, name),
+        _endless(score),
         f"{_number(score.chance.value, name)} ({score.chance_is})",
         _bounds(target, name) if target else "",
         ("met" if target.is_met(measured.value) else "not met") if target else "",
     )
 
 
+def _endless(score: Score) -> str:
+    ours, real = score.extrapolated, score.real_extrapolated
+    if ours is None or real is None:
+        return ""
+    return f"{_number(ours, score.name)} ({_number(real, score.name)})"
+
+
 def _label(name: ScoreName, protocol: Protocol) -> str:
+    size = protocol.pool_size
     labels: dict[ScoreName, str] = {
-        "caption_first": f"own caption first among {protocol.pool_size}",
-        "caption_first_same_background": (
-            f"own caption first among {protocol.pool_size}, all on its background"
+        "caption_first": f"own caption first among {size}",
+        "caption_first_five": f"own caption in the first five of {size}",
+        "caption_median_rank": f"median rank of the own caption among {size}",
+        "caption_first_same_background": f"own caption first among {size}, all on its background",
+        "caption_first_five_same_background": (
+            f"own caption in the first five of {size}, all on its background"
+        ),
+        "caption_median_rank_same_background": (
+            f"median rank of the own caption among {size}, all on its background"
         ),
         "background_colour": "background colour, exact",
         "skin_tone": "skin tone",
         "temporal_change": "temporal change, times the real clips'",
         "flicker": "flicker of the corners, times the real clips'",
-        "frechet": "Frechet distance, judge's features",
+        "frechet": "Frechet distance",
         "psnr": "PSNR in dB",
     }
     return labels[name]
 
 
 def _columns_explained(protocol: Protocol) -> str:
+    endless = " *Endless samples*: a line over 1/n, read at zero." if protocol.extrapolate else ""
     return (
         "*Real clips*: the same code on the real clips of the same captions; for PSNR, frames "
         "rounded to 8 bits. *Chance*: what is named beside it. Intervals of shares are Wilson's, "
-        "of means and ratios bootstrapped. The Frechet distance is taken on the judge's 64 unit "
-        f"features, against {protocol.reference_clips} other real clips, covariance divided by "
-        f"{protocol.covariance_divisor}; the real clips' own distance is its floor, and grows as "
-        "their count falls."
+        "those of medians go from rank to rank, all others are bootstrapped. The Frechet distance "
+        f"is that to {protocol.reference_clips} other real clips, covariance divided by "
+        f"{protocol.covariance_divisor}, both sides resampled {protocol.resamples} times; the real "
+        f"clips' own distance is its floor, and grows as their count falls.{endless}"
     )
 
 

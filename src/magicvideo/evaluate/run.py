@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Int
 
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.errors import UserError
+from magicvideo.evaluate.benchmark.prompts import prompts_hash
 from magicvideo.evaluate.clips import Prompt, draw_prompts, empty_videos, real_videos
 from magicvideo.evaluate.generated import generated_videos
 from magicvideo.evaluate.identity import identity
+from magicvideo.evaluate.intervals import RESAMPLES, SEED
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import Measured, measure
 from magicvideo.evaluate.metrics.frechet import Features
@@ -44,7 +48,26 @@ class Result:
     protocol: Protocol
     sets: list[SetResult]
     identity: dict[str, Any]
-    """Hashes of model, judge and data, and versions."""
+    """Hashes of model, judge, data and prompts, how the judge reads, and versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What one set takes from the data.
+
+    Attributes:
+        dataset: The clips that the prompts are drawn from.
+        prompts: What videos are asked for.
+        pools: Numbers of prompts: a row for each, its own first.
+        whole: The clips of all splits.
+        reference: Clips of `whole` that belong to no prompt of the set.
+    """
+
+    dataset: ClipDataset
+    prompts: list[Prompt]
+    pools: Int[np.ndarray, "n pool"]
+    whole: ClipDataset
+    reference: list[Prompt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +96,8 @@ class Evaluation:
         """
         requests = []
         for prompt_set in self.protocol.sets:
-            dataset = ClipDataset(self.data, (prompt_set.split,))
-            prompts = draw_prompts(dataset, prompt_set.prompts, self.protocol.seed)
-            requests += [self.request(dataset, prompt) for prompt in prompts]
+            drawn = self.draw(prompt_set)
+            requests += [self.request(drawn.dataset, prompt) for prompt in drawn.prompts]
         return requests
 
     def run(self, progress: Progress) -> list[SetResult]:
@@ -88,13 +110,13 @@ class Evaluation:
         return [*sets, self.score_autoencoder(self.protocol.autoencoder)]
 
     def score_set(self, prompt_set: PromptSet, progress: Progress) -> SetResult:
-        """Generate the videos of one set and score them."""
-        protocol, judge = self.protocol, self.judge
-        dataset = ClipDataset(self.data, (prompt_set.split,))
-        prompts = draw_prompts(dataset, prompt_set.prompts, protocol.seed)
-        pools = draw_pools(
-            [prompt.caption for prompt in prompts], protocol.pool_size, protocol.seed
-        )
+        """Generate the videos of one set and score them.
+
+        Raises:
+            UserError: If the model or the data cannot give what is asked for.
+        """
+        protocol, judge, drawn = self.protocol, self.judge, self.draw(prompt_set)
+        dataset, prompts = drawn.dataset, drawn.prompts
         shape = (protocol.num_frames, dataset.info.size)
         videos = Videos(
             prompts=prompts,
@@ -104,10 +126,40 @@ class Evaluation:
             ),
             empty=measure(judge, empty_videos(prompts, *shape)),
         )
-        reference = self.reference_features(dataset, prompts)
-        divisor = protocol.covariance_divisor
-        scores = score_videos(judge, dataset, videos, pools, reference, divisor)
+        reference = self.reference_features(drawn)
+        scores = score_videos(judge, dataset, videos, drawn.pools, reference, protocol)
         return SetResult(name=prompt_set.name, scores=scores, targets=prompt_set.targets)
+
+    def draw(self, prompt_set: PromptSet) -> Drawn:
+        """Draw prompts, their pools and the reference clips of one set.
+
+        Raises:
+            UserError: If there are too few clips or captions.
+        """
+        protocol = self.protocol
+        dataset = ClipDataset(self.data, (prompt_set.split,))
+        prompts = draw_prompts(dataset, prompt_set.prompts, protocol.seed)
+        captions = [prompt.caption for prompt in prompts]
+        whole = ClipDataset(self.data, ("train", "heldout"))
+        asked = {dataset.clips[prompt.index].id for prompt in prompts}
+        others = [
+            prompt
+            for prompt in draw_prompts(whole, len(whole), protocol.seed + _REFERENCE_SEED)
+            if whole.clips[prompt.index].id not in asked
+        ]
+        if len(others) < protocol.reference_clips:
+            raise UserError(
+                f"The protocol asks for {protocol.reference_clips} reference clips, but "
+                f"{self.data} has {len(others)} beside those of the {len(prompts)} prompts; "
+                "prepare more data or ask for fewer."
+            )
+        return Drawn(
+            dataset=dataset,
+            prompts=prompts,
+            pools=draw_pools(captions, protocol.pool_size, protocol.seed),
+            whole=whole,
+            reference=others[: protocol.reference_clips],
+        )
 
     def measure_generated(
         self, dataset: ClipDataset, prompts: list[Prompt], name: str, progress: Progress
@@ -134,18 +186,10 @@ class Evaluation:
         # not the pipeline's own plan, which would hint at words each time that it is asked
         return self.pipeline.traits.plan([prompt.caption], [prompt.seed], settings, None)[0]
 
-    def reference_features(self, dataset: ClipDataset, prompts: list[Prompt]) -> Features:
+    def reference_features(self, drawn: Drawn) -> Features:
         """Return the judge's features of real clips of all splits, but for those of the prompts."""
         protocol = self.protocol
-        whole = ClipDataset(self.data, ("train", "heldout"))
-        asked = {dataset.clips[prompt.index].id for prompt in prompts}
-        drawn = [
-            prompt
-            for prompt in draw_prompts(whole, len(whole), protocol.seed + _REFERENCE_SEED)
-            if whole.clips[prompt.index].id not in asked
-        ]
-        chosen = drawn[: protocol.reference_clips]
-        videos = real_videos(whole, chosen, protocol.num_frames, protocol.stride)
+        videos = real_videos(drawn.whole, drawn.reference, protocol.num_frames, protocol.stride)
         return np.concatenate(
             [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
         )
@@ -160,6 +204,19 @@ class Evaluation:
         name = f"autoencoder, clips of the {wanted.split} split"
         return SetResult(name=name, scores=[score], targets=wanted.targets)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what no protocol sets and numbers depend on: prompts drawn, the judge, draws."""
+        return {
+            "prompts": {
+                prompt_set.name: prompts_hash(
+                    [prompt.caption for prompt in self.draw(prompt_set).prompts]
+                )
+                for prompt_set in self.protocol.sets
+            },
+            "judge reads": self.judge.reading,
+            "intervals": {"seed": SEED, "resamples of means": RESAMPLES},
+        }
+
 
 def evaluate(evaluation: Evaluation, judge_folder: Path, progress: Progress) -> Result:
     """Run an evaluation and return its result with all that the result depends on."""
@@ -170,5 +227,6 @@ def evaluate(evaluation: Evaluation, judge_folder: Path, progress: Progress) -> 
             {"model": evaluation.pipeline.model_hash, "judge": folder_hash(judge_folder)},
             {"data": evaluation.data},
             evaluation.pipeline.device.type,
-        ),
+        )
+        | evaluation.facts(),
     )

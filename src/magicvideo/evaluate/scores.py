@@ -9,30 +9,61 @@ from jaxtyping import Bool, Float, Int
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluate.clips import Prompt, caption_for
-from magicvideo.evaluate.intervals import Estimate, ratio_of_means, share
+from magicvideo.evaluate.intervals import (
+    Estimate,
+    Statistic,
+    centred_bootstrap,
+    median,
+    ratio_of_means,
+    share,
+)
 from magicvideo.evaluate.judge.batches import DEFAULT_TONE
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import Measured
-from magicvideo.evaluate.metrics.frechet import Divisor, Features, fit_gaussian, frechet_distance
+from magicvideo.evaluate.metrics.extrapolation import extrapolate
+from magicvideo.evaluate.metrics.frechet import Features, fit_gaussian, frechet_distance
 from magicvideo.evaluate.metrics.retrieval import own_ranks
-from magicvideo.evaluate.protocol import ScoreName
+from magicvideo.evaluate.protocol import Protocol, ScoreName
 
 Hits: TypeAlias = Bool[np.ndarray, " n"]
 Test: TypeAlias = Callable[[Measured, int], Hits]
 """Which measured videos fit their prompts, the prompts shifted by a count."""
+Ranks: TypeAlias = Int[np.ndarray, " n"]
+Ranking: TypeAlias = Callable[[Measured, int], Ranks]
+"""At which place of its pool each video's caption stands, the prompts shifted by a count."""
+
+_FEW = 5
+_ALONE: tuple[ScoreName, ...] = ("caption_first", "caption_first_five", "caption_median_rank")
+_ON_ONE_BACKGROUND: tuple[ScoreName, ...] = (
+    "caption_first_same_background",
+    "caption_first_five_same_background",
+    "caption_median_rank_same_background",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One row of a result table."""
+    """One row of a result table.
+
+    Attributes:
+        name: Of the measure.
+        network: Whose features it is computed on; `none` where pixels are enough.
+        measured: Of the generated videos.
+        real: The real clips' own score under the same measure.
+        chance: What knowing nothing earns.
+        chance_is: Whose score `chance` is.
+        extrapolated: A distance with endless samples, if asked for.
+        real_extrapolated: That of the real clips.
+    """
 
     name: ScoreName
+    network: str
     measured: Estimate
     real: Estimate
-    """The real clips' own score under the same measure."""
     chance: Estimate
     chance_is: str
-    """Whose score `chance` is."""
+    extrapolated: float | None = None
+    real_extrapolated: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +83,7 @@ def score_videos(
     videos: Videos,
     pools: Int[np.ndarray, "n pool"],
     reference: Features,
-    divisor: Divisor,
+    protocol: Protocol,
 ) -> list[Score]:
     """Return all scores of one set of prompts that its data allow.
 
@@ -60,33 +91,64 @@ def score_videos(
     against real motion. A score that has nothing to be measured on is left out.
     """
     prompts = videos.prompts
+    features = f"{judge.name}, {reference.shape[1]} features"
+    alone = ranks(judge, prompts, pools)
+    on_one_background = ranks_on_one_background(judge, dataset, prompts, pools)
     scores = [
-        share_score("caption_first", first_of_pool(judge, prompts, pools), videos),
-        share_score(
-            "caption_first_same_background",
-            first_of_pool_on_one_background(judge, dataset, prompts, pools),
-            videos,
-        ),
+        *caption_scores(_ALONE, features, alone, pools.shape[1], videos),
+        *caption_scores(_ON_ONE_BACKGROUND, features, on_one_background, pools.shape[1], videos),
     ]
     if any(prompt.background for prompt in prompts):
-        scores.append(share_score("background_colour", background_read(prompts), videos))
+        scores.append(share_score("background_colour", "none", background_read(prompts), videos))
     if any(prompt.tone != DEFAULT_TONE for prompt in prompts):
-        scores.append(share_score("skin_tone", tone_read(prompts), videos))
+        network = f"{judge.name}, its head for tones"
+        scores.append(share_score("skin_tone", network, tone_read(prompts), videos))
     if videos.real.change.any():
         scores.append(ratio_score("temporal_change", lambda m: m.change, videos))
     if videos.real.flicker.any():
         scores.append(ratio_score("flicker", lambda m: m.flicker, videos))
-    scores.append(distance_score(videos, reference, divisor))
+    scores.append(distance_score(features, videos, reference, protocol))
     return scores
 
 
-def share_score(name: ScoreName, test: Test, videos: Videos) -> Score:
-    """Score a share of hits; chance is every video asked for the next video's prompt."""
+def caption_scores(
+    names: tuple[ScoreName, ...],
+    network: str,
+    ranking: Ranking,
+    pool_size: int,
+    videos: Videos,
+) -> list[Score]:
+    """Score the places of the own captions: how many are first, how many are near, the middle one.
+
+    A pool of five captions has its own among the first five whatever the video shows, so it gets no
+    such score.
+    """
+    first, few, middle = names
+    scores = [share_score(first, network, within(ranking, 1), videos)]
+    if pool_size > _FEW:
+        scores.append(share_score(few, network, within(ranking, _FEW), videos))
+    return [*scores, prompt_score(middle, network, ranking, median, videos)]
+
+
+def share_score(name: ScoreName, network: str, test: Test, videos: Videos) -> Score:
+    """Score a share of hits."""
+    return prompt_score(name, network, test, share, videos)
+
+
+def prompt_score(
+    name: ScoreName,
+    network: str,
+    read: Test | Ranking,
+    summary: Callable[[np.ndarray], Estimate],
+    videos: Videos,
+) -> Score:
+    """Score what videos have to do with prompts; chance is each asked for the next one's prompt."""
     return Score(
         name=name,
-        measured=share(test(videos.generated, 0)),
-        real=share(test(videos.real, 0)),
-        chance=share(test(videos.generated, 1)),
+        network=network,
+        measured=summary(read(videos.generated, 0)),
+        real=summary(read(videos.real, 0)),
+        chance=summary(read(videos.generated, 1)),
         chance_is="prompts shuffled",
     )
 
@@ -98,6 +160,7 @@ def ratio_score(
     real = read(videos.real)
     return Score(
         name=name,
+        network="none",
         measured=ratio_of_means(read(videos.generated), real),
         real=ratio_of_means(real, real),
         chance=ratio_of_means(read(videos.empty), real),
@@ -105,33 +168,54 @@ def ratio_score(
     )
 
 
-def distance_score(videos: Videos, reference: Features, divisor: Divisor) -> Score:
+def distance_score(network: str, videos: Videos, reference: Features, protocol: Protocol) -> Score:
     """Score the Frechet distance to other real clips; that of real clips is its floor."""
-    goal = fit_gaussian(reference, divisor)
 
-    def distance(measured: Measured) -> Estimate:
-        value = frechet_distance(fit_gaussian(measured.features, divisor), goal)
-        return Estimate(value, len(measured.features))
+    def between(measured: Measured) -> Statistic:
+        def distance(first: np.ndarray, second: np.ndarray) -> float:
+            pair = measured.features[first], reference[second]
+            return frechet_distance(
+                *(fit_gaussian(side, protocol.covariance_divisor) for side in pair)
+            )
+
+        return distance
+
+    def estimate(measured: Measured) -> Estimate:
+        counts = len(measured.features), len(reference)
+        return centred_bootstrap(between(measured), *counts, protocol.resamples)
+
+    def endless(measured: Measured) -> float | None:
+        if not protocol.extrapolate:
+            return None
+        return extrapolate(between(measured), len(measured.features), len(reference))
 
     return Score(
         name="frechet",
-        measured=distance(videos.generated),
-        real=distance(videos.real),
-        chance=distance(videos.empty),
+        network=network,
+        measured=estimate(videos.generated),
+        real=estimate(videos.real),
+        chance=estimate(videos.empty),
         chance_is="a still background",
+        extrapolated=endless(videos.generated),
+        real_extrapolated=endless(videos.real),
     )
 
 
-def first_of_pool(judge: Judge, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]) -> Test:
-    """Return the test: the own caption, background included, ranks first in its pool."""
+def within(ranking: Ranking, places: int) -> Test:
+    """Return the test: the own caption stands at one of the first places of its pool."""
+    return lambda measured, shift: np.less_equal(ranking(measured, shift), places)
+
+
+def ranks(judge: Judge, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]) -> Ranking:
+    """Return the ranking of captions as they are, backgrounds included."""
     captions = judge.embed_captions([prompt.caption for prompt in prompts]).double().numpy()
-    return lambda measured, shift: _rank_first(measured.features @ captions.T, pools, shift)
+    return lambda measured, shift: _shifted_ranks(measured.features @ captions.T, pools, shift)
 
 
-def first_of_pool_on_one_background(
+def ranks_on_one_background(
     judge: Judge, dataset: ClipDataset, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]
-) -> Test:
-    """Return the harder test: all captions of a pool name the video's own background.
+) -> Ranking:
+    """Return the harder ranking: all captions of a pool name the video's own background.
 
     The colour then tells nothing, so this is about the figure and what it does.
     """
@@ -140,12 +224,12 @@ def first_of_pool_on_one_background(
         captions = [caption_for(dataset, prompt, background) for prompt in prompts]
         features[background] = judge.embed_captions(captions).double().numpy()
 
-    def test(measured: Measured, shift: int) -> Hits:
+    def ranking(measured: Measured, shift: int) -> Ranks:
         pairs = zip(prompts, measured.features, strict=True)
         similarity = np.stack([features[prompt.background] @ seen for prompt, seen in pairs])
-        return _rank_first(similarity, pools, shift)
+        return _shifted_ranks(similarity, pools, shift)
 
-    return test
+    return ranking
 
 
 def background_read(prompts: list[Prompt]) -> Test:
@@ -159,11 +243,11 @@ def tone_read(prompts: list[Prompt]) -> Test:
     return _names_match(named, lambda m: m.tones)
 
 
-def _rank_first(
+def _shifted_ranks(
     similarity: Float[np.ndarray, "n m"], pools: Int[np.ndarray, "n pool"], shift: int
-) -> Hits:
+) -> Ranks:
     pools = np.roll(pools, -shift, axis=0)
-    return np.equal(own_ranks(np.take_along_axis(similarity, pools, axis=1)), 1)
+    return own_ranks(np.take_along_axis(similarity, pools, axis=1))
 
 
 def _names_match(wanted: list[str | None], read: Callable[[Measured], list[str]]) -> Test:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from magicvideo.errors import UserError
-from magicvideo.evaluate.judge.files import load_judge
+from magicvideo.evaluate.judge.files import SHIPPED, load_judge
 from magicvideo.storage import verify_sums, write_sums
 
 
@@ -14,6 +14,11 @@ def test_a_judge_comes_back_as_it_was_to_half_precision(judge, judge_folder):
     assert not again.training
     for name, tensor in judge.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor.half().float()), name
+
+
+def test_a_judge_is_called_by_its_folder_and_the_shipped_one_by_what_it_knows(judge_folder):
+    assert load_judge(judge_folder).name == "judge judge"
+    assert load_judge(SHIPPED).name == "emoji judge"
 
 
 def test_the_folder_carries_its_sums(judge_folder):

@@ -146,7 +146,6 @@ def _networks(judge: Path | None, options: BenchmarkOptions, device: "torch.devi
     clip = locate_folder(options.clip, "CLIP") if options.clip else None
     return Networks(
         judge=load_judge(judge or SHIPPED),
-        judge_name=f"judge {judge.resolve().name}" if judge else "emoji judge",
         i3d=I3D(i3d, device) if i3d else None,
         inception=Inception(inception, device) if inception else None,
         clip=Clip(clip, device) if clip else None,

@@ -26,14 +26,12 @@ class Networks:
 
     Attributes:
         judge: A video-text matcher.
-        judge_name: What results call it.
         i3d: Of FVD and KVD, or None.
         inception: Of FID, KID and the Inception Score, or None.
         clip: Of CLIPSIM and CLIP-FID, or None.
     """
 
     judge: Judge
-    judge_name: str
     i3d: I3D | None = None
     inception: Inception | None = None
     clip: Clip | None = None

@@ -32,7 +32,7 @@ _JUDGED = (
 
 def network_identities(networks: Networks, judge_hash: str) -> dict[str, Any]:
     """Return name and SHA-256 of every network that looked."""
-    found = {networks.judge_name: judge_hash}
+    found = {networks.judge.name: judge_hash}
     for role, network in (
         ("I3D", networks.i3d),
         ("Inception", networks.inception),

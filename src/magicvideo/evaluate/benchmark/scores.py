@@ -76,7 +76,7 @@ def _video_scores(
     if networks.i3d is not None:
         network = f"{networks.i3d.located.name}, {width} logits before the softmax"
     else:
-        network = f"{networks.judge_name}, {width} features"
+        network = f"{networks.judge.name}, {width} features"
     is_theirs = networks.i3d is not None and width == I3D_FEATURES
     names = ("FVD", "KVD") if is_theirs else ("Frechet distance, videos", "kernel distance, videos")
     column: Column | None = "fvd" if is_theirs else None
@@ -136,7 +136,7 @@ def _caption_scores(networks: Networks, ours: Looks, real: Looks) -> list[Figure
     return [
         Figure(
             name="CLIPSIM" if is_theirs else "cosine with the caption",
-            network=networks.clip.located.name if networks.clip else networks.judge_name,
+            network=networks.clip.located.name if networks.clip else networks.judge.name,
             measured=mean(ours.similarity.astype(np.float64)),
             real=mean(real.similarity.astype(np.float64)),
             column="clipsim" if is_theirs else None,

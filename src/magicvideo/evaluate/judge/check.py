@@ -15,9 +15,10 @@ from magicvideo.evaluate.measure import measure
 from magicvideo.evaluate.metrics.retrieval import draw_pools
 from magicvideo.evaluate.scores import (
     Test,
-    first_of_pool,
-    first_of_pool_on_one_background,
+    ranks,
+    ranks_on_one_background,
     tone_read,
+    within,
 )
 
 _PROMPTS, _POOL, _FRAMES, _STRIDE, _SEED = 200, 100, 16, 4, 2
@@ -51,10 +52,10 @@ def _check_split(judge: Judge, dataset: ClipDataset) -> dict[str, Estimate]:
     different = len({prompt.caption for prompt in prompts})
     pools = draw_pools([prompt.caption for prompt in prompts], min(_POOL, different), _SEED)
     real = measure(judge, real_videos(dataset, prompts, _FRAMES, _STRIDE))
-    same = first_of_pool_on_one_background(judge, dataset, prompts, pools)
+    same = ranks_on_one_background(judge, dataset, prompts, pools)
     tests: dict[str, Test] = {
-        f"caption first among {pools.shape[1]}": first_of_pool(judge, prompts, pools),
-        f"caption first among {pools.shape[1]} on the same background": same,
+        f"caption first among {pools.shape[1]}": within(ranks(judge, prompts, pools), 1),
+        f"caption first among {pools.shape[1]} on the same background": within(same, 1),
         "skin tone": tone_read(prompts),
     }
     hits = {name: np.asarray(test(real, 0)) for name, test in tests.items()}

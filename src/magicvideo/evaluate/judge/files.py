@@ -41,7 +41,8 @@ def load_judge(folder: Path) -> Judge:
     try:
         config = JudgeConfig.model_validate_json((folder / CONFIG).read_bytes())
         weights = load_file(folder / WEIGHTS)
-        judge = Judge(config)
+        place = folder.resolve()
+        judge = Judge(config, "emoji judge" if place == SHIPPED else f"judge {place.name}")
         judge.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except (ValidationError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder} is not a judge of this version; train it anew.") from error

@@ -15,6 +15,7 @@ from magicvideo.evaluate.judge.words import WordTokenizer
 from magicvideo.shapes import Frames, Tokens
 
 _SIDE = 64
+_FILTER, _ANTIALIAS = "bilinear", True
 _PATCH = 4
 _GROUPS = 8
 
@@ -40,11 +41,16 @@ class Judge(nn.Module):
     """A video-text matcher with a head for the skin tone.
 
     Videos and captions become unit vectors of `feature_width`; their cosine says how well they fit.
+
+    Args:
+        config: All that rebuilds it.
+        name: What results call it; never I3D, Inception or CLIP, whose scores compare with others.
     """
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, name: str = "judge") -> None:
         super().__init__()
         self.config = config
+        self.name = name
         self.tokenizer = WordTokenizer(config.words, config.max_words)
         self.video = VideoEncoder(config.widths)
         self.text = CaptionEncoder(len(config.words) + 2, config.text_width, config.max_words)
@@ -60,6 +66,17 @@ class Judge(nn.Module):
         pooled = self.video(self._look(frames))
         cosine = F.normalize(self.to_feature(pooled)) @ self._text_features(words).mT
         return cosine * self.log_scale.exp(), self.tone_head(pooled)
+
+    @property
+    def reading(self) -> dict[str, int | str | bool]:
+        """Return how videos become features, as results repeat it."""
+        return {
+            "frames": self.config.num_frames,
+            "side": _SIDE,
+            "filter": _FILTER,
+            "antialias": _ANTIALIAS,
+            "layer": f"{self.config.feature_width} of the projection, at length 1",
+        }
 
     @torch.inference_mode()
     def embed_videos(self, frames: Frames) -> Float[Tensor, "b d"]:
@@ -86,7 +103,7 @@ class Judge(nn.Module):
             return frames
         b = len(frames)
         pictures = rearrange(frames, "b f c h w -> (b f) c h w")
-        pictures = F.interpolate(pictures, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+        pictures = F.interpolate(pictures, size=(_SIDE, _SIDE), mode=_FILTER, antialias=_ANTIALIAS)
         return rearrange(pictures, "(b f) c h w -> b f c h w", b=b)
 
     def _text_features(self, words: Int[Tensor, "n l"]) -> Float[Tensor, "n d"]:

@@ -6,12 +6,12 @@ that differs from model to model, so that two models at the same n cannot be com
 
 import numpy as np
 
-from magicvideo.evaluate.intervals import Statistic
+from magicvideo.evaluate.intervals import SEED, Statistic
 
 POINTS = 15
 
 
-def extrapolate(distance: Statistic, first: int, second: int, seed: int = 0) -> float:
+def extrapolate(distance: Statistic, first: int, second: int, seed: int = SEED) -> float:
     """Return the intercept of a least-squares line through distances of subsets, over 1/n.
 
     Args:

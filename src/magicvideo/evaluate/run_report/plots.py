@@ -19,6 +19,7 @@ from magicvideo.evaluate.run_report.sweeps import Row, lines_of
 _COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
 _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
 _LETTERS = 24  # of a line of a label
+_NARROW, _BROAD = 30, 40  # letters of a line of a title, with and without labels beside the plot
 _WIDE = 20.0  # a spread of values from which on the axis is logarithmic
 _LAST = ("gradient_norm", "learning_rate", "samples a second", "steps a second")
 _STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for names, 3.10 has not
@@ -49,7 +50,7 @@ def scores_plot(results: Sequence[Results]) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _grid(len(panels), height=0.9 + 0.3 * max(map(len, panels.values())))
         for axis, (name, rows) in zip(axes, panels.items(), strict=True):
-            axis.set_title(words(name))
+            axis.set_title(_folded(words(name), _NARROW))
             for place, row in enumerate(rows):
                 _dot(axis, place, row.score)
             labels = ["\n".join([*wrap(row.set_name, _LETTERS), row.results.file]) for row in rows]
@@ -79,7 +80,7 @@ def sweep_plot(results: Sequence[Results], setting: str) -> str | None:
     with mpl.rc_context(_STYLE):
         figure, axes = _grid(len(panels))
         for axis, (name, rows) in zip(axes, panels.items(), strict=True):
-            axis.set_title(f"{words(name)} by {words(setting)}")
+            axis.set_title(_folded(f"{words(name)} by {words(setting)}", _BROAD))
             _lines(axis, rows, setting)
         return _svg(figure)
 
@@ -93,6 +94,10 @@ def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
                 if score.measured.value is not None:
                     panels.setdefault(score.name, []).append(Row(score_set.name, found, score))
     return panels
+
+
+def _folded(text: str, letters: int) -> str:
+    return "\n".join(wrap(text, letters))
 
 
 def _grid(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from magicvideo.errors import UserError
 
+_NO_NETWORK = "none"  # what scores say that pixels are enough for
+
 
 class _Lenient(BaseModel):
     # a report shows what it knows; other versions may write more
@@ -29,6 +31,7 @@ class Score(_Lenient):
     """One measure of a set, beside what real clips and chance get."""
 
     name: str
+    """With the network whose features it is computed on, if there is one."""
     measured: Measured
     real: Measured | None = None
     chance: Measured | None = None
@@ -117,25 +120,36 @@ def _looks_like_results(path: Path) -> bool:
 
 
 def _one_form(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document with sets; that of a benchmark has the scores of one set alone.
+    """Return a document with sets whose scores are named with their networks.
 
-    There scores say whose features they are computed on. The settings of the generation and the
-    hashes of clips and prompts stand in parts of their own, from where they are lifted.
+    A benchmark has the scores of one set alone. The settings of its generation and the hashes of
+    its clips and prompts stand in parts of their own, from where they are lifted.
     """
-    if "sets" in document or "scores" not in document:
-        return document
-    scores = [
-        score | {"name": ", ".join(filter(None, (score["name"], score.get("network"))))}
-        for score in document["scores"]
-    ]
+    if "sets" not in document and "scores" in document:
+        document = _with_one_set(document)
+    return document | {
+        "sets": [
+            found | {"scores": [_with_network(score) for score in found["scores"]]}
+            for found in document["sets"]
+        ]
+    }
+
+
+def _with_one_set(document: dict[str, Any]) -> dict[str, Any]:
     protocol = dict(document["protocol"])
     generation = protocol.pop("generation", {})
     hashes = {
         "data": document.get("real", {}).get("pixels_sha256"),
         "prompts": document.get("generated", {}).get("prompts_sha256"),
     }
+    name = document.get("model") or "generated videos"
     return document | {
         "protocol": protocol | generation,
         "identity": document.get("identity", {}) | hashes,
-        "sets": [{"name": document.get("model") or "generated videos", "scores": scores}],
+        "sets": [{"name": name, "scores": document["scores"]}],
     }
+
+
+def _with_network(score: dict[str, Any]) -> dict[str, Any]:
+    network = score.get("network", _NO_NETWORK)
+    return score if network == _NO_NETWORK else score | {"name": f"{score['name']}, {network}"}
