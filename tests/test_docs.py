@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image, ImageSequence
 
 import magicvideo
 from magicvideo.cli import run
@@ -201,6 +202,24 @@ def test_departures_are_numbered_in_a_row_and_every_mention_has_its_entry():
     for path in [*PACKAGE.rglob("*.py"), *PAGES]:
         mentioned = re.findall(r"\bD(\d+)\b", path.read_text(encoding="utf-8"))
         assert {int(number) for number in mentioned} <= set(entries), path
+
+
+def test_samples_are_what_the_readme_says_of_them():
+    samples = sorted((ROOT / "docs" / "samples").glob("*.webp"))
+    assert samples
+    for path in samples:
+        with Image.open(path) as video:
+            assert video.size == (256, 256), path
+            durations = [
+                frame.convert("RGB").info["duration"] for frame in ImageSequence.Iterator(video)
+            ]
+        assert sum(durations) == pytest.approx(1000 * 61 / 24, abs=2), path
+
+
+def test_shipped_weights_are_as_small_as_the_readme_says():
+    files = [path for path in (PACKAGE / "weights").rglob("*") if path.is_file()]
+    (most,) = re.findall(r"less than (\d+)\s+MB", prose(ROOT / "README.md"))
+    assert 0 < sum(path.stat().st_size for path in files) < 1e6 * int(most)
 
 
 def pins():

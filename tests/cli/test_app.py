@@ -43,6 +43,8 @@ def raising(error):
         (KeyboardInterrupt(), 130, ""),
         (OSError(errno.ENOSPC, "No space left on device", "a.mp4"), 2, "full at a.mp4 ("),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied at /x."),
+        (MemoryError(), 2, "There is not enough memory; do less at a time, or on another device."),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB."), 2, "(2.50 GiB more were"),
         (typer.Exit(7), 7, ""),
     ],
 )
@@ -55,9 +57,10 @@ def test_errors_become_a_sentence_and_a_code(verb, capsys, error, code, sentence
     assert said.out == ""
 
 
-def test_a_fault_of_ours_is_not_hidden(verb):
-    verb(raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes do not match")])
+def test_a_fault_of_ours_is_not_hidden(verb, error):
+    verb(raising(error))
+    with pytest.raises(type(error)):
         cli.run(["try"])
 
 

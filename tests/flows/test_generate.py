@@ -157,28 +157,6 @@ def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
         assert (large.n_frames, small.n_frames) == (VIDEO_FRAMES, 2)
 
 
-def test_what_failed_after_the_latents_is_finished(command, tmp_path, monkeypatch, capsys):
-    whole = ["a cat", "--seed", "4", "--output"]
-    assert command(*whole, "whole.gif") == 0
-
-    def out_of_memory(*_):
-        raise MemoryError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MagicVideoPipeline, "decode", out_of_memory)
-        with pytest.raises(MemoryError):
-            command(*whole, "cut.gif")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gif.latents", "whole.gif"]
-    assert command("--resume", "cut.gif", "--seed", "4") == 2
-    assert "--resume takes the prompt and all settings" in capsys.readouterr().err
-    monkeypatch.setattr(MagicVideoPipeline, "sample_keyframes", out_of_memory)
-    assert command("--resume", "cut.gif") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gif", "whole.gif"]
-    assert bytes_of(tmp_path / "cut.gif") == bytes_of(tmp_path / "whole.gif")
-    assert command("--resume", "whole.gif") == 2
-    assert "whole.gif.latents does not exist" in capsys.readouterr().err
-
-
 def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, capsys):
     assert command("a cat", "--output", "x.gif", "--stages", "keyframes", "--enlarge", "1") == 0
     model = ["--model", str(tiny_model)]

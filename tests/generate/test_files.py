@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import Colorspace
+from einops import rearrange
 from PIL import Image, ImageSequence
 
 from magicvideo.errors import UserError
@@ -13,6 +14,17 @@ from magicvideo.generate.request import Picture
 from magicvideo.generate.write import to_pixels, write_video
 
 OUTPUTS = ["x.mp4", "x.webm", "x.webp", "x.gif", "x"]
+
+
+def shown(path):
+    """Frames of an animation as integers `f h w 3`, and their durations in milliseconds."""
+    with Image.open(path) as animation:
+        pairs = [
+            (np.asarray(frame.convert("RGB")).astype(int), frame.info["duration"])
+            for frame in ImageSequence.Iterator(animation)
+        ]
+    frames, durations = zip(*pairs, strict=True)
+    return np.stack(frames), durations
 
 
 def bytes_of(path):
@@ -68,13 +80,10 @@ def test_animations_loop_and_keep_time_and_colours(
     write_video(moving_square, request_of(fps=7.0, enlarge=1), tmp_path / name)
     with Image.open(tmp_path / name) as animation:
         assert animation.info["loop"] == 0
-        frames, durations = [], []
-        for frame in ImageSequence.Iterator(animation):
-            frames.append(np.asarray(frame.convert("RGB")).astype(int))
-            durations.append(frame.info["duration"])
+    frames, durations = shown(tmp_path / name)
     assert len(frames) == 5
     assert sum(durations) == pytest.approx(5000 / 7, abs=6)
-    background = np.stack(frames)[:, 14:, :]
+    background = frames[:, 16:]  # WebP codes 16 rows at a time
     assert np.abs(background - (30, 60, 200)).max() <= tolerance
     assert np.ptp(background, axis=0).max() <= tolerance
 
@@ -83,10 +92,49 @@ def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path, requ
     frames = torch.full((5, 3, 18, 26), 0.37)
     frames[:, :, :, :11] = torch.rand(5, 3, 18, 11) * 2 - 1
     write_video(frames, request_of(enlarge=1), tmp_path / "x.gif")
-    with Image.open(tmp_path / "x.gif") as animation:
-        shown = [np.asarray(f.convert("RGB"))[:, 11:] for f in ImageSequence.Iterator(animation)]
-    assert np.ptp(np.stack(shown), axis=(0, 1, 2)).max() == 0
-    assert np.abs(shown[0].astype(int) - round(1.37 * 127.5)).max() <= 8
+    plain = shown(tmp_path / "x.gif")[0][:, :, 11:]
+    assert np.ptp(plain, axis=(0, 1, 2)).max() == 0
+    assert np.abs(plain[0] - round(1.37 * 127.5)).max() <= 8
+
+
+@pytest.mark.parametrize(("name", "unit"), [("x.gif", 10), ("x.webp", 1)])
+def test_frames_that_are_equal_or_nearly_stay_frames(
+    tmp_path, moving_square, request_of, name, unit
+):
+    stops = moving_square[[0, 0, 0, 1, 1, 2, 3, 3]]
+    stops[4] += 2 / 255  # a level: less than the coding changes
+    write_video(stops, request_of(fps=24.0, enlarge=1), tmp_path / name)
+    frames, durations = shown(tmp_path / name)
+    assert len(frames) == 8
+    assert np.ptp(frames[:3], axis=0).max() == np.ptp(frames[6:], axis=0).max() == 0
+    assert np.abs(frames[5:7] - frames[4:6]).max() > 100
+    assert np.abs(np.subtract(durations, 1000 / 24)).max() < unit
+
+
+def clip_of(background):
+    """A square of 16 pixels over frames `f h w 3` of a background, 2 pixels a frame."""
+    for index, frame in enumerate(background):
+        frame[30:46, 2 * index : 2 * index + 16] = (230, 40, 20)
+    return rearrange(torch.from_numpy(background).float() / 127.5 - 1, "f h w c -> f c h w")
+
+
+def test_a_webp_has_no_pulse(tmp_path, request_of):
+    slope = np.linspace(20, 220, 64 * 96).reshape(64, 96, 1).repeat(3, axis=2).astype(np.uint8)
+    clip = clip_of(np.stack([slope] * 21))
+    write_video(clip, request_of(enlarge=1), tmp_path / "x.webp")
+    frames, _ = shown(tmp_path / "x.webp")
+    assert np.ptp(frames[:, :16], axis=0).max() == 0  # above the square nothing is coded anew
+    changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
+    assert changes.max() < 1.5 * np.median(changes)
+    assert np.abs(frames - to_pixels(clip)).mean() < 2
+
+
+def test_a_webp_keeps_slow_changes(tmp_path, request_of):
+    grey = np.arange(60, 91, dtype=np.uint8)  # a level a frame
+    clip = clip_of(np.broadcast_to(grey[:, None, None, None], (31, 64, 96, 3)).copy())
+    write_video(clip, request_of(enlarge=1), tmp_path / "x.webp")
+    frames, _ = shown(tmp_path / "x.webp")
+    assert np.abs(frames[:, :16].mean(axis=(1, 2, 3)) - grey).max() < 4.5
 
 
 def test_png_frames_are_exact(tmp_path, moving_square, request_of):

@@ -22,6 +22,7 @@ from magicvideo.cli import (
     train,
     upscale,
 )
+from magicvideo.cli.memory import ran_out, without_memory
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -80,6 +81,10 @@ def run(arguments: list[str]) -> int:
         return INTERRUPTED
     except OSError as error:
         return _complain(_disk(error))
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        return _complain(str(without_memory(error, "do less at a time, or on another device")))
     return code if isinstance(code, int) else 0
 
 

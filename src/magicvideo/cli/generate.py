@@ -9,6 +9,8 @@ import typer
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
 from magicvideo.cli.grouped import grouped
 from magicvideo.cli.loras import load_recorded_loras
+from magicvideo.cli.memory import Memory, memory_in_words
+from magicvideo.cli.second_half import SecondHalf
 from magicvideo.cli.wishes import Choices, Networks, Target, Texts
 from magicvideo.errors import UserError
 
@@ -36,6 +38,7 @@ def generate(
     target: Target,
     choices: Choices,
     networks: Networks,
+    memory: Memory,
     like: Like = None,
     resume: Resume = None,
 ) -> None:
@@ -49,20 +52,21 @@ def generate(
       magicvideo generate "a cat" --stages keyframes
       magicvideo generate "a cat" --lora style.safetensors:0.8
       magicvideo generate --like heart.gif --output again.gif
-      magicvideo generate --resume heart.gif
+      magicvideo generate --resume heart.gif --device cpu
     """
     from magicvideo.generate.request import choose_seeds
 
     settings = choices.settings()
-    told: list[object] = [texts.prompt or None, texts.prompts, networks.device]
+    half = SecondHalf(networks.model, networks.device, memory.bounds(), target.overwrite)
+    told: list[object] = [texts.prompt or None, texts.prompts]
     told += [] if choices == Choices() else [choices]
     if resume is not None:
         _check_alone("--resume", *told, like, target.output, target.format, networks.lora)
-        _finish(resume, networks.model, overwrite=target.overwrite)
+        _finish(resume, half)
         return
     if like is not None:
-        _check_alone("--like", *told)
-        _remake(like, target.like(like), networks)
+        _check_alone("--like", *told, networks.device)
+        _remake(like, target.like(like), networks, half)
         return
     prompts, names = texts.read(choices.image)
     seeds = choose_seeds(choices.seed, len(prompts))
@@ -70,7 +74,8 @@ def generate(
     console = make_console()
     pipeline = networks.load(console)
     requests = pipeline.plan(prompts, seeds, settings, choices.image)
-    _make(console, pipeline, requests, paths, networks, overwrite=target.overwrite)
+    with memory_in_words("ask for fewer --frames, or take another --device"):
+        _make(console, pipeline, requests, paths, half, networks.lora or [])
 
 
 def _check_alone(name: str, *others: object) -> None:
@@ -81,7 +86,7 @@ def _check_alone(name: str, *others: object) -> None:
         )
 
 
-def _remake(like: Path, target: Target, networks: Networks) -> None:
+def _remake(like: Path, target: Target, networks: Networks, half: SecondHalf) -> None:
     """Make a video again from what its file says."""
     from dataclasses import replace
     from importlib.metadata import version
@@ -103,30 +108,30 @@ def _remake(like: Path, target: Target, networks: Networks) -> None:
     # threads decide the last bits here, too
     load_recorded_loras(pipeline, request.loras, networks.lora or [])
     again = replace(request, version=version("magicvideo"))
-    _make(console, pipeline, [again], paths, networks, overwrite=target.overwrite)
+    _make(console, pipeline, [again], paths, half, networks.lora or [])
 
 
-def _finish(output: Path, model: Path | None, *, overwrite: bool) -> None:
+def _finish(output: Path, half: SecondHalf) -> None:
     """Make the rest of a video whose latents are there."""
     from magicvideo.generate.kept_latents import latents_path, read_latents
     from magicvideo.generate.outputs import check_output
-    from magicvideo.generate.write import write_video
 
-    kept = latents_path(output)
-    request, latents = read_latents(kept)
-    check_output(output, overwrite=overwrite)
+    request, latents = read_latents(latents_path(output))
+    check_output(output, overwrite=half.overwrite)
     import torch
 
     console = make_console()
-    pipeline = load_pipeline(console, model, request.device)
+    pipeline = load_pipeline(console, half.model, half.device or request.device)
     pipeline.traits.check(request)
+    pipeline.traits.check_bounds(request, half.bounds)
+    if pipeline.device.type != request.device:
+        console.print(
+            f"Hint: the latents are from {request.device}; made again there, the last bits differ.",
+            markup=False,
+        )
     torch.set_num_threads(request.threads)
-    with progress_bar(console, "") as progress:
-        video = pipeline.finish(request, latents.to(pipeline.device), progress)
-        progress("writing", 0, 1)
-        write_video(video.frames, request, output, overwrite=overwrite)
-    kept.unlink()
-    _tell(output, request, model, [use.name for use in request.loras])
+    half.make(console, "", pipeline, request, latents.to(pipeline.device), output)
+    _tell(output, request, half.model, [use.name for use in request.loras])
 
 
 def _make(
@@ -134,25 +139,23 @@ def _make(
     pipeline: "MagicVideoPipeline",
     requests: list["Request"],
     paths: list[Path],
-    networks: Networks,
-    *,
-    overwrite: bool,
+    half: SecondHalf,
+    loras: list[str],
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
-    from magicvideo.generate.kept_latents import latents_path
-    from magicvideo.generate.write import write_video
+    from magicvideo.generate.kept_latents import latents_path, write_latents
 
+    for request in requests:
+        pipeline.traits.check_bounds(request, half.bounds)
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
-        kept = latents_path(path)
+        if len(paths) > 1:
+            path.parent.mkdir(exist_ok=True)
         with progress_bar(console, place) as progress:
-            if len(paths) > 1:
-                path.parent.mkdir(exist_ok=True)
-            video = pipeline.generate(request, progress, keep=kept)
-            progress("writing", 0, 1)
-            write_video(video.frames, request, path, overwrite=overwrite)
-        kept.unlink()
-        _tell(path, request, networks.model, networks.lora or [])
+            latents = pipeline.make_latents(request, progress)
+        write_latents(latents_path(path), latents, request)
+        half.make(console, place, pipeline, request, latents, path)
+        _tell(path, request, half.model, loras)
 
 
 def _tell(path: Path, request: "Request", model: Path | None, loras: list[str]) -> None:

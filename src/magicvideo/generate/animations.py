@@ -1,9 +1,10 @@
 """GIF, animated WebP and PNG frames through Pillow."""
 
+import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int16, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -12,17 +13,24 @@ from magicvideo.generate.limited import open_limited
 
 _TEXT_TAG = 270  # EXIF's ImageDescription
 _PNG_KEY = "Comment"
+_CLEAR = 255  # in the palette of a GIF: what was there stays
+_BLOCK = 16  # pixels a side of what WebP codes at a time
+_UNSEEN = 3  # levels of 255 by which a block may be off; coding it anew changes more
+_ANIMATED, _WITH_EXIF, _WITH_ALPHA = 0x02, 0x08, 0x10  # bits of a WebP's header
 
 
 def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str) -> None:
     """Write an endless GIF; one palette for all frames, so that plain areas do not flicker."""
     frames, height, width, _ = pixels.shape
     montage = Image.fromarray(pixels.reshape(frames * height, width, 3))
-    palette = montage.quantize(256, method=Image.Quantize.MEDIANCUT)
-    pictures = [
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-        for frame in pixels
-    ]
+    palette = montage.quantize(_CLEAR, method=Image.Quantize.MEDIANCUT)
+    pictures: list[Image.Image] = []
+    for frame in pixels:
+        picture = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        if pictures and picture.tobytes() == pictures[-1].tobytes():
+            # Pillow would make one frame of two that are equal: this one shows the same
+            picture.putpixel((0, 0), _CLEAR)
+        pictures.append(picture)
     pictures[0].save(
         path,
         format="GIF",
@@ -30,27 +38,32 @@ def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text
         append_images=pictures[1:],
         loop=0,
         duration=_durations(frames, fps, unit=10),
+        transparency=_CLEAR,
         comment=text.encode("ascii"),
         optimize=False,
     )
 
 
 def write_webp(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str) -> None:
-    """Write an endless animated WebP."""
-    pictures = [Image.fromarray(frame) for frame in pixels]
+    """Write an endless animated WebP; a frame holds the blocks that changed since they were coded.
+
+    Frames are put together here: Pillow's encoder of animations makes one of frames that differ by
+    3 levels or less, and either loses slow changes or jumps where it codes a whole frame again.
+    """
+    frames, height, width, _ = pixels.shape
     exif = Image.Exif()
     exif[_TEXT_TAG] = text
-    pictures[0].save(
-        path,
-        format="WEBP",
-        save_all=True,
-        append_images=pictures[1:],
-        loop=0,
-        duration=_durations(len(pixels), fps, unit=1),
-        quality=90,
-        method=4,
-        exif=exif.tobytes(),
+    header = bytes([_ANIMATED | _WITH_EXIF | _WITH_ALPHA, 0, 0, 0]) + _numbers(
+        width - 1, height - 1
     )
+    chunks = [_chunk(b"VP8X", header), _chunk(b"ANIM", bytes(6))]  # no background, no last round
+    shown = np.full((height, width, 3), -256, np.int16)  # nothing yet, far from any colour
+    for frame, duration in zip(pixels, _durations(frames, fps, unit=1), strict=True):
+        changed = _changed_blocks(frame, shown)
+        shown[changed] = frame[changed]
+        chunks.append(_chunk(b"ANMF", _webp_frame(frame, changed, duration)))
+    chunks.append(_chunk(b"EXIF", exif.tobytes().removeprefix(b"Exif\0\0")))
+    path.write_bytes(_chunk(b"RIFF", b"WEBP" + b"".join(chunks)))
 
 
 def write_png(path: Path, frame: UInt8[np.ndarray, "h w 3"], text: str) -> None:
@@ -74,3 +87,42 @@ def _durations(num_frames: int, fps: float, unit: int) -> list[int]:
     # rounded where a frame ends, not frame by frame: the whole keeps its length
     ends = [round(1000 / unit * (index + 1) / fps) * unit for index in range(num_frames)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _changed_blocks(
+    frame: UInt8[np.ndarray, "h w 3"], shown: Int16[np.ndarray, "h w 3"]
+) -> Bool[np.ndarray, "h w"]:
+    """Return where the blocks are that differ from what is shown."""
+    blocks = np.abs(frame - shown).max(axis=2) > _UNSEEN
+    height, width = blocks.shape
+    for axis, side in enumerate((height, width)):
+        firsts = np.arange(0, side, _BLOCK)
+        blocks = np.logical_or.reduceat(blocks, firsts, axis=axis).repeat(_BLOCK, axis=axis)
+    return blocks[:height, :width]
+
+
+def _webp_frame(
+    frame: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"], duration: int
+) -> bytes:
+    """Return a frame that lies over the one before, clear where nothing changed."""
+    mask = Image.fromarray(changed.astype(np.uint8) * 255)
+    box = mask.getbbox() or (0, 0, 1, 1)
+    picture = Image.fromarray(frame)
+    picture.putalpha(mask)
+    still = io.BytesIO()
+    # "exact" keeps colours under clear blocks: the filter at a block's edge sees them
+    picture.crop(box).save(still, format="WEBP", quality=90, method=4, exact=True)
+    left, top, right, bottom = box
+    place = _numbers(left // 2, top // 2, right - left - 1, bottom - top - 1, duration)
+    coded = still.getvalue()[len("RIFFsizeWEBP") :]
+    if coded.startswith(b"VP8X"):
+        coded = coded[len(_chunk(b"VP8X", bytes(10))) :]
+    return place + bytes([0]) + coded  # flags: lay it over, and leave it
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+
+
+def _numbers(*values: int) -> bytes:
+    return b"".join(value.to_bytes(3, "little") for value in values)

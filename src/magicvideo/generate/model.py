@@ -273,6 +273,7 @@ class VideoModel(DiffusionPipeline):
             stages=tuple(name for name in STAGES if present[name]),
             num_inserted=self.interpolator.config.num_inserted if self.interpolator else 0,
             upscale_factor=self.upscaler.config.factor if self.upscaler else 1,
+            least_tile=self.upscaler.least_tile if self.upscaler else 0,
             default_interpolation_steps=config.default_interpolation_steps,
             default_upscaler_steps=config.default_upscaler_steps,
             loras=self.lora_stack.uses,

@@ -14,9 +14,9 @@ from torch import Tensor
 from magicvideo.diffusion.noise import noise_for
 from magicvideo.diffusion.sampler import make_scheduler, sample
 from magicvideo.errors import UserError
+from magicvideo.generate.bounds import USUAL, Bounds
 from magicvideo.generate.hints import prompt_hints
 from magicvideo.generate.interpolate import interpolate_latents
-from magicvideo.generate.kept_latents import write_latents
 from magicvideo.generate.model import VideoModel
 from magicvideo.generate.picture import describe_picture
 from magicvideo.generate.request import Request, Settings, choose_seeds
@@ -120,25 +120,22 @@ class MagicVideoPipeline(VideoModel):
         return requests
 
     def generate(
-        self, request: Request, progress: Progress | None = None, keep: Path | None = None
+        self, request: Request, progress: Progress | None = None, bounds: Bounds = USUAL
     ) -> Video:
         """Make one video: the whole flow.
 
-        Videos are made one at a time, so that a seed gives the same video in any company.
+        Videos are made one at a time, so that a seed gives the same video in any company. Between
+        its two halves `kept_latents.write_latents` can keep what the first one made.
 
         Args:
             request: What to make.
             progress: Called with a stage, the steps done in it and their number.
-            keep: A file for the finished latents, written before they are decoded; `finish` goes
-                on from what `kept_latents.read_latents` returns.
+            bounds: What decoder and upscaler see at a time.
 
         Raises:
             UserError: If the request is for another model, or beyond this one.
         """
-        latents = self.make_latents(request, progress)
-        if keep is not None:
-            write_latents(keep, latents, request)
-        return self.finish(request, latents, progress)
+        return self.finish(request, self.make_latents(request, progress), progress, bounds)
 
     @torch.no_grad()
     def make_latents(self, request: Request, progress: Progress | None = None) -> Latents:
@@ -159,13 +156,23 @@ class MagicVideoPipeline(VideoModel):
             return self.interpolate(request, keys, tokens, progress)
 
     @torch.no_grad()
-    def finish(self, request: Request, latents: Latents, progress: Progress | None = None) -> Video:
-        """Return the video of finished latents: the second half of the flow."""
+    def finish(
+        self,
+        request: Request,
+        latents: Latents,
+        progress: Progress | None = None,
+        bounds: Bounds = USUAL,
+    ) -> Video:
+        """Return the video of finished latents: the second half of the flow.
+
+        Raises:
+            UserError: If a tile is too small for the upscaler.
+        """
         with self.on_hand("vae"):
-            frames = self.decode(latents, progress)
+            frames = self.decode(latents, progress, bounds)
         if "upscaler" in request.stages:
             with self.on_hand("upscaler"):
-                frames = self.upscale(request, frames, progress)
+                frames = self.upscale(request, frames, progress, bounds)
         return Video(frames[0].cpu(), request)
 
     def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
@@ -234,14 +241,20 @@ class MagicVideoPipeline(VideoModel):
             on_step=_reporter(progress, "interpolation", steps),
         )
 
-    def decode(self, latents: Latents, progress: Progress | None = None) -> Frames:
+    def decode(
+        self, latents: Latents, progress: Progress | None = None, bounds: Bounds = USUAL
+    ) -> Frames:
         """Return the frames of latents."""
         if progress is not None:
             progress("decoding", 0, 1)
-        return decode_latents(self.vae, latents)
+        return decode_latents(self.vae, latents, bounds.decoder_frames)
 
     def upscale(
-        self, request: Request, frames: Frames, progress: Progress | None = None
+        self,
+        request: Request,
+        frames: Frames,
+        progress: Progress | None = None,
+        bounds: Bounds = USUAL,
     ) -> Float[Tensor, "b f 3 tall wide"]:
         """Return large frames."""
         assert self.upscaler is not None
@@ -253,6 +266,8 @@ class MagicVideoPipeline(VideoModel):
             [request.seed],
             num_steps=request.upscaler_steps,
             noise_level=self.config.upscaler_noise_level,
+            tile=bounds.upscaler_tile,
+            frames_at_once=bounds.upscaler_frames,
             on_step=None if progress is None else partial(progress, "super-resolution"),
         )
 

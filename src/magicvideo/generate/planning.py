@@ -1,12 +1,13 @@
 """From what a caller chooses to complete requests, within what a model can do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TypeVar
 
 import torch
 
 from magicvideo.errors import UserError
+from magicvideo.generate.bounds import USUAL, Bounds
 from magicvideo.generate.request import LoraUse, Picture, Request, Settings
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class ModelTraits:
         stages: What it has networks for.
         num_inserted: New frames between two key frames.
         upscale_factor: Of the super-resolution.
+        least_tile: Shortest side of what its network can see, in pixels of the small frames.
         default_interpolation_steps: Diffusion steps of the interpolation.
         default_upscaler_steps: Diffusion steps of the super-resolution.
         loras: What is merged into its weights, in order.
@@ -49,6 +51,7 @@ class ModelTraits:
     stages: tuple[str, ...]
     num_inserted: int
     upscale_factor: int
+    least_tile: int
     default_interpolation_steps: int
     default_upscaler_steps: int
     loras: tuple[LoraUse, ...] = ()
@@ -141,6 +144,40 @@ class ModelTraits:
                 f"The video was made with {_named(request.loras)}, and the model has "
                 f"{_named(self.loras)}; load the same files at the same scales, in this order."
             )
+
+    def check_bounds(self, request: Request, bounds: Bounds) -> None:
+        """Refuse a bound that would hold nothing back in a video.
+
+        Raises:
+            UserError: If it is for a stage that the video has not, or for tiles that cannot be.
+        """
+        tile, least = bounds.upscaler_tile, self.least_tile
+        if "upscaler" not in request.stages:
+            if replace(bounds, decoder_frames=USUAL.decoder_frames) != USUAL:
+                raise UserError(
+                    "The video has no stage upscaler; leave --upscaler-frames and --upscaler-tile "
+                    "out."
+                )
+        elif tile != USUAL.upscaler_tile and not least <= tile < self.side:
+            if least >= self.side:
+                raise UserError(
+                    f"The tile is {tile}, and this upscaler sees {least} pixels or more, which "
+                    f"frames of {self.side} have not; leave --upscaler-tile out."
+                )
+            raise UserError(
+                f"The tile is {tile}; it must be a whole number from {least} to {self.side - 1}."
+            )
+
+    def lower(self, request: Request, bounds: Bounds) -> Bounds:
+        """Return bounds by which a video takes less memory, or the same if there are none."""
+        if "upscaler" not in request.stages:
+            return replace(bounds, decoder_frames=1)
+        single = replace(bounds, decoder_frames=1, upscaler_frames=1)
+        if single != bounds:
+            return single
+        seen = min(bounds.upscaler_tile, self.side)
+        tile = max(self.least_tile, seen // 2)
+        return replace(bounds, upscaler_tile=tile) if tile < seen else bounds
 
 
 def _named(loras: tuple[LoraUse, ...]) -> str:

@@ -101,6 +101,15 @@ class Upscaler(ModelMixin, ConfigMixin):
             radius = 2 * radius + 1 + 4 * count
         return int(radius + 2)
 
+    @property
+    def least_tile(self) -> int:
+        """Return the shortest side of a tile, in pixels of the small frame: its core is `multiple`.
+
+        On both sides of the core is what its outermost pixels see.
+        """
+        margin = -(-self.radius // self.multiple) * self.multiple
+        return 2 * margin + self.multiple
+
     def forward(
         self,
         noisy: LargeFrames,
