@@ -4,24 +4,28 @@ import torch
 from tiny_model import INSERTED, make_tiny_pipeline
 
 from magicvideo.cli import run
+from magicvideo.diffusion.gaps import key_pairs
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import draw_prompts, from_bytes, real_videos, to_bytes
 from magicvideo.evaluate.interpolation.filling import (
     CEILING,
+    ESTIMATE,
     LATENT_BLEND,
     NEAREST,
     PIXEL_BLEND,
+    REAL,
     fill_every_way,
     ours,
 )
-from magicvideo.evaluate.interpolation.report import interpolation_table
-from magicvideo.evaluate.interpolation.scores import REAL, score_interpolation
+from magicvideo.evaluate.interpolation.report import methods_table, paired_tables
+from magicvideo.evaluate.interpolation.scores import score_interpolation
 from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.storage import folder_hash
 
 STEPS = (1, 3)
-METHODS = (*map(ours, STEPS), LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
+METHODS = (*map(ours, STEPS), ESTIMATE, LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +51,59 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     scores = score(pipeline, judge, every_clip)
     assert tuple(scores) == (*METHODS, REAL)
     blended = scores[LATENT_BLEND]
-    assert blended.gain is blended.of_gaps_ratio is None
-    for count in STEPS:
-        assert scores[ours(count)].psnr.value == pytest.approx(blended.psnr.value, abs=0.2)
+    for name in (*map(ours, STEPS), ESTIMATE):
+        assert scores[name].psnr.value == pytest.approx(blended.psnr.value, abs=0.2)
     for name in METHODS:
         row = scores[name]
         assert np.isfinite([row.psnr.value, row.ssim.value, row.of_gaps, row.of_clips]).all()
         assert row.psnr.low <= row.psnr.value <= row.psnr.high
-        if name != LATENT_BLEND:
-            assert row.gain.value == pytest.approx(row.psnr.value - blended.psnr.value, abs=1e-4)
-            assert row.of_gaps_ratio.value == pytest.approx(row.of_gaps / blended.of_gaps)
-            assert row.of_gaps_ratio.low <= row.of_gaps_ratio.value <= row.of_gaps_ratio.high
-        assert row.psnr.count == row.seam.count == 2
+        gains = row.samples.over(blended.samples)
+        assert gains.psnr.value == pytest.approx(row.psnr.value - blended.psnr.value, abs=1e-4)
+        assert gains.ssim.value == pytest.approx(row.ssim.value - blended.ssim.value, abs=1e-6)
+        assert gains.frechet.value == pytest.approx(row.of_gaps / blended.of_gaps)
+        assert row.psnr.count == row.seam.count == gains.ssim.count == 2
     # the keys of these clips are alike, so that the nearest one never changes
     assert np.isnan(scores[NEAREST].seam.value)
     assert scores[REAL].psnr is None
     assert scores[REAL].of_gaps == pytest.approx(0, abs=1e-9)
     assert scores[REAL].of_clips == pytest.approx(0, abs=1e-9)
-    assert scores[REAL].of_gaps_ratio is None
-    lines = interpolation_table(list(scores.values())).splitlines()
+    lines = methods_table(list(scores.values())).splitlines()
     assert len(lines) == 2 + len(scores)
-    assert lines[-1].startswith("| real clips | 2 |  |  |  | 0.00000 |  | 0.00000 | ")
+    assert lines[-1].startswith("| real clips | 2 |  |  | 0.00000 | 0.00000 | ")
+    against_blend, against_estimate = paired_tables(list(scores.values()), STEPS)
+    names = [line.split(" | ")[0] for line in against_blend.splitlines()[2:]]
+    assert names == [f"| {name}" for name in METHODS if name != LATENT_BLEND]
+    names = [line.split(" | ")[0] for line in against_estimate.splitlines()]
+    assert names == ["| against estimate alone", "| ---", *(f"| {ours(step)}" for step in STEPS)]
+
+
+@pytest.mark.parametrize("level", [0, 30])
+def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeypatch):
+    pipeline = make_tiny_pipeline()
+    pipeline.register_to_config(interpolation_noise_level=level)
+    (prompt,) = draw_prompts(every_clip, 1, 1)
+    (real,) = real_videos(every_clip, [prompt], 3 + 2 * INSERTED, 1)
+    estimate, passed = pipeline.interpolator.estimate, []
+
+    def noted(*given):
+        passed.append(given)
+        return estimate(*given)
+
+    monkeypatch.setattr(pipeline.interpolator, "estimate", noted)
+    with torch.no_grad():
+        found = fill_every_way(pipeline, real[None], prompt, 6.0, [])[ESTIMATE]
+        latents = encode_frames(pipeline.vae, real[None])
+        ((pairs, seen, levels),) = passed
+        new, _ = estimate(pairs, seen, levels)
+        expected = decode_latents(pipeline.vae, new)
+        keys = latents[:, :: INSERTED + 1]
+        decoded = decode_latents(pipeline.vae, keys)
+    assert levels.tolist() == [level, level]
+    assert torch.equal(pairs, key_pairs(keys))
+    assert torch.equal(pairs, seen) == (level == 0)
+    assert torch.allclose(found[0, [1, 2]], expected[0], atol=1e-5)
+    assert torch.allclose(found[0, [4, 5]], expected[1], atol=1e-5)
+    assert torch.allclose(found[:, :: INSERTED + 1], decoded, atol=1e-5)
 
 
 def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
@@ -107,14 +143,40 @@ def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path
     words = {"--data": emoji, "--model": tiny_model, "--judge": judge_folder, "--output": page}
     options = [str(word) for pair in words.items() for word in pair]
     tried = [word for count in STEPS for word in ("--steps", str(count))]
+    tried += ["--noise-level", "0", "--noise-level", "7", "--generated", "2"]
     assert run(["evaluate", "interpolation", *options, "--clips", "3", "--keys", "4", *tried]) == 0
-    assert "interpolation: 3 of 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "interpolation: 3 of 3" in said
+    assert "generated: 2 of 2" in said
     text = page.read_text(encoding="utf-8")
     assert "3 held-out clips of 10 frames in a row" in text
     assert "those of the 6 inserted frames" in text
-    assert "--steps 1 --steps 3" in text
+    assert "--steps 1 --steps 3 --generated 2 --noise-level 0 --noise-level 7 --seed 0`" in text
+    assert "2 held-out captions at the model's default settings, 13 frames each" in text
+    assert "decoded to 24 pixels" in text
+    assert "a finished video has 30" in text
+    names = [line.split(" | ")[0] for line in text.splitlines() if " | 2 | " in line]
+    networks = [f"| interpolation network, noise level {level}" for level in (0, 7)]
+    assert names == [*networks, f"| {LATENT_BLEND}", f"| {REAL}"]
     assert f"| model | {folder_hash(tiny_model)} |" in text
-    assert text.count("| 3 |") == len(METHODS) + 1
+    assert text.count("| 3 |") == 2 * len(METHODS) + len(STEPS)
+
+
+def test_generated_videos_can_be_left_out_and_too_many_are_refused_at_once(
+    tiny_model, emoji, judge_folder, tmp_path, capsys
+):
+    page = tmp_path / "results.md"
+    words = {"--data": emoji, "--model": tiny_model, "--judge": judge_folder, "--output": page}
+    options = [str(word) for pair in words.items() for word in pair]
+    command = ["evaluate", "interpolation", *options, "--clips", "2", "--keys", "2"]
+    assert run([*command, "--generated", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "asks for 4 clips" in said
+    assert "interpolation: " not in said
+    assert run([*command, "--generated", "0"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "between the keys" in text
+    assert "between generated keys" not in text
 
 
 def test_a_model_without_the_network_is_refused(pipeline, judge, every_clip):

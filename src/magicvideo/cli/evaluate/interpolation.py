@@ -21,12 +21,24 @@ _SECTION = "interpolation"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is interpolated, and in how many steps."""
+    """What is interpolated, and how."""
 
     clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50
     keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16
     steps: Annotated[
         list[int] | None, typer.Option(min=1, help="Diffusion steps to try; repeatable.")
+    ] = None
+    generated: Annotated[
+        int, typer.Option(min=0, help="Videos to generate for the pulse at keys; 0 leaves it out.")
+    ] = 30
+    noise_level: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            max=999,
+            help="Diffusion step up to which generated keys are noised; repeatable. "
+            "[default: the model's]",
+        ),
     ] = None
     seed: Seed = 0
 
@@ -41,36 +53,37 @@ def interpolation(
 ) -> None:
     """Compare the interpolation network with blending and with standing still, on real clips.
 
+    On generated key frames it is also measured whether videos pulse at the rate of their keys.
+
     Example:
-      magicvideo evaluate interpolation --data data/emoji64
+      magicvideo evaluate interpolation --data data/emoji64 --noise-level 0 --noise-level 30
     """
     prepare_section(output, _SECTION)
-    from magicvideo.data.dataset import ClipDataset
     from magicvideo.evaluate.identity import identity
-    from magicvideo.evaluate.interpolation.report import interpolation_about, interpolation_table
-    from magicvideo.evaluate.interpolation.scores import score_interpolation
+    from magicvideo.evaluate.interpolation.evaluation import InterpolationEvaluation
+    from magicvideo.evaluate.interpolation.report import section_parts
     from magicvideo.evaluate.judge.files import SHIPPED, load_judge
     from magicvideo.evaluate.page import identity_table
     from magicvideo.storage import folder_hash
 
     pipeline, judge_folder = load(model), judge or SHIPPED
-    network = load_judge(judge_folder)
+    default_steps = pipeline.traits.default_interpolation_steps
+    default_level = pipeline.config.interpolation_noise_level
+    evaluation = InterpolationEvaluation(
+        pipeline=pipeline,
+        judge=load_judge(judge_folder),
+        data=data,
+        clips=trial.clips,
+        keys=trial.keys,
+        steps=tuple(trial.steps or [default_steps]),
+        generated=trial.generated,
+        noise_levels=tuple(trial.noise_level or [default_level]),
+        seed=trial.seed,
+    )
     with progress() as report:
-        scores = score_interpolation(
-            pipeline,
-            network,
-            ClipDataset(data, ("heldout",)),
-            trial.clips,
-            num_keys=trial.keys,
-            steps=trial.steps or [pipeline.traits.default_interpolation_steps],
-            seed=trial.seed,
-            on_clip=lambda done: report("interpolation", done, trial.clips),
-        )
-    options = {"data": data, "model": model, "judge": judge, **vars(trial)}
+        scores = evaluation.run(report)
+    named = {name.replace("_", "-"): value for name, value in vars(trial).items()}
+    options = {"data": data, "model": model, "judge": judge, **named}
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
-    parts = [
-        interpolation_about(pipeline, trial.clips, trial.keys, network.config.num_frames),
-        interpolation_table(scores),
-        identity_table(identity(hashes, {"data": data}, pipeline.device.type)),
-    ]
-    write_results(output, _SECTION, [], options, parts)
+    depends = identity_table(identity(hashes, {"data": data}, pipeline.device.type))
+    write_results(output, _SECTION, [], options, [*section_parts(evaluation, scores), depends])

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.diffusion.gaps import key_pairs, weave
+from magicvideo.diffusion.noise import generator_for
 from magicvideo.evaluate.clips import Prompt
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Settings
@@ -16,7 +17,8 @@ from magicvideo.models.interpolation import blend
 from magicvideo.shapes import Frames, Latents
 
 LATENT_BLEND, PIXEL_BLEND = "blend of latents", "blend of pixels"
-NEAREST, CEILING = "nearest key frame", "decoded real frames"
+ESTIMATE, NEAREST, CEILING = "estimate alone", "nearest key frame", "decoded real frames"
+REAL = "real clips"
 
 
 def ours(steps: int) -> str:
@@ -44,11 +46,17 @@ def fill_every_way(
         for count in steps
     }
     return found | {
-        LATENT_BLEND: decode_latents(pipeline.vae, _blend(keys, inserted)),
-        PIXEL_BLEND: _blend(decoded_keys, inserted),
+        ESTIMATE: decode_latents(pipeline.vae, _estimate(pipeline, keys, prompt.seed)),
+        LATENT_BLEND: decode_latents(pipeline.vae, blend_keys(keys, inserted)),
+        PIXEL_BLEND: blend_keys(decoded_keys, inserted),
         NEAREST: decoded_keys[:, nearest],
         CEILING: decoded,
     }
+
+
+def blend_keys(keys: Float[Tensor, "b keys c h w"], inserted: int) -> Float[Tensor, "b all c h w"]:
+    """Return keys, latents or pixels, and between them their linear blends."""
+    return weave(keys, blend(key_pairs(keys), inserted))
 
 
 def _ours(
@@ -65,5 +73,16 @@ def _ours(
     return pipeline.interpolate(request, keys, tokens)
 
 
-def _blend(keys: Latents, inserted: int) -> Float[Tensor, "b all c h w"]:
-    return weave(keys, blend(key_pairs(keys), inserted))
+def _estimate(
+    pipeline: MagicVideoPipeline, keys: Latents, seed: int
+) -> Float[Tensor, "b all c h w"]:
+    """Return what the network gives without diffusion, its view of the keys noised as ever."""
+    assert pipeline.interpolator is not None
+    level = torch.tensor([pipeline.config.interpolation_noise_level], device=keys.device)
+    seen = keys
+    if level > 0:
+        noise = torch.randn(keys.shape, generator=generator_for("estimate", seed)).to(keys)
+        seen = pipeline.scheduler.add_noise(keys, noise, level)
+    pairs = key_pairs(keys)
+    estimated, _ = pipeline.interpolator.estimate(pairs, key_pairs(seen), level.expand(len(pairs)))
+    return weave(keys, estimated)

@@ -5,23 +5,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import draw_prompts, from_bytes, real_videos, to_bytes
-from magicvideo.evaluate.interpolation.filling import LATENT_BLEND, fill_every_way
-from magicvideo.evaluate.intervals import Estimate, centred_bootstrap, mean, ratio_of_means
+from magicvideo.evaluate.interpolation.filling import REAL, fill_every_way
+from magicvideo.evaluate.interpolation.seams import changes_at_keys, check_interpolator
+from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.evaluate.metrics.ssim import ssim
+from magicvideo.evaluate.paired import Rows, Samples
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.shapes import Frames
-
-REAL = "real clips"
-_RESAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +27,10 @@ class MethodScores:
     Attributes:
         name: The method, or `REAL`.
         psnr: In dB, of the inserted frames, mean over clips; None for the real clips themselves.
-        gain: In dB, over the blend of latents on the same clip; None for the real clips.
         ssim: Structural similarity of the inserted frames; None for the real clips themselves.
+        samples: Both clip by clip, and the features of `of_gaps`: what methods are compared by.
         of_gaps: Frechet distance to the real clips, whose samples are gaps: the judge's features of
             all their frames in order, keys included.
-        of_gaps_ratio: That distance over the blend's of latents, on the same clips; None for both.
         of_clips: Frechet distance whose samples are whole clips. Of their frames it sees few, and
             hardly the order.
         seam: Mean change between frames at the keys, over that elsewhere.
@@ -43,10 +38,9 @@ class MethodScores:
 
     name: str
     psnr: Estimate | None
-    gain: Estimate | None
     ssim: Estimate | None
+    samples: Samples
     of_gaps: float
-    of_gaps_ratio: Estimate | None
     of_clips: float
     seam: Estimate
 
@@ -82,12 +76,11 @@ def score_interpolation(
     Raises:
         UserError: If the model has no interpolator, or there are too few clips.
     """
-    if pipeline.interpolator is None:
-        raise UserError("This model has no interpolation network; name another with --model.")
-    inserted = pipeline.interpolator.config.num_inserted
+    inserted = check_interpolator(pipeline)
     num_frames = num_keys + (num_keys - 1) * inserted
     prompts = draw_prompts(dataset, count, seed)
     videos = real_videos(dataset, prompts, num_frames, 1)
+    real_gaps: list[Rows] = []
     seen: dict[str, _Seen] = {}
     for done, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=1):
         real = video[None]
@@ -95,74 +88,42 @@ def score_interpolation(
         filled = fill_every_way(pipeline, real.to(pipeline.device), prompt, fps, steps)
         for name, made in {**filled, REAL: real}.items():
             read = from_bytes(to_bytes(made[0].cpu()))[None]
-            seen.setdefault(name, _Seen()).add(read, real, inserted, judge)
+            seen.setdefault(name, _Seen(Samples(real_gaps))).add(read, real, inserted, judge)
+        real_gaps.append(seen[REAL].samples.features[-1])
         on_clip(done)
-    return [_summary(name, found, seen[LATENT_BLEND], seen[REAL]) for name, found in seen.items()]
+    return [_summary(name, found, seen[REAL]) for name, found in seen.items()]
 
 
 @dataclass
 class _Seen:
     """What was measured of one method, clip after clip."""
 
-    figures: list[list[float]] = field(default_factory=list)
-    """PSNR, SSIM, the change at keys and the change elsewhere."""
-    gaps: list[Float[np.ndarray, "gaps d"]] = field(default_factory=list)
-    clips: list[Float[np.ndarray, "1 d"]] = field(default_factory=list)
+    samples: Samples
+    changes: list[tuple[float, float]] = field(default_factory=list)
+    """That at keys and that elsewhere."""
+    clips: list[Rows] = field(default_factory=list)
 
     def add(self, made: Frames, real: Frames, inserted: int, judge: Judge) -> None:
         """Measure one more clip; the sizes are 1 x frames x 3 x h x w."""
         of_frames = judge.embed_videos(made[0, :, None])
         gaps = of_frames.unfold(0, inserted + 2, inserted + 1).flatten(start_dim=1)
-        self.gaps.append(gaps.double().numpy())
+        between = torch.arange(made.shape[1]) % (inserted + 1) != 0
+        ours, theirs = made[:, between], real[:, between]
+        self.samples.add(psnr(ours, theirs).item(), ssim(ours[0], theirs[0]), gaps.double().numpy())
+        self.changes.append(changes_at_keys(made[0], inserted))
         self.clips.append(judge.embed_videos(made).double().numpy())
-        places = torch.arange(made.shape[1])
-        self.figures.append(_figures(made, real, places % (inserted + 1) != 0))
 
 
-def _figures(made: Frames, real: Frames, between: Tensor) -> list[float]:
-    ours, theirs = made[:, between], real[:, between]
-    change = made.diff(dim=1).abs().mean(dim=(0, 2, 3, 4))
-    at_key = ~between[1:] | ~between[:-1]
-    return [
-        psnr(ours, theirs).item(),
-        ssim(ours[0], theirs[0]),
-        change[at_key].mean().item(),
-        change[~at_key].mean().item(),
-    ]
-
-
-def _summary(name: str, found: _Seen, blended: _Seen, real: _Seen) -> MethodScores:
-    signal, similarity, at_keys, elsewhere = np.array(found.figures).T
-    blended_signal = np.array(blended.figures)[:, 0]
-
-    def ratio(places: Int[np.ndarray, " n"], _: Int[np.ndarray, " one"]) -> float:
-        above = _distance(found.gaps, real.gaps, places)
-        below = _distance(blended.gaps, real.gaps, places)
-        return above / below if below else float("nan")
-
-    everywhere = np.arange(len(found.figures))
-    is_compared = found is not real and found is not blended
+def _summary(name: str, found: _Seen, real: _Seen) -> MethodScores:
+    samples, is_real = found.samples, found is real
+    at_keys, elsewhere = np.array(found.changes).T
+    made, goal = (fit_gaussian(np.concatenate(seen.clips)) for seen in (found, real))
     return MethodScores(
         name=name,
-        psnr=None if found is real else mean(signal),
-        gain=mean(signal - blended_signal) if is_compared else None,
-        ssim=None if found is real else mean(similarity),
-        of_gaps=_distance(found.gaps, real.gaps, everywhere),
-        of_gaps_ratio=(
-            centred_bootstrap(ratio, len(everywhere), 1, _RESAMPLES) if is_compared else None
-        ),
-        of_clips=_distance(found.clips, real.clips, everywhere),
+        psnr=None if is_real else mean(np.array(samples.psnr)),
+        ssim=None if is_real else mean(np.array(samples.ssim)),
+        samples=samples,
+        of_gaps=samples.frechet,
+        of_clips=frechet_distance(made, goal),
         seam=ratio_of_means(at_keys, elsewhere),
     )
-
-
-def _distance(
-    made: list[Float[np.ndarray, "rows d"]],
-    real: list[Float[np.ndarray, "rows d"]],
-    places: Int[np.ndarray, " n"],
-) -> float:
-    """Return the Frechet distance on the clips at these places."""
-    first, second = (
-        fit_gaussian(np.concatenate([rows[place] for place in places])) for rows in (made, real)
-    )
-    return frechet_distance(first, second)
