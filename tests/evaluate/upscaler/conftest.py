@@ -9,7 +9,7 @@ from tiny_model import make_tiny_pipeline
 from magicvideo.data.manifest import Attributes, Clip, DatasetInfo, write_info, write_manifest
 from magicvideo.storage import sha256
 
-LARGE, LARGE_FRAMES, LARGE_CLIPS = 52, 7, 4
+LARGE, LARGE_FRAMES, LARGE_CLIPS = 48, 7, 4
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def pipeline():
 
 @pytest.fixture(scope="session")
 def large_clips(tmp_path_factory) -> Path:
-    """Four held-out clips of 52 pixels."""
+    """Four held-out clips of 48 pixels."""
     folder = tmp_path_factory.mktemp("large") / "data"
     (folder / "clips").mkdir(parents=True)
     clips = [_write_clip(folder, number) for number in range(LARGE_CLIPS)]

@@ -5,9 +5,18 @@ from torch.nn import functional as F
 
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import from_bytes, to_bytes
-from magicvideo.evaluate.upscaler.enlarging import Way, make_small, network_at, resizing
+from magicvideo.evaluate.upscaler.enlarging import (
+    Way,
+    check_codable,
+    make_small,
+    network_at,
+    repeat_pixels,
+    resizing,
+    through_autoencoder,
+)
 from magicvideo.evaluate.upscaler.quality import crop_features, score_quality
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames
 from magicvideo.models.upscaler import enlarge
 
@@ -41,6 +50,10 @@ def test_the_truth_is_near_and_resizing_is_as_far_as_its_own_frames_say(pipeline
     assert bicubic.frechet > 1e-6
     assert lanczos.frechet != bicubic.frechet
     assert min(bicubic.seconds, lanczos.seconds) > 0
+    gains = lanczos.samples.over(bicubic.samples)
+    assert gains.psnr.value == pytest.approx(lanczos.psnr.value - bicubic.psnr.value)
+    assert gains.ssim.value == pytest.approx(lanczos.ssim.value - bicubic.ssim.value)
+    assert gains.frechet.value == pytest.approx(lanczos.frechet / bicubic.frechet)
 
 
 def test_crops_are_seen_at_full_resolution_side_by_side(pipeline):
@@ -77,6 +90,37 @@ def test_the_network_makes_large_8_bit_frames_that_follow_its_seed_and_steps(pip
     assert torch.equal(one.enlarge(small, 5), made)
     assert not torch.equal(one.enlarge(small, 6), made)
     assert not torch.equal(two.enlarge(small, 5), made)
+
+
+def test_frames_pass_the_autoencoder_as_one_video_before_they_are_enlarged(pipeline):
+    small = from_bytes(to_bytes(torch.rand(3, 3, 12, 18) * 2 - 1))
+    seen = []
+
+    def enlarge_noted(frames, seed):
+        seen.append((frames, seed))
+        return repeat_pixels(frames, FACTOR)
+
+    way = Way("as it is", enlarge_noted)
+    for noise in (0.0, 0.1, 0.1, 0.5):
+        noted = through_autoencoder(pipeline, way, noise)
+        assert noted.name == "as it is"
+        with torch.no_grad():
+            assert noted.enlarge(small, 4).shape == (3, 3, 24, 36)
+    (clean, seed), (little, _), (again, _), (much, _) = seen
+    assert seed == 4
+    with torch.no_grad():
+        latents = encode_frames(pipeline.vae, small[None])
+        expected = decode_latents(pipeline.vae, latents)[0]
+    assert torch.equal(clean, from_bytes(to_bytes(expected)))
+    assert torch.equal(little, again)
+    errors = [(frames - clean).square().mean() for frames in (little, much)]
+    assert 0 < 4 * errors[0] < errors[1]
+
+
+def test_frames_that_the_autoencoder_cannot_take_are_refused(pipeline):
+    check_codable(pipeline, 24)
+    with pytest.raises(UserError, match="26 pixels wide, and this model's autoencoder needs a mu"):
+        check_codable(pipeline, 26)
 
 
 def test_small_frames_are_means_in_8_bits():

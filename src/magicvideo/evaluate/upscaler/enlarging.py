@@ -9,20 +9,23 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
 from magicvideo.data.degrade import shrink
+from magicvideo.diffusion.noise import generator_for
 from magicvideo.diffusion.sampler import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import from_bytes, to_bytes
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.upscale import upscale_frames
+from magicvideo.models.autoencoder import decode_latents, encode_frames, spatial_factor
 
 SmallVideo: TypeAlias = Float[Tensor, "f 3 h w"]
 LargeVideo: TypeAlias = Float[Tensor, "f 3 tall wide"]
 
+BICUBIC, LANCZOS = "bicubic", "Lanczos"
 _TILE = 256  # in pixels of the small frame: no more than one for what is measured here
 
 
@@ -51,8 +54,34 @@ def resizing(pipeline: MagicVideoPipeline) -> list[Way]:
         UserError: If the model has no upscaler.
     """
     factor = check_upscaler(pipeline)
-    kernels = {"bicubic": Image.Resampling.BICUBIC, "Lanczos": Image.Resampling.LANCZOS}
+    kernels = {BICUBIC: Image.Resampling.BICUBIC, LANCZOS: Image.Resampling.LANCZOS}
     return [Way(name, partial(_by_kernel, factor, kernel)) for name, kernel in kernels.items()]
+
+
+def through_autoencoder(pipeline: MagicVideoPipeline, way: Way, noise: float) -> Way:
+    """Return a way that is shown frames as the model decodes them, in place of clean ones.
+
+    Args:
+        pipeline: Its autoencoder encodes and decodes the small frames, as one video.
+        way: How they are enlarged then.
+        noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
+            generated latents are not clean.
+    """
+    return Way(way.name, partial(_decoded_first, pipeline, way, noise))
+
+
+def check_codable(pipeline: MagicVideoPipeline, side: int) -> None:
+    """Refuse small frames that a model's autoencoder cannot take.
+
+    Raises:
+        UserError: If their side in pixels is no multiple of what one latent stands for.
+    """
+    multiple = spatial_factor(pipeline.vae)
+    if side % multiple:
+        raise UserError(
+            f"The small frames are {side} pixels wide, and this model's autoencoder needs a "
+            f"multiple of {multiple}; prepare the large ones with another --size."
+        )
 
 
 def make_small(large: LargeVideo, factor: int) -> SmallVideo:
@@ -67,6 +96,13 @@ def make_small(large: LargeVideo, factor: int) -> SmallVideo:
             f"with a --size that is a multiple of {factor}."
         )
     return from_bytes(to_bytes(shrink(large, factor)))
+
+
+def repeat_pixels(
+    small: Shaped[Tensor, "*lead h w"], factor: int
+) -> Shaped[Tensor, "*lead tall wide"]:
+    """Return pixels, or marks of them, each repeated to a square of `factor` a side."""
+    return small.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
 def check_upscaler(pipeline: MagicVideoPipeline) -> int:
@@ -111,6 +147,15 @@ def _by_network(
 ) -> LargeVideo:
     made = upscale(pipeline, small, num_steps, seed, tile=_TILE)
     return from_bytes(to_bytes(made))
+
+
+def _decoded_first(
+    pipeline: MagicVideoPipeline, way: Way, noise: float, small: SmallVideo, seed: int
+) -> LargeVideo:
+    latents = encode_frames(pipeline.vae, small[None].to(pipeline.device))
+    drawn = torch.randn(latents.shape, generator=generator_for("small frames", seed)).to(latents)
+    decoded = decode_latents(pipeline.vae, latents + noise * drawn)[0].cpu()
+    return way.enlarge(from_bytes(to_bytes(decoded)), seed)
 
 
 def _by_kernel(factor: int, kernel: Image.Resampling, small: SmallVideo, _seed: int) -> LargeVideo:

@@ -1,12 +1,20 @@
 """The upscaler's evaluation, start to end: a model and data to all scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluate.clips import draw_prompts, real_videos
-from magicvideo.evaluate.upscaler.enlarging import check_upscaler, network_at, resizing
+from magicvideo.evaluate.upscaler.enlarging import (
+    Way,
+    check_codable,
+    check_upscaler,
+    network_at,
+    resizing,
+    through_autoencoder,
+)
+from magicvideo.evaluate.upscaler.finished import Finished, score_finished
 from magicvideo.evaluate.upscaler.quality import Quality, score_quality
 from magicvideo.evaluate.upscaler.stillness import Stillness, score_stillness
 from magicvideo.evaluate.upscaler.tiles import Tiling, score_tiles
@@ -20,7 +28,10 @@ class UpscalerScores:
     Attributes:
         default: Name of the way that the model takes by default.
         quality: Of the network at all numbers of steps, and of resizing.
+        decoded: By the noise on the latents: of the network at its default and of resizing, all on
+            small frames that passed the model's autoencoder; may be empty.
         stillness: Of the network at its default, of resizing and of the real clips; may be empty.
+        finished: Of generated videos and of the real clips; may be empty.
         tiling: What tiles change; None where the frames are too small for them.
         large_side: Of the real frames in pixels.
         small_side: Of the frames that are enlarged for `quality`.
@@ -29,7 +40,9 @@ class UpscalerScores:
 
     default: str
     quality: list[Quality]
+    decoded: Mapping[float, list[Quality]]
     stillness: list[Stillness]
+    finished: list[Finished]
     tiling: Tiling | None
     large_side: int
     small_side: int
@@ -50,6 +63,10 @@ class UpscalerEvaluation:
         moving_clips: How many of these.
         moving_frames: Frames in a row of each of these.
         seed: Of the draw of clips and of frames; the noise of clip k has the seed k.
+        latent_noises: Deviations of noise on the latents through which small frames pass for
+            `decoded`; of none it is left out.
+        generated: How many videos are generated for `finished`, of captions of `moving`; of none
+            it is left out.
     """
 
     pipeline: MagicVideoPipeline
@@ -61,6 +78,8 @@ class UpscalerEvaluation:
     moving_clips: int
     moving_frames: int
     seed: int
+    latent_noises: tuple[float, ...] = ()
+    generated: int = 0
 
     def run(self, progress: Callable[[str, int, int], None]) -> UpscalerScores:
         """Score everything.
@@ -75,14 +94,28 @@ class UpscalerEvaluation:
         curve = [network_at(pipeline, steps) for steps in sorted({*self.steps, default})]
         chosen, resized = network_at(pipeline, default), resizing(pipeline)
         moving_prompts = draw_prompts(moving, self.moving_clips, self.seed)
+        asked = draw_prompts(moving, self.generated, self.seed)
         prompts = draw_prompts(dataset, self.clips, self.seed)
-        quality = score_quality(
-            [*curve, *resized],
-            pipeline.image_encoder,
-            real_videos(dataset, prompts, self.frames, 1),
-            factor,
-            lambda done: progress("quality", done, self.clips),
-        )
+        if self.latent_noises:
+            check_codable(pipeline, dataset.info.size // factor)
+
+        def score(ways: Sequence[Way], what: str) -> list[Quality]:
+            return score_quality(
+                ways,
+                pipeline.image_encoder,
+                real_videos(dataset, prompts, self.frames, 1),
+                factor,
+                lambda done: progress(what, done, self.clips),
+            )
+
+        quality = score([*curve, *resized], "quality")
+        decoded = {
+            noise: score(
+                [through_autoencoder(pipeline, way, noise) for way in (chosen, *resized)],
+                f"quality of decoded frames, noise {noise:g}",
+            )
+            for noise in self.latent_noises
+        }
         stillness = score_stillness(
             [chosen, *resized],
             real_videos(moving, moving_prompts, self.moving_frames, 1),
@@ -90,13 +123,18 @@ class UpscalerEvaluation:
             is_large=self.moving is None,
             on_clip=lambda done: progress("flicker", done, self.moving_clips),
         )
+        finished = score_finished(
+            pipeline, moving, asked, lambda done: progress("generated", done, self.generated)
+        )
         # a large frame in the part of a small one: frames of the small size have no need of tiles
         large = next(real_videos(dataset, prompts[:1], 1, 1))
         side = moving.info.size
         return UpscalerScores(
             default=chosen.name,
             quality=quality,
+            decoded=decoded,
             stillness=stillness,
+            finished=finished,
             tiling=score_tiles(pipeline, large, default, self.seed),
             large_side=dataset.info.size,
             small_side=dataset.info.size // factor,

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
 from magicvideo.evaluate.intervals import Estimate, mean
-from magicvideo.evaluate.metrics.frechet import Features, fit_gaussian, frechet_distance
+from magicvideo.evaluate.metrics.frechet import Features
 from magicvideo.evaluate.metrics.psnr import psnr
 from magicvideo.evaluate.metrics.ssim import ssim
+from magicvideo.evaluate.paired import Rows, Samples
 from magicvideo.evaluate.upscaler.enlarging import LargeVideo, Way, make_small
 from magicvideo.models.conditioning import embed_frames
 
@@ -33,6 +35,7 @@ class Quality:
         frechet: Between the features of crops of its frames and of the real frames, so that
             frames equal to the real ones have 0.
         seconds: CPU seconds a frame.
+        samples: All of this clip by clip, by which ways are compared.
     """
 
     name: str
@@ -40,13 +43,14 @@ class Quality:
     ssim: Estimate
     frechet: float
     seconds: float
+    samples: Samples
 
 
 @torch.no_grad()
 def score_quality(
     ways: Sequence[Way],
     image_encoder: CLIPVisionModelWithProjection,
-    videos: Iterable[LargeVideo],
+    videos: Iterable[Float[Tensor, "_ 3 _ _"]],
     factor: int,
     on_clip: Callable[[int], None],
 ) -> list[Quality]:
@@ -62,29 +66,20 @@ def score_quality(
     Raises:
         UserError: If the frames cannot be shrunk or are smaller than a crop.
     """
-    figures: list[list[list[float]]] = []
-    features: dict[str, list[Features]] = {way.name: [] for way in ways}
-    real_features = []
+    real_features: list[Rows] = []
+    samples = {way.name: Samples(real_features) for way in ways}
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for place, real in enumerate(videos):
         small = make_small(real, factor)
         real_features.append(crop_features(image_encoder, real))
-        figures.append([])
         for way in ways:
             started = time.process_time()
             made = way.enlarge(small, place)
-            seconds = (time.process_time() - started) / len(real)
-            features[way.name].append(crop_features(image_encoder, made))
-            figures[-1].append([*_nearness(made, real), seconds])
+            seconds[way.name].append((time.process_time() - started) / len(real))
+            features = crop_features(image_encoder, made)
+            samples[way.name].add(*_nearness(made, real), features)
         on_clip(place + 1)
-    goal = fit_gaussian(np.concatenate(real_features))
-    distances = [
-        frechet_distance(fit_gaussian(np.concatenate(features[way.name])), goal) for way in ways
-    ]
-    by_way = np.array(figures).swapaxes(0, 1)
-    return [
-        _summary(way.name, found, distance)
-        for way, found, distance in zip(ways, by_way, distances, strict=True)
-    ]
+    return [_summary(name, found, seconds[name]) for name, found in samples.items()]
 
 
 @torch.no_grad()
@@ -114,12 +109,12 @@ def _nearness(made: LargeVideo, real: LargeVideo) -> tuple[float, float]:
     return min(psnr(made[None], real[None]).item(), _HIGHEST), ssim(made, real)
 
 
-def _summary(name: str, figures: Float[np.ndarray, "clips 3"], distance: float) -> Quality:
-    signal, similarity, seconds = figures.T
+def _summary(name: str, samples: Samples, seconds: list[float]) -> Quality:
     return Quality(
         name=name,
-        psnr=mean(signal),
-        ssim=mean(similarity),
-        frechet=distance,
-        seconds=float(seconds.mean()),
+        psnr=mean(np.array(samples.psnr)),
+        ssim=mean(np.array(samples.ssim)),
+        frechet=samples.frechet,
+        seconds=float(np.mean(seconds)),
+        samples=samples,
     )

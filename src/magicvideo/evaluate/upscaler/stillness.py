@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluate.metrics.motion import LEVELS, corners, flicker, static_region
-from magicvideo.evaluate.upscaler.enlarging import SmallVideo, Way, make_small
+from magicvideo.evaluate.upscaler.enlarging import SmallVideo, Way, make_small, repeat_pixels
 
 REAL = "real clips"
 
@@ -59,7 +59,7 @@ def score_stillness(
         small = make_small(real, factor) if is_large else real
         still = static_region(small)
         if still.any():
-            large = _enlarged(still, factor)
+            large = repeat_pixels(still, factor)
             made = [_flickers(way.enlarge(small, place), large) for way in ways]
             figures.append([*made, _flickers(real, large if is_large else still)])
         on_clip(place + 1)
@@ -82,7 +82,3 @@ def _flickers(video: Float[Tensor, "f rgb h w"], still: Bool[Tensor, "h w"]) -> 
     regions = (still, corners(*video.shape[-2:]))
     where_still, in_corners = (flicker(video[None], region).item() for region in regions)
     return where_still, in_corners
-
-
-def _enlarged(region: Bool[Tensor, "h w"], factor: int) -> Bool[Tensor, "tall wide"]:
-    return region.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
