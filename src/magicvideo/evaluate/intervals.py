@@ -10,8 +10,9 @@ from scipy.stats import binomtest
 
 from magicvideo.errors import UserError
 
-_CONFIDENCE = 0.95
-_RESAMPLES = 2000
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+"""Of means and ratios."""
 
 
 Statistic: TypeAlias = Callable[[Int[np.ndarray, " first"], Int[np.ndarray, " second"]], float]
@@ -37,7 +38,7 @@ def share(hits: Shaped[np.ndarray, " n"]) -> Estimate:
     if not len(hits):
         raise UserError("A share of no samples is not defined; measure at least one video.")
     count = int(np.count_nonzero(hits))
-    interval = binomtest(count, len(hits)).proportion_ci(_CONFIDENCE, method="wilson")
+    interval = binomtest(count, len(hits)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(count / len(hits), len(hits), float(interval.low), float(interval.high))
 
 
@@ -59,7 +60,7 @@ def ratio_of_means(
     if not len(values):
         raise UserError("A mean of no samples is not defined; measure at least one video.")
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(values), size=(_RESAMPLES, len(values)))
+    drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = values[drawn].mean(axis=1) / reference[drawn].mean(axis=1)
         value = float(values.mean() / reference.mean())
@@ -124,6 +125,6 @@ def first_order_bootstrap(
 
 def _middle(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """Return the quantiles between which 95 % of the values lie."""
-    tail = (1 - _CONFIDENCE) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

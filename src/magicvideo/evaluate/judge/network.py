@@ -40,7 +40,14 @@ class Judge(nn.Module):
     """A video-text matcher with a head for the skin tone.
 
     Videos and captions become unit vectors of `feature_width`; their cosine says how well they fit.
+
+    Attributes:
+        layer: What the features are, as results say it.
+        resizing: How frames are brought to the network's size, as results say it.
     """
+
+    layer = "features"
+    resizing = f"all of a frame to {_SIDE} x {_SIDE}, bilinear with antialiasing, in floats"
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
