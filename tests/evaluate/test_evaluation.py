@@ -87,10 +87,8 @@ def test_a_result_says_what_no_protocol_sets(evaluation, emoji):
         "prompts": {"asked": prompts_hash([prompt.caption for prompt in drawn])},
         "judge reads": {
             "frames": 8,
-            "side": 64,
-            "filter": "bilinear",
-            "antialias": True,
-            "layer": "64 of the projection, at length 1",
+            "resizing": "all of a frame to 64 x 64, bilinear with antialiasing, in floats",
+            "layer": "64 features of the projection, at length 1",
         },
         "intervals": {"seed": 0, "resamples of means": 2000},
     }

@@ -10,11 +10,12 @@ from scipy.stats import binom, binomtest
 
 from magicvideo.errors import UserError
 
+CONFIDENCE = 0.95
 RESAMPLES = 2000
 """How often means and ratios are resampled."""
 SEED = 0
 """Of all draws behind intervals."""
-_CONFIDENCE = 0.95
+
 
 Statistic: TypeAlias = Callable[[Int[np.ndarray, " first"], Int[np.ndarray, " second"]], float]
 """Of two sets of samples, given as the places of those that are taken."""
@@ -39,7 +40,7 @@ def share(hits: Shaped[np.ndarray, " n"]) -> Estimate:
     if not len(hits):
         raise UserError("A share of no samples is not defined; measure at least one video.")
     count = int(np.count_nonzero(hits))
-    interval = binomtest(count, len(hits)).proportion_ci(_CONFIDENCE, method="wilson")
+    interval = binomtest(count, len(hits)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(count / len(hits), len(hits), float(interval.low), float(interval.high))
 
 
@@ -55,7 +56,7 @@ def median(values: Shaped[np.ndarray, " n"]) -> Estimate:
     if not len(values):
         raise UserError("A median of no samples is not defined; measure at least one video.")
     count, ordered = len(values), np.sort(values)
-    place = int(binom.ppf((1 - _CONFIDENCE) / 2, count, 0.5))
+    place = int(binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
     bounds = (float(ordered[place - 1]), float(ordered[-place])) if place else (None, None)
     return Estimate(float(np.median(values)), count, *bounds)
 
@@ -143,6 +144,6 @@ def first_order_bootstrap(
 
 def _middle(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """Return the quantiles between which 95 % of the values lie."""
-    tail = (1 - _CONFIDENCE) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

@@ -96,6 +96,7 @@ def values() -> dict:
         "reading": {
             "frames": 10,
             "stride": 1,
+            "crop": "centre",
             "side": 32,
             "filter": "bilinear",
             "image_frames": 2,
@@ -103,6 +104,7 @@ def values() -> dict:
         "statistics": {
             "covariance_divisor": "n-1",
             "neighbours": 1,
+            "seed": 4,
             "resamples": 2,
             "extrapolate": False,
         },

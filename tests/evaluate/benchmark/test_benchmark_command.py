@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import pytest
 
 from magicvideo.cli import run
+from magicvideo.evaluate.benchmark.prompts import prompts_hash
+from magicvideo.evaluate.benchmark.reference import read_clip_pixels
 from magicvideo.storage import files_hash, sha256
 
 
@@ -64,12 +67,52 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
     assert document["marks"] == []
     rows = page.splitlines()
-    own = next(row for row in rows if row.startswith("| **tiny** | - |"))
+    own = next(row for row in rows if row.startswith("| **tiny** | - | - |"))
     assert f"| **{fvd['measured']['value']:.2f} [" in own
     assert "measured here, 4 videos" in own
-    assert any(row.startswith("| MagicVideo v2 | 36.50 | 998.00 | 0.2840 |") for row in rows)
+    assert any(row.startswith("| MagicVideo v2 | 36.50 | - | 998.00 | 0.2840 |") for row in rows)
+    assert any(row.startswith("| PYoCo | 22.14 | 9.73 | - | - |") for row in rows)
     assert "Not the whole protocol" not in page
     assert len(list(command["--work"].glob("*.npy"))) == 4
+
+
+def test_what_scores_depend_on_is_in_the_document(values, write, command, networks, shapes):
+    given = {f"--{name}": path for name, path in networks.items()}
+    assert evaluate(write(values), command | given) == 0
+    page, document = read(command)
+    assert document["networks"] == {
+        "I3D": {
+            "name": "i3d.pt",
+            "features": "400 logits before the softmax",
+            "resizing": "all of a frame to 224 x 224, bilinear, no antialiasing, in floats",
+            "sha256": sha256(networks["i3d"]),
+        },
+        "Inception": {
+            "name": "inception.pt",
+            "features": "6 pooled features",
+            "resizing": "by the program itself",
+            "sha256": sha256(networks["inception"]),
+        },
+        "CLIP": {
+            "name": "clip",
+            "features": "9 projected features of its image tower",
+            "resizing": "all of a frame to 16 x 16, torch's bicubic with antialiasing, in floats",
+            "sha256": sha256(networks["clip"] / "model.safetensors"),
+        },
+    }
+    method = document["method"]
+    assert method["kernel"] == {"degree": 3, "gamma": "1 / width", "offset": 1, "unbiased": True}
+    assert method["intervals"]["means"]["resamples"] == 2000
+    captions = [path.read_text(encoding="utf-8").strip() for path in shapes.glob("*.txt")]
+    for count, name in ((4, "generated"), (6, "real")):
+        assert document[name]["count"] == count
+        assert document[name]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
+    asked = {prompts_hash(list(some)) for some in combinations(captions, 4)}
+    assert document["generated"]["prompts_sha256"] in asked
+    known = {prompts_hash(list(some)) for some in combinations(captions, 6)}
+    assert document["real"]["captions_sha256"] in known
+    assert "4 videos of tiny (from 8-bit arrays) at 24 to 24 frames a second against" in page
+    assert "means 2000 times and the rest 2 times" in page
 
 
 def test_processes_share_the_videos_and_the_last_one_scores(
@@ -86,6 +129,10 @@ def test_processes_share_the_videos_and_the_last_one_scores(
     page, document = read(command)
     networks = {score["network"] for score in document["scores"]}
     assert networks == {"emoji judge, 64 features", "emoji judge", "none"}
+    resizing = "all of a frame to 64 x 64, bilinear with antialiasing, in floats"
+    assert document["networks"] == {
+        "judge": {"name": "emoji judge", "features": "64 features", "resizing": resizing}
+    }
     assert "emoji judge" in document["identity"]
     assert not {"FVD", "CLIPSIM"} & {score["name"] for score in document["scores"]}
     assert "They are no FVD" in page
@@ -114,28 +161,40 @@ def test_steps_and_guidance_are_swept(values, write, command, networks, shapes, 
     network = "i3d.pt, 400 logits before the softmax"
     assert f"| FVD | steps 2, guidance 2.5 | {network} | 4 | **{first} [" in page
     assert f"| FVD | steps 3, guidance 2.5 | {network} | 4 | **{second} [" in page
-    assert f"| **tiny, steps 3, guidance 2.5** | - | **{second} [" in page
+    assert f"| **tiny, steps 3, guidance 2.5** | - | - | **{second} [" in page
 
 
-def test_finished_videos_are_scored_and_fewer_are_marked(values, write, command, shapes, tmp_path):
-    made = tmp_path / "made"
+def test_finished_videos_are_scored_and_fewer_are_marked(
+    values, write, command, shapes, tmp_path, write_video
+):
+    made, captions = tmp_path / "made", []
     made.mkdir()
+    values["prompts"] = {"kind": "class_mix", "split": "train", "count": 7}
     for number in (1, 4, 5):
         source = shapes / f"clip{number:03d}.mp4"
         caption = source.with_suffix(".txt").read_text(encoding="utf-8").strip()
         shutil.copy(source, made / f"{caption}-0.mp4")
+        captions.append(caption)
+    write_video(made / f"{caption}-0.mp4", read_clip_pixels(source).pixels, fps=12, crf="0")
     values["reference"]["count"] = 8
     command = command | {"--generated": made}
     del command["--model"]
     assert evaluate(write(values), command) == 2
     assert evaluate(write(values), command, "--allow-fewer") == 0
     page, document = read(command)
-    assert document["marks"] == ["3 of 4 videos", "7 of 8 real clips", "prompts of its own"]
+    assert document["marks"] == ["3 of 7 videos", "7 of 8 real clips", "prompts of its own"]
     scores = {score["name"]: score["measured"]["value"] for score in document["scores"]}
     assert scores["all attributes as asked"] == 1
     assert scores["precision, videos"] == 1  # they are real clips
-    assert "**Not the whole protocol:** 3 of 4 videos; 7 of 8 real clips" in page
-    assert document["generated"]["container"] == ".mp4"
+    assert "**Not the whole protocol:** 3 of 7 videos; 7 of 8 real clips" in page
+    generated, real = document["generated"], document["real"]
+    assert generated["container"] == ".mp4"
+    assert generated["fps"] == {"least": 12.0, "mean": 20.0, "most": 24.0}
+    assert generated["classes"] == dict.fromkeys(sorted(captions), 1)
+    assert set(captions) < set(real["classes"])
+    assert sum(real["classes"].values()) == 7
+    assert generated["prompts_sha256"] == prompts_hash(captions)
+    assert generated["asked_prompts_sha256"] == real["captions_sha256"]  # one clip a class
 
 
 def test_videos_for_vbench(tiny_model, tmp_path, capsys):

@@ -4,7 +4,12 @@ from pathlib import Path
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluate.benchmark.prompts import caption_of, draw_wishes, prompts_hash
+from magicvideo.evaluate.benchmark.prompts import (
+    caption_of,
+    class_counts,
+    draw_wishes,
+    prompts_hash,
+)
 from magicvideo.evaluate.benchmark.protocol import Benchmark
 from magicvideo.evaluate.benchmark.reference import ReferenceClip
 
@@ -65,6 +70,17 @@ def test_real_clips_are_compared_with_the_words_of_the_prompts(values):
     worded = benchmark(values, kind="class_mix", count=5, sentences=sentences)
     assert caption_of(worded, clip) == "A man leans."
     assert caption_of(benchmark(values, kind="all_captions", count=5), clip) == "wall pushups"
+
+
+def test_prompts_are_counted_by_the_class_that_they_ask_for(values):
+    given = clips(*[("archery",)] * 5, *[("wall pushups",)] * 2)
+    wanted = benchmark(
+        values, kind="class_mix", count=14, sentences={"WallPushups": "A man leans."}
+    )
+    texts = [wish.prompt for wish in draw_wishes(wanted, given)]
+    assert class_counts(wanted, given, texts) == {"archery": 10, "wall pushups": 4}
+    assert class_counts(wanted, given, ["A man leans.", "a cat"]) == {"wall pushups": 1}
+    assert class_counts(benchmark(values, kind="all_captions"), given, texts) == {}
 
 
 def test_the_hash_of_prompts_knows_no_order():

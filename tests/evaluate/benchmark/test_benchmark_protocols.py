@@ -41,6 +41,14 @@ def test_every_class_of_ucf_101_has_a_sentence():
             assert 4 <= len(sentence.split()) <= 14, sentence
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_a_benchmark_says_of_its_words_is_so(name):
+    found = read_any_protocol(name)
+    has_sentences = bool(found.prompts.sentences)
+    assert ("asked for by a sentence of this package's own" in found.about) == has_sentences
+    assert not re.search(r"the (prompt is|prompts are) .*bare name", found.about)
+
+
 def test_a_list_of_sentences_that_is_not_there_is_refused(values, write):
     values["prompts"]["sentences"] = "hmdb51"
     with pytest.raises(UserError, match=r"prompts\.sentences is wrong: .*'hmdb51' is no list"):
@@ -61,3 +69,10 @@ def test_published_rows_have_sources_and_both_versions_of_the_paper():
         assert tuple(ours) == expected
         assert len({row.model for row in rows}) == len(rows)
     assert published_rows(None) == []
+
+
+def test_distances_by_features_of_clip_have_a_column_of_their_own():
+    rows = [row for data in ("msr-vtt", "ucf-101") for row in published_rows(data)]
+    found = {row.model: (row.clip_fid, row.fid) for row in rows if row.clip_fid}
+    assert found == {"PYoCo": (9.73, 22.14), "Snap Video (512x288)": (9.35, None)}
+    assert not any("features of CLIP" in row.note for row in rows)

@@ -9,8 +9,8 @@ from magicvideo.evaluate.benchmark.reading import cut, image_frames
 
 
 def reading(**changes):
-    values = {"frames": 3, "stride": 2, "side": 16, "filter": "box", "image_frames": 1}
-    return Reading.model_validate(values | changes)
+    values = {"frames": 3, "stride": 2, "crop": "centre", "side": 16, "filter": "box"}
+    return Reading.model_validate(values | {"image_frames": 1} | changes)
 
 
 def test_the_middle_frames_at_the_stride():
@@ -32,6 +32,16 @@ def test_the_centre_square_by_the_filter_that_is_named():
     assert np.array_equal(bicubic, np.asarray(expected).transpose(2, 0, 1))
     kept = cut(pixels, reading(side=32))
     assert np.array_equal(kept[0].numpy(), square.transpose(2, 0, 1))
+
+
+def test_without_a_crop_the_whole_frame_is_squashed():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 48, 3), np.uint8)
+    found = cut(pixels, reading(crop="none")).numpy()
+    assert found.shape == (3, 3, 16, 16)
+    expected = pixels[0].reshape(16, 16, 3, 3).mean(axis=2).transpose(2, 0, 1)
+    assert np.abs(found[0] - expected).max() <= 1  # rounded to 8 bits
+    square = cut(pixels[:, :, 16:32], reading(crop="none"))
+    assert np.array_equal(square, cut(pixels, reading()))
 
 
 def test_a_short_clip_is_refused():

@@ -15,13 +15,23 @@ def test_the_data_of_tf_gans_unit_test():
     assert kernel_distance(second, first).value == pytest.approx(found.value)
 
 
-@pytest.mark.parametrize(("gamma", "expected"), [(1.0, 2436.5), (None, 270.7222)])
-def test_the_self_test_of_jedi(gamma, expected):
+# JEDi's file prints 2436.5 beside degree 3 and offset 1, and these arguments give 23,088.083333
+# there. It is the value of degree 2, offset 0 and gamma 1; 270.7 is that of gamma 1/3, the default.
+@pytest.mark.parametrize(
+    ("degree", "gamma", "offset", "expected"),
+    [
+        (2, 1.0, 0.0, 2436.5),
+        (2, None, 0.0, 270.722222),
+        (3, None, 1.0, 23_088.083333),
+        (3, 1.0, 1.0, 608_615.25),
+    ],
+)
+def test_the_self_test_of_jedi(degree, gamma, offset, expected):
     first = np.arange(1.0, 10).reshape(3, 3)
     second = np.array([[7.0, 6, 5], [4, 3, 2], [1, 1, 8], [0, 2, 5]])
-    kernel = PolynomialKernel(degree=2, gamma=gamma, offset=0.0)
+    kernel = PolynomialKernel(degree=degree, gamma=gamma, offset=offset)
     found = kernel_distance(first, second, kernel, unbiased=False)
-    assert found.value == pytest.approx(expected, abs=5e-5)
+    assert found.value == pytest.approx(expected, rel=0, abs=5e-7)
 
 
 def test_blocks_of_rows_change_nothing():

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from magicvideo.evaluate.metrics.similarity import caption_similarity
 from magicvideo.evaluate.metrics.warping import estimated_warping_error
 from magicvideo.evaluate.networks.clip import Clip
 from magicvideo.evaluate.networks.extractors import I3D, Inception
+
+Captioned: TypeAlias = tuple[Cut, str]
+"""The frames of a clip, and what it is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ class Looks:
     """Of all pixels that were looked at."""
 
 
-def look_at(networks: Networks, clips: Iterable[tuple[Cut, str]], num_images: int) -> Looks:
+def look_at(networks: Networks, clips: Iterable[Captioned], num_images: int) -> Looks:
     """Read everything off each clip, one at a time, so that memory holds features alone.
 
     Args:

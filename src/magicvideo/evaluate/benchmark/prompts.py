@@ -10,6 +10,8 @@ from magicvideo.errors import UserError
 from magicvideo.evaluate.benchmark.protocol import Benchmark, Prompts
 from magicvideo.evaluate.benchmark.reference import ReferenceClip
 
+_OF_CLASSES = ("class_mix", "even_classes")
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -50,7 +52,7 @@ def draw_wishes(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[Wish]:
 def caption_of(benchmark: Benchmark, clip: ReferenceClip) -> str:
     """Return what a real clip is compared with: its caption, or its class in words of a prompt."""
     wanted = benchmark.prompts
-    if wanted.kind in ("class_mix", "even_classes"):
+    if wanted.kind in _OF_CLASSES:
         return _sentence(wanted, clip.captions[0])
     return clip.captions[0]
 
@@ -58,6 +60,22 @@ def caption_of(benchmark: Benchmark, clip: ReferenceClip) -> str:
 def prompts_hash(texts: list[str]) -> str:
     """Return the SHA-256 of a set of prompts, in whatever order."""
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+
+
+def class_counts(
+    benchmark: Benchmark, clips: list[ReferenceClip], texts: list[str]
+) -> dict[str, int]:
+    """Return how many of some prompts ask for each class; prompts of no class are left out.
+
+    Args:
+        benchmark: Says how a class becomes a prompt. Where prompts are captions, none has a class.
+        clips: Of all classes.
+        texts: The prompts.
+    """
+    if benchmark.prompts.kind not in _OF_CLASSES:
+        return {}
+    names = {caption_of(benchmark, clip): clip.captions[0] for clip in clips}
+    return dict(sorted(Counter(names[text] for text in texts if text in names).items()))
 
 
 def _classes(wanted: Prompts, clips: list[ReferenceClip]) -> list[str]:

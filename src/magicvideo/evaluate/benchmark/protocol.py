@@ -27,6 +27,7 @@ _SENTENCES = {"ucf101": Path(__file__).parents[1] / "prompts" / "ucf101.yaml"}
 
 PromptKind: TypeAlias = Literal["one_caption", "all_captions", "class_mix", "even_classes"]
 Filter: TypeAlias = Literal["bicubic", "bilinear", "box", "lanczos"]
+Crop: TypeAlias = Literal["centre", "none"]
 
 
 class _Settings(BaseModel):
@@ -85,18 +86,21 @@ class Reference(_Settings):
 
 
 class Reading(_Settings):
-    """How real and generated clips are read alike: the middle of each, its centre square, resized.
+    """How real and generated clips are read alike: the frames in the middle of each, at one size.
 
     Attributes:
         frames: Of each clip that are looked at.
         stride: Between them, at the clip's own rate.
-        side: Of the square that is left, in pixels.
+        crop: What is left of a frame before it is resized: its centre square, or all of it, which
+            is squashed then.
+        side: Of the square that the networks get, in pixels.
         filter: Pillow's, which all antialias.
         image_frames: Of these frames, spread evenly, how many FID and its kin look at.
     """
 
     frames: int = Field(ge=2)
     stride: PositiveInt
+    crop: Crop
     side: int = Field(ge=16)
     filter: Filter
     image_frames: PositiveInt
@@ -108,12 +112,16 @@ class Statistics(_Settings):
     Attributes:
         covariance_divisor: Of Frechet distances.
         neighbours: Of precision and recall.
-        resamples: Of the bootstrap over clips behind intervals of 95 %.
+        seed: Of every draw here: resamples, halves of the real clips, and subsets behind endless
+            samples.
+        resamples: Of the bootstrap over clips behind intervals of distances and of the Inception
+            Score.
         extrapolate: Whether Frechet distances are also given for endless samples.
     """
 
     covariance_divisor: Divisor
     neighbours: PositiveInt
+    seed: NonNegativeInt
     resamples: int = Field(ge=2)
     extrapolate: bool
 

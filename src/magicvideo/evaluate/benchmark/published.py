@@ -17,6 +17,8 @@ class Row(BaseModel):
     model: str
     data: Literal["msr-vtt", "ucf-101"]
     fid: float | None = None
+    clip_fid: float | None = None
+    """Frechet distance of frames by features of CLIP."""
     fvd: float | None = None
     clipsim: float | None = None
     inception: float | None = Field(default=None, alias="is")

@@ -1,4 +1,4 @@
-"""One way to look at a clip, real or generated: the middle frames, the centre square, one size."""
+"""One way to look at a clip, real or generated: the middle frames at one size."""
 
 import numpy as np
 import torch
@@ -33,11 +33,15 @@ def image_frames(frames: Cut, count: int) -> UInt8[Tensor, "images 3 side side"]
 
 
 def _square(frame: UInt8[np.ndarray, "h w 3"], reading: Reading) -> UInt8[np.ndarray, "3 s s"]:
+    picture = Image.fromarray(_centre(frame) if reading.crop == "centre" else frame)
+    if picture.size != (reading.side, reading.side):
+        resampling = Image.Resampling[reading.filter.upper()]
+        picture = picture.resize((reading.side, reading.side), resampling)
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _centre(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
     height, width = frame.shape[:2]
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
-    square = Image.fromarray(frame[top : top + side, left : left + side])
-    if side != reading.side:
-        resampling = Image.Resampling[reading.filter.upper()]
-        square = square.resize((reading.side, reading.side), resampling)
-    return np.asarray(square).transpose(2, 0, 1)
+    return frame[top : top + side, left : left + side]

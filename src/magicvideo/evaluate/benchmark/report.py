@@ -5,24 +5,29 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from magicvideo.evaluate.benchmark.facts import METHOD
 from magicvideo.evaluate.benchmark.measure import Networks
+from magicvideo.evaluate.benchmark.protocol import Crop
 from magicvideo.evaluate.benchmark.published import published_rows
 from magicvideo.evaluate.benchmark.run import BenchmarkResult
 from magicvideo.evaluate.benchmark.scores import Column, Figure
-from magicvideo.evaluate.intervals import Estimate
+from magicvideo.evaluate.intervals import RESAMPLES, Estimate
 from magicvideo.evaluate.page import finite, identity_table, joined_rows, number, table
 from magicvideo.evaluate.sweep import sampling
 
 _PUBLISHED: tuple[tuple[str, Column], ...] = (
     ("FID", "fid"),
+    ("CLIP-FID", "clip_fid"),
     ("FVD", "fvd"),
     ("CLIPSIM", "clipsim"),
 )
+_CROPS: dict[Crop, str] = {"centre": "the centre square", "none": "all of it squashed"}
 _EXPLAINED = (
     "*Real clips*: two halves of the real clips against each other for distances, precision and "
     "recall, which is the floor that so few clips leave; all real clips for the rest. Intervals of "
-    "95 %: shares are Wilson's, all others bootstrapped over clips, {resamples} times. Covariances "
-    "are divided by {divisor}. *Endless samples*: a line over 1/n, read at zero."
+    "95 %: shares are Wilson's, all others bootstrapped over clips, means {means} times and the "
+    "rest {resamples} times. Covariances are divided by {divisor}. *Endless samples*: a line over "
+    "1/n, read at zero."
 )
 _JUDGED = (
     "Rows of the {judge} come from a network trained on emoji. They are no FVD, no FID and no "
@@ -52,6 +57,8 @@ def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
         "scores": [asdict(figure) for figure in result.figures],
         "generated": result.generated,
         "real": result.real,
+        "networks": result.networks,
+        "method": METHOD,
         "identity": identity,
     }
     return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
@@ -84,6 +91,7 @@ def as_markdown(
         _marks(first),
         _figures_table(labelled),
         _EXPLAINED.format(
+            means=RESAMPLES,
             resamples=benchmark.statistics.resamples,
             divisor=benchmark.statistics.covariance_divisor,
         ),
@@ -102,13 +110,17 @@ def _sampling(result: BenchmarkResult) -> str:
 def _method(result: BenchmarkResult) -> str:
     reading, real, made = result.benchmark.reading, result.real, result.generated
     return (
-        f"{made['count']} videos of {result.model} (from {made['container']}) against "
-        f"{real['count']} real clips of {real['folder']} at {real['fps']['least']:g} to "
-        f"{real['fps']['most']:g} frames a second. Of both kinds {reading.frames} frames in the "
-        f"middle at stride {reading.stride}, the centre square at {reading.side} pixels "
-        f"({reading.filter}), in 8 bits; {reading.image_frames} of the frames for networks of "
-        f"single frames. {len(real['skipped'])} real clips could not be used."
+        f"{made['count']} videos of {result.model} (from {made['container']}) at "
+        f"{_rates(made['fps'])} against {real['count']} real clips of {real['folder']} at "
+        f"{_rates(real['fps'])}. Of both kinds {reading.frames} frames in the middle at stride "
+        f"{reading.stride}, {_CROPS[reading.crop]} at {reading.side} pixels ({reading.filter}), in "
+        f"8 bits; {reading.image_frames} of the frames for networks of single frames. "
+        f"{len(real['skipped'])} real clips could not be used."
     )
+
+
+def _rates(fps: dict[str, float]) -> str:
+    return f"{fps['least']:g} to {fps['most']:g} frames a second"
 
 
 def _marks(result: BenchmarkResult) -> str:
@@ -149,6 +161,7 @@ def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
             (
                 row.model,
                 _cell(row.fid, 2),
+                _cell(row.clip_fid, 2),
                 _cell(row.fvd, 2),
                 _cell(row.clipsim, 4),
                 _cell(row.inception, 2),

@@ -10,11 +10,13 @@ from jaxtyping import UInt8
 
 from magicvideo.data.reader import ClipError
 from magicvideo.errors import UserError
+from magicvideo.evaluate.benchmark.facts import Videos, clip_facts, network_facts
 from magicvideo.evaluate.benchmark.made import made_videos
-from magicvideo.evaluate.benchmark.measure import Looks, Networks, look_at
+from magicvideo.evaluate.benchmark.measure import Captioned, Looks, Networks, look_at
 from magicvideo.evaluate.benchmark.prompts import (
     Wish,
     caption_of,
+    class_counts,
     draw_wishes,
     prompts_hash,
 )
@@ -28,7 +30,6 @@ from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Request, Settings
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-Clip: TypeAlias = tuple[Cut, str]
 RealClips: TypeAlias = tuple[Looks, dict[str, Any]]
 """What the networks see in the real clips, and which clips these are."""
 
@@ -41,8 +42,9 @@ class BenchmarkResult:
         benchmark: Everything that was asked for.
         model: What was scored, for people.
         figures: The scores.
-        generated: Of the generated videos: count, prompts, settings, hash.
-        real: Of the real clips: count, files left out, rates, hash.
+        generated: Of the generated videos: count, prompts, classes, rates, settings, hash.
+        real: Of the real clips: count, files left out, captions, classes, rates, hash.
+        networks: Of the networks that looked: which features they gave, of what size.
         marks: What makes this less than the benchmark; empty where nothing does.
     """
 
@@ -51,6 +53,7 @@ class BenchmarkResult:
     figures: list[Figure]
     generated: dict[str, Any]
     real: dict[str, Any]
+    networks: dict[str, dict[str, str]]
     marks: list[str]
 
 
@@ -80,10 +83,8 @@ class BenchmarkRun:
         Raises:
             UserError: If the data set has fewer prompts than the benchmark wants.
         """
-        prompts = self.benchmark.prompts
-        drawn = draw_wishes(self.benchmark, reference_clips(self.reference, prompts.split))
-        chosen = drawn[: self.samples]
-        self._check_count(len(chosen), prompts.count, "prompts")
+        chosen = self._drawn()[: self.samples]
+        self._check_count(len(chosen), self.benchmark.prompts.count, "prompts")
         return chosen
 
     def requests(self, pipeline: MagicVideoPipeline) -> list[Request]:
@@ -118,10 +119,10 @@ class BenchmarkRun:
         progress: Progress,
     ) -> BenchmarkResult:
         """Score the kept videos of a model against what `look_at_real` returned."""
-        videos = generated_videos(pipeline, requests, self.work, lambda _: None)
+        kept = generated_videos(pipeline, requests, self.work, lambda _: None)
         clips = (
             (self._cut(to_bytes(video).numpy(), request.prompt), request.prompt)
-            for video, request in zip(videos, requests, strict=True)
+            for video, request in zip(kept, requests, strict=True)
         )
         settings = {
             name: value
@@ -129,8 +130,15 @@ class BenchmarkRun:
             if name not in ("prompt", "seed", "picture", "enlarge")
         }
         prompts = [request.prompt for request in requests]
-        about = {"settings": settings, "container": "8-bit arrays"}
-        return self._score(clips, prompts, name, about, [], real, progress)
+        videos = Videos(
+            maker=name,
+            clips=clips,
+            prompts=prompts,
+            rates=[request.video_fps for request in requests],
+            about={"settings": settings, "container": "8-bit arrays"},
+            marks=[],
+        )
+        return self._score(videos, real, progress)
 
     def score_folder(self, folder: Path, progress: Progress) -> BenchmarkResult:
         """Score videos that were made elsewhere.
@@ -141,39 +149,38 @@ class BenchmarkRun:
         made = made_videos(folder)[: self.samples]
         self._check_count(len(made), self.benchmark.prompts.count, "videos")
 
-        def clips() -> Iterator[Clip]:
+        rates: list[float] = []
+
+        def clips() -> Iterator[Captioned]:
             for video in made:
                 try:
-                    pixels = read_clip_pixels(video.path).pixels
+                    found = read_clip_pixels(video.path)
                 except ClipError as error:
                     raise UserError(f"{video.path} cannot be used: {error}.") from None
-                yield self._cut(pixels, video.path.name), video.prompt
+                rates.append(found.fps)
+                yield self._cut(found.pixels, video.path.name), video.prompt
 
         prompts = [video.prompt for video in made]
-        about = {"container": ", ".join(sorted({video.path.suffix for video in made}))}
-        marks = []
-        drawn = draw_wishes(
-            self.benchmark, reference_clips(self.reference, self.benchmark.prompts.split)
+        asked = prompts_hash([wish.prompt for wish in self._drawn()])
+        videos = Videos(
+            maker=folder.resolve().name,
+            clips=clips(),
+            prompts=prompts,
+            rates=rates,
+            about={
+                "asked_prompts_sha256": asked,
+                "container": ", ".join(sorted({video.path.suffix for video in made})),
+            },
+            marks=["prompts of its own"] if prompts_hash(prompts) != asked else [],
         )
-        if prompts_hash(prompts) != prompts_hash([wish.prompt for wish in drawn]):
-            marks.append("prompts of its own")
-        real = self.look_at_real(progress)
-        return self._score(clips(), prompts, folder.resolve().name, about, marks, real, progress)
+        return self._score(videos, self.look_at_real(progress), progress)
 
-    def _score(
-        self,
-        clips: Iterator[Clip],
-        prompts: list[str],
-        name: str,
-        about: dict[str, Any],
-        marks: list[str],
-        real: RealClips,
-        progress: Progress,
-    ) -> BenchmarkResult:
-        benchmark, num_images = self.benchmark, self.benchmark.reading.image_frames
-        watched = _watched(clips, "generated clips", len(prompts), progress)
-        ours = look_at(self.networks, watched, num_images)
+    def _score(self, videos: Videos, real: RealClips, progress: Progress) -> BenchmarkResult:
+        benchmark, prompts = self.benchmark, videos.prompts
+        watched = _watched(videos.clips, "generated clips", len(prompts), progress)
+        ours = look_at(self.networks, watched, benchmark.reading.image_frames)
         looks, facts = real
+        classed = reference_clips(self.reference, benchmark.prompts.split)
         fewer = [
             f"{count} of {asked} {what}"
             for count, asked, what in (
@@ -184,16 +191,16 @@ class BenchmarkRun:
         ]
         return BenchmarkResult(
             benchmark=benchmark,
-            model=name,
+            model=videos.maker,
             figures=score(self.networks, ours, looks, benchmark.statistics),
             generated={
-                "count": len(prompts),
                 "prompts_sha256": prompts_hash(prompts),
-                "pixels_sha256": ours.sha256,
-                **about,
+                **clip_facts(ours, videos.rates, class_counts(benchmark, classed, prompts)),
+                **videos.about,
             },
             real=facts,
-            marks=[*fewer, *marks],
+            networks=network_facts(self.networks, ours),
+            marks=[*fewer, *videos.marks],
         )
 
     def check(self) -> None:
@@ -219,9 +226,10 @@ class BenchmarkRun:
         clips = reference_clips(self.reference, wanted.split)
         order = np.random.default_rng(self.benchmark.seed).permutation(len(clips))
         rates: list[float] = []
+        captions: list[str] = []
         skipped: dict[str, str] = {}
 
-        def usable() -> Iterator[Clip]:
+        def usable() -> Iterator[Captioned]:
             for clip in (clips[place] for place in order):
                 if len(rates) == wanted.count:
                     return
@@ -232,7 +240,8 @@ class BenchmarkRun:
                     skipped[clip.id] = str(error)
                     continue
                 rates.append(found.fps)
-                yield frames, caption_of(self.benchmark, clip)
+                captions.append(caption_of(self.benchmark, clip))
+                yield frames, captions[-1]
 
         total = min(wanted.count, len(clips))
         watched = _watched(usable(), "real clips", total, progress)
@@ -240,11 +249,14 @@ class BenchmarkRun:
         self._check_count(len(rates), wanted.count, "real clips that can be used")
         return found, {
             "folder": self.reference.resolve().name,
-            "count": len(rates),
             "skipped": skipped,
-            "fps": {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)},
-            "pixels_sha256": found.sha256,
+            "captions_sha256": prompts_hash(captions),
+            **clip_facts(found, rates, class_counts(self.benchmark, clips, captions)),
         }
+
+    def _drawn(self) -> list[Wish]:
+        clips = reference_clips(self.reference, self.benchmark.prompts.split)
+        return draw_wishes(self.benchmark, clips)
 
     def _cut(self, pixels: UInt8[np.ndarray, "f h w 3"], name: str) -> Cut:
         try:
@@ -263,7 +275,9 @@ class BenchmarkRun:
             )
 
 
-def _watched(clips: Iterator[Clip], what: str, total: int, progress: Progress) -> Iterator[Clip]:
+def _watched(
+    clips: Iterator[Captioned], what: str, total: int, progress: Progress
+) -> Iterator[Captioned]:
     for done, clip in enumerate(clips, start=1):
         yield clip
         progress(what, done, total)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -21,14 +21,12 @@ from magicvideo.evaluate.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluate.metrics.inception_score import inception_score
 from magicvideo.evaluate.metrics.kernel import kernel_distance
 from magicvideo.evaluate.metrics.manifold import inside_manifold
-from magicvideo.evaluate.networks.extractors import I3D_FEATURES, INCEPTION_FEATURES
+from magicvideo.evaluate.networks.extractors import I3D, I3D_FEATURES, INCEPTION_FEATURES
 
-Column: TypeAlias = Literal["fid", "fvd", "clipsim"]
+Column: TypeAlias = Literal["fid", "clip_fid", "fvd", "clipsim"]
 """A column of the published rows that a score may stand in."""
 Clips: TypeAlias = Float[np.ndarray, "n k d"]
 OtherClips: TypeAlias = Float[np.ndarray, "m k d"]
-
-_HALVES_SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +53,28 @@ class Figure:
     digits: int = 2
 
 
+class Names(NamedTuple):
+    """What the distances of one kind of features are called, and where the first may stand."""
+
+    frechet: str
+    kernel: str
+    column: Column | None
+
+
+def names_of_videos(i3d: I3D | None, width: int) -> Names:
+    """Return the names that papers gave to 400 logits of I3D, plain ones for other features."""
+    if i3d is not None and width == I3D_FEATURES:
+        return Names("FVD", "KVD", "fvd")
+    return Names("Frechet distance, videos", "kernel distance, videos", None)
+
+
+def names_of_frames(width: int) -> Names:
+    """Return the names that papers gave to 2048 features of Inception, plain ones for others."""
+    if width == INCEPTION_FEATURES:
+        return Names("FID", "KID", "fid")
+    return Names("Frechet distance, frames", "kernel distance, frames", None)
+
+
 def score(networks: Networks, ours: Looks, real: Looks, statistics: Statistics) -> list[Figure]:
     """Return all scores that the networks at hand allow.
 
@@ -64,8 +84,8 @@ def score(networks: Networks, ours: Looks, real: Looks, statistics: Statistics) 
     return [
         *_video_scores(networks, ours, real, statistics),
         *_image_scores(networks, ours, real, statistics),
-        *_caption_scores(networks, ours, real),
-        *_pixel_scores(ours, real),
+        *_caption_scores(networks, ours, real, statistics.seed),
+        *_pixel_scores(ours, real, statistics.seed),
     ]
 
 
@@ -74,18 +94,16 @@ def _video_scores(
 ) -> list[Figure]:
     width = ours.videos.shape[1]
     if networks.i3d is not None:
-        network = f"{networks.i3d.located.name}, {width} logits before the softmax"
+        network = f"{networks.i3d.located.name}, {width} {networks.i3d.layer}"
     else:
-        network = f"{networks.judge.name}, {width} features"
-    is_theirs = networks.i3d is not None and width == I3D_FEATURES
-    names = ("FVD", "KVD") if is_theirs else ("Frechet distance, videos", "kernel distance, videos")
-    column: Column | None = "fvd" if is_theirs else None
+        network = f"{networks.judge.name}, {width} {networks.judge.layer}"
+    names = names_of_videos(networks.i3d, width)
     pair = _single(ours.videos), _single(real.videos)
-    first, second = _halves(len(real.videos))
+    first, second = _halves(len(real.videos), statistics.seed)
     inside = partial(inside_manifold, neighbours=statistics.neighbours)
     return [
-        _frechet(names[0], network, *pair, statistics, column),
-        _kernel(names[1], network, *pair, statistics),
+        _frechet(names.frechet, network, *pair, statistics, names.column),
+        _kernel(names.kernel, network, *pair, statistics),
         Figure(
             name="precision, videos",
             network=network,
@@ -111,53 +129,54 @@ def _image_scores(
         assert ours.probabilities is not None
         assert real.probabilities is not None
         width = ours.images.shape[2]
-        network = f"{networks.inception.located.name}, {width} pooled features"
-        theirs = width == INCEPTION_FEATURES
-        names = (
-            ("FID", "KID") if theirs else ("Frechet distance, frames", "kernel distance, frames")
-        )
-        column: Column | None = "fid" if theirs else None
+        network = f"{networks.inception.located.name}, {width} {networks.inception.layer}"
+        names = names_of_frames(width)
         figures += [
-            _frechet(names[0], network, ours.images, real.images, statistics, column),
-            _kernel(names[1], network, ours.images, real.images, statistics),
+            _frechet(names.frechet, network, ours.images, real.images, statistics, names.column),
+            _kernel(names.kernel, network, ours.images, real.images, statistics),
             _inception(network, ours.probabilities, real.probabilities, statistics),
         ]
     if networks.clip is not None:
         assert ours.clip_images is not None
         assert real.clip_images is not None
-        name = "CLIP-FID" if networks.clip.is_vit_b_32 else "Frechet distance, CLIP's frames"
-        network = f"{networks.clip.located.name}, {ours.clip_images.shape[2]} of its image tower"
-        figures.append(_frechet(name, network, ours.clip_images, real.clip_images, statistics))
+        theirs = networks.clip.is_vit_b_32
+        name = "CLIP-FID" if theirs else "Frechet distance, CLIP's frames"
+        width = ours.clip_images.shape[2]
+        network = f"{networks.clip.located.name}, {width} {networks.clip.layer}"
+        column: Column | None = "clip_fid" if theirs else None
+        figures.append(
+            _frechet(name, network, ours.clip_images, real.clip_images, statistics, column)
+        )
     return figures
 
 
-def _caption_scores(networks: Networks, ours: Looks, real: Looks) -> list[Figure]:
+def _caption_scores(networks: Networks, ours: Looks, real: Looks, seed: int) -> list[Figure]:
     is_theirs = networks.clip is not None and networks.clip.is_vit_b_32
     return [
         Figure(
             name="CLIPSIM" if is_theirs else "cosine with the caption",
             network=networks.clip.located.name if networks.clip else networks.judge.name,
-            measured=mean(ours.similarity.astype(np.float64)),
-            real=mean(real.similarity.astype(np.float64)),
+            measured=mean(ours.similarity.astype(np.float64), seed),
+            real=mean(real.similarity.astype(np.float64), seed),
             column="clipsim" if is_theirs else None,
             digits=4,
         )
     ]
 
 
-def _pixel_scores(ours: Looks, real: Looks) -> list[Figure]:
+def _pixel_scores(ours: Looks, real: Looks, seed: int) -> list[Figure]:
     figures = [
         Figure(
             name="temporal change, levels",
             network="none",
-            measured=mean(ours.change),
-            real=mean(real.change),
+            measured=mean(ours.change, seed),
+            real=mean(real.change, seed),
         ),
         Figure(
             name="warping error, block flow",
             network="none",
-            measured=mean(ours.warping),
-            real=mean(real.warping),
+            measured=mean(ours.warping, seed),
+            real=mean(real.warping, seed),
             digits=5,
         ),
     ]
@@ -191,14 +210,14 @@ def _frechet(
     def of_places(first: np.ndarray, second: np.ndarray) -> float:
         return distance(ours[first], real[second])
 
-    halves = _halves(len(real))
+    halves, seed = _halves(len(real), statistics.seed), statistics.seed
     return Figure(
         name=name,
         network=network,
-        measured=centred_bootstrap(of_places, len(ours), len(real), statistics.resamples),
+        measured=centred_bootstrap(of_places, len(ours), len(real), statistics.resamples, seed),
         real=Estimate(distance(*(real[half] for half in halves)), len(halves[0])),
         extrapolated=(
-            extrapolate(of_places, len(ours), len(real)) if statistics.extrapolate else None
+            extrapolate(of_places, len(ours), len(real), seed) if statistics.extrapolate else None
         ),
         column=column,
     )
@@ -211,12 +230,14 @@ def _kernel(
     # frames of a clip are no independent samples, so whole clips are resampled
     first = found.first.reshape(len(ours), -1).mean(axis=1)
     second = found.second.reshape(len(real), -1).mean(axis=1)
-    half, other = _halves(len(real))
+    half, other = _halves(len(real), statistics.seed)
     floor = kernel_distance(_rows(real[half]), _rows(real[other]))
     return Figure(
         name=name,
         network=network,
-        measured=first_order_bootstrap(found.value, first, second, statistics.resamples),
+        measured=first_order_bootstrap(
+            found.value, first, second, statistics.resamples, statistics.seed
+        ),
         real=Estimate(floor.value, len(half)),
         digits=4,
     )
@@ -229,7 +250,7 @@ def _inception(network: str, ours: Clips, real: OtherClips, statistics: Statisti
     return Figure(
         name="Inception Score, frames",
         network=network,
-        measured=centred_bootstrap(of_places, len(ours), 1, statistics.resamples),
+        measured=centred_bootstrap(of_places, len(ours), 1, statistics.resamples, statistics.seed),
         real=Estimate(inception_score(_rows(real)), len(real)),
     )
 
@@ -244,7 +265,7 @@ def _single(features: Float[np.ndarray, "n d"]) -> Clips:
     return clips
 
 
-def _halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+def _halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of two halves of the real clips."""
-    places = np.random.default_rng(_HALVES_SEED).permutation(count)
+    places = np.random.default_rng(seed).permutation(count)
     return places[: count // 2], places[count // 2 :]

@@ -15,7 +15,6 @@ from magicvideo.evaluate.judge.words import WordTokenizer
 from magicvideo.shapes import Frames, Tokens
 
 _SIDE = 64
-_FILTER, _ANTIALIAS = "bilinear", True
 _PATCH = 4
 _GROUPS = 8
 
@@ -45,7 +44,14 @@ class Judge(nn.Module):
     Args:
         config: All that rebuilds it.
         name: What results call it; never I3D, Inception or CLIP, whose scores compare with others.
+
+    Attributes:
+        layer: What the features are, as results say it.
+        resizing: How frames are brought to the network's size, as results say it.
     """
+
+    layer = "features"
+    resizing = f"all of a frame to {_SIDE} x {_SIDE}, bilinear with antialiasing, in floats"
 
     def __init__(self, config: JudgeConfig, name: str = "judge") -> None:
         super().__init__()
@@ -68,14 +74,12 @@ class Judge(nn.Module):
         return cosine * self.log_scale.exp(), self.tone_head(pooled)
 
     @property
-    def reading(self) -> dict[str, int | str | bool]:
+    def reading(self) -> dict[str, int | str]:
         """Return how videos become features, as results repeat it."""
         return {
             "frames": self.config.num_frames,
-            "side": _SIDE,
-            "filter": _FILTER,
-            "antialias": _ANTIALIAS,
-            "layer": f"{self.config.feature_width} of the projection, at length 1",
+            "resizing": self.resizing,
+            "layer": f"{self.config.feature_width} {self.layer} of the projection, at length 1",
         }
 
     @torch.inference_mode()
@@ -103,7 +107,7 @@ class Judge(nn.Module):
             return frames
         b = len(frames)
         pictures = rearrange(frames, "b f c h w -> (b f) c h w")
-        pictures = F.interpolate(pictures, size=(_SIDE, _SIDE), mode=_FILTER, antialias=_ANTIALIAS)
+        pictures = F.interpolate(pictures, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
         return rearrange(pictures, "(b f) c h w -> b f c h w", b=b)
 
     def _text_features(self, words: Int[Tensor, "n l"]) -> Float[Tensor, "n d"]:

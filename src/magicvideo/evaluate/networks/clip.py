@@ -29,9 +29,14 @@ class _TextTower(CLIPTextModelWithProjection):
 class Clip:
     """Both towers of CLIP. CLIPSIM and CLIP-FID of papers are those of ViT-B/32.
 
+    Attributes:
+        layer: What the features are, as results say it.
+
     Raises:
         UserError: If the folder holds no whole CLIP.
     """
+
+    layer = "projected features of its image tower"
 
     def __init__(self, located: Located, device: torch.device) -> None:
         self.located, self._device = located, device
@@ -45,6 +50,12 @@ class Clip:
         config = self._image.config
         size = (config.patch_size, config.image_size, config.hidden_size, config.projection_dim)
         return size == (32, 224, 768, 512)
+
+    @property
+    def resizing(self) -> str:
+        """How frames are brought to the network's size, as results say it."""
+        side = self._image.config.image_size
+        return f"all of a frame to {side} x {side}, torch's bicubic with antialiasing, in floats"
 
     @torch.inference_mode()
     def embed_frames(self, frames: Float[Tensor, "f 3 h w"]) -> Float[np.ndarray, "f d"]:

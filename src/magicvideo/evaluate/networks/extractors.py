@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from magicvideo.errors import UserError
 from magicvideo.evaluate.networks.files import Located
 from magicvideo.evaluate.networks.i3d import KineticsI3d
-from magicvideo.evaluate.networks.inception import FidInception
+from magicvideo.evaluate.networks.inception import SIDE, FidInception
 from magicvideo.evaluate.networks.torchscript import call_script, load_script
 from magicvideo.evaluate.networks.weights import SUFFIX, load_weights
 
@@ -46,7 +46,14 @@ class I3D(_Extractor):
 
     The program is that of StyleGAN-V (`i3d_torchscript.pt`), whose logits are those of the first
     FVD. Frames are squashed to 224 x 224 by plain bilinear weights without antialiasing, as there.
+
+    Attributes:
+        layer: What the features are, as results say it.
+        resizing: How frames are brought to the network's size, as results say it.
     """
+
+    layer = "logits before the softmax"
+    resizing = f"all of a frame to {_I3D_SIDE} x {_I3D_SIDE}, bilinear, no antialiasing, in floats"
 
     def __init__(self, located: Located, device: torch.device) -> None:
         super().__init__(located, device, KineticsI3d)
@@ -76,10 +83,22 @@ class Inception(_Extractor):
 
     The program is NVIDIA's (`inception-2015-12-05.pt`). Both it and the network of ours resize as
     TensorFlow's did.
+
+    Attributes:
+        layer: What the features are, as results say it.
     """
+
+    layer = "pooled features"
 
     def __init__(self, located: Located, device: torch.device) -> None:
         super().__init__(located, device, FidInception)
+
+    @property
+    def resizing(self) -> str:
+        """How frames are brought to the network's size, as results say it."""
+        if isinstance(self._network, FidInception):
+            return f"all of a frame to {SIDE} x {SIDE}, bilinear as TensorFlow 1, in floats"
+        return "by the program itself"
 
     @torch.inference_mode()
     def look(
