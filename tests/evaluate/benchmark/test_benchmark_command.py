@@ -11,6 +11,8 @@ from magicvideo.evaluate.benchmark.prompts import prompts_hash
 from magicvideo.evaluate.benchmark.reference import read_clip_pixels
 from magicvideo.storage import files_hash, sha256
 
+CLIP_FILES = ["*.json", "*.txt", "model.safetensors"]
+
 
 @pytest.fixture
 def command(shapes, tiny_model, tmp_path):
@@ -60,8 +62,7 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
         | values["generation"],
     }
     assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])
-    patterns = ["*.json", "*.txt", "model.safetensors"]
-    assert document["identity"]["CLIP, clip"] == files_hash(networks["clip"], patterns)
+    assert document["identity"]["CLIP, clip"] == files_hash(networks["clip"], CLIP_FILES)
     assert document["generated"]["settings"]["num_inference_steps"] == 1
     assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
@@ -97,7 +98,7 @@ def test_what_scores_depend_on_is_in_the_document(values, write, command, networ
             "name": "clip",
             "features": "9 projected features of its image tower",
             "resizing": "all of a frame to 16 x 16, torch's bicubic with antialiasing, in floats",
-            "sha256": sha256(networks["clip"] / "model.safetensors"),
+            "sha256": files_hash(networks["clip"], CLIP_FILES),
         },
     }
     method = document["method"]
