@@ -16,9 +16,9 @@ from tiny_model import FRAMES, INSERTED, SIDE, UPSCALING, VIDEO_FRAMES
 import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
 from magicvideo.cli import run
-from magicvideo.generate.footage import read_footage
+from magicvideo.generate.footage import open_footage
 from magicvideo.generate.loading import load_component
-from magicvideo.generate.write import write_video
+from magicvideo.generate.write import to_pixels, write_video
 from magicvideo.storage import folder_hash
 
 COMMAND = [
@@ -168,11 +168,57 @@ def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, 
     with Image.open("x.gif") as x, Image.open("y.webp") as y, Image.open("z.webp") as z:
         assert (y.n_frames, y.size) == (VIDEO_FRAMES, x.size)
         assert (z.n_frames, z.size) == (FRAMES, (UPSCALING * SIDE,) * 2)
-    rates = [read_footage(Path(name))[1] for name in ("x.gif", "y.webp", "z.webp")]
+    rates = [open_footage(Path(name)).fps for name in ("x.gif", "y.webp", "z.webp")]
     assert rates[1:] == pytest.approx([rates[0] * (INSERTED + 1), rates[0]], rel=0.1)
     assert run(["upscale", "x.gif", "--output", "z.webp", *model]) == 2
     assert run(["interpolate", "no.mp4", "--output", "w.webp", *model]) == 2
     assert "no.mp4 cannot be used" in capsys.readouterr().err
+    assert run(["upscale", "none/no.mp4", *model]) == 2
+    assert "none/no.mp4 cannot be used" in capsys.readouterr().err
+
+
+def test_videos_become_others_beside_them(command, tiny_model, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    small = ("--stages", "keyframes", "--enlarge", "1")
+    assert command("a cat", "--output", "mine/in.mp4", *small) == 0
+    capsys.readouterr()
+    model = ["--model", str(tiny_model)]
+    for verb, made, told in (
+        ("interpolate", "mine/in-interpolated.mp4", f"{FRAMES} frames became {VIDEO_FRAMES}"),
+        ("upscale", "mine/in-upscaled.mp4", f"{SIDE}x{SIDE} became {UPSCALING * SIDE}x"),
+    ):
+        assert run([verb, "mine/in.mp4", *model]) == 0
+        assert f"{made} ({told}" in capsys.readouterr().out
+        before = bytes_of(tmp_path / made)
+        assert run([verb, "mine/in.mp4", "--seed", "1", *model]) == 2
+        assert f"{made} exists; choose another name, or add" in capsys.readouterr().err
+        assert bytes_of(tmp_path / made) == before
+        assert run([verb, "mine/in.mp4", "--seed", "1", "--overwrite", *model]) == 0
+        assert bytes_of(tmp_path / made) != before
+        capsys.readouterr()
+    names = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert names == ["in-interpolated.mp4", "in-upscaled.mp4", "in.mp4"]
+    footage = [open_footage(tmp_path / "mine" / name) for name in names]
+    assert [one.num_frames for one in footage] == [VIDEO_FRAMES, FRAMES, FRAMES]
+    assert [one.height for one in footage] == [SIDE, UPSCALING * SIDE, SIDE]
+    assert [one.fps for one in footage] == [7.0 * (INSERTED + 1), 7.0, 7.0]
+
+
+@pytest.mark.parametrize("verb", ["interpolate", "upscale"])
+def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeypatch, verb):
+    assert command("a cat", "--output", "in.mp4", "--stages", "keyframes", "--enlarge", "1") == 0
+    written = []
+
+    def press_ctrl_c(frame):
+        written.append(frame)
+        assert len(list(tmp_path.iterdir())) == 2  # the other is not finished yet
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return to_pixels(frame)
+
+    monkeypatch.setattr("magicvideo.generate.footage.to_pixels", press_ctrl_c)
+    assert run([verb, "in.mp4", "--model", str(tiny_model)]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_over_long_prompts_are_made_and_the_cut_is_shown(command, capsys):

@@ -1,79 +1,136 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from tiny_model import INSERTED, UPSCALING
+from PIL import Image
 
 from magicvideo.errors import UserError
-from magicvideo.generate.footage import interpolate_footage, read_footage, upscale_footage
-from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.footage import Footage, open_footage, write_footage
 from magicvideo.generate.write import to_pixels, write_pixels
 
-STEP = INSERTED + 1
+
+def bytes_of(path):
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file.read_bytes() for file in files]
 
 
-def test_footage_of_any_length_and_size_gets_its_frames(pipeline, monkeypatch):
-    torch.manual_seed(2)
-    footage = torch.rand(8, 3, 31, 45) * 2 - 1
-    whole = interpolate_footage(pipeline, footage, 5.0)
-    assert whole.shape == (7 * STEP + 1, 3, 31, 45)
-    monkeypatch.setattr("magicvideo.generate.footage._GAPS_AT_ONCE", 3)
-    in_parts = interpolate_footage(pipeline, footage, 5.0)
-    assert in_parts.shape == whole.shape
-    # the given frames are the same in parts, since frames pass the autoencoder one by one
-    torch.testing.assert_close(in_parts[::STEP], whole[::STEP], atol=1e-5, rtol=0)
+@pytest.fixture
+def square(moving_square):
+    return Footage(iter(moving_square), 5, 18, 26, 12.5)
 
 
-def test_the_prompt_the_seed_and_the_steps_matter(pipeline):
-    footage = torch.rand(3, 3, 24, 24) * 2 - 1
-    base = interpolate_footage(pipeline, footage, 5.0)
-    assert torch.equal(interpolate_footage(pipeline, footage, 5.0), base)
-    for change in ({"prompt": "a dog"}, {"seed": 1}, {"num_steps": 1}):
-        other = interpolate_footage(pipeline, footage, 5.0, **change)
-        assert (other - base).abs().mean() > 1e-5, change
-        torch.testing.assert_close(other[::STEP], base[::STEP], atol=1e-5, rtol=0)
-
-
-def test_a_model_without_an_interpolator_says_so(pipeline):
-    parts = {**pipeline.components, "interpolator": None}
-    with pytest.raises(UserError, match="no stage interpolation"):
-        interpolate_footage(MagicVideoPipeline(**parts), torch.zeros(2, 3, 24, 24), 5.0)
-
-
-def test_footage_is_made_larger(pipeline):
-    footage = torch.rand(3, 3, 13, 22) * 2 - 1
-    large = upscale_footage(pipeline, footage)
-    assert large.shape == (3, 3, UPSCALING * 13, UPSCALING * 22)
-    assert torch.equal(upscale_footage(pipeline, footage), large)
-    for change in ({"seed": 1}, {"num_steps": 1}):
-        assert (upscale_footage(pipeline, footage, **change) - large).abs().mean() > 1e-5
-    with pytest.raises(UserError, match="no stage upscaler"):
-        upscale_footage(MagicVideoPipeline(**{**pipeline.components, "upscaler": None}), footage)
-
-
-def test_files_are_read_at_their_own_size(tmp_path, moving_square):
-    write_pixels(to_pixels(moving_square), 12.5, "", tmp_path / "a.mp4")
-    frames, fps = read_footage(tmp_path / "a.mp4")
-    assert fps == pytest.approx(12.5)
+def test_files_are_read_at_their_own_size(tmp_path, square, moving_square):
+    write_footage(square, tmp_path / "a.mp4")
+    footage = open_footage(tmp_path / "a.mp4")
+    assert footage.fps == pytest.approx(12.5)
+    assert (footage.num_frames, footage.height, footage.width) == (5, 18, 26)
+    frames = torch.stack(list(footage.frames))
     assert frames.shape == (5, 3, 18, 26)
     assert (frames - moving_square).abs().mean() < 0.05
 
 
 def test_transparent_pictures_lie_on_white(tmp_path):
-    from PIL import Image
-
     clear = Image.new("RGBA", (6, 4), (200, 0, 0, 0))
     solid = Image.new("RGBA", (6, 4), (200, 0, 0, 255))
     path = tmp_path / "a.webp"
     clear.save(path, save_all=True, append_images=[solid], duration=100, lossless=True)
-    frames, fps = read_footage(path)
-    assert fps == 10
-    assert (frames[0] == 1).all()
-    assert np.allclose((frames[1, :, 0, 0] + 1) * 127.5, [200, 0, 0], atol=1e-3)
+    footage = open_footage(path)
+    first, second = footage.frames
+    assert footage.fps == 10
+    assert (first == 1).all()
+    assert np.allclose((second[:, 0, 0] + 1) * 127.5, [200, 0, 0], atol=1e-3)
 
 
 def test_what_is_no_video_is_named(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"a\.mp4 cannot be used"):
-        read_footage(tmp_path / "a.mp4")
+        open_footage(tmp_path / "a.mp4")
     with pytest.raises(UserError, match="cannot be read"):
-        read_footage(tmp_path / "b.mp4")
+        open_footage(tmp_path / "b.mp4")
+
+
+def test_damage_is_noticed_before_any_work_and_after_it_began(tmp_path, square):
+    path = tmp_path / "a.webm"
+    write_footage(square, path)
+    footage, whole = open_footage(path), path.read_bytes()
+    path.write_bytes(whole[:-90])
+    with pytest.raises(UserError, match=r"a\.webm cannot be used: cut off"):
+        open_footage(path)
+    with pytest.raises(UserError, match=r"a\.webm cannot be used: cut off"):
+        list(footage.frames)
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
+def test_frame_by_frame_and_at_once_give_the_same_bytes(tmp_path, square, moving_square, name):
+    one, two = tmp_path / "one" / name, tmp_path / "two" / name
+    one.parent.mkdir()
+    two.parent.mkdir()
+    told = []
+    write_footage(square, one, progress=lambda *event: told.append(event))
+    write_pixels(to_pixels(moving_square), 12.5, "", two)
+    assert bytes_of(one) == bytes_of(two)
+    assert told == [("writing", done, 5) for done in range(1, 6)]
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x"])
+def test_containers_and_folders_hold_no_frame(tmp_path, square, moving_square, name):
+    handed, written = [], []
+
+    def frames():
+        for frame in moving_square:
+            assert len(handed) == len(written)  # all before are done with
+            handed.append(frame)
+            yield frame
+
+    footage = replace(square, frames=frames())
+    write_footage(footage, tmp_path / name, progress=lambda *event: written.append(event))
+    assert len(written) == 5
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
+def test_an_interruption_leaves_what_was_there(tmp_path, square, moving_square, name):
+    target = tmp_path / name
+    write_footage(square, target)
+
+    def interrupted():
+        yield from moving_square[:3]
+        raise KeyboardInterrupt
+
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(KeyboardInterrupt):
+        write_footage(replace(square, frames=interrupted()), target, overwrite=True)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("x.mp4", {"width": 27}, "Frames of 27x18 have an odd side"),
+        ("x.webm", {"height": 17}, "Frames of 26x17 have an odd side"),
+        ("x.gif", {"num_frames": 10**6}, "1000000 frames of 26x18 in memory at once, more than"),
+        ("x.webp", {"num_frames": 10**6}, "write .mp4, .webm or a folder of PNG frames"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_before_any_work(
+    tmp_path, square, name, changes, sentence
+):
+    with pytest.raises(UserError, match=sentence):
+        write_footage(replace(square, **changes), tmp_path / name)
+    assert len(list(square.frames)) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(1, 1, 16), (256, 256, 16), (240, 320, 13), (512, 512, 4), (720, 1280, 1), (4000, 4000, 1)],
+)
+def test_of_large_frames_fewer_are_taken_at_a_time(square, height, width, expected):
+    footage = replace(square, height=height, width=width)
+    assert footage.at_once(16) == expected
+
+
+def test_parts_have_all_frames(square, moving_square):
+    parts = list(square.parts(2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat(parts), moving_square)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from magicvideo.errors import UserError
 from magicvideo.generate.formats import FORMATS, format_of
-from magicvideo.generate.naming import output_paths, slug_of
+from magicvideo.generate.naming import beside, output_paths, slug_of
 
 
 @given(st.text())
@@ -21,6 +21,21 @@ def test_slugs_are_readable():
     assert slug_of("  A wóman, SURFING!  ") == "a-woman-surfing"
     assert slug_of("../../etc/passwd") == "etc-passwd"
     assert slug_of("猫") == "video"
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        ("a/in.mp4", "a/in-upscaled.mp4"),
+        ("in.MOV", "in-upscaled.mp4"),
+        ("my.clip.webm", "my.clip-upscaled.webm"),
+        ("in.GIF", "in-upscaled.gif"),
+        ("in.png", "in-upscaled.mp4"),
+        ("in", "in-upscaled.mp4"),
+    ],
+)
+def test_what_is_made_of_a_video_lies_beside_it(video, expected):
+    assert beside(Path(video), "upscaled") == Path(expected)
 
 
 @pytest.mark.parametrize(

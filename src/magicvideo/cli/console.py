@@ -65,17 +65,24 @@ def load_pipeline(
 
 @contextmanager
 def progress_bar(console: "Console", place: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows a stage, its finished steps and their number."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    """Give a function that shows a stage, its finished steps and their number.
+
+    Every stage has a bar of its own, below those of the stages before it.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(f"{place}reading", total=None)
+        waiting = bar.add_task(f"{place}reading", total=None)
+        tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{place}{stage}", completed=done, total=total)
+            bar.update(waiting, visible=False)
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(f"{place}{stage}")
+            bar.update(tasks[stage], completed=done, total=total)
 
         yield report

@@ -7,10 +7,20 @@ import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
 from magicvideo.cli.wishes import Device, Model, Overwrite
+from magicvideo.errors import UserError
 
-Footage = Annotated[Path, typer.Argument(help="A video file, a GIF or an animated WebP.")]
+Footage = Annotated[
+    Path, typer.Argument(help="A video file, a GIF or an animated WebP, of any length.")
+]
 FootageOutput = Annotated[
-    Path, typer.Option("--output", "-o", help="A file (.mp4, .webm, .webp, .gif) or a folder.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="A file (.mp4, .webm, .webp, .gif), or a name without a suffix for a folder of PNG "
+        "frames. GIF and WebP hold all frames in memory; the others take any number. By default a "
+        "new file beside the video.",
+    ),
 ]
 FootageSeed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
 FootageSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps.")]
@@ -23,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def interpolate(
     footage: Footage,
-    output: FootageOutput,
+    output: FootageOutput = None,
     prompt: Annotated[str, typer.Option(help="What it shows, in words.")] = "",
     seed: FootageSeed = 0,
     steps: FootageSteps = None,
@@ -31,31 +41,47 @@ def interpolate(
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Put new frames between the frames of a video: the same motion at a higher rate.
+    """Put new frames between the frames of a video: the same motion at a higher rate, no sound.
 
-    Example:
+    Examples:
+      magicvideo interpolate clip.mp4
       magicvideo interpolate clip.gif --output smooth.mp4
     """
-    from magicvideo.generate.outputs import check_output
+    target = choose_target(footage, output, "interpolated", overwrite=overwrite)
+    from magicvideo.generate.footage import open_footage, write_footage
+    from magicvideo.generate.single_stages import interpolate_footage
 
-    check_output(output, overwrite=overwrite)
-    from magicvideo.generate.footage import interpolate_footage, read_footage
-    from magicvideo.generate.write import to_pixels, write_pixels
-
-    frames, fps = read_footage(footage)
     console = make_console()
+    with console.status("Looking through the video"):
+        clip = open_footage(footage)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
         made = interpolate_footage(
-            pipeline,
-            frames,
-            fps,
-            prompt=prompt,
-            seed=seed,
-            num_steps=steps,
-            progress=progress,
+            pipeline, clip, prompt=prompt, seed=seed, num_steps=steps, progress=progress
         )
-        progress("writing", 0, 1)
-        rate = fps * (len(made) - 1) / (len(frames) - 1)
-        write_pixels(to_pixels(made), rate, "", output, overwrite=overwrite)
-    typer.echo(f"{output} ({len(frames)} frames became {len(made)}, at {rate:g} a second)")
+        write_footage(made, target, overwrite=overwrite, progress=progress)
+    typer.echo(
+        f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} a second)"
+    )
+
+
+def choose_target(footage: Path, output: Path | None, made: str, *, overwrite: bool) -> Path:
+    """Return where what is made of a video goes, after checking that it can.
+
+    Args:
+        footage: The video.
+        output: What was asked for; None for a name beside the video.
+        made: What that name says of it.
+        overwrite: Whether an existing output is replaced.
+
+    Raises:
+        UserError: If there is no such video, or the output exists or cannot be written.
+    """
+    from magicvideo.generate.naming import beside
+    from magicvideo.generate.outputs import check_output
+
+    if not footage.exists():
+        raise UserError(f"{footage} cannot be used: there is no such file.")
+    target = beside(footage, made) if output is None else output
+    check_output(target, overwrite=overwrite)
+    return target

@@ -3,7 +3,13 @@
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.interpolate import Footage, FootageOutput, FootageSeed, FootageSteps
+from magicvideo.cli.interpolate import (
+    Footage,
+    FootageOutput,
+    FootageSeed,
+    FootageSteps,
+    choose_target,
+)
 from magicvideo.cli.wishes import Device, Model, Overwrite
 
 
@@ -14,30 +20,29 @@ def register(app: typer.Typer) -> None:
 
 def upscale(
     footage: Footage,
-    output: FootageOutput,
+    output: FootageOutput = None,
     seed: FootageSeed = 0,
     steps: FootageSteps = None,
     overwrite: Overwrite = False,
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Make a video larger by diffusion, frame by frame; large frames are made in tiles.
+    """Make a video larger by diffusion, frame by frame; large frames are made in tiles, no sound.
 
-    Example:
+    Examples:
+      magicvideo upscale clip.mp4
       magicvideo upscale clip.gif --output large.mp4
     """
-    from magicvideo.generate.outputs import check_output
+    target = choose_target(footage, output, "upscaled", overwrite=overwrite)
+    from magicvideo.generate.footage import open_footage, write_footage
+    from magicvideo.generate.single_stages import upscale_footage
 
-    check_output(output, overwrite=overwrite)
-    from magicvideo.generate.footage import read_footage, upscale_footage
-    from magicvideo.generate.write import to_pixels, write_pixels
-
-    frames, fps = read_footage(footage)
     console = make_console()
+    with console.status("Looking through the video"):
+        clip = open_footage(footage)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
-        made = upscale_footage(pipeline, frames, seed=seed, num_steps=steps, progress=progress)
-        progress("writing", 0, 1)
-        write_pixels(to_pixels(made), fps, "", output, overwrite=overwrite)
-    before, after = (f"{x.shape[-1]}x{x.shape[-2]}" for x in (frames, made))
-    typer.echo(f"{output} ({before} became {after})")
+        made = upscale_footage(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
+        write_footage(made, target, overwrite=overwrite, progress=progress)
+    before, after = (f"{one.width}x{one.height}" for one in (clip, made))
+    typer.echo(f"{target} ({before} became {after})")

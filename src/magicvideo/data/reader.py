@@ -3,7 +3,7 @@
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,14 +19,16 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from magicvideo.data.pictures import centre_square, upright
 from magicvideo.data.spans import Span, SpanFrames
+from magicvideo.data.stated import stated_duration, stated_end
 
 MAX_PIXELS = 4096 * 2304
 """Largest frame that is decoded; 8192 x 8192 in a 200 kB file is an attack or a mistake."""
 MAX_FRAMES = 5000
 """Longest clip; its frames are held in memory while it is prepared."""
 MAX_BYTES = 1 << 30
-"""Of all frames of a video that is read at its own size."""
+"""Of all frames of a video that is held in memory at its own size."""
 
 PICTURE_SUFFIXES = frozenset({".gif", ".webp"})
 MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})
@@ -63,7 +65,7 @@ def read_clip(
         ClipError: If the file is no video, damaged, cut off, a still, over the limits, has not
             `expected_frames`, or ends before the span does.
     """
-    clip = _read(path, partial(_square, size=size), span)
+    clip = _read(path, partial(centre_square, size=size), span)
     if expected_frames and len(clip.pixels) != expected_frames:
         raise ClipError(f"has {len(clip.pixels)} frames instead of {expected_frames}")
     return clip
@@ -89,6 +91,58 @@ def read_whole(path: Path) -> DecodedClip:
 
 
 def _read(path: Path, fit: Fit, span: Span | None = None) -> DecodedClip:
+    pictures = Pictures(path, MAX_FRAMES, span)
+    frames = [fit(picture) for picture in pictures]
+    if all(frame.shape[-1] == 4 and frame[..., 3].min() == 255 for frame in frames):
+        frames = [frame[..., :3] for frame in frames]
+    check_clip(len(frames), len({frame.shape for frame in frames}))
+    return DecodedClip(np.stack(frames), pictures.fps)
+
+
+class Pictures:
+    """The pictures of a file at its own size, to be gone through once.
+
+    GIF and WebP give premultiplied RGBA, video files RGB. What makes a file unusable is a
+    `ClipError` where it is noticed, a missing end after the last picture.
+
+    Args:
+        path: The file.
+        most: Frames that it may have.
+        span: The part that is wanted, of a video file.
+
+    Attributes:
+        fps: Frames a second, there after the last picture.
+    """
+
+    fps: float
+
+    def __init__(self, path: Path, most: int, span: Span | None = None) -> None:
+        self._path, self._most, self._span = path, most, span
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """Yield the pictures."""
+        _check_file(self._path)
+        if self._path.suffix.lower() not in PICTURE_SUFFIXES:
+            self.fps = yield from _read_video(self._path, self._most, self._span)
+        elif self._span:
+            raise ClipError("a GIF or WebP, of which no part can be taken")
+        else:
+            self.fps = yield from _read_animation(self._path, self._most)
+
+
+def check_clip(num_frames: int, num_sizes: int) -> None:
+    """Refuse stills, and frames of several sizes.
+
+    Raises:
+        ClipError: If there are fewer than two frames, or more than one size.
+    """
+    if num_frames < 2:
+        raise ClipError("a still picture" if num_frames else "no frame can be decoded")
+    if num_sizes > 1:
+        raise ClipError("frames of different sizes")
+
+
+def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except OSError as error:
@@ -97,36 +151,28 @@ def _read(path: Path, fit: Fit, span: Span | None = None) -> DecodedClip:
         raise ClipError("not a regular file")
     if status.st_size == 0:
         raise ClipError("empty file")
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        frames, fps = _read_video(path, fit, span)
-    elif span:
-        raise ClipError("a GIF or WebP, of which no part can be taken")
-    else:
-        frames, fps = _read_picture(path, fit)
-    if len(frames) < 2:
-        raise ClipError("a still picture" if frames else "no frame can be decoded")
-    if len({frame.shape for frame in frames}) > 1:
-        raise ClipError("frames of different sizes")
-    return DecodedClip(np.stack(frames), fps)
 
 
-def _read_picture(path: Path, fit: Fit) -> tuple[list[NDArray[np.uint8]], float]:
+def _read_animation(path: Path, most: int) -> Generator[Image.Image, None, float]:
+    """Yield premultiplied RGBA; return frames a second."""
     if path.suffix.lower() == ".gif":
-        _check_gif(path)
-    frames: list[NDArray[np.uint8]] = []
+        _check_gif(path, most)
     durations: list[float] = []
-    with _picture_errors(), Image.open(path) as picture:
-        _check_frame_size(*picture.size)
-        count = getattr(picture, "n_frames", 1)
-        _check_count(count)
+    with _picture_errors():
+        animation = Image.open(path)
+    with animation:
+        with _picture_errors():
+            _check_frame_size(*animation.size)
+            count = getattr(animation, "n_frames", 1)
+        _check_count(count, most)
         for number in range(count):
-            picture.seek(number)
-            picture.load()
-            durations.append(float(picture.info.get("duration") or _UNTIMED_FRAME))
-            frames.append(fit(picture.convert("RGBA").convert("RGBa")))
-    if frames and all(frame[..., 3].min() == 255 for frame in frames):
-        frames = [frame[..., :3] for frame in frames]
-    return frames, 1000 / float(np.mean(durations))
+            with _picture_errors():
+                animation.seek(number)
+                animation.load()
+                durations.append(float(animation.info.get("duration") or _UNTIMED_FRAME))
+                picture = animation.convert("RGBA").convert("RGBa")
+            yield picture
+    return 1000 / float(np.mean(durations))
 
 
 @contextmanager
@@ -143,7 +189,7 @@ def _picture_errors() -> Iterator[None]:
             raise ClipError(f"damaged or cut off ({error})") from None
 
 
-def _check_gif(path: Path) -> None:
+def _check_gif(path: Path, most: int) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"GIF8":
             raise ClipError("not a GIF file")
@@ -153,33 +199,24 @@ def _check_gif(path: Path) -> None:
     # Counted without decoding: Pillow would walk through a million frames before it says so
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
         for number, _ in enumerate(container.demux()):
-            _check_count(number)
+            _check_count(number, most)
 
 
 def _check_segment(path: Path) -> None:
     """Compare the size that a Matroska or WebM file states with its own.
 
-    Frames are stored out of order, so a file that lost its end may still show its last frame. A
-    size of all ones means "not known", as in recordings of live streams.
+    Frames are stored out of order, so a file that lost its end may still show its last frame.
     """
-    with path.open("rb") as file:
-        for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
-            head = file.read(5)
-            if head[:4] != element or len(head) < 5 or not head[4]:
-                raise ClipError("damaged or no video (its Matroska header is not readable)")
-            more = 8 - head[4].bit_length()
-            size = int.from_bytes(head[4:] + file.read(more), "big") & (1 << 7 * (more + 1)) - 1
-            end = file.tell() + size
-            if element == b"\x1a\x45\xdf\xa3":
-                file.seek(end)
-        known = size != (1 << 7 * (more + 1)) - 1
-    if known and end > path.stat().st_size:
-        raise ClipError(f"cut off: {path.stat().st_size:,} of {end:,} bytes are there")
+    size, end = path.stat().st_size, stated_end(path)
+    if end is not None and end > size:
+        raise ClipError(f"cut off: {size:,} of {end:,} bytes are there")
 
 
-def _read_video(path: Path, fit: Fit, span: Span | None) -> tuple[list[NDArray[np.uint8]], float]:
+def _read_video(path: Path, most: int, span: Span | None) -> Generator[Image.Image, None, float]:
+    """Yield RGB; return frames a second."""
     if path.suffix.lower() in MATROSKA_SUFFIXES:
-        _check_segment(path)
+        with _video_errors():
+            _check_segment(path)
     with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
         if not container.streams.video:
             raise ClipError("only sound" if container.streams.audio else "no video stream")
@@ -187,69 +224,53 @@ def _read_video(path: Path, fit: Fit, span: Span | None) -> tuple[list[NDArray[n
         if stream.codec_context is None:
             raise ClipError("a kind of video that cannot be decoded")
         _check_frame_size(stream.codec_context.width, stream.codec_context.height)
-        _check_count(0 if span else stream.frames)
+        _check_count(0 if span else stream.frames, most)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         stream.codec_context.thread_count = 1
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise ClipError("no frame rate")
         if span:
-            return _decode_span(container, stream, rate, fit, span), float(rate)
-        return _decode(container, stream, rate, fit), float(rate)
+            shown = _decode_span(container, stream, rate, span)
+        else:
+            shown = _decode(container, stream, rate)
+        for number, frame in enumerate(shown, start=1):
+            _check_frame_size(frame.width, frame.height)
+            _check_count(number, most)
+            yield upright(frame)
+        return float(rate)
 
 
-def _decode(
-    container: InputContainer, stream: VideoStream, rate: Fraction, fit: Fit
-) -> list[NDArray[np.uint8]]:
-    frames: list[NDArray[np.uint8]] = []
-    num_packets, end = 0, 0.0
+def _decode(container: InputContainer, stream: VideoStream, rate: Fraction) -> Iterator[VideoFrame]:
+    num_packets, num_frames, end = 0, 0, 0.0
     for packet in container.demux(stream):
         num_packets += packet.size > 0
         for frame in packet.decode():
             if frame.is_corrupt:
-                raise ClipError(f"frame {len(frames)} is damaged")
-            _check_frame_size(frame.width, frame.height)
-            _check_count(len(frames) + 1)
-            frames.append(fit(_upright(frame)))
+                raise ClipError(f"frame {num_frames} is damaged")
+            yield frame
+            num_frames += 1
             end = (frame.time or 0.0) + float(1 / rate)
     if num_packets < stream.frames:
         raise ClipError(f"cut off: {num_packets} of {stream.frames} frames are there")
-    declared = _declared_duration(container, stream)
+    declared = stated_duration(container, stream)
     if not stream.frames and end < declared - _SLACK / rate:
         raise ClipError(f"cut off: {end:.2f} of {declared:.2f} seconds are there")
-    return frames
 
 
 def _decode_span(
-    container: InputContainer, stream: VideoStream, rate: Fraction, fit: Fit, span: Span
-) -> list[NDArray[np.uint8]]:
-    declared, slack = _declared_duration(container, stream), float(_SLACK / rate)
+    container: InputContainer, stream: VideoStream, rate: Fraction, span: Span
+) -> Iterator[VideoFrame]:
+    declared, slack = stated_duration(container, stream), float(_SLACK / rate)
     if declared and span[1] > declared + slack:
         raise ClipError(f"ends at {span[1]:g} seconds, and the video at {declared:.2f}")
-    frames: list[NDArray[np.uint8]] = []
     shown = SpanFrames(container, stream, span)
-    for frame in shown:
-        _check_frame_size(frame.width, frame.height)
-        _check_count(len(frames) + 1)
-        frames.append(fit(_upright(frame)))
+    yield from shown
     since, last = shown.seen or (span[1], span[0])
     if since > span[0] + slack or (shown.next is None and last + slack < span[1] - 1 / rate):
         raise ClipError(f"cut off: not all of {span[0]:g} to {span[1]:g} seconds is there")
     if shown.num_lost:
         raise ClipError(f"{shown.num_lost} frames are damaged between a key frame and its end")
-    return frames
-
-
-def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
-    """Return seconds, or 0 where a file does not say how long its pictures last."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if "DURATION" in stream.metadata:  # Matroska and WebM: 00:00:01.334000000
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if container.duration and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return 0.0
 
 
 @contextmanager
@@ -269,23 +290,6 @@ def _check_frame_size(width: int, height: int) -> None:
         raise ClipError(f"frames of {width}x{height}, more than {MAX_PIXELS:,} pixels")
 
 
-def _check_count(frames: int) -> None:
-    if frames > MAX_FRAMES:
-        raise ClipError(f"more than {MAX_FRAMES:,} frames; cut it into shorter clips")
-
-
-def _upright(frame: VideoFrame) -> Image.Image:
-    picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
-
-
-def _square(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    shrinks = side >= size
-    resized = picture.resize(
-        (size, size),
-        Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
-    )
-    return np.asarray(resized)
+def _check_count(frames: int, most: int) -> None:
+    if frames > most:
+        raise ClipError(f"more than {most:,} frames; cut it into shorter clips")

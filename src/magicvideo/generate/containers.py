@@ -1,6 +1,8 @@
 """MP4 and WebM through PyAV: the same frames and text give the same bytes."""
 
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -38,15 +40,15 @@ _ACCURATE = Interpolation.BICUBIC.value | 0x40000 | 0x2000
 
 
 def write_container(
-    path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str
+    path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float, text: str
 ) -> None:
     """Encode a video as H.264 in MP4 or VP9 in WebM, by the path's suffix.
 
-    Colours follow BT.709 and the file says so.
+    Colours follow BT.709 and the file says so. Frames are encoded as they come, and not kept.
 
     Args:
         path: File to write.
-        pixels: RGB.
+        pixels: RGB, one frame or more.
         fps: Frames a second.
         text: Comment of the file.
 
@@ -54,12 +56,10 @@ def write_container(
         UserError: If a side is odd, which these formats do not have.
     """
     codec, options, container_options = _CODECS[path.suffix.lower().removeprefix(".")]
-    height, width = pixels.shape[1:3]
-    if height % 2 or width % 2:
-        raise UserError(
-            f"Frames of {width}x{height} have an odd side, which {path.suffix} does not store; "
-            "enlarge by 2, or write a GIF."
-        )
+    frames = iter(pixels)
+    first = next(frames)
+    height, width = first.shape[:2]
+    check_sides(path, height, width)
     with av.open(str(path), "w", options=container_options) as container:
         container.metadata["comment"] = text
         stream = container.add_stream(
@@ -74,7 +74,7 @@ def write_container(
         context.color_trc = ColorTrc.BT709
         context.color_range = ColorRange.MPEG
         reformatter = VideoReformatter()
-        for frame in pixels:
+        for frame in chain([first], frames):
             picture = reformatter.reformat(
                 av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
                 format="yuv420p",
@@ -84,6 +84,19 @@ def write_container(
             )
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
+
+
+def check_sides(path: Path, height: int, width: int) -> None:
+    """Find out whether a video container stores frames of a size.
+
+    Raises:
+        UserError: If a side is odd.
+    """
+    if height % 2 or width % 2:
+        raise UserError(
+            f"Frames of {width}x{height} have an odd side, which {path.suffix} does not store; "
+            "enlarge by 2, or write a GIF."
+        )
 
 
 def read_container_text(path: Path) -> str | None:

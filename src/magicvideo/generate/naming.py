@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 from magicvideo.errors import UserError
-from magicvideo.generate.formats import format_of
+from magicvideo.generate.formats import FORMATS, format_of
 
 _FIELDS = ("index", "slug", "seed")
 
@@ -15,6 +15,14 @@ def slug_of(prompt: str) -> str:
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = "-".join(re.findall(r"[a-z0-9]+", plain))
     return words[:60].rstrip("-") or "video"
+
+
+def beside(video: Path, made: str) -> Path:
+    """Return a name for what is made of a video: beside it, in its format or else as MP4."""
+    suffix = video.suffix.lower()
+    if suffix.removeprefix(".") not in FORMATS or suffix == ".png":
+        suffix = ".mp4"
+    return video.with_name(f"{video.stem}-{made}{suffix}")
 
 
 def output_paths(

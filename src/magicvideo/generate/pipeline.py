@@ -76,7 +76,8 @@ class MagicVideoPipeline(VideoModel):
                 that the model has.
             interpolation_steps: Diffusion steps of the interpolation.
             upscaler_steps: Diffusion steps of the super-resolution.
-            progress: Called with a stage, the steps done in it and their number.
+            progress: Called with a stage, the steps done in it, from 0 on, and their number; of
+                decoding these are frames.
 
         Raises:
             UserError: If a value is out of its range.
@@ -245,9 +246,8 @@ class MagicVideoPipeline(VideoModel):
         self, latents: Latents, progress: Progress | None = None, bounds: Bounds = USUAL
     ) -> Frames:
         """Return the frames of latents."""
-        if progress is not None:
-            progress("decoding", 0, 1)
-        return decode_latents(self.vae, latents, bounds.decoder_frames)
+        on_window = None if progress is None else partial(progress, "decoding")
+        return decode_latents(self.vae, latents, bounds.decoder_frames, on_window)
 
     def upscale(
         self,
@@ -273,4 +273,7 @@ class MagicVideoPipeline(VideoModel):
 
 
 def _reporter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
-    return None if progress is None else lambda done: progress(stage, done, total)
+    if progress is None:
+        return None
+    progress(stage, 0, total)
+    return lambda done: progress(stage, done, total)

@@ -1,6 +1,6 @@
 """Flow 1's last stage: frames of four times the side, a few frames and one tile at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from typing import NamedTuple, TypeAlias
@@ -18,6 +18,10 @@ from magicvideo.shapes import FoldedFrames, Frames
 
 LargeVideos: TypeAlias = Float[Tensor, "b f rgb tall wide"]
 LargeFrames: TypeAlias = Float[Tensor, "n c tall wide"]
+Part: TypeAlias = Float[Tensor, "_ c h w"]
+"""A few frames of a video; the last part may have fewer than the others."""
+
+FRAMES_AT_ONCE = 4
 
 
 @torch.no_grad()
@@ -30,7 +34,7 @@ def upscale_frames(
     num_steps: int,
     noise_level: float,
     tile: int = 256,
-    frames_at_once: int = 4,
+    frames_at_once: int = FRAMES_AT_ONCE,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LargeVideos:
     """Return videos of `upscaler.config.factor` times the side, clamped to [-1, 1].
@@ -51,55 +55,100 @@ def upscale_frames(
             their details. What it adds to is enlarged from frames without that noise.
         tile: Longest side that the network sees at a time, in pixels of the small frames.
         frames_at_once: How many frames it sees at a time.
-        on_step: Called with the number of finished steps and of all; every `frames_at_once` frames
-            have `num_steps` of them.
+        on_step: Called with the number of finished steps, from 0 on, and of all; every
+            `frames_at_once` frames have `num_steps` of them.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    _check_work(frames, seeds, frames_at_once)
+    videos, length, channels, height, width = frames.shape
+    factor = upscaler.config.factor
+    total, finished = videos * -(-length // frames_at_once) * num_steps, count()
+
+    def advance(_: int = 0) -> None:
+        if on_step is not None:
+            on_step(next(finished), total)
+
+    advance()
+    shape = (videos, length, channels, factor * height, factor * width)
+    large = torch.empty(shape, dtype=torch.float32, device=upscaler.device)
+    for video, seed, place in zip(frames, seeds, large, strict=True):
+        parts = upscale_parts(
+            upscaler,
+            scheduler,
+            torch.split(video, frames_at_once),
+            seed,
+            num_steps=num_steps,
+            noise_level=noise_level,
+            tile=tile,
+            on_step=advance,
+        )
+        for part, made in zip(torch.split(place, frames_at_once), parts, strict=True):
+            part.copy_(made)
+    return large
+
+
+def upscale_parts(
+    upscaler: Upscaler,
+    scheduler: Scheduler,
+    parts: Iterable[Part],
+    seed: int,
+    *,
+    num_steps: int,
+    noise_level: float,
+    tile: int = 256,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[LargeFrames]:
+    """Return the parts of one video, large, each made when it is asked for.
+
+    Args:
+        upscaler: As for `upscale_frames`, and so are all that are not told here.
+        scheduler: Likewise.
+        parts: A few frames each, pixels in [-1, 1], all of one size.
+        seed: Of the video.
+        num_steps: Diffusion steps.
+        noise_level: Deviation of the noise on what the network is shown.
+        tile: Longest side that the network sees at a time.
+        on_step: Called with the number of finished steps of a part.
 
     Raises:
         UserError: If a value is out of its range.
     """
     _check_request(upscaler, scheduler, num_steps, noise_level)
-    _check_work(frames, seeds, frames_at_once)
-    chunks_of_a_video = -(-frames.shape[1] // frames_at_once)
-    total, finished = len(seeds) * chunks_of_a_video * num_steps, count(1)
-
-    def advance(_: int) -> None:
-        if on_step is not None:
-            on_step(next(finished), total)
-
-    way = _Way(upscaler, scheduler, num_steps, noise_level, tile, frames_at_once, advance)
-    return torch.stack(
-        [way.enlarge(video, seed) for seed, video in zip(seeds, frames, strict=True)]
-    )
+    return _Way(upscaler, scheduler, num_steps, noise_level, tile, on_step).enlarge(parts, seed)
 
 
 @dataclass(frozen=True)
 class _Way:
-    """How small frames become large ones: the arguments of `upscale_frames` but for the frames."""
+    """How small frames become large ones: the arguments of `upscale_parts` but for the frames."""
 
     upscaler: Upscaler
     scheduler: Scheduler
     num_steps: int
     noise_level: float
     tile: int
-    frames_at_once: int
-    advance: Callable[[int], None]
+    on_step: Callable[[int], None] | None
 
-    def enlarge(self, video: FoldedFrames, seed: int) -> LargeFrames:
-        """Return the frames of one video, large."""
+    @torch.no_grad()
+    def enlarge(self, parts: Iterable[Part], seed: int) -> Iterator[LargeFrames]:
+        """Yield the parts of one video, large."""
         config = self.upscaler.config
-        height, width = (config.factor * side for side in video.shape[-2:])
-        small = pad_to_multiple(
-            video.to(self.upscaler.device, torch.float32), self.upscaler.multiple
-        )
-        noise = _shared_noise(seed, "residual", small, config.factor)
-        seen = small + self.noise_level * _shared_noise(seed, "small", small, 1)
-        chunks = []
-        for first in range(0, len(small), self.frames_at_once):
-            chunk = slice(first, first + self.frames_at_once)
-            residuals = config.residual_scale * self._residuals(seen[chunk], noise)
-            large = enlarge(small[chunk], config.factor) + residuals
-            chunks.append(large[..., :height, :width].clamp(-1, 1))
-        return torch.cat(chunks)
+        noise: tuple[Tensor, Tensor] | None = None
+        for part in parts:
+            small = pad_to_multiple(
+                part.to(self.upscaler.device, torch.float32), self.upscaler.multiple
+            )
+            if noise is None:
+                noise = (
+                    _shared_noise(seed, "residual", small, config.factor),
+                    _shared_noise(seed, "small", small, 1),
+                )
+            start, blur = noise
+            residuals = self._residuals(small + self.noise_level * blur, start)
+            large = enlarge(small, config.factor) + config.residual_scale * residuals
+            height, width = (config.factor * side for side in part.shape[-2:])
+            yield large[..., :height, :width].clamp(-1, 1)
 
     def _residuals(self, seen: FoldedFrames, noise: Float[Tensor, "1 c tall wide"]) -> LargeFrames:
         """Return the residuals of some frames, at unit variance.
@@ -113,7 +162,7 @@ class _Way:
             return predict_by_tiles(self.upscaler, noisy[0], seen, timestep, level, tile)[None]
 
         shared = noise.expand(len(seen), -1, -1, -1)[None]
-        return follow(predict, shared, self.scheduler, self.num_steps, self.advance)[0]
+        return follow(predict, shared, self.scheduler, self.num_steps, self.on_step)[0]
 
 
 def predict_by_tiles(

@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from magicvideo.data.reader import MAX_BYTES
+from magicvideo.errors import UserError
 from magicvideo.generate.animations import (
     write_gif,
     write_png,
     write_webp,
 )
-from magicvideo.generate.containers import write_container
+from magicvideo.generate.containers import check_sides, write_container
 from magicvideo.generate.formats import format_of
 from magicvideo.generate.outputs import check_output, disk_in_words
 from magicvideo.generate.request import Request
@@ -44,7 +47,7 @@ def write_video(
 
 
 def write_pixels(
-    pixels: UInt8[np.ndarray, "f height width 3"],
+    pixels: Iterable[UInt8[np.ndarray, "height width 3"]],
     fps: float,
     text: str,
     path: Path,
@@ -52,6 +55,8 @@ def write_pixels(
     overwrite: bool = False,
 ) -> None:
     """Write frames and a text that travels in the file; otherwise as `write_video`.
+
+    GIF and WebP are encoded when all frames are there, the others frame by frame.
 
     Raises:
         UserError: If the output exists or cannot be written.
@@ -64,11 +69,28 @@ def write_pixels(
             return
         with atomic_file(path) as partial:
             if kind == "gif":
-                write_gif(partial, pixels, fps, text)
+                write_gif(partial, _all(pixels), fps, text)
             elif kind == "webp":
-                write_webp(partial, pixels, fps, text)
+                write_webp(partial, _all(pixels), fps, text)
             else:
                 write_container(partial, pixels, fps, text)
+
+
+def check_frames(path: Path, num_frames: int, height: int, width: int) -> None:
+    """Find out, before any work, whether the format of an output can hold frames.
+
+    Raises:
+        UserError: If it stores no odd sides and one is odd, or is encoded when all frames are in
+            memory and they are more than `MAX_BYTES` there.
+    """
+    kind = format_of(path)
+    if kind in ("mp4", "webm"):
+        check_sides(path, height, width)
+    elif kind != "png" and num_frames * height * width * 3 > MAX_BYTES:
+        raise UserError(
+            f"{path} would have {num_frames} frames of {width}x{height} in memory at once, more "
+            f"than {MAX_BYTES:,} bytes; write .mp4, .webm or a folder of PNG frames."
+        )
 
 
 def to_pixels(
@@ -84,7 +106,11 @@ def to_pixels(
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
-def _write_folder(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], text: str) -> None:
+def _all(pixels: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "f h w 3"]:
+    return pixels if isinstance(pixels, np.ndarray) else np.stack(list(pixels))
+
+
+def _write_folder(path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], text: str) -> None:
     partial = path.parent / f".partial-{path.name[:50]}-{secrets.token_hex(4)}"
     old = partial.with_name(f"{partial.name}-old")
     try:

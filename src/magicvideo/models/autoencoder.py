@@ -7,7 +7,8 @@ package goes through `encode_frames` and `decode_latents`. So do their video for
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -196,20 +197,53 @@ def encode_frames(
     return rearrange(scaled, "(b f) c h w -> b f c h w", f=frames.shape[1])
 
 
-def decode_latents(autoencoder: Autoencoder, latents: Latents, chunk: int = 16) -> Frames:
+def decode_latents(
+    autoencoder: Autoencoder,
+    latents: Latents,
+    chunk: int = 16,
+    on_window: Callable[[int, int], None] | None = None,
+) -> Frames:
     """Return the frames of scaled latents, clamped to [-1, 1], in their precision.
 
     Frames are decoded `chunk` at a time, so that memory does not grow with the video. What comes
     out does not depend on it: a decoder with temporal attention is told of the frames before.
+
+    Args:
+        autoencoder: Of images or of videos.
+        latents: Of one or several videos.
+        chunk: How many frames are decoded at a time.
+        on_window: Called with the number of decoded frames, from 0 on, and of all.
     """
-    code = (latents / autoencoder.config.scaling_factor).to(autoencoder.dtype)
-    if isinstance(autoencoder, VideoDecoder):
-        videos = torch.stack([autoencoder.decode_video(z, chunk) for z in code])
-        return videos.to(latents.dtype).clamp(-1, 1)
-    folded = rearrange(code, "b f c h w -> (b f) c h w")
-    parts = [autoencoder.decode(part).sample for part in folded.split(chunk)]
-    frames = torch.cat(parts).to(latents.dtype).clamp(-1, 1)
-    return rearrange(frames, "(b f) c h w -> b f c h w", f=latents.shape[1])
+    folded = rearrange(latents, "b f c h w -> (b f) c h w")
+    # an image decoder does not ask which video a frame is of
+    videos = latents.unbind() if isinstance(autoencoder, VideoDecoder) else [folded]
+    parts: list[Tensor] = []
+    if on_window is not None:
+        on_window(0, len(folded))
+    for part in chain.from_iterable(
+        decode_windows(autoencoder, torch.split(video, chunk)) for video in videos
+    ):
+        parts.append(part)
+        if on_window is not None:
+            on_window(sum(map(len, parts)), len(folded))
+    return rearrange(torch.cat(parts), "(b f) c h w -> b f c h w", f=latents.shape[1])
+
+
+def decode_windows(
+    autoencoder: Autoencoder, windows: Iterable[Float[Tensor, "_ c h w"]]
+) -> Iterator[Float[Tensor, "f rgb height width"]]:
+    """Yield the frames of the scaled latents of one video, window by window.
+
+    Each is decoded when it is asked for; otherwise as `decode_latents`.
+    """
+    memory = None
+    for latents in windows:
+        code = (latents / autoencoder.config.scaling_factor).to(autoencoder.dtype)
+        if isinstance(autoencoder, VideoDecoder):
+            frames, memory = autoencoder.decode_window(code, len(code), memory)
+        else:
+            frames = autoencoder.decode(code).sample
+        yield frames.to(latents.dtype).clamp(-1, 1)
 
 
 def spatial_factor(autoencoder: Autoencoder) -> int:

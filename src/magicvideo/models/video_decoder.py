@@ -9,7 +9,6 @@ that.
 from abc import ABC, abstractmethod
 from typing import TypeAlias
 
-import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 from jaxtyping import Float
 from torch import Tensor
@@ -38,20 +37,6 @@ class VideoDecoder(ABC):
         By default every frame is a video of its own.
         """
         return DecoderOutput(sample=self.decode_window(z, num_frames, None)[0])
-
-    def decode_video(self, z: FoldedFrames, window: int) -> Features:
-        """Return pixels of the unscaled code of one video.
-
-        Args:
-            z: Code of all its frames.
-            window: How many are decoded at a time; it decides memory, and nothing of the result.
-        """
-        frames: list[Features] = []
-        memory = None
-        for part in torch.split(z, window):
-            made, memory = self.decode_window(part, len(part), memory)
-            frames.append(made)
-        return torch.cat(frames)
 
     def decode_window(
         self, z: FoldedFrames, num_frames: int, memory: Memory | None

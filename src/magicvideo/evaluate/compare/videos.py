@@ -9,12 +9,12 @@ from jaxtyping import UInt8
 
 from magicvideo.evaluate.compare.sources import match_videos
 from magicvideo.evaluate.compare.study import Side, Study
-from magicvideo.generate.footage import read_footage
+from magicvideo.generate.footage import Footage, open_footage
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import choose_seeds
 from magicvideo.generate.write import to_pixels, write_pixels
 
-Clip: TypeAlias = tuple[UInt8[np.ndarray, "f h w 3"], float]
+Clip: TypeAlias = tuple[Iterable[UInt8[np.ndarray, "h w 3"]], float]
 """The frames of a video, and its frames a second."""
 
 _PLEASANT_SIDE = 256  # pixels, which files of `generate` have by default
@@ -48,8 +48,8 @@ def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator
     """
     paths = match_videos(folder, list(study.prompts))
     for pair in pairs:
-        footage, fps = read_footage(paths[pair])
-        yield to_pixels(footage, _enlargement(*footage.shape[-2:])), fps
+        footage = open_footage(paths[pair])
+        yield _enlarged(footage), footage.fps
 
 
 def write_clips(
@@ -63,6 +63,12 @@ def write_clips(
     for done, (pair, (pixels, fps)) in enumerate(zip(pairs, clips, strict=True), start=1):
         write_pixels(pixels, fps, "", videos[study.video_name(side, pair)])
         yield done
+
+
+def _enlarged(footage: Footage) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    factor = _enlargement(footage.height, footage.width)
+    for frame in footage.frames:
+        yield to_pixels(frame[None], factor)[0]
 
 
 def _enlargement(height: int, width: int) -> int:
