@@ -46,7 +46,7 @@ def test_the_cache_holds_what_reading_gives(shapes, prepared):
 
 
 def test_workers_change_nothing(shapes, prepared, tmp_path):
-    report = prepare(folder.find_clips(shapes, 0.35), tmp_path / "two", 24, workers=2)
+    report = prepare(folder.find_clips(shapes), tmp_path / "two", 24, workers=2)
     assert len(report.clips) == 7
     different = {"progress.jsonl"}  # its order is that of finishing
     one, two = contents(prepared), contents(tmp_path / "two")

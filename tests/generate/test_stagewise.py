@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magicvideo.errors import UserError
-from magicvideo.generate.footage import interpolate_footage, upscale_footage
+from magicvideo.generate.footage import Footage
 from magicvideo.generate.loading import load_component
 from magicvideo.generate.model import VideoModel
 from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.generate.single_stages import interpolate_footage, upscale_footage
 from magicvideo.storage import write_sums
 
 NETWORKS = (
@@ -33,6 +34,12 @@ def in_memory(model: VideoModel) -> set[str]:
     return {name for name in NETWORKS if not next(getattr(model, name).parameters()).is_meta}
 
 
+def enlarged_and_smooth(model, frames):
+    footage = Footage(iter(frames), len(frames), *frames.shape[-2:], fps=5.0)
+    smooth = interpolate_footage(model, footage, num_steps=1)
+    return torch.stack(list(upscale_footage(model, smooth, num_steps=1).frames))
+
+
 def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
     stagewise, pipeline, moving_square
 ):
@@ -43,10 +50,7 @@ def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
     video, whole = (m("a cat", seed=3, num_inference_steps=2) for m in models)
     assert torch.equal(video.frames, whole.frames)
     assert in_memory(stagewise) == set()
-    frames, expected = (
-        upscale_footage(m, interpolate_footage(m, moving_square, 5.0, num_steps=1), num_steps=1)
-        for m in models
-    )
+    frames, expected = (enlarged_and_smooth(m, moving_square) for m in models)
     assert torch.equal(frames, expected)
     assert in_memory(stagewise) == set()
 

@@ -165,7 +165,7 @@ def _interpolation(recipe: Recipe, size: int) -> Outline:
         text(ids)
 
     def loss() -> Tensor:
-        told = network(residuals, keys, one, lambda clean: clean, one, tokens, one)
+        told = network(residuals, keys, keys, one, lambda clean: clean, one, tokens, one)
         return F.mse_loss(told.prediction, residuals) + F.mse_loss(told.correction, residuals)
 
     # it begins as the key-frame network, the embedding of the noise level and the estimate aside
