@@ -73,8 +73,8 @@ def test_frame_by_frame_and_at_once_give_the_same_bytes(tmp_path, square, moving
     assert told == [("writing", done, 5) for done in range(1, 6)]
 
 
-@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x"])
-def test_containers_and_folders_hold_no_frame(tmp_path, square, moving_square, name):
+@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x"])
+def test_all_but_gif_hold_no_frame(tmp_path, square, moving_square, name):
     handed, written = [], []
 
     def frames():
@@ -109,7 +109,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, square, moving_square, 
         ("x.mp4", {"width": 27}, "Frames of 27x18 have an odd side"),
         ("x.webm", {"height": 17}, "Frames of 26x17 have an odd side"),
         ("x.gif", {"num_frames": 10**6}, "1000000 frames of 26x18 in memory at once, more than"),
-        ("x.webp", {"num_frames": 10**6}, "write .mp4, .webm or a folder of PNG frames"),
+        ("x.gif", {"num_frames": 10**6}, "write .mp4, .webm, .webp or PNG frames"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_before_any_work(

@@ -18,8 +18,8 @@ FootageOutput = Annotated[
         "--output",
         "-o",
         help="A file (.mp4, .webm, .webp, .gif), or a name without a suffix for a folder of PNG "
-        "frames. GIF and WebP hold all frames in memory; the others take any number. By default a "
-        "new file beside the video.",
+        "frames. A GIF needs all frames in memory; the others take any number. By default a new "
+        "file beside the video.",
     ),
 ]
 FootageSeed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]

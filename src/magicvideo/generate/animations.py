@@ -1,6 +1,8 @@
 """GIF, animated WebP and PNG frames through Pillow."""
 
 import io
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +39,25 @@ def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text
         save_all=True,
         append_images=pictures[1:],
         loop=0,
-        duration=_durations(frames, fps, unit=10),
+        duration=list(islice(_durations(fps, unit=10), frames)),
         transparency=_CLEAR,
         comment=text.encode("ascii"),
         optimize=False,
     )
 
 
-def write_webp(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str) -> None:
+def write_webp(
+    path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float, text: str
+) -> None:
     """Write an endless animated WebP; a frame holds the blocks that changed since they were coded.
 
     Frames are put together here: Pillow's encoder of animations makes one of frames that differ by
     3 levels or less, and either loses slow changes or jumps where it codes a whole frame again.
+    What is in memory until the last is there is coded.
     """
-    frames, height, width, _ = pixels.shape
+    frames = iter(pixels)
+    first = next(frames)
+    height, width = first.shape[:2]
     exif = Image.Exif()
     exif[_TEXT_TAG] = text
     header = bytes([_ANIMATED | _WITH_EXIF | _WITH_ALPHA, 0, 0, 0]) + _numbers(
@@ -58,7 +65,7 @@ def write_webp(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, tex
     )
     chunks = [_chunk(b"VP8X", header), _chunk(b"ANIM", bytes(6))]  # no background, no last round
     shown = np.full((height, width, 3), -256, np.int16)  # nothing yet, far from any colour
-    for frame, duration in zip(pixels, _durations(frames, fps, unit=1), strict=True):
+    for frame, duration in zip(chain([first], frames), _durations(fps, unit=1), strict=False):
         changed = _changed_blocks(frame, shown)
         shown[changed] = frame[changed]
         chunks.append(_chunk(b"ANMF", _webp_frame(frame, changed, duration)))
@@ -83,10 +90,14 @@ def read_animation_text(path: Path) -> str | None:
     return text.decode("ascii", errors="replace") if isinstance(text, bytes) else text
 
 
-def _durations(num_frames: int, fps: float, unit: int) -> list[int]:
-    # rounded where a frame ends, not frame by frame: the whole keeps its length
-    ends = [round(1000 / unit * (index + 1) / fps) * unit for index in range(num_frames)]
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+def _durations(fps: float, unit: int) -> Iterator[int]:
+    """Yield the milliseconds of one frame after the other, as many as are asked for."""
+    start = 0
+    for shown in count(1):
+        # rounded where a frame ends, not frame by frame: the whole keeps its length
+        end = round(1000 / unit * shown / fps) * unit
+        yield end - start
+        start = end
 
 
 def _changed_blocks(

@@ -72,7 +72,7 @@ def write_footage(
 ) -> None:
     """Write footage while it is made; the suffix tells the format, as for `write_video`.
 
-    GIF and WebP have to hold all frames until the last is there, as bytes; the others hold a few.
+    A GIF holds all frames until the last is there, as bytes; the others hold a few.
 
     Args:
         footage: What is written.

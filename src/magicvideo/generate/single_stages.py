@@ -10,17 +10,17 @@ from torch import Tensor
 
 from magicvideo.diffusion.sampler import make_scheduler
 from magicvideo.errors import UserError
+from magicvideo.generate.bounds import USUAL
 from magicvideo.generate.footage import Footage, Frame
 from magicvideo.generate.interpolate import interpolate_latents
 from magicvideo.generate.padding import pad_to_multiple
 from magicvideo.generate.pipeline import MagicVideoPipeline, Progress
-from magicvideo.generate.upscale import FRAMES_AT_ONCE, upscale_parts
+from magicvideo.generate.upscale import upscale_parts
 from magicvideo.models.autoencoder import decode_windows, encode_frames, spatial_factor
 from magicvideo.models.conditioning import encode_text
 from magicvideo.shapes import Latents, Tokens
 
 _GAPS_AT_ONCE = 15  # the paper's number for one video
-_WINDOW = 16  # frames that are decoded at a time
 
 
 def interpolate_footage(
@@ -110,7 +110,7 @@ def _interpolate(
     with pipeline.on_hand("vae", "interpolator"):
         keys = _gaps(_encode(pipeline, footage, progress))
         latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
-        window, done = footage.at_once(_WINDOW), 0
+        window, done = footage.at_once(USUAL.decoder_frames), 0
         windows = chain.from_iterable(torch.split(part, window) for part in latents)
         for frames in decode_windows(pipeline.vae, windows):
             done += len(frames)
@@ -172,7 +172,7 @@ def _fill(
 def _upscale(
     pipeline: MagicVideoPipeline, footage: Footage, seed: int, num_steps: int, progress: Progress
 ) -> Iterator[Frame]:
-    num_parts = -(-footage.num_frames // footage.at_once(FRAMES_AT_ONCE))
+    num_parts = -(-footage.num_frames // footage.at_once(USUAL.upscaler_frames))
     on_step = _counting(progress, "super-resolution", num_parts * num_steps)
     with pipeline.on_hand("upscaler"):
         assert pipeline.upscaler is not None
@@ -180,7 +180,7 @@ def _upscale(
         for large in upscale_parts(
             pipeline.upscaler,
             make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
-            footage.parts(FRAMES_AT_ONCE),
+            footage.parts(USUAL.upscaler_frames),
             seed,
             num_steps=num_steps,
             noise_level=0.0,  # a camera's frames are clean

@@ -21,8 +21,6 @@ LargeFrames: TypeAlias = Float[Tensor, "n c tall wide"]
 Part: TypeAlias = Float[Tensor, "_ c h w"]
 """A few frames of a video; the last part may have fewer than the others."""
 
-FRAMES_AT_ONCE = 4
-
 
 @torch.no_grad()
 def upscale_frames(
@@ -34,7 +32,7 @@ def upscale_frames(
     num_steps: int,
     noise_level: float,
     tile: int = 256,
-    frames_at_once: int = FRAMES_AT_ONCE,
+    frames_at_once: int = 4,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LargeVideos:
     """Return videos of `upscaler.config.factor` times the side, clamped to [-1, 1].

@@ -56,7 +56,7 @@ def write_pixels(
 ) -> None:
     """Write frames and a text that travels in the file; otherwise as `write_video`.
 
-    GIF and WebP are encoded when all frames are there, the others frame by frame.
+    A GIF is encoded when all frames are there, the others frame by frame.
 
     Raises:
         UserError: If the output exists or cannot be written.
@@ -69,9 +69,11 @@ def write_pixels(
             return
         with atomic_file(path) as partial:
             if kind == "gif":
-                write_gif(partial, _all(pixels), fps, text)
+                # its palette is that of all frames
+                held = pixels if isinstance(pixels, np.ndarray) else np.stack(list(pixels))
+                write_gif(partial, held, fps, text)
             elif kind == "webp":
-                write_webp(partial, _all(pixels), fps, text)
+                write_webp(partial, pixels, fps, text)
             else:
                 write_container(partial, pixels, fps, text)
 
@@ -80,16 +82,16 @@ def check_frames(path: Path, num_frames: int, height: int, width: int) -> None:
     """Find out, before any work, whether the format of an output can hold frames.
 
     Raises:
-        UserError: If it stores no odd sides and one is odd, or is encoded when all frames are in
-            memory and they are more than `MAX_BYTES` there.
+        UserError: If it stores no odd sides and one is odd, or is GIF, which is encoded when all
+            frames are in memory, and they are more than `MAX_BYTES`.
     """
     kind = format_of(path)
     if kind in ("mp4", "webm"):
         check_sides(path, height, width)
-    elif kind != "png" and num_frames * height * width * 3 > MAX_BYTES:
+    elif kind == "gif" and num_frames * height * width * 3 > MAX_BYTES:
         raise UserError(
             f"{path} would have {num_frames} frames of {width}x{height} in memory at once, more "
-            f"than {MAX_BYTES:,} bytes; write .mp4, .webm or a folder of PNG frames."
+            f"than {MAX_BYTES:,} bytes; write .mp4, .webm, .webp or PNG frames."
         )
 
 
@@ -104,10 +106,6 @@ def to_pixels(
     size = (pixels.shape[2] * enlarge, pixels.shape[1] * enlarge)
     pictures = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in pixels]
     return np.stack([np.asarray(picture) for picture in pictures])
-
-
-def _all(pixels: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "f h w 3"]:
-    return pixels if isinstance(pixels, np.ndarray) else np.stack(list(pixels))
 
 
 def _write_folder(path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], text: str) -> None:
