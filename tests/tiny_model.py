@@ -22,6 +22,14 @@ SIDE = LATENT_SIDE * PATCH
 TOKENS, TEXT_WIDTH, EMBEDDING = 13, 20, 14
 SHARED_NOISE, INSERTED, UPSCALING = 0.3, 2, 2
 VIDEO_FRAMES = FRAMES + (FRAMES - 1) * INSERTED
+AUTOENCODER = {
+    "latent_channels": LATENT_CHANNELS,
+    "patch_size": PATCH,
+    "widths": (8, 12),
+    "encoder_layers": (1, 1),
+    "decoder_layers": (1, 1),
+    "norm_num_groups": 4,
+}
 WORDS = ("cat", "dog", "surfing", "woman", "blue", "background")
 
 
@@ -64,14 +72,7 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         num_frames=FRAMES,
     )
     pipeline = MagicVideoPipeline(
-        vae=PatchAutoencoder(
-            latent_channels=LATENT_CHANNELS,
-            patch_size=PATCH,
-            widths=(8, 12),
-            encoder_layers=(1, 1),
-            decoder_layers=(1, 1),
-            norm_num_groups=4,
-        ),
+        vae=PatchAutoencoder(**AUTOENCODER),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         image_encoder=CLIPVisionModelWithProjection(vision),

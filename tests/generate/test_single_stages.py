@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 from networks import randomise
-from tiny_model import INSERTED, LATENT_CHANNELS, PATCH, UPSCALING
+from tiny_model import AUTOENCODER, INSERTED, UPSCALING
 
 from magicvideo.diffusion.sampler import make_scheduler
 from magicvideo.errors import UserError
@@ -44,16 +44,7 @@ def upscaled(pipeline, frames, **choices):
 def remembering(pipeline):
     """The tiny model with a decoder that attends to frames of earlier windows."""
     torch.manual_seed(3)
-    vae = VideoPatchAutoencoder(
-        latent_channels=LATENT_CHANNELS,
-        patch_size=PATCH,
-        widths=(8, 12),
-        encoder_layers=(1, 1),
-        decoder_layers=(1, 1),
-        norm_num_groups=4,
-        temporal_heads=2,
-        temporal_reach=5,
-    )
+    vae = VideoPatchAutoencoder(**AUTOENCODER, temporal_heads=2, temporal_reach=5)
     return MagicVideoPipeline(**{**pipeline.components, "vae": randomise(vae)}, shared_noise=0.3)
 
 

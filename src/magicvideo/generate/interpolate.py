@@ -42,18 +42,14 @@ def interpolate_latents(
         num_steps: Diffusion steps.
         shared_noise: Share of the noise that all frames have, as in training.
         noise_level: Diffusion step up to which the network's view of the keys is noised, which
-            lets it correct what is wrong with keys that were themselves made.
+            lets it tell motion from what is wrong with keys that were themselves made.
         on_step: Called with the number of finished steps.
     """
     gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
     generator = generator_for("interpolation", seed)
     noise = draw_noise((1, gaps * inserted, *keys.shape[2:]), Draws([generator]), shared_noise)
     noise = rearrange(noise, "1 (g k) c h w -> g k c h w", g=gaps).to(keys)
-    seen = keys
-    if noise_level > 0:
-        blur = torch.randn(keys.shape, generator=generator).to(keys)
-        level = torch.tensor([noise_level], device=keys.device)
-        seen = scheduler.add_noise(keys, blur, level)
+    seen = seen_keys(keys, scheduler, noise_level, generator)
     new = fill_gaps(
         interpolator.estimate,
         interpolator.denoise,
@@ -68,3 +64,13 @@ def interpolate_latents(
         on_step,
     )
     return weave(keys, new)
+
+
+def seen_keys(
+    keys: Latents, scheduler: Scheduler, noise_level: int, generator: torch.Generator
+) -> Latents:
+    """Return keys noised up to a diffusion step, as the network sees them; at 0 as they are."""
+    if noise_level == 0:
+        return keys
+    noise = torch.randn(keys.shape, generator=generator).to(keys)
+    return scheduler.add_noise(keys, noise, torch.tensor([noise_level], device=keys.device))

@@ -224,11 +224,21 @@ class MagicVideoPipeline(VideoModel):
         )
 
     def interpolate(
-        self, request: Request, keys: Latents, tokens: Tokens, progress: Progress | None = None
+        self,
+        request: Request,
+        keys: Latents,
+        tokens: Tokens,
+        progress: Progress | None = None,
+        noise_level: int | None = None,
     ) -> Float[Tensor, "b all c h w"]:
-        """Return the latents of all frames, the keys among them unchanged."""
+        """Return the latents of all frames, the keys among them unchanged.
+
+        The network's view of the keys is noised up to `noise_level`, or else the model's own.
+        """
         assert self.interpolator is not None
         steps = request.interpolation_steps
+        if noise_level is None:
+            noise_level = self.config.interpolation_noise_level
         return interpolate_latents(
             self.interpolator,
             make_scheduler(self.scheduler.config, request.scheduler),
@@ -238,7 +248,7 @@ class MagicVideoPipeline(VideoModel):
             seed=request.seed,
             num_steps=steps,
             shared_noise=self.config.shared_noise,
-            noise_level=self.config.interpolation_noise_level,
+            noise_level=noise_level,
             on_step=_reporter(progress, "interpolation", steps),
         )
 

@@ -46,11 +46,9 @@ def upscale_frames(
         scheduler: With the noise schedule that the network was trained with.
         frames: Pixels in [-1, 1], of any size.
         seeds: Of the videos, from which their noise follows.
-        num_steps: Diffusion steps. With one the result is the mean of what the large frame may
-            be, which is soft; with more it is one of those.
-        noise_level: Standard deviation of the noise on what the network is shown of the small
-            frames, from 0 to `upscaler.config.max_noise_level`: the higher, the less it trusts
-            their details. What it adds to is enlarged from frames without that noise.
+        num_steps: Diffusion steps. One gives the soft mean of what may be; more, one of those.
+        noise_level: Deviation of the noise on what the network sees of the small frames, from 0 to
+            `upscaler.config.max_noise_level`. What it adds to is enlarged without that noise.
         tile: Longest side that the network sees at a time, in pixels of the small frames.
         frames_at_once: How many frames it sees at a time.
         on_step: Called with the number of finished steps, from 0 on, and of all; every
@@ -183,9 +181,7 @@ def predict_by_tiles(
     steps = timestep.expand(len(seen))
     levels = torch.full((len(seen),), noise_level, device=seen.device)
     whole = torch.empty_like(noisy)
-    rows, columns = (
-        list(_spans(side, tile, upscaler.radius, upscaler.multiple)) for side in seen.shape[-2:]
-    )
+    rows, columns = (list(_spans(side, tile, upscaler)) for side in seen.shape[-2:])
     for row, column in product(rows, columns):
         made = upscaler(
             noisy[..., row.seen(factor), column.seen(factor)].to(dtype),
@@ -218,17 +214,15 @@ class _Span(NamedTuple):
         return slice(factor * offset, factor * (offset + self.core_last - self.core_first))
 
 
-def _spans(side: int, tile: int, radius: int, multiple: int) -> Iterator[_Span]:
+def _spans(side: int, tile: int, upscaler: Upscaler) -> Iterator[_Span]:
     """Yield the tiles along an axis; all borders are multiples, as the network's grid asks."""
     if side <= tile:
         yield _Span(0, 0, side, side)
         return
-    margin = -(-radius // multiple) * multiple
+    least, margin, multiple = upscaler.least_tile, upscaler.margin, upscaler.multiple
+    if tile < least:
+        raise UserError(f"tile={tile} is too small for this upscaler; give {least} or more.")
     core = (tile - 2 * margin) // multiple * multiple
-    if core < multiple:
-        raise UserError(
-            f"tile={tile} is too small for this upscaler; give {2 * margin + multiple} or more."
-        )
     for first in range(0, side, core):
         last = min(first + core, side)
         yield _Span(max(first - margin, 0), first, last, min(last + margin, side))

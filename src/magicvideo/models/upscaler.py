@@ -102,13 +102,14 @@ class Upscaler(ModelMixin, ConfigMixin):
         return int(radius + 2)
 
     @property
-    def least_tile(self) -> int:
-        """Return the shortest side of a tile, in pixels of the small frame: its core is `multiple`.
+    def margin(self) -> int:
+        """Return by how much a tile reaches over its core: the radius, as whole multiples."""
+        return -(-self.radius // self.multiple) * self.multiple
 
-        On both sides of the core is what its outermost pixels see.
-        """
-        margin = -(-self.radius // self.multiple) * self.multiple
-        return 2 * margin + self.multiple
+    @property
+    def least_tile(self) -> int:
+        """Return the shortest side of a tile: in pixels of the small frame, its core `multiple`."""
+        return 2 * self.margin + self.multiple
 
     def forward(
         self,

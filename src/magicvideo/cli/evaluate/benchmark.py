@@ -47,7 +47,7 @@ class BenchmarkOptions:
             name: value if value is None or value.startswith("hub:") else Path(value)
             for name, value in files.items()
         }
-        rest = {"samples": self.samples, "allow-fewer": self.allow_fewer}
+        rest = {"samples": self.samples, "allow_fewer": self.allow_fewer}
         return {"generated": self.generated, **paths, **rest}
 
 

@@ -82,8 +82,7 @@ def interpolation(
     )
     with progress() as report:
         scores = evaluation.run(report)
-    named = {name.replace("_", "-"): value for name, value in vars(trial).items()}
-    options = {"data": data, "model": model, "judge": judge, **named}
+    options = {"data": data, "model": model, "judge": judge, **vars(trial)}
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
     depends = identity_table(identity(hashes, {"data": data}, pipeline.device.type))
     write_results(output, _SECTION, [], options, [*section_parts(evaluation, scores), depends])

@@ -89,12 +89,13 @@ def command_line(words: list[str | Path], options: Mapping[str, object]) -> str:
 
     Args:
         words: What follows `magicvideo evaluate`.
-        options: Values by name; those that are None or False are left out, True is the option
-            alone, a list repeats its option. The last part stands for an absolute path.
+        options: Values by name, `_` for `-`. Those that are None or False are left out, True is the
+            option alone, a list repeats its option. The last part stands for an absolute path.
     """
     typed = [_typed(word) for word in words]
     for name, value in options.items():
-        typed += [part for one in _values(value) for part in (f"--{name}", *one)]
+        option = f"--{name.replace('_', '-')}"
+        typed += [part for one in _values(value) for part in (option, *one)]
     return shlex.join(["magicvideo", "evaluate", *typed])
 
 

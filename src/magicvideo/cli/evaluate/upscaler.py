@@ -105,6 +105,5 @@ def upscaler(
         typer.echo(sheet)
     with progress() as report:
         scores = evaluation.run(report)
-    named = {name.replace("_", "-"): value for name, value in vars(trial).items()}
-    options = {"data": data, "model": model, **named, "sheet": sheet}
+    options = {"data": data, "model": model, **vars(trial), "sheet": sheet}
     write_results(output, _SECTION, [], options, section_parts(evaluation, scores))

@@ -9,6 +9,7 @@ from torch import Tensor
 from magicvideo.diffusion.gaps import key_pairs, weave
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.evaluate.clips import Prompt
+from magicvideo.generate.interpolate import seen_keys
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Settings
 from magicvideo.models.autoencoder import decode_latents, encode_frames
@@ -78,11 +79,9 @@ def _estimate(
 ) -> Float[Tensor, "b all c h w"]:
     """Return what the network gives without diffusion, its view of the keys noised as ever."""
     assert pipeline.interpolator is not None
-    level = torch.tensor([pipeline.config.interpolation_noise_level], device=keys.device)
-    seen = keys
-    if level > 0:
-        noise = torch.randn(keys.shape, generator=generator_for("estimate", seed)).to(keys)
-        seen = pipeline.scheduler.add_noise(keys, noise, level)
+    level = pipeline.config.interpolation_noise_level
+    seen = seen_keys(keys, pipeline.scheduler, level, generator_for("estimate", seed))
     pairs = key_pairs(keys)
-    estimated, _ = pipeline.interpolator.estimate(pairs, key_pairs(seen), level.expand(len(pairs)))
+    levels = torch.full((len(pairs),), level, device=keys.device)
+    estimated, _ = pipeline.interpolator.estimate(pairs, key_pairs(seen), levels)
     return weave(keys, estimated)

@@ -13,16 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.diffusion.sampler import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.evaluate.clips import Prompt, draw_prompts, from_bytes, real_videos, to_bytes
 from magicvideo.evaluate.interpolation.filling import LATENT_BLEND, REAL, blend_keys
 from magicvideo.evaluate.intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluate.metrics.motion import LEVELS, corners, flicker
-from magicvideo.generate.interpolate import interpolate_latents
 from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.generate.request import Request, Settings
-from magicvideo.shapes import Latents, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,27 +120,9 @@ def _filled(
     tokens, negative_tokens = pipeline.encode_condition(request)
     keys = pipeline.sample_keyframes(request, tokens, negative_tokens)
     for level in noise_levels:
-        latents = _interpolate(pipeline, request, keys, tokens, level)
+        latents = pipeline.interpolate(request, keys, tokens, noise_level=level)
         yield f"interpolation network, noise level {level}", _shown(pipeline, latents)
     yield LATENT_BLEND, _shown(pipeline, blend_keys(keys, request.num_inserted))
-
-
-def _interpolate(
-    pipeline: MagicVideoPipeline, request: Request, keys: Latents, tokens: Tokens, noise_level: int
-) -> Float[Tensor, "b all c h w"]:
-    """Return what `MagicVideoPipeline.interpolate` does, but for the model's own noise level."""
-    assert pipeline.interpolator is not None
-    return interpolate_latents(
-        pipeline.interpolator,
-        make_scheduler(pipeline.scheduler.config, request.scheduler),
-        keys,
-        tokens,
-        fps=request.video_fps,
-        seed=request.seed,
-        num_steps=request.interpolation_steps,
-        shared_noise=pipeline.config.shared_noise,
-        noise_level=noise_level,
-    )
 
 
 def _shown(
