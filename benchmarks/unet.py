@@ -55,12 +55,12 @@ def forward_backward(network: Network, module: nn.Module, given: Inputs) -> None
 
 @contextmanager
 def built(
-    network: Network, work: Workload, memory_format: torch.memory_format
+    network: Network, work: Workload, memory_format: torch.memory_format, device: str = "cpu"
 ) -> Iterator[nn.Module]:
     """Yield a network with small random weights, and give its memory back."""
     with torch.device("meta"):
         module = network.build(work)
-    module = module.to_empty(device="cpu").train()
+    module = module.to_empty(device=device).train()
     with torch.no_grad():
         for tensor in chain(module.parameters(), module.buffers()):
             tensor.uniform_(-0.03, 0.03)

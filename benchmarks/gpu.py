@@ -1,0 +1,221 @@
+"""What the paper's scale costs on one GPU: the U-Nets, training of every stage, and one video.
+
+    python -m benchmarks.gpu FOLDER --output gpu.md
+
+The model is Stable Diffusion 1.5 in form and size with random weights, and the clips are made, so
+that costs are all that is learned here. README.md in this folder says how to read the numbers.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.cascade import Machine, Precision, report
+from benchmarks.stable_diffusion import IMAGE, make
+from benchmarks.unet import Work, built, forward, forward_backward
+from magicvideo.data.prepare import prepare
+from magicvideo.data.sources import folder as clip_folder
+from magicvideo.data.sources.synthetic import write_clips
+from magicvideo.evaluate.cost.networks import FLOOR, NETWORKS, PAPER, make_inputs
+from magicvideo.evaluate.cost.page import table
+from magicvideo.stable_diffusion.inflation import inflate_stable_diffusion
+from magicvideo.storage import atomic_file
+from magicvideo.train.export import export
+from magicvideo.train.loop import CHECKPOINTS
+from magicvideo.train.plan import plan
+from magicvideo.train.recipe import Recipe, StageName, read_recipe
+from magicvideo.train.run import train
+from magicvideo.train.settings import StageSettings
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "paper.yaml"
+SMALL, LARGE, CLIPS, WARM_UP = 256, 1024, 8, 2
+_GIB = 2**30
+_WORKS: dict[str, Work] = {"forward": forward, "forward and backward": forward_backward}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of pass through one network: milliseconds of each round, and bytes at its peak."""
+
+    milliseconds: list[float]
+    peak: int
+
+
+def measure_pass(name: str, work: Work, rounds: int, dtype: torch.dtype) -> Pass:
+    """Run one network of Stable Diffusion's width on a clip, its weights in single precision.
+
+    Args:
+        name: Of the network.
+        work: What to run.
+        rounds: How often, after one pass to begin with.
+        dtype: Of autocast.
+    """
+    network = NETWORKS[name]
+    given = make_inputs(PAPER, "cuda")
+    with built(network, PAPER, torch.contiguous_format, "cuda") as module:
+        torch.cuda.reset_peak_memory_stats()
+        milliseconds = []
+        for _ in range(1 + rounds):
+            start, end = _event(), _event()
+            start.record()
+            with torch.autocast("cuda", dtype):
+                work(network, module, given)
+            end.record()
+            torch.cuda.synchronize()
+            milliseconds.append(start.elapsed_time(end))
+        return Pass(milliseconds[1:], torch.cuda.max_memory_allocated())
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def networks_section(rounds: int) -> str:
+    """Return the table of all networks, ratios against the image network in the same run."""
+    rows = []
+    for label, work in _WORKS.items():
+        taken = {name: measure_pass(name, work, rounds, torch.bfloat16) for name in NETWORKS}
+        floor = median(taken[FLOOR].milliseconds)
+        for name, run in taken.items():
+            middle = median(run.milliseconds)
+            numbers = (f"{middle:.1f}", f"{middle / floor:.3f}", f"{run.peak / _GIB:.1f}")
+            rows.append([label, name, *numbers])
+    head = ["pass", "network", "milliseconds", "ratio", "GiB at peak"]
+    return (
+        "## The U-Nets\n\nOne pass over a clip of 16 frames, 32x32 latents and 77 tokens, in "
+        f"bfloat16 by autocast, weights in float32; the median of {rounds}.\n\n"
+        f"{table(head, rows)}"
+    )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update of one stage costs, and what the recipe's plan says of its memory."""
+
+    stage: str
+    samples: int
+    seconds: float
+    peak: int
+    planned: int
+    gflops: float
+
+
+def prepare_all(folder: Path) -> Recipe:
+    """Make the model to start from and the clips, if they are not there, and return the recipe."""
+    if not (folder / "start").exists():
+        make(folder)
+        inflate_stable_diffusion(folder / IMAGE, folder / "start", num_frames=16, size=SMALL)
+        shutil.rmtree(folder / IMAGE)
+    if not (folder / "clips").exists():
+        (folder / "clips").mkdir()
+        write_clips(folder / "clips", CLIPS)
+    for size in (SMALL, LARGE):
+        source = clip_folder.find_clips(folder / "clips")
+        prepare(source, folder / f"clips{size}", size, every=1 if size == SMALL else 10)
+    places = {
+        "data": folder / f"clips{SMALL}",
+        "output": folder / "run",
+        "start": folder / "start",
+        "upscaler.data": folder / f"clips{LARGE}",
+    }
+    return read_recipe(RECIPE, [f"{name}={place}" for name, place in places.items()])
+
+
+def with_updates(recipe: Recipe, updates: int) -> Recipe:
+    """Return the recipe with so many updates of every stage, no pictures and one checkpoint."""
+    few = {"steps": updates, "preview_every": updates + 1, "keep_checkpoints": 1}
+    stages: dict[str, StageSettings] = {
+        name: stage.model_copy(update=few) for name, stage in recipe.stages().items()
+    }
+    return recipe.model_copy(update=stages)
+
+
+def train_stage(recipe: Recipe, name: StageName) -> Update:
+    """Train one stage in this process, which has trained nothing else."""
+    planned = next(row for row in plan(recipe) if row.name == name)
+    settings = recipe.stages()[name]
+    train(recipe, name, print)
+    lines = (recipe.output / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
+    shutil.rmtree(recipe.output / name / CHECKPOINTS)  # 15 GB of each denoiser
+    samples = settings.batch_size * settings.accumulate
+    gflops = samples * planned.training_gflops
+    peak = torch.cuda.max_memory_allocated()
+    return Update(name, samples, median(seconds), peak, planned.memory.total, gflops)
+
+
+def train_all(recipe: Recipe) -> Iterator[Update]:
+    """Train every stage in a process of its own, in order."""
+    for name in recipe.stages():
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            yield fresh.submit(train_stage, recipe, name).result()
+
+
+def training_section(recipe: Recipe, updates: int) -> str:
+    """Return the table of all stages."""
+    rows = []
+    for update in train_all(recipe):
+        stage, samples, seconds, peak, planned, gflops = astuple(update)
+        rate = gflops / 1e3 / seconds
+        numbers = (f"{seconds:.2f}", f"{rate:.0f}", f"{peak / _GIB:.1f}", f"{planned / _GIB:.1f}")
+        rows.append([stage, str(samples), *numbers])
+        print(rows[-1], flush=True)
+    head = ["stage", "samples an update", "seconds", "TFLOP/s", "GiB at peak", "GiB planned"]
+    return (
+        f"## Training\n\n`recipes/paper.yaml` as it stands, {updates} updates of every stage, of "
+        f"which the first {WARM_UP} do not count; seconds are the median, clips are read by the "
+        "same process. *TFLOP/s*: the operations that the plan counts, over the seconds. "
+        f"*Planned*: what `--dry-run` says.\n\n{table(head, rows)}"
+    )
+
+
+def video_section(recipe: Recipe, folder: Path, precision: Precision) -> str:
+    """Return what one video of the trained model costs, 61 frames of 1024 pixels."""
+    model = folder / "model"
+    if not model.exists():
+        export(recipe.output, model, "fp16")
+    costs = report(model, Machine("cuda", precision), rounds=1)
+    return f"## One video\n\nAll stages by the recipe's defaults; {costs}"
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="For models, clips and runs; 60 GB of disk.")],
+    updates: Annotated[int, typer.Option(min=WARM_UP + 1, help="Of every stage.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every pass through a U-Net.")] = 10,
+    precision: Annotated[Precision, typer.Option(help="Of the video.")] = Precision.FLOAT16,
+    output: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+) -> None:
+    """Measure the paper's scale on one GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = with_updates(prepare_all(folder), updates)
+    sections = [
+        "# The paper's scale on one GPU\n\n"
+        "Written by `python -m benchmarks.gpu`; `benchmarks/README.md` says how it measures. "
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}. Weights are random, in form "
+        "and size of Stable Diffusion 1.5, so that seconds and memory are all that is told here."
+    ]
+    parts: list[Callable[[], str]] = [
+        partial(networks_section, rounds),
+        partial(training_section, recipe, updates),
+        partial(video_section, recipe, folder, precision),
+    ]
+    for section in parts:
+        sections.append(section())
+        print(sections[-1], flush=True)
+        if output is not None:
+            with atomic_file(output) as file:
+                file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
