@@ -36,9 +36,13 @@ def denoiser_scores(error):
     }
 
 
+def interval_around(value):
+    return {"value": value, "count": 40, "low": value - 0.2, "high": value + 0.1}
+
+
 def decoder_scores(second):
     measures = [
-        {"name": name, "first": 0.02, "second": second}
+        {"name": name, "first": 0.02, "second": second, "gain": interval_around(second / 0.02)}
         for name in ("flicker", "temporal error", "psnr")
     ]
     return {"decoder": [{"noise": noise, "measures": measures} for noise in (0.0, 0.1)]}
@@ -105,6 +109,8 @@ def test_what_is_missing_is_said_plainly(denoisers):
     assert cells(table, "second")[1] == "1, 1 missing"
     assert cells(table, "second")[3].startswith("0.1667 [")
     assert cells(table, "third")[1] == "missing"
+    # Wilson's interval of 2 among 8, the videos of both seeds
+    assert cells(table, "first")[5] == "25.0 [7.1, 59.1]"
     assert cells(table, "real clips")[-5:-2] == ["90.0", "", "0.0100"]
     costs = cost_table(denoisers, with_pass=True)
     assert cells(costs, "first")[1:4] == ["8.50", "12.50", "0.500"]
@@ -118,7 +124,8 @@ def test_decoders_stand_beside_the_one_that_they_began_as():
     scoring = Scoring(decoder_noise=(0.0, 0.1))
     table = decoder_table(scoring, rows)
     assert cells(table, "first")[3] == "3.825 (2.550 to 5.100)"  # levels of 127.5
-    assert cells(table, "of single frames, as all began")[-1] == "0.02 (0.02 to 0.02)"
+    assert cells(table, "first")[-1] == "1.500 [0.800, 2.100]"  # from both seeds' outermost ends
+    assert cells(table, "of single frames, as all began")[5] == "0.02 (0.02 to 0.02)"
     assert table.count("missing") == 2  # at both levels of noise
 
 

@@ -32,14 +32,16 @@ _DENOISER = (
     "share whose own caption the judge ranks first, the Frechet distance on the judge's features, "
     "and change in time of the whole picture and of its corners as multiples of the real clips'. "
     "*Same background*: among captions of the same colour behind the figure, which then tells "
-    "nothing. The Frechet distance of {prompts} clips is mostly what so few of them cost, as the "
-    "real clips' own row says."
+    "nothing. Shares are of the videos of all seeds with Wilson's interval, a little too narrow, "
+    "since all seeds have the same captions. The Frechet distance of {prompts} clips is mostly "
+    "what so few of them cost, as the real clips' own row says."
 )
 _DECODER = (
     "{clips} clips of the {split} split, {frames} frames in a row, on the same latents; *noise* is "
     "its standard deviation on them, anew in every frame. *Flicker*: mean absolute change of "
     "pixels that never change in the real clip. *Temporal error*: between the changes in time and "
-    "the real ones."
+    "the real ones. *Times* and *plus*: of the decoder that all began as, clip by clip, the mean "
+    "of the seeds and the outermost ends of their bootstrapped intervals."
 )
 _UPSCALER = (
     "{clips} large frames of the held-out split, shrunk by the scale and enlarged again. The "

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from magicvideo.ablations.results import Row, paired_difference, spread
 from magicvideo.ablations.scoring import Scores
 from magicvideo.ablations.settings import Experiment, Scoring
+from magicvideo.evaluate.intervals import share
 from magicvideo.evaluate.metrics.motion import LEVELS
 from magicvideo.evaluate.page import number, table
 
+_SHARES = ("caption_first", "caption_first_same_background")
 _VIDEOS = {
-    "caption_first": (1, 100.0),
-    "caption_first_same_background": (1, 100.0),
+    **dict.fromkeys(_SHARES, (1, 100.0)),
     "frechet": (4, 1.0),
     "temporal_change": (2, 1.0),
     "flicker": (2, 1.0),
@@ -21,6 +24,8 @@ _DECODER = {
     "temporal error": ("temporal error, levels", 3, LEVELS),
     "psnr": ("PSNR, dB", 2, 1.0),
 }
+_GAINS = {"flicker, times [95 %]": "flicker", "PSNR, plus [95 %]": "psnr"}
+"""What is compared clip by clip with the decoder that all began as."""
 MISSING = "missing"
 
 
@@ -33,8 +38,8 @@ def denoiser_table(experiment: Experiment, scoring: Scoring, rows: Sequence[Row]
         "held-out error",
         f"more than {baseline.label} [95 %]",
         "of it between frames",
-        f"own caption first among {scoring.pool_size}, %",
-        "the same, same background, %",
+        f"own caption first among {scoring.pool_size}, % [95 %]",
+        "the same, same background, % [95 %]",
         "Frechet distance, judge's features",
         "temporal change",
         "flicker",
@@ -68,18 +73,22 @@ def cost_table(rows: Sequence[Row], *, with_pass: bool) -> str:
 
 def decoder_table(scoring: Scoring, rows: Sequence[Row]) -> str:
     """Return the quality of decoders on clean and on noisy latents."""
-    columns = ("noise", "decoder", "seeds", *(label for label, _, _ in _DECODER.values()))
+    columns = ("noise", "decoder", "seeds", *(label for label, _, _ in _DECODER.values()), *_GAINS)
     cells = []
     for place, noise in enumerate(scoring.decoder_noise):
         trained = [row for row in rows if row.scores]
         if trained:
             before = [_decoder_cell(trained[0], place, name, "first") for name in _DECODER]
-            cells.append([f"{noise:g}", "of single frames, as all began", "", *before])
+            still = [""] * len(_GAINS)
+            cells.append([f"{noise:g}", "of single frames, as all began", "", *before, *still])
         for row in rows:
             values = (
-                [_decoder_cell(row, place, name, "second") for name in _DECODER]
+                [
+                    *(_decoder_cell(row, place, name, "second") for name in _DECODER),
+                    *(_gain_cell(row, place, name) for name in _GAINS.values()),
+                ]
                 if row.scores
-                else [""] * len(_DECODER)
+                else [""] * (len(_DECODER) + len(_GAINS))
             )
             cells.append([f"{noise:g}", row.label, seeds_cell(row), *values])
     return table(columns, cells)
@@ -145,7 +154,19 @@ def _video_cell(row: Row, name: str) -> str:
     digits, scale = _VIDEOS[name]
     if any(name not in scores["videos"] for scores in row.scores.values()):
         return ""
+    if name in _SHARES:
+        return _share_cell([scores["videos"][name] for scores in row.scores.values()])
     return spread(row.values(lambda scores: scores["videos"][name]["measured"]), digits, scale)
+
+
+def _share_cell(seeds: Sequence[Scores]) -> str:
+    """Return the share of hits among the videos of all seeds, in percent, with its interval."""
+    counts = [(round(found["measured"] * found["count"]), found["count"]) for found in seeds]
+    hits, total = (sum(column) for column in zip(*counts, strict=True))
+    found = share(np.arange(total) < hits)
+    assert found.low is not None
+    assert found.high is not None
+    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def _real_cell(scores: Scores, name: str) -> str:
@@ -182,6 +203,18 @@ def _decoder_cell(row: Row, place: int, name: str, side: str) -> str:
         return next(found[side] for found in measures if found["name"] == name)
 
     return spread(row.values(read), digits, scale)
+
+
+def _gain_cell(row: Row, place: int, name: str) -> str:
+    """Return the mean of all seeds, and the outermost ends of their intervals."""
+    gains = [
+        found["gain"]
+        for scores in row.scores.values()
+        for found in scores["decoder"][place]["measures"]
+        if found["name"] == name
+    ]
+    low, high = min(gain["low"] for gain in gains), max(gain["high"] for gain in gains)
+    return f"{np.mean([gain['value'] for gain in gains]):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _way_cells(row: Row, place: int) -> list[str]:
