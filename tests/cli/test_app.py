@@ -43,7 +43,7 @@ def raising(error):
         (KeyboardInterrupt(), 130, ""),
         (OSError(errno.ENOSPC, "No space left on device", "a.mp4"), 2, "full at a.mp4 ("),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied at /x."),
-        (MemoryError(), 2, "There is not enough memory; do less at a time, or on another device."),
+        (MemoryError(), 2, "not enough memory; take smaller frames or fewer of them, or another"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB."), 2, "(2.50 GiB more were"),
         (typer.Exit(7), 7, ""),
     ],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,20 @@ def test_the_end_of_memory_is_a_sentence_and_a_command(
     assert read_request(tmp_path / "cut") == read_request(tmp_path / "whole")
     shown, expected = frames_of(tmp_path / "cut"), frames_of(tmp_path / "whole")
     np.testing.assert_allclose(shown, expected, atol=1)  # levels: the last bits may differ
+
+
+def test_kept_latents_are_not_lost_to_another_video(command, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(MagicVideoPipeline, "decode", ends_python)
+        assert command(*WISH, "--output", "x.webp") == 2
+    kept = latents_path(Path("x.webp")).read_bytes()
+    capsys.readouterr()
+    assert command("a dog", "--output", "x.webp") == 2
+    assert "finish it with `magicvideo generate --resume x.webp`" in capsys.readouterr().err
+    assert latents_path(Path("x.webp")).read_bytes() == kept
+    assert command("a dog", "--output", "x.webp", "--overwrite") == 0
+    assert read_request(Path("x.webp")).prompt == "a dog"
+    assert not latents_path(Path("x.webp")).exists()
 
 
 def test_where_nothing_is_left_to_lower_other_memory_is_advised(command, monkeypatch, capsys):

@@ -111,6 +111,18 @@ def test_frames_that_are_equal_or_nearly_stay_frames(
     assert np.abs(np.subtract(durations, 1000 / 24)).max() < unit
 
 
+def test_a_gif_shows_no_frame_for_less_than_players_do(tmp_path, moving_square, request_of):
+    frames = moving_square[[0, 1, 2, 3, 4, 0, 1, 2]]
+    for fps, kept in ((50, 8), (100, 4), (120, 4), (33, 8)):
+        write_video(frames, request_of(fps=float(fps), enlarge=1), tmp_path / f"{fps}.gif")
+        pictures, durations = shown(tmp_path / f"{fps}.gif")
+        assert len(pictures) == kept
+        assert min(durations) >= 20
+        assert abs(sum(durations) - 8000 / fps) < 15  # it is no longer and no shorter
+    every_second = shown(tmp_path / "100.gif")[0]
+    assert np.array_equal(every_second, shown(tmp_path / "50.gif")[0][::2])
+
+
 def clip_of(background):
     """A square of 16 pixels over frames `f h w 3` of a background, 2 pixels a frame."""
     for index, frame in enumerate(background):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from magicvideo.errors import UserError
 from magicvideo.generate.formats import FORMATS, format_of
-from magicvideo.generate.naming import beside, output_paths, slug_of
+from magicvideo.generate.naming import beside, output_paths, slug_of, storable
 
 
 @given(st.text())
@@ -36,6 +36,19 @@ def test_slugs_are_readable():
 )
 def test_what_is_made_of_a_video_lies_beside_it(video, expected):
     assert beside(Path(video), "upscaled") == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "expected"),
+    [
+        ("in.mp4", (48, 64), "in.mp4"),
+        ("in.mp4", (47, 64), "in.webp"),
+        ("in.webm", (48, 33), "in.webp"),
+        ("in.gif", (47, 33), "in.gif"),
+    ],
+)
+def test_a_made_name_is_one_that_stores_odd_sides(name, sides, expected):
+    assert storable(Path(name), *sides) == Path(expected)
 
 
 @pytest.mark.parametrize(

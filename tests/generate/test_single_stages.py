@@ -61,6 +61,23 @@ def test_footage_of_any_length_and_size_gets_its_frames(pipeline, monkeypatch):
     torch.testing.assert_close(in_parts[::STEP], whole[::STEP], atol=1e-5, rtol=0)
 
 
+def test_of_large_frames_fewer_gaps_are_filled_at_a_time(pipeline, monkeypatch):
+    seen = []
+    fill = single_stages.interpolate_latents
+
+    def counted(interpolator, scheduler, keys, *rest, **choices):
+        seen.append(keys.shape[1] - 1)
+        return fill(interpolator, scheduler, keys, *rest, **choices)
+
+    monkeypatch.setattr(single_stages, "interpolate_latents", counted)
+    interpolated(pipeline, random_frames(9, 24, 30))
+    assert seen == [8]
+    seen.clear()
+    monkeypatch.setattr("magicvideo.generate.footage._USUAL_AREA", 24 * 30 // 5 + 1)
+    interpolated(pipeline, random_frames(9, 24, 30))
+    assert seen == [3, 3, 2]
+
+
 @pytest.mark.parametrize("gaps_at_once", [15, 4])
 def test_windows_decode_to_what_the_whole_does(remembering, monkeypatch, gaps_at_once):
     frames, length = random_frames(8, 26, 24), 8

@@ -84,7 +84,8 @@ def run(arguments: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        return _complain(str(without_memory(error, "do less at a time, or on another device")))
+        advice = "take smaller frames or fewer of them, or another device"
+        return _complain(str(without_memory(error, advice)))
     return code if isinstance(code, int) else 0
 
 

@@ -131,7 +131,7 @@ def _finish(output: Path, half: SecondHalf) -> None:
         )
     torch.set_num_threads(request.threads)
     half.make(console, "", pipeline, request, latents.to(pipeline.device), output)
-    _tell(output, request, half.model, [use.name for use in request.loras])
+    _tell(output, request, half, [use.name for use in request.loras])
 
 
 def _make(
@@ -155,13 +155,14 @@ def _make(
             latents = pipeline.make_latents(request, progress)
         write_latents(latents_path(path), latents, request)
         half.make(console, place, pipeline, request, latents, path)
-        _tell(path, request, half.model, loras)
+        _tell(path, request, half, loras)
 
 
-def _tell(path: Path, request: "Request", model: Path | None, loras: list[str]) -> None:
+def _tell(path: Path, request: "Request", half: SecondHalf, loras: list[str]) -> None:
     """Say where a video is and how to make it again."""
     again = ["magicvideo", "generate", "--like", str(path)]
-    again += ["--model", str(model)] if model else []
+    again += ["--model", str(half.model)] if half.model else []
+    again += half.bounds.as_options()  # they decide last bits
     again += [word for lora in loras for word in ("--lora", lora)]
     again += ["--output", str(path.with_name(f"again-{path.name}"))]
     again += [] if path.suffix else ["--format", "png"]

@@ -43,17 +43,24 @@ def interpolate(
 ) -> None:
     """Put new frames between the frames of a video: the same motion at a higher rate, no sound.
 
+    Frames count as evenly spaced, at the video's mean rate.
+
     Examples:
       magicvideo interpolate clip.mp4
       magicvideo interpolate clip.gif --output smooth.mp4
     """
     target = choose_target(footage, output, "interpolated", overwrite=overwrite)
     from magicvideo.generate.footage import open_footage, write_footage
+    from magicvideo.generate.naming import storable
+    from magicvideo.generate.outputs import check_output
     from magicvideo.generate.single_stages import interpolate_footage
 
     console = make_console()
     with console.status("Looking through the video"):
         clip = open_footage(footage)
+    if output is None:
+        target = storable(target, clip.height, clip.width)
+        check_output(target, overwrite=overwrite)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
         made = interpolate_footage(

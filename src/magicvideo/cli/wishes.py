@@ -82,6 +82,7 @@ class Target:
         Raises:
             UserError: If a name is not possible, taken or not writable.
         """
+        from magicvideo.generate.kept_latents import check_no_latents
         from magicvideo.generate.naming import output_paths
         from magicvideo.generate.outputs import check_output, check_writable
 
@@ -91,6 +92,8 @@ class Target:
                 check_writable(path.parent.parent)
             else:
                 check_output(path, overwrite=self.overwrite)
+            if not self.overwrite:
+                check_no_latents(path)
         return paths
 
 

@@ -18,11 +18,18 @@ _PNG_KEY = "Comment"
 _CLEAR = 255  # in the palette of a GIF: what was there stays
 _BLOCK = 16  # pixels a side of what WebP codes at a time
 _UNSEEN = 3  # levels of 255 by which a block may be off; coding it anew changes more
+_LEAST_GIF_DELAY = 20  # milliseconds; players show a frame of less for 100
 _ANIMATED, _WITH_EXIF, _WITH_ALPHA = 0x02, 0x08, 0x10  # bits of a WebP's header
 
 
 def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str) -> None:
-    """Write an endless GIF; one palette for all frames, so that plain areas do not flicker."""
+    """Write an endless GIF; one palette for all frames, so that plain areas do not flicker.
+
+    Above 50 frames a second some are left out, since players slow down what is shown for less than
+    20 milliseconds.
+    """
+    kept, durations = _gif_frames(len(pixels), fps)
+    pixels = pixels[kept]
     frames, height, width, _ = pixels.shape
     montage = Image.fromarray(pixels.reshape(frames * height, width, 3))
     palette = montage.quantize(_CLEAR, method=Image.Quantize.MEDIANCUT)
@@ -39,7 +46,7 @@ def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text
         save_all=True,
         append_images=pictures[1:],
         loop=0,
-        duration=list(islice(_durations(fps, unit=10), frames)),
+        duration=durations,
         transparency=_CLEAR,
         comment=text.encode("ascii"),
         optimize=False,
@@ -98,6 +105,20 @@ def _durations(fps: float, unit: int) -> Iterator[int]:
         end = round(1000 / unit * shown / fps) * unit
         yield end - start
         start = end
+
+
+def _gif_frames(frames: int, fps: float) -> tuple[list[int], list[int]]:
+    """Return the frames that a GIF shows, and for how many milliseconds each."""
+    kept: list[int] = []
+    shown: list[int] = []
+    for index, duration in enumerate(islice(_durations(fps, unit=10), frames)):
+        if shown and shown[-1] < _LEAST_GIF_DELAY:
+            shown[-1] += duration
+        else:
+            kept.append(index)
+            shown.append(duration)
+    shown[-1] = max(shown[-1], _LEAST_GIF_DELAY)
+    return kept, shown
 
 
 def _changed_blocks(

@@ -95,7 +95,7 @@ def check_sides(path: Path, height: int, width: int) -> None:
     if height % 2 or width % 2:
         raise UserError(
             f"Frames of {width}x{height} have an odd side, which {path.suffix} does not store; "
-            "enlarge by 2, or write a GIF."
+            "write .webp, .gif or PNG frames, or let `generate` enlarge by 2."
         )
 
 

@@ -1,5 +1,6 @@
 """Finished latents on the disk, so that what fails after them costs little to repeat."""
 
+import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,20 @@ def write_latents(path: Path, latents: Latents, request: Request) -> None:
     metadata = {_REQUEST: request.to_json()}
     with disk_in_words(path), atomic_file(path) as partial:
         save_file({_LATENTS: latents.cpu().contiguous()}, partial, metadata=metadata)
+
+
+def check_no_latents(output: Path) -> None:
+    """Find out, before any work, that no unfinished video would lose its latents.
+
+    Raises:
+        UserError: If there are latents beside an output.
+    """
+    path = latents_path(output)
+    if path.exists():
+        raise UserError(
+            f"{path} holds a video that was cut short; finish it with `magicvideo generate "
+            f"--resume {shlex.quote(str(output))}`, choose another name, or add --overwrite."
+        )
 
 
 def read_latents(path: Path) -> tuple[Request, Latents]:

@@ -25,6 +25,12 @@ def beside(video: Path, made: str) -> Path:
     return video.with_name(f"{video.stem}-{made}{suffix}")
 
 
+def storable(path: Path, height: int, width: int) -> Path:
+    """Return a made name, as WebP where the format of the name has no odd sides and one is odd."""
+    is_odd = height % 2 or width % 2
+    return path.with_suffix(".webp") if is_odd and format_of(path) in ("mp4", "webm") else path
+
+
 def output_paths(
     output: Path | None, names: list[str], seeds: list[int], chosen: str | None
 ) -> list[Path]:

@@ -101,14 +101,15 @@ def _interpolate(
     progress: Progress,
 ) -> Iterator[Frame]:
     progress("encoding", 0, footage.num_frames)
-    num_batches = -(-(footage.num_frames - 1) // _GAPS_AT_ONCE)
+    at_once = footage.at_once(_GAPS_AT_ONCE)
+    num_batches = -(-(footage.num_frames - 1) // at_once)
     on_step = _counting(progress, "interpolation", num_batches * num_steps)
     progress("decoding", 0, made.num_frames)
     with pipeline.on_hand("text_encoder"):
         tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
     # both at once, since a long video is not made one stage after the other
     with pipeline.on_hand("vae", "interpolator"):
-        keys = _gaps(_encode(pipeline, footage, progress))
+        keys = _gaps(_encode(pipeline, footage, progress), at_once)
         latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
         window, done = footage.at_once(USUAL.decoder_frames), 0
         windows = chain.from_iterable(torch.split(part, window) for part in latents)
@@ -133,10 +134,10 @@ def _encode(
         yield from latents
 
 
-def _gaps(keys: Iterator[Float[Tensor, "c h w"]]) -> Iterator[Latents]:
-    """Yield the keys of some gaps at a time; the last one is the first of the next, too."""
+def _gaps(keys: Iterator[Float[Tensor, "c h w"]], at_once: int) -> Iterator[Latents]:
+    """Yield the keys of `at_once` gaps at a time; the last one is the first of the next, too."""
     last: list[Tensor] = []
-    while part := list(islice(keys, _GAPS_AT_ONCE + 1 - len(last))):
+    while part := list(islice(keys, at_once + 1 - len(last))):
         yield torch.stack([*last, *part])[None]
         last = part[-1:]
 

@@ -281,7 +281,8 @@ class Interpolator(ModelMixin, ConfigMixin):
 
         New input channels get weights of zero. A window may stand anywhere in the video, so its
         adaptors start from the mean over the key-frame network's frames. The embedding of the noise
-        level stays zero, and attention on levels where the key-frame network has none is new.
+        level stays zero, and attention on levels where the key-frame network has none is new. The
+        last convolution is zero, since what is predicted is another thing: a difference.
         """
         theirs = keyframes.state_dict()
         for name, own in self.unet.state_dict().items():
