@@ -102,7 +102,14 @@ def test_what_scores_depend_on_is_in_the_document(values, write, command, networ
         },
     }
     method = document["method"]
-    assert method["kernel"] == {"degree": 3, "gamma": "1 / width", "offset": 1, "unbiased": True}
+    assert method["kernel"] == {
+        "degree": 3,
+        "gamma": "1 / width",
+        "offset": 1,
+        "unbiased": True,
+        "left_out": "pairs within one clip, such as of its frames for KID",
+        "subsets": "none: all clips at once",
+    }
     assert method["intervals"]["means"]["resamples"] == 2000
     captions = [path.read_text(encoding="utf-8").strip() for path in shapes.glob("*.txt")]
     for count, name in ((4, "generated"), (6, "real")):

@@ -16,7 +16,13 @@ METHOD = {
     "resizing": "by Pillow in 8 bits; none where a frame has the size already",
     "similarity": "raw cosine, mean over the frames, then over the videos",
     "inception_splits": 1,
-    "kernel": {**asdict(KID), "gamma": "1 / width", "unbiased": True},
+    "kernel": {
+        **asdict(KID),
+        "gamma": "1 / width",
+        "unbiased": True,
+        "left_out": "pairs within one clip, such as of its frames for KID",
+        "subsets": "none: all clips at once",
+    },
     "extrapolation": {"points": POINTS, "smallest_subset": "half"},
     "intervals": {
         "confidence": CONFIDENCE,
