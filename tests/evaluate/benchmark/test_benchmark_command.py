@@ -7,8 +7,9 @@ from itertools import combinations
 import pytest
 
 from magicvideo.cli import run
-from magicvideo.evaluate.benchmark.prompts import prompts_hash
-from magicvideo.evaluate.benchmark.reference import read_clip_pixels
+from magicvideo.evaluate.benchmark.prompts import draw_wishes, prompts_hash
+from magicvideo.evaluate.benchmark.protocol import Benchmark
+from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
 from magicvideo.storage import files_hash, sha256
 
 CLIP_FILES = ["*.json", "*.txt", "model.safetensors"]
@@ -190,7 +191,7 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
     assert evaluate(write(values), command) == 2
     assert evaluate(write(values), command, "--allow-fewer") == 0
     page, document = read(command)
-    assert document["marks"] == ["3 of 7 videos", "7 of 8 real clips", "prompts of its own"]
+    assert document["marks"] == ["3 of 7 videos", "7 of 8 real clips"]  # a part of the prompts
     scores = {score["name"]: score["measured"]["value"] for score in document["scores"]}
     assert scores["all attributes as asked"] == 1
     assert scores["precision, videos"] == 1  # they are real clips
@@ -203,6 +204,31 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
     assert sum(real["classes"].values()) == 7
     assert generated["prompts_sha256"] == prompts_hash(captions)
     assert generated["asked_prompts_sha256"] == real["captions_sha256"]  # one clip a class
+
+
+@pytest.mark.parametrize(
+    ("names", "marks"),
+    [
+        (["{0}-0", "{1}-0"], ["2 of 4 videos"]),
+        (["{0}-0", "a made-up thing-0"], ["2 of 4 videos", "prompts of its own"]),
+        (["{0}-0", "{0}-1"], ["2 of 4 videos", "prompts of its own"]),  # it is asked for once
+    ],
+)
+def test_prompts_that_nobody_asked_for_are_marked(
+    names, marks, values, write, command, shapes, tmp_path
+):
+    values["prompts"] = {"kind": "class_mix", "split": "train", "count": 4}
+    benchmark = Benchmark.model_validate(values)
+    captions = [wish.prompt for wish in draw_wishes(benchmark, reference_clips(shapes, "train"))]
+    made = tmp_path / "made"
+    made.mkdir()
+    for name in names:
+        shutil.copy(shapes / "clip000.mp4", made / f"{name.format(*captions)}.mp4")
+    del command["--model"]
+    assert evaluate(write(values), command | {"--generated": made}, "--allow-fewer") == 0
+    page, document = read(command)
+    assert document["marks"] == marks
+    assert f"**Not the whole protocol:** {'; '.join(marks)}." in page
 
 
 def test_videos_for_vbench(tiny_model, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A benchmark, start to end: prompts, videos made now or found, real clips, scores."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,17 +162,18 @@ class BenchmarkRun:
                 yield self._cut(found.pixels, video.path.name), video.prompt
 
         prompts = [video.prompt for video in made]
-        asked = prompts_hash([wish.prompt for wish in self._drawn()])
+        asked = [wish.prompt for wish in self._drawn()]
+        is_part = Counter(prompts) <= Counter(asked)  # fewer have a mark of their own
         videos = Videos(
             maker=folder.resolve().name,
             clips=clips(),
             prompts=prompts,
             rates=rates,
             about={
-                "asked_prompts_sha256": asked,
+                "asked_prompts_sha256": prompts_hash(asked),
                 "container": ", ".join(sorted({video.path.suffix for video in made})),
             },
-            marks=["prompts of its own"] if prompts_hash(prompts) != asked else [],
+            marks=[] if is_part else ["prompts of its own"],
         )
         return self._score(videos, self.look_at_real(progress), progress)
 
