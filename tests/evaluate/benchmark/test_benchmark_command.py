@@ -65,6 +65,7 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])
     assert document["identity"]["CLIP, clip"] == files_hash(networks["clip"], CLIP_FILES)
     assert document["generated"]["settings"]["num_inference_steps"] == 1
+    assert document["generated"]["seeds"] == "that of prompt k is k, from 0"
     assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
     assert document["marks"] == []
@@ -112,6 +113,8 @@ def test_what_scores_depend_on_is_in_the_document(values, write, command, networ
         "subsets": "none: all clips at once",
     }
     assert method["intervals"]["means"]["resamples"] == 2000
+    assert method["intervals"]["confidence"] == 0.95
+    assert method["extrapolation"] == {"points": 15, "smallest_subset": "half"}
     captions = [path.read_text(encoding="utf-8").strip() for path in shapes.glob("*.txt")]
     for count, name in ((4, "generated"), (6, "real")):
         assert document[name]["count"] == count
@@ -198,6 +201,7 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
     assert "**Not the whole protocol:** 3 of 7 videos; 7 of 8 real clips" in page
     generated, real = document["generated"], document["real"]
     assert generated["container"] == ".mp4"
+    assert "seeds" not in generated  # of videos from elsewhere they are not known
     assert generated["fps"] == {"least": 12.0, "mean": 20.0, "most": 24.0}
     assert generated["classes"] == dict.fromkeys(sorted(captions), 1)
     assert set(captions) < set(real["classes"])

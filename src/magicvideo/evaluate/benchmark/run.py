@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from magicvideo.data.reader import ClipError
 from magicvideo.errors import UserError
-from magicvideo.evaluate.benchmark.facts import Videos, clip_facts, network_facts
+from magicvideo.evaluate.benchmark.facts import SEEDS, Videos, clip_facts, network_facts
 from magicvideo.evaluate.benchmark.made import made_videos
 from magicvideo.evaluate.benchmark.measure import Captioned, Looks, Networks, look_at
 from magicvideo.evaluate.benchmark.prompts import (
@@ -43,7 +43,8 @@ class BenchmarkResult:
         benchmark: Everything that was asked for.
         model: What was scored, for people.
         figures: The scores.
-        generated: Of the generated videos: count, prompts, classes, rates, settings, hash.
+        generated: Of the generated videos: count, prompts, classes, rates, hash; settings and
+            seeds where they were made here.
         real: Of the real clips: count, files left out, captions, classes, rates, hash.
         networks: Of the networks that looked: which features they gave, of what size.
         marks: What makes this less than the benchmark; empty where nothing does.
@@ -136,7 +137,7 @@ class BenchmarkRun:
             clips=clips,
             prompts=prompts,
             rates=[request.video_fps for request in requests],
-            about={"settings": settings, "container": "8-bit arrays"},
+            about={"settings": settings, "seeds": SEEDS, "container": "8-bit arrays"},
             marks=[],
         )
         return self._score(videos, real, progress)
