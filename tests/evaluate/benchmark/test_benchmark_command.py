@@ -68,6 +68,8 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert document["generated"]["seeds"] == "that of prompt k is k, from 0"
     assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
+    assert document["real"]["container"] == ".mp4"
+    assert document["real"]["prepared_side"] is None
     assert document["marks"] == []
     rows = page.splitlines()
     own = next(row for row in rows if row.startswith("| **tiny** | - | - |"))
@@ -233,6 +235,18 @@ def test_prompts_that_nobody_asked_for_are_marked(
     page, document = read(command)
     assert document["marks"] == marks
     assert f"**Not the whole protocol:** {'; '.join(marks)}." in page
+
+
+def test_real_clips_that_were_prepared_are_marked(values, write, command, prepared):
+    values["reading"]["side"] = 24
+    assert evaluate(write(values), command | {"--reference": prepared}) == 0
+    page, document = read(command)
+    assert document["marks"] == ["real clips were prepared at 24 pixels"]
+    assert document["real"]["container"] == ".npy"
+    assert document["real"]["prepared_side"] == 24
+    assert "**Not the whole protocol:** real clips were prepared at 24 pixels." in page
+    assert "measured here, 4 videos; real clips were prepared at 24 pixels |" in page
+    assert "against 6 real clips of data (from .npy) at 24 to 24 frames a second." in page
 
 
 def test_videos_for_vbench(tiny_model, tmp_path, capsys):

@@ -23,7 +23,7 @@ from magicvideo.evaluate.benchmark.prompts import (
 )
 from magicvideo.evaluate.benchmark.protocol import Benchmark
 from magicvideo.evaluate.benchmark.reading import Cut, cut
-from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
+from magicvideo.evaluate.benchmark.reference import prepared_side, read_clip_pixels, reference_clips
 from magicvideo.evaluate.benchmark.scores import Figure, score
 from magicvideo.evaluate.clips import to_bytes
 from magicvideo.evaluate.generated import generated_videos
@@ -45,7 +45,8 @@ class BenchmarkResult:
         figures: The scores.
         generated: Of the generated videos: count, prompts, classes, rates, hash; settings and
             seeds where they were made here.
-        real: Of the real clips: count, files left out, captions, classes, rates, hash.
+        real: Of the real clips: count, files left out, captions, classes, rates, hash, container,
+            and the side of the frames where they were prepared.
         networks: Of the networks that looked: which features they gave, of what size.
         marks: What makes this less than the benchmark; empty where nothing does.
     """
@@ -192,6 +193,8 @@ class BenchmarkRun:
             )
             if count < asked
         ]
+        side = facts["prepared_side"]
+        prepared = [] if side is None else [f"real clips were prepared at {side} pixels"]
         return BenchmarkResult(
             benchmark=benchmark,
             model=videos.maker,
@@ -203,7 +206,7 @@ class BenchmarkRun:
             },
             real=facts,
             networks=network_facts(self.networks, ours),
-            marks=[*fewer, *videos.marks],
+            marks=[*fewer, *prepared, *videos.marks],
         )
 
     def check(self) -> None:
@@ -229,6 +232,7 @@ class BenchmarkRun:
         clips = reference_clips(self.reference, wanted.split)
         order = np.random.default_rng(self.benchmark.seed).permutation(len(clips))
         rates: list[float] = []
+        suffixes: set[str] = set()
         captions: list[str] = []
         skipped: dict[str, str] = {}
 
@@ -243,6 +247,7 @@ class BenchmarkRun:
                     skipped[clip.id] = str(error)
                     continue
                 rates.append(found.fps)
+                suffixes.add(clip.path.suffix)
                 captions.append(caption_of(self.benchmark, clip))
                 yield frames, captions[-1]
 
@@ -252,6 +257,8 @@ class BenchmarkRun:
         self._check_count(len(rates), wanted.count, "real clips that can be used")
         return found, {
             "folder": self.reference.resolve().name,
+            "container": ", ".join(sorted(suffixes)),
+            "prepared_side": prepared_side(self.reference),
             "skipped": skipped,
             "captions_sha256": prompts_hash(captions),
             **clip_facts(found, rates, class_counts(self.benchmark, clips, captions)),
