@@ -10,7 +10,7 @@ from magicvideo.cli import run
 from magicvideo.evaluate.benchmark.prompts import draw_wishes, prompts_hash
 from magicvideo.evaluate.benchmark.protocol import Benchmark
 from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
-from magicvideo.storage import files_hash, sha256
+from magicvideo.storage import files_hash, sha256, write_sums
 
 CLIP_FILES = ["*.json", "*.txt", "model.safetensors"]
 
@@ -261,6 +261,39 @@ def test_videos_for_vbench(tiny_model, tmp_path, capsys):
     prompts.write_text("up/down\n", encoding="utf-8")
     assert run(["evaluate", "vbench", *words]) == 2
     assert "cannot be the name of a file" in capsys.readouterr().err
+
+
+def test_videos_of_another_model_or_seed_are_no_part_of_an_export(tiny_model, tmp_path, capsys):
+    prompts, folder, other = tmp_path / "prompts.txt", tmp_path / "vbench", tmp_path / "other"
+    prompts.write_text("a cat\na dog\n", encoding="utf-8")
+    shutil.copytree(tiny_model, other)
+    (other / "notes.txt").write_text("of another model", encoding="utf-8")
+    write_sums(other)
+
+    def export(model, *words):
+        words = [str(prompts), str(folder), "--model", str(model), "--per-prompt", "1", *words]
+        return run(["evaluate", "vbench", *words]), capsys.readouterr().err
+
+    assert export(tiny_model)[0] == 0
+    (folder / "a cat-0.mp4").unlink()
+    for words, sentence in (
+        ([tiny_model, "--seed", "5"], "a dog-0.mp4 was made in another way (seed '1' in place of "),
+        ([other], "a dog-0.mp4 was made in another way (model '"),
+    ):
+        code, said = export(*words)
+        assert (code, sentence in said) == (2, True), said
+        assert "delete it, and it is made anew, or name another folder" in said
+        assert not (folder / "a cat-0.mp4").exists()  # refused before anything is made
+
+
+def test_a_video_of_unknown_origin_is_no_part_of_an_export(tiny_model, shapes, tmp_path, capsys):
+    prompts, folder = tmp_path / "prompts.txt", tmp_path / "vbench"
+    prompts.write_text("a cat\n", encoding="utf-8")
+    folder.mkdir()
+    shutil.copy(shapes / "clip000.mp4", folder / "a cat-0.mp4")
+    words = [str(prompts), str(folder), "--model", str(tiny_model), "--per-prompt", "1"]
+    assert run(["evaluate", "vbench", *words]) == 2
+    assert "a cat-0.mp4 does not tell what made it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
