@@ -84,6 +84,11 @@ def test_a_protocol_becomes_a_page_and_a_document(protocol, command, tmp_path, c
     assert set(identity["prompts"]) == {"training captions", "held-out combinations"}
     assert {"scipy", "torchmetrics"} <= set(identity["versions"])
     assert f"| prompts | training captions {identity['prompts']['training captions']}, " in page
+    assert identity["seeds"] == "that of prompt k is k, from 0"
+    assert "| extrapolation | points 15, smallest_subset half, seed 0 |" in page
+    rates = [found["fps"] for found in document["sets"]]
+    whole, halved = ({"least": fps, "mean": fps, "most": fps} for fps in (24.0, 12.0))  # stride 2
+    assert rates == [{"generated": halved, "real": whole}] * 2 + [{}]
     assert len(kept(command)) == 8
 
     again = command | {"--output": tmp_path / "again.md", "--json": tmp_path / "again.json"}

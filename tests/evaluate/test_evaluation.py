@@ -90,5 +90,7 @@ def test_a_result_says_what_no_protocol_sets(evaluation, emoji):
             "resizing": "all of a frame to 64 x 64, bilinear with antialiasing, in floats",
             "layer": "64 features of the projection, at length 1",
         },
-        "intervals": {"seed": 0, "resamples of means": 2000},
+        "seeds": "that of prompt k is k, from 0",
+        "intervals": {"confidence": 0.95, "seed": 0, "resamples of means": 2000},
+        "extrapolation": {"points": 15, "smallest_subset": "half", "seed": 0},
     }

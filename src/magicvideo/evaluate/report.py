@@ -41,6 +41,7 @@ def as_json(result: Result) -> str:
         "sets": [
             {
                 "name": found.name,
+                "fps": dict(found.fps),
                 "scores": [_score_document(score, found) for score in found.scores],
             }
             for found in result.sets

@@ -1,7 +1,7 @@
 """The evaluation, start to end: a protocol and a model to a result that repeats the protocol."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,11 +10,12 @@ from jaxtyping import Int
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
+from magicvideo.evaluate.benchmark.facts import EXTRAPOLATION, SEEDS, rate_facts
 from magicvideo.evaluate.benchmark.prompts import prompts_hash
 from magicvideo.evaluate.clips import Prompt, draw_prompts, empty_videos, real_videos
 from magicvideo.evaluate.generated import generated_videos
 from magicvideo.evaluate.identity import identity
-from magicvideo.evaluate.intervals import RESAMPLES, SEED
+from magicvideo.evaluate.intervals import CONFIDENCE, RESAMPLES, SEED
 from magicvideo.evaluate.judge.network import Judge
 from magicvideo.evaluate.measure import Measured, measure
 from magicvideo.evaluate.metrics.frechet import Features
@@ -34,11 +35,20 @@ _REFERENCE_SEED = 1  # apart from the seed of the prompts' own draw
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult:
-    """The scores of one set, and what the protocol wants of them."""
+    """The scores of one set, and what the protocol wants of them.
+
+    Attributes:
+        name: Of the set.
+        scores: In the order of the table.
+        targets: What the protocol wants, by score.
+        fps: Frames a second of the generated videos, and of the real clips before the protocol's
+            stride thins them: least, mean, most. Empty where no video is generated.
+    """
 
     name: str
     scores: list[Score]
     targets: Mapping[ScoreName, Target]
+    fps: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +138,14 @@ class Evaluation:
         )
         reference = self.reference_features(drawn)
         scores = score_videos(judge, dataset, videos, drawn.pools, reference, protocol)
-        return SetResult(name=prompt_set.name, scores=scores, targets=prompt_set.targets)
+        made = [self.request(dataset, prompt).video_fps for prompt in prompts]
+        real = [dataset.clips[prompt.index].fps for prompt in prompts]
+        return SetResult(
+            name=prompt_set.name,
+            scores=scores,
+            targets=prompt_set.targets,
+            fps={"generated": rate_facts(made), "real": rate_facts(real)},
+        )
 
     def draw(self, prompt_set: PromptSet) -> Drawn:
         """Draw prompts, their pools and the reference clips of one set.
@@ -214,7 +231,13 @@ class Evaluation:
                 for prompt_set in self.protocol.sets
             },
             "judge reads": self.judge.reading,
-            "intervals": {"seed": SEED, "resamples of means": RESAMPLES},
+            "seeds": SEEDS,
+            "intervals": {
+                "confidence": CONFIDENCE,
+                "seed": SEED,
+                "resamples of means": RESAMPLES,
+            },
+            "extrapolation": EXTRAPOLATION | {"seed": SEED},
         }
 
 

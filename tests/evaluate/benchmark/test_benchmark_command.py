@@ -7,9 +7,10 @@ from itertools import combinations
 import pytest
 
 from magicvideo.cli import run
-from magicvideo.evaluate.benchmark.prompts import prompts_hash
-from magicvideo.evaluate.benchmark.reference import read_clip_pixels
-from magicvideo.storage import files_hash, sha256
+from magicvideo.evaluate.benchmark.prompts import draw_wishes, prompts_hash
+from magicvideo.evaluate.benchmark.protocol import Benchmark
+from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
+from magicvideo.storage import files_hash, sha256, write_sums
 
 CLIP_FILES = ["*.json", "*.txt", "model.safetensors"]
 
@@ -64,8 +65,11 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])
     assert document["identity"]["CLIP, clip"] == files_hash(networks["clip"], CLIP_FILES)
     assert document["generated"]["settings"]["num_inference_steps"] == 1
+    assert document["generated"]["seeds"] == "that of prompt k is k, from 0"
     assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
+    assert document["real"]["container"] == ".mp4"
+    assert document["real"]["prepared_side"] is None
     assert document["marks"] == []
     rows = page.splitlines()
     own = next(row for row in rows if row.startswith("| **tiny** | - | - |"))
@@ -102,8 +106,17 @@ def test_what_scores_depend_on_is_in_the_document(values, write, command, networ
         },
     }
     method = document["method"]
-    assert method["kernel"] == {"degree": 3, "gamma": "1 / width", "offset": 1, "unbiased": True}
+    assert method["kernel"] == {
+        "degree": 3,
+        "gamma": "1 / width",
+        "offset": 1,
+        "unbiased": True,
+        "left_out": "pairs within one clip, such as of its frames for KID",
+        "subsets": "none: all clips at once",
+    }
     assert method["intervals"]["means"]["resamples"] == 2000
+    assert method["intervals"]["confidence"] == 0.95
+    assert method["extrapolation"] == {"points": 15, "smallest_subset": "half"}
     captions = [path.read_text(encoding="utf-8").strip() for path in shapes.glob("*.txt")]
     for count, name in ((4, "generated"), (6, "real")):
         assert document[name]["count"] == count
@@ -183,19 +196,57 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
     assert evaluate(write(values), command) == 2
     assert evaluate(write(values), command, "--allow-fewer") == 0
     page, document = read(command)
-    assert document["marks"] == ["3 of 7 videos", "7 of 8 real clips", "prompts of its own"]
+    assert document["marks"] == ["3 of 7 videos", "7 of 8 real clips"]  # a part of the prompts
     scores = {score["name"]: score["measured"]["value"] for score in document["scores"]}
     assert scores["all attributes as asked"] == 1
     assert scores["precision, videos"] == 1  # they are real clips
     assert "**Not the whole protocol:** 3 of 7 videos; 7 of 8 real clips" in page
     generated, real = document["generated"], document["real"]
     assert generated["container"] == ".mp4"
+    assert "seeds" not in generated  # of videos from elsewhere they are not known
     assert generated["fps"] == {"least": 12.0, "mean": 20.0, "most": 24.0}
     assert generated["classes"] == dict.fromkeys(sorted(captions), 1)
     assert set(captions) < set(real["classes"])
     assert sum(real["classes"].values()) == 7
     assert generated["prompts_sha256"] == prompts_hash(captions)
     assert generated["asked_prompts_sha256"] == real["captions_sha256"]  # one clip a class
+
+
+@pytest.mark.parametrize(
+    ("names", "marks"),
+    [
+        (["{0}-0", "{1}-0"], ["2 of 4 videos"]),
+        (["{0}-0", "a made-up thing-0"], ["2 of 4 videos", "prompts of its own"]),
+        (["{0}-0", "{0}-1"], ["2 of 4 videos", "prompts of its own"]),  # it is asked for once
+    ],
+)
+def test_prompts_that_nobody_asked_for_are_marked(
+    names, marks, values, write, command, shapes, tmp_path
+):
+    values["prompts"] = {"kind": "class_mix", "split": "train", "count": 4}
+    benchmark = Benchmark.model_validate(values)
+    captions = [wish.prompt for wish in draw_wishes(benchmark, reference_clips(shapes, "train"))]
+    made = tmp_path / "made"
+    made.mkdir()
+    for name in names:
+        shutil.copy(shapes / "clip000.mp4", made / f"{name.format(*captions)}.mp4")
+    del command["--model"]
+    assert evaluate(write(values), command | {"--generated": made}, "--allow-fewer") == 0
+    page, document = read(command)
+    assert document["marks"] == marks
+    assert f"**Not the whole protocol:** {'; '.join(marks)}." in page
+
+
+def test_real_clips_that_were_prepared_are_marked(values, write, command, prepared):
+    values["reading"]["side"] = 24
+    assert evaluate(write(values), command | {"--reference": prepared}) == 0
+    page, document = read(command)
+    assert document["marks"] == ["real clips were prepared at 24 pixels"]
+    assert document["real"]["container"] == ".npy"
+    assert document["real"]["prepared_side"] == 24
+    assert "**Not the whole protocol:** real clips were prepared at 24 pixels." in page
+    assert "measured here, 4 videos; real clips were prepared at 24 pixels |" in page
+    assert "against 6 real clips of data (from .npy) at 24 to 24 frames a second." in page
 
 
 def test_videos_for_vbench(tiny_model, tmp_path, capsys):
@@ -210,6 +261,39 @@ def test_videos_for_vbench(tiny_model, tmp_path, capsys):
     prompts.write_text("up/down\n", encoding="utf-8")
     assert run(["evaluate", "vbench", *words]) == 2
     assert "cannot be the name of a file" in capsys.readouterr().err
+
+
+def test_videos_of_another_model_or_seed_are_no_part_of_an_export(tiny_model, tmp_path, capsys):
+    prompts, folder, other = tmp_path / "prompts.txt", tmp_path / "vbench", tmp_path / "other"
+    prompts.write_text("a cat\na dog\n", encoding="utf-8")
+    shutil.copytree(tiny_model, other)
+    (other / "notes.txt").write_text("of another model", encoding="utf-8")
+    write_sums(other)
+
+    def export(model, *words):
+        words = [str(prompts), str(folder), "--model", str(model), "--per-prompt", "1", *words]
+        return run(["evaluate", "vbench", *words]), capsys.readouterr().err
+
+    assert export(tiny_model)[0] == 0
+    (folder / "a cat-0.mp4").unlink()
+    for words, sentence in (
+        ([tiny_model, "--seed", "5"], "a dog-0.mp4 was made in another way (seed '1' in place of "),
+        ([other], "a dog-0.mp4 was made in another way (model '"),
+    ):
+        code, said = export(*words)
+        assert (code, sentence in said) == (2, True), said
+        assert "delete it, and it is made anew, or name another folder" in said
+        assert not (folder / "a cat-0.mp4").exists()  # refused before anything is made
+
+
+def test_a_video_of_unknown_origin_is_no_part_of_an_export(tiny_model, shapes, tmp_path, capsys):
+    prompts, folder = tmp_path / "prompts.txt", tmp_path / "vbench"
+    prompts.write_text("a cat\n", encoding="utf-8")
+    folder.mkdir()
+    shutil.copy(shapes / "clip000.mp4", folder / "a cat-0.mp4")
+    words = [str(prompts), str(folder), "--model", str(tiny_model), "--per-prompt", "1"]
+    assert run(["evaluate", "vbench", *words]) == 2
+    assert "a cat-0.mp4 does not tell what made it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

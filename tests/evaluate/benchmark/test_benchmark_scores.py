@@ -128,6 +128,21 @@ def test_clipsim_and_clip_fid_are_of_vit_b_32(figures, changes):
     assert not {"CLIP-FID", "CLIPSIM"} & set(others)
 
 
+def test_frames_of_one_clip_never_meet_in_the_kernel_distance(figures):
+    found = figures(inception=NamedInception())["kernel distance, frames"]
+    (ours, first), (real, second) = (
+        (clips.reshape(-1, clips.shape[2]), np.repeat(np.arange(len(clips)), IMAGES))
+        for clips in (looks(CLIPS, 1).images, looks(REAL, 2).images)
+    )
+    pairs = [(1 + one @ other.T / 11) ** 3 for one, other in ((ours, ours), (real, real))]
+    inner = [
+        pair[at[:, None] != at].mean() for pair, at in zip(pairs, (first, second), strict=True)
+    ]
+    expected = sum(inner) - 2 * ((1 + ours @ real.T / 11) ** 3).mean()
+    assert found.measured.value == pytest.approx(expected, rel=1e-6)
+    assert found.measured.count == CLIPS
+
+
 def test_the_seed_of_the_protocol_draws_resamples_halves_and_subsets(figures):
     networks = {"i3d": NamedI3D(), "inception": NamedInception(), "clip": SizedClip()}
     first, again, other = (

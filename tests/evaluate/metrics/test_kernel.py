@@ -49,6 +49,35 @@ def test_few_samples_of_one_distribution_are_at_zero_on_average():
     assert abs(np.mean(found)) < 4 * np.std(found) / len(found) ** 0.5
 
 
-def test_one_sample_is_refused():
+@pytest.mark.parametrize("group", [1, 3, 4])
+def test_pairs_within_a_group_are_left_out(group):
+    rng = np.random.default_rng(5)
+    first, second = rng.standard_normal((12, 5)), rng.standard_normal((24, 5))
+    inner = []
+    for samples in (first, second):
+        place = np.arange(len(samples)) // group
+        pairs = (1 + samples @ samples.T / 5) ** 3
+        inner.append(pairs[place[:, None] != place[None]].mean())
+    expected = sum(inner) - 2 * ((1 + first @ second.T / 5) ** 3).mean()
+    found = kernel_distance(first, second, group=group)
+    assert found.value == pytest.approx(expected, rel=1e-12)
+    assert found.first.mean() + found.second.mean() == pytest.approx(found.value)
+
+
+def test_alike_frames_of_clips_of_one_distribution_are_at_zero_on_average():
+    rng = np.random.default_rng(6)
+    frames, by_clip, by_frame = 4, [], []
+    for _ in range(300):
+        clips = np.repeat(rng.standard_normal((2, 9, 6)), frames, axis=1)
+        pair = clips + 0.1 * rng.standard_normal(clips.shape)
+        by_clip.append(kernel_distance(*pair, group=frames).value)
+        by_frame.append(kernel_distance(*pair).value)
+    error = np.std(by_clip) / len(by_clip) ** 0.5
+    assert abs(np.mean(by_clip)) < 4 * error
+    assert np.mean(by_frame) > 20 * error
+
+
+@pytest.mark.parametrize(("rows", "group"), [(1, 1), (3, 3)])
+def test_one_sample_is_refused(rows, group):
     with pytest.raises(UserError, match="at least 2 samples on each side, not 1"):
-        kernel_distance(np.zeros((5, 3)), np.zeros((1, 3)))
+        kernel_distance(np.zeros((6, 3)), np.zeros((rows, 3)), group=group)

@@ -19,7 +19,8 @@ def vbench(
     """Generate videos for VBench: OUTPUT/PROMPT-0.mp4 and so on, five a prompt.
 
     VBench itself runs in an environment of its own. Started by torchrun, each process makes its
-    share; the same command goes on after a stop.
+    share; the same command goes on after a stop. A file that another model or seed made, under the
+    name of a video, is refused.
 
     Example:
       magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine

@@ -1,6 +1,6 @@
 """What scores depend on and no protocol chooses, as results state it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,13 +11,22 @@ from magicvideo.evaluate.intervals import CONFIDENCE, RESAMPLES
 from magicvideo.evaluate.metrics.extrapolation import POINTS
 from magicvideo.evaluate.metrics.kernel import KID
 
+EXTRAPOLATION = {"points": POINTS, "smallest_subset": "half"}
+SEEDS = "that of prompt k is k, from 0"
+"""Of the noise of generated videos."""
 METHOD = {
     "frames": "the middle ones of each clip; of these, spread evenly, those for FID and its kin",
     "resizing": "by Pillow in 8 bits; none where a frame has the size already",
     "similarity": "raw cosine, mean over the frames, then over the videos",
     "inception_splits": 1,
-    "kernel": {**asdict(KID), "gamma": "1 / width", "unbiased": True},
-    "extrapolation": {"points": POINTS, "smallest_subset": "half"},
+    "kernel": {
+        **asdict(KID),
+        "gamma": "1 / width",
+        "unbiased": True,
+        "left_out": "pairs within one clip, such as of its frames for KID",
+        "subsets": "none: all clips at once",
+    },
+    "extrapolation": EXTRAPOLATION,
     "intervals": {
         "confidence": CONFIDENCE,
         "shares": "Wilson",
@@ -69,9 +78,14 @@ def clip_facts(looks: Looks, rates: list[float], classes: dict[str, int]) -> dic
     return {
         "count": len(rates),
         "classes": classes,
-        "fps": {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)},
+        "fps": rate_facts(rates),
         "pixels_sha256": looks.sha256,
     }
+
+
+def rate_facts(rates: Sequence[float]) -> dict[str, float]:
+    """Return the least, the mean and the most frames a second."""
+    return {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)}
 
 
 def _facts(name: str, width: int, layer: str, resizing: str) -> dict[str, str]:

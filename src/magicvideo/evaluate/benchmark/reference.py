@@ -1,6 +1,7 @@
 """The clips of a data set that a benchmark asks for: their captions, and their pixels as they lie.
 
-Every layout that `open_source` knows can be a reference, and so can a prepared folder.
+Every layout that `open_source` knows can be a reference, and so can a prepared folder. Its frames
+were cut and resized once before, which generated ones were not, so results tell it.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from magicvideo.data.manifest import MANIFEST, Split, read_manifest
+from magicvideo.data.manifest import MANIFEST, Split, read_info, read_manifest
 from magicvideo.data.reader import ClipError, read_whole
 from magicvideo.data.sources.known import open_source
 from magicvideo.data.sources.source import Candidate
@@ -66,6 +67,15 @@ def reference_clips(folder: Path, split: Split) -> list[ReferenceClip]:
             "for; name another folder with --reference."
         )
     return sorted(clips, key=lambda clip: clip.id)
+
+
+def prepared_side(folder: Path) -> int | None:
+    """Return the side of the frames of a prepared folder in pixels, None for any other folder.
+
+    Raises:
+        UserError: If the prepared folder does not say it.
+    """
+    return read_info(folder).size if (folder / MANIFEST).is_file() else None
 
 
 def captions_of(candidate: Candidate) -> tuple[str, ...]:

@@ -111,9 +111,10 @@ def _method(result: BenchmarkResult) -> str:
     reading, real, made = result.benchmark.reading, result.real, result.generated
     return (
         f"{made['count']} videos of {result.model} (from {made['container']}) at "
-        f"{_rates(made['fps'])} against {real['count']} real clips of {real['folder']} at "
-        f"{_rates(real['fps'])}. Of both kinds {reading.frames} frames in the middle at stride "
-        f"{reading.stride}, {_CROPS[reading.crop]} at {reading.side} pixels ({reading.filter}), in "
+        f"{_rates(made['fps'])} against {real['count']} real clips of {real['folder']} "
+        f"(from {real['container']}) at {_rates(real['fps'])}. Of both kinds "
+        f"{reading.frames} frames in the middle at stride {reading.stride}, "
+        f"{_CROPS[reading.crop]} at {reading.side} pixels ({reading.filter}), in "
         f"8 bits; {reading.image_frames} of the frames for networks of single frames. "
         f"{len(real['skipped'])} real clips could not be used."
     )

@@ -1,5 +1,6 @@
 """A benchmark, start to end: prompts, videos made now or found, real clips, scores."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import UInt8
 
 from magicvideo.data.reader import ClipError
 from magicvideo.errors import UserError
-from magicvideo.evaluate.benchmark.facts import Videos, clip_facts, network_facts
+from magicvideo.evaluate.benchmark.facts import SEEDS, Videos, clip_facts, network_facts
 from magicvideo.evaluate.benchmark.made import made_videos
 from magicvideo.evaluate.benchmark.measure import Captioned, Looks, Networks, look_at
 from magicvideo.evaluate.benchmark.prompts import (
@@ -22,7 +23,7 @@ from magicvideo.evaluate.benchmark.prompts import (
 )
 from magicvideo.evaluate.benchmark.protocol import Benchmark
 from magicvideo.evaluate.benchmark.reading import Cut, cut
-from magicvideo.evaluate.benchmark.reference import read_clip_pixels, reference_clips
+from magicvideo.evaluate.benchmark.reference import prepared_side, read_clip_pixels, reference_clips
 from magicvideo.evaluate.benchmark.scores import Figure, score
 from magicvideo.evaluate.clips import to_bytes
 from magicvideo.evaluate.generated import generated_videos
@@ -42,8 +43,10 @@ class BenchmarkResult:
         benchmark: Everything that was asked for.
         model: What was scored, for people.
         figures: The scores.
-        generated: Of the generated videos: count, prompts, classes, rates, settings, hash.
-        real: Of the real clips: count, files left out, captions, classes, rates, hash.
+        generated: Of the generated videos: count, prompts, classes, rates, hash; settings and
+            seeds where they were made here.
+        real: Of the real clips: count, files left out, captions, classes, rates, hash, container,
+            and the side of the frames where they were prepared.
         networks: Of the networks that looked: which features they gave, of what size.
         marks: What makes this less than the benchmark; empty where nothing does.
     """
@@ -135,7 +138,7 @@ class BenchmarkRun:
             clips=clips,
             prompts=prompts,
             rates=[request.video_fps for request in requests],
-            about={"settings": settings, "container": "8-bit arrays"},
+            about={"settings": settings, "seeds": SEEDS, "container": "8-bit arrays"},
             marks=[],
         )
         return self._score(videos, real, progress)
@@ -161,17 +164,18 @@ class BenchmarkRun:
                 yield self._cut(found.pixels, video.path.name), video.prompt
 
         prompts = [video.prompt for video in made]
-        asked = prompts_hash([wish.prompt for wish in self._drawn()])
+        asked = [wish.prompt for wish in self._drawn()]
+        is_part = Counter(prompts) <= Counter(asked)  # fewer have a mark of their own
         videos = Videos(
             maker=folder.resolve().name,
             clips=clips(),
             prompts=prompts,
             rates=rates,
             about={
-                "asked_prompts_sha256": asked,
+                "asked_prompts_sha256": prompts_hash(asked),
                 "container": ", ".join(sorted({video.path.suffix for video in made})),
             },
-            marks=["prompts of its own"] if prompts_hash(prompts) != asked else [],
+            marks=[] if is_part else ["prompts of its own"],
         )
         return self._score(videos, self.look_at_real(progress), progress)
 
@@ -189,6 +193,8 @@ class BenchmarkRun:
             )
             if count < asked
         ]
+        side = facts["prepared_side"]
+        prepared = [] if side is None else [f"real clips were prepared at {side} pixels"]
         return BenchmarkResult(
             benchmark=benchmark,
             model=videos.maker,
@@ -200,7 +206,7 @@ class BenchmarkRun:
             },
             real=facts,
             networks=network_facts(self.networks, ours),
-            marks=[*fewer, *videos.marks],
+            marks=[*fewer, *prepared, *videos.marks],
         )
 
     def check(self) -> None:
@@ -226,6 +232,7 @@ class BenchmarkRun:
         clips = reference_clips(self.reference, wanted.split)
         order = np.random.default_rng(self.benchmark.seed).permutation(len(clips))
         rates: list[float] = []
+        suffixes: set[str] = set()
         captions: list[str] = []
         skipped: dict[str, str] = {}
 
@@ -240,6 +247,7 @@ class BenchmarkRun:
                     skipped[clip.id] = str(error)
                     continue
                 rates.append(found.fps)
+                suffixes.add(clip.path.suffix)
                 captions.append(caption_of(self.benchmark, clip))
                 yield frames, captions[-1]
 
@@ -249,6 +257,8 @@ class BenchmarkRun:
         self._check_count(len(rates), wanted.count, "real clips that can be used")
         return found, {
             "folder": self.reference.resolve().name,
+            "container": ", ".join(sorted(suffixes)),
+            "prepared_side": prepared_side(self.reference),
             "skipped": skipped,
             "captions_sha256": prompts_hash(captions),
             **clip_facts(found, rates, class_counts(self.benchmark, clips, captions)),

@@ -226,12 +226,13 @@ def _frechet(
 def _kernel(
     name: str, network: str, ours: Clips, real: OtherClips, statistics: Statistics
 ) -> Figure:
-    found = kernel_distance(_rows(ours), _rows(real))
+    frames = ours.shape[1]
+    found = kernel_distance(_rows(ours), _rows(real), group=frames)
     # frames of a clip are no independent samples, so whole clips are resampled
     first = found.first.reshape(len(ours), -1).mean(axis=1)
     second = found.second.reshape(len(real), -1).mean(axis=1)
     half, other = _halves(len(real), statistics.seed)
-    floor = kernel_distance(_rows(real[half]), _rows(real[other]))
+    floor = kernel_distance(_rows(real[half]), _rows(real[other]), group=frames)
     return Figure(
         name=name,
         network=network,

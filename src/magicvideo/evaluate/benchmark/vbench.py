@@ -1,12 +1,16 @@
 """Videos in VBench's layout: `PROMPT-INDEX.mp4`, several of each prompt."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from magicvideo.errors import UserError
 from magicvideo.evaluate.benchmark.made import numbered_name
 from magicvideo.generate.pipeline import MagicVideoPipeline
-from magicvideo.generate.request import Settings
+from magicvideo.generate.read import read_request
+from magicvideo.generate.request import Request, Settings
+
+_SHOWN = 40  # characters of a value, enough to tell two hashes apart
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,36 @@ def export(
     """Write the videos that are not there yet, by all stages of the model.
 
     Raises:
-        UserError: If one cannot be made or written.
+        UserError: If one is there that was made in another way, or one cannot be made or written.
     """
-    for done, one in enumerate(wanted, start=1):
-        path = folder / one.file
+    prompts, seeds = [one.prompt for one in wanted], [one.seed for one in wanted]
+    requests = pipeline.traits.plan(prompts, seeds, Settings(), None) if wanted else []
+    paths = [folder / one.file for one in wanted]
+    for path, request in zip(paths, requests, strict=True):
+        if path.is_file():  # all of them, before hours are spent on the others
+            _check_made_so(path, request)
+    for done, (path, request) in enumerate(zip(paths, requests, strict=True), start=1):
         if not path.is_file():
-            (request,) = pipeline.traits.plan([one.prompt], [one.seed], Settings(), None)
             pipeline.generate(request).save(path)
         on_video(done)
+
+
+def _check_made_so(path: Path, request: Request) -> None:
+    """Refuse a video that was not made by a request, but for the threads and so the last bits."""
+    try:
+        found = asdict(read_request(path))
+    except UserError:
+        raise UserError(
+            f"{path} does not tell what made it, so it cannot stay among these videos; delete it, "
+            "and it is made anew, or name another folder."
+        ) from None
+    differing = [
+        f"{name} {str(found[name])[:_SHOWN]!r} in place of {str(value)[:_SHOWN]!r}"
+        for name, value in asdict(request).items()
+        if name != "threads" and found[name] != value
+    ]
+    if differing:
+        raise UserError(
+            f"{path} was made in another way ({', '.join(differing)}); delete it, and it is made "
+            "anew, or name another folder."
+        )

@@ -1,7 +1,8 @@
 """Kernel distance (squared MMD with a polynomial kernel): KID of frames, KVD of videos.
 
 Unbiased, so that the distance of few samples is not larger than that of many, which a Frechet
-distance cannot say of itself.
+distance cannot say of itself. It needs independent samples: frames of one clip are alike, and their
+pairs would lift the distance as the pair of a sample with itself does, so groups leave them out.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,12 @@ KID = PolynomialKernel()
 
 
 def kernel_distance(
-    first: Features, second: OtherFeatures, kernel: PolynomialKernel = KID, *, unbiased: bool = True
+    first: Features,
+    second: OtherFeatures,
+    kernel: PolynomialKernel = KID,
+    *,
+    unbiased: bool = True,
+    group: int = 1,
 ) -> KernelDistance:
     """Return the squared maximum mean discrepancy of two sets of features, in float64.
 
@@ -49,29 +55,35 @@ def kernel_distance(
         first: One row a sample.
         second: Another set of the same width.
         kernel: What compares two samples.
-        unbiased: Whether a sample is left out where it meets itself. JEDi keeps it.
+        unbiased: Whether a sample is left out where it meets its own group. JEDi keeps it.
+        group: Rows in a row that are one independent sample, such as the frames of a clip, on
+            both sides.
 
     Raises:
         UserError: If there are fewer than two samples on a side.
     """
-    fewest = min(len(first), len(second))
+    assert unbiased or group == 1  # a biased distance leaves no pair out
+    assert len(first) % group == len(second) % group == 0
+    fewest = min(len(first), len(second)) // group
     if fewest < 2:
         raise UserError(f"A kernel distance needs at least 2 samples on each side, not {fewest}.")
     first, second = first.astype(np.float64), second.astype(np.float64)
-    ours = _within(first, kernel, unbiased) - _between(first, second, kernel)
-    theirs = _within(second, kernel, unbiased) - _between(second, first, kernel)
+    left_out = group if unbiased else 0
+    ours = _within(first, kernel, left_out) - _between(first, second, kernel)
+    theirs = _within(second, kernel, left_out) - _between(second, first, kernel)
     return KernelDistance(value=float(ours.mean() + theirs.mean()), first=ours, second=theirs)
 
 
 def _within(
-    samples: Features, kernel: PolynomialKernel, unbiased: bool
+    samples: Features, kernel: PolynomialKernel, left_out: int
 ) -> Float[np.ndarray, " samples"]:
     sums = np.concatenate([block.sum(axis=1) for block in _blocks(samples, samples, kernel)])
-    if not unbiased:
-        means: Float[np.ndarray, " samples"] = sums / len(samples)
-        return means
-    own = _apply(np.square(samples).sum(axis=1), samples.shape[1], kernel)
-    return (sums - own) / (len(samples) - 1)
+    if left_out:
+        groups = samples.reshape(-1, left_out, samples.shape[1])
+        own = _apply(groups @ groups.swapaxes(1, 2), samples.shape[1], kernel)
+        sums -= own.sum(axis=2).reshape(-1)
+    means: Float[np.ndarray, " samples"] = sums / (len(samples) - left_out)
+    return means
 
 
 def _between(

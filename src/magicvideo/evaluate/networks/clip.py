@@ -46,7 +46,7 @@ class Clip:
 
     @property
     def is_vit_b_32(self) -> bool:
-        """Tell whether it has the size of ViT-B/32."""
+        """Tell whether it has the size of ViT-B/32; of whose training, only its hash tells."""
         config = self._image.config
         size = (config.patch_size, config.image_size, config.hidden_size, config.projection_dim)
         return size == (32, 224, 768, 512)
