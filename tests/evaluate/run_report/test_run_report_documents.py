@@ -128,6 +128,11 @@ def cells(text, measure):
     return dict(zip(columns, re.findall("<td>(.*?)</td>", row), strict=True))
 
 
+def points(*counts):
+    """Steps and the measured value that documents have at them."""
+    return [(steps, steps / 7) for steps in counts]
+
+
 def test_marks_stand_above_the_table_and_in_the_label_of_the_plot(page, benchmark):
     text = page(benchmark(marks=MARKS), benchmark())
     sentence = f"<p><strong>Not the whole protocol:</strong> {'; '.join(MARKS)}.</p>"
@@ -184,3 +189,43 @@ def test_that_of_an_evaluation_stands_beside_that_of_real_clips(page):
 
 def test_where_no_score_has_endless_samples_there_is_no_column(page, benchmark):
     assert "ndless samples" not in page(benchmark())
+
+
+def test_benchmarks_of_two_judges_are_two_lines(lines, benchmark):
+    assert lines([benchmark(20), benchmark(5), benchmark(10, judge_hash=OTHER_HASH)]) == {
+        f"tiny, judge hash {JUDGE_HASH[:24]}": points(5, 20),
+        f"tiny, judge hash {OTHER_HASH[:24]}": points(10),
+    }
+
+
+def test_benchmarks_of_two_files_of_one_name_are_two_lines(lines, benchmark, i3d):
+    first, second = i3d(1), i3d(2)
+    documents = [benchmark(20, i3d=first), benchmark(5, i3d=first), benchmark(10, i3d=second)]
+    assert lines(documents) == {
+        f"tiny, I3D, i3d.pt hash {first.located.sha256[:24]}": points(5, 20),
+        f"tiny, I3D, i3d.pt hash {second.located.sha256[:24]}": points(10),
+    }
+
+
+def test_benchmarks_with_and_without_a_network_are_two_lines(lines, benchmark, i3d):
+    network = i3d(1)
+    assert lines([benchmark(20), benchmark(5), benchmark(10, i3d=network)]) == {
+        "tiny": points(5, 20),
+        f"tiny, I3D, i3d.pt hash {network.located.sha256[:24]}": points(10),
+    }
+
+
+def test_device_versions_and_threads_part_no_line(lines, benchmark):
+    here, elsewhere = benchmark(5), benchmark(20, device="cuda")
+    elsewhere["identity"]["versions"]["torch"] += ".1"
+    elsewhere["identity"]["threads"] += 1
+    assert lines([here, elsewhere]) == {"tiny": points(5, 20)}
+
+
+def test_evaluations_whose_judges_read_otherwise_are_two_lines(lines):
+    documents = [evaluation(20), evaluation(5), evaluation(10, frames=16)]
+    found = {label: line for label, line in lines(documents).items() if "captions" in label}
+    assert found == {
+        "captions, judge reads.frames 8": points(5, 20),
+        "captions, judge reads.frames 16": points(10),
+    }
