@@ -11,9 +11,8 @@ from PIL import Image
 from magicvideo.cli import run
 from magicvideo.errors import UserError
 from magicvideo.evaluate.run_report.page import as_html
-from magicvideo.evaluate.run_report.results import flat, read_results
+from magicvideo.evaluate.run_report.results import flat
 from magicvideo.evaluate.run_report.run import read_run
-from magicvideo.evaluate.run_report.sweeps import Row, lines_of
 
 
 def results(steps, guidance, value, **more):
@@ -122,7 +121,7 @@ def test_results_of_several_files_are_tables_and_sweeps(tmp_path, capsys):
     extra.unlink()
     for file in ("steps-5.json", "steps-20.json", "guided.json"):
         assert f"<h3>by-hand ({file})</h3>" in text
-    assert "<td>1.375 [1.1, 3]</td><td>0.0625</td><td>5.5 (a still background)</td>" in text
+    assert "<td>1.375 [1.1, 3]</td><td>0.0625 [61]</td><td>5.5 (a still background)</td>" in text
     assert "<td>not met</td>" in text
     assert "<td>not defined</td>" in text
     assert "Numbers &lt;made&gt; by hand." in text
@@ -134,23 +133,6 @@ def test_results_of_several_files_are_tables_and_sweeps(tmp_path, capsys):
     assert "some captions, guidance scale 7.5</text>" in by_steps
     assert "frechet distance by guidance scale</text>" in by_guidance
     assert "undone" not in scores
-
-
-@pytest.fixture
-def lines(tmp_path):
-    """A function that returns the lines of some documents over their steps: points by label."""
-
-    def lines(documents):
-        rows = []
-        for place, document in enumerate(documents):
-            found = read_results(write(tmp_path / f"{place}.json", document))
-            rows += [Row(part.name, found, part.scores[0]) for part in found.sets]
-        return {
-            line.label: [(steps, measured.value) for steps, measured in line.points]
-            for line in lines_of(rows, "num_inference_steps")
-        }
-
-    return lines
 
 
 def test_two_schedulers_are_two_lines(lines):

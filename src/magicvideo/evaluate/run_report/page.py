@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from magicvideo.errors import UserError
 from magicvideo.evaluate.run_report.curves import ends
 from magicvideo.evaluate.run_report.plots import scores_plot, stage_plot, sweep_plot
-from magicvideo.evaluate.run_report.results import Measured, Results, flat, words
+from magicvideo.evaluate.run_report.results import Measured, Results, Score, flat, words
 from magicvideo.evaluate.run_report.run import Run, StageRun
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -80,25 +80,29 @@ def _results(found: Results) -> dict[str, Any]:
         "file": found.file,
         "name": found.protocol.name,
         "about": protocol.pop("about", ""),
+        "marks": "; ".join(found.marks),
         "sets": [
             {
                 "name": part.name,
-                "rows": [
-                    {
-                        "name": words(score.name),
-                        "count": "" if score.measured.count is None else score.measured.count,
-                        "measured": _with_interval(score.measured),
-                        "real": _value(score.real),
-                        "chance": _value(score.chance),
-                        "chance_is": score.chance_is,
-                        "met": {True: "met", False: "not met", None: ""}[score.met],
-                    }
-                    for score in part.scores
-                ],
+                "rows": [_row(score) for score in part.scores],
+                "has_endless": any(score.extrapolated is not None for score in part.scores),
             }
             for part in found.sets
         ],
         "settings": flat(protocol) | flat(found.identity, "depends on: "),
+    }
+
+
+def _row(score: Score) -> dict[str, Any]:
+    return {
+        "name": words(score.name),
+        "count": "" if score.measured.count is None else score.measured.count,
+        "measured": _with_interval(score.measured),
+        "real": _with_count(score.real),
+        "endless": _endless(score),
+        "chance": _value(score.chance),
+        "chance_is": score.chance_is,
+        "met": {True: "met", False: "not met", None: ""}[score.met],
     }
 
 
@@ -114,6 +118,19 @@ def _with_interval(measured: Measured) -> str:
     if measured.low is None or measured.high is None:
         return _value(measured)
     return f"{_value(measured)} [{_number(measured.low)}, {_number(measured.high)}]"
+
+
+def _with_count(measured: Measured | None) -> str:
+    if measured is None or measured.count is None:
+        return _value(measured)
+    return f"{_value(measured)} [{measured.count}]"
+
+
+def _endless(score: Score) -> str:
+    if score.extrapolated is None:
+        return ""
+    ours, real = _number(score.extrapolated), score.real_extrapolated
+    return ours if real is None else f"{ours} (real clips {_number(real)})"
 
 
 def _value(measured: Measured | None) -> str:

@@ -19,6 +19,7 @@ from magicvideo.evaluate.run_report.sweeps import Row, lines_of
 _COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
 _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
 _LETTERS = 24  # of a line of a label
+_LINE = 0.14  # inches of a line of a label, with what parts it from the next
 _NARROW, _BROAD = 30, 40  # letters of a line of a title, with and without labels beside the plot
 _WIDE = 20.0  # a spread of values from which on the axis is logarithmic
 _LAST = ("gradient_norm", "learning_rate", "samples a second", "steps a second")
@@ -47,14 +48,15 @@ def stage_plot(stage: StageRun) -> str:
 def scores_plot(results: Sequence[Results]) -> str:
     """Return every measure with its interval: one panel a measure, one row a set."""
     panels = _by_measure(results)
+    lines = max(len(_row_label(row)) for rows in panels.values() for row in rows)
+    most = max(map(len, panels.values()))
     with mpl.rc_context(_STYLE):
-        figure, axes = _grid(len(panels), height=0.9 + 0.3 * max(map(len, panels.values())))
+        figure, axes = _grid(len(panels), height=0.9 + most * max(0.3, lines * _LINE))
         for axis, (name, rows) in zip(axes, panels.items(), strict=True):
             axis.set_title(_folded(words(name), _NARROW))
             for place, row in enumerate(rows):
                 _dot(axis, place, row.score)
-            labels = ["\n".join([*wrap(row.set_name, _LETTERS), row.results.file]) for row in rows]
-            axis.set_yticks(range(len(rows)), labels)
+            axis.set_yticks(range(len(rows)), ["\n".join(_row_label(row)) for row in rows])
             axis.set_ylim(len(rows) - 0.5, -0.5)
         return _svg(figure)
 
@@ -94,6 +96,12 @@ def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
                 if score.measured.value is not None:
                     panels.setdefault(score.name, []).append(Row(score_set.name, found, score))
     return panels
+
+
+def _row_label(row: Row) -> list[str]:
+    """Return the lines of a row's label: set and file, and what makes it less than the protocol."""
+    marks = "; ".join(row.results.marks)
+    return [*wrap(row.set_name, _LETTERS), row.results.file, *wrap(marks, _LETTERS)]
 
 
 def _folded(text: str, letters: int) -> str:

@@ -36,6 +36,10 @@ class Score(_Lenient):
     real: Measured | None = None
     chance: Measured | None = None
     chance_is: str = "chance"
+    extrapolated: float | None = None
+    """A distance with endless samples, if asked for."""
+    real_extrapolated: float | None = None
+    """That of the real clips, where the evaluation has it."""
     met: bool | None = None
 
 
@@ -62,6 +66,8 @@ class Results(_Lenient):
     file: str
     protocol: Protocol
     sets: list[ScoreSet]
+    marks: list[str] = []
+    """What makes this less than the whole protocol; empty where nothing does."""
     identity: dict[str, Any] = {}
 
 

@@ -5,12 +5,7 @@ from typing import NamedTuple
 
 from magicvideo.evaluate.run_report.results import Measured, Results, Score, flat, words
 
-_IDENTITY = (
-    "model",
-    "judge",
-    "data",
-    "prompts",
-)  # versions and threads move a score by its last digits
+_LAST_DIGITS = ("device", "versions", "threads")  # all that these move of a score
 _SET = "set"
 _LETTERS = 24  # of a value in a label
 
@@ -55,14 +50,19 @@ def lines_of(rows: Sequence[Row], setting: str) -> list[Line]:
 def _facts(row: Row, setting: str) -> dict[str, str]:
     """Return all that decides a score beside the setting."""
     protocol = row.results.protocol.model_dump(mode="json", exclude={setting, "about"})
-    identity = {f"{name} hash": row.results.identity.get(name) for name in _IDENTITY}
+    identity = {
+        # `hash` keeps `data` and `prompts` apart from those of the protocol
+        name if isinstance(value, dict) else f"{name} hash": value
+        for name, value in row.results.identity.items()
+        if name not in _LAST_DIGITS
+    }
     return {_SET: row.set_name} | flat({"protocol": protocol.pop("name"), **protocol, **identity})
 
 
 def _label(facts: dict[str, str], telling: Sequence[str]) -> str:
     told = [
-        f"{words(name)} {facts.get(name, 'null').removesuffix('.0')[:_LETTERS]}"
+        f"{words(name)} {facts[name].removesuffix('.0')[:_LETTERS]}"
         for name in telling
-        if name != _SET
+        if name != _SET and name in facts
     ]
     return ", ".join([facts[_SET], *told])
