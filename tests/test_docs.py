@@ -213,6 +213,7 @@ def test_samples_are_what_the_readme_says_of_them():
             durations = [
                 frame.convert("RGB").info["duration"] for frame in ImageSequence.Iterator(video)
             ]
+        assert len(durations) == 61, path
         assert sum(durations) == pytest.approx(1000 * 61 / 24, abs=2), path
 
 
