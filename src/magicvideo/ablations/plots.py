@@ -65,6 +65,8 @@ def _dots(axes: "Axes", rows: Sequence[Row]) -> None:
         values = row.values(lambda scores: _mean(scores["denoising"]["error"]))
         axes.plot(values, [place] * len(values), "o", color=f"C{place}")
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    for place, label in enumerate(axes.get_yticklabels()):
+        label.set_color(f"C{place}")  # the names of the lines beside it, too
     axes.invert_yaxis()
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("held-out error, one dot a seed")
@@ -76,10 +78,9 @@ def _by_timestep(axes: "Axes", scoring: Scoring, rows: Sequence[Row]) -> None:
     first = _mean_curve(rows[0])
     for place, row in enumerate(rows):
         curve = [one / base for one, base in zip(_mean_curve(row), first, strict=True)]
-        axes.plot(scoring.timesteps, curve, "o-", color=f"C{place}", markersize=3, label=row.label)
+        axes.plot(scoring.timesteps, curve, "o-", color=f"C{place}", markersize=3)
     axes.set_xlabel("diffusion step")
     axes.set_ylabel(f"error, times that of {rows[0].label}")
-    axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
 
 
