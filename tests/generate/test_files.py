@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 from magicvideo.errors import UserError
 from magicvideo.generate.read import read_request
 from magicvideo.generate.request import Picture
-from magicvideo.generate.write import to_pixels, write_video
+from magicvideo.generate.write import to_pixels, write_pixels, write_video
 
 OUTPUTS = ["x.mp4", "x.webm", "x.webp", "x.gif", "x"]
 
@@ -111,10 +111,10 @@ def test_frames_that_are_equal_or_nearly_stay_frames(
     assert np.abs(np.subtract(durations, 1000 / 24)).max() < unit
 
 
-def test_a_gif_shows_no_frame_for_less_than_players_do(tmp_path, moving_square, request_of):
-    frames = moving_square[[0, 1, 2, 3, 4, 0, 1, 2]]
+def test_a_gif_shows_no_frame_for_less_than_players_do(tmp_path, moving_square):
+    frames = to_pixels(moving_square[[0, 1, 2, 3, 4, 0, 1, 2]])
     for fps, kept in ((50, 8), (100, 4), (120, 4), (33, 8)):
-        write_video(frames, request_of(fps=float(fps), enlarge=1), tmp_path / f"{fps}.gif")
+        write_pixels(frames, float(fps), "", tmp_path / f"{fps}.gif")
         pictures, durations = shown(tmp_path / f"{fps}.gif")
         assert len(pictures) == kept
         assert min(durations) >= 20
