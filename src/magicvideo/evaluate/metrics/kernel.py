@@ -1,12 +1,12 @@
 """Kernel distance (squared MMD with a polynomial kernel): KID of frames, KVD of videos.
 
-Unbiased, so that the distance of few samples is not larger than that of many, which a Frechet
-distance cannot say of itself. It needs independent samples: frames of one clip are alike, and their
-pairs would lift the distance as the pair of a sample with itself does, so groups leave them out.
+Unbiased, so that the distance of few samples is not larger than that of many, as a Frechet distance
+is. Frames of a clip are alike, and their pairs would lift it: groups leave them out.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -14,28 +14,37 @@ from jaxtyping import Float
 from magicvideo.errors import UserError
 from magicvideo.evaluate.metrics.frechet import Features, OtherFeatures
 
+Products: TypeAlias = Float[np.ndarray, "*axes"]
+Sums: TypeAlias = Float[np.ndarray, " samples"]
+Blocks: TypeAlias = Iterator[Float[np.ndarray, "rows others"]]
 _ROWS = 1024  # of a kernel matrix that are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolynomialKernel:
-    """(gamma x.y + offset)^degree; the defaults are those of KID and KVD."""
+    """(gamma x.y + offset)^degree, as in KID and KVD; no gamma is one over the width."""
 
     degree: int = 3
     gamma: float | None = None
-    """None is one over the width of the features."""
     offset: float = 1.0
+
+    def of(self, products: Products, width: int) -> Products:
+        """Return the kernel of scalar products of features of a width."""
+        gamma = 1 / width if self.gamma is None else self.gamma
+        powers: Products = (gamma * products + self.offset) ** self.degree
+        return powers
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelDistance:
-    """The distance, and what each sample of both sets adds to it."""
+    """The distance, and what each sample of both sets adds: it is the sum of both means.
+
+    A sample adds its mean kernel to its own set less that to the other.
+    """
 
     value: float
     first: Float[np.ndarray, " n"]
-    """Mean kernel to its own set less mean kernel to the other, a sample of the first set."""
     second: Float[np.ndarray, " m"]
-    """The same of the second set; the distance is the sum of both means."""
 
 
 KID = PolynomialKernel()
@@ -56,8 +65,7 @@ def kernel_distance(
         second: Another set of the same width.
         kernel: What compares two samples.
         unbiased: Whether a sample is left out where it meets its own group. JEDi keeps it.
-        group: Rows in a row that are one independent sample, such as the frames of a clip, on
-            both sides.
+        group: Rows in a row that are one independent sample, such as the frames of a clip.
 
     Raises:
         UserError: If there are fewer than two samples on a side.
@@ -74,34 +82,20 @@ def kernel_distance(
     return KernelDistance(value=float(ours.mean() + theirs.mean()), first=ours, second=theirs)
 
 
-def _within(
-    samples: Features, kernel: PolynomialKernel, left_out: int
-) -> Float[np.ndarray, " samples"]:
+def _within(samples: Features, kernel: PolynomialKernel, left_out: int) -> Sums:
     sums = np.concatenate([block.sum(axis=1) for block in _blocks(samples, samples, kernel)])
     if left_out:
         groups = samples.reshape(-1, left_out, samples.shape[1])
-        own = _apply(groups @ groups.swapaxes(1, 2), samples.shape[1], kernel)
+        own = kernel.of(groups @ groups.swapaxes(1, 2), samples.shape[1])
         sums -= own.sum(axis=2).reshape(-1)
-    means: Float[np.ndarray, " samples"] = sums / (len(samples) - left_out)
+    means: Sums = sums / (len(samples) - left_out)
     return means
 
 
-def _between(
-    samples: Features, others: OtherFeatures, kernel: PolynomialKernel
-) -> Float[np.ndarray, " samples"]:
+def _between(samples: Features, others: OtherFeatures, kernel: PolynomialKernel) -> Sums:
     return np.concatenate([block.mean(axis=1) for block in _blocks(samples, others, kernel)])
 
 
-def _blocks(
-    samples: Features, others: OtherFeatures, kernel: PolynomialKernel
-) -> Iterator[Float[np.ndarray, "rows others"]]:
+def _blocks(samples: Features, others: OtherFeatures, kernel: PolynomialKernel) -> Blocks:
     for start in range(0, len(samples), _ROWS):
-        yield _apply(samples[start : start + _ROWS] @ others.T, samples.shape[1], kernel)
-
-
-def _apply(
-    products: Float[np.ndarray, "*axes"], width: int, kernel: PolynomialKernel
-) -> Float[np.ndarray, "*axes"]:
-    gamma = 1 / width if kernel.gamma is None else kernel.gamma
-    powers: Float[np.ndarray, "*axes"] = (gamma * products + kernel.offset) ** kernel.degree
-    return powers
+        yield kernel.of(samples[start : start + _ROWS] @ others.T, samples.shape[1])
