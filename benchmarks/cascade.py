@@ -104,8 +104,7 @@ class Machine:
     def load(self, model: Path | None) -> MagicVideoPipeline:
         """Return a whole model; None is the one that is shipped."""
         dtype = getattr(torch, self.precision.value)
-        pipeline = MagicVideoPipeline.from_pretrained(model, torch_dtype=dtype)
-        return pipeline.to(self.device) if self.on_gpu else pipeline
+        return MagicVideoPipeline.from_pretrained(model, torch_dtype=dtype).to(self.device)
 
     def wait(self) -> None:
         """Return when the device has done what it was given."""

@@ -32,12 +32,13 @@ from magicvideo.stable_diffusion.inflation import inflate_stable_diffusion
 from magicvideo.storage import atomic_file
 from magicvideo.train.export import export
 from magicvideo.train.loop import CHECKPOINTS
-from magicvideo.train.plan import plan
+from magicvideo.train.plan import StagePlan, plan
 from magicvideo.train.recipe import Recipe, StageName, read_recipe
 from magicvideo.train.run import train
 from magicvideo.train.settings import StageSettings
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "paper.yaml"
+RUN, MODEL = "run", "model"
 SMALL, LARGE, CLIPS, WARM_UP = 256, 1024, 8, 2
 _GIB = 2**30
 _WORKS: dict[str, Work] = {"forward": forward, "forward and backward": forward_backward}
@@ -111,7 +112,12 @@ class Update:
 
 
 def prepare_all(folder: Path) -> Recipe:
-    """Make the model to start from and the clips, if they are not there, and return the recipe."""
+    """Make the model to start from and the clips, if they are not there, and return the recipe.
+
+    What was trained before is removed, since a stage that is done would not be trained again.
+    """
+    for trained in (RUN, MODEL):
+        shutil.rmtree(folder / trained, ignore_errors=True)
     if not (folder / "start").exists():
         make(folder)
         inflate_stable_diffusion(folder / IMAGE, folder / "start", num_frames=16, size=SMALL)
@@ -119,12 +125,12 @@ def prepare_all(folder: Path) -> Recipe:
     if not (folder / "clips").exists():
         (folder / "clips").mkdir()
         write_clips(folder / "clips", CLIPS)
+    source = clip_folder.find_clips(folder / "clips")
     for size in (SMALL, LARGE):
-        source = clip_folder.find_clips(folder / "clips")
         prepare(source, folder / f"clips{size}", size, every=1 if size == SMALL else 10)
     places = {
         "data": folder / f"clips{SMALL}",
-        "output": folder / "run",
+        "output": folder / RUN,
         "start": folder / "start",
         "upscaler.data": folder / f"clips{LARGE}",
     }
@@ -140,9 +146,8 @@ def with_updates(recipe: Recipe, updates: int) -> Recipe:
     return recipe.model_copy(update=stages)
 
 
-def train_stage(recipe: Recipe, name: StageName) -> Update:
+def train_stage(recipe: Recipe, name: StageName, planned: StagePlan) -> Update:
     """Train one stage in this process, which has trained nothing else."""
-    planned = next(row for row in plan(recipe) if row.name == name)
     settings = recipe.stages()[name]
     train(recipe, name, print)
     lines = (recipe.output / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -156,9 +161,9 @@ def train_stage(recipe: Recipe, name: StageName) -> Update:
 
 def train_all(recipe: Recipe) -> Iterator[Update]:
     """Train every stage in a process of its own, in order."""
-    for name in recipe.stages():
+    for name, planned in zip(recipe.stages(), plan(recipe), strict=True):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            yield fresh.submit(train_stage, recipe, name).result()
+            yield fresh.submit(train_stage, recipe, name, planned).result()
 
 
 def training_section(recipe: Recipe, updates: int) -> str:
@@ -181,10 +186,8 @@ def training_section(recipe: Recipe, updates: int) -> str:
 
 def video_section(recipe: Recipe, folder: Path, precision: Precision) -> str:
     """Return what one video of the trained model costs, 61 frames of 1024 pixels."""
-    model = folder / "model"
-    if not model.exists():
-        export(recipe.output, model, "fp16")
-    costs = report(model, Machine("cuda", precision), rounds=1)
+    export(recipe.output, folder / MODEL, "fp16")
+    costs = report(folder / MODEL, Machine("cuda", precision), rounds=1)
     return f"## One video\n\nAll stages by the recipe's defaults; {costs}"
 
 

@@ -52,7 +52,6 @@ def interpolate(
     target = choose_target(footage, output, "interpolated", overwrite=overwrite)
     from magicvideo.generate.footage import open_footage, write_footage
     from magicvideo.generate.naming import storable
-    from magicvideo.generate.outputs import check_output
     from magicvideo.generate.single_stages import interpolate_footage
 
     console = make_console()
@@ -60,7 +59,6 @@ def interpolate(
         clip = open_footage(footage)
     if output is None:
         target = storable(target, clip.height, clip.width)
-        check_output(target, overwrite=overwrite)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
         made = interpolate_footage(

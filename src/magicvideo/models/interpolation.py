@@ -279,10 +279,9 @@ class Interpolator(ModelMixin, ConfigMixin):
     def start_from(self, keyframes: VideoUNet) -> None:
         """Take over the weights of the key-frame network.
 
-        New input channels get weights of zero. A window may stand anywhere in the video, so its
-        adaptors start from the mean over the key-frame network's frames. The embedding of the noise
-        level stays zero, and attention on levels where the key-frame network has none is new. The
-        last convolution is zero, since what is predicted is another thing: a difference.
+        New input channels get weights of zero, and so does the last convolution, whose output is
+        another thing here. A window may stand anywhere in the video: adaptors start from the mean
+        over frames. The level's embedding stays zero; attention that the other lacks is new.
         """
         theirs = keyframes.state_dict()
         for name, own in self.unet.state_dict().items():
