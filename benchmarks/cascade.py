@@ -25,9 +25,9 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicvideo.generate.pipeline import MagicVideoPipeline
-from magicvideo.generate.request import Request, Settings
-from magicvideo.storage import atomic_file
+from magicvideo.atomic_io import atomic_file
+from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 _PROMPT = "woman surfing, medium skin tone, sky blue background"
 _SEED = 1

@@ -23,19 +23,19 @@ import typer
 from benchmarks.cascade import Machine, Precision, report
 from benchmarks.stable_diffusion import IMAGE, make
 from benchmarks.unet import Work, built, forward, forward_backward
+from magicvideo.atomic_io import atomic_file
+from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
 from magicvideo.data.prepare import prepare
 from magicvideo.data.sources import folder as clip_folder
 from magicvideo.data.sources.synthetic import write_clips
-from magicvideo.evaluate.cost.networks import FLOOR, NETWORKS, PAPER, make_inputs
-from magicvideo.evaluate.cost.page import table
-from magicvideo.stable_diffusion.inflation import inflate_stable_diffusion
-from magicvideo.storage import atomic_file
-from magicvideo.train.export import export
-from magicvideo.train.loop import CHECKPOINTS
-from magicvideo.train.plan import StagePlan, plan
-from magicvideo.train.recipe import Recipe, StageName, read_recipe
-from magicvideo.train.run import train
-from magicvideo.train.settings import StageSettings
+from magicvideo.training.dry_run import StagePlan, plan
+from magicvideo.training.export import export
+from magicvideo.training.recipe import Recipe, StageName, read_recipe
+from magicvideo.training.run import train
+from magicvideo.training.settings import StageSettings
+from magicvideo.training.trainer import CHECKPOINTS
+from studies.cost.networks import FLOOR, NETWORKS, PAPER, make_inputs
+from studies.cost.page import table
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "paper.yaml"
 RUN, MODEL = "run", "model"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from magicvideo.evaluate.cost.networks import PAPER, Workload
-from magicvideo.train.recipe import read_recipe
-from magicvideo.train.sizes import unet_config
+from magicvideo.training.model_configs import unet_config
+from magicvideo.training.recipe import read_recipe
+from studies.cost.networks import PAPER, Workload
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji.yaml"
 

@@ -18,11 +18,11 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
 from magicvideo import MagicVideoPipeline
-from magicvideo.evaluate.cost.networks import PAPER
-from magicvideo.generate.loading import load_component
-from magicvideo.stable_diffusion.image_model import export_image_model
-from magicvideo.stable_diffusion.inflation import inflate_stable_diffusion
-from magicvideo.train.tasks.tokenizer import train_tokenizer
+from magicvideo.convert.extract_unet import export_image_model
+from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
+from magicvideo.pipelines.loading import load_component
+from magicvideo.training.tasks.tokenizer import train_tokenizer
+from studies.cost.networks import PAPER
 
 IMAGE, VIDEO, BACK = "image", "video", "back"
 FRAMES, SIDE, STEPS, TOKENS, WIDTH = 3, 32, 2, 77, 768

@@ -24,7 +24,8 @@ import typer
 from torch import nn
 
 from benchmarks.networks import SIZES, Size, Width
-from magicvideo.evaluate.cost.networks import (
+from magicvideo.atomic_io import atomic_file
+from studies.cost.networks import (
     FLOOR,
     NETWORKS,
     Inputs,
@@ -32,8 +33,7 @@ from magicvideo.evaluate.cost.networks import (
     Workload,
     make_inputs,
 )
-from magicvideo.evaluate.cost.page import networks_table, table
-from magicvideo.storage import atomic_file
+from studies.cost.page import networks_table, table
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -11,8 +11,8 @@ from transformers import (
     CLIPTextModel,
 )
 
-from magicvideo.stable_diffusion.names import clip_place, open_clip_place, unet_place, vae_place
-from magicvideo.train.tasks.tokenizer import train_tokenizer
+from magicvideo.convert.key_mapping import clip_place, open_clip_place, unet_place, vae_place
+from magicvideo.training.tasks.tokenizer import train_tokenizer
 
 TOKENS, EMBEDDING, SIDE, FACTOR = 11, 14, 10, 2
 UNET = {

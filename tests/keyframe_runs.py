@@ -7,9 +7,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from magicvideo.train.loop import Interrupted, Stage
-from magicvideo.train.recipe import Recipe
-from magicvideo.train.stages import make_task
+from magicvideo.training.recipe import Recipe
+from magicvideo.training.stages import make_task
+from magicvideo.training.trainer import Interrupted, Stage
 
 STEPS, STOPPED_AT, PREVIEWED_AT = 20, 10, 15
 GLOBAL_BATCH = 4

@@ -1,6 +1,6 @@
 """A request of a video in which nothing is special; tests replace what matters to them."""
 
-from magicvideo.generate.request import Request
+from magicvideo.pipelines.request import Request
 
 PLAIN = Request(
     prompt="a cat",

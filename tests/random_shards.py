@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from magicvideo.data.shards.archive import ARRAYS, array_bytes, sample_key
+from magicvideo.data.shards.fp16_scaling import pack
 from magicvideo.data.shards.index import SampleNote
-from magicvideo.data.shards.packing import pack
+from magicvideo.data.shards.tar_shard import ARRAYS, array_bytes, sample_key
 
 SHAPES = {"latents": (9, 3, 4, 5), "embeddings": (9, 6), "tokens": (7, 8)}
 

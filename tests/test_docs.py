@@ -15,8 +15,8 @@ from PIL import Image, ImageSequence
 
 import magicvideo
 from magicvideo.cli import run
-from magicvideo.evaluate.protocol import read_any_protocol
-from magicvideo.train.recipe import read_recipe
+from magicvideo.evaluation.protocol import read_any_protocol
+from magicvideo.training.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "magicvideo"

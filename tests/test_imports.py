@@ -10,28 +10,27 @@ import pytest
 import magicvideo
 
 ROOT = Path(magicvideo.__file__).parent
-BASE = {"draws", "errors", "storage", "shapes"}
-LEARNING = {"data", "models", "diffusion"}
+STUDIES = ROOT.parents[1] / "studies"
+BASE = {"atomic_io", "errors", "rng", "shapes"}
+NETWORKS = {"diffusion", "models"}
 # each part, and the others that it may import
 ALLOWED = {
-    "__init__": BASE | LEARNING | {"generate"},
+    "__init__": BASE | {"media", "pipelines"} | NETWORKS,
     "__main__": {"cli"},
-    "draws": set(),
+    "atomic_io": {"errors"},
     "errors": set(),
+    "rng": set(),
     "shapes": set(),
-    "storage": {"errors"},
-    "data": BASE,
-    "diffusion": BASE,
+    "media": BASE,
     "models": BASE,
-    "encode": BASE | LEARNING,
-    "generate": BASE | LEARNING,
-    "train": BASE | LEARNING,
-    "evaluate": BASE | LEARNING | {"generate"},
-    "ablations": BASE | LEARNING | {"generate", "train", "evaluate"},
-    "stable_diffusion": BASE | LEARNING | {"generate"},
-    "cli": BASE
-    | LEARNING
-    | {"encode", "generate", "train", "evaluate", "ablations", "stable_diffusion"},
+    "diffusion": BASE,
+    # models: clips are encoded before they are written into shards
+    "data": BASE | {"media", "models"},
+    "pipelines": BASE | {"media"} | NETWORKS,
+    "convert": BASE | {"pipelines"} | NETWORKS,
+    "training": BASE | {"data"} | NETWORKS,
+    "evaluation": BASE | {"data", "media", "pipelines"} | NETWORKS,
+    "cli": BASE | {"convert", "data", "evaluation", "media", "pipelines", "training"} | NETWORKS,
 }
 HEAVY = {"accelerate", "av", "diffusers", "numpy", "PIL", "scipy", "torch", "transformers"}
 DRAWERS = {"common", "core", "helpers", "lib", "misc", "tools", "util", "utils"}
@@ -81,6 +80,18 @@ def test_parts_import_only_what_they_may(part):
             is_own = part_of(path) == part and package == "magicvideo"
             if is_own and rest.split(".")[0] not in allowed:
                 wrong.append(f"{path} imports {name}")
+    assert wrong == []
+
+
+def test_the_package_imports_no_study():
+    """Studies import the package; they are not installed with it."""
+    wrong = [
+        f"{path} imports {name}"
+        for path, tree in TREES.items()
+        for name in imported(ast.walk(tree))
+        if name.split(".")[0] == "studies"
+    ]
+    assert STUDIES.is_dir()
     assert wrong == []
 
 

@@ -9,13 +9,13 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from magicvideo.generate.pipeline import MagicVideoPipeline
 from magicvideo.models.autoencoder import PatchAutoencoder
 from magicvideo.models.conditioning import ImageConditioner
-from magicvideo.models.interpolation import Interpolator
+from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
-from magicvideo.train.tasks.tokenizer import train_tokenizer
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.training.tasks.tokenizer import train_tokenizer
 
 FRAMES, LATENT_SIDE, PATCH, LATENT_CHANNELS = 5, 4, 6, 3
 SIDE = LATENT_SIDE * PATCH

@@ -5,29 +5,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from magicvideo.errors import UserError
-    from magicvideo.generate.pipeline import MagicVideoPipeline
-    from magicvideo.generate.read import read_request
-    from magicvideo.generate.request import Request
-    from magicvideo.generate.video import Video, VideoOutput
-    from magicvideo.generate.write import write_video
     from magicvideo.models.autoencoder import PatchAutoencoder
     from magicvideo.models.conditioning import ImageConditioner
     from magicvideo.models.unet import VideoUNet
+    from magicvideo.pipelines.request import Request
+    from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+    from magicvideo.pipelines.video import Video, VideoOutput, read_request, write_video
 
     __version__: str
 
 # a public name is imported when it is first used: the command line answers without torch
 _HOMES = {
     "ImageConditioner": "magicvideo.models.conditioning",
-    "MagicVideoPipeline": "magicvideo.generate.pipeline",
+    "MagicVideoPipeline": "magicvideo.pipelines.text_to_video",
     "PatchAutoencoder": "magicvideo.models.autoencoder",
-    "Request": "magicvideo.generate.request",
+    "Request": "magicvideo.pipelines.request",
     "UserError": "magicvideo.errors",
-    "Video": "magicvideo.generate.video",
-    "VideoOutput": "magicvideo.generate.video",
+    "Video": "magicvideo.pipelines.video",
+    "VideoOutput": "magicvideo.pipelines.video",
     "VideoUNet": "magicvideo.models.unet",
-    "read_request": "magicvideo.generate.read",
-    "write_video": "magicvideo.generate.write",
+    "read_request": "magicvideo.pipelines.video",
+    "write_video": "magicvideo.pipelines.video",
 }
 __all__ = [
     "ImageConditioner",

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from magicvideo.cli.grouped import grouped
+from magicvideo.cli.option_groups import grouped
 
 
 @dataclass(frozen=True)

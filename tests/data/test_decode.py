@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from magicvideo.atomic_io import sha256
 from magicvideo.data.decode import fingerprint, read_candidate
-from magicvideo.data.reader import ClipError
 from magicvideo.data.sources.source import Candidate
-from magicvideo.storage import sha256
+from magicvideo.media.video_reader import ClipError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicvideo.data.degrade import blur, crop_pairs, shrink, shrink_variously
-from magicvideo.draws import Draws
+from magicvideo.rng import Draws
 
 FRAMES, HEIGHT, WIDTH, FACTOR = 5, 12, 20, 4
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from magicvideo.atomic_io import sha256
 from magicvideo.data.manifest import read_info, read_manifest
 from magicvideo.data.prepare import clip_file, prepare
-from magicvideo.data.reader import read_clip
 from magicvideo.data.sources import folder
 from magicvideo.data.sources.synthetic import write_clips
 from magicvideo.errors import UserError
-from magicvideo.storage import sha256
+from magicvideo.media.video_reader import read_clip
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicvideo.diffusion.noise import draw_noise, generator_for, noise_for
-from magicvideo.draws import Draws
+from magicvideo.rng import Draws
 
 KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6282136]}
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magicvideo.data.batch_order import read_batch
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.doctor import examine_source
-from magicvideo.data.order import read_batch
 from magicvideo.data.prepare import prepare
-from magicvideo.data.reader import ClipError, read_clip, read_whole
 from magicvideo.data.sources.folder import find_clips
+from magicvideo.media.video_reader import ClipError, read_clip, read_whole
 
 FRAMES = 13
 
@@ -214,10 +214,10 @@ def write_bombs(folder, good):
 MEASURE = """
 import resource, sys, time
 from pathlib import Path
-from magicvideo.data.reader import ClipError, read_clip
+from magicvideo.media.video_reader import ClipError, read_clip
 from magicvideo.errors import UserError
-from magicvideo.generate.limited import open_limited
-from magicvideo.generate.read import read_request
+from magicvideo.media.safe_image import open_limited
+from magicvideo.pipelines.video import read_request
 how = {
     "clip": lambda path: read_clip(path, 8),
     "like": read_request,
@@ -269,7 +269,7 @@ def test_bombs_are_refused_before_they_go_off(good, tmp_path):
 def test_a_video_at_its_own_size_has_a_limit_of_all_pixels(good, monkeypatch):
     size = read_whole(good / "clip.mkv").pixels.nbytes
     assert size == FRAMES * 48 * 80 * 3
-    monkeypatch.setattr("magicvideo.data.reader.MAX_BYTES", size - 1)
+    monkeypatch.setattr("magicvideo.media.video_reader.MAX_BYTES", size - 1)
     for kind in ("clip.mkv", "clip.gif"):
         with pytest.raises(ClipError, match="more than 149,759 bytes of pixels; cut it"):
             read_whole(good / kind)

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_sums
 from magicvideo.cli import run
-from magicvideo.storage import PARTIAL, atomic_folder, remove_partial, verify_sums
-from magicvideo.train.checkpoint import Checkpoints, TrainingState
-from magicvideo.train.ema import Ema
-from magicvideo.train.optim import make_optimizer
-from magicvideo.train.settings import ImageSettings
+from magicvideo.training.checkpoint import Checkpoints, TrainingState
+from magicvideo.training.ema import Ema
+from magicvideo.training.optim import make_optimizer
+from magicvideo.training.settings import ImageSettings
 
 SETTINGS = ImageSettings(steps=9, batch_size=1, learning_rate=0.01)
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_cannot_be_deleted_stops_nothing(tmp_path, monkeypatch
     checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
     checkpoints.save(make_state(1))
     with monkeypatch.context() as patched:
-        patched.setattr("magicvideo.train.checkpoint.shutil.rmtree", refuse)
+        patched.setattr("magicvideo.training.checkpoint.shutil.rmtree", refuse)
         checkpoints.save(make_state(2))
     assert_restores(checkpoints, 2)
     checkpoints.save(make_state(3))

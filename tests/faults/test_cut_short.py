@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from magicvideo.cli import run
-from magicvideo.generate.kept_latents import latents_path, read_latents, write_latents
-from magicvideo.generate.pipeline import MagicVideoPipeline
-from magicvideo.generate.read import read_request
+from magicvideo.pipelines.latent_checkpoint import latents_path, read_latents, write_latents
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.video import read_request
 
 WISH = ("a cat", "--seed", "4")
 GO_ON = "The latents are kept; go on with: magicvideo "
@@ -24,7 +24,7 @@ STALL = """
 import sys, time
 from pathlib import Path
 from magicvideo.cli import main
-from magicvideo.generate.pipeline import MagicVideoPipeline
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 def stall(*_):
     Path("stalled").touch()

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from magicvideo.atomic_io import sha256, verify_sums, write_sums
+from magicvideo.convert.safe_load import read_checkpoint
 from magicvideo.errors import UserError
-from magicvideo.generate.folder import open_folder, read_header, read_json
-from magicvideo.stable_diffusion.weights import read_checkpoint
-from magicvideo.storage import sha256, verify_sums, write_sums
+from magicvideo.pipelines.model_folder import open_folder, read_header, read_json
 
 
 def framed(header, data=b"", length=None):
@@ -76,7 +76,7 @@ MEASURE = """
 import resource, sys, time
 from pathlib import Path
 from magicvideo.errors import UserError
-from magicvideo.generate.folder import read_header
+from magicvideo.pipelines.model_folder import read_header
 for path in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:

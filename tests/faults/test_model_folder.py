@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from magicvideo.atomic_io import write_sums
 from magicvideo.cli import run
 from magicvideo.errors import UserError
-from magicvideo.generate.pipeline import MagicVideoPipeline
-from magicvideo.storage import write_sums
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"

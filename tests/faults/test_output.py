@@ -11,9 +11,8 @@ from plain_request import PLAIN
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
-from magicvideo.generate.kept_latents import read_latents, write_latents
-from magicvideo.generate.read import read_request
-from magicvideo.generate.write import write_video
+from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
+from magicvideo.pipelines.video import read_request, write_video
 
 
 @pytest.fixture

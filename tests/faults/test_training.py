@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_recipe import tiny_values
 
 from magicvideo.cli import run
-from magicvideo.train.tasks.autoencoder import AutoencoderTask
+from magicvideo.training.tasks.autoencoder import AutoencoderTask
 
 PRODUCT = "product/vae/diffusion_pytorch_model.safetensors"
 

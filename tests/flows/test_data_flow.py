@@ -9,8 +9,8 @@ import torch
 
 from magicvideo import cli
 from magicvideo.data.backgrounds import nearest_colour
+from magicvideo.data.batch_order import read_batch
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.order import read_batch
 
 
 def magicvideo(*arguments):

@@ -15,11 +15,12 @@ from tiny_model import FRAMES, INSERTED, SIDE, UPSCALING, VIDEO_FRAMES
 
 import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
+from magicvideo.atomic_io import folder_hash
 from magicvideo.cli import run
-from magicvideo.generate.footage import open_footage
-from magicvideo.generate.loading import load_component
-from magicvideo.generate.write import to_pixels, write_video
-from magicvideo.storage import folder_hash
+from magicvideo.media.video_io import to_pixels
+from magicvideo.media.video_stream import open_footage
+from magicvideo.pipelines.loading import load_component
+from magicvideo.pipelines.video import write_video
 
 COMMAND = [
     sys.executable,
@@ -97,7 +98,7 @@ def test_the_command_never_holds_more_than_the_largest_stage(command, tmp_path, 
         held.append(sum(p.numel() for one in loaded for p in one.parameters()))
         return network
 
-    monkeypatch.setattr("magicvideo.generate.stagewise.load_component", watch)
+    monkeypatch.setattr("magicvideo.pipelines.offload.load_component", watch)
     Image.new("RGB", (7, 5), "red").save(tmp_path / "face.png")
     assert command("a cat", "a dog", "--image", "face.png", "--output", "out") == 0
     assert len(sizes) == 7
@@ -216,7 +217,7 @@ def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeyp
             raise KeyboardInterrupt
         return to_pixels(frame)
 
-    monkeypatch.setattr("magicvideo.generate.footage.to_pixels", press_ctrl_c)
+    monkeypatch.setattr("magicvideo.media.video_stream.to_pixels", press_ctrl_c)
     assert run([verb, "in.mp4", "--model", str(tiny_model)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo.diffusion.noise import sample_draws
-from magicvideo.train.recipe import Recipe
-from magicvideo.train.run import slowdown_in_bfloat16, train
-from magicvideo.train.stages import make_task
+from magicvideo.training.recipe import Recipe
+from magicvideo.training.run import slowdown_in_bfloat16, train
+from magicvideo.training.stages import make_task
 
 UPSCALER = {"crop": 12, "model": {"factor": 3, "widths": [8, 12], "num_blocks": [1, 1]}}
 

@@ -11,8 +11,8 @@ import torch
 from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo import MagicVideoPipeline, cli
-from magicvideo.train.recipe import Recipe
-from magicvideo.train.run import train
+from magicvideo.training.recipe import Recipe
+from magicvideo.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

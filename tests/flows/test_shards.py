@@ -17,11 +17,11 @@ import yaml
 from launches import TORCHRUN, launch
 
 from magicvideo import cli
+from magicvideo.atomic_io import write_sums
 from magicvideo.data.manifest import Clip, read_manifest, write_manifest
 from magicvideo.data.prepare import _write_array
 from magicvideo.data.shards.index import INDEX, is_sharded, read_index
 from magicvideo.errors import UserError
-from magicvideo.storage import write_sums
 
 SHARED = {
     "steps": 4,

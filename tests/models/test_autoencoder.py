@@ -4,13 +4,13 @@ import torch
 from diffusers import AutoencoderKL
 from networks import randomise
 
-from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import (
     PatchAutoencoder,
     decode_latents,
     encode_frames,
     spatial_factor,
 )
+from magicvideo.rng import Draws
 
 VIDEOS, FRAMES, PATCH, CHANNELS = 2, 5, 6, 4
 HEIGHT, WIDTH = 2 * PATCH, 3 * PATCH

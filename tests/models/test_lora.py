@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from magicvideo.errors import UserError
 from magicvideo.models.lora import LowRank, add_low_rank, standard_tensors
-from magicvideo.models.lora_layouts import read_updates
+from magicvideo.models.lora_conversion import read_updates
 
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_TO_Q = f"lora_unet_{TO_Q.replace('.', '_')}"

@@ -3,7 +3,6 @@ import torch
 from diffusers import AutoencoderKL
 from networks import randomise
 
-from magicvideo.draws import Draws
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import (
     PatchAutoencoder,
@@ -17,6 +16,7 @@ from magicvideo.models.video_vae import (
     freeze_encoder,
     inflate_autoencoder,
 )
+from magicvideo.rng import Draws
 
 VIDEOS, FRAMES, CHANNELS, HEADS, REACH = 2, 7, 5, 2, 4
 HEIGHT, WIDTH, CHANGED = 12, 24, 3

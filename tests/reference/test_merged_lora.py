@@ -19,7 +19,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from magicvideo.models.lora import add_low_rank
-from magicvideo.models.lora_layouts import read_updates
+from magicvideo.models.lora_conversion import read_updates
 
 # diffusers warns of an import that it makes itself
 pytestmark = pytest.mark.filterwarnings("ignore:`Transformer2DModelOutput`:FutureWarning")

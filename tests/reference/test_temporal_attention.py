@@ -2,7 +2,7 @@ import pytest
 import torch
 from networks import randomise
 
-from magicvideo.models.temporal import DirectedTemporalAttention
+from magicvideo.models.temporal_attention import DirectedTemporalAttention
 
 VIDEOS, FRAMES, CHANNELS, HEADS, HEIGHT, WIDTH = 2, 5, 6, 2, 3, 7
 

@@ -22,7 +22,7 @@ from magicvideo.cli import (
     train,
     upscale,
 )
-from magicvideo.cli.memory import ran_out, without_memory
+from magicvideo.cli.memory_options import ran_out, without_memory
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -70,12 +70,17 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; mistakes become one sentence on stderr."""
+    return run_app(app, arguments, "magicvideo")
+
+
+def run_app(commands: typer.Typer, arguments: list[str], name: str) -> int:
+    """Run one command of an app, as `run` does."""
     try:
-        code = app(args=arguments or ["--help"], prog_name="magicvideo", standalone_mode=False)
+        code = commands(args=arguments or ["--help"], prog_name=name, standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
     except _UsageError as error:
-        command = error.ctx.command_path if error.ctx else "magicvideo"
+        command = error.ctx.command_path if error.ctx else name
         return _complain(_usage(error.format_message(), command))
     except KeyboardInterrupt:
         return INTERRUPTED

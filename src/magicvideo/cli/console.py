@@ -11,7 +11,7 @@ from magicvideo.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from magicvideo.generate.pipeline import MagicVideoPipeline
+    from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 
 def make_console() -> "Console":
@@ -46,7 +46,7 @@ def load_pipeline(
         import torch
         from transformers.utils import logging as transformers_logging
 
-        from magicvideo.generate.pipeline import MagicVideoPipeline
+        from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
         present = {
             "cpu": True,

@@ -17,12 +17,12 @@ from magicvideo.cli.encode import (
     encode_into,
     given,
 )
-from magicvideo.cli.grouped import grouped
+from magicvideo.cli.option_groups import grouped
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
     from magicvideo.data.manifest import Clip
-    from magicvideo.encode.originals import Originals
+    from magicvideo.data.shards.inputs import Originals
 
 
 def register(app: typer.Typer) -> None:
@@ -186,7 +186,7 @@ def _check_no_encoding(encoding: Encoding) -> None:
     """Refuse what decoding alone cannot do."""
     import os
 
-    from magicvideo.encode.ranks import read_rank
+    from magicvideo.data.shards.ranks import read_rank
     from magicvideo.errors import UserError
 
     for option in given(encoding):

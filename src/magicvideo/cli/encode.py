@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from magicvideo.cli.console import make_console, progress_bar
-from magicvideo.cli.grouped import grouped
+from magicvideo.cli.option_groups import grouped
 
 if TYPE_CHECKING:
+    from magicvideo.data.shards.encode import Report, Runner
+    from magicvideo.data.shards.inputs import Originals
     from magicvideo.data.sources.source import Source
-    from magicvideo.encode.originals import Originals
-    from magicvideo.encode.run import Report, Runner
-    from magicvideo.models.frozen import FrozenFolders
+    from magicvideo.models.pretrained_encoders import FrozenFolders
 
 Kind = Annotated[
     str | None,
@@ -61,7 +61,7 @@ class Decoding:
         Raises:
             UserError: If the folder is none, or something in it does not fit.
         """
-        from magicvideo.data.sources.known import open_source
+        from magicvideo.data.sources.registry import open_source
 
         return open_source(
             folder, self.holdout or 0.0, kind=self.kind, longest_scene=self.longest_scene
@@ -74,7 +74,7 @@ class Decoding:
             UserError: If a setting does not fit, or the folder is no source.
         """
         from magicvideo.data.prepare import check_settings
-        from magicvideo.encode.originals import source_originals
+        from magicvideo.data.shards.inputs import source_originals
 
         size, every = self.frame_side, self.frame_step
         check_settings(size, every)
@@ -176,8 +176,8 @@ def encode_into(
     import os
     from functools import partial
 
-    from magicvideo.encode.ranks import read_rank
-    from magicvideo.encode.run import encode as encode_originals
+    from magicvideo.data.shards.encode import encode as encode_originals
+    from magicvideo.data.shards.ranks import read_rank
     from magicvideo.errors import UserError
 
     rank = read_rank(os.environ)
@@ -219,7 +219,7 @@ def _print_report(report: "Report", out: Path, of_this: str) -> None:
 
 def _open_originals(source: Path, decoding: Decoding) -> "Originals":
     from magicvideo.data.doctor import is_prepared
-    from magicvideo.encode.originals import prepared_originals
+    from magicvideo.data.shards.inputs import prepared_originals
     from magicvideo.errors import UserError
 
     if not is_prepared(source):
@@ -233,10 +233,10 @@ def _open_originals(source: Path, decoding: Decoding) -> "Originals":
 
 
 def _open_folders(model: Path) -> "FrozenFolders":
-    from magicvideo.models.frozen import frozen_folders
-    from magicvideo.train.export import recipe_of
-    from magicvideo.train.parts import frozen_parts
-    from magicvideo.train.run import SETTINGS
+    from magicvideo.models.pretrained_encoders import frozen_folders
+    from magicvideo.training.components import frozen_parts
+    from magicvideo.training.export import recipe_of
+    from magicvideo.training.run import SETTINGS
 
     is_run = (model / SETTINGS).is_file()
     return frozen_parts(recipe_of(model)) if is_run else frozen_folders(model)
@@ -245,8 +245,8 @@ def _open_folders(model: Path) -> "FrozenFolders":
 def _runner(workers: int, threads: int, device: str, *, ray: bool) -> "Runner":
     from functools import partial
 
+    from magicvideo.data.shards.ray_runner import run_on_ray
     from magicvideo.data.workers import run_each
-    from magicvideo.encode.on_ray import run_on_ray
 
     _check_device(device, ray=ray)
     if ray:

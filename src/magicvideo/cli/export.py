@@ -40,14 +40,14 @@ def export(
     if image_model:
         _export_image_model(source, output, half=precision == "fp16")
         return
-    from magicvideo.train.export import export as export_run
+    from magicvideo.training.export import export as export_run
 
     export_run(source, output, precision)
     typer.echo(f"{output} holds the model; use it with --model {output}.")
 
 
 def _export_image_model(model: Path, output: Path, *, half: bool) -> None:
-    from magicvideo.stable_diffusion.image_model import export_image_model
+    from magicvideo.convert.extract_unet import export_image_model
 
     done = export_image_model(model, output, half=half)
     typer.echo(f"{done.folded} adaptors of the first frame are folded into convolutions.")

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.grouped import grouped
-from magicvideo.cli.loras import load_recorded_loras
-from magicvideo.cli.memory import Memory, memory_in_words
-from magicvideo.cli.second_half import SecondHalf
-from magicvideo.cli.wishes import Choices, Networks, Target, Texts
+from magicvideo.cli.decode_job import SecondHalf
+from magicvideo.cli.generate_options import Choices, Networks, Target, Texts
+from magicvideo.cli.lora_option import load_recorded_loras
+from magicvideo.cli.memory_options import Memory, memory_in_words
+from magicvideo.cli.option_groups import grouped
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from magicvideo.generate.pipeline import MagicVideoPipeline
-    from magicvideo.generate.request import Request
+    from magicvideo.pipelines.request import Request
+    from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Like = Annotated[Path | None, typer.Option(help="Make this video again, byte for byte.")]
 Resume = Annotated[
@@ -54,7 +54,7 @@ def generate(
       magicvideo generate --like heart.gif --output again.gif
       magicvideo generate --resume heart.gif --device cpu
     """
-    from magicvideo.generate.request import choose_seeds
+    from magicvideo.pipelines.request import choose_seeds
 
     settings = choices.settings()
     half = SecondHalf(networks.model, networks.device, memory.bounds(), target.overwrite)
@@ -91,7 +91,7 @@ def _remake(like: Path, target: Target, networks: Networks, half: SecondHalf) ->
     from dataclasses import replace
     from importlib.metadata import version
 
-    from magicvideo.generate.read import read_request
+    from magicvideo.pipelines.video import read_request
 
     request = read_request(like)
     name = request.picture.name if request.picture else request.prompt
@@ -113,8 +113,8 @@ def _remake(like: Path, target: Target, networks: Networks, half: SecondHalf) ->
 
 def _finish(output: Path, half: SecondHalf) -> None:
     """Make the rest of a video whose latents are there."""
-    from magicvideo.generate.kept_latents import latents_path, read_latents
-    from magicvideo.generate.outputs import check_output
+    from magicvideo.media.outputs import check_output
+    from magicvideo.pipelines.latent_checkpoint import latents_path, read_latents
 
     request, latents = read_latents(latents_path(output))
     check_output(output, overwrite=half.overwrite)
@@ -143,7 +143,7 @@ def _make(
     loras: list[str],
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
-    from magicvideo.generate.kept_latents import latents_path, write_latents
+    from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
 
     for request in requests:
         pipeline.traits.check_bounds(request, half.bounds)

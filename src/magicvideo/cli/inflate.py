@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from magicvideo.stable_diffusion.inflation import Account
+    from magicvideo.convert.stable_diffusion import Account
 
 SourceModel = Annotated[
     Path,
@@ -62,7 +62,7 @@ def inflate(
       magicvideo inflate stable-diffusion-v1-5 models/start --size 256
       magicvideo inflate v1-5-pruned.safetensors models/start --tokenizer stable-diffusion/tokenizer
     """
-    from magicvideo.stable_diffusion.inflation import inflate_stable_diffusion
+    from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
 
     accounts = inflate_stable_diffusion(
         source,

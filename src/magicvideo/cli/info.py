@@ -27,7 +27,7 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
-    from magicvideo.generate.folder import SHIPPED, summarize
+    from magicvideo.pipelines.model_folder import SHIPPED, summarize
 
     summary = summarize(SHIPPED if model is None else model)
     table = Table("component", "class", box=None, pad_edge=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.wishes import Device, Model, Overwrite
+from magicvideo.cli.generate_options import Device, Model, Overwrite
 from magicvideo.errors import UserError
 
 Footage = Annotated[
@@ -50,9 +50,9 @@ def interpolate(
       magicvideo interpolate clip.gif --output smooth.mp4
     """
     target = choose_target(footage, output, "interpolated", overwrite=overwrite)
-    from magicvideo.generate.footage import open_footage, write_footage
-    from magicvideo.generate.naming import storable
-    from magicvideo.generate.single_stages import interpolate_footage
+    from magicvideo.media.naming import storable
+    from magicvideo.media.video_stream import open_footage, write_footage
+    from magicvideo.pipelines.video_to_video import interpolate_footage
 
     console = make_console()
     with console.status("Looking through the video"):
@@ -82,8 +82,8 @@ def choose_target(footage: Path, output: Path | None, made: str, *, overwrite: b
     Raises:
         UserError: If there is no such video, or the output exists or cannot be written.
     """
-    from magicvideo.generate.naming import beside
-    from magicvideo.generate.outputs import check_output
+    from magicvideo.media.naming import beside
+    from magicvideo.media.outputs import check_output
 
     if not footage.exists():
         raise UserError(f"{footage} cannot be used: there is no such file.")

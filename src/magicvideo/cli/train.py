@@ -8,9 +8,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from magicvideo.train.plan import StagePlan
-    from magicvideo.train.recipe import Recipe
-    from magicvideo.train.settings import MachineSettings
+    from magicvideo.training.dry_run import StagePlan
+    from magicvideo.training.recipe import Recipe
+    from magicvideo.training.settings import MachineSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -44,9 +44,9 @@ def train(
     import torch
     from rich.console import Console
 
-    from magicvideo.train.loop import Interrupted
-    from magicvideo.train.recipe import read_recipe
-    from magicvideo.train.run import check_stage, train
+    from magicvideo.training.recipe import read_recipe
+    from magicvideo.training.run import check_stage, train
+    from magicvideo.training.trainer import Interrupted
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -65,7 +65,7 @@ def train(
 def _show_plan(recipe: "Recipe", console: "Console") -> None:
     from rich.table import Table
 
-    from magicvideo.train.plan import ASSUMPTIONS, plan
+    from magicvideo.training.dry_run import ASSUMPTIONS, plan
 
     console.print_json(recipe.model_dump_json())
     stages = plan(recipe)
@@ -99,7 +99,7 @@ def _show_time(
 ) -> None:
     from rich.table import Table
 
-    from magicvideo.train.plan import clip_bytes
+    from magicvideo.training.dry_run import clip_bytes
 
     time = Table("stage", "hours", "GPU-hours", "samples of all GPUs", title="time")
     for row in stages:

@@ -3,6 +3,7 @@
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
+from magicvideo.cli.generate_options import Device, Model, Overwrite
 from magicvideo.cli.interpolate import (
     Footage,
     FootageOutput,
@@ -10,7 +11,6 @@ from magicvideo.cli.interpolate import (
     FootageSteps,
     choose_target,
 )
-from magicvideo.cli.wishes import Device, Model, Overwrite
 
 
 def register(app: typer.Typer) -> None:
@@ -34,8 +34,8 @@ def upscale(
       magicvideo upscale clip.gif --output large.mp4
     """
     target = choose_target(footage, output, "upscaled", overwrite=overwrite)
-    from magicvideo.generate.footage import open_footage, write_footage
-    from magicvideo.generate.single_stages import upscale_footage
+    from magicvideo.media.video_stream import open_footage, write_footage
+    from magicvideo.pipelines.video_to_video import upscale_footage
 
     console = make_console()
     with console.status("Looking through the video"):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from magicvideo.data.backgrounds import Background, paint, parse_background, random_background
 from magicvideo.data.captions import describe, plain_caption
+from magicvideo.data.frame_sampling import choose_frames
 from magicvideo.data.manifest import Clip, Split, read_info, read_manifest
-from magicvideo.data.sampling import choose_frames
 from magicvideo.errors import UserError
 from magicvideo.shapes import Frames
 

@@ -3,10 +3,10 @@
 from functools import lru_cache
 from pathlib import Path
 
-from magicvideo.data.reader import ClipError, DecodedClip, read_clip
+from magicvideo.atomic_io import sha256
 from magicvideo.data.scenes import longest_scene
 from magicvideo.data.sources.source import Candidate
-from magicvideo.storage import sha256
+from magicvideo.media.video_reader import ClipError, DecodedClip, read_clip
 
 
 def read_candidate(candidate: Candidate, size: int) -> DecodedClip:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from magicvideo.draws import Draws
+from magicvideo.rng import Draws
 from magicvideo.shapes import FoldedFrames
 
 Kernel: TypeAlias = Literal["area", "bilinear", "bicubic"]

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from magicvideo.atomic_io import sha256
 from magicvideo.data.decode import read_candidate
 from magicvideo.data.manifest import DATASET, Clip, Split, read_info, read_manifest
 from magicvideo.data.prepare import CLIPS
-from magicvideo.data.reader import ClipError
 from magicvideo.data.shards.index import Shard, read_index
 from magicvideo.data.sources.source import Candidate, Source
 from magicvideo.data.workers import OnProgress, run_each
-from magicvideo.storage import sha256
+from magicvideo.media.video_reader import ClipError
 
 _LOOK_SIZE = 64  # a clip that can be decoded at one size can be decoded at any
 

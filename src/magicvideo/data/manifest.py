@@ -17,8 +17,8 @@ from pydantic import (
     ValidationError,
 )
 
+from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
-from magicvideo.storage import atomic_file
 
 MANIFEST = "manifest.jsonl"
 DATASET = "dataset.json"

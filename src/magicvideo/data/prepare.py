@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from magicvideo.atomic_io import atomic_file, remove_partial, sha256
 from magicvideo.data.decode import fingerprint, read_candidate
 from magicvideo.data.manifest import (
     DATASET,
@@ -26,11 +27,10 @@ from magicvideo.data.manifest import (
     write_info,
     write_manifest,
 )
-from magicvideo.data.reader import ClipError
 from magicvideo.data.sources.source import Candidate, Skipped, Source
 from magicvideo.data.workers import OnProgress, run_each
 from magicvideo.errors import UserError
-from magicvideo.storage import atomic_file, remove_partial, sha256
+from magicvideo.media.video_reader import ClipError
 
 CLIPS = "clips"
 PROGRESS = "progress.jsonl"

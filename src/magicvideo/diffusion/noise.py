@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from magicvideo.draws import Draws
+from magicvideo.rng import Draws
 from magicvideo.shapes import Latents
 
 

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.draws import Draws
-from magicvideo.models.video_decoder import VideoDecoder
+from magicvideo.models.temporal_decoder import VideoDecoder
+from magicvideo.rng import Draws
 from magicvideo.shapes import FoldedFrames, Frames, Latents
 
 

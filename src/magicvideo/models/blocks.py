@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from magicvideo.models.adaptor import make_adaptor
 from magicvideo.models.attention import SpatialTransformer
-from magicvideo.models.convolution import ConvolutionKind, convolve, make_convolution
-from magicvideo.models.temporal import DirectedTemporalAttention, TemporalMode
+from magicvideo.models.temporal_attention import DirectedTemporalAttention, TemporalMode
+from magicvideo.models.temporal_conv import ConvolutionKind, convolve, make_convolution
 from magicvideo.shapes import FoldedFrames, Tokens
 
 TimeEmbedding = Float[Tensor, "b e"]

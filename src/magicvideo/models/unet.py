@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from magicvideo.models.adaptor import make_adaptor
 from magicvideo.models.blocks import BlockSettings, Conditions, DownBlock, MidBlock, UpBlock
-from magicvideo.models.convolution import ConvolutionKind, convolve
-from magicvideo.models.temporal import TemporalMode
+from magicvideo.models.temporal_attention import TemporalMode
+from magicvideo.models.temporal_conv import ConvolutionKind, convolve
 from magicvideo.shapes import Latents, Tokens
 
 # the levels of Stable Diffusion, outermost first, and innermost first

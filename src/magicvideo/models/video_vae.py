@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
-from magicvideo.draws import Draws
 from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder, sample_of
 from magicvideo.models.inflate import inflate
-from magicvideo.models.temporal import DirectedTemporalAttention
-from magicvideo.models.video_decoder import Features, VideoDecoder
+from magicvideo.models.temporal_attention import DirectedTemporalAttention
+from magicvideo.models.temporal_decoder import Features, VideoDecoder
+from magicvideo.rng import Draws
 from magicvideo.shapes import FoldedFrames
 
 _ENCODER = ("encoder", "quant_conv")

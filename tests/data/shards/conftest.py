@@ -1,11 +1,19 @@
-"""A folder of shards, written without any network."""
+"""Shards written without any network, and clips to encode with the parts of the tiny model."""
 
+import shutil
+
+import numpy as np
 import pytest
 from random_shards import members
 
-from magicvideo.data.shards.archive import write_archive
+from magicvideo.atomic_io import sha256
+from magicvideo.data.manifest import Clip, read_manifest, write_manifest
+from magicvideo.data.prepare import _write_array
 from magicvideo.data.shards.index import Shard, ShardIndex, ShardInfo, write_index
-from magicvideo.storage import sha256
+from magicvideo.data.shards.tar_shard import write_archive
+from magicvideo.data.workers import run_each
+
+GLASS_FRAMES, SIDE = 18, 24  # more frames than pass the networks at a time
 
 
 @pytest.fixture
@@ -46,3 +54,55 @@ def write_shards(tmp_path):
         return folder
 
     return write
+
+
+def run_here(function, jobs):
+    return run_each(function, jobs, 1)
+
+
+@pytest.fixture(scope="session")
+def mixed(prepared, tmp_path_factory):
+    """The seven prepared videos, two of them held out, and one of glass; do not write into it."""
+    folder = tmp_path_factory.mktemp("mixed") / "data"
+    shutil.copytree(prepared, folder)
+    pixels = np.random.default_rng(0).integers(
+        0, 128, (GLASS_FRAMES, SIDE, SIDE, 4), dtype=np.uint8
+    )
+    pixels[..., 3] = 128
+    _write_array(folder / "clips/glass.npy", pixels)
+    glass = Clip(
+        id="glass",
+        file="clips/glass.npy",
+        frames=GLASS_FRAMES,
+        fps=12,
+        channels=4,
+        split="train",
+        loops=True,
+        sha256="0",
+        text="a pane of glass",
+    )
+    videos = read_manifest(folder)
+    held = [clip.model_copy(update={"split": "heldout"}) for clip in videos[:2]]
+    write_manifest(folder, [*held, *videos[2:], glass])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tiny_model):
+    """Where the parts of the tiny model are."""
+    from magicvideo.models.pretrained_encoders import frozen_folders
+
+    return frozen_folders(tiny_model)
+
+
+@pytest.fixture
+def encode_mixed(mixed, folders):
+    """A function that encodes the eight clips, two or three in a shard."""
+    from magicvideo.data.shards.encode import encode
+    from magicvideo.data.shards.inputs import prepared_originals
+
+    def run(out, run_jobs=run_here, source=mixed, **settings):
+        chosen = {"variants": 3, "clips_per_shard": 2, **settings}
+        return encode(prepared_originals(source), folders, out, run_jobs, **chosen)
+
+    return run

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from magicvideo.data.order import read_encoded_batch
+from magicvideo.data.batch_order import read_encoded_batch
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.data.shards.index import INDEX, is_sharded, read_index
 from magicvideo.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 from magicvideo.data.doctor import examine_source
 from magicvideo.data.prepare import prepare
 from magicvideo.data.sources.clip_list import find_clips, parse_time
-from magicvideo.data.sources.known import open_source
+from magicvideo.data.sources.registry import open_source
 from magicvideo.errors import UserError
 
 FPS, FRAMES = 10, 60

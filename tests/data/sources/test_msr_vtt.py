@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from magicvideo.data.sources.known import open_source
 from magicvideo.data.sources.msr_vtt import find_clips
+from magicvideo.data.sources.registry import open_source
 from magicvideo.errors import UserError
 
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from magicvideo.data.backgrounds import COLOURS, nearest_colour
-from magicvideo.data.reader import read_clip
 from magicvideo.data.sources.synthetic import (
     DIRECTIONS,
     FPS,
@@ -13,6 +12,7 @@ from magicvideo.data.sources.synthetic import (
     write_clips,
 )
 from magicvideo.errors import UserError
+from magicvideo.media.video_reader import read_clip
 
 
 def test_all_scenes_are_different_and_visible():

@@ -1,6 +1,6 @@
 import pytest
 
-from magicvideo.data.sources.known import open_source
+from magicvideo.data.sources.registry import open_source
 from magicvideo.data.sources.ucf101 import find_clips
 from magicvideo.errors import UserError
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from magicvideo.data.sources.known import open_source
+from magicvideo.data.sources.registry import open_source
 from magicvideo.data.sources.videofolder import find_clips
 from magicvideo.errors import UserError
 

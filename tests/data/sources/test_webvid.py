@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from magicvideo.data.sources.known import open_source
+from magicvideo.data.sources.registry import open_source
 from magicvideo.data.sources.webvid import find_clips
 from magicvideo.errors import UserError
 

@@ -5,38 +5,26 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from magicvideo.cli.evaluate.ablations import ablations
-from magicvideo.cli.evaluate.compare import compare, compare_report
-from magicvideo.cli.evaluate.cost import cost
-from magicvideo.cli.evaluate.decoders import decoders
-from magicvideo.cli.evaluate.interpolation import interpolation
 from magicvideo.cli.evaluate.judge import judge
 from magicvideo.cli.evaluate.protocol import run
 from magicvideo.cli.evaluate.report import report
 from magicvideo.cli.evaluate.sheet import sheet
-from magicvideo.cli.evaluate.upscaler import upscaler
 from magicvideo.cli.evaluate.vbench import vbench
 
 _PROTOCOL_VERB = "run"
 _HELP = """Score a model by a protocol: `magicvideo evaluate PROTOCOL --data FOLDER`.
 
 A protocol is `emoji-heldout`, a benchmark (`msrvtt-2990`, `msrvtt-all`, `ucf101-10k-class`,
-`ucf101-100-per-class`, with --reference), or a YAML file like them. Other verbs score one stage of
-the cascade alone. Each replaces its own section of the page of results.
+`ucf101-100-per-class`, with --reference), or a YAML file like them. Its section
+of the page of results is replaced.
 
 Examples:
   magicvideo evaluate emoji-heldout --data data/emoji64
   magicvideo evaluate msrvtt-2990 --reference data/msr-vtt --i3d i3d_torchscript.pt --clip vit-b-32
   magicvideo evaluate vbench all_dimension.txt runs/vbench
-  magicvideo evaluate interpolation --data data/emoji64
-  magicvideo evaluate decoders vae video_vae --data data/emoji64
-  magicvideo evaluate upscaler --data data/emoji256 --moving data/emoji64
   magicvideo evaluate sheet --output docs/sheet.png
-  magicvideo evaluate cost
   magicvideo evaluate judge data/emoji64 runs/judge
-  magicvideo evaluate compare models/old models/new --prompts prompts.txt
   magicvideo evaluate report runs/emoji
-  magicvideo evaluate ablations recipes/ablations.yaml
 """
 
 
@@ -58,15 +46,8 @@ def register(app: typer.Typer) -> None:
     for verb in (
         judge,
         sheet,
-        decoders,
-        interpolation,
-        upscaler,
-        cost,
-        compare,
-        compare_report,
         report,
         vbench,
-        ablations,
     ):
         verbs.command(verb.__name__.replace("_", "-"))(verb)
     app.add_typer(verbs, name="evaluate")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magicvideo.cli.evaluate.job import Task, Written
 from magicvideo.cli.evaluate.options import (
     AllowFewer,
     ClipFolder,
@@ -12,16 +13,15 @@ from magicvideo.cli.evaluate.options import (
     InceptionFile,
     Samples,
 )
-from magicvideo.cli.evaluate.preparing import load, process_device, progress
-from magicvideo.cli.evaluate.task import Task, Written
+from magicvideo.cli.evaluate.setup import load, process_device, progress
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from magicvideo.evaluate.benchmark.measure import Networks
-    from magicvideo.evaluate.benchmark.protocol import Benchmark
-    from magicvideo.evaluate.benchmark.run import BenchmarkResult, BenchmarkRun
+    from magicvideo.evaluation.benchmark.features import Networks
+    from magicvideo.evaluation.benchmark.protocol import Benchmark
+    from magicvideo.evaluation.benchmark.run import BenchmarkResult, BenchmarkRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def score_benchmark(benchmark: "Benchmark", task: Task, options: BenchmarkOption
         UserError: If an option or the data cannot give what the benchmark asks for.
     """
     _check(task, options)
-    from magicvideo.evaluate.benchmark.run import BenchmarkRun
+    from magicvideo.evaluation.benchmark.run import BenchmarkRun
 
     device = process_device()
     networks = _networks(task.judge, options, device)
@@ -123,10 +123,10 @@ def _written(
     model_hash: str | None,
     device: "torch.device",
 ) -> Written:
-    from magicvideo.evaluate.benchmark.report import as_json, as_markdown, network_identities
-    from magicvideo.evaluate.identity import identity
-    from magicvideo.evaluate.judge.files import SHIPPED
-    from magicvideo.storage import folder_hash
+    from magicvideo.atomic_io import folder_hash
+    from magicvideo.evaluation.benchmark.report import as_json, as_markdown, network_identities
+    from magicvideo.evaluation.judge.checkpoint import SHIPPED
+    from magicvideo.evaluation.provenance import identity
 
     hashes = network_identities(networks, folder_hash(task.judge or SHIPPED))
     facts = identity({"model": model_hash, **hashes}, {}, device.type)
@@ -135,11 +135,11 @@ def _written(
 
 
 def _networks(judge: Path | None, options: BenchmarkOptions, device: "torch.device") -> "Networks":
-    from magicvideo.evaluate.benchmark.measure import Networks
-    from magicvideo.evaluate.judge.files import SHIPPED, load_judge
-    from magicvideo.evaluate.networks.clip import Clip
-    from magicvideo.evaluate.networks.extractors import I3D, Inception
-    from magicvideo.evaluate.networks.files import locate_file, locate_folder
+    from magicvideo.evaluation.benchmark.features import Networks
+    from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+    from magicvideo.evaluation.networks.clip import Clip
+    from magicvideo.evaluation.networks.extractors import I3D, Inception
+    from magicvideo.evaluation.networks.files import locate_file, locate_folder
 
     i3d = locate_file(options.i3d, "I3D") if options.i3d else None
     inception = locate_file(options.inception, "Inception-v3") if options.inception else None

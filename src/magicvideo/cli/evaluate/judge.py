@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.preparing import check_target, require_scipy
+from magicvideo.cli.evaluate.setup import check_target, require_scipy
 from magicvideo.errors import UserError
 
 
@@ -33,9 +33,9 @@ def judge(
     import shutil
 
     from magicvideo.data.dataset import ClipDataset
-    from magicvideo.evaluate.judge.check import check_judge, scores_as_json
-    from magicvideo.evaluate.judge.files import load_judge, save_judge
-    from magicvideo.evaluate.judge.training import JudgeTraining, train_judge
+    from magicvideo.evaluation.judge.checkpoint import load_judge, save_judge
+    from magicvideo.evaluation.judge.self_test import check_judge, scores_as_json
+    from magicvideo.evaluation.judge.training import JudgeTraining, train_judge
 
     chosen = {"steps": steps, "batch_size": batch_size, "seed": seed}
     settings = JudgeTraining.model_validate(

@@ -84,19 +84,27 @@ DEFAULT_PAGE = Path("docs/results.md")
 DEFAULT_WORK = Path("runs/evaluate")
 
 
-def command_line(words: list[str | Path], options: Mapping[str, object]) -> str:
+EVALUATE = ("magicvideo", "evaluate")
+
+
+def command_line(
+    words: list[str | Path],
+    options: Mapping[str, object],
+    program: tuple[str, ...] = EVALUATE,
+) -> str:
     """Return a command as a user would type it again, one that names no place on a machine.
 
     Args:
-        words: What follows `magicvideo evaluate`.
+        words: What follows the program.
         options: Values by name, `_` for `-`. Those that are None or False are left out, True is the
             option alone, a list repeats its option. The last part stands for an absolute path.
+        program: Its words.
     """
     typed = [_typed(word) for word in words]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         typed += [part for one in _values(value) for part in (option, *one)]
-    return shlex.join(["magicvideo", "evaluate", *typed])
+    return shlex.join([*program, *typed])
 
 
 def _values(value: object) -> Iterator[tuple[str, ...]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.evaluate.benchmark import BenchmarkOptions, score_benchmark
+from magicvideo.cli.evaluate.job import Task
 from magicvideo.cli.evaluate.options import (
     DEFAULT_PAGE,
     DEFAULT_WORK,
@@ -18,14 +19,13 @@ from magicvideo.cli.evaluate.options import (
     Work,
     command_line,
 )
-from magicvideo.cli.evaluate.preparing import check_target, prepare_section
-from magicvideo.cli.evaluate.sets import score_sets
-from magicvideo.cli.evaluate.task import Task
-from magicvideo.cli.grouped import grouped
+from magicvideo.cli.evaluate.prompt_sets import score_sets
+from magicvideo.cli.evaluate.setup import check_target, prepare_section
+from magicvideo.cli.option_groups import grouped
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
-    from magicvideo.evaluate.sweep import Setting
+    from magicvideo.evaluation.sweep import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ def run(
       magicvideo evaluate msrvtt-2990 --reference data/msr-vtt --i3d i3d_torchscript.pt
     """
     check_target(output)
-    from magicvideo.evaluate.benchmark.protocol import Benchmark
-    from magicvideo.evaluate.protocol import read_any_protocol
-    from magicvideo.evaluate.share import process_share
-    from magicvideo.evaluate.sweep import section_name, settings_of
+    from magicvideo.evaluation.benchmark.protocol import Benchmark
+    from magicvideo.evaluation.protocol import read_any_protocol
+    from magicvideo.evaluation.share import process_share
+    from magicvideo.evaluation.sweep import section_name, settings_of
 
     found = read_any_protocol(protocol)
     if not isinstance(found, Benchmark) and (named := benchmark.foreign()):

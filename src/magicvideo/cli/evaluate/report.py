@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.preparing import check_target, require
+from magicvideo.cli.evaluate.setup import check_target, require
 
 
 def report(
@@ -33,9 +33,9 @@ def report(
       magicvideo evaluate report runs/emoji --results results.json --output emoji.html
     """
     require(("jinja2", "matplotlib"), "report", "A report")
-    from magicvideo.evaluate.run_report.page import as_html
-    from magicvideo.evaluate.run_report.run import read_run
-    from magicvideo.storage import atomic_file
+    from magicvideo.atomic_io import atomic_file
+    from magicvideo.evaluation.run_report.page import as_html
+    from magicvideo.evaluation.run_report.run import read_run
 
     page = output or run / "report.html"
     found = read_run(run, results or [])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from magicvideo.cli.evaluate.options import DEFAULT_WORK, Model, Work
-from magicvideo.cli.evaluate.preparing import check_target, load, progress
+from magicvideo.cli.evaluate.setup import check_target, load, progress
 
 
 def sheet(
@@ -28,9 +28,9 @@ def sheet(
       magicvideo evaluate sheet --prompts prompts.txt --output docs/sheet.png
     """
     check_target(output)
-    from magicvideo.evaluate.generated import generated_videos
-    from magicvideo.evaluate.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
-    from magicvideo.generate.request import Settings
+    from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
+    from magicvideo.evaluation.video_cache import generated_videos
+    from magicvideo.pipelines.request import Settings
 
     texts = read_prompts(prompts or DEFAULT_PROMPTS)
     settings = Settings(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from magicvideo.cli.evaluate.options import Model
-from magicvideo.cli.evaluate.preparing import check_writable_folder, load, progress
+from magicvideo.cli.evaluate.setup import check_writable_folder, load, progress
 
 
 def vbench(
@@ -25,9 +25,9 @@ def vbench(
     Example:
       magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine
     """
-    from magicvideo.evaluate.benchmark.vbench import export, plan_export
-    from magicvideo.evaluate.share import process_share
-    from magicvideo.evaluate.sheet import read_prompts
+    from magicvideo.evaluation.benchmark.vbench import export, plan_export
+    from magicvideo.evaluation.share import process_share
+    from magicvideo.evaluation.sheet import read_prompts
 
     wanted = plan_export(read_prompts(prompts), per_prompt, seed)
     check_writable_folder(output)

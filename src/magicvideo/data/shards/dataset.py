@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.data.location import Location
+from magicvideo.data.frame_sampling import choose_frames
 from magicvideo.data.manifest import Split
-from magicvideo.data.sampling import choose_frames
-from magicvideo.data.shards.archive import check_size
-from magicvideo.data.shards.files import ShardFiles
+from magicvideo.data.paths import Location
+from magicvideo.data.shards.fp16_scaling import unpack
 from magicvideo.data.shards.index import read_index
-from magicvideo.data.shards.order import ShardOrder
-from magicvideo.data.shards.packing import unpack
+from magicvideo.data.shards.shard_cache import ShardFiles
+from magicvideo.data.shards.shard_sampler import ShardOrder
+from magicvideo.data.shards.tar_shard import check_size
 from magicvideo.errors import UserError
 from magicvideo.shapes import Latents, Tokens
 

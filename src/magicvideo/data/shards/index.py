@@ -15,10 +15,10 @@ from typing import Literal
 import fsspec
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from magicvideo.data.location import Location
+from magicvideo.atomic_io import atomic_file
 from magicvideo.data.manifest import Split
+from magicvideo.data.paths import Location
 from magicvideo.errors import UserError
-from magicvideo.storage import atomic_file
 
 INDEX, SETTINGS = "index.json", "encoding.json"
 FORMAT = 1

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.reader import VIDEO_SUFFIXES
-from magicvideo.data.sources.listed import ListedClips
+from magicvideo.data.sources.annotation_files import Row, read_rows
+from magicvideo.data.sources.annotation_list import ListedClips
 from magicvideo.data.sources.source import Source
 from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash, split_named
-from magicvideo.data.sources.tables import Row, read_rows
-from magicvideo.data.spans import Span
 from magicvideo.errors import UserError
+from magicvideo.media.time_ranges import Span
+from magicvideo.media.video_reader import VIDEO_SUFFIXES
 
 NAME = "clip-list"
 LICENCE = "not stated; the owners of the videos decide"

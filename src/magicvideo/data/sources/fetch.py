@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from magicvideo.atomic_io import atomic_file, remove_partial, sha256
 from magicvideo.data.sources.fluent_emoji import CLIPS, MARKER, NOTICE, ListedClip
 from magicvideo.errors import UserError
-from magicvideo.storage import atomic_file, remove_partial, sha256
 
 PACKAGES = "packages"
 """Where tarballs lie until their clips are out; one that is there already is not fetched again."""

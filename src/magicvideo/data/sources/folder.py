@@ -8,11 +8,11 @@ validation or test). Where a file has both, the metadata counts.
 from pathlib import Path
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.sources.files import SUFFIXES, is_utf8, show, walk
-from magicvideo.data.sources.listed import clean
+from magicvideo.data.sources.annotation_files import Row, check_texts, read_rows
+from magicvideo.data.sources.annotation_list import clean
 from magicvideo.data.sources.source import Candidate, Skipped, Source, with_unique_ids
 from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash, split_named
-from magicvideo.data.sources.tables import Row, check_texts, read_rows
+from magicvideo.data.sources.video_index import SUFFIXES, is_utf8, show, walk
 from magicvideo.errors import UserError
 
 NAME = "folder"

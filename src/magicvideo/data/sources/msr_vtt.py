@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from magicvideo.data.sources.listed import ListedClips
+from magicvideo.data.sources.annotation_files import read_json
+from magicvideo.data.sources.annotation_list import ListedClips
 from magicvideo.data.sources.source import Source
 from magicvideo.data.sources.splits import split_named
-from magicvideo.data.sources.tables import read_json
 from magicvideo.errors import UserError
 
 NAME = "msr-vtt"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magicvideo.data.manifest import Attributes, Split
-from magicvideo.data.spans import Span
+from magicvideo.media.time_ranges import Span
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from magicvideo.atomic_io import atomic_file
 from magicvideo.data.backgrounds import COLOURS
 from magicvideo.errors import UserError
-from magicvideo.storage import atomic_file
 
 SHAPES = ("circle", "square", "triangle", "diamond")
 SHAPE_COLOURS = ("red", "yellow", "green", "blue", "purple")

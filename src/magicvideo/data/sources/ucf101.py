@@ -10,10 +10,10 @@ Human Actions Classes From Videos in The Wild, https://arxiv.org/abs/1212.0402
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from magicvideo.data.sources.files import contents
-from magicvideo.data.sources.labels import readable
-from magicvideo.data.sources.listed import ListedClips
+from magicvideo.data.sources.annotation_list import ListedClips
+from magicvideo.data.sources.class_labels import readable
 from magicvideo.data.sources.source import Source
+from magicvideo.data.sources.video_index import contents
 from magicvideo.errors import UserError
 
 NAME = "ucf101"

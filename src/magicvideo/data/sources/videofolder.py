@@ -14,12 +14,12 @@ import os
 from pathlib import Path
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.sources.files import SUFFIXES, contents, is_utf8, show, walk
-from magicvideo.data.sources.labels import readable
-from magicvideo.data.sources.listed import clean
+from magicvideo.data.sources.annotation_files import check_texts, read_rows
+from magicvideo.data.sources.annotation_list import clean
+from magicvideo.data.sources.class_labels import readable
 from magicvideo.data.sources.source import Candidate, Skipped, Source, with_unique_ids
 from magicvideo.data.sources.splits import SPLIT_NAMES, check_share, share_rule, split_by_hash
-from magicvideo.data.sources.tables import check_texts, read_rows
+from magicvideo.data.sources.video_index import SUFFIXES, contents, is_utf8, show, walk
 from magicvideo.errors import UserError
 
 NAME = "videofolder"

@@ -9,10 +9,10 @@ https://arxiv.org/abs/2104.00650
 
 from pathlib import Path
 
-from magicvideo.data.sources.listed import ListedClips
+from magicvideo.data.sources.annotation_files import check_texts, csv_columns, read_rows
+from magicvideo.data.sources.annotation_list import ListedClips
 from magicvideo.data.sources.source import Source
 from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash
-from magicvideo.data.sources.tables import check_texts, csv_columns, read_rows
 
 NAME = "webvid"
 LICENCE = "not stated in the lists; the owners of the videos decide"

@@ -1,0 +1,163 @@
+"""What every verb of evaluation does first: check its means and targets, load, show progress."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import typer
+
+from magicvideo.cli.evaluate.options import EVALUATE, command_line
+from magicvideo.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done, the count done and the count in all."""
+
+
+def require_scipy() -> None:
+    """Refuse to begin without the packages that scores need.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    require(("scipy", "torchmetrics"), "evaluate", "Scores")
+
+
+def require(packages: tuple[str, ...], extra: str, what: str) -> None:
+    """Refuse to begin without some packages.
+
+    Args:
+        packages: Names to import.
+        extra: The extra of this package that brings them.
+        what: Needs them.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    from importlib.util import find_spec
+
+    if missing := [name for name in packages if find_spec(name) is None]:
+        verb = "need" if what.endswith("s") else "needs"
+        raise UserError(
+            f"{what} {verb} {missing[0]}; install it with `pip install 'magicvideo[{extra}]'`."
+        )
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place that cannot be written before hours are spent on what belongs there.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; make it first, or choose another place.")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written; choose another place.")
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Make a folder, or refuse a place that cannot be one.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be a folder ({error.strerror}); choose another."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to; choose another.")
+
+
+def prepare_section(page: Path, name: str) -> None:
+    """Check all that a section of scores needs before it is worked on.
+
+    Raises:
+        UserError: If a package is missing, or the page cannot take the section.
+    """
+    require_scipy()
+    check_target(page)
+    from magicvideo.evaluation.results_page import check_page
+
+    check_page(page, name)
+
+
+def write_results(
+    page: Path,
+    name: str,
+    words: list[str | Path],
+    options: Mapping[str, object],
+    parts: list[str],
+    program: tuple[str, ...] = EVALUATE,
+) -> None:
+    """Put a command's section into the page of results: its heading, the command, and the rest.
+
+    Args:
+        page: The Markdown page.
+        name: The verb, which the section is called by.
+        words: What a user typed after the verb.
+        options: Values by name.
+        parts: Paragraphs and tables.
+        program: The words before the verb.
+    """
+    from magicvideo.evaluation.results_page import write_section
+
+    command = command_line([name, *words], options, program)
+    text = "\n\n".join([f"## {name.capitalize()}", f"`{command}`", *parts])
+    write_section(page, name, text)
+    typer.echo(page)
+
+
+def process_device() -> "torch.device":
+    """Return the CPU, or where there are GPUs that of this process, by torchrun's LOCAL_RANK."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda")
+
+
+def load(model: Path | None) -> "MagicVideoPipeline":
+    """Return a model, or the shipped one, on the GPU if there is one.
+
+    Raises:
+        UserError: If the folder is no whole model.
+    """
+    from rich.console import Console
+
+    from magicvideo.cli.console import load_pipeline
+
+    process_device()
+    return load_pipeline(Console(stderr=True), model, None, whole=True)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Give a function that shows how far the work is: a bar, or lines where no terminal is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("generating", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
+                typer.echo(f"{what}: {done} of {total}", err=True)
+
+        yield report

@@ -1,0 +1,167 @@
+"""Stable Diffusion as a folder in diffusers' format."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from magicvideo.convert.checkpoint import Part, StableDiffusion
+from magicvideo.convert.safe_load import read_folder
+from magicvideo.errors import UserError
+from magicvideo.pipelines.loading import load_tokenizer
+from magicvideo.pipelines.model_folder import INDEX, read_json
+
+_TAKEN = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_NETWORK, _ENCODER = "diffusion_pytorch_model", "model"
+# how attention in the autoencoder was called when Stable Diffusion 1.x was published
+_OLD_ATTENTION = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "steps_offset",
+    "set_alpha_to_one",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+)
+_POSITIONS = "positions from 0 on, which need no storing"
+_NOT_VISION = {
+    "concept_embeds": "judge pictures, which nothing here does",
+    "special_care_embeds": "judge pictures, which nothing here does",
+    "text_model.": "of CLIP's text tower, in place of which the model has its own",
+    "text_projection": "of CLIP's text tower, in place of which the model has its own",
+    "logit_scale": "of CLIP's training",
+}
+
+
+def open_diffusers_folder(
+    folder: Path, tokenizer: Path | None = None, image_encoder: Path | None = None
+) -> StableDiffusion:
+    """Return what a folder holds, in single or half precision, in shards or whole.
+
+    Args:
+        folder: With `model_index.json`.
+        tokenizer: A folder to take the tokenizer from, in place of the model's own.
+        image_encoder: A folder with CLIP's vision tower, in place of the safety checker's.
+
+    Raises:
+        UserError: If it is not Stable Diffusion 1.x or 2.x, or a file is missing or damaged.
+    """
+    index = _read_index(folder)
+    present = {name for name, value in index.items() if _is_component(value)}
+    refused = {}
+    if "feature_extractor" in present:
+        refused["feature_extractor"] = "pictures are prepared by code"
+    if image_encoder is not None:
+        vision: Part | None = vision_part(image_encoder)
+        if "safety_checker" in present:
+            refused["safety_checker"] = "the image encoder was named in its place"
+    elif found := next((n for n in ("image_encoder", "safety_checker") if n in present), None):
+        vision = vision_part(folder / found)
+    else:
+        vision = None
+    return StableDiffusion(
+        unet=_network(folder / "unet", {}),
+        vae=_network(folder / "vae", _OLD_ATTENTION),
+        text_encoder=text_part(
+            folder / "text_encoder",
+            read_json(folder / "text_encoder" / "config.json"),
+            read_folder(folder / "text_encoder", _ENCODER),
+        ),
+        image_encoder=vision,
+        tokenizer=load_tokenizer(tokenizer or folder / "tokenizer"),
+        scheduler=_scheduler(folder / "scheduler" / "scheduler_config.json"),
+        refused=refused,
+    )
+
+
+def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
+    """Return a text encoder, its tensors called as transformers called them before version 5."""
+    kept, refused = {}, {}
+    for name, tensor in tensors.items():
+        if name.endswith("position_ids"):
+            refused[name] = _POSITIONS
+        else:
+            kept[name.removeprefix("text_model.")] = tensor
+    return Part(source, config, kept, refused)
+
+
+def vision_part(folder: Path) -> Part:
+    """Return CLIP's vision tower and its projection, alone or out of a larger model.
+
+    A safety checker holds both, and so does a whole CLIP.
+
+    Raises:
+        UserError: If the folder is missing or damaged.
+    """
+    config = read_json(folder / "config.json")
+    kept, refused = {}, {}
+    for name, tensor in read_folder(folder, _ENCODER).items():
+        reason = next((why for start, why in _NOT_VISION.items() if name.startswith(start)), None)
+        if name.endswith("position_ids"):
+            reason = _POSITIONS
+        if reason is not None:
+            refused[name] = reason
+        else:
+            kept[name.replace("vision_model.vision_model.", "vision_model.")] = tensor
+    if "vision_config" in config:
+        inner = dict(config["vision_config"] or {})
+        config = {**inner, "projection_dim": config.get("projection_dim", 512)}
+    return Part(folder, config, kept, refused)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"{folder} is not Stable Diffusion in diffusers' format: it has no {INDEX}."
+        )
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") == "MagicVideoPipeline":
+        raise UserError(f"{folder} is a model of magicvideo already; there is nothing to inflate.")
+    known = {*_TAKEN, "safety_checker", "feature_extractor", "image_encoder"}
+    for name, value in index.items():
+        if _is_component(value) and name not in known:
+            raise UserError(
+                f"{folder} has the component {name}; only Stable Diffusion 1.x and 2.x can be "
+                f"inflated, with {', '.join(sorted(known))}."
+            )
+    if missing := [name for name in _TAKEN if not _is_component(index.get(name))]:
+        raise UserError(f"{folder / INDEX} names no {missing[0]}; take a complete copy.")
+    return index
+
+
+def _is_component(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    return isinstance(value, list) and len(value) == 2 and value[1] is not None
+
+
+def _network(folder: Path, renamed: dict[str, str]) -> Part:
+    tensors = {}
+    for name, tensor in read_folder(folder, _NETWORK).items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
+    return Part(folder, read_json(folder / "config.json"), tensors)
+
+
+def _scheduler(path: Path) -> DDIMScheduler:
+    """Return the noise schedule of any of Stable Diffusion's schedulers.
+
+    Latents have no bounds, so nothing is clipped, which is not every scheduler's default.
+    """
+    config = read_json(path)
+    if not {"beta_schedule", "beta_start", "beta_end"} <= config.keys():
+        raise UserError(f"{path} tells no beta_schedule, which Stable Diffusion has.")
+    kept = {name: config[name] for name in _SCHEDULE if name in config}
+    try:
+        return DDIMScheduler(**{**kept, "clip_sample": False})
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"{path} does not describe a schedule: {error}.") from None

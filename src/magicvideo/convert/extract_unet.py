@@ -1,0 +1,137 @@
+"""The way back: the image network inside a video network, as diffusers' `UNet2DConditionModel`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+
+from magicvideo.atomic_io import atomic_folder
+from magicvideo.convert.stable_diffusion import CARRIED
+from magicvideo.errors import UserError
+from magicvideo.models.adaptor import FrameAdaptor
+from magicvideo.models.blocks import SpatioTemporalTransformer
+from magicvideo.models.inflate import is_new
+from magicvideo.models.unet import VideoUNet
+from magicvideo.pipelines.loading import load_component
+from magicvideo.pipelines.model_folder import open_folder
+
+# the convolution before each adaptor, by the adaptor's name in its block
+_CONVOLUTIONS = {
+    "adaptor1": "conv1",
+    "adaptor2": "conv2",
+    "adaptor": "conv",
+    "conv_in_adaptor": "conv_in",
+    "conv_out_adaptor": "conv_out",
+}
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What became of the video network's own parts.
+
+    Attributes:
+        folded: Adaptors that went into the convolution before them, exactly.
+        scaled_residuals: Adaptors of spatial transformers whose scale is not 1. It scales a
+            residual connection too, for which an image network has no place.
+        largest: The largest distance of such a scale from 1.
+        left_out: Temporal attentions, which an image network has not.
+    """
+
+    folded: int
+    scaled_residuals: int
+    largest: float
+    left_out: int
+
+
+def export_image_model(model: Path, output: Path, *, half: bool) -> Extraction:
+    """Write the image network of a video model, which diffusers loads.
+
+    Args:
+        model: A model folder.
+        output: The folder to make.
+        half: Whether weights are stored in half precision.
+
+    Raises:
+        UserError: If the model is damaged, the output exists, or a weight does not fit half
+            precision.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists; remove it or choose another folder.")
+    index = open_folder(model)
+    unet = load_component(model, "unet", "VideoUNet", torch.float32)
+    image, extraction = extract_image_network(unet, index.default_fps)
+    if half:
+        image.half()
+        broken = [name for name, x in image.state_dict().items() if not x.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"{broken[0]} does not fit half precision; export with --precision fp32."
+            )
+    with atomic_folder(output) as partial:
+        image.save_pretrained(partial)
+    return extraction
+
+
+@torch.no_grad()
+def extract_image_network(unet: VideoUNet, fps: float) -> tuple[UNet2DConditionModel, Extraction]:
+    """Return the spatial part of a video network, for its first frame, and what became of the rest.
+
+    It computes what the video network computes for a single frame without temporal attention: the
+    first frame's adaptors are folded into the convolutions before them, and the embedding of the
+    frame rate, a constant, into the bias of the embedding of time. What does not fold is the scale
+    of a spatial transformer's adaptor where its residual connection passes; there it counts for
+    the transformer's update alone.
+
+    Args:
+        unet: A video network; it stays as it is.
+        fps: The frame rate whose embedding is folded.
+
+    Raises:
+        UserError: If the network is one of the ablations that no image network of diffusers equals.
+    """
+    if unet.config.convolutions != "2d" or not unet.config.spatial_attention:
+        raise UserError(
+            "This model's denoiser has convolutions along time or no attention inside a frame, for "
+            "which an image network of diffusers has no place; take a model without either."
+        )
+    state = {name: tensor.clone() for name, tensor in unet.state_dict().items() if not is_new(name)}
+    rate = unet.time_proj(torch.tensor([fps])).to(unet.conv_in.weight)
+    state["time_embedding.linear_2.bias"] += unet.fps_embedding(rate)[0]
+    folded, distances = 0, []
+    for name, module in unet.named_modules():
+        if not isinstance(module, FrameAdaptor):
+            continue
+        block, _, own = name.rpartition(".")
+        place = f"{block}." if block else ""
+        if isinstance(unet.get_submodule(block), SpatioTemporalTransformer):
+            _fold(state, f"{place}proj_out", module.scale[0], module.shift[0])
+            distances.append(float((module.scale[0] - 1).abs().max()))
+        else:
+            _fold(state, f"{place}{_CONVOLUTIONS[own]}", module.scale[0], module.shift[0])
+            folded += 1
+    config = {name: unet.config[name] for name in (*CARRIED, "sample_size")}
+    with torch.device("meta"):
+        image = UNet2DConditionModel(**config)
+    image.load_state_dict(state, strict=True, assign=True)
+    scaled = [distance for distance in distances if distance > 0]
+    return image.eval(), Extraction(
+        folded=folded + len(distances) - len(scaled),
+        scaled_residuals=len(scaled),
+        largest=max(scaled, default=0.0),
+        left_out=sum(
+            isinstance(module, SpatioTemporalTransformer) and module.temporal is not None
+            for module in unet.modules()
+        ),
+    )
+
+
+def _fold(
+    state: dict[str, Tensor], layer: str, scale: Float[Tensor, "c"], shift: Float[Tensor, "c"]
+) -> None:
+    """Make a layer compute scale * layer(x) + shift."""
+    weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
+    weight *= scale.reshape(-1, *[1] * (weight.ndim - 1))
+    bias.mul_(scale).add_(shift)

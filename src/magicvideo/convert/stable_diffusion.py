@@ -1,0 +1,256 @@
+"""From Stable Diffusion's parts to a video model, with an account of every tensor."""
+
+import inspect
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from magicvideo.convert.checkpoint import Part, StableDiffusion
+from magicvideo.convert.diffusers_folder import open_diffusers_folder
+from magicvideo.convert.single_file import open_single_file
+from magicvideo.errors import UserError
+from magicvideo.models.autoencoder import spatial_factor
+from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.unet import VideoUNet
+from magicvideo.pipelines.model_folder import StoredTensor, check_keys
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+
+Network = TypeVar("Network", bound=nn.Module)
+
+CARRIED = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "norm_num_groups",
+    "use_linear_projection",
+)
+# the side is chosen anew, and upcasting is a matter of half precision
+_FREE = ("sample_size", "upcast_attention")
+_GUIDANCE = 7.5  # Stable Diffusion's own default
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the tensors of one component.
+
+    Attributes:
+        component: Its name in the model folder.
+        copied: Tensors taken over.
+        new: Tensors that Stable Diffusion does not have, at their neutral start.
+        refused: Tensors that have no place here.
+        reasons: Why, with how many each reason is for.
+    """
+
+    component: str
+    copied: int
+    new: int
+    refused: int
+    reasons: dict[str, int]
+
+
+def inflate_stable_diffusion(
+    source: Path,
+    output: Path,
+    *,
+    num_frames: int = 16,
+    size: int | None = None,
+    tokenizer: Path | None = None,
+    image_encoder: Path | None = None,
+    prediction: str | None = None,
+) -> list[Account]:
+    """Write a video model that makes, frame by frame, what Stable Diffusion makes.
+
+    Source: MagicVideo initialises its denoiser and its autoencoder from a text-to-image model.
+
+    Args:
+        source: Stable Diffusion 1.x or 2.x, as a folder in diffusers' format or as one file.
+        output: The model folder to make.
+        num_frames: The most key frames of a video.
+        size: Pixels a side of a frame; by default what Stable Diffusion was trained with.
+        tokenizer: A folder to take the tokenizer from.
+        image_encoder: A folder to take CLIP's vision tower from.
+        prediction: What a single file of Stable Diffusion 2.x predicts.
+
+    Raises:
+        UserError: If the source is none of these, a tensor is missing, foreign or misshapen, or
+            the output exists.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists; remove it or choose another folder.")
+    if not source.exists():
+        raise UserError(f"{source} does not exist; name Stable Diffusion's folder or file.")
+    if source.is_dir():
+        if prediction is not None:
+            raise UserError("--prediction is for single files; a folder says what it predicts.")
+        parts = open_diffusers_folder(source, tokenizer, image_encoder)
+    else:
+        parts = open_single_file(source, tokenizer, image_encoder, prediction)
+    pipeline, accounts = make_video_model(parts, num_frames=num_frames, size=size)
+    pipeline.save_pretrained(output)
+    return accounts
+
+
+def make_video_model(
+    parts: StableDiffusion, *, num_frames: int, size: int | None
+) -> tuple[MagicVideoPipeline, list[Account]]:
+    """Return a pipeline with Stable Diffusion's weights, and what became of every tensor.
+
+    Raises:
+        UserError: If the parts do not fit the networks here, or each other.
+    """
+    _check_parts(parts)
+    vae, of_vae = _take_over("vae", _autoencoder(parts.vae), parts.vae)
+    unet, of_unet = _make_unet(parts.unet, num_frames, _latent_side(parts, vae, size))
+    text = CLIPTextModel(_clip_config(CLIPTextConfig, parts.text_encoder))
+    text, of_text = _take_over("text_encoder", text, parts.text_encoder)
+    accounts = [of_unet, of_vae, of_text]
+    image = conditioner = None
+    if parts.image_encoder is not None:
+        image = CLIPVisionModelWithProjection(_clip_config(CLIPVisionConfig, parts.image_encoder))
+        image, of_image = _take_over("image_encoder", image, parts.image_encoder)
+        conditioner = ImageConditioner(
+            image.config.projection_dim, unet.config.cross_attention_dim
+        ).eval()
+        new = len(conditioner.state_dict())
+        accounts += [of_image, Account("image_conditioner", 0, new, 0, {})]
+    if parts.refused:
+        reasons = dict(Counter(parts.refused.values()))
+        accounts.append(Account("(beside them)", 0, 0, len(parts.refused), reasons))
+    pipeline = MagicVideoPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=parts.tokenizer,
+        unet=unet,
+        scheduler=parts.scheduler,
+        image_encoder=image,
+        image_conditioner=conditioner,
+        default_guidance_scale=_GUIDANCE,
+    )
+    return pipeline, accounts
+
+
+def video_unet_config(part: Part) -> dict[str, Any]:
+    """Return the arguments of `VideoUNet` for an image network.
+
+    Raises:
+        UserError: If the image network has something that Stable Diffusion 1.x and 2.x have not.
+    """
+    signature = inspect.signature(UNet2DConditionModel.__init__).parameters
+    for name, value in part.config.items():
+        if name.startswith("_") or name in CARRIED or name in _FREE:
+            continue
+        neutral = signature[name].default if name in signature else None
+        if _plain(value) != _plain(neutral):
+            raise UserError(
+                f"{part.source}: {name}={value!r} is not what Stable Diffusion 1.x and 2.x have, "
+                f"which is {neutral!r}; only these can be inflated."
+            )
+    config = {name: part.config.get(name, signature[name].default) for name in CARRIED}
+    if config["in_channels"] != config["out_channels"]:
+        raise UserError(
+            f"{part.source}: the U-Net reads {config['in_channels']} channels and gives "
+            f"{config['out_channels']}; a model for inpainting or depth cannot be inflated, take "
+            "the text-to-image model."
+        )
+    return config
+
+
+def _make_unet(part: Part, num_frames: int, side: int) -> tuple[VideoUNet, Account]:
+    config = video_unet_config(part)
+    try:
+        unet = VideoUNet(**config, sample_size=side, num_frames=num_frames).eval()
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{part.source} does not describe a U-Net: {error}.") from None
+    expected = {name: tuple(x.shape) for name, x in unet.state_dict().items() if not is_new(name)}
+    check_keys(part.source, _stored(part.tensors), expected)
+    inflation = inflate(unet, part.tensors)
+    return unet, _account("unet", len(inflation.copied), len(inflation.new), part)
+
+
+def _take_over(component: str, network: Network, part: Part) -> tuple[Network, Account]:
+    own = network.state_dict()
+    # transformers calls the tensors of a text encoder in one way or the other by its version
+    prefix = "text_model." if any(name.startswith("text_model.") for name in own) else ""
+    tensors = {prefix + name: tensor for name, tensor in part.tensors.items()}
+    check_keys(part.source, _stored(tensors), {name: tuple(x.shape) for name, x in own.items()})
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(requires_grad=False), _account(
+        component, len(tensors), 0, part
+    )
+
+
+def _autoencoder(part: Part) -> AutoencoderKL:
+    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
+    try:
+        return AutoencoderKL(**config)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{part.source} does not describe an autoencoder: {error}.") from None
+
+
+def _clip_config(kind: type[Any], part: Part) -> Any:  # noqa: ANN401 - either configuration
+    """Return the settings that decide what a tower of CLIP computes; files hold many more."""
+    known = set(kind().to_dict()) - {"model_type", "transformers_version", "architectures", "dtype"}
+    return kind(**{name: value for name, value in part.config.items() if name in known})
+
+
+def _latent_side(parts: StableDiffusion, vae: AutoencoderKL, size: int | None) -> int:
+    factor = spatial_factor(vae)
+    if size is None:
+        side: int = parts.unet.config.get("sample_size") or 64
+        return side
+    if size < factor or size % factor:
+        raise UserError(f"The size is {size}; it must be a multiple of {factor} pixels.")
+    return size // factor
+
+
+def _check_parts(parts: StableDiffusion) -> None:
+    """Refuse parts that do not belong together.
+
+    Raises:
+        UserError: If one's output is not the other's input.
+    """
+    text, unet, vae = parts.text_encoder, parts.unet, parts.vae
+    for what, given, taken in (
+        ("width of the text", text.config.get("hidden_size"), "cross_attention_dim"),
+        ("number of latent channels", vae.config.get("latent_channels"), "in_channels"),
+    ):
+        expected = unet.config.get(taken)
+        if given != expected:
+            raise UserError(
+                f"{unet.source} expects {expected} as the {what}, and the model has {given}; "
+                "its parts belong to different models."
+            )
+    length = parts.text_encoder.config.get("max_position_embeddings", 77)
+    if parts.tokenizer.model_max_length > length:
+        raise UserError(
+            f"The tokenizer makes {parts.tokenizer.model_max_length} tokens and the text encoder "
+            f"reads {length}; name the right one with --tokenizer."
+        )
+
+
+def _account(component: str, copied: int, new: int, part: Part) -> Account:
+    return Account(component, copied, new, len(part.refused), dict(Counter(part.refused.values())))
+
+
+def _stored(tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(str(x.dtype), tuple(x.shape)) for name, x in tensors.items()}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any setting
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,82 @@
+"""What the denoiser learns: noise or velocity, weighted by the signal-to-noise ratio."""
+
+from typing import Literal, TypeAlias
+
+from diffusers import DDIMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from magicvideo.rng import Draws
+from magicvideo.shapes import Latents
+
+PredictionType: TypeAlias = Literal["epsilon", "v_prediction"]
+
+
+def snr(scheduler: DDIMScheduler, timesteps: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """Return the signal-to-noise ratio of each diffusion step, alpha^2 / sigma^2."""
+    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return kept / (1 - kept)
+
+
+def target_of(
+    scheduler: DDIMScheduler, latents: Latents, noise: Latents, timesteps: Int[Tensor, "b"]
+) -> Latents:
+    """Return what the network should predict: the noise, or v = alpha * noise - sigma * latents."""
+    if scheduler.config.prediction_type == "epsilon":
+        return noise
+    return scheduler.get_velocity(latents, noise, timesteps)
+
+
+def draw_timesteps(
+    count: int, num_train_timesteps: int, full_noise: float, draws: Draws
+) -> Int[Tensor, "b"]:
+    """Return diffusion steps for training: a share at the last one, the others spread evenly.
+
+    At the last step of a schedule with zero terminal SNR nothing is seen of the sample, and what
+    is learned is its mean under the condition: what sampling in one step returns.
+    """
+    drawn = draws.integers(num_train_timesteps, count)
+    if not full_noise:
+        return drawn
+    at_last = draws.uniform(count) < full_noise
+    return drawn.masked_fill(at_last, num_train_timesteps - 1)
+
+
+def denoising_loss(
+    scheduler: DDIMScheduler,
+    prediction: Latents,
+    target: Latents,
+    timesteps: Int[Tensor, "b"],
+    snr_gamma: float | None,
+    deviation_weight: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Return the mean squared error, where steps of little noise count for less.
+
+    The weight of a step is `min(s, gamma) / s`, with s the signal-to-noise ratio for noise
+    prediction and that ratio + 1 for v-prediction. It is 1 where noise prevails and falls as the
+    noise vanishes. For noise prediction this is the weight of Hang et al., "Efficient Diffusion
+    Training via Min-SNR Weighting Strategy" (2303.09556), continued to 1 at a ratio of 0.
+
+    Departure D8 (docs/paper_map.md): the published weight for v-prediction, `min(SNR, gamma) /
+    (SNR + 1)`, is 0 at the last step of a schedule with zero terminal SNR and close to 0 before
+    it, so the steps that decide what a video shows would never be learned. Here they keep weight 1.
+
+    Args:
+        scheduler: Tells the noise of each step and what is predicted.
+        prediction: Output of the network.
+        target: What `target_of` returned.
+        timesteps: Diffusion step of each video.
+        snr_gamma: From which `s` on the weight falls; None weighs all steps alike.
+        deviation_weight: Of the error's deviation from its mean over a video's frames. That part
+            flickers, and is the smaller one where frames share most of their noise.
+    """
+    error = prediction.float() - target.float()
+    errors = error.square().flatten(1).mean(dim=1)
+    if deviation_weight != 1.0:
+        common = error.mean(dim=1).square().flatten(1).mean(dim=1)
+        errors = deviation_weight * errors + (1 - deviation_weight) * common
+    if snr_gamma is None:
+        return errors.mean()
+    ratio = snr(scheduler, timesteps)
+    scale = ratio if scheduler.config.prediction_type == "epsilon" else ratio + 1
+    return (errors * (snr_gamma / scale).clamp(max=1)).mean()

@@ -1,0 +1,200 @@
+"""A benchmark's result: JSON with everything, and a section of the page beside published rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from magicvideo.evaluation.benchmark.features import Networks
+from magicvideo.evaluation.benchmark.metadata import METHOD
+from magicvideo.evaluation.benchmark.protocol import Crop
+from magicvideo.evaluation.benchmark.published import published_rows
+from magicvideo.evaluation.benchmark.run import BenchmarkResult
+from magicvideo.evaluation.benchmark.scores import Column, Figure
+from magicvideo.evaluation.confidence_intervals import RESAMPLES, Estimate
+from magicvideo.evaluation.results_page import finite, identity_table, joined_rows, number, table
+from magicvideo.evaluation.sweep import sampling
+
+_PUBLISHED: tuple[tuple[str, Column], ...] = (
+    ("FID", "fid"),
+    ("CLIP-FID", "clip_fid"),
+    ("FVD", "fvd"),
+    ("CLIPSIM", "clipsim"),
+)
+_CROPS: dict[Crop, str] = {"centre": "the centre square", "none": "all of it squashed"}
+_EXPLAINED = (
+    "*Real clips*: two halves of the real clips against each other for distances, precision and "
+    "recall, which is the floor that so few clips leave; all real clips for the rest. Intervals of "
+    "95 %: shares are Wilson's, all others bootstrapped over clips, means {means} times and the "
+    "rest {resamples} times. Covariances are divided by {divisor}. *Endless samples*: a line over "
+    "1/n, read at zero."
+)
+_JUDGED = (
+    "Rows of the {judge} come from a network trained on emoji. They are no FVD, no FID and no "
+    "CLIPSIM, and compare with each other alone."
+)
+
+
+def network_identities(networks: Networks, judge_hash: str) -> dict[str, Any]:
+    """Return name and SHA-256 of every network that looked."""
+    found = {networks.judge.name: judge_hash}
+    for role, network in (
+        ("I3D", networks.i3d),
+        ("Inception", networks.inception),
+        ("CLIP", networks.clip),
+    ):
+        if network is not None:
+            found[f"{role}, {network.located.name}"] = network.located.sha256
+    return found
+
+
+def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
+    """Return the result as JSON text, with the whole protocol; what is not finite is null."""
+    document = {
+        "protocol": result.benchmark.model_dump(mode="json"),
+        "model": result.model,
+        "marks": result.marks,
+        "scores": [asdict(figure) for figure in result.figures],
+        "generated": result.generated,
+        "real": result.real,
+        "networks": result.networks,
+        "method": METHOD,
+        "identity": identity,
+    }
+    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def as_markdown(
+    results: Sequence[BenchmarkResult],
+    identity: dict[str, Any],
+    title: str,
+    command: str,
+) -> str:
+    """Return results as a section of a Markdown page, beside published rows.
+
+    Args:
+        results: One, or several that differ in steps and guidance alone. Where the title is not
+            the benchmark's own name, rows say what they were made with.
+        identity: What the numbers depend on.
+        title: Of the section.
+        command: The command that made it.
+    """
+    first = results[0]
+    benchmark = first.benchmark
+    judges = [figure.network for figure in first.figures if "judge" in figure.network]
+    labelled = [("" if title == benchmark.name else _sampling(one), one) for one in results]
+    parts = [
+        f"## {title}",
+        f"`{command}`",
+        f"{benchmark.about.strip()} Version {benchmark.version} of the protocol.",
+        _method(first),
+        _marks(first),
+        _figures_table(labelled),
+        _EXPLAINED.format(
+            means=RESAMPLES,
+            resamples=benchmark.statistics.resamples,
+            divisor=benchmark.statistics.covariance_divisor,
+        ),
+        _JUDGED.format(judge=judges[0].split(",")[0]) if judges else "",
+        _beside_published(labelled),
+        identity_table(identity),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sampling(result: BenchmarkResult) -> str:
+    made = result.generated["settings"]
+    return sampling(made["num_inference_steps"], made["guidance_scale"])
+
+
+def _method(result: BenchmarkResult) -> str:
+    reading, real, made = result.benchmark.reading, result.real, result.generated
+    return (
+        f"{made['count']} videos of {result.model} (from {made['container']}) at "
+        f"{_rates(made['fps'])} against {real['count']} real clips of {real['folder']} "
+        f"(from {real['container']}) at {_rates(real['fps'])}. Of both kinds "
+        f"{reading.frames} frames in the middle at stride {reading.stride}, "
+        f"{_CROPS[reading.crop]} at {reading.side} pixels ({reading.filter}), in "
+        f"8 bits; {reading.image_frames} of the frames for networks of single frames. "
+        f"{len(real['skipped'])} real clips could not be used."
+    )
+
+
+def _rates(fps: dict[str, float]) -> str:
+    return f"{fps['least']:g} to {fps['most']:g} frames a second"
+
+
+def _marks(result: BenchmarkResult) -> str:
+    return f"**Not the whole protocol:** {'; '.join(result.marks)}." if result.marks else ""
+
+
+def _figures_table(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
+    columns = [
+        "measure",
+        "features of",
+        "n",
+        "measured [95 %]",
+        "real clips [n]",
+        "endless samples",
+    ]
+    tables = [(label, [_figure_row(one) for one in found.figures]) for label, found in labelled]
+    if not labelled[0][0]:
+        return table(columns, tables[0][1])
+    return table([columns[0], "with", *columns[1:]], joined_rows(tables))
+
+
+def _figure_row(figure: Figure) -> tuple[str, ...]:
+    digits = figure.digits
+    real = f"{number(Estimate(figure.real.value, 0), digits)} [{figure.real.count}]"
+    endless = "" if figure.extrapolated is None else f"{figure.extrapolated:.{digits}f}"
+    measured = f"**{number(figure.measured, digits)}**"
+    return (figure.name, figure.network, str(figure.measured.count), measured, real, endless)
+
+
+def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
+    """Return our rows and the published ones, where the data set has any."""
+    published = published_rows(labelled[0][1].benchmark.data)
+    if not published:
+        return ""
+    rows = [
+        *(_own_row(label, found) for label, found in labelled),
+        *(
+            (
+                row.model,
+                _cell(row.fid, 2),
+                _cell(row.clip_fid, 2),
+                _cell(row.fvd, 2),
+                _cell(row.clipsim, 4),
+                _cell(row.inception, 2),
+                f"{row.source}{f' ({row.note})' if row.note else ''}",
+            )
+            for row in published
+        ),
+    ]
+    names = [name for name, _ in _PUBLISHED]
+    heading = f"### Beside published rows, {published[0].data.upper()}"
+    about = (
+        "As printed by the sources, whose protocols differ. Only networks of the papers put a "
+        "number into a column; `IS (C3D)` is that of C3D trained on UCF-101, which is not here. "
+        "The leaderboard is that of github.com/feifeiobama/Awesome-Text-to-Video-Generation."
+    )
+    return "\n\n".join([heading, about, table(("model", *names, "IS (C3D)", "from"), rows)])
+
+
+def _own_row(label: str, result: BenchmarkResult) -> tuple[str, ...]:
+    own = {figure.column: figure for figure in result.figures if figure.column}
+    remarks = "; ".join([f"{result.generated['count']} videos", *result.marks])
+    return (
+        f"**{', '.join(filter(None, (result.model, label)))}**",
+        *(_own_cell(own.get(column)) for _, column in _PUBLISHED),
+        "-",
+        f"measured here, {remarks}",
+    )
+
+
+def _own_cell(figure: Figure | None) -> str:
+    return "-" if figure is None else f"**{number(figure.measured, figure.digits)}**"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,255 @@
+"""The evaluation, start to end: a protocol and a model to a result that repeats the protocol."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from magicvideo.atomic_io import folder_hash
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.errors import UserError
+from magicvideo.evaluation.benchmark.metadata import EXTRAPOLATION, SEEDS, rate_facts
+from magicvideo.evaluation.benchmark.prompts import prompts_hash
+from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES, SEED
+from magicvideo.evaluation.judge.network import Judge
+from magicvideo.evaluation.metrics.frechet import Features
+from magicvideo.evaluation.metrics.r_precision import draw_pools
+from magicvideo.evaluation.prompt_sets import Prompt, draw_prompts, empty_videos, real_videos
+from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol, ScoreName, Target
+from magicvideo.evaluation.provenance import identity
+from magicvideo.evaluation.reconstruction import score_autoencoder
+from magicvideo.evaluation.scores import Score, Videos, score_videos
+from magicvideo.evaluation.video_cache import generated_videos
+from magicvideo.evaluation.video_features import Measured, measure
+from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being made, the count done and the count in all."""
+
+_REFERENCE_SEED = 1  # apart from the seed of the prompts' own draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """The scores of one set, and what the protocol wants of them.
+
+    Attributes:
+        name: Of the set.
+        scores: In the order of the table.
+        targets: What the protocol wants, by score.
+        fps: Frames a second of the generated videos, and of the real clips before the protocol's
+            stride thins them: least, mean, most. Empty where no video is generated.
+    """
+
+    name: str
+    scores: list[Score]
+    targets: Mapping[ScoreName, Target]
+    fps: Mapping[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All scores, and all that they depend on."""
+
+    protocol: Protocol
+    sets: list[SetResult]
+    identity: dict[str, Any]
+    """Hashes of model, judge, data and prompts, how the judge reads, and versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What one set takes from the data.
+
+    Attributes:
+        dataset: The clips that the prompts are drawn from.
+        prompts: What videos are asked for.
+        pools: Numbers of prompts: a row for each, its own first.
+        whole: The clips of all splits.
+        reference: Clips of `whole` that belong to no prompt of the set.
+    """
+
+    dataset: ClipDataset
+    prompts: list[Prompt]
+    pools: Int[np.ndarray, "n pool"]
+    whole: ClipDataset
+    reference: list[Prompt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated, by whom and on what.
+
+    Attributes:
+        protocol: Everything that decides the numbers.
+        pipeline: The model.
+        judge: An independent video-text matcher.
+        data: Folder of prepared clips.
+        work: Folder where generated videos are kept, so that a stopped evaluation goes on.
+    """
+
+    protocol: Protocol
+    pipeline: MagicVideoPipeline
+    judge: Judge
+    data: Path
+    work: Path
+
+    def requests(self) -> list[Request]:
+        """Return the request for each video of all sets.
+
+        Raises:
+            UserError: If the model or the data cannot give what the protocol asks for.
+        """
+        requests = []
+        for prompt_set in self.protocol.sets:
+            drawn = self.draw(prompt_set)
+            requests += [self.request(drawn.dataset, prompt) for prompt in drawn.prompts]
+        return requests
+
+    def run(self, progress: Progress) -> list[SetResult]:
+        """Score every set, and the autoencoder.
+
+        Raises:
+            UserError: If the model or the data cannot give what the protocol asks for.
+        """
+        sets = [self.score_set(prompt_set, progress) for prompt_set in self.protocol.sets]
+        return [*sets, self.score_autoencoder(self.protocol.autoencoder)]
+
+    def score_set(self, prompt_set: PromptSet, progress: Progress) -> SetResult:
+        """Generate the videos of one set and score them.
+
+        Raises:
+            UserError: If the model or the data cannot give what is asked for.
+        """
+        protocol, judge, drawn = self.protocol, self.judge, self.draw(prompt_set)
+        dataset, prompts = drawn.dataset, drawn.prompts
+        shape = (protocol.num_frames, dataset.info.size)
+        videos = Videos(
+            prompts=prompts,
+            generated=self.measure_generated(dataset, prompts, prompt_set.name, progress),
+            real=measure(
+                judge, real_videos(dataset, prompts, protocol.num_frames, protocol.stride)
+            ),
+            empty=measure(judge, empty_videos(prompts, *shape)),
+        )
+        reference = self.reference_features(drawn)
+        scores = score_videos(judge, dataset, videos, drawn.pools, reference, protocol)
+        made = [self.request(dataset, prompt).video_fps for prompt in prompts]
+        real = [dataset.clips[prompt.index].fps for prompt in prompts]
+        return SetResult(
+            name=prompt_set.name,
+            scores=scores,
+            targets=prompt_set.targets,
+            fps={"generated": rate_facts(made), "real": rate_facts(real)},
+        )
+
+    def draw(self, prompt_set: PromptSet) -> Drawn:
+        """Draw prompts, their pools and the reference clips of one set.
+
+        Raises:
+            UserError: If there are too few clips or captions.
+        """
+        protocol = self.protocol
+        dataset = ClipDataset(self.data, (prompt_set.split,))
+        prompts = draw_prompts(dataset, prompt_set.prompts, protocol.seed)
+        captions = [prompt.caption for prompt in prompts]
+        whole = ClipDataset(self.data, ("train", "heldout"))
+        asked = {dataset.clips[prompt.index].id for prompt in prompts}
+        others = [
+            prompt
+            for prompt in draw_prompts(whole, len(whole), protocol.seed + _REFERENCE_SEED)
+            if whole.clips[prompt.index].id not in asked
+        ]
+        if len(others) < protocol.reference_clips:
+            raise UserError(
+                f"The protocol asks for {protocol.reference_clips} reference clips, but "
+                f"{self.data} has {len(others)} beside those of the {len(prompts)} prompts; "
+                "prepare more data or ask for fewer."
+            )
+        return Drawn(
+            dataset=dataset,
+            prompts=prompts,
+            pools=draw_pools(captions, protocol.pool_size, protocol.seed),
+            whole=whole,
+            reference=others[: protocol.reference_clips],
+        )
+
+    def measure_generated(
+        self, dataset: ClipDataset, prompts: list[Prompt], name: str, progress: Progress
+    ) -> Measured:
+        """Generate or find the video of each prompt, and measure it."""
+        requests = [self.request(dataset, prompt) for prompt in prompts]
+        videos = generated_videos(
+            self.pipeline, requests, self.work, lambda done: progress(name, done, len(requests))
+        )
+        return measure(self.judge, videos)
+
+    def request(self, dataset: ClipDataset, prompt: Prompt) -> Request:
+        """Return the request for a prompt's video, at the pace of its real clip."""
+        protocol = self.protocol
+        settings = Settings(
+            num_frames=protocol.num_frames,
+            fps=dataset.clips[prompt.index].fps / protocol.stride,
+            num_inference_steps=protocol.num_inference_steps,
+            guidance_scale=protocol.guidance_scale,
+            guidance_stop=protocol.guidance_stop,
+            scheduler=protocol.scheduler,
+            stages=("keyframes",),
+        )
+        # not the pipeline's own plan, which would hint at words each time that it is asked
+        return self.pipeline.traits.plan([prompt.caption], [prompt.seed], settings, None)[0]
+
+    def reference_features(self, drawn: Drawn) -> Features:
+        """Return the judge's features of real clips of all splits, but for those of the prompts."""
+        protocol = self.protocol
+        videos = real_videos(drawn.whole, drawn.reference, protocol.num_frames, protocol.stride)
+        return np.concatenate(
+            [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
+        )
+
+    def score_autoencoder(self, wanted: AutoencoderSet) -> SetResult:
+        """Score the model's autoencoder alone."""
+        dataset = ClipDataset(self.data, (wanted.split,))
+        protocol = self.protocol
+        score = score_autoencoder(
+            self.pipeline.vae, dataset, wanted.clips, protocol.num_frames, protocol.seed
+        )
+        name = f"autoencoder, clips of the {wanted.split} split"
+        return SetResult(name=name, scores=[score], targets=wanted.targets)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what no protocol sets and numbers depend on: prompts drawn, the judge, draws."""
+        return {
+            "prompts": {
+                prompt_set.name: prompts_hash(
+                    [prompt.caption for prompt in self.draw(prompt_set).prompts]
+                )
+                for prompt_set in self.protocol.sets
+            },
+            "judge reads": self.judge.reading,
+            "seeds": SEEDS,
+            "intervals": {
+                "confidence": CONFIDENCE,
+                "seed": SEED,
+                "resamples of means": RESAMPLES,
+            },
+            "extrapolation": EXTRAPOLATION | {"seed": SEED},
+        }
+
+
+def evaluate(evaluation: Evaluation, judge_folder: Path, progress: Progress) -> Result:
+    """Run an evaluation and return its result with all that the result depends on."""
+    return Result(
+        protocol=evaluation.protocol,
+        sets=evaluation.run(progress),
+        identity=identity(
+            {"model": evaluation.pipeline.model_hash, "judge": folder_hash(judge_folder)},
+            {"data": evaluation.data},
+            evaluation.pipeline.device.type,
+        )
+        | evaluation.facts(),
+    )

@@ -1,0 +1,62 @@
+"""How well a judge judges: its scores on real clips, without which no other score means much."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import Split
+from magicvideo.errors import UserError
+from magicvideo.evaluation.confidence_intervals import Estimate, share
+from magicvideo.evaluation.judge.network import Judge
+from magicvideo.evaluation.metrics.r_precision import draw_pools
+from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.scores import (
+    Test,
+    ranks,
+    ranks_on_one_background,
+    tone_read,
+    within,
+)
+from magicvideo.evaluation.video_features import measure
+
+_PROMPTS, _POOL, _FRAMES, _STRIDE, _SEED = 200, 100, 16, 4, 2
+
+
+def check_judge(judge: Judge, folder: Path) -> dict[str, dict[str, Estimate]]:
+    """Return the judge's scores on real clips of each split, one plain background each.
+
+    Args:
+        judge: Whom to check.
+        folder: Prepared data. Splits without clips are left out.
+    """
+    scores: dict[str, dict[str, Estimate]] = {}
+    splits: tuple[Split, ...] = ("train", "heldout")
+    for split in splits:
+        try:
+            dataset = ClipDataset(folder, (split,))
+        except UserError:
+            continue
+        scores[split] = _check_split(judge, dataset)
+    return scores
+
+
+def scores_as_json(scores: dict[str, dict[str, Estimate]]) -> str:
+    """Return the scores as JSON text for the judge's folder."""
+    return json.dumps(scores, default=vars, indent=2) + "\n"
+
+
+def _check_split(judge: Judge, dataset: ClipDataset) -> dict[str, Estimate]:
+    prompts = draw_prompts(dataset, min(_PROMPTS, len(dataset)), _SEED)
+    different = len({prompt.caption for prompt in prompts})
+    pools = draw_pools([prompt.caption for prompt in prompts], min(_POOL, different), _SEED)
+    real = measure(judge, real_videos(dataset, prompts, _FRAMES, _STRIDE))
+    same = ranks_on_one_background(judge, dataset, prompts, pools)
+    tests: dict[str, Test] = {
+        f"caption first among {pools.shape[1]}": within(ranks(judge, prompts, pools), 1),
+        f"caption first among {pools.shape[1]} on the same background": within(same, 1),
+        "skin tone": tone_read(prompts),
+    }
+    hits = {name: np.asarray(test(real, 0)) for name, test in tests.items()}
+    return {name: share(found) for name, found in hits.items() if len(found)}

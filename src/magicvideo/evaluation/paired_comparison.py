@@ -1,0 +1,101 @@
+"""Methods on the same clips: what one gains on another, in which the clips' difficulty cancels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from magicvideo.evaluation.confidence_intervals import Estimate, centred_bootstrap, mean
+from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
+from magicvideo.evaluation.results_page import number, table
+
+PAIRED_COLUMNS = ("PSNR, plus dB [95 %]", "SSIM, plus [95 %]", "Frechet distance, times [95 %]")
+_RESAMPLES = 200
+
+Rows: TypeAlias = Float[np.ndarray, "_ d"]
+"""Features of one clip, whose number may differ from that of another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """What one method gains on another, with intervals over the clips that both share.
+
+    Attributes:
+        psnr: Its PSNR less the other's, in dB.
+        ssim: Its SSIM less the other's.
+        frechet: Its Frechet distance over the other's; not a number where the other's is zero.
+    """
+
+    psnr: Estimate
+    ssim: Estimate
+    frechet: Estimate
+
+
+@dataclass
+class Samples:
+    """What was measured of one method, clip after clip in the order of all other methods.
+
+    Attributes:
+        real: Features of the real clips: what Frechet distances are from.
+        psnr: In dB.
+        ssim: Structural similarity.
+        features: Of what the method made.
+    """
+
+    real: list[Rows]
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    features: list[Rows] = field(default_factory=list)
+    _known: dict[bytes, float] = field(default_factory=dict, repr=False)
+
+    def add(self, psnr: float, ssim: float, features: Rows) -> None:
+        """Note one more clip."""
+        self.psnr.append(psnr)
+        self.ssim.append(ssim)
+        self.features.append(features)
+
+    @property
+    def frechet(self) -> float:
+        """Return the Frechet distance on all clips."""
+        return self._distance(np.arange(len(self.features)))
+
+    def over(self, other: "Samples") -> Paired:
+        """Return what this method gains on another."""
+
+        def ratio(places: Int[np.ndarray, " n"], _: Int[np.ndarray, " one"]) -> float:
+            below = other._distance(places)
+            return self._distance(places) / below if below else float("nan")
+
+        return Paired(
+            psnr=mean(np.subtract(self.psnr, other.psnr)),
+            ssim=mean(np.subtract(self.ssim, other.ssim)),
+            frechet=centred_bootstrap(ratio, len(self.features), 1, _RESAMPLES),
+        )
+
+    def _distance(self, places: Int[np.ndarray, " n"]) -> float:
+        # the bootstrap draws the same places for every pair of methods
+        key = places.tobytes()
+        if key not in self._known:
+            made, real = (
+                fit_gaussian(np.concatenate([rows[place] for place in places]))
+                for rows in (self.features, self.real)
+            )
+            self._known[key] = frechet_distance(made, real)
+        return self._known[key]
+
+
+def paired_table(methods: Mapping[str, Samples], reference: str) -> str:
+    """Return what all methods gain on the one called `reference`, as a Markdown table."""
+    rows = [
+        (name, str(len(samples.psnr)), *paired_cells(samples.over(methods[reference])))
+        for name, samples in methods.items()
+        if name != reference
+    ]
+    return table((f"against {reference}", "n", *PAIRED_COLUMNS), rows)
+
+
+def paired_cells(paired: Paired) -> tuple[str, str, str]:
+    """Return the cells below `PAIRED_COLUMNS`."""
+    return number(paired.psnr, 3), number(paired.ssim, 5), number(paired.frechet, 3)

@@ -1,0 +1,53 @@
+"""What every number depends on: the weights, the data, and the versions that computed it."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magicvideo.atomic_io import sha256
+from magicvideo.data.manifest import MANIFEST
+
+_PACKAGES = (
+    "magicvideo",
+    "torch",
+    "diffusers",
+    "transformers",
+    "numpy",
+    # these compute scores and intervals
+    "scipy",
+    "torchmetrics",
+    # these read and resize what is looked at
+    "av",
+    "pillow",
+)
+
+
+def identity(
+    networks: Mapping[str, str | None], data: Mapping[str, Path], device: str
+) -> dict[str, Any]:
+    """Return all that numbers depend on beside their settings.
+
+    Args:
+        networks: Hashes of weights by what they are, None for weights that are on no disk.
+        data: Folders of prepared clips by what they are.
+        device: Where the networks ran.
+    """
+    return {
+        **networks,
+        **{name: sha256(folder / MANIFEST) for name, folder in data.items()},
+        "device": device,
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # not every score needs torchmetrics
+        return "absent"

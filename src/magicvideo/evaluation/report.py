@@ -1,0 +1,211 @@
+"""Results as JSON, which holds everything, and as a section of the page for people."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from magicvideo.evaluation.confidence_intervals import Estimate
+from magicvideo.evaluation.evaluator import Result, SetResult
+from magicvideo.evaluation.protocol import Protocol, ScoreName, Target
+from magicvideo.evaluation.results_page import finite, identity_table, joined_rows, table
+from magicvideo.evaluation.scores import Score
+from magicvideo.evaluation.sweep import sampling
+
+_COLUMNS = (
+    "measure",
+    "features of",
+    "n",
+    "measured [95 %]",
+    "real clips",
+    "endless samples (real clips)",
+    "chance",
+    "target",
+    "",
+)
+_IS_SHARE: tuple[ScoreName, ...] = (
+    "caption_first",
+    "caption_first_five",
+    "caption_first_same_background",
+    "caption_first_five_same_background",
+    "background_colour",
+    "skin_tone",
+)
+
+
+def as_json(result: Result) -> str:
+    """Return the result as JSON text, with the whole protocol; what is not finite is null."""
+    document = {
+        "protocol": result.protocol.model_dump(mode="json"),
+        "identity": result.identity,
+        "sets": [
+            {
+                "name": found.name,
+                "fps": dict(found.fps),
+                "scores": [_score_document(score, found) for score in found.scores],
+            }
+            for found in result.sets
+        ],
+    }
+    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def as_markdown(result: Result, command: str) -> str:
+    """Return the result as a section of a Markdown page, with the command that made it."""
+    protocol = result.protocol
+    sections = [
+        f"## {protocol.name}",
+        f"`{command}`",
+        protocol.about.strip(),
+        _method(
+            protocol, f"{protocol.num_inference_steps} steps, guidance {protocol.guidance_scale:g}"
+        ),
+        *(_section(found, protocol) for found in result.sets),
+        _columns_explained(protocol),
+        identity_table(result.identity),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def sweep_as_markdown(results: Sequence[Result], title: str, command: str) -> str:
+    """Return results that differ in steps and guidance alone as one section, their rows by turns.
+
+    Args:
+        results: One for each setting.
+        title: Of the section.
+        command: The command that made it.
+    """
+    protocol = results[0].protocol
+    sections = [
+        f"## {title}",
+        f"`{command}`",
+        protocol.about.strip(),
+        _method(protocol, "the steps of each row, its guidance"),
+        *(_sweep_section(results, place) for place in range(len(results[0].sets))),
+        _columns_explained(protocol),
+        identity_table(results[0].identity),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _sweep_section(results: Sequence[Result], place: int) -> str:
+    name = results[0].sets[place].name
+    tables = [
+        (
+            sampling(found.protocol.num_inference_steps, found.protocol.guidance_scale),
+            _rows(found.sets[place], found.protocol),
+        )
+        for found in results
+    ]
+    if len(tables) > 1 and all(rows == tables[0][1] for _, rows in tables):
+        tables = [("all", tables[0][1])]  # as those of the autoencoder are
+    first, *rest = _COLUMNS
+    return (
+        f"### {name[0].upper()}{name[1:]}\n\n{table((first, 'with', *rest), joined_rows(tables))}"
+    )
+
+
+def _method(protocol: Protocol, sampled: str) -> str:
+    stop = protocol.guidance_stop
+    until = "" if stop == 1 else f" in the first {stop:.0%} of them"
+    return (
+        f"{protocol.num_frames} frames at the rate of real clips at stride {protocol.stride}, "
+        f"{protocol.scheduler} with {sampled}{until}, one video a prompt, seed of prompt k is k; "
+        f"prompts, backgrounds and pools drawn with seed {protocol.seed}. All videos are read in "
+        "8 bits."
+    )
+
+
+def _section(found: SetResult, protocol: Protocol) -> str:
+    rows = _rows(found, protocol)
+    return f"### {found.name[0].upper()}{found.name[1:]}\n\n{table(_COLUMNS, rows)}"
+
+
+def _rows(found: SetResult, protocol: Protocol) -> list[tuple[str, ...]]:
+    return [_row(score, found.targets.get(score.name), protocol) for score in found.scores]
+
+
+def _row(score: Score, target: Target | None, protocol: Protocol) -> tuple[str, ...]:
+    measured, name = score.measured, score.name
+    return (
+        _label(name, protocol),
+        score.network,
+        str(measured.count),
+        f"**{_number(measured.value, name)}**{_interval(measured, name)}",
+        _number(score.real.value, name),
+        _endless(score),
+        f"{_number(score.chance.value, name)} ({score.chance_is})",
+        _bounds(target, name) if target else "",
+        ("met" if target.is_met(measured.value) else "not met") if target else "",
+    )
+
+
+def _endless(score: Score) -> str:
+    ours, real = score.extrapolated, score.real_extrapolated
+    if ours is None or real is None:
+        return ""
+    return f"{_number(ours, score.name)} ({_number(real, score.name)})"
+
+
+def _label(name: ScoreName, protocol: Protocol) -> str:
+    size = protocol.pool_size
+    labels: dict[ScoreName, str] = {
+        "caption_first": f"own caption first among {size}",
+        "caption_first_five": f"own caption in the first five of {size}",
+        "caption_median_rank": f"median rank of the own caption among {size}",
+        "caption_first_same_background": f"own caption first among {size}, all on its background",
+        "caption_first_five_same_background": (
+            f"own caption in the first five of {size}, all on its background"
+        ),
+        "caption_median_rank_same_background": (
+            f"median rank of the own caption among {size}, all on its background"
+        ),
+        "background_colour": "background colour, exact",
+        "skin_tone": "skin tone",
+        "temporal_change": "temporal change, times the real clips'",
+        "flicker": "flicker of the corners, times the real clips'",
+        "frechet": "Frechet distance",
+        "psnr": "PSNR in dB",
+    }
+    return labels[name]
+
+
+def _columns_explained(protocol: Protocol) -> str:
+    endless = " *Endless samples*: a line over 1/n, read at zero." if protocol.extrapolate else ""
+    return (
+        "*Real clips*: the same code on the real clips of the same captions; for PSNR, frames "
+        "rounded to 8 bits. *Chance*: what is named beside it. Intervals of shares are Wilson's, "
+        "those of medians go from rank to rank, all others are bootstrapped. The Frechet distance "
+        f"is that to {protocol.reference_clips} other real clips, covariance divided by "
+        f"{protocol.covariance_divisor}, both sides resampled {protocol.resamples} times; the real "
+        f"clips' own distance is its floor, and grows as their count falls.{endless}"
+    )
+
+
+def _number(value: float, name: ScoreName) -> str:
+    if name in _IS_SHARE:
+        return f"{100 * value:.1f} %"
+    return f"{value:.4f}" if name == "frechet" else f"{value:.2f}"
+
+
+def _interval(estimate: Estimate, name: ScoreName) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" [{_number(estimate.low, name)}, {_number(estimate.high, name)}]"
+
+
+def _bounds(target: Target, name: ScoreName) -> str:
+    parts = []
+    if target.at_least is not None:
+        parts.append(f"at least {_number(target.at_least, name)}")
+    if target.at_most is not None:
+        parts.append(f"at most {_number(target.at_most, name)}")
+    return ", ".join(parts)
+
+
+def _score_document(score: Score, found: SetResult) -> dict[str, Any]:
+    target = found.targets.get(score.name)
+    return asdict(score) | {
+        "target": target.model_dump() if target else None,
+        "met": target.is_met(score.measured.value) if target else None,
+    }

@@ -1,0 +1,165 @@
+"""Plots as SVG that stands in a page: the same numbers give the same text."""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from magicvideo.evaluation.run_report.curves import outline, smoothed
+from magicvideo.evaluation.run_report.results import Measured, Results, Score, words
+from magicvideo.evaluation.run_report.run import Series, StageRun
+from magicvideo.evaluation.run_report.sweeps import Row, lines_of
+
+_COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
+_RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
+_LETTERS = 24  # of a line of a label
+_LINE = 0.14  # inches of a line of a label, with what parts it from the next
+_NARROW, _BROAD = 30, 40  # letters of a line of a title, with and without labels beside the plot
+_WIDE = 20.0  # a spread of values from which on the axis is logarithmic
+_LAST = ("gradient_norm", "learning_rate", "samples a second", "steps a second")
+_STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for names, 3.10 has not
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "svg.fonttype": "none",  # text stays text, which can be searched and read aloud
+    "svg.hashsalt": "magicvideo",
+}
+
+
+def stage_plot(stage: StageRun) -> str:
+    """Return the curves of a stage: all that it logged, the losses first."""
+    names = sorted(stage.series, key=lambda name: (name in _LAST, name != "loss", name))
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(len(names))
+        for axis, name in zip(axes, names, strict=True):
+            _curve(axis, name, stage.series[name])
+        return _svg(figure)
+
+
+def scores_plot(results: Sequence[Results]) -> str:
+    """Return every measure with its interval: one panel a measure, one row a set."""
+    panels = _by_measure(results)
+    lines = max(len(_row_label(row)) for rows in panels.values() for row in rows)
+    most = max(map(len, panels.values()))
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(len(panels), height=0.9 + most * max(0.3, lines * _LINE))
+        for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+            axis.set_title(_folded(words(name), _NARROW))
+            for place, row in enumerate(rows):
+                _dot(axis, place, row.score)
+            axis.set_yticks(range(len(rows)), ["\n".join(_row_label(row)) for row in rows])
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+        return _svg(figure)
+
+
+def sweep_plot(results: Sequence[Results], setting: str) -> str | None:
+    """Return every measure against a setting of the protocol, or None where it does not vary.
+
+    Args:
+        results: One file for each value of the setting.
+        setting: `num_inference_steps` or `guidance_scale`.
+    """
+    panels = {
+        name: [row for row in rows if getattr(row.results.protocol, setting) is not None]
+        for name, rows in _by_measure(results).items()
+    }
+    panels = {
+        name: rows
+        for name, rows in panels.items()
+        if len({getattr(row.results.protocol, setting) for row in rows}) > 1
+    }
+    if not panels:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(len(panels))
+        for axis, (name, rows) in zip(axes, panels.items(), strict=True):
+            axis.set_title(_folded(f"{words(name)} by {words(setting)}", _BROAD))
+            _lines(axis, rows, setting)
+        return _svg(figure)
+
+
+def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
+    """Return, for each measure, its scores that have a value."""
+    panels: dict[str, list[Row]] = {}
+    for found in results:
+        for score_set in found.sets:
+            for score in score_set.scores:
+                if score.measured.value is not None:
+                    panels.setdefault(score.name, []).append(Row(score_set.name, found, score))
+    return panels
+
+
+def _row_label(row: Row) -> list[str]:
+    """Return the lines of a row's label: set and file, and what makes it less than the protocol."""
+    marks = "; ".join(row.results.marks)
+    return [*wrap(row.set_name, _LETTERS), row.results.file, *wrap(marks, _LETTERS)]
+
+
+def _folded(text: str, letters: int) -> str:
+    return "\n".join(wrap(text, letters))
+
+
+def _grid(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * _WIDTH, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, axes[:count]
+
+
+def _curve(axis: Axes, name: str, series: Series) -> None:
+    raw, smooth = outline(series), smoothed(series)
+    axis.set_title(words(name))
+    axis.plot(raw.steps, raw.values, color=_RAW, linewidth=0.7)
+    axis.plot(smooth.steps, smooth.values, color=_SMOOTH, linewidth=1.4)
+    low, high = np.quantile(series.values, [0.01, 0.99])
+    if name not in _LAST and series.values.min() > 0 and high > _WIDE * low:
+        axis.set_yscale("log")
+
+
+def _dot(axis: Axes, place: int, score: Score) -> None:
+    for other, colour, marker in ((score.real, _REAL, "|"), (score.chance, _CHANCE, "x")):
+        if other is not None and other.value is not None:
+            axis.plot([other.value], [place], marker, color=colour, markersize=8)
+    assert score.measured.value is not None
+    axis.errorbar(
+        [score.measured.value], [place], xerr=_arms(score.measured), fmt="o", color=_SMOOTH
+    )
+
+
+def _lines(axis: Axes, rows: Sequence[Row], setting: str) -> None:
+    """Draw a line through the scores that differ in the setting alone."""
+    for label, points in lines_of(rows, setting):
+        arms = np.concatenate([_arms(measured) for _, measured in points], axis=1)
+        places, values = zip(*((x, measured.value) for x, measured in points), strict=True)
+        axis.errorbar(places, values, yerr=arms, marker="o", markersize=3, label=label)
+    axis.legend(fontsize=6, frameon=False)
+
+
+def _arms(measured: Measured) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """Return how far the interval reaches below and above the value, as one column."""
+    value = measured.value or 0.0
+    low = value if measured.low is None else measured.low
+    high = value if measured.high is None else measured.high
+    # a bootstrapped interval of few samples need not hold its own value
+    return np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    # several plots stand in one page, and nothing refers to the names of groups, all alike in them
+    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])

@@ -1,0 +1,261 @@
+"""Scores of generated videos, each beside what real clips and what chance would get."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.evaluation.confidence_intervals import (
+    Estimate,
+    Statistic,
+    centred_bootstrap,
+    median,
+    ratio_of_means,
+    share,
+)
+from magicvideo.evaluation.judge.batches import DEFAULT_TONE
+from magicvideo.evaluation.judge.network import Judge
+from magicvideo.evaluation.metrics.fid_infinity import extrapolate
+from magicvideo.evaluation.metrics.frechet import Features, fit_gaussian, frechet_distance
+from magicvideo.evaluation.metrics.r_precision import own_ranks
+from magicvideo.evaluation.prompt_sets import Prompt, caption_for
+from magicvideo.evaluation.protocol import Protocol, ScoreName
+from magicvideo.evaluation.video_features import Measured
+
+Hits: TypeAlias = Bool[np.ndarray, " n"]
+Test: TypeAlias = Callable[[Measured, int], Hits]
+"""Which measured videos fit their prompts, the prompts shifted by a count."""
+Ranks: TypeAlias = Int[np.ndarray, " n"]
+Ranking: TypeAlias = Callable[[Measured, int], Ranks]
+"""At which place of its pool each video's caption stands, the prompts shifted by a count."""
+
+_FEW = 5
+_ALONE: tuple[ScoreName, ...] = ("caption_first", "caption_first_five", "caption_median_rank")
+_ON_ONE_BACKGROUND: tuple[ScoreName, ...] = (
+    "caption_first_same_background",
+    "caption_first_five_same_background",
+    "caption_median_rank_same_background",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One row of a result table.
+
+    Attributes:
+        name: Of the measure.
+        network: Whose features it is computed on; `none` where pixels are enough.
+        measured: Of the generated videos.
+        real: The real clips' own score under the same measure.
+        chance: What knowing nothing earns.
+        chance_is: Whose score `chance` is.
+        extrapolated: A distance with endless samples, if asked for.
+        real_extrapolated: That of the real clips.
+    """
+
+    name: ScoreName
+    network: str
+    measured: Estimate
+    real: Estimate
+    chance: Estimate
+    chance_is: str
+    extrapolated: float | None = None
+    real_extrapolated: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """Generated videos, and the real and the empty ones of the same prompts in the same order."""
+
+    prompts: list[Prompt]
+    generated: Measured
+    real: Measured
+    empty: Measured
+    """Still pictures of the backgrounds alone."""
+
+
+def score_videos(
+    judge: Judge,
+    dataset: ClipDataset,
+    videos: Videos,
+    pools: Int[np.ndarray, "n pool"],
+    reference: Features,
+    protocol: Protocol,
+) -> list[Score]:
+    """Return all scores of one set of prompts that its data allow.
+
+    Colours need clips with transparency and tones need clips with named tones; motion is measured
+    against real motion. A score that has nothing to be measured on is left out.
+    """
+    prompts = videos.prompts
+    features = f"{judge.name}, {reference.shape[1]} features"
+    alone = ranks(judge, prompts, pools)
+    on_one_background = ranks_on_one_background(judge, dataset, prompts, pools)
+    scores = [
+        *caption_scores(_ALONE, features, alone, pools.shape[1], videos),
+        *caption_scores(_ON_ONE_BACKGROUND, features, on_one_background, pools.shape[1], videos),
+    ]
+    if any(prompt.background for prompt in prompts):
+        scores.append(share_score("background_colour", "none", background_read(prompts), videos))
+    if any(prompt.tone != DEFAULT_TONE for prompt in prompts):
+        network = f"{judge.name}, its head for tones"
+        scores.append(share_score("skin_tone", network, tone_read(prompts), videos))
+    if videos.real.change.any():
+        scores.append(ratio_score("temporal_change", lambda m: m.change, videos))
+    if videos.real.flicker.any():
+        scores.append(ratio_score("flicker", lambda m: m.flicker, videos))
+    scores.append(distance_score(features, videos, reference, protocol))
+    return scores
+
+
+def caption_scores(
+    names: tuple[ScoreName, ...],
+    network: str,
+    ranking: Ranking,
+    pool_size: int,
+    videos: Videos,
+) -> list[Score]:
+    """Score the places of the own captions: how many are first, how many are near, the middle one.
+
+    A pool of five captions has its own among the first five whatever the video shows, so it gets no
+    such score.
+    """
+    first, few, middle = names
+    scores = [share_score(first, network, within(ranking, 1), videos)]
+    if pool_size > _FEW:
+        scores.append(share_score(few, network, within(ranking, _FEW), videos))
+    return [*scores, prompt_score(middle, network, ranking, median, videos)]
+
+
+def share_score(name: ScoreName, network: str, test: Test, videos: Videos) -> Score:
+    """Score a share of hits."""
+    return prompt_score(name, network, test, share, videos)
+
+
+def prompt_score(
+    name: ScoreName,
+    network: str,
+    read: Test | Ranking,
+    summary: Callable[[np.ndarray], Estimate],
+    videos: Videos,
+) -> Score:
+    """Score what videos have to do with prompts; chance is each asked for the next one's prompt."""
+    return Score(
+        name=name,
+        network=network,
+        measured=summary(read(videos.generated, 0)),
+        real=summary(read(videos.real, 0)),
+        chance=summary(read(videos.generated, 1)),
+        chance_is="prompts shuffled",
+    )
+
+
+def ratio_score(
+    name: ScoreName, read: Callable[[Measured], Float[np.ndarray, " n"]], videos: Videos
+) -> Score:
+    """Score a mean as a multiple of the real clips'."""
+    real = read(videos.real)
+    return Score(
+        name=name,
+        network="none",
+        measured=ratio_of_means(read(videos.generated), real),
+        real=ratio_of_means(real, real),
+        chance=ratio_of_means(read(videos.empty), real),
+        chance_is="a still background",
+    )
+
+
+def distance_score(network: str, videos: Videos, reference: Features, protocol: Protocol) -> Score:
+    """Score the Frechet distance to other real clips; that of real clips is its floor."""
+
+    def between(measured: Measured) -> Statistic:
+        def distance(first: np.ndarray, second: np.ndarray) -> float:
+            pair = measured.features[first], reference[second]
+            return frechet_distance(
+                *(fit_gaussian(side, protocol.covariance_divisor) for side in pair)
+            )
+
+        return distance
+
+    def estimate(measured: Measured) -> Estimate:
+        counts = len(measured.features), len(reference)
+        return centred_bootstrap(between(measured), *counts, protocol.resamples)
+
+    def endless(measured: Measured) -> float | None:
+        if not protocol.extrapolate:
+            return None
+        return extrapolate(between(measured), len(measured.features), len(reference))
+
+    return Score(
+        name="frechet",
+        network=network,
+        measured=estimate(videos.generated),
+        real=estimate(videos.real),
+        chance=estimate(videos.empty),
+        chance_is="a still background",
+        extrapolated=endless(videos.generated),
+        real_extrapolated=endless(videos.real),
+    )
+
+
+def within(ranking: Ranking, places: int) -> Test:
+    """Return the test: the own caption stands at one of the first places of its pool."""
+    return lambda measured, shift: np.less_equal(ranking(measured, shift), places)
+
+
+def ranks(judge: Judge, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]) -> Ranking:
+    """Return the ranking of captions as they are, backgrounds included."""
+    captions = judge.embed_captions([prompt.caption for prompt in prompts]).double().numpy()
+    return lambda measured, shift: _shifted_ranks(measured.features @ captions.T, pools, shift)
+
+
+def ranks_on_one_background(
+    judge: Judge, dataset: ClipDataset, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]
+) -> Ranking:
+    """Return the harder ranking: all captions of a pool name the video's own background.
+
+    The colour then tells nothing, so this is about the figure and what it does.
+    """
+    features = {}
+    for background in {prompt.background for prompt in prompts}:
+        captions = [caption_for(dataset, prompt, background) for prompt in prompts]
+        features[background] = judge.embed_captions(captions).double().numpy()
+
+    def ranking(measured: Measured, shift: int) -> Ranks:
+        pairs = zip(prompts, measured.features, strict=True)
+        similarity = np.stack([features[prompt.background] @ seen for prompt, seen in pairs])
+        return _shifted_ranks(similarity, pools, shift)
+
+    return ranking
+
+
+def background_read(prompts: list[Prompt]) -> Test:
+    """Return the test: the colour read from the corners is the one asked for."""
+    return _names_match([prompt.background for prompt in prompts], lambda m: m.colours)
+
+
+def tone_read(prompts: list[Prompt]) -> Test:
+    """Return the test: the tone that the judge reads is the one that the caption names."""
+    named = [None if prompt.tone == DEFAULT_TONE else prompt.tone for prompt in prompts]
+    return _names_match(named, lambda m: m.tones)
+
+
+def _shifted_ranks(
+    similarity: Float[np.ndarray, "n m"], pools: Int[np.ndarray, "n pool"], shift: int
+) -> Ranks:
+    pools = np.roll(pools, -shift, axis=0)
+    return own_ranks(np.take_along_axis(similarity, pools, axis=1))
+
+
+def _names_match(wanted: list[str | None], read: Callable[[Measured], list[str]]) -> Test:
+    """Compare names, over those videos alone whose prompt names something."""
+    asked = [place for place, name in enumerate(wanted) if name is not None]
+
+    def test(measured: Measured, shift: int) -> Hits:
+        names = np.roll(np.array([wanted[place] for place in asked]), -shift)
+        return np.equal(names, np.array([read(measured)[place] for place in asked]))
+
+    return test

@@ -1,0 +1,75 @@
+"""Steps and guidance in place of a protocol's own: what differs between results of one sweep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+from magicvideo.errors import UserError
+from magicvideo.evaluation.benchmark.protocol import Benchmark
+from magicvideo.evaluation.protocol import Protocol
+from magicvideo.pipelines.request import Settings
+
+_AnyProtocol = TypeVar("_AnyProtocol", Protocol, Benchmark)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One point of a sweep; what is None stays as the protocol has it."""
+
+    steps: int | None = None
+    guidance: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what its files are called by, such as `steps-5-guidance-1.5`; `` for no change."""
+        parts = (("steps", self.steps), ("guidance", self.guidance))
+        # not rounded: two values never share a name
+        return "-".join(
+            f"{what}-{str(value).removesuffix('.0')}" for what, value in parts if value is not None
+        )
+
+    def of(self, protocol: _AnyProtocol) -> _AnyProtocol:
+        """Return a protocol with these values in it."""
+        values = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        changes = {name: value for name, value in values.items() if value is not None}
+        if isinstance(protocol, Benchmark):
+            generation = protocol.generation.model_copy(update=changes)
+            return protocol.model_copy(update={"generation": generation})
+        return protocol.model_copy(update=changes)
+
+    def document(self, base: Path) -> Path:
+        """Return the path of its results, beside that of a result without changes."""
+        return base.with_stem("-".join(filter(None, (base.stem, self.name))))
+
+
+def settings_of(steps: Sequence[int], guidance: Sequence[float]) -> list[Setting]:
+    """Return every pair of steps and guidance, once; one that changes nothing where none is given.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+    for count in steps:
+        Settings(num_inference_steps=count)
+    for scale in guidance:
+        Settings(guidance_scale=scale)
+        if scale == 0:
+            raise UserError("A guidance scale of 0 ignores the prompt; take one above 0.")
+    return [
+        Setting(steps=count, guidance=scale)
+        for count, scale in product(
+            dict.fromkeys(steps) or [None], dict.fromkeys(guidance) or [None]
+        )
+    ]
+
+
+def section_name(protocol: str, settings: Sequence[Setting]) -> str:
+    """Return the name of the section of some results: a sweep leaves the protocol's own alone."""
+    is_sweep = any(setting.name for setting in settings)
+    return f"{protocol} by steps and guidance" if is_sweep else protocol
+
+
+def sampling(steps: int, guidance: float) -> str:
+    """Return what a row of a sweep was made with."""
+    return f"steps {steps}, guidance {guidance:g}"

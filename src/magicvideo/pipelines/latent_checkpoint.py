@@ -1,0 +1,64 @@
+"""Finished latents on the disk, so that what fails after them costs little to repeat."""
+
+import shlex
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from magicvideo.atomic_io import atomic_file
+from magicvideo.errors import UserError
+from magicvideo.media.outputs import disk_in_words
+from magicvideo.pipelines.request import Request, from_json
+from magicvideo.shapes import Latents
+
+_LATENTS, _REQUEST = "latents", "request"
+
+
+def latents_path(output: Path) -> Path:
+    """Return where the latents of an unfinished output are kept: beside it."""
+    return output.with_name(f"{output.name}.latents")
+
+
+def write_latents(path: Path, latents: Latents, request: Request) -> None:
+    """Keep the latents of a video, and the request that they answer.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    metadata = {_REQUEST: request.to_json()}
+    with disk_in_words(path), atomic_file(path) as partial:
+        save_file({_LATENTS: latents.cpu().contiguous()}, partial, metadata=metadata)
+
+
+def check_no_latents(output: Path) -> None:
+    """Find out, before any work, that no unfinished video would lose its latents.
+
+    Raises:
+        UserError: If there are latents beside an output.
+    """
+    path = latents_path(output)
+    if path.exists():
+        raise UserError(
+            f"{path} holds a video that was cut short; finish it with `magicvideo generate "
+            f"--resume {shlex.quote(str(output))}`, choose another name, or add --overwrite."
+        )
+
+
+def read_latents(path: Path) -> tuple[Request, Latents]:
+    """Return what `write_latents` kept.
+
+    Raises:
+        UserError: If the file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; there is nothing to go on from.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            request = from_json((file.metadata() or {}).get(_REQUEST, ""))
+            latents = file.get_tensor(_LATENTS)
+    except (SafetensorError, OSError):
+        raise UserError(f"{path} holds no latents of a video; make the video anew.") from None
+    if request is None:
+        raise UserError(f"{path} does not say what it is; make the video anew.")
+    return request, latents

@@ -1,0 +1,179 @@
+"""From a checked model folder to its networks: every key accounted for, nothing downloaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import DDIMScheduler, ModelMixin
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
+
+from magicvideo.errors import UserError
+from magicvideo.models.autoencoder_loading import AUTOENCODERS
+from magicvideo.models.conditioning import ImageConditioner
+from magicvideo.models.interpolator import Interpolator
+from magicvideo.models.unet import VideoUNet
+from magicvideo.models.upscaler import Upscaler
+from magicvideo.pipelines.model_folder import WEIGHTS, check_keys, read_header, read_json
+
+_NETWORKS: Mapping[str, type[Any]] = {
+    **AUTOENCODERS,
+    **{
+        network.__name__: network
+        for network in (ImageConditioner, Interpolator, Upscaler, VideoUNet)
+    },
+}
+_ENCODERS: Mapping[str, type[Any]] = {
+    encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)
+}
+# settings by which transformers fetches code, or reads weights of another kind or file
+_FOREIGN = frozenset(
+    {
+        "_attn_implementation",
+        "attn_implementation",
+        "auto_map",
+        "quantization_config",
+        "transformers_weights",
+    }
+)
+_NO_NETWORK = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+Network: TypeAlias = ModelMixin | PreTrainedModel
+
+
+def load_component(folder: Path, component: str, class_name: str, dtype: torch.dtype) -> Network:
+    """Return one network of a model folder, ready to evaluate.
+
+    Raises:
+        UserError: If its configuration or a tensor does not fit. It names the tensor.
+    """
+    if class_name in _ENCODERS:
+        return _load_encoder(folder / component, _ENCODERS[class_name], dtype)
+    model = outline_component(folder, component, class_name, dtype)
+    tensors = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in load_file(folder / component / WEIGHTS[component]).items()
+    }
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def outline_component(folder: Path, component: str, class_name: str, dtype: torch.dtype) -> Network:
+    """Return one network of a model folder without its weights, on the meta device.
+
+    Raises:
+        UserError: If its configuration or, but for CLIP's towers, the list of its tensors does not
+            fit. It names the tensor.
+    """
+    place = folder / component
+    config = _read_config(place / "config.json")
+    try:
+        with torch.device("meta"):
+            if class_name in _ENCODERS:
+                kind = _ENCODERS[class_name]
+                return kind(kind.config_class.from_dict(config)).to(dtype)
+            model: ModelMixin = _NETWORKS[class_name].from_config(config)
+    except _NO_NETWORK as error:
+        raise _config_error(place, error) from None
+    path = place / WEIGHTS[component]
+    check_keys(
+        path, read_header(path), {key: tuple(x.shape) for key, x in model.state_dict().items()}
+    )
+    # not by diffusers' own method, which warns of what is no matter before weights are there
+    return nn.Module.to(model, dtype)
+
+
+def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTrainedModel:
+    # transformers renames keys between its versions, so it is asked what it could not place
+    path = folder / WEIGHTS[folder.name]
+    _read_config(folder / "config.json")
+    try:
+        model, report = encoder.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except _NO_NETWORK as error:
+        raise _config_error(folder, error) from None
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{path} lacks the tensor {missing[0]}.")
+    if foreign := sorted(report["unexpected_keys"]):
+        raise UserError(f"{path} holds the tensor {foreign[0]}, unknown here.")
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise UserError(
+            f"{path} holds {name} with the shape {list(stored)}; "
+            f"the configuration beside it asks for {list(expected)}."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Return the tokenizer in a folder.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder} does not hold a CLIP tokenizer: {_reason(error)}") from None
+
+
+def load_scheduler(folder: Path) -> DDIMScheduler:
+    """Return the noise schedule in a folder.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    try:
+        return DDIMScheduler.from_config(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"{path} does not describe a schedule: {_reason(error)}") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if foreign := sorted(_FOREIGN & _names_in(config)):
+        raise UserError(
+            f"{path} sets {foreign[0]}, by which code or other weights would be loaded; take the "
+            "line out, or another version of the model."
+        )
+    return config
+
+
+def _names_in(value: Any) -> set[str]:  # noqa: ANN401 - anything that JSON can hold
+    if isinstance(value, dict):
+        return set(value).union(*(_names_in(inner) for inner in value.values()))
+    return set[str]().union(*map(_names_in, value)) if isinstance(value, list) else set()
+
+
+def _config_error(folder: Path, error: Exception) -> UserError:
+    path = folder / "config.json"
+    return UserError(f"{path} does not describe a network: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('.')}."

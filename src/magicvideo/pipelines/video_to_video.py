@@ -1,0 +1,201 @@
+"""Single stages on a user's own footage, frame by frame or gap by gap."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, count, islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.errors import UserError
+from magicvideo.media.video_stream import Footage, Frame
+from magicvideo.models.autoencoder import decode_windows, encode_frames, spatial_factor
+from magicvideo.models.conditioning import encode_text
+from magicvideo.pipelines.chunking import USUAL
+from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.padding import pad_to_multiple
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline, Progress
+from magicvideo.pipelines.upscale import upscale_parts
+from magicvideo.shapes import Latents, Tokens
+
+_GAPS_AT_ONCE = 15  # the paper's number for one video
+
+
+def interpolate_footage(
+    pipeline: MagicVideoPipeline,
+    footage: Footage,
+    *,
+    prompt: str = "",
+    seed: int = 0,
+    num_steps: int | None = None,
+    progress: Progress | None = None,
+) -> Footage:
+    """Return the footage with new frames between every two of its own.
+
+    All frames, the given ones too, pass through the autoencoder, so that they look alike.
+
+    Args:
+        pipeline: A model with an interpolator.
+        footage: Two frames or more, of any size.
+        prompt: What it shows; may be empty.
+        seed: Of the noise.
+        num_steps: Diffusion steps; by default the model's own.
+        progress: Called with a stage, the finished steps or frames and their number.
+
+    Raises:
+        UserError: If the model has no interpolator.
+    """
+    if pipeline.interpolator is None:
+        raise UserError("This model has no stage interpolation; name another with --model.")
+    inserted = pipeline.interpolator.config.num_inserted
+    steps = num_steps or pipeline.config.default_interpolation_steps
+    made = replace(
+        footage,
+        num_frames=footage.num_frames + (footage.num_frames - 1) * inserted,
+        fps=footage.fps * (inserted + 1),
+    )
+    frames = _interpolate(pipeline, footage, made, prompt, seed, steps, progress or _untold)
+    return replace(made, frames=frames)
+
+
+def upscale_footage(
+    pipeline: MagicVideoPipeline,
+    footage: Footage,
+    *,
+    seed: int = 0,
+    num_steps: int | None = None,
+    progress: Progress | None = None,
+) -> Footage:
+    """Return the footage at a larger size, frame by frame and tile by tile.
+
+    Args:
+        pipeline: A model with an upscaler.
+        footage: Of any size.
+        seed: Of the noise, which is the same in all frames.
+        num_steps: Diffusion steps; by default the model's own.
+        progress: Called with a stage, the finished steps and their number.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    if pipeline.upscaler is None or pipeline.upscaler_scheduler is None:
+        raise UserError("This model has no stage upscaler; name another with --model.")
+    factor = pipeline.upscaler.config.factor
+    steps = num_steps or pipeline.config.default_upscaler_steps
+    frames = _upscale(pipeline, footage, seed, steps, progress or _untold)
+    return replace(
+        footage, frames=frames, height=factor * footage.height, width=factor * footage.width
+    )
+
+
+@torch.no_grad()
+def _interpolate(
+    pipeline: MagicVideoPipeline,
+    footage: Footage,
+    made: Footage,
+    prompt: str,
+    seed: int,
+    num_steps: int,
+    progress: Progress,
+) -> Iterator[Frame]:
+    progress("encoding", 0, footage.num_frames)
+    at_once = footage.at_once(_GAPS_AT_ONCE)
+    num_batches = -(-(footage.num_frames - 1) // at_once)
+    on_step = _counting(progress, "interpolation", num_batches * num_steps)
+    progress("decoding", 0, made.num_frames)
+    with pipeline.on_hand("text_encoder"):
+        tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
+    # both at once, since a long video is not made one stage after the other
+    with pipeline.on_hand("vae", "interpolator"):
+        keys = _gaps(_encode(pipeline, footage, progress), at_once)
+        latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
+        window, done = footage.at_once(USUAL.decoder_frames), 0
+        windows = chain.from_iterable(torch.split(part, window) for part in latents)
+        for frames in decode_windows(pipeline.vae, windows):
+            done += len(frames)
+            progress("decoding", done, made.num_frames)
+            yield from frames[..., : made.height, : made.width].cpu()
+
+
+def _encode(
+    pipeline: MagicVideoPipeline, footage: Footage, progress: Progress
+) -> Iterator[Float[Tensor, "c h w"]]:
+    """Yield the latents of the frames."""
+    levels = len(pipeline.unet.config.block_out_channels)
+    multiple = int(spatial_factor(pipeline.vae) * 2 ** (levels - 1))
+    done = 0
+    for part in footage.parts(_GAPS_AT_ONCE):
+        padded = pad_to_multiple(part, multiple)[None].to(pipeline.device)
+        latents = encode_frames(pipeline.vae, padded)[0]
+        done += len(part)
+        progress("encoding", done, footage.num_frames)
+        yield from latents
+
+
+def _gaps(keys: Iterator[Float[Tensor, "c h w"]], at_once: int) -> Iterator[Latents]:
+    """Yield the keys of `at_once` gaps at a time; the last one is the first of the next, too."""
+    last: list[Tensor] = []
+    while part := list(islice(keys, at_once + 1 - len(last))):
+        yield torch.stack([*last, *part])[None]
+        last = part[-1:]
+
+
+def _fill(
+    pipeline: MagicVideoPipeline,
+    batches: Iterable[Latents],
+    tokens: Tokens,
+    fps: float,
+    seed: int,
+    num_steps: int,
+    on_step: Callable[[int], None],
+) -> Iterator[Float[Tensor, "f c h w"]]:
+    """Yield the keys with the latents of new frames between them, each key once."""
+    assert pipeline.interpolator is not None
+    for number, keys in enumerate(batches):
+        latents = interpolate_latents(
+            pipeline.interpolator,
+            make_scheduler(pipeline.scheduler.config, pipeline.config.default_scheduler),
+            keys,
+            tokens,
+            fps=fps,
+            seed=seed,
+            num_steps=num_steps,
+            shared_noise=pipeline.config.shared_noise,
+            noise_level=0,  # a camera's frames are clean
+            on_step=on_step,
+        )
+        yield latents[0, min(number, 1) :]
+
+
+@torch.no_grad()
+def _upscale(
+    pipeline: MagicVideoPipeline, footage: Footage, seed: int, num_steps: int, progress: Progress
+) -> Iterator[Frame]:
+    num_parts = -(-footage.num_frames // footage.at_once(USUAL.upscaler_frames))
+    on_step = _counting(progress, "super-resolution", num_parts * num_steps)
+    with pipeline.on_hand("upscaler"):
+        assert pipeline.upscaler is not None
+        assert pipeline.upscaler_scheduler is not None
+        for large in upscale_parts(
+            pipeline.upscaler,
+            make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+            footage.parts(USUAL.upscaler_frames),
+            seed,
+            num_steps=num_steps,
+            noise_level=0.0,  # a camera's frames are clean
+            on_step=on_step,
+        ):
+            yield from large.cpu()
+
+
+def _counting(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """Return what counts the steps of a stage, whichever part they are of."""
+    finished = count(1)
+    progress(stage, 0, total)
+    return lambda _: progress(stage, next(finished), total)
+
+
+def _untold(stage: str, done: int, total: int) -> None:
+    """Be told of progress that nobody asked for."""

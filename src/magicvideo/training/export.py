@@ -1,0 +1,173 @@
+"""A run's products, put together as one model folder in diffusers' format."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from magicvideo.atomic_io import atomic_folder
+from magicvideo.errors import UserError
+from magicvideo.models.autoencoder_loading import autoencoder_class
+from magicvideo.models.lora import LORA_FILE, add_low_rank
+from magicvideo.models.lora_conversion import read_updates
+from magicvideo.training.components import (
+    LORA,
+    MAKERS,
+    OPTIONAL,
+    WEIGHTS,
+    component,
+    lora_settings,
+    product_of,
+    start_of,
+)
+from magicvideo.training.recipe import Recipe
+from magicvideo.training.run import SETTINGS
+from magicvideo.training.tasks.clip_model import WORDS
+from magicvideo.training.trainer import STAGE
+
+# the library and class of all components but the autoencoder, for model_index.json
+_CLASSES = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "unet": ("magicvideo", "VideoUNet"),
+    "image_conditioner": ("magicvideo", "ImageConditioner"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "interpolator": ("magicvideo", "Interpolator"),
+    "upscaler": ("magicvideo", "Upscaler"),
+    "upscaler_scheduler": ("diffusers", "DDIMScheduler"),
+}
+TRAINING = "training.json"
+_AS_NAMED = ("license", "interpolation_noise_level", "upscaler_noise_level")
+
+
+def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
+    """Write the model of a run that has trained all its stages.
+
+    What none of its stages makes comes from the model that the recipe started from. A LoRA is
+    merged into the weights that it adapts, so that the model is what its training showed. The
+    folder carries `SHA256SUMS`, the words of its training captions, and in `training.json` how many
+    steps each stage trained.
+
+    Args:
+        run: The `output` of a recipe.
+        output: The folder to make; one that exists is not touched.
+        precision: Of the stored weights. Half precision halves the files and is read back as
+            single precision.
+
+    Raises:
+        UserError: If a stage is not done, a product is damaged, or the output exists.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists; remove it or choose another folder.")
+    recipe = recipe_of(run)
+    products = [product_of(recipe, stage) for stage in recipe.stages()]
+    parts = _parts(recipe)
+    with atomic_folder(output) as partial:
+        for name, folder in parts.items():
+            shutil.copytree(folder, partial / name)
+            _forget_origin(partial / name / "config.json")
+        words = parts["tokenizer"].parent / WORDS
+        if words.is_file():  # a model made from Stable Diffusion knows none
+            shutil.copyfile(words, partial / WORDS)
+        if lora_settings(recipe) is not None:
+            _merge_lora(partial / "unet" / WEIGHTS, product_of(recipe, "keyframes"))
+        if precision == "fp16":
+            for file in partial.rglob("*.safetensors"):
+                _halve(file)
+        _write_index(partial, {name: _class_of(name, parts[name]) for name in parts}, recipe)
+        _write_training(partial, recipe, products)
+
+
+def recipe_of(run: Path) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        UserError: If the folder is none.
+    """
+    settings = run / SETTINGS
+    if not settings.is_file():
+        raise UserError(f"{run} is no training run: {settings} does not exist.")
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    # a run may have been moved since its recipe was written
+    return Recipe.model_validate({**values, "output": run})
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the folder that a component was read from in training: it is another's business."""
+    if not config.is_file():
+        return
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _parts(recipe: Recipe) -> dict[str, Path]:
+    """Return the folder of every component that the model has."""
+    parts = {}
+    for name, makers in MAKERS.items():
+        made_here = any(stage in recipe.stages() for stage in makers)
+        if made_here or name not in OPTIONAL or start_of(recipe, name):
+            parts[name] = component(recipe, name)
+    return parts
+
+
+def _class_of(name: str, folder: Path) -> list[str]:
+    """Return a component's library and class."""
+    if name == "vae":
+        kind = autoencoder_class(folder)
+        library = "diffusers" if kind is AutoencoderKL else "magicvideo"
+        return [library, kind.__name__]
+    return list(_CLASSES[name])
+
+
+def _halve(file: Path) -> None:
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(file).items()
+    }
+    if broken := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
+        raise UserError(f"{broken[0]} does not fit half precision; export with --precision fp32.")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _merge_lora(file: Path, product: Path) -> None:
+    """Add what the adapters learned to the weights of the model that they adapt."""
+    weights = {name: tensor.float() for name, tensor in load_file(file).items()}
+    lora = product / LORA / LORA_FILE
+    updates = read_updates(load_file(lora), {"unet": weights}, {}, str(lora))
+    add_low_rank(weights, updates["unet"], 1.0)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe) -> None:
+    defaults = {
+        name if name in _AS_NAMED else f"default_{name}": value
+        for name, value in recipe.defaults.model_dump().items()
+    }
+    index = {
+        "_class_name": "MagicVideoPipeline",
+        "_diffusers_version": diffusers.__version__,
+        **components,
+        **defaults,
+        "shared_noise": recipe.noise.shared,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_training(folder: Path, recipe: Recipe, products: list[Path]) -> None:
+    """Tell the steps of every stage, and of those of the model that it started from."""
+    entries = [json.loads((product / STAGE).read_text(encoding="utf-8")) for product in products]
+    about = {
+        "recipe": recipe.name,
+        "steps": {entry["stage"]: entry["steps"] for entry in entries},
+    }
+    before = recipe.start / TRAINING if recipe.start else None
+    if before and before.is_file():
+        about["started_from"] = json.loads(before.read_text(encoding="utf-8"))
+    (folder / TRAINING).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

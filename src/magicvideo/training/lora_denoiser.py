@@ -1,0 +1,134 @@
+"""A finished denoiser with adapters of low rank, which alone learn and alone are kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from magicvideo.errors import UserError
+from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.lora import BASE_MODEL, LORA_FILE, LowRank, standard_tensors
+from magicvideo.models.unet import VideoUNet
+from magicvideo.shapes import Latents, Tokens
+from magicvideo.training.components import LORA
+from magicvideo.training.settings import LoraSettings
+
+# how the names of layers end
+_TARGETS = {
+    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
+    "feed_forward": ["ff.net.0.proj", "ff.net.2"],
+    "projections": ["proj_in", "proj_out"],
+    "convolutions": ["conv1", "conv2"],
+    "temporal": ["temporal.to_qkv", "temporal.to_out"],
+}
+_ADAPTER = "default"
+
+
+class AdaptedDenoiser(nn.Module):
+    """A denoiser that rests, with adapters in it that learn.
+
+    Adapters alone are the parameters of this module. So the optimizer, the averages and the
+    checkpoints hold nothing of the base, whose weights nothing changes.
+
+    Args:
+        base: The denoiser; it gets adapters.
+        settings: Their size and place.
+        base_hash: Hash of the base's model folder, which the product names.
+
+    Raises:
+        UserError: If the denoiser has no layer of a kind that is to get one.
+    """
+
+    def __init__(self, base: ConditionedDenoiser, settings: LoraSettings, base_hash: str) -> None:
+        super().__init__()
+        base.requires_grad_(requires_grad=False).eval()
+        names = [name for name, _ in base.unet.named_modules()]
+        for kind in settings.targets:
+            endings = tuple(f".{ending}" for ending in _TARGETS[kind])
+            if not any(name.endswith(endings) for name in names):
+                raise UserError(f"keyframes.lora.targets has {kind}, and the U-Net no such layers.")
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=[end for kind in settings.targets for end in _TARGETS[kind]],
+        )
+        inject_adapter_in_model(config, base.unet, _ADAPTER)
+        self.alpha, self.base_hash = settings.alpha, base_hash
+        # torch registers modules, and neither tuples nor plain dictionaries of them
+        self._base = (base,)
+        self._pairs = {
+            name: (layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
+            for name, layer in base.unet.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+        self.adapters = nn.ModuleDict(
+            {
+                name.replace(".", "/"): nn.ModuleDict({"down": down, "up": up})
+                for name, (down, up) in self._pairs.items()
+            }
+        )
+
+    @property
+    def base(self) -> ConditionedDenoiser:
+        """Return the denoiser, adapters included."""
+        return self._base[0]
+
+    @property
+    def unet(self) -> VideoUNet:
+        """Return its U-Net, adapters included."""
+        return self.base.unet
+
+    def updates(self) -> dict[str, LowRank]:
+        """Return what the adapters add to the U-Net's weights, by name."""
+        return {
+            f"{name}.weight": LowRank(down.weight, up.weight, self.alpha)
+            for name, (down, up) in self._pairs.items()
+        }
+
+    def forward(
+        self,
+        latents: Latents,
+        timestep: Shaped[Tensor, "b"],
+        tokens: Tokens,
+        embeddings: Float[Tensor, "b e"],
+        told_by_image: Bool[Tensor, "b"],
+        fps: Float[Tensor, "b"],
+    ) -> Float[Tensor, "b f out h w"]:
+        """Return the prediction for noisy latents, as `ConditionedDenoiser` does."""
+        return self.base(latents, timestep, tokens, embeddings, told_by_image, fps)
+
+    @torch.no_grad()
+    def save_parts(self, folder: Path) -> None:
+        """Write the LoRA in the layout that diffusers and peft share; its header names the base."""
+        (folder / LORA).mkdir()
+        metadata = {"format": "pt", BASE_MODEL: self.base_hash}
+        tensors = standard_tensors(self.updates(), "unet")
+        (folder / LORA / LORA_FILE).write_bytes(_serialised(tensors, metadata))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedDenoiser":
+        # moves to a device or another memory format go to the base, too
+        self.base._apply(fn)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file, the same bytes for the same weights.
+
+    The library writes the entries of the metadata in an order that changes from call to call.
+    """
+    content = save(tensors, metadata=metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = metadata
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
+
+
+Denoiser: TypeAlias = ConditionedDenoiser | AdaptedDenoiser

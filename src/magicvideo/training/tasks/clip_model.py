@@ -1,0 +1,173 @@
+"""Stage `clip`: a text and an image tower that learn to agree, and their tokenizer."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from magicvideo.atomic_io import atomic_file
+from magicvideo.data.batch_order import read_batch
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.errors import UserError
+from magicvideo.models.conditioning import normalise_for_clip
+from magicvideo.rng import Draws
+from magicvideo.training.settings import ClipSettings
+from magicvideo.training.tasks.tokenizer import captions_of, train_tokenizer, words_of
+
+WORDS = "words.txt"
+
+
+class ClipTask:
+    """Contrast frames with captions: each frame finds its own caption in the batch, and back.
+
+    Source of the loss: Radford et al., 2103.00020, Figure 3.
+
+    Args:
+        settings: The stage's settings.
+        dataset: Clips of the training split.
+        seed: Of the order of samples and the wording that the tokenizer learns from.
+        tokenizer: One to keep; None learns one from the captions.
+    """
+
+    def __init__(
+        self,
+        settings: ClipSettings,
+        dataset: ClipDataset,
+        seed: int,
+        tokenizer: CLIPTokenizer | None = None,
+    ) -> None:
+        self.settings, self.dataset, self.seed = settings, dataset, seed
+        captions = list(captions_of(dataset, seed))
+        self.words = words_of(captions)
+        self.tokenizer = tokenizer or train_tokenizer(
+            captions, settings.vocabulary_size, settings.max_tokens
+        )
+        marks = (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        )
+        size = dataset.info.size
+        self.network = CLIPModel(clip_config(settings, marks, len(self.tokenizer), size))
+
+    def read(self, position: int) -> Batch:
+        """Return single frames with their captions."""
+        return read_batch(
+            self.dataset,
+            self.seed,
+            position,
+            self.settings.batch_size,
+            num_frames=1,
+            balance=self.settings.balance,
+        )
+
+    def losses(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        draws: Draws,  # noqa: ARG002 - this stage draws nothing
+    ) -> dict[str, Tensor]:
+        """Return the contrastive loss and the share of frames that find their caption."""
+        device = next(network.parameters()).device
+        tokens = self.tokenizer(
+            batch.captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.settings.max_tokens,
+            return_tensors="pt",
+        )
+        output = network(
+            input_ids=tokens.input_ids.to(device),
+            pixel_values=normalise_for_clip(batch.frames[:, 0].to(device)),
+        )
+        logits = output.logits_per_image
+        own = torch.arange(len(logits), device=device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return {"loss": loss, "found": (logits.argmax(dim=1) == own).float().mean()}
+
+    def start_from(
+        self, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModelWithProjection
+    ) -> None:
+        """Take over both towers. What projects a text is no part of a model and starts afresh.
+
+        Raises:
+            UserError: If their sizes are not those of the settings.
+        """
+        try:
+            self.network.text_model.load_state_dict(text_encoder.state_dict())
+            self.network.vision_model.load_state_dict(image_encoder.vision_model.state_dict())
+            self.network.visual_projection.load_state_dict(
+                image_encoder.visual_projection.state_dict()
+            )
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"The encoders to start from do not have the sizes of the recipe's clip: {reason}"
+            ) from None
+
+    def preview(self) -> Image.Image | None:
+        """Return nothing: embeddings are not pictures."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write the components `text_encoder`, `image_encoder` and `tokenizer`, and the words.
+
+        `words.txt` lists the words of the training captions, for hints about unseen ones.
+        """
+        text_encoder = CLIPTextModel(self.network.config.text_config)
+        text_encoder.load_state_dict(self.network.text_model.state_dict())
+        text_encoder.save_pretrained(folder / "text_encoder")
+        image_encoder = CLIPVisionModelWithProjection(self.network.config.vision_config)
+        weights = self.network.state_dict()
+        image_encoder.load_state_dict({key: weights[key] for key in image_encoder.state_dict()})
+        image_encoder.save_pretrained(folder / "image_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        with atomic_file(folder / WORDS) as partial:
+            partial.write_text("\n".join(self.words) + "\n", encoding="utf-8")
+
+
+def clip_config(
+    settings: ClipSettings, marks: tuple[int, int, int], vocabulary_size: int, image_size: int
+) -> CLIPConfig:
+    """Return the sizes of both towers.
+
+    Args:
+        settings: The stage's settings.
+        marks: Numbers of the tokens for the start, the end and the padding of a text.
+        vocabulary_size: Tokens that the tokenizer has.
+        image_size: Side of the frames in pixels.
+    """
+    shared = {
+        "hidden_size": settings.width,
+        "intermediate_size": 4 * settings.width,
+        "projection_dim": settings.width,
+        "num_attention_heads": settings.heads,
+    }
+    start, end, padding = marks
+    return CLIPConfig(
+        text_config={
+            **shared,
+            "bos_token_id": start,
+            "eos_token_id": end,
+            "pad_token_id": padding,
+            "vocab_size": vocabulary_size,
+            "num_hidden_layers": settings.text_layers,
+            "max_position_embeddings": settings.max_tokens,
+        },
+        vision_config={
+            **shared,
+            "num_hidden_layers": settings.image_layers,
+            "image_size": image_size,
+            "patch_size": settings.patch_size,
+        },
+        projection_dim=settings.width,
+    )

@@ -1,0 +1,205 @@
+"""Stages `image`, `unsupervised` and `keyframes`: one denoiser learns frames, motion and words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
+from magicvideo.diffusion.loss import denoising_loss, draw_timesteps, target_of
+from magicvideo.diffusion.noise import draw_noise, noise_for
+from magicvideo.diffusion.sampling import make_scheduler, sample
+from magicvideo.models.autoencoder import decode_latents
+from magicvideo.models.conditioning import encode_text
+from magicvideo.models.inflate import is_new
+from magicvideo.models.pretrained_encoders import Frozen
+from magicvideo.rng import Draws
+from magicvideo.shapes import Latents
+from magicvideo.training.lora_denoiser import Denoiser
+from magicvideo.training.settings import DenoiserSettings, NoiseSettings, VideoSettings
+from magicvideo.training.sheet import contact_sheet
+from magicvideo.training.task import AnyBatch
+from magicvideo.training.tasks.batches import (
+    captions_to_show,
+    embeddings_of,
+    latents_of,
+    read_inputs,
+    tokens_of,
+)
+
+_PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
+
+
+class DenoiserTask:
+    """Denoise latents of frames or clips under text, an image embedding, or no condition.
+
+    Args:
+        network: The denoiser with its image condition, initialised, or with adapters to train.
+        frozen: The parts below it.
+        settings: The stage's settings; `VideoSettings` for clips, else single frames.
+        noise: The diffusion process.
+        dataset: Clips of the training split.
+        seed: Of the order of samples.
+    """
+
+    def __init__(
+        self,
+        network: Denoiser,
+        frozen: Frozen,
+        settings: DenoiserSettings,
+        noise: NoiseSettings,
+        dataset: ClipDataset | ShardDataset,
+        seed: int,
+    ) -> None:
+        self.network, self.frozen, self.settings = network, frozen, settings
+        self.dataset, self.seed = dataset, seed
+        self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
+        video = isinstance(settings, VideoSettings)
+        self.num_frames = network.unet.config.num_frames if video else 1
+        self.strides = settings.strides if isinstance(settings, VideoSettings) else (1, 1)
+        self.image_share = settings.image_condition if isinstance(settings, VideoSettings) else 0.0
+        self.deviation_weight = (
+            settings.deviation_weight if isinstance(settings, VideoSettings) else 1.0
+        )
+        self.start_share = settings.start_share if isinstance(settings, VideoSettings) else 0.0
+        self._start = _reused(network) if self.start_share else {}
+        for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
+            part.requires_grad_(requires_grad=False).eval()
+
+    def read(self, position: int) -> AnyBatch:
+        """Return clips, or single frames in the image stage, with their captions."""
+        return read_inputs(
+            self.dataset,
+            self.seed,
+            position,
+            self.settings.batch_size,
+            num_frames=self.num_frames,
+            strides=self.strides,
+            balance=self.settings.balance,
+        )
+
+    def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
+        """Return the weighted denoising error."""
+        device = next(network.parameters()).device
+        size = len(batch.captions)
+        dropped = draws.uniform(size) < self.settings.drop_condition
+        by_image = draws.uniform(size) < self.image_share
+        timesteps = draw_timesteps(
+            size,
+            self.scheduler.config.num_train_timesteps,
+            self.settings.full_noise,
+            draws,
+        )
+        shown = draws.integers(self.num_frames, size)
+        with torch.no_grad():
+            latents = latents_of(self.frozen, batch, device)
+            tokens = tokens_of(self.frozen, batch, dropped, device)
+            if self.image_share > 0:
+                embeddings = embeddings_of(self.frozen, batch, shown, device)
+            else:
+                embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
+        noise = draw_noise(tuple(latents.shape), draws, self.shared_noise).to(device)
+        timesteps = timesteps.to(device)
+        prediction = network(
+            self.scheduler.add_noise(latents, noise, timesteps),
+            timesteps,
+            tokens,
+            embeddings,
+            (by_image & ~dropped).to(device),
+            batch.fps.to(device),
+        )
+        target = target_of(self.scheduler, latents, noise, timesteps)
+        loss = denoising_loss(
+            self.scheduler,
+            prediction,
+            target,
+            timesteps,
+            self.settings.snr_gamma,
+            self.deviation_weight,
+        )
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return samples of the captions of some clips: a row a clip, or a grid of pictures."""
+        rows, columns = (4, 1) if self.num_frames > 1 else (4, 8)
+        captions, fps = captions_to_show(self.dataset, rows * columns)
+        samples = self._sample(captions, fps)
+        frames = decode_latents(self.frozen.vae, samples)
+        if self.num_frames == 1:
+            frames = rearrange(frames, "(r f) 1 c h w -> r f c h w", r=rows)
+        return contact_sheet(frames, enlarge=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the denoiser, or what was learned beside it, and the component `scheduler`."""
+        with self._leaning_back():
+            self.network.save_parts(folder)
+        self.scheduler.save_pretrained(folder / "scheduler")
+
+    @contextmanager
+    def _leaning_back(self) -> Iterator[None]:
+        """Let reused weights lie between what they became and what they began as, for a while.
+
+        Source: Wortsman et al., "Robust fine-tuning of zero-shot models", 2109.01903.
+        """
+        learnt = {}
+        for name, parameter in self.network.named_parameters():
+            if name in self._start:
+                learnt[name] = parameter.detach().clone()
+                parameter.data.lerp_(self._start[name].to(parameter.device), self.start_share)
+        try:
+            yield
+        finally:
+            for name, parameter in self.network.named_parameters():
+                if name in learnt:
+                    parameter.data.copy_(learnt[name])
+
+    def _sample(self, captions: list[str], fps: float) -> Latents:
+        device = next(self.network.parameters()).device
+        self.frozen.to(device)
+        config = self.network.unet.config
+        shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
+        noise = torch.cat(
+            [noise_for(seed, shape, self.shared_noise) for seed in range(len(captions))]
+        )
+        encode = (self.frozen.text_encoder, self.frozen.tokenizer)
+        return sample(
+            self.network.unet,
+            noise.to(device),
+            make_scheduler(dict(self.scheduler.config), "ddim"),
+            _PREVIEW_STEPS,
+            _PREVIEW_GUIDANCE,
+            encode_text(*encode, captions),
+            encode_text(*encode, [""] * len(captions)),
+            torch.full((len(captions),), fps, device=device),
+        )
+
+
+def _reused(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the weights of a video U-Net that are an image network's."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in network.named_parameters()
+        if name.startswith("unet.") and not is_new(name)
+    }
+
+
+def training_scheduler(noise: NoiseSettings) -> DDIMScheduler:
+    """Return the diffusion process of a recipe, as the scheduler that a model folder carries."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=noise.beta_start,
+        beta_end=noise.beta_end,
+        beta_schedule=noise.beta_schedule,
+        prediction_type=noise.prediction_type,
+        rescale_betas_zero_snr=noise.zero_terminal_snr,
+        timestep_spacing="trailing" if noise.zero_terminal_snr else "leading",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )

@@ -1,0 +1,164 @@
+"""Stage `interpolation`: the frames between two key frames."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
+from magicvideo.diffusion.keyframe_interpolation import fill_gaps, weave
+from magicvideo.diffusion.loss import denoising_loss, draw_timesteps, target_of
+from magicvideo.diffusion.noise import draw_noise, generator_for
+from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.models.autoencoder import decode_latents
+from magicvideo.models.conditioning import encode_text
+from magicvideo.models.interpolator import Interpolator, blend, difference, one_in
+from magicvideo.models.pretrained_encoders import Frozen
+from magicvideo.rng import Draws
+from magicvideo.shapes import Latents
+from magicvideo.training.settings import InterpolationSettings, NoiseSettings
+from magicvideo.training.sheet import contact_sheet
+from magicvideo.training.task import AnyBatch
+from magicvideo.training.tasks.batches import (
+    frames_of,
+    latents_of,
+    part_of,
+    read_inputs,
+    tokens_of,
+)
+from magicvideo.training.tasks.denoiser import training_scheduler
+
+_WINDOWS_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 4, 8
+
+
+class InterpolationTask:
+    """Estimate what linear blending of two key frames gets wrong, and denoise what is left.
+
+    The keys are noised up to a random level, which the network is told: key frames that a network
+    made are not clean either (Ho et al., 2106.15282, section 4, conditioning augmentation).
+
+    Args:
+        network: The interpolator, initialised. Its `residual_scale` is set here, from clips.
+        frozen: The parts below it.
+        settings: The stage's settings.
+        noise: The diffusion process.
+        dataset: Clips of the training split.
+        seed: Of the order of samples.
+    """
+
+    def __init__(
+        self,
+        network: Interpolator,
+        frozen: Frozen,
+        settings: InterpolationSettings,
+        noise: NoiseSettings,
+        dataset: ClipDataset | ShardDataset,
+        seed: int,
+    ) -> None:
+        self.network, self.frozen, self.settings = network, frozen, settings
+        self.dataset, self.seed = dataset, seed
+        self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
+        for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
+            part.requires_grad_(requires_grad=False).eval()
+        network.register_to_config(residual_scale=self._residual_scale())
+
+    def read(self, position: int) -> AnyBatch:
+        """Return windows: a key, the frames after it, and the next key."""
+        return self._windows(self.seed, position, self.settings.batch_size)
+
+    def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
+        """Return the errors of the frames between the keys: those of the estimate and the U-Net."""
+        device = next(network.parameters()).device
+        size = len(batch.captions)
+        few = one_in(self.settings.denoise_every)
+        dropped = draws.uniform(size) < self.settings.drop_condition
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws)[few].to(device)
+        levels = draws.integers(self.settings.max_noise_level, size)
+        levels = levels.masked_fill(draws.uniform(size) < self.settings.clean, 0).to(device)
+        latents = self._latents(batch, device)
+        clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
+        noised = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
+        seen = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
+        noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[few].to(device)
+        with torch.no_grad():
+            tokens = tokens_of(self.frozen, part_of(batch, few), dropped[few], device)
+        told = network(
+            middle,
+            clean,
+            seen,
+            levels,
+            lambda residuals: self.scheduler.add_noise(residuals, noise, timesteps),
+            timesteps,
+            tokens,
+            batch.fps[few].to(device),
+        )
+        target = target_of(self.scheduler, told.residuals, noise, timesteps)
+        denoising = denoising_loss(
+            self.scheduler, told.prediction, target, timesteps, self.settings.snr_gamma
+        )
+        # not the square: in some gaps nothing can be told, and they would outweigh the others
+        estimate = F.smooth_l1_loss(told.correction.float(), told.missed.float())
+        return {"loss": denoising + estimate, "denoising": denoising, "estimate": estimate}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return some clips' windows, real above interpolated."""
+        batch = self._windows(self.seed + 2, 0, _PREVIEWED)
+        device = next(self.network.parameters()).device
+        latents = self._latents(batch, device)
+        keys = latents[:, [0, -1]]
+        self.frozen.to(device)
+        shape = latents[:, 1:-1].shape
+        noise = draw_noise(tuple(shape), Draws([generator_for("preview")]), self.shared_noise)
+        inserted = fill_gaps(
+            self.network.estimate,
+            self.network.denoise,
+            keys,
+            keys,
+            noise.to(device),
+            make_scheduler(dict(self.scheduler.config), "ddim"),
+            _PREVIEW_STEPS,
+            0,
+            encode_text(self.frozen.text_encoder, self.frozen.tokenizer, batch.captions),
+            batch.fps.to(device),
+        )
+        made = decode_latents(self.frozen.vae, weave(keys, inserted))
+        rows = torch.stack([frames_of(self.frozen, batch, device), made], dim=1).flatten(0, 1)
+        return contact_sheet(rows, enlarge=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the component `interpolator`."""
+        self.network.save_pretrained(folder / "interpolator")
+
+    def _residual_scale(self) -> float:
+        """Return what blending gets wrong where keys differ by one: root mean square of windows."""
+        device = next(self.network.parameters()).device
+        squares = []
+        # one window at a time: large autoencoders need gigabytes for a few frames
+        for position in range(_WINDOWS_FOR_SCALE):
+            latents = self._latents(self._windows(self.seed + 1, position, 1), device)
+            keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
+            residuals = (middle - blend(keys, middle.shape[1])) / difference(keys)
+            squares.append(residuals.square().mean())
+        return float(torch.stack(squares).mean().sqrt())
+
+    @torch.no_grad()
+    def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
+        # what is learned are small differences of latents, which half precision would round away
+        with torch.autocast(device.type, enabled=False):
+            return latents_of(self.frozen, batch, device)
+
+    def _windows(self, seed: int, position: int, batch_size: int) -> AnyBatch:
+        return read_inputs(
+            self.dataset,
+            seed,
+            position,
+            batch_size,
+            num_frames=self.network.config.num_inserted + 2,
+            strides=self.settings.strides,
+            balance=self.settings.balance,
+        )

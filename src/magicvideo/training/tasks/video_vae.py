@@ -1,0 +1,133 @@
+"""Stage `video_vae`: the decoder learns to keep still what stands still, from frames before."""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
+
+from magicvideo.data.batch_order import read_batch
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.models.autoencoder import decode_latents, encode_frames
+from magicvideo.models.inflate import is_new
+from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
+from magicvideo.rng import Draws
+from magicvideo.shapes import Frames
+from magicvideo.training.edges import gradient_loss
+from magicvideo.training.perceptual import perceptual_distance
+from magicvideo.training.settings import VideoVaeSettings
+from magicvideo.training.sheet import contact_sheet
+
+_PREVIEWED = 4
+
+
+class VideoVaeTask:
+    """Reconstruct clips: as the autoencoder, as an image tower sees them, and as they move.
+
+    The encoder stays as it is, since denoisers live on its latents. The latents of some clips are
+    clean. Those of the others get noise of a random level, as generated latents have it: anew in
+    every frame, and in part common to the whole frame, where no neighbour helps and only earlier
+    frames do. It is the flicker that the decoder learns to take out.
+
+    Args:
+        network: The image autoencoder's video form. Its encoder is frozen here.
+        image_encoder: CLIP's image tower; it is frozen here.
+        settings: The stage's settings.
+        dataset: Clips of the training split.
+        seed: Of the order of samples.
+    """
+
+    def __init__(
+        self,
+        network: VideoAutoencoder,
+        image_encoder: CLIPVisionModelWithProjection,
+        settings: VideoVaeSettings,
+        dataset: ClipDataset,
+        seed: int,
+    ) -> None:
+        self.network, self.settings = network, settings
+        self.image_encoder = image_encoder.requires_grad_(requires_grad=False).eval()
+        self.dataset, self.seed = dataset, seed
+        freeze_encoder(network)
+        for name, parameter in network.named_parameters():
+            if not is_new(name):
+                parameter.rate = settings.reused_rate
+
+    def read(self, position: int) -> Batch:
+        """Return clips."""
+        return self._clips(self.seed, position, self.settings.batch_size)
+
+    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Return the weighted sum and its parts."""
+        device = next(network.parameters()).device
+        self.image_encoder.to(device)
+        clips = batch.frames.to(device)
+        pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
+            memory_format=torch.channels_last
+        )
+        levels = self.settings.max_latent_noise * draws.uniform(len(clips))
+        clean = draws.uniform(len(clips)) < self.settings.clean
+        levels = levels.masked_fill(clean, 0.0)
+        rebuilt, _ = network(
+            pixels,
+            draws,
+            self.settings.num_frames,
+            levels.to(device),
+            self.settings.common_latent_noise,
+        )
+        made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
+        parts = {
+            "pixels": F.l1_loss(rebuilt, pixels),
+            "squared": F.mse_loss(rebuilt, pixels),
+            "gradient": gradient_loss(rebuilt, pixels),
+            "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
+            "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
+            "flicker": _flicker(made, clips),
+        }
+        loss = (
+            parts["pixels"]
+            + self.settings.squared_weight * parts["squared"]
+            + self.settings.gradient_weight * parts["gradient"]
+            + self.settings.perceptual_weight * parts["perceptual"]
+            + self.settings.temporal_weight * parts["temporal"]
+            + self.settings.flicker_weight * parts["flicker"]
+        )
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return some clips, each above its reconstruction."""
+        device = next(self.network.parameters()).device
+        frames = self._clips(self.seed + 1, 0, _PREVIEWED).frames.to(device)
+        made = decode_latents(self.network, encode_frames(self.network, frames))
+        rows = torch.stack([frames, made], dim=1).flatten(0, 1)
+        return contact_sheet(rows, enlarge=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the component `vae`."""
+        self.network.save_pretrained(folder / "vae")
+
+    def _clips(self, seed: int, position: int, batch_size: int) -> Batch:
+        return read_batch(
+            self.dataset,
+            seed,
+            position,
+            batch_size,
+            num_frames=self.settings.num_frames,
+            strides=self.settings.strides,
+            balance=self.settings.balance,
+        )
+
+
+def _flicker(made: Frames, clips: Frames) -> Tensor:
+    """Return the mean absolute change from frame to frame where a clip stands perfectly still.
+
+    It is a thousandth of the range and the changes of what moves are a tenth, so that their mean
+    over all pixels would not notice it. An eye does.
+    """
+    still = (clips.diff(dim=1) == 0).all(dim=2, keepdim=True)
+    changes = made.diff(dim=1).abs().mean(dim=2, keepdim=True)
+    return (changes * still).sum() / still.sum().clamp(min=1)

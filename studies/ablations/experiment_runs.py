@@ -1,0 +1,232 @@
+"""The training runs of a file of ablations: a recipe for each variant and seed."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from magicvideo.atomic_io import atomic_folder
+from magicvideo.errors import UserError
+from magicvideo.training.components import product_of
+from magicvideo.training.dry_run import plan
+from magicvideo.training.recipe import Recipe, StageName, make_recipe, read_values
+from magicvideo.training.run import SETTINGS, train
+from magicvideo.training.trainer import PRODUCT
+from studies.ablations.settings import Ablations, Kind
+
+# stages that know nothing of videos: variants with the same image network share their products
+_STILL: tuple[StageName, ...] = ("autoencoder", "clip", "image")
+_SHARED = "shared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model of one variant and one seed, trained into the recipe's `output`.
+
+    Its scores are kept in a file of their own, apart from the folder of the run.
+    """
+
+    experiment: str
+    variant: str
+    seed: int
+    kind: Kind
+    recipe: Recipe
+    scores: Path
+
+    @property
+    def name(self) -> str:
+        """Return what the console calls it."""
+        return f"{self.experiment}/{self.variant}/{self.seed}"
+
+
+def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
+    """Return all runs that experiments need, each once, all seeds of a variant in a row.
+
+    Args:
+        found: The file.
+        only: Names of experiments; none for all.
+
+    Raises:
+        UserError: If there is no such experiment, or a recipe is not allowed.
+    """
+    for name in only:
+        if name not in found.experiments:
+            raise UserError(
+                f"There is no experiment {name!r}; there are {', '.join(found.experiments)}."
+            )
+    places = dict.fromkeys(
+        found.place_of(name, variant)
+        for name in only or found.experiments
+        for variant in found.experiments[name].variants
+    )
+    values = read_values(found.recipe)
+    return [
+        Run(
+            experiment=experiment,
+            variant=variant,
+            seed=seed,
+            kind=found.experiments[experiment].measures,
+            recipe=_recipe_of(found, values, experiment, variant, seed),
+            scores=found.scores / f"{experiment}-{variant}-{seed}.json",
+        )
+        for experiment, variant in places
+        for seed in found.seeds
+    ]
+
+
+def part_of(runs: list[Run], part: str) -> list[Run]:
+    """Return every N-th run from the K-th on, for a part that is written `K/N`.
+
+    The seeds of a variant are neighbours, so that as many processes as there are seeds have one
+    each, and none waits for what it shares with others.
+
+    Raises:
+        UserError: If the part is not of this form.
+    """
+    first, _, count = part.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--part {part!r} is not of the form K/N, such as 1/2.")
+    return runs[int(first) - 1 :: int(count)]
+
+
+def train_run(run: Run, output: Path, say: Callable[[str], None]) -> None:
+    """Train a run to its end, what it shares with others first. What is done is not done again.
+
+    Args:
+        run: What to train.
+        output: Of all ablations.
+        say: Called with lines for the console.
+
+    Raises:
+        UserError: If its folder was trained with other settings, or training fails.
+        Interrupted: If a signal came.
+    """
+    recipe = run.recipe
+    base = foundation_of(recipe, output / _SHARED)
+    if base is not None:
+        with locked(base.output):
+            _check_settings(base)
+            train(base, None, lambda line: say(f"{base.name}: {line}"))
+        for stage in base.stages():
+            _take_over(product_of(base, stage), recipe.output / stage / PRODUCT)
+    _check_settings(recipe)
+    train(recipe, None, lambda line: say(f"{run.name}: {line}"))
+
+
+def locked(folder: Path) -> FileLock:
+    """Return the lock of a run's folder, for which another process waits until it is free."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{folder}.lock")
+
+
+def with_equal_cost(recipe: Recipe, baseline: Recipe) -> Recipe:
+    """Return a recipe whose last stage has as many steps as the baseline's operations pay for.
+
+    Raises:
+        UserError: If the stages before cost more than the baseline does.
+    """
+    *before, last = operations_of(recipe)
+    name, stage = list(recipe.stages().items())[-1]
+    steps = round(stage.steps * (sum(operations_of(baseline)) - sum(before)) / last)
+    if steps < 1:
+        raise UserError(
+            f"{recipe.name} costs more than its baseline before its stage {name} begins; give its "
+            "earlier stages fewer steps."
+        )
+    return recipe.model_copy(update={name: stage.model_copy(update={"steps": steps})})
+
+
+def operations_of(recipe: Recipe) -> list[float]:
+    """Return what the training of each stage takes in all, in billions of operations."""
+    # what recipes differ in by seed costs nothing, and counting takes seconds
+    return list(_operations(recipe.model_copy(update={"name": "", "output": Path(), "seed": 0})))
+
+
+@lru_cache
+def _operations(recipe: Recipe) -> tuple[float, ...]:
+    return tuple(row.samples * row.training_gflops for row in plan(recipe))
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with changes; what both nest is merged, all else is replaced."""
+    result = dict(values)
+    for name, change in changes.items():
+        before = result.get(name)
+        if isinstance(before, Mapping) and isinstance(change, Mapping):
+            result[name] = merged(before, change)
+        else:
+            result[name] = change
+    return result
+
+
+def _recipe_of(
+    found: Ablations, values: Mapping[str, Any], name: str, variant: str, seed: int
+) -> Recipe:
+    experiment = found.experiments[name]
+    recipe = _plain_recipe(found, values, name, variant, seed)
+    if experiment.budget == "updates" or variant == experiment.baseline:
+        return recipe
+    first, second = found.place_of(name, experiment.baseline)
+    return with_equal_cost(recipe, _plain_recipe(found, values, first, second, seed))
+
+
+def _plain_recipe(
+    found: Ablations, values: Mapping[str, Any], name: str, variant: str, seed: int
+) -> Recipe:
+    experiment = found.experiments[name]
+    for changes in (found.common, experiment.common, experiment.variants[variant].changes):
+        values = merged(values, changes)
+    own = {
+        "name": f"{found.name}-{name}-{variant}",
+        "output": found.output / name / variant / str(seed),
+        "seed": seed,
+    }
+    return make_recipe({**values, **own}, f"{found.recipe} as {name}.{variant} changes it")
+
+
+def foundation_of(recipe: Recipe, folder: Path) -> Recipe | None:
+    """Return the recipe of the stages that a run shares with others; None where it has none.
+
+    Its folder is named by all that decides their products. Of the denoiser that is the image
+    network: what only videos have is left out, so that variants which differ in it share.
+    """
+    stages = [stage for stage in recipe.stages() if stage in _STILL]
+    if not stages:
+        return None
+    changes: dict[str, Any] = {name: None for name in get_args(StageName) if name not in stages}
+    changes["unet"] = recipe.unet.model_copy(
+        update={"temporal_attention": "none", "frame_adaptor": False, "convolutions": "2d"}
+    )
+    base = recipe.model_copy(update={**changes, "name": _SHARED, "output": folder})
+    key = hashlib.sha256(base.model_dump_json().encode()).hexdigest()[:12]
+    return base.model_copy(update={"name": f"{_SHARED}/{key}", "output": folder / key})
+
+
+def _take_over(product: Path, target: Path) -> None:
+    if target.is_dir():
+        return
+    with atomic_folder(target) as partial:
+        shutil.copytree(product, partial, dirs_exist_ok=True)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Refuse to go on with a run that began with other settings."""
+    path = recipe.output / SETTINGS
+    if not path.is_file():
+        return
+    try:
+        same = Recipe.model_validate(json.loads(path.read_text(encoding="utf-8"))) == recipe
+    except (ValidationError, ValueError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{recipe.output} was trained with other settings than are asked for now; move the "
+            "folder away, or give the ablations another output."
+        )

@@ -1,0 +1,97 @@
+"""Scores of all seeds of a variant, and what they say beside the baseline's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from magicvideo.evaluation.confidence_intervals import Estimate, mean
+from magicvideo.training.recipe import Recipe
+from studies.ablations.experiment_runs import Run, runs_of
+from studies.ablations.scoring import Scores, read_scores
+from studies.ablations.settings import Ablations, Scoring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One variant with the scores that are there.
+
+    Attributes:
+        variant: Its name.
+        label: What the page calls it.
+        recipe: How it is trained, with the first seed.
+        scores: By seed; a seed without scores is not in it.
+        seeds: All seeds that it should have.
+    """
+
+    variant: str
+    label: str
+    recipe: Recipe
+    scores: dict[int, Scores]
+    seeds: tuple[int, ...]
+
+    def values(self, read: Callable[[Scores], float]) -> list[float]:
+        """Return one number of each seed."""
+        return [read(scores) for scores in self.scores.values()]
+
+
+def rows_of(found: Ablations, name: str, judge_hash: str) -> list[Row]:
+    """Return the variants of an experiment, in the file's order, those of other experiments too.
+
+    Scores count if they are by the judge of this hash.
+    """
+    runs = {(run.experiment, run.variant, run.seed): run for run in runs_of(found, (name,))}
+    variants = found.experiments[name].variants.items()
+    return [
+        _row(
+            settings.label,
+            variant,
+            found.scoring,
+            [runs[(*found.place_of(name, variant), seed)] for seed in found.seeds],
+            judge_hash,
+        )
+        for variant, settings in variants
+    ]
+
+
+def paired_difference(row: Row, baseline: Row, measure: str) -> Estimate | None:
+    """Return how much larger a held-out error is than the baseline's, clip by clip.
+
+    Clips are averaged over the seeds that both have, so that the bootstrapped interval is over
+    clips alone.
+
+    Args:
+        row: A variant.
+        baseline: What it is compared with.
+        measure: `error` or `deviation`.
+    """
+    shared = row.scores.keys() & baseline.scores.keys()
+    if not shared:
+        return None
+    differences = [
+        np.subtract(
+            row.scores[seed]["denoising"][measure], baseline.scores[seed]["denoising"][measure]
+        )
+        for seed in sorted(shared)
+    ]
+    return mean(np.mean(differences, axis=0))
+
+
+def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    """Return the mean over seeds and, of several, the least and the greatest."""
+    scaled = [scale * value for value in values]
+    shown = f"{np.mean(scaled):,.{digits}f}"
+    if len(scaled) < 2:
+        return shown
+    return f"{shown} ({min(scaled):,.{digits}f} to {max(scaled):,.{digits}f})"
+
+
+def _row(label: str, variant: str, scoring: Scoring, runs: list[Run], judge_hash: str) -> Row:
+    read = ((run.seed, read_scores(run, scoring, judge_hash)) for run in runs)
+    return Row(
+        variant=variant,
+        label=label,
+        recipe=runs[0].recipe,
+        scores={seed: scores for seed, scores in read if scores is not None},
+        seeds=tuple(run.seed for run in runs),
+    )

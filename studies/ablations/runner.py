@@ -1,0 +1,51 @@
+"""The whole of the ablations: every run is trained and scored, and the page says what came out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicvideo.atomic_io import folder_hash
+from magicvideo.evaluation.judge.checkpoint import load_judge
+from studies.ablations.experiment_runs import Run, locked, train_run
+from studies.ablations.page import write_page
+from studies.ablations.scoring import Progress, read_scores, score_run
+from studies.ablations.settings import Ablations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is done, and where its results go.
+
+    Attributes:
+        found: The file of ablations.
+        judge: Folder of the judge.
+        page: The Markdown page; its plots lie beside it.
+        command: What the page says that it was made by.
+    """
+
+    found: Ablations
+    judge: Path
+    page: Path
+    command: str
+
+    def run(self, runs: list[Run], say: Callable[[str], None], progress: Progress) -> None:
+        """Train and score some runs, one after the other, and write the page after each.
+
+        A run that has its scores is not touched. One that another process works on is waited for.
+
+        Raises:
+            UserError: If a run cannot be trained or scored.
+            Interrupted: If a signal came; the same command goes on.
+        """
+        judge, judge_hash = load_judge(self.judge), folder_hash(self.judge)
+        for run in runs:
+            with locked(run.recipe.output):
+                if read_scores(run, self.found.scoring, judge_hash) is None:
+                    train_run(run, self.found.output, say)
+                    score_run(run, self.found.scoring, judge, judge_hash, progress)
+                    say(f"{run.name}: scored")
+            self.write()
+
+    def write(self) -> None:
+        """Write the page and its plots from the scores that are there."""
+        write_page(self.found, self.page, self.command, folder_hash(self.judge))

@@ -1,0 +1,254 @@
+"""The scores of one run, kept as JSON beside it so that they are made once."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from magicvideo.atomic_io import atomic_file
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.errors import UserError
+from magicvideo.evaluation.denoising import denoising_errors
+from magicvideo.evaluation.evaluator import Evaluation
+from magicvideo.evaluation.judge.network import Judge
+from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol
+from magicvideo.evaluation.provenance import identity
+from magicvideo.models.autoencoder_loading import load_autoencoder
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.training.components import component, image_vae
+from magicvideo.training.dry_run import plan
+from magicvideo.training.export import export
+from magicvideo.training.log import FILE as LOG
+from magicvideo.training.stage_data import frames_folder
+from studies.ablations.experiment_runs import Run
+from studies.ablations.settings import Scoring
+from studies.decoders import compare_decoders
+from studies.upscaler.evaluation import UpscalerEvaluation
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+Scores: TypeAlias = dict[str, Any]
+"""What a file of scores holds: `of`, `identity`, `cost`, and what is measured of the run's kind."""
+
+_MODEL, _VIDEOS = "model", "videos"
+_QUICK = 0.1  # share of updates
+
+
+def read_scores(run: Run, scoring: Scoring, judge_hash: str) -> Scores | None:
+    """Return the scores of a run; None where it has none, or those of other settings.
+
+    Args:
+        run: What was trained.
+        scoring: How it is to be scored.
+        judge_hash: Of the judge's folder, by which it is to be scored.
+    """
+    try:
+        scores: Scores = json.loads(run.scores.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    is_asked = scores.get("of") == _settings_key(run, scoring)
+    return scores if is_asked and scores["identity"]["judge"] == judge_hash else None
+
+
+def score_run(
+    run: Run, scoring: Scoring, judge: Judge, judge_hash: str, progress: Progress
+) -> None:
+    """Score a finished run and keep the scores.
+
+    Args:
+        run: What was trained.
+        scoring: How it is scored.
+        judge: An independent video-text matcher.
+        judge_hash: Of its folder.
+        progress: Called with what is being done, the count done and the count in all.
+
+    Raises:
+        UserError: If the data are too few for what is asked.
+    """
+    if run.kind == "denoiser":
+        found = _score_denoiser(run, scoring, judge, progress)
+    elif run.kind == "decoder":
+        found = _score_decoder(run, scoring, progress)
+    else:
+        found = _score_upscaler(run, scoring, progress)
+    scores = {
+        "of": _settings_key(run, scoring),
+        "identity": identity(
+            {"judge": judge_hash},
+            {"data": frames_folder(run.recipe, run.name)},
+            "cpu",
+        ),
+        "cost": _cost_of(run),
+        **found,
+    }
+    run.scores.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run.scores) as partial:
+        partial.write_text(json.dumps(scores, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _score_denoiser(run: Run, scoring: Scoring, judge: Judge, progress: Progress) -> Scores:
+    pipeline = _pipeline_of(run)
+    dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
+    errors = denoising_errors(
+        pipeline,
+        dataset,
+        scoring.loss_clips,
+        num_frames=scoring.num_frames,
+        stride=scoring.stride,
+        timesteps=scoring.timesteps,
+        seed=scoring.seed,
+        on_clip=lambda done: progress(f"{run.name}: held-out error", done, scoring.loss_clips),
+    )
+    evaluation = Evaluation(
+        protocol=_protocol_of(scoring),
+        pipeline=pipeline,
+        judge=judge,
+        data=frames_folder(run.recipe, run.name),
+        work=run.recipe.output / _VIDEOS,
+    )
+    asked = PromptSet(name=run.name, split=scoring.split, prompts=scoring.prompts)
+    videos = evaluation.score_set(asked, progress)
+    return {
+        "denoising": {
+            "clips": errors.clips,
+            "error": errors.error.mean(axis=1).tolist(),
+            "deviation": errors.deviation.mean(axis=1).tolist(),
+            "by_timestep": errors.error.mean(axis=0).tolist(),
+            "seconds": errors.seconds,
+        },
+        "videos": {
+            score.name: {
+                "measured": score.measured.value,
+                "real": score.real.value,
+                "count": score.measured.count,
+            }
+            for score in videos.scores
+        },
+    }
+
+
+def _score_decoder(run: Run, scoring: Scoring, progress: Progress) -> Scores:
+    """Compare the run's video decoder with the decoder of single frames that it began as."""
+    first = load_autoencoder(image_vae(run.recipe))
+    second = load_autoencoder(component(run.recipe, "vae"))
+    dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
+    return {
+        "decoder": [
+            {
+                "noise": noise,
+                "measures": [
+                    asdict(comparison)
+                    for comparison in compare_decoders(
+                        first,
+                        second,
+                        dataset,
+                        scoring.decoder_clips,
+                        num_frames=scoring.num_frames,
+                        stride=1,
+                        noise=noise,
+                        seed=scoring.seed,
+                        on_clip=lambda done: progress(
+                            f"{run.name}: decoding", done, scoring.decoder_clips
+                        ),
+                    )
+                ],
+            }
+            for noise in scoring.decoder_noise
+        ]
+    }
+
+
+def _score_upscaler(run: Run, scoring: Scoring, progress: Progress) -> Scores:
+    assert run.recipe.upscaler is not None
+    pipeline = _pipeline_of(run)
+    scores = UpscalerEvaluation(
+        pipeline=pipeline,
+        data=run.recipe.upscaler.data,
+        clips=scoring.upscaler_clips,
+        frames=1,
+        steps=scoring.upscaler_steps,
+        moving=frames_folder(run.recipe, run.name),
+        moving_clips=scoring.moving_clips,
+        moving_frames=scoring.moving_frames,
+        seed=scoring.seed,
+    ).run(lambda what, done, total: progress(f"{run.name}: {what}", done, total))
+    flicker = {row.name: row.flicker.value for row in scores.stillness}
+    # the network's ways come first, by their steps, and resizing after them
+    steps = sorted({*scoring.upscaler_steps, pipeline.traits.default_upscaler_steps})
+    return {
+        "upscaler": {
+            "factor": scores.large_side // scores.small_side,
+            "small_side": scores.small_side,
+            "default": scores.default,
+            "ways": [
+                {
+                    "name": row.name,
+                    "steps": step,
+                    "psnr": row.psnr.value,
+                    "ssim": row.ssim.value,
+                    "frechet": row.frechet,
+                    "seconds": row.seconds,
+                    "flicker": flicker.get(row.name),
+                }
+                for row, step in zip_longest(scores.quality, steps)
+            ],
+        }
+    }
+
+
+def _pipeline_of(run: Run) -> MagicVideoPipeline:
+    """Return the run's model, which is put together beside it."""
+    folder = run.recipe.output / _MODEL
+    if not folder.is_dir():
+        export(run.recipe.output, folder, "fp32")
+    return MagicVideoPipeline.from_pretrained(folder)
+
+
+def _cost_of(run: Run) -> dict[str, int | float]:
+    """Return what all stages cost, and the size and speed of the last."""
+    rows = plan(run.recipe)
+    last = rows[-1]
+    return {
+        "parameters": last.parameters,
+        "gflops": last.gflops,
+        "training_gflops": sum(row.samples * row.training_gflops for row in rows),
+        "memory": last.memory.total,
+        "updates": last.updates,
+        "seconds": _quick_seconds(run.recipe.output / last.name / LOG),
+    }
+
+
+def _quick_seconds(log: Path) -> float:
+    """Return what nine in ten updates exceed: other work on the machine only adds."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise UserError(f"{log} is empty; remove its folder and run the command again.")
+    return float(np.quantile([json.loads(line)["seconds"] for line in lines], _QUICK))
+
+
+def _protocol_of(scoring: Scoring) -> Protocol:
+    return Protocol(
+        name="ablations",
+        about="The scores of ablations.",
+        seed=scoring.seed,
+        num_frames=scoring.num_frames,
+        stride=scoring.stride,
+        scheduler=scoring.scheduler,
+        num_inference_steps=scoring.num_inference_steps,
+        guidance_scale=scoring.guidance_scale,
+        pool_size=scoring.pool_size,
+        reference_clips=scoring.reference_clips,
+        covariance_divisor="n-1",
+        sets=(),
+        autoencoder=AutoencoderSet(split=scoring.split, clips=scoring.loss_clips),
+    )
+
+
+def _settings_key(run: Run, scoring: Scoring) -> str:
+    """Return a hash of all settings that decide the scores."""
+    material = run.recipe.model_dump_json(exclude={"name", "output"}) + scoring.model_dump_json()
+    return hashlib.sha256(material.encode()).hexdigest()

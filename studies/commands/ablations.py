@@ -1,0 +1,69 @@
+"""`python -m studies ablations`: the paper's ablations, trained, scored and put on one page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import JudgeFolder, command_line
+from magicvideo.cli.evaluate.setup import check_target, progress, require_scipy
+from studies import PROGRAM
+
+
+def ablations(
+    file: Annotated[Path, typer.Argument(help="Such as recipes/ablations.yaml.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="One experiment alone; may be repeated.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option(help="K/N: every N-th run from the K-th on, to share them out.")
+    ] = "1/1",
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Train nothing: write the page from what is there.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="The page, replaced; plots go beside it.")] = Path(
+        "docs/ablations.md"
+    ),
+    judge: JudgeFolder = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; a run repeats exactly with equal ones.")
+    ] = None,
+) -> None:
+    """Train and score every variant and seed of a file, and write the page. It takes hours.
+
+    The same command goes on after a stop; what is done is not done again. Several processes share
+    the runs by --part, or take what the others do not work on.
+
+    Examples:
+      python -m studies ablations recipes/ablations.yaml
+      python -m studies ablations recipes/ablations.yaml --part 1/2 --threads 1
+      python -m studies ablations recipes/ablations.yaml --only attention
+      python -m studies ablations recipes/ablations.yaml --table-only
+    """
+    require_scipy()
+    check_target(output)
+    import torch
+
+    from magicvideo.evaluation.judge.checkpoint import SHIPPED
+    from magicvideo.training.trainer import Interrupted
+    from studies.ablations.experiment_runs import part_of, runs_of
+    from studies.ablations.plots import require_matplotlib
+    from studies.ablations.runner import Work
+    from studies.ablations.settings import read_ablations
+
+    require_matplotlib()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found = read_ablations(file)
+    runs = part_of(runs_of(found, tuple(only or ())), part)
+    command = command_line(["ablations", file], {}, PROGRAM)
+    work = Work(found=found, judge=judge or SHIPPED, page=output, command=command)
+    if not table_only:
+        with progress() as report:
+            try:
+                work.run(runs, lambda line: typer.echo(line, err=True), report)
+            except Interrupted as stopped:
+                typer.echo(f"{stopped}; run the same command to go on.", err=True)
+                raise typer.Exit(stopped.exit_code) from None
+    work.write()
+    typer.echo(output)

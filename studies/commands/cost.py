@@ -1,0 +1,30 @@
+"""`python -m studies cost`: what the paper's network costs beside others, counted."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cost(
+    output: Annotated[Path, typer.Option(help="The Markdown page, replaced.")] = Path(
+        "docs/cost.md"
+    ),
+) -> None:
+    """Count parameters and operations of the denoiser at the paper's size, and of its peers.
+
+    It needs no data and no weights, and takes a minute or two.
+
+    Example:
+      python -m studies cost
+    """
+    from magicvideo.atomic_io import atomic_file
+    from magicvideo.errors import UserError
+    from studies.cost.page import cost_page
+
+    if not output.parent.is_dir():
+        raise UserError(f"The folder {output.parent} for --output does not exist; make it first.")
+    page = cost_page()
+    with atomic_file(output) as partial:
+        partial.write_text(page, encoding="utf-8")
+    typer.echo(f"{output}")

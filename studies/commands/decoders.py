@@ -1,0 +1,100 @@
+"""`python -m studies decoders`: the video decoder against the decoder of single frames."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed
+from magicvideo.cli.evaluate.setup import prepare_section, progress, write_results
+from magicvideo.cli.option_groups import grouped
+from studies import PROGRAM
+
+_SECTION = "decoders"
+_ABOUT = (
+    "{clips} held-out clips of {frames} frames at stride {stride}, on plain backgrounds, encoded "
+    "once and decoded by both. *Flicker*: mean absolute change from frame to frame of the pixels "
+    "that never change in the real clip. *Temporal error*: mean absolute difference between the "
+    "changes from frame to frame and the real ones. Both in levels of 255. *Noise*: its standard "
+    "deviation on the latents, which have 1, anew in every frame: generated latents are not "
+    "clean. Intervals are bootstrapped over clips, which both decoders share."
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is decoded."""
+
+    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 60
+    frames: Annotated[int, typer.Option(min=2, help="Of each clip.")] = 16
+    stride: Annotated[int, typer.Option(min=1, help="Between frames.")] = 1
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, help="Deviation of noise on the latents; may be repeated. [default: 0 and 0.1]"
+        ),
+    ] = None
+    seed: Seed = 0
+
+    @property
+    def levels(self) -> list[float]:
+        """Return the deviations of noise that are tried."""
+        return self.noise or [0.0, 0.1]
+
+
+@grouped
+def decoders(
+    image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
+    video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],
+    data: Data,
+    trial: Trial,
+    output: Page = DEFAULT_PAGE,
+) -> None:
+    """Compare two decoders on the same latents: flicker where nothing moves, and nearness.
+
+    Example:
+      python -m studies decoders image/vae video/vae --data data/emoji64
+    """
+    prepare_section(output, _SECTION)
+    from magicvideo.atomic_io import sha256
+    from magicvideo.data.dataset import ClipDataset
+    from magicvideo.evaluation.provenance import identity
+    from magicvideo.evaluation.results_page import identity_table
+    from magicvideo.models.autoencoder_loading import load_autoencoder
+    from studies.decoders import (
+        WEIGHTS,
+        Comparison,
+        compare_decoders,
+        decoders_table,
+    )
+
+    first, second = load_autoencoder(image_vae), load_autoencoder(video_vae)
+    dataset = ClipDataset(data, ("heldout",))
+    with progress() as report:
+
+        def compare(level: float) -> list[Comparison]:
+            return compare_decoders(
+                first,
+                second,
+                dataset,
+                trial.clips,
+                num_frames=trial.frames,
+                stride=trial.stride,
+                noise=level,
+                seed=trial.seed,
+                on_clip=lambda done: report(f"noise {level:g}", done, trial.clips),
+            )
+
+        found = {level: compare(level) for level in trial.levels}
+    options = {"data": data, **vars(trial), "noise": trial.levels}
+    hashes = {
+        name: sha256(folder / WEIGHTS)
+        for name, folder in (("image autoencoder", image_vae), ("video autoencoder", video_vae))
+    }
+    parts = [
+        _ABOUT.format(clips=trial.clips, frames=trial.frames, stride=trial.stride),
+        decoders_table(found),
+        identity_table(identity(hashes, {"data": data}, "cpu")),
+    ]
+    write_results(output, _SECTION, [image_vae, video_vae], options, parts, PROGRAM)

@@ -1,0 +1,91 @@
+"""`python -m studies interpolation`: the frames between key frames, by our network and simply."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import (
+    DEFAULT_PAGE,
+    Data,
+    JudgeFolder,
+    Model,
+    Page,
+    Seed,
+)
+from magicvideo.cli.evaluate.setup import load, prepare_section, progress, write_results
+from magicvideo.cli.option_groups import grouped
+from studies import PROGRAM
+
+_SECTION = "interpolation"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is interpolated, and how."""
+
+    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50
+    keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Diffusion steps to try; repeatable.")
+    ] = None
+    generated: Annotated[
+        int, typer.Option(min=0, help="Videos to generate for the pulse at keys; 0 leaves it out.")
+    ] = 30
+    noise_level: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            max=999,
+            help="Diffusion step up to which generated keys are noised; repeatable. "
+            "[default: the model's]",
+        ),
+    ] = None
+    seed: Seed = 0
+
+
+@grouped
+def interpolation(
+    data: Data,
+    trial: Trial,
+    model: Model = None,
+    judge: JudgeFolder = None,
+    output: Page = DEFAULT_PAGE,
+) -> None:
+    """Compare the interpolation network with blending and with standing still, on real clips.
+
+    On generated key frames it is also measured whether videos pulse at the rate of their keys.
+
+    Example:
+      python -m studies interpolation --data data/emoji64 --noise-level 0 --noise-level 30
+    """
+    prepare_section(output, _SECTION)
+    from magicvideo.atomic_io import folder_hash
+    from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+    from magicvideo.evaluation.provenance import identity
+    from magicvideo.evaluation.results_page import identity_table
+    from studies.interpolation.evaluation import InterpolationEvaluation
+    from studies.interpolation.report import section_parts
+
+    pipeline, judge_folder = load(model), judge or SHIPPED
+    default_steps = pipeline.traits.default_interpolation_steps
+    default_level = pipeline.config.interpolation_noise_level
+    evaluation = InterpolationEvaluation(
+        pipeline=pipeline,
+        judge=load_judge(judge_folder),
+        data=data,
+        clips=trial.clips,
+        keys=trial.keys,
+        steps=tuple(trial.steps or [default_steps]),
+        generated=trial.generated,
+        noise_levels=tuple(trial.noise_level or [default_level]),
+        seed=trial.seed,
+    )
+    with progress() as report:
+        scores = evaluation.run(report)
+    options = {"data": data, "model": model, "judge": judge, **vars(trial)}
+    hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
+    depends = identity_table(identity(hashes, {"data": data}, pipeline.device.type))
+    write_results(
+        output, _SECTION, [], options, [*section_parts(evaluation, scores), depends], PROGRAM
+    )

@@ -1,0 +1,110 @@
+"""`python -m studies upscaler`: super-resolution against resizing, and its steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Model, Page, Seed
+from magicvideo.cli.evaluate.setup import (
+    check_target,
+    load,
+    prepare_section,
+    progress,
+    write_results,
+)
+from magicvideo.cli.option_groups import grouped
+from studies import PROGRAM
+
+_SECTION = "upscaler"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is enlarged, and how."""
+
+    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 100
+    frames: Annotated[int, typer.Option(min=1, help="Of each clip.")] = 1
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Diffusion steps of the curve; may be repeated. [default: 1, 2, 4, 8, 16]"
+        ),
+    ] = None
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            help="Deviation of noise on the latents of frames that pass the autoencoder first; may "
+            "be repeated. [default: 0 and 0.1]",
+        ),
+    ] = None
+    moving: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips prepared at the small size with all their frames, for flicker "
+            "and beside generated videos; by default the large frames, shrunk for flicker."
+        ),
+    ] = None
+    moving_clips: Annotated[int, typer.Option(min=1, help="How many for flicker.")] = 40
+    moving_frames: Annotated[int, typer.Option(min=2, help="Of each of these.")] = 12
+    generated: Annotated[
+        int, typer.Option(min=0, help="Finished videos to generate; 0 leaves them out.")
+    ] = 30
+    seed: Seed = 0
+
+    @property
+    def curve(self) -> list[int]:
+        """Return the numbers of diffusion steps that are compared."""
+        return self.steps or [1, 2, 4, 8, 16]
+
+    @property
+    def levels(self) -> list[float]:
+        """Return the deviations of noise that are tried."""
+        return self.noise or [0.0, 0.1]
+
+
+@grouped
+def upscaler(
+    data: Data,
+    trial: Trial,
+    model: Model = None,
+    output: Page = DEFAULT_PAGE,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="A PNG to write: a few frames small, enlarged in every way, and real."),
+    ] = None,
+) -> None:
+    """Compare the upscaler with resizing on large frames, and its steps with each other.
+
+    Example:
+      python -m studies upscaler --data data/emoji256 --moving data/emoji64
+    """
+    prepare_section(output, _SECTION)
+    if sheet is not None:
+        check_target(sheet)
+    from studies.upscaler.comparison_sheet import write_pictures
+    from studies.upscaler.evaluation import UpscalerEvaluation
+    from studies.upscaler.report import section_parts
+
+    evaluation = UpscalerEvaluation(
+        pipeline=load(model),
+        data=data,
+        clips=trial.clips,
+        frames=trial.frames,
+        steps=tuple(trial.curve),
+        moving=trial.moving,
+        moving_clips=trial.moving_clips,
+        moving_frames=trial.moving_frames,
+        seed=trial.seed,
+        latent_noises=tuple(trial.levels),
+        generated=trial.generated,
+    )
+    if sheet is not None:
+        write_pictures(evaluation, sheet)
+        typer.echo(sheet)
+    with progress() as report:
+        scores = evaluation.run(report)
+    options = {"data": data, "model": model, **vars(trial), "sheet": sheet}
+    write_results(output, _SECTION, [], options, section_parts(evaluation, scores), PROGRAM)

@@ -1,0 +1,231 @@
+"""The page of counts: ours beside the peers, the paper's "64 times", and kinds of convolutions."""
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from magicvideo.models.flops import Flops, count_flops, count_forward
+from magicvideo.models.sd_presets import AUTOENCODER
+from studies.cost.convolutions import Kind, cost_of
+from studies.cost.networks import (
+    FLOOR,
+    NETWORKS,
+    OURS,
+    PAPER,
+    Workload,
+    make_inputs,
+)
+from studies.cost.vdm import LARGE, LARGE_128, SMALL, VdmSettings, VdmUNet
+
+_STRETCHED = replace(LARGE, side=256)
+# what is counted of VDM: its three published forms, and the large one in pixels of our side
+_VDM_FORMS = {
+    "small, 16 x 64x64": SMALL,
+    "large, 16 x 64x64": LARGE,
+    "large, 9 x 128x128": LARGE_128,
+    "large, stretched to 16 x 256x256, attention at 1/2, 1/4 and 1/8 of the side": replace(
+        _STRETCHED, attention_sides=frozenset({128, 64, 32})
+    ),
+    "the same, attention at 32 alone": _STRETCHED,
+    "the same, no attention": replace(_STRETCHED, attention_sides=frozenset()),
+}
+_OUR_STEPS, _VDM_STEPS = 50, 256
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the most that an unstated choice allows."""
+
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        """Return both, or one where they do not differ as they are shown."""
+        shown = [_significant(number) for number in (self.least, self.most)]
+        return shown[0] if shown[0] == shown[1] else " to ".join(shown)
+
+
+def cost_page() -> str:
+    """Return the whole page; it takes a minute or two."""
+    _, ours = _network(OURS, PAPER)
+    sections = (
+        _introduction(),
+        "## One step of the denoiser\n\n"
+        "GFLOPs for 16 frames of 256x256, as latents of 16 x 4 x 32 x 32, and 77 tokens of width "
+        "768. UNetMotionModel is AnimateDiff's network, UNet3DConditionModel ModelScope's. "
+        "Channels and layers are those of Stable Diffusion 1.x in all four; ratio 1 is the image "
+        f"network with all frames as its batch.\n\n{networks_table(PAPER)}",
+        _claim_section(ours.total),
+        _convolutions_section(),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def networks_table(work: Workload) -> str:
+    """Return parameters and GFLOPs of ours and the diffusers networks, and ratios to the floor."""
+    counts = {name: _network(name, work) for name in NETWORKS}
+    floor = counts[FLOOR][1].total
+    rows = [
+        [
+            name,
+            f"{parameters / 1e6:,.2f}",
+            *(
+                f"{number / 1e9:,.2f}"
+                for number in (flops.convolutions, flops.linear, flops.attention, flops.total)
+            ),
+            f"{flops.total / floor:.3f}",
+        ]
+        for name, (parameters, flops) in counts.items()
+    ]
+    kinds = ["convolutions", "linear layers", "attention"]
+    return table(["network", "parameters (10^6)", *kinds, "GFLOPs", "ratio"], rows)
+
+
+def count_vdm(settings: VdmSettings) -> tuple[Range, Range]:
+    """Return parameters and operations of a step of VDM, with 2 and 3 blocks a decoder level."""
+    counts = [_count_vdm(replace(settings, up_blocks=blocks)) for blocks in (2, 3)]
+    parameters, flops = [float(n) for n, _ in counts], [float(f.total) for _, f in counts]
+    return Range(*parameters), Range(*flops)
+
+
+def _count_vdm(settings: VdmSettings) -> tuple[int, Flops]:
+    shape = (1, 3, settings.frames, settings.side, settings.side)
+    return count_forward(
+        lambda: VdmUNet(settings), lambda network: network(torch.empty(shape), torch.empty(1))
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _introduction() -> str:
+    return (
+        "# Cost\n\n"
+        "Written by `python -m studies cost`. Everything here is counted and nothing is timed: "
+        f"torch {torch.__version__}, diffusers {diffusers.__version__}, one counter for all "
+        "networks, on the meta device, where attention is counted too. An operation is a "
+        "multiplication or an addition, so a multiplication with its addition is 2 FLOPs. Norms, "
+        "activations and adaptors count nothing in the first table; the last one adds the "
+        "adaptors. Attention is counted in full, so the directed mask shows no saving."
+    )
+
+
+def _network(name: str, work: Workload) -> tuple[int, Flops]:
+    network = NETWORKS[name]
+    return count_forward(
+        lambda: network.build(work), lambda built: network.call(built, make_inputs(work, "meta"))
+    )
+
+
+def _claim_section(ours: int) -> str:
+    counts = {label: count_vdm(form) for label, form in _VDM_FORMS.items()}
+    rows = [
+        [
+            label,
+            str(Range(parameters.least / 1e6, parameters.most / 1e6)),
+            str(Range(flops.least / 1e12, flops.most / 1e12)),
+            str(Range(flops.least / ours, flops.most / ours)),
+        ]
+        for label, (parameters, flops) in counts.items()
+    ]
+    header = ["VDM", "parameters (10^6)", "TFLOPs a step", "times ours"]
+    measured = counts["large, 16 x 64x64"][1]
+    return "\n\n".join(
+        (
+            '## The paper\'s "64 times"',
+            'The paper says "around 64x fewer computations" than Video Diffusion Models (VDM, Ho '
+            "et al., 2204.03458), and shows no derivation that we could read. Three things can be "
+            "counted.",
+            f"**By area.** {_area_text()}",
+            f"**By counting both networks.** Ours is {ours / 1e12:.2f} TFLOPs a step. VDM "
+            "published its sizes and no code; the network here is built from them, for counting "
+            "alone. How many residual blocks a level of its decoder half has is not stated; where "
+            "two numbers stand, they are for 2 and for 3.",
+            table(header, rows),
+            "At VDM's own size, 64x64 pixels, the ratio is "
+            f"{Range(measured.least / ours, measured.most / ours)}. It comes near 64 only where "
+            "VDM's network is imagined at 256x256, where it was never run: VDM itself makes small "
+            "frames and enlarges them. So 64 is the saving of a convolution by area, not that of "
+            "one published model against the other.",
+            _video_text(ours, measured),
+        )
+    )
+
+
+def _area_text() -> str:
+    pixels, latents = (_convolution_flops(side) for side in (256, 32))
+    return (
+        "A convolution costs as much as the positions that it works on. One of 320 to 320 channels "
+        f"takes {pixels / 1e9:,.1f} GFLOPs on a frame of 256x256 pixels and {latents / 1e9:,.2f} "
+        f"on its latents of 32x32: {pixels / latents:.0f} times. That is the identity 8 x 8 of "
+        "the autoencoder's factor. It holds for equal networks on pixels and on latents, and for "
+        "convolutions and linear layers; self-attention over positions saves its square, 4,096."
+    )
+
+
+def _convolution_flops(side: int) -> int:
+    channels = 320
+    return count_forward(
+        lambda: nn.Conv2d(channels, channels, 3, padding=1),
+        lambda network: network(torch.empty(1, channels, side, side)),
+    )[1].total
+
+
+def _video_text(ours: int, vdm: Range) -> str:
+    with torch.device("meta"), torch.no_grad():
+        vae = AutoencoderKL(**AUTOENCODER)
+        decoder = count_flops(vae, lambda: vae.decode(torch.empty(16, 4, 32, 32)))
+    whole = _OUR_STEPS * ours + decoder.total
+    theirs = Range(_VDM_STEPS * vdm.least, _VDM_STEPS * vdm.most)
+    ratio = Range(theirs.least / whole, theirs.most / whole)
+    return (
+        f"**A whole video.** Ours at {_OUR_STEPS} steps takes {whole / 1e12:,.0f} TFLOPs, of "
+        f"which {decoder.total / 1e12:.2f} decode the 16 frames. VDM at its own 64x64 and its "
+        f"{_VDM_STEPS} steps takes {Range(theirs.least / 1e12, theirs.most / 1e12)}: {ratio} "
+        "times ours, for a sixteenth of the pixels. Neither is counted with guidance, which "
+        "doubles every step; nor are interpolation and enlarging, on either side. "
+        "The number of steps is the sampler's and not the network's: VDM's network could be "
+        "sampled in fewer."
+    )
+
+
+def _convolutions_section() -> str:
+    with torch.device("meta"), torch.no_grad():
+        costs = [cost_of(kind, PAPER) for kind in get_args(Kind)]
+    first = costs[0]
+    rows = [
+        [
+            cost.kind,
+            f"{cost.kernel_parameters / 1e6:,.2f}",
+            f"{cost.kernel_flops / 1e9:,.2f}",
+            f"{cost.kernel_flops / first.kernel_flops:.3f}",
+            f"{cost.parameters / 1e6:,.2f}",
+            f"{cost.flops / 1e9:,.2f}",
+            f"{cost.flops / first.flops:.3f}",
+        ]
+        for cost in costs
+    ]
+    header = ["convolutions", "parameters (10^6)", "GFLOPs", "ratio"]
+    header += ["whole network (10^6)", "GFLOPs", "ratio"]
+    return (
+        "## Adaptors against convolutions over time\n\n"
+        "Our denoiser with another kind of convolution at every 3x3 one, for the same input. The "
+        "first numbers are of these convolutions alone, with the adaptors where there are any; "
+        "the last are of the whole network. 2+1D is the 2D convolution and one over 3 frames after "
+        "it, 3D a kernel of 3x3x3. Adaptors are counted by hand, a multiplication and an addition "
+        f"for every value.\n\n{table(header, rows)}"
+    )
+
+
+def _significant(number: float) -> str:
+    """Return three significant digits, or all digits before the point where there are more."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"

@@ -1,0 +1,137 @@
+"""Two decoders on the same latents of clips that neither saw: which flickers, which is nearer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.diffusion.noise import generator_for
+from magicvideo.errors import UserError
+from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
+from magicvideo.evaluation.metrics.motion import LEVELS, flicker, static_region, temporal_change
+from magicvideo.evaluation.metrics.psnr import psnr
+from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.results_page import number, table
+from magicvideo.models.autoencoder import (
+    Autoencoder,
+    decode_latents,
+    encode_frames,
+)
+from magicvideo.shapes import Frames, Latents
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+MEASURES = ("flicker", "temporal error", "psnr")
+_SAME_LATENTS = 0.02  # in the latents' unit: what half precision of the weights may change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One measure of both decoders.
+
+    Attributes:
+        name: `flicker`: mean absolute change in time of pixels that never change in the real clip.
+            `temporal error`: mean absolute difference between the changes in time and the real
+            ones. Both in units of pixels, which span 2. `psnr`: in dB.
+        first: Mean over clips of the first decoder.
+        second: Mean over clips of the second.
+        gain: The second over the first, or of `psnr` the second less the first in dB, with an
+            interval over clips, which both share.
+    """
+
+    name: str
+    first: float
+    second: float
+    gain: Estimate
+
+
+@torch.no_grad()
+def compare_decoders(
+    first: Autoencoder,
+    second: Autoencoder,
+    dataset: ClipDataset,
+    count: int,
+    *,
+    num_frames: int,
+    stride: int,
+    noise: float,
+    seed: int,
+    on_clip: Callable[[int], None],
+) -> list[Comparison]:
+    """Decode the same latents of clips on plain backgrounds with both, and measure the pixels.
+
+    Args:
+        first: The autoencoder that encodes.
+        second: One with the same encoder.
+        dataset: Clips that neither was trained on.
+        count: How many clips; each once.
+        num_frames: Frames of each.
+        stride: Between frames.
+        noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
+            generated latents are not clean.
+        seed: Of the draw of clips and backgrounds, and of the noise.
+        on_clip: Called with the number of clips that are done.
+
+    Raises:
+        UserError: If the encoders differ, there are too few clips, or none has a pixel that never
+            changes.
+    """
+    prompts = draw_prompts(dataset, count, seed)
+    rows = []
+    for place, video in enumerate(real_videos(dataset, prompts, num_frames, stride)):
+        frames = video[None]
+        latents = encode_frames(first, frames)
+        if place == 0:
+            _check_same(latents, encode_frames(second, frames))
+        drawn = torch.randn(latents.shape, generator=generator_for(seed, "decoders", place))
+        decoded = (decode_latents(part, latents + noise * drawn) for part in (first, second))
+        rows.append([_measures(made, frames) for made in decoded])
+        on_clip(place + 1)
+    figures = np.array(rows)  # clips, decoders, measures
+    return [_compare(name, figures[:, :, place]) for place, name in enumerate(MEASURES)]
+
+
+def decoders_table(found: Mapping[float, list[Comparison]]) -> str:
+    """Return comparisons by the noise on the latents as a Markdown table; changes are in levels."""
+    rows = []
+    for noise, comparisons in found.items():
+        for row in comparisons:
+            in_decibel = row.name == "psnr"
+            scale, label = (1, "PSNR, dB") if in_decibel else (LEVELS, f"{row.name}, levels")
+            numbers = (f"{scale * value:.3f}" for value in (row.first, row.second))
+            gain = f"{'plus' if in_decibel else 'times'} {number(row.gain, 3)}"
+            rows.append((f"{noise:g}", label, *numbers, gain, str(row.gain.count)))
+    return table(("noise", "measure", "per frame", "video", "video is per frame [95 %]", "n"), rows)
+
+
+def _check_same(latents: Latents, others: Latents) -> None:
+    same = latents.shape == others.shape
+    if not same or (latents - others).abs().max() > _SAME_LATENTS:
+        raise UserError(
+            "These autoencoders code the same clip differently, so that their decoders cannot be "
+            "compared on the same latents; take a video autoencoder and the one it was made from."
+        )
+
+
+def _measures(made: Frames, real: Frames) -> list[float]:
+    still = static_region(real[0])
+    return [
+        flicker(made, still).item() if still.any() else float("nan"),
+        temporal_change(made - real).item(),
+        psnr(made, real).item(),
+    ]
+
+
+def _compare(name: str, figures: Float[np.ndarray, "clips two"]) -> Comparison:
+    known = figures[np.isfinite(figures).all(axis=1)]
+    if not len(known):
+        raise UserError(f"None of these clips has a {name}: in all of them everything moves.")
+    first, second = known.T
+    return Comparison(
+        name=name,
+        first=float(first.mean()),
+        second=float(second.mean()),
+        gain=mean(second - first) if name == "psnr" else ratio_of_means(second, first),
+    )

@@ -1,0 +1,136 @@
+"""The interpolation's scores as a section of the page of results."""
+
+from collections.abc import Sequence
+
+from magicvideo.evaluation.paired_comparison import paired_table
+from magicvideo.evaluation.results_page import number, table
+from studies.interpolation.baselines import ESTIMATE, LATENT_BLEND, ours
+from studies.interpolation.evaluation import (
+    InterpolationEvaluation,
+    InterpolationScores,
+)
+from studies.interpolation.keyframe_pulse import Seam
+from studies.interpolation.scores import MethodScores
+
+_PAIRED_ABOUT = (
+    "The same on the same clips, in terms of one method: differences of PSNR and SSIM, and the "
+    "Frechet distance of gaps as a multiple. What is hard in a clip is hard for all and cancels. "
+    "Against the estimate alone it is what diffusion adds."
+)
+_ABOUT = (
+    "{clips} held-out clips of {frames} frames in a row on plain backgrounds, of which one in "
+    "{apart} is a key frame; a finished video takes {steps}. The *estimate alone* is the network's "
+    "one pass without the diffusion after it. PSNR and SSIM are those of the {inserted} inserted "
+    "frames. The Frechet distances are from the same real clips, on the judge's features. *Of "
+    "gaps*: a sample is a key, the frames after it and the next key, the features of all {window} "
+    "side by side, so that their order counts. *Of clips*: a sample is a whole clip, of which the "
+    "judge looks at {looked} frames; the order of frames hardly counts, and repeating a real frame "
+    "costs next to nothing. *At keys*: the mean change from a frame to the next where one of both "
+    "is a key, as a multiple of the change elsewhere. All videos are read in 8 bits; intervals are "
+    "bootstrapped over clips."
+)
+_SEAMS_ABOUT = (
+    "Generated key frames, on which a video could pulse: {videos} held-out captions at the model's "
+    "default settings, {frames} frames each, decoded to {side} pixels and never in a codec. The "
+    "key frames of a caption are the same for all rows but the last, which has the captions' own "
+    "clips. *Noise level*: the diffusion step up to which the network's view of the keys is "
+    "noised; a finished video has {level}. The corners are those of the protocol emoji-heldout, an "
+    "eighth of each side long."
+)
+
+
+def section_parts(evaluation: InterpolationEvaluation, scores: InterpolationScores) -> list[str]:
+    """Return the paragraphs and tables of a section of a Markdown page."""
+    parts = [
+        _about(evaluation),
+        methods_table(scores.methods),
+        _PAIRED_ABOUT,
+        *paired_tables(scores.methods, evaluation.steps),
+    ]
+    if scores.seams:
+        parts += [_seams_about(evaluation), seams_table(scores.seams)]
+    return parts
+
+
+def methods_table(scores: Sequence[MethodScores]) -> str:
+    """Return the scores as a Markdown table."""
+    columns = (
+        "between the keys",
+        "n",
+        "PSNR, dB [95 %]",
+        "SSIM [95 %]",
+        "Frechet distance of gaps",
+        "Frechet distance of clips",
+        "change at keys / elsewhere [95 %]",
+    )
+    rows = [
+        (
+            row.name,
+            str(row.seam.count),
+            number(row.psnr, 2) if row.psnr else "",
+            number(row.ssim, 4) if row.ssim else "",
+            f"{row.of_gaps:.5f}",
+            f"{row.of_clips:.5f}",
+            number(row.seam, 2),
+        )
+        for row in scores
+    ]
+    return table(columns, rows)
+
+
+def paired_tables(scores: Sequence[MethodScores], steps: Sequence[int]) -> list[str]:
+    """Return two Markdown tables: all methods against the blend of latents, diffusion against none.
+
+    Args:
+        scores: Those of all methods.
+        steps: Numbers of diffusion steps that were tried.
+    """
+    methods = {row.name: row.samples for row in scores if row.psnr}
+    networks = {name: methods[name] for name in (*map(ours, steps), ESTIMATE)}
+    return [paired_table(methods, LATENT_BLEND), paired_table(networks, ESTIMATE)]
+
+
+def seams_table(seams: Sequence[Seam]) -> str:
+    """Return the pulse of generated videos as a Markdown table."""
+    columns = (
+        "between generated keys",
+        "n",
+        "change at keys / elsewhere [95 %]",
+        "in corners [95 %]",
+        "flicker of corners, levels [95 %]",
+    )
+    rows = [
+        (
+            row.name,
+            str(row.whole.count),
+            number(row.whole, 3),
+            number(row.in_corners, 3),
+            number(row.flicker, 3),
+        )
+        for row in seams
+    ]
+    return table(columns, rows)
+
+
+def _about(evaluation: InterpolationEvaluation) -> str:
+    traits, keys = evaluation.pipeline.traits, evaluation.keys
+    inserted, default = traits.num_inserted, traits.default_interpolation_steps
+    return _ABOUT.format(
+        clips=evaluation.clips,
+        frames=keys + (keys - 1) * inserted,
+        apart=inserted + 1,
+        steps=f"{default} step{'s' if default > 1 else ''}",
+        inserted=(keys - 1) * inserted,
+        window=inserted + 2,
+        looked=evaluation.judge.config.num_frames,
+    )
+
+
+def _seams_about(evaluation: InterpolationEvaluation) -> str:
+    traits = evaluation.pipeline.traits
+    return _SEAMS_ABOUT.format(
+        videos=evaluation.generated,
+        frames=traits.max_frames + (traits.max_frames - 1) * traits.num_inserted,
+        side=traits.side,
+        level=evaluation.pipeline.config.interpolation_noise_level,
+    )

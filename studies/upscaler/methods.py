@@ -1,0 +1,165 @@
+"""The ways to enlarge frames that are compared: the network at some number of steps, and resizing.
+
+All are given small frames in 8 bits and give large ones in 8 bits, as files would hold them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image
+from torch import Tensor
+
+from magicvideo.data.degrade import shrink
+from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.errors import UserError
+from magicvideo.evaluation.prompt_sets import from_bytes, to_bytes
+from magicvideo.models.autoencoder import decode_latents, encode_frames, spatial_factor
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.upscale import upscale_frames
+
+SmallVideo: TypeAlias = Float[Tensor, "f 3 h w"]
+LargeVideo: TypeAlias = Float[Tensor, "f 3 tall wide"]
+
+BICUBIC, LANCZOS = "bicubic", "Lanczos"
+_TILE = 256  # in pixels of the small frame: no more than one for what is measured here
+
+
+class Way(NamedTuple):
+    """One way to enlarge, called with a small video and the seed of its noise."""
+
+    name: str
+    enlarge: Callable[[SmallVideo, int], LargeVideo]
+
+
+def network_at(pipeline: MagicVideoPipeline, num_steps: int) -> Way:
+    """Return the way of a model's upscaler, by its default scheduler and noise level.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    check_upscaler(pipeline)
+    named = f"network, {num_steps} step{'s' if num_steps > 1 else ''}"
+    return Way(named, partial(_by_network, pipeline, num_steps))
+
+
+def resizing(pipeline: MagicVideoPipeline) -> list[Way]:
+    """Return bicubic and Lanczos resizing by a model's factor.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    factor = check_upscaler(pipeline)
+    kernels = {BICUBIC: Image.Resampling.BICUBIC, LANCZOS: Image.Resampling.LANCZOS}
+    return [Way(name, partial(_by_kernel, factor, kernel)) for name, kernel in kernels.items()]
+
+
+def through_autoencoder(pipeline: MagicVideoPipeline, way: Way, noise: float) -> Way:
+    """Return a way that is shown frames as the model decodes them, in place of clean ones.
+
+    Args:
+        pipeline: Its autoencoder encodes and decodes the small frames, as one video.
+        way: How they are enlarged then.
+        noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
+            generated latents are not clean.
+    """
+    return Way(way.name, partial(_decoded_first, pipeline, way, noise))
+
+
+def check_codable(pipeline: MagicVideoPipeline, side: int) -> None:
+    """Refuse small frames that a model's autoencoder cannot take.
+
+    Raises:
+        UserError: If their side in pixels is no multiple of what one latent stands for.
+    """
+    multiple = spatial_factor(pipeline.vae)
+    if side % multiple:
+        raise UserError(
+            f"The small frames are {side} pixels wide, and this model's autoencoder needs a "
+            f"multiple of {multiple}; prepare the large ones with another --size."
+        )
+
+
+def make_small(large: LargeVideo, factor: int) -> SmallVideo:
+    """Return frames of a whole fraction of the side, as preparation would have made them.
+
+    Raises:
+        UserError: If the side is no multiple of the factor.
+    """
+    if large.shape[-1] % factor:
+        raise UserError(
+            f"Frames of {large.shape[-1]} pixels cannot be shrunk {factor} times; prepare them "
+            f"with a --size that is a multiple of {factor}."
+        )
+    return from_bytes(to_bytes(shrink(large, factor)))
+
+
+def repeat_pixels(
+    small: Shaped[Tensor, "*lead h w"], factor: int
+) -> Shaped[Tensor, "*lead tall wide"]:
+    """Return pixels, or marks of them, each repeated to a square of `factor` a side."""
+    return small.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def check_upscaler(pipeline: MagicVideoPipeline) -> int:
+    """Return the factor by which a model enlarges.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    if pipeline.upscaler is None:
+        raise UserError("This model has no upscaler; name another with --model.")
+    return int(pipeline.upscaler.config.factor)
+
+
+def upscale(
+    pipeline: MagicVideoPipeline, small: SmallVideo, num_steps: int, seed: int, tile: int
+) -> LargeVideo:
+    """Return frames by a model's upscaler, on the CPU and not yet rounded.
+
+    Args:
+        pipeline: A model with an upscaler.
+        small: What is enlarged.
+        num_steps: Diffusion steps.
+        seed: Of the noise.
+        tile: Longest side that the network sees at a time, in pixels of the small frames.
+    """
+    assert pipeline.upscaler is not None
+    assert pipeline.upscaler_scheduler is not None
+    made = upscale_frames(
+        pipeline.upscaler,
+        make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+        small[None],
+        [seed],
+        num_steps=num_steps,
+        noise_level=pipeline.config.upscaler_noise_level,
+        tile=tile,
+    )
+    return made[0].cpu()
+
+
+def _by_network(
+    pipeline: MagicVideoPipeline, num_steps: int, small: SmallVideo, seed: int
+) -> LargeVideo:
+    made = upscale(pipeline, small, num_steps, seed, tile=_TILE)
+    return from_bytes(to_bytes(made))
+
+
+def _decoded_first(
+    pipeline: MagicVideoPipeline, way: Way, noise: float, small: SmallVideo, seed: int
+) -> LargeVideo:
+    latents = encode_frames(pipeline.vae, small[None].to(pipeline.device))
+    drawn = torch.randn(latents.shape, generator=generator_for("small frames", seed)).to(latents)
+    decoded = decode_latents(pipeline.vae, latents + noise * drawn)[0].cpu()
+    return way.enlarge(from_bytes(to_bytes(decoded)), seed)
+
+
+def _by_kernel(factor: int, kernel: Image.Resampling, small: SmallVideo, _seed: int) -> LargeVideo:
+    size = (factor * small.shape[-1], factor * small.shape[-2])
+    pictures = (Image.fromarray(frame) for frame in to_bytes(small).numpy())
+    resized = np.stack([np.asarray(picture.resize(size, kernel)) for picture in pictures])
+    return from_bytes(torch.from_numpy(resized))

@@ -1,0 +1,34 @@
+"""Encoding on a Ray instance of this machine."""
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from magicvideo.data.shards.ray_runner import run_on_ray  # noqa: E402
+from magicvideo.errors import UserError  # noqa: E402
+
+
+@pytest.fixture
+def cluster():
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_ray_is_asked_for_by_name_where_there_is_no_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="no Ray cluster to be found"):
+        next(run_on_ray(len, ["a"], cpus=1, gpus=0))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_shards_made_on_ray_are_those_made_here(encode_mixed, tmp_path):
+    def on_ray(function, jobs):
+        return run_on_ray(function, jobs, cpus=1, gpus=0)
+
+    report = encode_mixed(tmp_path / "there", run_jobs=on_ray, clips_per_shard=4)
+    assert report.missing == 0
+    encode_mixed(tmp_path / "here", clips_per_shard=4)
+    for path in (tmp_path / "here").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from magicvideo.diffusion.keyframe_interpolation import fill_gaps, key_pairs, weave
+from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.models.interpolator import blend
+
+SHAPE = (2, 4, 3, 5, 6)  # b f c h w
+CONFIG = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+
+
+def test_keys_come_through_unchanged_and_in_place():
+    keys = torch.randn(SHAPE)
+    inserted = torch.randn(2 * 3, 3, *SHAPE[2:])
+    video = weave(keys, inserted)
+    assert video.shape[1] == 4 + 3 * 3
+    assert torch.equal(video[:, ::4], keys)
+    assert torch.equal(video[1, 5:8], inserted[3 + 1])
+
+
+def test_pairs_are_neighbours():
+    keys = torch.randn(SHAPE)
+    pairs = key_pairs(keys)
+    assert torch.equal(pairs[4, 0], keys[1, 1])
+    assert torch.equal(pairs[4, 1], keys[1, 2])
+
+
+def test_blending_goes_straight_from_key_to_key():
+    steps = torch.arange(4.0)[None, :, None, None, None].expand(SHAPE)
+    video = weave(steps, blend(key_pairs(steps), 4))
+    torch.testing.assert_close(video[1, :, 0, 0, 0], torch.arange(16) / 5)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_denoiser_that_knows_the_answer_gives_it(steps):
+    torch.manual_seed(1)
+    pairs, truth = torch.randn(6, 2, 3, 5, 6), torch.randn(6, 3, 3, 5, 6)
+    noised = pairs + 0.1
+    scheduler = make_scheduler(CONFIG, "ddim")
+    estimated, unit = torch.randn_like(truth), torch.rand(6, 1, 1, 1, 1) + 0.1
+    residuals = (truth - estimated) / unit
+    seen = []
+
+    def estimate(keys, seen, level):
+        assert torch.equal(keys, pairs)
+        assert torch.equal(seen, noised)
+        assert level.tolist() == [40] * 6
+        return estimated, unit
+
+    def oracle(x, timestep, keys, level, _tokens, _fps):
+        assert torch.equal(keys, noised)
+        assert level.tolist() == [40] * 6
+        kept = scheduler.alphas_cumprod[timestep][:, None, None, None, None]
+        # v from x and the clean residual, at any step but the last, where x tells no noise
+        noise = (x - kept.sqrt() * residuals) / (1 - kept).sqrt()
+        return kept.sqrt() * noise - (1 - kept).sqrt() * residuals
+
+    made = fill_gaps(
+        estimate,
+        oracle,
+        pairs,
+        noised,
+        torch.randn_like(truth),
+        scheduler,
+        steps,
+        40,
+        torch.randn(6, 2, 7),
+        torch.full((6,), 24.0),
+        seen.append,
+    )
+    torch.testing.assert_close(made, truth, atol=1e-4, rtol=1e-4)
+    assert seen == list(range(1, steps + 1))

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from magicvideo.diffusion.loss import denoising_loss, draw_timesteps, snr, target_of
+from magicvideo.rng import Draws
+
+VIDEOS = 5
+SHAPE = (VIDEOS, 3, 2, 7, 4)
+TIMESTEPS = torch.tensor([0, 40, 333, 700, 999])
+
+
+def make_scheduler(prediction_type, *, zero_snr=True):
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_snr,
+    )
+
+
+def alpha_and_sigma(scheduler):
+    kept = scheduler.alphas_cumprod[TIMESTEPS].double()
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+def spread(values):
+    return values.float()[:, None, None, None, None]
+
+
+def test_the_signal_to_noise_ratio():
+    scheduler = make_scheduler("v_prediction")
+    alpha, sigma = alpha_and_sigma(scheduler)
+    ratio = snr(scheduler, TIMESTEPS)
+    torch.testing.assert_close(ratio, ((alpha / sigma) ** 2).float(), rtol=1e-4, atol=0)
+    assert ratio[-1] == 0
+    assert ratio[0] > 1000
+
+
+def test_the_target_is_the_noise_or_the_velocity():
+    latents, noise = torch.randn(SHAPE), torch.randn(SHAPE)
+    epsilon = make_scheduler("epsilon")
+    assert torch.equal(target_of(epsilon, latents, noise, TIMESTEPS), noise)
+    velocity = make_scheduler("v_prediction")
+    alpha, sigma = alpha_and_sigma(velocity)
+    expected = spread(alpha) * noise - spread(sigma) * latents
+    made = target_of(velocity, latents, noise, TIMESTEPS)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_without_gamma_all_steps_weigh_alike(prediction_type):
+    prediction, target = torch.randn(SHAPE), torch.randn(SHAPE)
+    loss = denoising_loss(make_scheduler(prediction_type), prediction, target, TIMESTEPS, None)
+    torch.testing.assert_close(loss, torch.nn.functional.mse_loss(prediction, target))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_the_weights_are_the_documented_ones(prediction_type, gamma):
+    scheduler = make_scheduler(prediction_type)
+    prediction, target = torch.randn(SHAPE), torch.randn(SHAPE)
+    expected = 0.0
+    for i, ratio in enumerate(snr(scheduler, TIMESTEPS).tolist()):
+        scale = ratio if prediction_type == "epsilon" else ratio + 1
+        weight = min(scale, gamma) / scale if scale > 0 else 1.0
+        error = float(((prediction[i] - target[i]) ** 2).mean())
+        expected += weight * error / VIDEOS
+    loss = denoising_loss(scheduler, prediction, target, TIMESTEPS, gamma)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_for_noise_they_are_the_published_ones():
+    """min(SNR, gamma) / SNR, wherever that is defined."""
+    scheduler = make_scheduler("epsilon", zero_snr=False)
+    for step in (1, 250, 500, 999):
+        timesteps = torch.tensor([step])
+        ratio = snr(scheduler, timesteps).item()
+        zeros = torch.zeros(1, *SHAPE[1:])
+        loss = denoising_loss(scheduler, zeros + 2, zeros, timesteps, 5.0)
+        assert loss.item() == pytest.approx(4 * min(ratio, 5.0) / ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_noisiest_steps_weigh_one_and_the_cleanest_almost_nothing(prediction_type):
+    """Departure D8: the published weight for velocities would be 0 at the last step."""
+    scheduler = make_scheduler(prediction_type)
+    zeros = torch.zeros(1, *SHAPE[1:])
+    losses = [
+        denoising_loss(scheduler, zeros + 1, zeros, torch.tensor([step]), 5.0).item()
+        for step in range(0, 1000, 27)
+    ] + [denoising_loss(scheduler, zeros + 1, zeros, torch.tensor([999]), 5.0).item()]
+    assert losses == sorted(losses)
+    assert losses[-1] == losses[-10] == 1
+    assert losses[0] < 0.01
+
+
+def test_each_video_has_the_weight_of_its_own_step():
+    scheduler = make_scheduler("v_prediction")
+    prediction = torch.zeros(SHAPE, requires_grad=True)
+    target = torch.ones(SHAPE)
+    denoising_loss(scheduler, prediction, target, TIMESTEPS, 5.0).backward()
+    size = prediction[0].numel() * VIDEOS
+    weights = prediction.grad.flatten(1)[:, 0] * size / -2
+    expected = (5 / (snr(scheduler, TIMESTEPS) + 1)).clamp(max=1)
+    torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("weight", [0.5, 7.0])
+def test_the_deviation_from_the_mean_over_frames_has_its_weight(weight):
+    scheduler = make_scheduler("v_prediction")
+    prediction, target = torch.randn(SHAPE), torch.randn(SHAPE)
+    error = prediction - target
+    common = error.mean(dim=1, keepdim=True)
+    expected = common.square().mean() + weight * (error - common).square().mean()
+    loss = denoising_loss(scheduler, prediction, target, TIMESTEPS, None, weight)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_share_of_the_steps_is_the_last():
+    drawn = draw_timesteps(4000, 50, 0.4, Draws([torch.Generator().manual_seed(6)]))
+    assert drawn.min() == 0
+    assert drawn.max() == 49
+    share = (drawn == 49).float().mean().item()
+    assert share == pytest.approx(0.4 + 0.6 / 50, abs=0.03)
+    rest = drawn[drawn != 49].float()
+    assert rest.mean().item() == pytest.approx(24, abs=1)
+
+
+def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
+    first, second = (Draws([torch.Generator().manual_seed(8)]) for _ in range(2))
+    assert torch.equal(draw_timesteps(37, 1000, 0.0, first), second.integers(1000, 37))
+    assert torch.equal(first.uniform(3), second.uniform(3))

@@ -1,0 +1,44 @@
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from plain_request import PLAIN
+
+from magicvideo.errors import UserError
+from magicvideo.evaluation.benchmark.external_videos import made_videos, numbered_name
+from magicvideo.pipelines.video import write_video
+
+
+def test_prompts_are_beside_in_or_the_names_of_files(shapes, tmp_path):
+    video = shapes / "clip000.mp4"
+    shutil.copy(video, tmp_path / "a red-hot stone-12.mp4")
+    shutil.copy(video, tmp_path / "x-1.mp4")
+    (tmp_path / "x-1.txt").write_text("a blue\nbird ", encoding="utf-8")
+    assert [made.prompt for made in made_videos(tmp_path)] == ["a red-hot stone", "a blue bird"]
+    assert numbered_name("a red-hot stone", 12) == "a red-hot stone-12"
+    shutil.copy(video, tmp_path / "nameless.mp4")
+    with pytest.raises(UserError, match=r"nameless\.mp4 does not tell its prompt"):
+        made_videos(tmp_path)
+
+
+def test_what_magicvideo_wrote_knows_its_prompt(tmp_path):
+    request = replace(
+        PLAIN,
+        prompt="a cat on a mat",
+        seed=7,
+        num_frames=3,
+        fps=8.0,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        enlarge=1,
+    )
+    write_video(torch.zeros(3, 3, 16, 20), request, tmp_path / "cat-7.mp4")
+    assert [made.prompt for made in made_videos(tmp_path)] == ["a cat on a mat"]
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no video"):
+        made_videos(tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        made_videos(tmp_path / "nowhere")

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magicvideo.errors import UserError
+from magicvideo.media.formats import FORMATS, format_of
+from magicvideo.media.naming import beside, output_paths, slug_of, storable
+
+
+@given(st.text())
+def test_no_prompt_leads_out_of_the_folder(prompt):
+    path = Path("folder") / f"{slug_of(prompt)}.mp4"
+    assert path.parent == Path("folder")
+    assert path.name.isascii()
+    assert 0 < len(path.stem) <= 60
+
+
+def test_slugs_are_readable():
+    assert slug_of("  A wóman, SURFING!  ") == "a-woman-surfing"
+    assert slug_of("../../etc/passwd") == "etc-passwd"
+    assert slug_of("猫") == "video"
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        ("a/in.mp4", "a/in-upscaled.mp4"),
+        ("in.MOV", "in-upscaled.mp4"),
+        ("my.clip.webm", "my.clip-upscaled.webm"),
+        ("in.GIF", "in-upscaled.gif"),
+        ("in.png", "in-upscaled.mp4"),
+        ("in", "in-upscaled.mp4"),
+    ],
+)
+def test_what_is_made_of_a_video_lies_beside_it(video, expected):
+    assert beside(Path(video), "upscaled") == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "expected"),
+    [
+        ("in.mp4", (48, 64), "in.mp4"),
+        ("in.mp4", (47, 64), "in.webp"),
+        ("in.webm", (48, 33), "in.webp"),
+        ("in.gif", (47, 33), "in.gif"),
+    ],
+)
+def test_a_made_name_is_one_that_stores_odd_sides(name, sides, expected):
+    assert storable(Path(name), *sides) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "names", "format", "expected"),
+    [
+        (None, ["a cat"], None, ["a-cat-5.mp4"]),
+        (None, ["a cat"], "png", ["a-cat-5"]),
+        (None, ["a cat", "a cat"], "gif", ["a-cat-5.gif", "a-cat-6.gif"]),
+        ("x.webm", ["a cat"], None, ["x.webm"]),
+        ("new", ["a cat", "a dog"], None, ["new/1-a-cat.mp4", "new/2-a-dog.mp4"]),
+        ("new", ["a cat"], "png", ["new"]),
+        ("new", ["a cat", "a dog"], "png", ["new/1-a-cat", "new/2-a-dog"]),
+        ("new/{seed}-{slug}.webp", ["a cat"], None, ["new/5-a-cat.webp"]),
+        ("{index}.gif", list("abcdefghij"), None, [f"{i:02}.gif" for i in range(1, 11)]),
+    ],
+)
+def test_names_of_outputs(output, names, format, expected):
+    paths = output_paths(
+        Path(output) if output else None, names, list(range(5, 5 + len(names))), format
+    )
+    assert [path.as_posix() for path in paths] == expected
+
+
+def test_an_existing_folder_takes_made_names(tmp_path):
+    assert output_paths(tmp_path, ["a cat"], [5], None) == [tmp_path / "a-cat-5.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("output", "names", "format", "sentence"),
+    [
+        ("x.mp4", ["a", "b"], None, "Several videos would be x.mp4; put {index}"),
+        ("{name}.mp4", ["a"], None, r"holds {name}; it can hold {index}, {slug}, {seed}"),
+        ("x", ["a"], None, "x has no suffix; end it in .mp4"),
+        ("x.avi", ["a"], None, r"x.avi ends in .avi, which is no format here"),
+        ("x.png", ["a"], None, "x.png can hold one frame only"),
+        ("x.gif", ["a"], "mp4", "x.gif does not end in .mp4"),
+        ("x.gif", ["a"], "png", "PNG frames go into a folder"),
+        ("x.gif", ["a"], "avi", "format 'avi' is not known; choose one of mp4, webm, webp, gif"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused(output, names, format, sentence):
+    with pytest.raises(UserError, match=sentence):
+        output_paths(Path(output), names, list(range(len(names))), format)
+
+
+def test_every_format_is_told_by_its_suffix():
+    for name in FORMATS:
+        path = Path("Frames") if name == "png" else Path(f"x.{name.upper()}")
+        assert format_of(path) == name

@@ -1,0 +1,99 @@
+"""A model whose stages load their networks: the same videos, one stage in memory at a time."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magicvideo.atomic_io import write_sums
+from magicvideo.errors import UserError
+from magicvideo.media.video_stream import Footage
+from magicvideo.pipelines.loading import load_component
+from magicvideo.pipelines.model import VideoModel
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.video_to_video import interpolate_footage, upscale_footage
+
+NETWORKS = (
+    "vae",
+    "text_encoder",
+    "image_encoder",
+    "image_conditioner",
+    "unet",
+    "interpolator",
+    "upscaler",
+)
+
+
+@pytest.fixture
+def stagewise(tiny_model):
+    return MagicVideoPipeline.from_pretrained(tiny_model, stagewise="cpu")
+
+
+def in_memory(model: VideoModel) -> set[str]:
+    return {name for name in NETWORKS if not next(getattr(model, name).parameters()).is_meta}
+
+
+def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
+    stagewise, pipeline, moving_square
+):
+    assert in_memory(stagewise) == set()
+    assert (stagewise.device, stagewise.dtype) == (torch.device("cpu"), torch.float32)
+    assert stagewise.traits == pipeline.traits
+    models = (stagewise, pipeline)
+    video, whole = (m("a cat", seed=3, num_inference_steps=2) for m in models)
+    assert torch.equal(video.frames, whole.frames)
+    assert in_memory(stagewise) == set()
+    for run, held in (
+        (interpolate_footage, {"vae", "interpolator"}),
+        (upscale_footage, {"upscaler"}),
+    ):
+        made, expected = (
+            iter(run(m, Footage(moving_square, 5, 18, 26, 5.0), num_steps=1).frames) for m in models
+        )
+        assert torch.equal(next(made), next(expected))
+        assert in_memory(stagewise) == held
+        assert torch.equal(torch.stack(list(made)), torch.stack(list(expected)))
+        assert in_memory(stagewise) == set()
+
+
+def test_each_stage_holds_its_own_networks(stagewise, monkeypatch):
+    seen = []
+
+    def watch(folder, component, class_name, dtype):
+        seen.append((component, in_memory(stagewise)))
+        return load_component(folder, component, class_name, dtype)
+
+    monkeypatch.setattr("magicvideo.pipelines.offload.load_component", watch)
+    stagewise("a cat", seed=3, num_inference_steps=1)
+    assert seen == [
+        ("text_encoder", set()),
+        ("image_conditioner", {"text_encoder"}),
+        ("unet", set()),
+        ("interpolator", set()),
+        ("vae", set()),
+        ("upscaler", set()),
+    ]
+
+
+def test_weights_are_let_go_when_a_stage_fails(stagewise):
+    def fail():
+        with stagewise.on_hand("unet"):
+            assert in_memory(stagewise) == {"unet"}
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail()
+    assert in_memory(stagewise) == set()
+
+
+def test_a_tensor_that_does_not_fit_is_named_before_anything_is_made(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    file = folder / "upscaler" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
+    write_sums(folder)
+    with pytest.raises(UserError, match=f"lacks the tensor {name}"):
+        MagicVideoPipeline.from_pretrained(folder, stagewise="cpu")

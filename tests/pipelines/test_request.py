@@ -1,0 +1,125 @@
+import json
+from dataclasses import asdict, replace
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from magicvideo.diffusion.sampling import SamplerName
+from magicvideo.errors import UserError
+from magicvideo.pipelines.request import (
+    MAX_SEED,
+    SCHEDULERS,
+    Picture,
+    Settings,
+    choose_seeds,
+    from_json,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=st.text(min_size=1).filter(str.strip), seed=st.integers(0, MAX_SEED))
+def test_any_prompt_survives_the_trip_through_a_file(request_of, prompt, seed):
+    request = request_of(prompt=prompt, seed=seed)
+    text = request.to_json()
+    assert text.isascii()
+    assert "\n" not in text
+    assert from_json(text) == request
+
+
+def test_a_picture_keeps_every_bit_of_its_embedding(request_of):
+    embedding = np.random.default_rng(0).standard_normal(7).astype(np.float32)
+    request = request_of(prompt="", picture=Picture.of("face.png", embedding))
+    restored = from_json(request.to_json())
+    np.testing.assert_array_equal(restored.picture.values(), embedding)
+
+
+def test_a_damaged_embedding_is_refused():
+    for broken in ("%%%", "AAAA"):
+        with pytest.raises(UserError, match="embedding of the picture is damaged"):
+            Picture(name="face.png", embedding=broken).values()
+
+
+@pytest.mark.parametrize("text", ["", "a holiday", "[1, 2]", '{"software": "other"}', "17"])
+def test_a_foreign_comment_is_no_request(text):
+    assert from_json(text) is None
+
+
+def test_files_of_before_guidance_could_end_were_guided_to_the_end(request_of):
+    holder = json.loads(request_of(guidance_stop=0.4).to_json())
+    assert from_json(json.dumps(holder)).guidance_stop == 0.4
+    del holder["magicvideo"]["guidance_stop"]
+    assert from_json(json.dumps(holder)).guidance_stop == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"upscale": 3}, "upscale"),
+        ({"seed": "11"}, "seed"),
+        ({"seed": -1}, "seed is -1"),
+        ({"fps": None}, "fps"),
+        ({"fps": 1e9}, "frame rate is 1e\\+09"),
+        ({"scheduler": "euler"}, "'euler' is not known"),
+        ({"picture": {"name": "x"}}, "embedding"),
+    ],
+)
+def test_a_request_of_a_newer_version_is_refused_by_name(request_of, change, named):
+    holder = {"magicvideo": {**asdict(request_of()), **change}}
+    with pytest.raises(UserError, match=named):
+        from_json(json.dumps(holder))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_frames": 0}, "number of frames is 0; .* from 1"),
+        ({"fps": float("nan")}, "frame rate is nan"),
+        ({"fps": float("inf")}, "frame rate is inf"),
+        ({"fps": 0.0}, "frame rate is 0"),
+        ({"fps": 61.0}, "frame rate is 61; .* from 1 to 60"),
+        ({"num_inference_steps": 0}, "number of steps is 0; .* from 1 to 1000"),
+        ({"num_inference_steps": 1001}, "number of steps is 1001"),
+        ({"guidance_scale": float("inf")}, "guidance scale is inf"),
+        ({"guidance_scale": -1.0}, "guidance scale is -1"),
+        ({"guidance_stop": 1.01}, "end of guidance is 1.01; it must be a number from 0 to 1"),
+        ({"enlarge": 33}, "enlargement is 33"),
+        ({"scheduler": "euler"}, "'euler' is not known; choose ddim or dpm\\+\\+"),
+        ({"negative_prompt": "dog", "guidance_scale": 1.0}, "negative prompt works through"),
+    ],
+)
+def test_settings_are_limited_by_one_sentence_each(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(Settings(), **change)
+
+
+def test_schedulers_are_those_of_the_sampler():
+    assert get_args(SamplerName) == SCHEDULERS
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t"])
+def test_an_empty_prompt_needs_a_picture(request_of, prompt):
+    with pytest.raises(UserError, match="prompt is empty"):
+        request_of(prompt=prompt)
+
+
+def test_seeds_count_on_or_are_given_or_differ_from_call_to_call():
+    assert choose_seeds(5, 3) == [5, 6, 7]
+    assert choose_seeds([9, 2], 2) == [9, 2]
+    assert choose_seeds(None, 1) != choose_seeds(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("seed", "count", "sentence"),
+    [
+        (-1, 1, "seed is -1"),
+        (MAX_SEED, 2, f"seed is {MAX_SEED + 1}"),
+        ([1, 2], 3, "2 seeds were given for 3 videos"),
+        ([1, -2], 2, "seed is -2"),
+    ],
+)
+def test_seeds_out_of_range_are_refused(seed, count, sentence):
+    with pytest.raises(UserError, match=sentence):
+        choose_seeds(seed, count)

@@ -1,0 +1,314 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_model import (
+    FRAMES,
+    INSERTED,
+    LATENT_CHANNELS,
+    LATENT_SIDE,
+    SHARED_NOISE,
+    SIDE,
+    UPSCALING,
+    VIDEO_FRAMES,
+    WORDS,
+)
+
+from magicvideo.atomic_io import folder_hash, write_sums
+from magicvideo.diffusion.noise import noise_for
+from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.errors import UserError
+from magicvideo.models.autoencoder import decode_latents
+from magicvideo.models.conditioning import encode_text
+from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
+from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.upscale import upscale_frames
+
+# diffusers' solver hands tensors to numpy in a way that numpy 2 discourages
+numpy_habit = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+RED = Image.new("RGB", (9, 31), "red")
+
+
+def test_a_seed_gives_the_same_video_in_any_company(pipeline):
+    together = pipeline(["a cat", "a dog", "woman surfing"], seed=[3, 8, 3])
+    assert together.frames.shape == (3, VIDEO_FRAMES, 3, UPSCALING * SIDE, UPSCALING * SIDE)
+    for index, (prompt, seed) in enumerate([("a cat", 3), ("a dog", 8), ("woman surfing", 3)]):
+        alone = pipeline(prompt, seed=seed).frames[0]
+        assert torch.equal(alone, together.frames[index])
+
+
+def test_prompt_seed_fps_frames_and_settings_all_matter(pipeline):
+    base = pipeline("a cat", seed=3).frames
+    for change in (
+        {"prompt": "woman surfing"},
+        {"seed": 4},
+        {"fps": 23.0},
+        {"guidance_scale": 1.0},
+        {"guidance_stop": 0.5},
+        {"negative_prompt": "a dog"},
+        {"num_inference_steps": 5},
+        {"interpolation_steps": 1},
+        {"upscaler_steps": 1},
+        {"image": RED},
+    ):
+        other = pipeline(**{"prompt": "a cat", "seed": 3, **change}).frames
+        assert (other - base).abs().mean() > 1e-4, change
+    assert pipeline("a cat", seed=3, num_frames=2).frames.shape[1] == 2 + INSERTED
+
+
+def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
+    video = pipeline("a cat", seed=3, negative_prompt="a dog", guidance_scale=2.5).videos[0]
+    prompts = ["a cat", "a dog"]
+    tokens, negative = (
+        encode_text(pipeline.text_encoder, pipeline.tokenizer, [text]) for text in prompts
+    )
+    scheduler = make_scheduler(pipeline.scheduler.config, "ddim")
+    scheduler.set_timesteps(3)
+    latents = noise_for(3, (FRAMES, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE), SHARED_NOISE)
+    fps = torch.tensor([7.0])
+    for timestep in scheduler.timesteps:
+        toward, away = (pipeline.unet(latents, timestep[None], x, fps) for x in (tokens, negative))
+        guided = away + 2.5 * (toward - away)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+    video_latents = interpolate_latents(
+        pipeline.interpolator,
+        scheduler,
+        latents,
+        tokens,
+        fps=7.0 * (INSERTED + 1),
+        seed=3,
+        num_steps=2,
+        shared_noise=SHARED_NOISE,
+        noise_level=30,
+    )
+    assert torch.equal(video_latents[:, :: INSERTED + 1], latents)
+    expected = upscale_frames(
+        pipeline.upscaler,
+        make_scheduler(pipeline.upscaler_scheduler.config, "ddim"),
+        decode_latents(pipeline.vae, video_latents),
+        [3],
+        num_steps=2,
+        noise_level=0.1,
+    )[0]
+    torch.testing.assert_close(video.frames, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_stages_can_be_left_out(pipeline):
+    alone = pipeline("a cat", seed=3, stages=("keyframes",)).videos[0]
+    whole = pipeline("a cat", seed=3, stages=("keyframes", "interpolation")).videos[0]
+    large = pipeline("a cat", seed=3, stages=("keyframes", "upscaler")).videos[0]
+    assert large.frames.shape == (FRAMES, 3, UPSCALING * SIDE, UPSCALING * SIDE)
+    assert len(alone.frames) == alone.request.video_frames == FRAMES
+    assert len(whole.frames) == whole.request.video_frames == VIDEO_FRAMES
+    assert (alone.request.video_fps, whole.request.video_fps) == (7.0, 21.0)
+    # frames are decoded one by one here, so the keys are the same pictures, to rounding
+    torch.testing.assert_close(whole.frames[:: INSERTED + 1], alone.frames, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (("interpolation",), "starts with keyframes"),
+        (("keyframes", "keyframes"), "in the order"),
+        (("keyframes", "colour"), "'colour' is not known"),
+        (("keyframes", "upscaler", "interpolation"), "in the order"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(pipeline, stages, words):
+    with pytest.raises(UserError, match=words):
+        pipeline("a cat", stages=stages)
+
+
+def test_a_model_has_the_stages_that_it_has_networks_for(pipeline):
+    parts = {**pipeline.components, "upscaler": None, "upscaler_scheduler": None}
+    smaller = MagicVideoPipeline(**parts, default_steps=2, default_interpolation_steps=1)
+    assert smaller.traits.stages == ("keyframes", "interpolation")
+    assert smaller("a cat").frames.shape[-1] == SIDE
+    with pytest.raises(UserError, match="has no stage upscaler"):
+        smaller("a cat", stages=("keyframes", "upscaler"))
+
+
+def test_one_key_frame_has_no_gap(pipeline):
+    with pytest.raises(UserError, match="two key frames or more"):
+        pipeline("a cat", num_frames=1)
+    assert len(pipeline("a cat", num_frames=1, stages=("keyframes",)).frames[0]) == 1
+
+
+def test_kept_latents_are_finished_to_the_same_video(pipeline, tmp_path):
+    request = pipeline.plan(["a cat"], [3], Settings())[0]
+    write_latents(tmp_path / "a.latents", pipeline.make_latents(request), request)
+    kept, latents = read_latents(tmp_path / "a.latents")
+    assert kept == request
+    assert torch.equal(pipeline.finish(kept, latents).frames, pipeline.generate(request).frames)
+
+
+@numpy_habit
+def test_the_model_s_noise_schedule_carries_over_to_dpm(pipeline):
+    stored = pipeline.scheduler.config
+    solver = make_scheduler(stored, "dpm++")
+    assert isinstance(solver, DPMSolverMultistepScheduler)
+    assert solver.config.algorithm_type == "dpmsolver++"
+    for name in (
+        "prediction_type",
+        "rescale_betas_zero_snr",
+        "timestep_spacing",
+        "beta_schedule",
+        "num_train_timesteps",
+    ):
+        assert solver.config[name] == stored[name]
+
+
+@numpy_habit
+def test_both_schedulers_solve_the_same_equation(pipeline):
+    def frames(scheduler, steps):
+        call = pipeline(
+            "a cat",
+            seed=3,
+            scheduler=scheduler,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            stages=("keyframes",),
+        )
+        return call.frames
+
+    fine = frames("ddim", 50)
+    coarse = (frames("ddim", 5) - fine).abs().mean()
+    assert (frames("dpm++", 25) - fine).abs().mean() < 0.5 * coarse
+
+
+def test_a_picture_takes_the_place_of_the_text_or_joins_it(pipeline, tmp_path):
+    RED.save(tmp_path / "red.png")
+    alone = pipeline(image=RED, seed=3).frames
+    assert torch.equal(alone, pipeline(image=tmp_path / "red.png", seed=3).frames)
+    blue = Image.new("RGB", (9, 31), "blue")
+    assert (pipeline(image=blue, seed=3).frames - alone).abs().mean() > 1e-4
+    joined = pipeline("a cat", image=RED, seed=3).frames
+    assert (joined - alone).abs().mean() > 1e-4
+
+
+def test_transparent_pictures_lie_on_white(pipeline):
+    clear = Image.new("RGBA", (9, 31), (255, 0, 0, 0))
+    white = Image.new("RGB", (9, 31), "white")
+    assert torch.equal(pipeline(image=clear, seed=3).frames, pipeline(image=white, seed=3).frames)
+
+
+def test_a_request_is_all_that_is_needed(pipeline):
+    video = pipeline(image=RED, fps=13.0, num_frames=3).videos[0]
+    again = pipeline.generate(video.request)
+    assert torch.equal(again.frames, video.frames)
+    assert video.request.picture.name == "picture"
+    assert video.request.enlarge == 256 // (UPSCALING * SIDE)
+    assert video.request.num_inference_steps == 3  # the model's own default
+
+
+def test_progress_tells_every_step(pipeline):
+    told = []
+    pipeline("a cat", seed=3, progress=lambda *event: told.append(event))
+    assert told == [
+        *(("key frames", done, 3) for done in range(4)),
+        *(("interpolation", done, 2) for done in range(3)),
+        ("decoding", 0, VIDEO_FRAMES),
+        ("decoding", VIDEO_FRAMES, VIDEO_FRAMES),
+        *(("super-resolution", done, 8) for done in range(9)),
+    ]
+
+
+def test_hints_are_logged(pipeline, caplog):
+    pipeline("a zebra", seed=3)
+    assert 'never saw the word "zebra"' in caplog.text
+
+
+def test_a_saved_model_is_the_model(pipeline, tmp_path):
+    before = pipeline("a cat", seed=3).frames
+    other = MagicVideoPipeline(
+        **pipeline.components,
+        default_steps=3,
+        default_fps=7.0,
+        default_interpolation_steps=2,
+        default_upscaler_steps=2,
+        interpolation_noise_level=30,
+        upscaler_noise_level=0.1,
+        shared_noise=SHARED_NOISE,
+    )
+    other.words = pipeline.words
+    other.save_pretrained(tmp_path / "model")
+    loaded = MagicVideoPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.model_hash == other.model_hash == folder_hash(tmp_path / "model")
+    assert loaded.words == frozenset(WORDS)
+    assert loaded.config.default_steps == 3
+    assert torch.equal(loaded("a cat", seed=3).frames, before)
+
+
+def test_saving_never_replaces_what_is_no_model(pipeline, tmp_path):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(UserError, match="exists and is no model folder"):
+        pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "diary.txt").read_text() == "dear diary"
+
+
+def test_half_precision_files_load_as_single_precision(pipeline, tiny_model, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_model, folder)
+    for file in folder.rglob("*.safetensors"):
+        save_file({k: v.half() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    write_sums(folder)
+    loaded = MagicVideoPipeline.from_pretrained(folder)
+    for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
+        assert {p.dtype for p in getattr(loaded, name).parameters()} == {torch.float32}
+    difference = loaded("a cat", seed=3).frames - pipeline("a cat", seed=3).frames
+    assert 0 < difference.abs().mean() < 0.02
+
+
+def test_networks_in_bfloat16_leave_latents_and_frames_in_float32(pipeline, tiny_model):
+    half = MagicVideoPipeline.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
+    for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
+        assert {p.dtype for p in getattr(half, name).parameters()} == {torch.bfloat16}
+    settings = Settings(num_inference_steps=2, scheduler="ddim")
+    (request,) = half.plan(["a cat"], [3], settings, RED)
+    (exact,) = pipeline.plan(["a cat"], [3], settings, RED)
+    embedding = request.picture.values()
+    np.testing.assert_allclose(embedding, exact.picture.values(), atol=0.02)
+    np.testing.assert_allclose(np.square(embedding).sum(), 1, rtol=1e-6)
+    latents = half.make_latents(request)
+    assert latents.dtype == torch.float32
+    assert 0 < (latents - pipeline.make_latents(exact)).abs().mean() < 0.05
+    frames = half.finish(request, latents).frames
+    assert frames.dtype == torch.float32
+    assert 0 < (frames - pipeline.finish(exact, latents).frames).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_frames": FRAMES + 1}, f"frames is {FRAMES + 1}; this model makes at most {FRAMES}"),
+        ({"scheduler": "euler"}, "'euler' is not known"),
+        ({"prompt": []}, "no prompt"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": ["a cat", " "]}, "prompt is empty"),
+        ({"seed": [1, 2]}, "2 seeds were given for 1 videos"),
+        ({"image": "none.png"}, "picture none.png does not exist"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(pipeline, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        pipeline(**{"prompt": "a cat", **change})
+
+
+def test_a_request_for_another_model_names_both(pipeline, request_of):
+    with pytest.raises(
+        UserError, match=f"{'ab' * 32}, and the one loaded is {pipeline.model_hash}"
+    ):
+        pipeline.generate(request_of())
+
+
+def test_the_index_names_only_classes_of_ours(tiny_model):
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    assert index["_class_name"] == "MagicVideoPipeline"
+    assert index["unet"][1] == "VideoUNet"

@@ -1,0 +1,5 @@
+"""The fixtures that tests of evaluation and of studies share."""
+
+from toned_clips import emoji, every_clip, judge, judge_folder
+
+__all__ = ["emoji", "every_clip", "judge", "judge_folder"]

@@ -1,0 +1,111 @@
+"""The verb as a user types it, on a tiny model and tiny data."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magicvideo.atomic_io import folder_hash
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos, to_bytes
+from studies.__main__ import run
+from studies.upscaler.generated_flicker import BEFORE, FINISHED
+
+
+@pytest.fixture
+def words(tiny_model, large_clips, tmp_path):
+    return {
+        "--data": large_clips,
+        "--model": tiny_model,
+        "--output": tmp_path / "results.md",
+        "--clips": 3,
+        "--moving-clips": 2,
+        "--moving-frames": 4,
+        "--generated": 2,
+    }
+
+
+def evaluate(words):
+    return run(["upscaler", *(str(word) for pair in words.items() for word in pair)])
+
+
+def test_the_command_fills_its_section(words, tiny_model, emoji, capsys):
+    asked = {"--steps": 3, "--noise": 0.5, "--moving": emoji, "--frames": 2}
+    assert evaluate(words | asked) == 0
+    said = capsys.readouterr()
+    assert "quality: 3 of 3" in said.err
+    assert "quality of decoded frames, noise 0.5: 3 of 3" in said.err
+    assert "flicker: 2 of 2" in said.err
+    assert "generated: 2 of 2" in said.err
+    page = words["--output"].read_text(encoding="utf-8")
+    assert "--frames 2 --steps 3 --noise 0.5 --moving data --moving-clips 2" in page
+    assert "--moving-frames 4 --generated 2 --seed 0`" in page
+    assert "3 held-out clips, 2 frames in a row of 48 pixels from each" in page
+    assert "2 held-out clips of 4 frames in a row, enlarged from 24 pixels" in page
+    names = [line.split(" | ")[0] for line in page.splitlines() if line.endswith(" |")]
+    default, other, *resized = "| network, 2 steps", "| network, 3 steps", "| bicubic", "| Lanczos"
+    bicubic, lanczos = resized
+    assert [name for name in names[: names.index("| depends on")] if name != "| ---"] == [
+        "| enlarged by",
+        "| **network, 2 steps (default)**",
+        *(other, *resized),
+        *("| against network, 2 steps", other, *resized),
+        *("| against Lanczos", default, other, bicubic),
+        *("| against bicubic", default, other, lanczos),
+        "| noise",
+        *["| 0.5"] * 3,
+        "| enlarged by",
+        *(default, *resized, "| real clips"),
+        *("| videos", f"| {BEFORE}", f"| {FINISHED}", "| real clips"),
+    ]
+    assert "| 0.5 | Lanczos | 3 | " in page
+    assert "2 held-out captions at the model's default settings, 13 frames at 21 a second" in page
+    assert "by the stages keyframes, interpolation, upscaler, in no codec" in page
+    assert "| real clips | 2 | 0.0000 [0.0000, 0.0000] |" in page
+    assert f"| model | {folder_hash(tiny_model)} |" in page
+    assert "| clips in a row | " in page
+    assert "Tiles: a frame of 48 pixels made in tiles of 40" in page
+
+
+def test_without_small_clips_the_large_ones_are_shrunk_for_flicker(words):
+    assert evaluate(words | {"--steps": 1, "--generated": 0}) == 0
+    page = words["--output"].read_text(encoding="utf-8")
+    assert "4 frames in a row, enlarged from 24 pixels" in page
+    assert "| clips in a row | " not in page
+    assert "Finished videos" not in page
+    assert [page.count(f"| {noise} | bicubic | 3 | ") for noise in (0, 0.1)] == [1, 1]
+
+
+def test_the_sheet_shows_the_same_frames_small_enlarged_and_real(words, large_clips, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    assert evaluate(words | {"--steps": 1, "--generated": 0, "--sheet": sheet}) == 0
+    pixels = np.array(Image.open(sheet)).astype(int)
+    # small, bicubic, Lanczos, ours, real; three clips beside their words, in frames of 48 pixels
+    assert pixels.shape == (5 * 48 + 6 * 4, 220 + 3 * (48 + 4), 3)
+    shown = pixels[:, 220:].reshape(-1, 3, 52, 3)[:, :, :48]
+    rows = [shown[4 + 52 * row : 52 + 52 * row].swapaxes(0, 1) for row in range(5)]
+    small, bicubic, _, network, real = rows
+    dataset = ClipDataset(large_clips, ("heldout",))
+    clips = real_videos(dataset, draw_prompts(dataset, 3, 0), 1, 1)
+    assert np.array_equal(real, np.concatenate([to_bytes(clip) for clip in clips]))
+    assert np.array_equal(small[:, ::2, ::2], small[:, 1::2, 1::2])
+    assert np.abs(small[:, ::2, ::2] - real.reshape(3, 24, 2, 24, 2, 3).mean((2, 4))).max() < 40
+    errors = [np.abs(row - real).mean() for row in rows]
+    assert errors[1] < errors[3]  # the network's weights are random
+    assert not np.array_equal(bicubic, network)
+    assert f"--sheet {sheet.name}`" in words["--output"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--clips": 5}, "asks for 5 clips, but"),
+        ({"--generated": 5}, "asks for 5 clips, but"),
+        ({"--moving": "nowhere"}, "nowhere is not a prepared data set"),
+        ({"--sheet": "nowhere/sheet.png"}, "nowhere is no folder; make it first"),
+        ({"--steps": 2000}, "num_steps=2000 of the upscaler is not between 1 and 1000"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(words, change, sentence, capsys):
+    assert evaluate(words | change) == 2
+    assert sentence in capsys.readouterr().err
+    assert not words["--output"].exists()

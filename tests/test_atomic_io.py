@@ -1,0 +1,186 @@
+import hashlib
+import os
+import stat
+
+import pytest
+
+from magicvideo.atomic_io import (
+    PARTIAL,
+    SUMS,
+    atomic_file,
+    atomic_folder,
+    files_hash,
+    folder_hash,
+    remove_partial,
+    sha256,
+    verify_sums,
+    write_sums,
+)
+from magicvideo.errors import UserError
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+class BrokenError(Exception):
+    """What interrupts a writer."""
+
+
+def write_and_break(writing, name=None):
+    with writing as partial:
+        (partial / name if name else partial).write_bytes(b"new")
+        raise BrokenError
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def summed(tmp_path):
+    """A folder of three files, one of them in a subfolder, with its sums."""
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "weights.bin").write_bytes(b"abc")
+    (folder / "empty").touch()
+    (folder / "two words.txt").write_text("x")
+    write_sums(folder)
+    return folder
+
+
+def test_a_file_appears_whole(tmp_path):
+    target = tmp_path / "clip.tar.gz"
+    with atomic_file(target) as partial:
+        assert partial.parent == tmp_path
+        assert partial.suffix == ".gz"
+        assert partial.name.startswith(PARTIAL)
+        partial.write_bytes(b"half")
+        assert not target.exists()
+        partial.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+    assert names(tmp_path) == ["clip.tar.gz"]
+
+
+def test_a_failure_keeps_the_old_file(tmp_path):
+    target = tmp_path / "video.mp4"
+    target.write_bytes(b"old")
+    with pytest.raises(BrokenError):
+        write_and_break(atomic_file(target))
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["video.mp4"]
+
+
+def test_a_long_name_fits(tmp_path):
+    target = tmp_path / ("n" * 240 + ".png")
+    with atomic_file(target) as partial:
+        partial.touch()
+    assert target.exists()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_are_the_users_own(tmp_path, mask):
+    """Temporary files are private; what appears must not be."""
+    before = os.umask(mask)
+    try:
+        with atomic_file(tmp_path / "file") as partial:
+            partial.touch()
+        with atomic_folder(tmp_path / "folder"):
+            pass
+        assert os.umask(mask) == mask  # left as it was
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
+
+
+def test_a_folder_appears_whole_and_summed(tmp_path):
+    target = tmp_path / "new" / "model"
+    with atomic_folder(target) as partial:
+        (partial / "unet").mkdir()
+        (partial / "unet" / "weights.bin").write_bytes(b"abc")
+        assert not target.exists()
+    assert names(tmp_path / "new") == [
+        "model",
+        f"model/{SUMS}",
+        "model/unet",
+        "model/unet/weights.bin",
+    ]
+    verify_sums(target)
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path, summed):
+    with atomic_folder(summed) as partial:
+        (partial / "other").touch()
+    assert names(tmp_path) == ["model", f"model/{SUMS}", "model/other"]
+
+
+def test_a_failure_keeps_the_old_folder(tmp_path, summed):
+    before = names(tmp_path)
+    with pytest.raises(BrokenError):
+        write_and_break(atomic_folder(summed), "other")
+    assert names(tmp_path) == before
+    verify_sums(summed)
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    (tmp_path / f"{PARTIAL}video-1234.mp4").touch()
+    (tmp_path / f"{PARTIAL}model-5678" / "unet").mkdir(parents=True)
+    (tmp_path / f"{PARTIAL}model-5678" / "unet" / "weights.bin").touch()
+    (tmp_path / "partial-video.mp4").touch()
+    remove_partial(tmp_path)
+    assert names(tmp_path) == ["partial-video.mp4"]
+
+
+def test_sums_are_those_of_sha256sum(summed):
+    assert (summed / SUMS).read_text().splitlines() == [
+        f"{EMPTY}  empty",
+        f"{sha256(summed / 'two words.txt')}  two words.txt",
+        f"{ABC}  unet/weights.bin",
+    ]
+
+
+def test_large_files_are_read_in_pieces(tmp_path):
+    path = tmp_path / "large"
+    content = bytes(range(251)) * 10_007
+    path.write_bytes(content)
+    assert sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_an_intact_folder_passes_and_has_an_identity(summed):
+    verify_sums(summed)
+    identity = folder_hash(summed)
+    write_sums(summed)
+    assert folder_hash(summed) == identity
+    (summed / "empty").write_text("no more")
+    write_sums(summed)
+    assert folder_hash(summed) != identity
+
+
+def test_some_files_have_the_identity_of_their_sums(summed):
+    text = f"{EMPTY}  empty\n{ABC}  unet/weights.bin\n"
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert files_hash(summed, ["unet/*.bin", "emp*", "*ty", "absent"]) == expected
+
+
+def flip(path):
+    damaged = bytearray(path.read_bytes())
+    damaged[1] ^= 0x10
+    path.write_bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / SUMS).unlink(), f"has no {SUMS}"),
+        (lambda folder: (folder / "unet/weights.bin").unlink(), "lacks unet/weights.bin"),
+        (lambda folder: (folder / "unet/x.bin").touch(), "x.bin does not belong to the folder"),
+        (lambda folder: flip(folder / "unet/weights.bin"), "weights.bin is damaged"),
+        (lambda folder: (folder / "unet/weights.bin").write_bytes(b"ab"), "weights.bin is damaged"),
+        (lambda folder: flip(folder / SUMS), "empty is damaged"),
+    ],
+    ids=["no sums", "missing", "foreign", "flipped bit", "truncated", "damaged sums"],
+)
+def test_a_spoilt_folder_is_refused_by_the_name_of_the_file(summed, spoil, message):
+    spoil(summed)
+    with pytest.raises(UserError, match=message):
+        verify_sums(summed)

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from magicvideo.data.dataset import Batch
+from magicvideo.data.shards.dataset import EncodedBatch
+from magicvideo.models.autoencoder import decode_latents, encode_frames
+from magicvideo.models.conditioning import embed_frames, encode_text
+from magicvideo.models.pretrained_encoders import frozen_folders
+from magicvideo.training.tasks.batches import embeddings_of, frames_of, latents_of, tokens_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_model):
+    return frozen_folders(tiny_model).load()
+
+
+@pytest.fixture
+def batches(frozen):
+    """Three clips of four frames, and the same encoded as shards hold them."""
+    captions = ["a cat", "a dog", "a woman surfing"]
+    frames = torch.rand(3, 4, 3, 24, 24) * 2 - 1
+    shared = {"fps": torch.ones(3), "captions": captions, "clip_ids": ["x", "y", "z"]}
+    with torch.no_grad():
+        encoded = EncodedBatch(
+            latents=encode_frames(frozen.vae, frames),
+            embeddings=embed_frames(frozen.image_encoder, frames),
+            tokens=encode_text(frozen.text_encoder, frozen.tokenizer, captions),
+            **shared,
+        )
+    return Batch(frames=frames, **shared), encoded
+
+
+@torch.no_grad()
+def test_encoded_clips_give_the_networks_what_frames_give(frozen, batches):
+    plain, encoded = batches
+    dropped = torch.tensor([False, True, False])
+    shown = torch.tensor([2, 0, 3])
+    for of, choice in ((tokens_of, dropped), (embeddings_of, shown)):
+        ours, theirs = (of(frozen, batch, choice, CPU) for batch in (encoded, plain))
+        torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(tokens_of(frozen, encoded, dropped, CPU)[1], encoded.tokens[1])
+    assert latents_of(frozen, encoded, CPU) is encoded.latents
+    torch.testing.assert_close(latents_of(frozen, plain, CPU), encoded.latents)
+    assert torch.equal(frames_of(frozen, plain, CPU), plain.frames)
+    assert torch.equal(frames_of(frozen, encoded, CPU), decode_latents(frozen.vae, encoded.latents))
+
+
+def test_the_batch_is_not_changed_where_captions_are_dropped(frozen, batches):
+    _, encoded = batches
+    before = encoded.tokens.clone()
+    tokens_of(frozen, encoded, torch.tensor([True, True, False]), CPU)
+    assert torch.equal(encoded.tokens, before)

@@ -1,0 +1,180 @@
+"""Every stage through the real loop: broken off by a real signal, it ends as the unbroken run."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipe import STAGES
+
+from magicvideo.errors import UserError
+from magicvideo.models.video_vae import VideoPatchAutoencoder
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.training.components import product_of
+from magicvideo.training.export import export
+from magicvideo.training.run import check_stage, train
+from magicvideo.training.stages import make_task
+from magicvideo.training.trainer import Interrupted, Stage
+
+
+def weights_of(folder):
+    return {
+        f"{file.parent.name}/{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def log_of(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe):
+    for before in STAGES[: STAGES.index(name)]:
+        shutil.copytree(trained.output / before, recipe.output / before)
+
+    def stop_at_step_2(line):
+        if line.startswith(f"{name} 2/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, name, stop_at_step_2)
+    assert stopped.value.exit_code == 143
+    with (recipe.output / name / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 99.0}\n{"step": 4, "lo')  # a kill after the checkpoint
+    said = []
+    train(recipe, name, said.append)
+    assert said[0] == f"{name}: goes on from step 2 of 4"
+    assert log_of(recipe.output / name) == log_of(trained.output / name)
+    expected, found = (weights_of(r.output / name / "product") for r in (trained, recipe))
+    assert list(expected) == list(found)
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+
+
+def test_every_stage_changed_what_it_trains(trained):
+    for name in STAGES:
+        fresh = make_task(trained, name).network.state_dict()
+        newest = sorted((trained.output / name / "checkpoints").glob("step-*"))[-1]
+        after = load_file(newest / "network.safetensors")
+        same = {key for key, tensor in fresh.items() if torch.equal(tensor, after[key])}
+        if name == "image":
+            assert same == {k for k in fresh if "fps_embedding" in k or "image_conditioner" in k}
+        elif name == "video_vae":
+            assert same == {key for key in fresh if key.startswith("encoder")}
+        else:
+            assert not {k for k in same if "position_ids" not in k}
+
+
+def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, recipe):
+    shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    said = []
+    train(recipe, "autoencoder", said.append)
+    assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/product"]
+    longer = recipe.model_copy(
+        update={"autoencoder": recipe.autoencoder.model_copy(update={"steps": 6})}
+    )
+    train(longer, "autoencoder", said.append)
+    assert "autoencoder: goes on from step 4 of 6" in said
+    assert "samples an update in place of" not in " ".join(said)
+    assert [entry["step"] for entry in log_of(recipe.output / "autoencoder")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_number_of_samples_an_update_is_said(trained, recipe):
+    shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    other = recipe.autoencoder.model_copy(update={"steps": 5, "batch_size": 2})
+    said = []
+    train(recipe.model_copy(update={"autoencoder": other}), "autoencoder", said.append)
+    assert "2 samples an update in place of 3" in " ".join(said)
+
+
+def test_samples_are_drawn_where_the_recipe_asks(trained):
+    drawn = {
+        name: sorted(p.name for p in (trained.output / name / "samples").glob("*"))
+        for name in ("image", "keyframes", "interpolation", "video_vae")
+    }
+    assert drawn == {
+        "image": ["step-00000002.png", "step-00000004.png"],
+        "keyframes": ["step-00000003.png"],
+        "interpolation": ["step-00000003.png"],
+        "video_vae": ["step-00000003.png"],
+    }
+
+
+def test_a_stage_needs_those_before_it(recipe):
+    with pytest.raises(UserError, match="Stage autoencoder is not done"):
+        train(recipe, "image", print)
+
+
+def test_a_damaged_product_is_named(trained, recipe):
+    shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    file = recipe.output / "autoencoder/product/vae/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
+        product_of(recipe, "autoencoder")
+
+
+def test_an_unknown_stage_is_answered_with_the_nearest(recipe):
+    assert check_stage(recipe, None) is None
+    assert check_stage(recipe, "clip") == "clip"
+    with pytest.raises(UserError, match="no stage 'keyframe'; did you mean keyframes"):
+        check_stage(recipe, "keyframe")
+
+
+def test_a_number_that_is_not_finite_stops_before_the_weights_change(recipe):
+    task = make_task(recipe, "autoencoder")
+    stage = Stage("autoencoder", recipe.autoencoder, recipe.output / "autoencoder", 5, print)
+    with torch.no_grad():
+        task.network.decoder_linear.weight[0, 0, 0, 0] = float("nan")
+    before = {key: value.clone() for key, value in task.network.state_dict().items()}
+    with pytest.raises(UserError, match=r"loss of step 0 is nan \(clips .+\); no weight was"):
+        stage.train(task)
+    for key, value in task.network.state_dict().items():
+        assert torch.equal(value.nan_to_num(7), before[key].nan_to_num(7)), key
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
+    export(trained.output, tmp_path / "model", precision)
+    exported = weights_of(tmp_path / "model")
+    expected = {}
+    for name in ("video_vae", "clip", "keyframes", "interpolation"):
+        expected |= weights_of(trained.output / name / "product")
+    assert list(exported) == sorted(expected, key=list(exported).index)
+    for key, tensor in expected.items():
+        wanted = tensor.half() if precision == "fp16" else tensor
+        assert torch.equal(exported[key], wanted), key
+    steps = json.loads((tmp_path / "model" / "training.json").read_text())["steps"]
+    assert steps == dict.fromkeys(STAGES, 4)
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["default_fps"] == trained.defaults.fps
+    for config in (tmp_path / "model").rglob("config.json"):
+        assert "_name_or_path" not in json.loads(config.read_text()), config  # a folder of training
+
+
+def test_what_was_exported_makes_a_video(trained, tmp_path):
+    export(trained.output, tmp_path / "model", "fp16")
+    pipeline = MagicVideoPipeline.from_pretrained(tmp_path / "model")
+    video = pipeline("a red square", seed=1, num_inference_steps=2).videos[0]
+    assert video.frames.shape == (4 + 3 * 2, 3, 24, 24)
+    assert video.frames.isfinite().all()
+    assert video.request.video_fps == trained.defaults.fps * 3
+    assert isinstance(pipeline.vae, VideoPatchAutoencoder)
+
+
+def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe, tmp_path):
+    with pytest.raises(UserError, match="exists; remove it"):
+        export(trained.output, tmp_path, "fp16")
+    with pytest.raises(UserError, match="is no training run"):
+        export(recipe.output, tmp_path / "model", "fp16")
+    recipe.output.mkdir()
+    shutil.copy(trained.output / "recipe.json", recipe.output)
+    with pytest.raises(UserError, match="Stage autoencoder is not done"):
+        export(recipe.output, tmp_path / "model", "fp16")
+    assert not (tmp_path / "model").exists()

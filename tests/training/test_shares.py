@@ -1,0 +1,53 @@
+"""What lets many processes train as one: samples apart, and every weight with a gradient."""
+
+import copy
+
+import pytest
+import torch
+from tiny_recipe import STAGES
+
+from magicvideo.diffusion.noise import sample_draws
+from magicvideo.training.stages import make_task
+
+BATCH = 3  # of the tiny recipe
+
+
+def losses_of(task, position, half=None):
+    """The losses of two batches, or those of the one batch that both are together."""
+    count = BATCH if half is not None else 2 * BATCH
+    update = {"batch_size": count}
+    task.settings = task.settings.model_copy(update=update)
+    batch = task.read(2 * position + half if half is not None else position)
+    first = (2 * position + half if half is not None else position) * count
+    return task.losses(task.network, batch, sample_draws(first, count, 3, "sample"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trained, name):
+    task = make_task(trained, name)
+    whole = losses_of(task, 1)["loss"]
+    whole.backward()
+    silent = [
+        key for key, p in task.network.named_parameters() if p.requires_grad and p.grad is None
+    ]
+    assert silent == []
+    if name == "clip":
+        return  # a frame is told from the others of its batch
+    with torch.no_grad():
+        halves = [losses_of(task, 1, half)["loss"] for half in (0, 1)]
+    assert halves[0] != halves[1]
+    torch.testing.assert_close(sum(halves) / 2, whole.detach(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_losses_are_of_the_network_that_is_handed_in(trained, name):
+    """Where weights are sharded, the task's own network stays behind as it was."""
+    task = make_task(trained, name)
+    batch, count = task.read(0), task.settings.batch_size
+    handed = copy.deepcopy(task.network)
+    with torch.no_grad():
+        expected = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]
+        for parameter in task.network.parameters():
+            parameter.fill_(torch.nan)
+        found = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]
+    assert torch.equal(found, expected)

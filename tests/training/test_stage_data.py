@@ -1,0 +1,54 @@
+"""Which clips a stage learns from, where some or all have no caption."""
+
+import shutil
+
+import pytest
+from tiny_recipe import tiny_values
+
+from magicvideo.data.manifest import read_manifest, write_manifest
+from magicvideo.errors import UserError
+from magicvideo.training.recipe import Recipe
+from magicvideo.training.stage_data import frames_of
+
+
+@pytest.fixture
+def told(prepared, tmp_path):
+    """A function that gives a recipe on clips of which only some keep their captions."""
+
+    def told(ids):
+        folder = shutil.copytree(prepared, tmp_path / "data")
+        clips = [
+            clip if clip.id in ids else clip.model_copy(update={"text": None})
+            for clip in read_manifest(folder)
+        ]
+        write_manifest(folder, clips)
+        return Recipe.model_validate(tiny_values(folder, tmp_path / "run"))
+
+    return told
+
+
+def ids_of(dataset):
+    return [clip.id for clip in dataset.clips]
+
+
+def test_a_clip_without_a_caption_is_unconditional_but_nothing_to_match(told, prepared):
+    train = [clip.id for clip in read_manifest(prepared) if clip.split == "train"]
+    recipe = told(train[1:3])
+    assert ids_of(frames_of(recipe, "clip")) == train[1:3]
+    for name in ("image", "unsupervised", "keyframes", "autoencoder"):
+        assert ids_of(frames_of(recipe, name)) == train
+    assert [clip.has_caption for clip in frames_of(recipe, "image").clips][:3] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_stages_of_text_refuse_data_without_one_caption(told):
+    recipe = told(())
+    for name in ("image", "keyframes"):
+        with pytest.raises(UserError, match=f"Stage {name} is told by text, and not one training"):
+            frames_of(recipe, name)
+    with pytest.raises(UserError, match="no clip with a caption in train"):
+        frames_of(recipe, "clip")
+    assert len(frames_of(recipe, "unsupervised")) == len(frames_of(recipe, "interpolation")) > 0

@@ -1,0 +1,205 @@
+"""A recipe that starts from a finished model: what it trains begins there, the rest stays."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipe import SHARED, STAGES, tiny_values
+
+from magicvideo.atomic_io import write_sums
+from magicvideo.errors import UserError
+from magicvideo.models.inflate import is_new
+from magicvideo.models.video_vae import VideoPatchAutoencoder
+from magicvideo.training.components import component, image_vae
+from magicvideo.training.dry_run import plan
+from magicvideo.training.export import export
+from magicvideo.training.recipe import Recipe
+from magicvideo.training.run import train
+from magicvideo.training.stages import make_task
+
+
+def starting(model, prepared, output, *stages, **changes):
+    values = tiny_values(prepared, output)
+    for name in STAGES:
+        if name not in stages:
+            del values[name]
+    return Recipe.model_validate({**values, "start": str(model), **changes})
+
+
+def weights(folder):
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def without(tensors, unwanted):
+    return {name: tensor for name, tensor in tensors.items() if not unwanted(name)}
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, tmp_path):
+    network = make_task(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
+    # the model's is a video autoencoder, of which this stage trains the image part
+    stored = weights(model / "vae")
+    assert any("temporal" in name for name in stored)
+    found = network.state_dict()
+    assert not any("temporal" in name for name in found)
+    assert_same(found, {name: stored[name] for name in stored if "temporal" not in name})
+    fresh = make_task(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
+    assert network.config.scaling_factor == fresh.network.config.scaling_factor != 1.0
+
+
+def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared, tmp_path):
+    recipe = starting(model, prepared, tmp_path, "video_vae")
+    network = make_task(recipe, "video_vae").network
+    assert_same(network.state_dict(), weights(model / "vae"))
+    assert network.config.temporal_reach == 4
+    shown = network.temporal_mid.to_out.weight
+    assert shown.abs().max() > 0
+    sizes = plan(recipe)[0]
+    assert sizes.parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_path):
+    task = make_task(starting(model, prepared, tmp_path, "clip"), "clip")
+    task.save(tmp_path)
+    for name in ("text_encoder", "image_encoder"):
+        assert_same(weights(tmp_path / name), weights(model / name))
+    texts = [(folder / "tokenizer" / "tokenizer.json").read_text() for folder in (tmp_path, model)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("stage", ["unsupervised", "keyframes"])
+def test_video_stages_begin_with_the_denoiser(stage, model, prepared, tmp_path):
+    network = make_task(starting(model, prepared, tmp_path, stage), stage).network
+    assert_same(network.unet.state_dict(), weights(model / "unet"))
+    assert_same(network.image_conditioner.state_dict(), weights(model / "image_conditioner"))
+
+
+def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
+    network = make_task(starting(model, prepared, tmp_path, "image"), "image").network
+    stored = weights(model / "unet")
+    found = network.unet.state_dict()
+    assert not any("temporal" in name or "adaptor" in name for name in found)
+    assert_same(found, {name: stored[name] for name in found})
+
+
+def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
+    recipe = starting(model, prepared, tmp_path / "run", "image")
+    train(recipe, None, lambda _: None)
+    export(recipe.output, tmp_path / "frames", "fp32")
+    network = make_task(
+        starting(tmp_path / "frames", prepared, tmp_path, "keyframes"), "keyframes"
+    ).network
+    stored, found = weights(tmp_path / "frames" / "unet"), network.unet.state_dict()
+    new = {name for name in found if is_new(name)}
+    assert_same({k: v for k, v in found.items() if k not in new}, without(stored, is_new))
+    assert (found["fps_embedding.linear_2.weight"] == 0).all()
+    assert any("temporal" in name for name in new)
+
+
+def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, tmp_path):
+    network = make_task(
+        starting(model, prepared, tmp_path, "interpolation", seed=6), "interpolation"
+    ).network
+    assert_same(network.state_dict(), weights(model / "interpolator"))
+    own = make_task(trained, "interpolation").network.config.residual_scale
+    assert network.config.residual_scale == own
+
+
+def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
+    recipe = starting(model, prepared, tmp_path / "run", "keyframes")
+    assert isinstance(make_task(recipe, "keyframes").frozen.vae, VideoPatchAutoencoder)
+    train(recipe, None, lambda _: None)
+    export(recipe.output, tmp_path / "model", "fp32")
+    for name in ("vae", "text_encoder", "image_encoder", "interpolator"):
+        assert_same(weights(tmp_path / "model" / name), weights(model / name))
+    before, after = (weights(folder / "unet") for folder in (model, tmp_path / "model"))
+    assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
+    text = (tmp_path / "model" / "training.json").read_text()
+    assert '"started_from"' in text
+    assert (tmp_path / "model" / "words.txt").read_text() == (model / "words.txt").read_text()
+
+
+def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
+    parts = ["vae", "text_encoder", "tokenizer", "image_encoder"]
+    convolutions = {**tiny_values(prepared, tmp_path)["unet"], "convolutions": "3d"}
+    recipe = starting(model, prepared, tmp_path, "keyframes", start_parts=parts, unet=convolutions)
+    stored = weights(model / "unet")
+    found = make_task(recipe, "keyframes").network.unet.state_dict()
+    assert not torch.equal(found["conv_in.weight"], stored["conv_in.weight"])
+    assert found.keys() - stored.keys() == {
+        name.replace("weight", "temporal_weight")
+        for name, tensor in found.items()
+        if tensor.shape[-2:] == (3, 3) and "temporal" not in name
+    }
+    assert component(recipe, "vae") == model / "vae"
+    assert plan(recipe)[0].reused == 0
+    with pytest.raises(UserError, match="no stage image or unsupervised or keyframes"):
+        component(starting(model, prepared, tmp_path, "clip", start_parts=parts), "unet")
+
+
+def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
+    wordless = Path(shutil.copytree(model, tmp_path / "wordless"))
+    (wordless / "words.txt").unlink()
+    write_sums(wordless)
+    recipe = starting(wordless, prepared, tmp_path / "run", "keyframes")
+    train(recipe, None, lambda _: None)
+    export(recipe.output, tmp_path / "model", "fp32")
+    assert not (tmp_path / "model" / "words.txt").exists()
+
+
+def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
+    wider = {**tiny_values(prepared, tmp_path)["unet"], "block_out_channels": [8, 16]}
+    recipe = starting(model, prepared, tmp_path, "keyframes", unet=wider)
+    with pytest.raises(UserError, match=r"has the shape \[.+\] and the network \[.+\]"):
+        make_task(recipe, "keyframes")
+    clip = {**tiny_values(prepared, tmp_path)["clip"], **SHARED, "width": 10}
+    recipe = starting(model, prepared, tmp_path, "clip", clip=clip)
+    with pytest.raises(UserError, match="do not have the sizes of the recipe's clip"):
+        make_task(recipe, "clip")
+
+
+def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
+    with pytest.raises(UserError, match="is no model folder"):
+        component(starting(tmp_path, prepared, tmp_path, "keyframes"), "vae")
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
+        component(starting(copy, prepared, tmp_path, "keyframes"), "vae")
+
+
+def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
+    values = tiny_values(prepared, tmp_path)
+    del values["autoencoder"]
+    with pytest.raises(UserError, match=r"no stage autoencoder and names no model .* part vae"):
+        image_vae(Recipe.model_validate(values))
+    del values["video_vae"]
+    with pytest.raises(UserError, match=r"no stage autoencoder or video_vae and names no model"):
+        component(Recipe.model_validate(values), "vae")
+
+
+def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, tmp_path):
+    values = tiny_values(prepared, tmp_path)
+    values["keyframes"]["start_share"] = 0.75
+    only = {name: values[name] for name in values if name not in STAGES or name == "keyframes"}
+    task = make_task(Recipe.model_validate({**only, "start": str(model)}), "keyframes")
+    began = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
+    with torch.no_grad():
+        for parameter in task.network.parameters():
+            parameter.add_(1.0)
+    learnt = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
+    task.save(tmp_path / "product")
+    found = weights(tmp_path / "product" / "unet")
+    for name, weight in found.items():
+        expected = learnt[name] if is_new(name) else 0.75 * began[name] + 0.25 * learnt[name]
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5)
+    assert_same(task.network.unet.state_dict(), learnt)
