@@ -14,9 +14,11 @@ from packaging.utils import canonicalize_name
 from PIL import Image, ImageSequence
 
 import magicvideo
+import studies
 from magicvideo.cli import run
 from magicvideo.evaluation.protocol import read_any_protocol
 from magicvideo.training.recipe import read_recipe
+from studies.__main__ import run as run_study
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "magicvideo"
@@ -24,8 +26,7 @@ PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benc
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
 LAUNCHERS = {"torchrun", "accelerate"}
-OTHER_SCORES = {"judge", "sheet", "decoders", "interpolation", "upscaler", "cost"}
-OTHER_SCORES |= {"compare", "compare-report", "report", "vbench", "ablations"}
+OTHER_SCORES = {"judge", "sheet", "report", "vbench"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
@@ -159,6 +160,9 @@ def test_commands_exist(page, capsys):
         elif program == "magicvideo":
             given = [argument for argument in arguments if not argument.isupper()]
             assert run([*given, "--help"]) == 0, f"{line}: {capsys.readouterr().err}"
+            capsys.readouterr()
+        elif (program, *arguments[:2]) == studies.PROGRAM:
+            assert run_study([*arguments[2:], "--help"]) == 0, f"{line}: {capsys.readouterr().err}"
             capsys.readouterr()
         else:
             assert (ROOT / _script([program, *arguments])).is_file(), f"{page.name}: {line}"
