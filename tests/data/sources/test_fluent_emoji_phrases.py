@@ -1,4 +1,4 @@
-"""The natural wordings of the emoji: complete, unambiguous, and split into training and evaluation."""
+"""Natural wordings of the emoji: complete, unambiguous, split into training and evaluation."""
 
 import json
 import re
