@@ -28,11 +28,10 @@ from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
 from magicvideo.data.prepare import prepare
 from magicvideo.data.sources import folder as clip_folder
 from magicvideo.data.sources.synthetic import write_clips
-from magicvideo.training.dry_run import StagePlan, plan
+from magicvideo.training.dry_run import StageEstimate, estimate_run
 from magicvideo.training.export import export
-from magicvideo.training.recipe import Recipe, StageName, read_recipe
+from magicvideo.training.recipe import Recipe, StageConfig, StageName, read_recipe
 from magicvideo.training.run import train
-from magicvideo.training.settings import StageSettings
 from magicvideo.training.trainer import CHECKPOINTS
 from studies.cost.networks import FLOOR, NETWORKS, PAPER, make_inputs
 from studies.cost.page import table
@@ -131,7 +130,7 @@ def prepare_all(folder: Path) -> Recipe:
     places = {
         "data": folder / f"clips{SMALL}",
         "output": folder / RUN,
-        "start": folder / "start",
+        "init_from": folder / "start",
         "upscaler.data": folder / f"clips{LARGE}",
     }
     return read_recipe(RECIPE, [f"{name}={place}" for name, place in places.items()])
@@ -140,20 +139,20 @@ def prepare_all(folder: Path) -> Recipe:
 def with_updates(recipe: Recipe, updates: int) -> Recipe:
     """Return the recipe with so many updates of every stage, no pictures and one checkpoint."""
     few = {"steps": updates, "preview_every": updates + 1, "keep_checkpoints": 1}
-    stages: dict[str, StageSettings] = {
+    stages: dict[str, StageConfig] = {
         name: stage.model_copy(update=few) for name, stage in recipe.stages().items()
     }
     return recipe.model_copy(update=stages)
 
 
-def train_stage(recipe: Recipe, name: StageName, planned: StagePlan) -> Update:
+def train_stage(recipe: Recipe, name: StageName, planned: StageEstimate) -> Update:
     """Train one stage in this process, which has trained nothing else."""
     settings = recipe.stages()[name]
     train(recipe, name, print)
     lines = (recipe.output / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
     shutil.rmtree(recipe.output / name / CHECKPOINTS)  # 15 GB of each denoiser
-    samples = settings.batch_size * settings.accumulate
+    samples = settings.batch_size * settings.gradient_accumulation_steps
     gflops = samples * planned.training_gflops
     peak = torch.cuda.max_memory_allocated()
     return Update(name, samples, median(seconds), peak, planned.memory.total, gflops)
@@ -161,7 +160,7 @@ def train_stage(recipe: Recipe, name: StageName, planned: StagePlan) -> Update:
 
 def train_all(recipe: Recipe) -> Iterator[Update]:
     """Train every stage in a process of its own, in order."""
-    for name, planned in zip(recipe.stages(), plan(recipe), strict=True):
+    for name, planned in zip(recipe.stages(), estimate_run(recipe), strict=True):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             yield fresh.submit(train_stage, recipe, name, planned).result()
 

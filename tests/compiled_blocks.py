@@ -3,7 +3,7 @@
 import torch
 from networks import make_inputs, make_unet
 
-from magicvideo.training.module_wrapping import compile_blocks
+from magicvideo.training.distributed import compile_blocks
 
 
 def main() -> None:

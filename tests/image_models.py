@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from magicvideo.convert.key_mapping import clip_place, open_clip_place, unet_place, vae_place
-from magicvideo.training.tasks.tokenizer import train_tokenizer
+from magicvideo.training.tasks.clip_model import train_tokenizer
 
 TOKENS, EMBEDDING, SIDE, FACTOR = 11, 14, 10, 2
 UNET = {

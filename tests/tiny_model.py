@@ -15,7 +15,7 @@ from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.training.tasks.tokenizer import train_tokenizer
+from magicvideo.training.tasks.clip_model import train_tokenizer
 
 FRAMES, LATENT_SIDE, PATCH, LATENT_CHANNELS = 5, 4, 6, 3
 SIDE = LATENT_SIDE * PATCH

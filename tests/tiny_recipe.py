@@ -48,7 +48,12 @@ def tiny_values(data, output):
             "image_layers": 1,
         },
         "image": {**SHARED, "steps": 4, "preview_every": 2},
-        "unsupervised": {**SHARED, "steps": 4, "image_condition": 1.0, "accumulate": 2},
+        "unsupervised": {
+            **SHARED,
+            "steps": 4,
+            "image_condition": 1.0,
+            "gradient_accumulation_steps": 2,
+        },
         "keyframes": {**SHARED, "steps": 4, "image_condition": 0.3, "preview_every": 3},
         "interpolation": {
             **SHARED,

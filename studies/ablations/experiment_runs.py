@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from magicvideo.atomic_io import atomic_folder
 from magicvideo.errors import UserError
-from magicvideo.training.components import product_of
-from magicvideo.training.dry_run import plan
-from magicvideo.training.recipe import Recipe, StageName, make_recipe, read_values
+from magicvideo.training.components import stage_output
+from magicvideo.training.dry_run import estimate_run
+from magicvideo.training.recipe import Recipe, StageName, load_yaml, parse_recipe
 from magicvideo.training.run import SETTINGS, train
-from magicvideo.training.trainer import PRODUCT
+from magicvideo.training.trainer import OUTPUT
 from studies.ablations.settings import Ablations, Kind
 
 # stages that know nothing of videos: variants with the same image network share their products
@@ -66,7 +66,7 @@ def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
         for name in only or found.experiments
         for variant in found.experiments[name].variants
     )
-    values = read_values(found.recipe)
+    values = load_yaml(found.recipe)
     return [
         Run(
             experiment=experiment,
@@ -115,7 +115,7 @@ def train_run(run: Run, output: Path, say: Callable[[str], None]) -> None:
             _check_settings(base)
             train(base, None, lambda line: say(f"{base.name}: {line}"))
         for stage in base.stages():
-            _take_over(product_of(base, stage), recipe.output / stage / PRODUCT)
+            _take_over(stage_output(base, stage), recipe.output / stage / OUTPUT)
     _check_settings(recipe)
     train(recipe, None, lambda line: say(f"{run.name}: {line}"))
 
@@ -151,7 +151,7 @@ def operations_of(recipe: Recipe) -> list[float]:
 
 @lru_cache
 def _operations(recipe: Recipe) -> tuple[float, ...]:
-    return tuple(row.samples * row.training_gflops for row in plan(recipe))
+    return tuple(row.samples * row.training_gflops for row in estimate_run(recipe))
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _plain_recipe(
         "output": found.output / name / variant / str(seed),
         "seed": seed,
     }
-    return make_recipe({**values, **own}, f"{found.recipe} as {name}.{variant} changes it")
+    return parse_recipe({**values, **own}, f"{found.recipe} as {name}.{variant} changes it")
 
 
 def foundation_of(recipe: Recipe, folder: Path) -> Recipe | None:

@@ -122,7 +122,7 @@ def _updates(experiment: Experiment, rows: list[Row]) -> str:
     """Return how long the baseline was trained, stage by stage; the tables say it of the last."""
     recipe = next(row.recipe for row in rows if row.variant == experiment.baseline)
     stages = [
-        f"{name} {stage.steps:,} of {stage.batch_size * stage.accumulate}"
+        f"{name} {stage.steps:,} of {stage.batch_size * stage.gradient_accumulation_steps}"
         for name, stage in recipe.stages().items()
     ]
     label = experiment.variants[experiment.baseline].label

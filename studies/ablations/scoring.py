@@ -20,11 +20,10 @@ from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol
 from magicvideo.evaluation.provenance import identity
 from magicvideo.models.autoencoder_loading import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.training.components import component, image_vae
-from magicvideo.training.dry_run import plan
+from magicvideo.training.components import component_path, frames_folder, image_vae_path
+from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
-from magicvideo.training.log import FILE as LOG
-from magicvideo.training.stage_data import frames_folder
+from magicvideo.training.metrics_logger import FILE as LOG
 from studies.ablations.experiment_runs import Run
 from studies.ablations.settings import Scoring
 from studies.decoders import compare_decoders
@@ -133,8 +132,8 @@ def _score_denoiser(run: Run, scoring: Scoring, judge: Judge, progress: Progress
 
 def _score_decoder(run: Run, scoring: Scoring, progress: Progress) -> Scores:
     """Compare the run's video decoder with the decoder of single frames that it began as."""
-    first = load_autoencoder(image_vae(run.recipe))
-    second = load_autoencoder(component(run.recipe, "vae"))
+    first = load_autoencoder(image_vae_path(run.recipe))
+    second = load_autoencoder(component_path(run.recipe, "vae"))
     dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
     return {
         "decoder": [
@@ -210,7 +209,7 @@ def _pipeline_of(run: Run) -> MagicVideoPipeline:
 
 def _cost_of(run: Run) -> dict[str, int | float]:
     """Return what all stages cost, and the size and speed of the last."""
-    rows = plan(run.recipe)
+    rows = estimate_run(run.recipe)
     last = rows[-1]
     return {
         "parameters": last.parameters,

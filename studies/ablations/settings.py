@@ -10,13 +10,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from magicvideo.data.manifest import Split
 from magicvideo.diffusion.sampling import SamplerName
 from magicvideo.errors import UserError
-from magicvideo.training.settings import Settings
+from magicvideo.training.recipe import StrictModel
 
 Kind: TypeAlias = Literal["denoiser", "decoder", "upscaler"]
 _NAME = r"^[a-z0-9+.]+(-[a-z0-9+.]+)*$"
 
 
-class Scoring(Settings):
+class Scoring(StrictModel):
     """How models are scored; one change makes all scores be made anew."""
 
     seed: int = Field(
@@ -55,7 +55,7 @@ class Scoring(Settings):
     moving_frames: int = Field(default=12, ge=2)
 
 
-class Variant(Settings):
+class Variant(StrictModel):
     """One kind of model: what it changes in the recipe, or which other it is the same as."""
 
     label: str
@@ -63,7 +63,7 @@ class Variant(Settings):
     same_as: str | None = Field(None, description="EXPERIMENT/VARIANT, whose runs are taken")
 
 
-class Experiment(Settings):
+class Experiment(StrictModel):
     """Models that differ in one thing."""
 
     title: str
@@ -81,7 +81,7 @@ class Experiment(Settings):
     variants: dict[str, Variant] = Field(min_length=1)
 
 
-class Ablations(Settings):
+class Ablations(StrictModel):
     """All experiments of one page.
 
     `recipe`, `output` and `scores` are relative to the folder in which the command is run. Changes

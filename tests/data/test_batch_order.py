@@ -50,7 +50,7 @@ def test_balanced_batches_show_every_subject_alike(prepared):
     assert shares[0] == pytest.approx(0.5)
     assert shares[1:] == pytest.approx([0.5 / (count - 1)] * (count - 1))
     assert dataset.shares(0.0) == pytest.approx([1 / count] * count)
-    ids = read_batch(dataset, 4, 0, 8 * count, 1, balance=1.0).clip_ids
+    ids = read_batch(dataset, 4, 0, 8 * count, 1, subject_balance=1.0).clip_ids
     assert abs(ids.count(dataset.clips[0].id) / len(ids) - 0.5) < 0.1
 
 

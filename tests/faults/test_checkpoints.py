@@ -1,4 +1,4 @@
-"""Checkpoints under every fault of a disk: what is published loads, and the last good one stays."""
+"""Checkpoints under every fault of a disk: a published one loads, and the last good one stays."""
 
 import os
 import shutil
@@ -11,19 +11,19 @@ from torch import nn
 
 from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_sums
 from magicvideo.cli import run
-from magicvideo.training.checkpoint import Checkpoints, TrainingState
-from magicvideo.training.ema import Ema
-from magicvideo.training.optim import make_optimizer
-from magicvideo.training.settings import ImageSettings
+from magicvideo.training.checkpoint import CheckpointManager, TrainingState
+from magicvideo.training.ema import EMA
+from magicvideo.training.optim import build_optimizer
+from magicvideo.training.recipe import ImageStageConfig
 
-SETTINGS = ImageSettings(steps=9, batch_size=1, learning_rate=0.01)
+SETTINGS = ImageStageConfig(steps=9, batch_size=1, learning_rate=0.01)
 
 
 def make_state(step):
     """A state after `step` steps that differs from that after any other number."""
     torch.manual_seed(step)
     network = nn.Conv2d(3, 5, 2)
-    state = TrainingState(network, make_optimizer(network, SETTINGS), Ema(network, 0.9), step)
+    state = TrainingState(network, build_optimizer(network, SETTINGS), EMA(network, 0.9), step)
     network(torch.randn(2, 3, 6, 7)).square().sum().backward()
     state.optimizer.step()
     return state
@@ -31,7 +31,7 @@ def make_state(step):
 
 def assert_restores(checkpoints, step):
     restored, expected = make_state(0), make_state(step)
-    checkpoints.restore(restored, checkpoints.newest())
+    checkpoints.restore(restored, checkpoints.latest())
     assert checkpoints.rejected == []
     assert restored.step == step
     for name, tensor in expected.network.state_dict().items():
@@ -39,19 +39,19 @@ def assert_restores(checkpoints, step):
 
 
 def test_a_kill_at_any_step_of_saving_leaves_the_old_or_the_new(tmp_path, killed_at_step):
-    before = Checkpoints(tmp_path / "before", keep=2, stage="image")
+    before = CheckpointManager(tmp_path / "before", keep=2, stage="image")
     for step in (1, 2):
         before.save(make_state(step))
     state, found = make_state(3), []
     for number in range(200):
         folder = tmp_path / f"killed-{number}"
         shutil.copytree(before.folder, folder)
-        checkpoints = Checkpoints(folder, keep=2, stage="image")
+        checkpoints = CheckpointManager(folder, keep=2, stage="image")
         if not killed_at_step(lambda here=checkpoints: here.save(state), number):
             break
-        after = Checkpoints(folder, keep=2, stage="image")
+        after = CheckpointManager(folder, keep=2, stage="image")
         assert {path.name for path in folder.iterdir()} <= {f"step-0000000{n}" for n in range(1, 4)}
-        found.append(int(after.newest().name[-1]))
+        found.append(int(after.latest().name[-1]))
         assert_restores(after, found[-1])
     assert found == sorted(found)
     assert min(found.count(2), found.count(3)) > 5  # kills on both sides of the rename
@@ -81,7 +81,7 @@ def test_a_kill_while_a_folder_is_replaced_leaves_no_mixture(tmp_path, killed_at
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, full_disk):
-    checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     checkpoints.save(make_state(1))
     for room in (0, 100, 300):
         with full_disk(room), pytest.raises(OSError, match="File too large") as caught:
@@ -117,30 +117,30 @@ def test_a_disk_that_is_really_full_is_named_with_what_is_free(small_disk, shape
     assert error.startswith(f"Error: The disk is full at {out}/clips/clip000.npy (0.1 MB are free")
     assert error.count("\n") == 1
     assert list((folder / "out" / "clips").iterdir()) == []
-    checkpoints = Checkpoints(folder / "run", keep=1, stage="image")
+    checkpoints = CheckpointManager(folder / "run", keep=1, stage="image")
     with pytest.raises(OSError, match="No space left on device"):
         save_large(checkpoints)
     assert list((folder / "run").iterdir()) == []
     make_room()
     save_large(checkpoints)
-    verify_sums(checkpoints.newest())
+    verify_sums(checkpoints.latest())
     assert run(["data", "prepare", source, out, "--size", "64"]) == 0
 
 
 def save_large(checkpoints):
     network = nn.Linear(97, 131)
-    state = TrainingState(network, make_optimizer(network, SETTINGS), Ema(network, 0.9), 4)
+    state = TrainingState(network, build_optimizer(network, SETTINGS), EMA(network, 0.9), 4)
     checkpoints.save(state)
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_damaged_checkpoints_of_later_steps_never_push_out_a_good_one(tmp_path, keep):
-    checkpoints = Checkpoints(tmp_path, keep=keep, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=keep, stage="image")
     good = checkpoints.save(make_state(1))
     for step in (7, 8):
         shutil.copytree(good, tmp_path / f"step-0000000{step}")
         (tmp_path / f"step-0000000{step}" / "ema.safetensors").write_bytes(b"")
-    assert checkpoints.newest() == good
+    assert checkpoints.latest() == good
     checkpoints.save(make_state(2))
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["step-00000001", "step-00000002"][-keep:]
@@ -148,14 +148,14 @@ def test_damaged_checkpoints_of_later_steps_never_push_out_a_good_one(tmp_path, 
 
 
 def test_a_checkpoint_that_cannot_be_deleted_stops_nothing(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     checkpoints.save(make_state(1))
     with monkeypatch.context() as patched:
         patched.setattr("magicvideo.training.checkpoint.shutil.rmtree", refuse)
         checkpoints.save(make_state(2))
     assert_restores(checkpoints, 2)
     checkpoints.save(make_state(3))
-    assert_restores(Checkpoints(tmp_path, keep=1, stage="image"), 3)
+    assert_restores(CheckpointManager(tmp_path, keep=1, stage="image"), 3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
@@ -165,11 +165,11 @@ def refuse(path, ignore_errors=False):
 
 
 def test_a_folder_without_sums_is_passed_over(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=3, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=3, stage="image")
     for step in (1, 2, 3):
         path = checkpoints.save(make_state(step))
     (path / "SHA256SUMS").unlink()
     (tmp_path / f"{PARTIAL}step-00000004").mkdir()
-    assert checkpoints.newest().name == "step-00000002"
+    assert checkpoints.latest().name == "step-00000002"
     assert "has no SHA256SUMS" in checkpoints.rejected[0]
-    assert load_file(checkpoints.newest() / "network.safetensors").keys() == {"weight", "bias"}
+    assert load_file(checkpoints.latest() / "network.safetensors").keys() == {"weight", "bias"}

@@ -14,7 +14,7 @@ from tiny_recipe import tiny_values
 from magicvideo.cli import run
 from magicvideo.training.tasks.autoencoder import AutoencoderTask
 
-PRODUCT = "product/vae/diffusion_pytorch_model.safetensors"
+OUTPUT = "output/vae/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture

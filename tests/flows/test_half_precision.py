@@ -9,8 +9,8 @@ from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo.diffusion.noise import sample_draws
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.run import slowdown_in_bfloat16, train
-from magicvideo.training.stages import make_task
+from magicvideo.training.run import bf16_slowdown, train
+from magicvideo.training.stages import build_task
 
 UPSCALER = {"crop": 12, "model": {"factor": 3, "widths": [8, 12], "num_blocks": [1, 1]}}
 
@@ -20,13 +20,18 @@ def recipe(prepared, tmp_path_factory):
     """All stages, trained for one step in bfloat16."""
     values = tiny_values(prepared, tmp_path_factory.mktemp("half") / "run")
     values["upscaler"] = {**SHARED, **UPSCALER, "data": str(prepared)}
-    half = {"steps": 1, "accumulate": 1, "preview_every": 9, "mixed_precision": "bf16"}
+    half = {
+        "steps": 1,
+        "gradient_accumulation_steps": 1,
+        "preview_every": 9,
+        "mixed_precision": "bf16",
+    }
     recipe = Recipe.model_validate(
         values | {name: {**values[name], **half} for name in (*STAGES, "upscaler")}
     )
     said = []
     train(recipe, None, said.append)
-    is_emulated = slowdown_in_bfloat16() > 5
+    is_emulated = bf16_slowdown() > 5
     warned = sum("no instructions for bfloat16" in line for line in said)
     assert warned == is_emulated * (len(STAGES) + 1)
     return recipe
@@ -34,9 +39,9 @@ def recipe(prepared, tmp_path_factory):
 
 def first_loss(recipe, name):
     """The loss of the first step: as it was logged, and as single precision has it."""
-    task, count = make_task(recipe, name), recipe.stages()[name].batch_size
+    task, count = build_task(recipe, name), recipe.stages()[name].batch_size
     loss = task.losses(
-        task.network, task.read(0), sample_draws(0, count, recipe.seed, name, "sample")
+        task.network, task.get_batch(0), sample_draws(0, count, recipe.seed, name, "sample")
     )["loss"]
     assert loss.dtype == torch.float32
     line = (recipe.output / name / "log.jsonl").read_text().splitlines()[0]

@@ -123,7 +123,7 @@ def test_checkpointed_activations_keep_the_losses(values, single, tmp_path):
 def test_a_run_goes_on_from_a_checkpoint(values, single, tmp_path):
     for steps in (2, 4):
         halted = values | {"output": tmp_path / "run"}
-        halted["keyframes"] = {**values["keyframes"], "steps": steps, "decay_share": 0.0}
+        halted["keyframes"] = {**values["keyframes"], "steps": steps, "lr_decay_ratio": 0.0}
         if steps == 2:
             shutil.copytree(single.output, halted["output"])
             shutil.rmtree(halted["output"] / "keyframes")

@@ -28,7 +28,7 @@ SHARED = {
     "batch_size": 3,
     "learning_rate": 1e-3,
     "warmup_steps": 2,
-    "decay_share": 0.0,
+    "lr_decay_ratio": 0.0,
     "log_every": 1,
 }
 STAGES = ("image", "unsupervised", "keyframes", "interpolation")
@@ -98,7 +98,7 @@ def write_recipe(start, tmp_path):
             "name": "sharded",
             "data": str(data),
             "output": str(tmp_path / name),
-            "start": str(start),
+            "init_from": str(start),
             "seed": 3,
             "shards": {"window": 3, "cache": str(tmp_path / "cache")},
             "unet": {
@@ -244,7 +244,12 @@ def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys
     mistakes = {
         ("--stage", "video_vae"): "Stage video_vae needs frames",
         ("--stage", "image", "--set", f"data={changed}"): "encoded with another vae than this",
-        ("--stage", "image", "--set", "image.balance=0.5"): "set image.balance=0, or data to a",
+        (
+            "--stage",
+            "image",
+            "--set",
+            "image.subject_balance=0.5",
+        ): "set image.subject_balance=0, or data to a",
         ("--stage", "image", "--set", f"data={cut}"): f"{victim.name} is cut off or changed",
         ("--stage", "image", "--set", "data=nosuch://x"): "nosuch://x cannot be opened",
         ("--set", "size=32"): "have 24 pixels a side and the recipe says size=32",

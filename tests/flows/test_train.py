@@ -58,7 +58,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(write):
     recipe, whole = write("whole")
     unbroken = run("train", recipe, "--threads", "1", "--set", "autoencoder.checkpoint_minutes=9")
     assert unbroken.returncode == 0, unbroken.stderr
-    weights = "autoencoder/product/vae/diffusion_pytorch_model.safetensors"
+    weights = "autoencoder/output/vae/diffusion_pytorch_model.safetensors"
     first, second = load_file(output / weights), load_file(whole / weights)
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)

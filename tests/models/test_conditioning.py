@@ -17,7 +17,7 @@ from magicvideo.models.conditioning import (
     encode_text,
     normalise_for_clip,
 )
-from magicvideo.training.tasks.tokenizer import train_tokenizer
+from magicvideo.training.tasks.clip_model import train_tokenizer
 
 TOKENS, WIDTH, SIDE, EMBEDDING = 9, 10, 12, 7
 PROMPTS = ["a cat", "", "a woman surfing on a blue background with a dog and a cat"]

@@ -6,7 +6,12 @@ from magicvideo.data.shards.dataset import EncodedBatch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
 from magicvideo.models.pretrained_encoders import frozen_folders
-from magicvideo.training.tasks.batches import embeddings_of, frames_of, latents_of, tokens_of
+from magicvideo.training.tasks.batches import (
+    batch_frames,
+    encode_captions,
+    encode_frame_embeds,
+    encode_latents,
+)
 
 CPU = torch.device("cpu")
 
@@ -37,18 +42,20 @@ def test_encoded_clips_give_the_networks_what_frames_give(frozen, batches):
     plain, encoded = batches
     dropped = torch.tensor([False, True, False])
     shown = torch.tensor([2, 0, 3])
-    for of, choice in ((tokens_of, dropped), (embeddings_of, shown)):
+    for of, choice in ((encode_captions, dropped), (encode_frame_embeds, shown)):
         ours, theirs = (of(frozen, batch, choice, CPU) for batch in (encoded, plain))
         torch.testing.assert_close(ours, theirs)
-    assert not torch.equal(tokens_of(frozen, encoded, dropped, CPU)[1], encoded.tokens[1])
-    assert latents_of(frozen, encoded, CPU) is encoded.latents
-    torch.testing.assert_close(latents_of(frozen, plain, CPU), encoded.latents)
-    assert torch.equal(frames_of(frozen, plain, CPU), plain.frames)
-    assert torch.equal(frames_of(frozen, encoded, CPU), decode_latents(frozen.vae, encoded.latents))
+    assert not torch.equal(encode_captions(frozen, encoded, dropped, CPU)[1], encoded.tokens[1])
+    assert encode_latents(frozen, encoded, CPU) is encoded.latents
+    torch.testing.assert_close(encode_latents(frozen, plain, CPU), encoded.latents)
+    assert torch.equal(batch_frames(frozen, plain, CPU), plain.frames)
+    assert torch.equal(
+        batch_frames(frozen, encoded, CPU), decode_latents(frozen.vae, encoded.latents)
+    )
 
 
 def test_the_batch_is_not_changed_where_captions_are_dropped(frozen, batches):
     _, encoded = batches
     before = encoded.tokens.clone()
-    tokens_of(frozen, encoded, torch.tensor([True, True, False]), CPU)
+    encode_captions(frozen, encoded, torch.tensor([True, True, False]), CPU)
     assert torch.equal(encoded.tokens, before)

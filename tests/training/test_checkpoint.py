@@ -10,19 +10,19 @@ from torch import nn
 
 from magicvideo.atomic_io import write_sums
 from magicvideo.errors import UserError
-from magicvideo.training.checkpoint import Checkpoints, TrainingState
-from magicvideo.training.ema import Ema
-from magicvideo.training.optim import make_optimizer
-from magicvideo.training.settings import ImageSettings
+from magicvideo.training.checkpoint import CheckpointManager, TrainingState
+from magicvideo.training.ema import EMA
+from magicvideo.training.optim import build_optimizer
+from magicvideo.training.recipe import ImageStageConfig
 
-SETTINGS = ImageSettings(steps=9, batch_size=1, learning_rate=0.01)
+SETTINGS = ImageStageConfig(steps=9, batch_size=1, learning_rate=0.01)
 
 
 def make_state(steps=0, width=5):
     torch.manual_seed(steps)
     network = nn.Sequential(nn.Conv2d(3, width, 3), nn.Conv2d(width, 2, 1))
     network.to(memory_format=torch.channels_last)
-    state = TrainingState(network, make_optimizer(network, SETTINGS), Ema(network, 0.9))
+    state = TrainingState(network, build_optimizer(network, SETTINGS), EMA(network, 0.9))
     for step in range(steps):
         advance(state, step)
     return state
@@ -53,7 +53,7 @@ def equal(first, second):
 
 def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path):
     unbroken = make_state(3)
-    checkpoints = Checkpoints(tmp_path, keep=2, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     path = checkpoints.save(unbroken)
     restored = make_state(0)
     about = checkpoints.restore(restored, path)
@@ -72,7 +72,7 @@ def test_whatever_an_optimizer_keeps_comes_back(tmp_path, optimizer):
         state = make_state(0)
         changes = {"optimizer": "adafactor"} if optimizer == "adafactor" else {}
         settings = SETTINGS.model_copy(update=changes)
-        state.optimizer = make_optimizer(state.network, settings)
+        state.optimizer = build_optimizer(state.network, settings)
         return state
 
     state, again = fresh(), fresh()
@@ -81,7 +81,7 @@ def test_whatever_an_optimizer_keeps_comes_back(tmp_path, optimizer):
         for kept in state.optimizer.state.values():
             kept["step"] = 7
             kept["state1"] = torch.arange(6, dtype=torch.uint8)
-    checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     checkpoints.restore(again, checkpoints.save(state))
     for own, other in zip(state.network.parameters(), again.network.parameters(), strict=True):
         expected, found = state.optimizer.state[own], again.optimizer.state[other]
@@ -92,7 +92,7 @@ def test_whatever_an_optimizer_keeps_comes_back(tmp_path, optimizer):
 
 
 def test_the_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     for steps in (1, 2, 3, 4):
         checkpoints.save(make_state(steps))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
@@ -101,7 +101,7 @@ def test_the_newest_are_kept(tmp_path):
 @pytest.mark.parametrize("file", ["network", "ema", "optimizer"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, file, damage):
-    checkpoints = Checkpoints(tmp_path, keep=2, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     older = checkpoints.save(make_state(1))
     newer = checkpoints.save(make_state(2)) / f"{file}.safetensors"
     content = bytearray(newer.read_bytes())
@@ -112,30 +112,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, file
         newer.write_bytes(content)
     else:
         newer.write_bytes(content[: len(content) // 2 if damage == "truncate" else 0])
-    assert checkpoints.newest() == older
+    assert checkpoints.latest() == older
     assert len(checkpoints.rejected) == 1
     assert file in checkpoints.rejected[0]
 
 
 def test_nothing_usable_is_no_silent_fresh_start(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, stage="image")
-    assert checkpoints.newest() is None
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
+    assert checkpoints.latest() is None
     path = checkpoints.save(make_state(1))
     (path / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match=r"No checkpoint in .* can be used"):
-        checkpoints.newest()
+        checkpoints.latest()
 
 
 def test_another_stage_or_shape_is_refused_before_anything_changes(tmp_path):
-    path = Checkpoints(tmp_path, keep=1, stage="image").save(make_state(2))
+    path = CheckpointManager(tmp_path, keep=1, stage="image").save(make_state(2))
     with pytest.raises(UserError, match="is of stage image and not of clip"):
-        Checkpoints(tmp_path, keep=1, stage="clip").restore(make_state(0), path)
+        CheckpointManager(tmp_path, keep=1, stage="clip").restore(make_state(0), path)
     with pytest.raises(UserError, match=r"0\.bias has the shape \[5\] and the network \[4\]"):
-        Checkpoints(tmp_path, keep=1, stage="image").restore(make_state(0, width=4), path)
+        CheckpointManager(tmp_path, keep=1, stage="image").restore(make_state(0, width=4), path)
 
 
 def test_missing_and_foreign_tensors_are_named(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     path = checkpoints.save(make_state(1))
     deeper = make_state(0)
     deeper.network.append(nn.Conv2d(2, 2, 1))
@@ -148,20 +148,20 @@ def test_missing_and_foreign_tensors_are_named(tmp_path):
 
 
 def test_state_of_a_changed_json_is_noticed(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     path = checkpoints.save(make_state(1))
     about = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**about, "step": 7}))
     with pytest.raises(UserError, match=r"state\.json is damaged"):
-        checkpoints.newest()
+        checkpoints.latest()
     write_sums(path)
-    assert checkpoints.newest() == path
+    assert checkpoints.latest() == path
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
     """A child saves again and again and is killed; what it leaves must load, 50 times."""
     state = make_state(2)
-    checkpoints = Checkpoints(tmp_path, keep=2, stage="image")
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     checkpoints.save(state)
     rng = random.Random(3)
     for _ in range(50):
@@ -173,8 +173,8 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
         time.sleep(rng.uniform(0.0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        after = Checkpoints(tmp_path, keep=2, stage="image")
-        newest = after.newest()
+        after = CheckpointManager(tmp_path, keep=2, stage="image")
+        newest = after.latest()
         assert after.rejected == []
         assert not list(tmp_path.glob(".partial-*"))
         restored = make_state(0)

@@ -13,7 +13,7 @@ from launches import TORCHRUN, launch
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
-from magicvideo.training.distributed import Processes, join
+from magicvideo.training.distributed import DistributedContext, init_distributed
 
 PLAIN, ZERO = ("ddp", "fsdp2", "back", "onward"), ("zero2", "zero1", "zero-back")
 without_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs deepspeed")
@@ -58,7 +58,7 @@ def test_the_curve_is_that_of_one_process(runs, name):
 def test_one_process_writes_and_the_product_is_whole(runs, name):
     samples = runs / name / "keyframes" / "samples"
     assert [p.name for p in samples.iterdir()] == [f"step-{PREVIEWED_AT:08d}.png"]
-    part = "keyframes/product/unet/diffusion_pytorch_model.safetensors"
+    part = "keyframes/output/unet/diffusion_pytorch_model.safetensors"
     found, expected = load_file(runs / name / part), load_file(runs / "single" / part)
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -97,7 +97,7 @@ def test_what_a_launch_cannot_have_is_one_sentence(sentence, monkeypatch):
     for name, value in LAUNCHES[sentence].items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=sentence):
-        join()
+        init_distributed()
 
 
 @pytest.mark.parametrize("settings", [keyframe_runs.FSDP2, keyframe_runs.ZERO])
@@ -107,7 +107,7 @@ def test_half_precision_that_needs_scaling_is_refused_where_gradients_are_shared
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set it to bf16"):
-        Processes.of_launch("fp16")
+        DistributedContext.from_env("fp16")
 
 
 def test_deepspeed_is_asked_for_by_name_where_it_is_not_installed(monkeypatch):
@@ -115,11 +115,11 @@ def test_deepspeed_is_asked_for_by_name_where_it_is_not_installed(monkeypatch):
     for name, value in DEEPSPEED.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"pip install 'magicvideo\[deepspeed\]'"):
-        join()
+        init_distributed()
 
 
 def test_a_network_with_a_number_is_not_shared_out_by_deepspeed():
-    processes = replace(Processes.of_launch("no"), zero_stage=2)
+    processes = replace(DistributedContext.from_env("no"), zero_stage=2)
     network = torch.nn.Linear(3, 2)
     assert processes.uses_zero(network)
     assert not replace(processes, zero_stage=None).uses_zero(network)

@@ -12,11 +12,10 @@ from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
 from magicvideo.models.flops import count_parameters
 from magicvideo.models.unet import VideoUNet
-from magicvideo.training.dry_run import clip_bytes, plan
+from magicvideo.training.dry_run import clip_bytes, estimate_run
 from magicvideo.training.model_configs import frame_size, unet_config
-from magicvideo.training.recipe import Recipe, read_recipe
-from magicvideo.training.settings import MachineSettings
-from magicvideo.training.stages import make_task
+from magicvideo.training.recipe import HardwareConfig, Recipe, read_recipe
+from magicvideo.training.stages import build_task
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
 SIZE, FRAMES = 64, 3
@@ -28,8 +27,8 @@ def recipe_of(tmp_path, **changes):
         "name": "small",
         "data": str(tmp_path / "data"),
         "output": str(tmp_path / "run"),
-        "start": str(tmp_path / "start"),
-        "start_sizes": "stable-diffusion-1",
+        "init_from": str(tmp_path / "start"),
+        "init_preset": "stable-diffusion-1",
         "size": SIZE,
         "unet": {
             "block_out_channels": [32, 64],
@@ -38,19 +37,24 @@ def recipe_of(tmp_path, **changes):
             "norm_num_groups": 32,
             "num_frames": FRAMES,
         },
-        "keyframes": {**SHARED, "steps": 10, "image_condition": 0.0, "accumulate": 2},
+        "keyframes": {
+            **SHARED,
+            "steps": 10,
+            "image_condition": 0.0,
+            "gradient_accumulation_steps": 2,
+        },
     }
     return Recipe.model_validate({**values, **changes})
 
 
 @pytest.fixture(scope="module")
 def planned(trained):
-    return {row.name: row for row in plan(trained)}
+    return {row.name: row for row in estimate_run(trained)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_are_those_of_the_real_network(stage, planned, trained):
-    network = make_task(trained, stage).network
+    network = build_task(trained, stage).network
     row = planned[stage]
     assert row.parameters == count_parameters(network)
     assert row.trained == sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -67,14 +71,14 @@ def test_what_begins_anew_is_told_from_what_is_taken_over(planned):
 
 
 def test_neither_data_nor_weights_are_needed(tmp_path):
-    (row,) = plan(recipe_of(tmp_path))
+    (row,) = estimate_run(recipe_of(tmp_path))
     assert (row.name, row.updates, row.samples) == ("keyframes", 10, 10 * 2 * 3)
     assert list(tmp_path.iterdir()) == []
     assert row.reused > row.new > 768**2  # new is, beside others, the picture's linear layer
 
 
 def test_memory_by_hand(tmp_path):
-    (single,) = plan(recipe_of(tmp_path))
+    (single,) = estimate_run(recipe_of(tmp_path))
     trained = single.trained
     assert trained == single.parameters
     assert single.memory.gradients == single.memory.averages == 4 * trained
@@ -85,7 +89,9 @@ def test_memory_by_hand(tmp_path):
     assert single.memory.total == sum(vars(single.memory).values())
     mixed = {**SHARED, "steps": 10, "image_condition": 0.0, "mixed_precision": "bf16"}
     machine = {"gpus": 7, "tflops": 100}
-    (half,) = plan(recipe_of(tmp_path, keyframes={**mixed, "batch_size": 6}, machine=machine))
+    (half,) = estimate_run(
+        recipe_of(tmp_path, keyframes={**mixed, "batch_size": 6}, hardware=machine)
+    )
     assert half.memory.weights == single.memory.weights + 2 * trained
     assert half.memory.gradients == 2 * single.memory.gradients
     # twice the batch, in half the bytes, but for what is counted in bytes
@@ -93,8 +99,8 @@ def test_memory_by_hand(tmp_path):
 
 
 def test_time_and_disk_by_hand(tmp_path):
-    (row,) = plan(recipe_of(tmp_path))
-    machine = MachineSettings(gpus=5, tflops=2.0, utilisation=0.25)
+    (row,) = estimate_run(recipe_of(tmp_path))
+    machine = HardwareConfig(gpus=5, tflops=2.0, utilisation=0.25)
     assert row.hours(machine) == pytest.approx(60 * row.training_gflops * 1e9 / 0.5e12 / 3600)
     assert clip_bytes(recipe_of(tmp_path)) == (FRAMES * 4 * 8 * 8 * 2, FRAMES * 3 * SIZE * SIZE)
 
@@ -119,14 +125,14 @@ def test_a_folder_of_settings_is_enough(tmp_path):
     config = unet_config(recipe, SIZE)
     assert (config["in_channels"], config["sample_size"]) == (5, SIZE // 2)
     assert config["cross_attention_dim"] == 20
-    (row,) = plan(recipe)
+    (row,) = estimate_run(recipe)
     assert row.new + row.reused == row.trained
     (start / "unet" / "config.json").write_text('{"attention_head_dim": 4, "norm_num_groups": 32}')
     with pytest.raises(UserError, match=r"unet\.attention_heads is 8 in the recipe and 4 in"):
-        plan(recipe)
+        estimate_run(recipe)
     (start / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match="does not tell the sizes of vae"):
-        plan(recipe)
+        estimate_run(recipe)
 
 
 def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
@@ -157,13 +163,13 @@ def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
 
 def test_what_is_not_known_is_named(tmp_path, prepared):
     with pytest.raises(UserError, match="is not a prepared data set"):
-        plan(recipe_of(tmp_path, size=None))
+        estimate_run(recipe_of(tmp_path, size=None))
     with pytest.raises(UserError, match="does not tell the sizes of vae"):
-        plan(recipe_of(tmp_path, start_sizes=None))
+        estimate_run(recipe_of(tmp_path, init_preset=None))
     with pytest.raises(UserError, match="no stage that makes the part vae and names no model"):
-        plan(recipe_of(tmp_path, start=None))
+        estimate_run(recipe_of(tmp_path, init_from=None))
     wrong = recipe_of(tmp_path, data=str(prepared))
-    for ask in (plan, lambda recipe: make_task(recipe, "keyframes")):
+    for ask in (estimate_run, lambda recipe: build_task(recipe, "keyframes")):
         with pytest.raises(UserError, match=r"have 24 pixels a side and the recipe says size=64"):
             ask(wrong)
     assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == 24
@@ -174,7 +180,7 @@ def test_the_interpolation_knows_one_kind_of_denoiser(tmp_path):
     for change in ({"convolutions": "2+1d"}, {"spatial_attention": False}):
         recipe = Recipe.model_validate(values | {"unet": {**values["unet"], **change}})
         with pytest.raises(UserError, match="the stage interpolation, which knows no other"):
-            plan(recipe)
+            estimate_run(recipe)
 
 
 def test_the_interpolation_may_attend_on_fewer_levels(tmp_path):
@@ -184,7 +190,7 @@ def test_the_interpolation_may_attend_on_fewer_levels(tmp_path):
     def planned(levels):
         stage = values["interpolation"] | {"attention_levels": levels}
         recipe = Recipe.model_validate(values | {"interpolation": stage})
-        return {row.name: row for row in plan(recipe)}["interpolation"]
+        return {row.name: row for row in estimate_run(recipe)}["interpolation"]
 
     assert planned([False, True]).parameters < planned(None).parameters
     assert planned([True, True]) == planned(None)
@@ -203,8 +209,8 @@ def test_the_papers_recipe_is_stable_diffusions_network_and_process():
     assert (noise.prediction_type, noise.beta_schedule) == ("epsilon", "scaled_linear")
     assert (noise.beta_start, noise.beta_end, noise.zero_terminal_snr) == (0.00085, 0.012, False)
     for stage in (recipe.unsupervised, recipe.keyframes):
-        assert stage.learning_rate * stage.reused_rate == pytest.approx(1e-5)
-        assert (stage.drop_condition, stage.ema_decay) == (0.1, 0.9999)
+        assert stage.learning_rate * stage.pretrained_lr_scale == pytest.approx(1e-5)
+        assert (stage.condition_dropout, stage.ema_decay) == (0.1, 0.9999)
     assert (recipe.defaults.steps, recipe.defaults.guidance_scale) == (50, 7.5)
 
 

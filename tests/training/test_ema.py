@@ -1,12 +1,12 @@
 import torch
 from torch import nn
 
-from magicvideo.training.ema import Ema
+from magicvideo.training.ema import EMA
 
 
 def test_averages_follow_the_written_out_rule():
     network = nn.Linear(3, 2)
-    ema = Ema(network, decay=0.5)
+    ema = EMA(network, decay=0.5)
     expected = network.weight.detach().clone()
     for step in range(12):
         with torch.no_grad():
@@ -19,7 +19,7 @@ def test_averages_follow_the_written_out_rule():
 
 def test_two_swaps_are_none():
     network = nn.Linear(3, 2)
-    ema = Ema(network, decay=0.9)
+    ema = EMA(network, decay=0.9)
     with torch.no_grad():
         network.weight.add_(1)
     weights, averages = network.weight.detach().clone(), ema.shadow["weight"].clone()
@@ -32,7 +32,7 @@ def test_two_swaps_are_none():
 
 def test_averages_on_the_cpu_are_the_same():
     network = nn.Linear(3, 2)
-    beside, apart = Ema(network, 0.9), Ema(network, 0.9, torch.device("cpu"))
+    beside, apart = EMA(network, 0.9), EMA(network, 0.9, torch.device("cpu"))
     assert apart.shadow["weight"].data_ptr() != network.weight.data_ptr()
     for step in range(3):
         with torch.no_grad():

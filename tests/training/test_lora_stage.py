@@ -15,13 +15,13 @@ from magicvideo.errors import UserError
 from magicvideo.models.flops import count_parameters
 from magicvideo.models.inflate import is_new
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.training.dry_run import plan
+from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
-from magicvideo.training.lora_denoiser import AdaptedDenoiser
-from magicvideo.training.optim import make_optimizer
+from magicvideo.training.lora_denoiser import LoraDenoiser
+from magicvideo.training.optim import build_optimizer
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import train
-from magicvideo.training.stages import make_task
+from magicvideo.training.stages import build_task
 from magicvideo.training.trainer import Interrupted
 
 RANK, ALPHA = 2, 3.0
@@ -34,7 +34,7 @@ def recipe_of(model, prepared, output, **changes):
     keyframes = {**values["keyframes"], "lora": LORA, "preview_every": 4, **changes}
     for name in STAGES:
         del values[name]
-    return Recipe.model_validate({**values, "start": str(model), "keyframes": keyframes})
+    return Recipe.model_validate({**values, "init_from": str(model), "keyframes": keyframes})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def adapted(model, prepared, tmp_path_factory):
 
 
 def lora_of(recipe):
-    return recipe.output / "keyframes" / "product" / "lora" / "pytorch_lora_weights.safetensors"
+    return recipe.output / "keyframes" / "output" / "lora" / "pytorch_lora_weights.safetensors"
 
 
 def test_a_stopped_run_ends_as_the_unbroken_one(adapted, model, prepared, tmp_path):
@@ -67,7 +67,7 @@ def test_a_stopped_run_ends_as_the_unbroken_one(adapted, model, prepared, tmp_pa
 
 
 def test_the_product_is_one_small_file_that_names_its_base(adapted, model):
-    product = adapted.output / "keyframes" / "product"
+    product = adapted.output / "keyframes" / "output"
     assert {path.name for path in product.iterdir() if path.is_dir()} == {"lora", "scheduler"}
     with safe_open(lora_of(adapted), "pt") as file:
         assert file.metadata() == {"format": "pt", "base_model_sha256": folder_hash(model)}
@@ -98,7 +98,7 @@ def test_the_exported_model_is_the_base_with_the_lora(adapted, model, tmp_path):
             changed.add(name)
     assert len(changed) == len(load_file(lora_of(adapted))) / 2
     # the network that was trained makes the same: its averages are what was written
-    network = make_task(adapted, "keyframes").network
+    network = build_task(adapted, "keyframes").network
     newest = sorted((adapted.output / "keyframes" / "checkpoints").glob("step-*"))[-1]
     network.load_state_dict(load_file(newest / "ema.safetensors"))
     inputs = (torch.randn(2, 4, 5, 3, 3), torch.tensor([9, 900]), torch.randn(2, 6, 14))
@@ -109,11 +109,11 @@ def test_the_exported_model_is_the_base_with_the_lora(adapted, model, tmp_path):
 
 
 def test_only_adapters_learn_and_the_plan_says_so(adapted):
-    task = make_task(adapted, "keyframes")
+    task = build_task(adapted, "keyframes")
     network = task.network
-    assert isinstance(network, AdaptedDenoiser)
-    (row,) = plan(adapted)
-    optimizer = make_optimizer(network, adapted.keyframes)
+    assert isinstance(network, LoraDenoiser)
+    (row,) = estimate_run(adapted)
+    optimizer = build_optimizer(network, adapted.keyframes)
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert row.trained == row.parameters == row.new == count_parameters(network) == held
     trained = {name for name, p in network.base.named_parameters() if p.requires_grad}
@@ -130,10 +130,22 @@ def test_only_adapters_learn_and_the_plan_says_so(adapted):
     ("start", "other", "mode", "changes", "sentence"),
     [
         (None, None, "directed", {}, r"keyframes\.lora adapts a finished model, .* names none"),
-        ("model", "image", "directed", {}, r"trains it in another stage; set start="),
+        ("model", "image", "directed", {}, r"trains it in another stage; set init_from="),
         ("model", "unsupervised", "directed", {}, "trains it in another stage"),
-        ("model", None, "directed", {"trained": "new"}, r"trained=new does not go with keyframes"),
-        ("model", None, "directed", {"start_share": 0.5}, r"start_share=0\.5 does not go with key"),
+        (
+            "model",
+            None,
+            "directed",
+            {"trainable": "temporal"},
+            r"trainable=temporal does not go with keyframes",
+        ),
+        (
+            "model",
+            None,
+            "directed",
+            {"weight_interpolation": 0.5},
+            r"weight_interpolation=0\.5 does not go with key",
+        ),
         (
             "model",
             None,
@@ -150,17 +162,17 @@ def test_what_cannot_be_adapted_is_refused(
     stages = {"autoencoder", "clip"} if start is None else set()
     everything = tiny_values(prepared, tmp_path)
     values.update({name: everything[name] for name in stages | {other} - {None}})
-    values["start"] = start and str(model)
+    values["init_from"] = start and str(model)
     values["unet"]["temporal_attention"] = mode
     recipe = Recipe.model_validate(values)
     with pytest.raises(UserError, match=sentence):
-        plan(recipe)
+        estimate_run(recipe)
 
 
 def test_new_parts_learn_alone_and_the_rest_stays_to_the_last_bit(model, prepared, tmp_path):
-    recipe = recipe_of(model, prepared, tmp_path, lora=None, trained="new")
-    network = make_task(recipe, "keyframes").network
-    optimizer = make_optimizer(network, recipe.keyframes)
+    recipe = recipe_of(model, prepared, tmp_path, lora=None, trainable="temporal")
+    network = build_task(recipe, "keyframes").network
+    optimizer = build_optimizer(network, recipe.keyframes)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {name for name, p in network.named_parameters() if id(p) in held}
     new = {name for name, _ in network.unet.named_parameters() if is_new(name)}
@@ -168,8 +180,8 @@ def test_new_parts_learn_alone_and_the_rest_stays_to_the_last_bit(model, prepare
     assert {name.split(".")[0] for name in names} == {"unet", "image_conditioner"}
     train(recipe, None, lambda _: None)
     before = load_file(next((model / "unet").glob("*.safetensors")))
-    after = load_file(next((tmp_path / "keyframes" / "product" / "unet").glob("*.safetensors")))
+    after = load_file(next((tmp_path / "keyframes" / "output" / "unet").glob("*.safetensors")))
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == before.keys() - new
-    (row,) = plan(recipe)
+    (row,) = estimate_run(recipe)
     assert row.trained == sum(p.numel() for p in network.parameters() if id(p) in held)

@@ -15,7 +15,7 @@ from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.models.video_vae import VideoAutoencoderKL
-from magicvideo.training.module_wrapping import blocks_of, checkpoint_activations
+from magicvideo.training.distributed import enable_activation_checkpointing, wrap_units
 
 EMBEDDING = 9
 
@@ -74,7 +74,7 @@ def assert_close(first, second):
 
 def test_checkpointing_keeps_less_and_changes_no_gradient(denoiser, given):
     plain, before = passed(denoiser, given), kept_bytes(denoiser, given)
-    checkpoint_activations(denoiser, "keyframes")
+    enable_activation_checkpointing(denoiser, "keyframes")
     assert_close(passed(denoiser, given), plain)
     assert kept_bytes(denoiser, given) < 0.4 * before
 
@@ -103,7 +103,7 @@ def test_checkpointing_of_the_video_decoder_changes_no_gradient():
         return sum(sizes)
 
     plain, before = gradients(), kept()
-    checkpoint_activations(network, "video_vae")
+    enable_activation_checkpointing(network, "video_vae")
     found = gradients()
     assert kept() < 0.5 * before
     assert found.keys() == plain.keys()
@@ -113,16 +113,16 @@ def test_checkpointing_of_the_video_decoder_changes_no_gradient():
 
 def test_a_network_without_the_switch_is_named():
     with pytest.raises(UserError, match=r"autoencoder\.gradient_checkpointing: a PatchAutoencoder"):
-        checkpoint_activations(PatchAutoencoder(), "autoencoder")
+        enable_activation_checkpointing(PatchAutoencoder(), "autoencoder")
 
 
 def test_blocks_are_levels_and_never_bare_lists(denoiser):
     unet = denoiser.unet
-    assert blocks_of(denoiser) == [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    assert wrap_units(denoiser) == [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     upscaler = Upscaler(widths=(4, 6), num_blocks=(1, 2))
-    assert not any(isinstance(block, nn.ModuleList) for block in blocks_of(upscaler))
-    assert len(blocks_of(upscaler)) == 1 + 1 + 2 + 1 + 1
-    assert blocks_of(PatchAutoencoder()) == []
+    assert not any(isinstance(block, nn.ModuleList) for block in wrap_units(upscaler))
+    assert len(wrap_units(upscaler)) == 1 + 1 + 2 + 1 + 1
+    assert wrap_units(PatchAutoencoder()) == []
 
 
 def test_a_compiled_network_computes_the_same():

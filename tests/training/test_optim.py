@@ -5,15 +5,15 @@ from torch import nn
 from magicvideo.errors import UserError
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.training.optim import (
+    build_optimizer,
     learning_rate_factor,
-    make_optimizer,
     set_learning_rate,
     state_bytes,
 )
-from magicvideo.training.settings import ImageSettings
+from magicvideo.training.recipe import ImageStageConfig
 
-SETTINGS = ImageSettings(
-    steps=20, batch_size=1, learning_rate=0.5, warmup_steps=4, decay_share=0.25, weight_decay=0.3
+SETTINGS = ImageStageConfig(
+    steps=20, batch_size=1, learning_rate=0.5, warmup_steps=4, lr_decay_ratio=0.25, weight_decay=0.3
 )
 
 
@@ -41,7 +41,7 @@ class Network(nn.Module):
 def test_only_kernels_decay_and_frozen_parameters_stay_out():
     network = Network()
     network.conv.bias.rate = 0.1
-    optimizer = make_optimizer(network, SETTINGS)
+    optimizer = build_optimizer(network, SETTINGS)
     found = {
         id(parameter): (group["weight_decay"], group["lr"])
         for group in optimizer.param_groups
@@ -62,7 +62,7 @@ def test_fused_update_in_channels_last_equals_the_plain_one():
     fused, plain = Network(), Network()
     plain.load_state_dict(fused.state_dict())
     fused.to(memory_format=torch.channels_last)
-    first = make_optimizer(fused, SETTINGS)
+    first = build_optimizer(fused, SETTINGS)
     second = torch.optim.AdamW(
         [
             {"params": [plain.conv.weight], "weight_decay": 0.3},
@@ -84,12 +84,12 @@ def test_fused_update_in_channels_last_equals_the_plain_one():
 def test_an_optimizer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("magicvideo.training.optim.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install bitsandbytes, or set optimizer=adamw"):
-        make_optimizer(Network(), SETTINGS.model_copy(update={"optimizer": "adamw_8bit"}))
+        build_optimizer(Network(), SETTINGS.model_copy(update={"optimizer": "adamw_8bit"}))
 
 
 def test_adafactor_keeps_the_groups_and_less_state():
     network = Network()
-    optimizer = make_optimizer(network, SETTINGS.model_copy(update={"optimizer": "adafactor"}))
+    optimizer = build_optimizer(network, SETTINGS.model_copy(update={"optimizer": "adafactor"}))
     assert sorted({group["weight_decay"] for group in optimizer.param_groups}) == [0.0, 0.3]
     network.conv(torch.randn(2, 3, 7, 6)).square().sum().backward()
     before = network.conv.weight.detach().clone()

@@ -13,11 +13,11 @@ from tiny_recipe import STAGES
 from magicvideo.errors import UserError
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.training.components import product_of
+from magicvideo.training.components import stage_output
 from magicvideo.training.export import export
-from magicvideo.training.run import check_stage, train
-from magicvideo.training.stages import make_task
-from magicvideo.training.trainer import Interrupted, Stage
+from magicvideo.training.run import resolve_stage, train
+from magicvideo.training.stages import build_task
+from magicvideo.training.trainer import Interrupted, Trainer
 
 
 def weights_of(folder):
@@ -52,7 +52,7 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe
     train(recipe, name, said.append)
     assert said[0] == f"{name}: goes on from step 2 of 4"
     assert log_of(recipe.output / name) == log_of(trained.output / name)
-    expected, found = (weights_of(r.output / name / "product") for r in (trained, recipe))
+    expected, found = (weights_of(r.output / name / "output") for r in (trained, recipe))
     assert list(expected) == list(found)
     for key, tensor in expected.items():
         assert torch.equal(tensor, found[key]), key
@@ -60,7 +60,7 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe
 
 def test_every_stage_changed_what_it_trains(trained):
     for name in STAGES:
-        fresh = make_task(trained, name).network.state_dict()
+        fresh = build_task(trained, name).network.state_dict()
         newest = sorted((trained.output / name / "checkpoints").glob("step-*"))[-1]
         after = load_file(newest / "network.safetensors")
         same = {key for key, tensor in fresh.items() if torch.equal(tensor, after[key])}
@@ -76,7 +76,7 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
     said = []
     train(recipe, "autoencoder", said.append)
-    assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/product"]
+    assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/output"]
     longer = recipe.model_copy(
         update={"autoencoder": recipe.autoencoder.model_copy(update={"steps": 6})}
     )
@@ -114,22 +114,22 @@ def test_a_stage_needs_those_before_it(recipe):
 
 def test_a_damaged_product_is_named(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
-    file = recipe.output / "autoencoder/product/vae/diffusion_pytorch_model.safetensors"
+    file = recipe.output / "autoencoder/output/vae/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
-        product_of(recipe, "autoencoder")
+        stage_output(recipe, "autoencoder")
 
 
 def test_an_unknown_stage_is_answered_with_the_nearest(recipe):
-    assert check_stage(recipe, None) is None
-    assert check_stage(recipe, "clip") == "clip"
+    assert resolve_stage(recipe, None) is None
+    assert resolve_stage(recipe, "clip") == "clip"
     with pytest.raises(UserError, match="no stage 'keyframe'; did you mean keyframes"):
-        check_stage(recipe, "keyframe")
+        resolve_stage(recipe, "keyframe")
 
 
 def test_a_number_that_is_not_finite_stops_before_the_weights_change(recipe):
-    task = make_task(recipe, "autoencoder")
-    stage = Stage("autoencoder", recipe.autoencoder, recipe.output / "autoencoder", 5, print)
+    task = build_task(recipe, "autoencoder")
+    stage = Trainer("autoencoder", recipe.autoencoder, recipe.output / "autoencoder", 5, print)
     with torch.no_grad():
         task.network.decoder_linear.weight[0, 0, 0, 0] = float("nan")
     before = {key: value.clone() for key, value in task.network.state_dict().items()}
@@ -145,7 +145,7 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     exported = weights_of(tmp_path / "model")
     expected = {}
     for name in ("video_vae", "clip", "keyframes", "interpolation"):
-        expected |= weights_of(trained.output / name / "product")
+        expected |= weights_of(trained.output / name / "output")
     assert list(exported) == sorted(expected, key=list(exported).index)
     for key, tensor in expected.items():
         wanted = tensor.half() if precision == "fp16" else tensor

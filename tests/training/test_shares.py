@@ -7,7 +7,7 @@ import torch
 from tiny_recipe import STAGES
 
 from magicvideo.diffusion.noise import sample_draws
-from magicvideo.training.stages import make_task
+from magicvideo.training.stages import build_task
 
 BATCH = 3  # of the tiny recipe
 
@@ -17,14 +17,14 @@ def losses_of(task, position, half=None):
     count = BATCH if half is not None else 2 * BATCH
     update = {"batch_size": count}
     task.settings = task.settings.model_copy(update=update)
-    batch = task.read(2 * position + half if half is not None else position)
+    batch = task.get_batch(2 * position + half if half is not None else position)
     first = (2 * position + half if half is not None else position) * count
     return task.losses(task.network, batch, sample_draws(first, count, 3, "sample"))
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trained, name):
-    task = make_task(trained, name)
+    task = build_task(trained, name)
     whole = losses_of(task, 1)["loss"]
     whole.backward()
     silent = [
@@ -42,8 +42,8 @@ def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trai
 @pytest.mark.parametrize("name", STAGES)
 def test_losses_are_of_the_network_that_is_handed_in(trained, name):
     """Where weights are sharded, the task's own network stays behind as it was."""
-    task = make_task(trained, name)
-    batch, count = task.read(0), task.settings.batch_size
+    task = build_task(trained, name)
+    batch, count = task.get_batch(0), task.settings.batch_size
     handed = copy.deepcopy(task.network)
     with torch.no_grad():
         expected = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]

@@ -4,12 +4,12 @@ import signal
 import pytest
 
 from magicvideo.training import signals
-from magicvideo.training.signals import ignore_launcher, listening
+from magicvideo.training.signals import catch_signals, ignore_sigterm
 
 
 def test_signals_are_noted_and_a_second_ctrl_c_ends_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    with listening() as noted:
+    with catch_signals() as noted:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
             os.kill(os.getpid(), number)  # a launcher passes on what the terminal sent to all
         assert noted == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT]
@@ -22,8 +22,8 @@ def test_signals_are_noted_and_a_second_ctrl_c_ends_at_once(monkeypatch):
 def test_a_process_that_says_why_it_ends_is_not_cut_off_by_the_launcher():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with listening():
-            ignore_launcher()
+        with catch_signals():
+            ignore_sigterm()
         os.kill(os.getpid(), signal.SIGTERM)  # ends a process that does not ignore it
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:

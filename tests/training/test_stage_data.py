@@ -7,8 +7,8 @@ from tiny_recipe import tiny_values
 
 from magicvideo.data.manifest import read_manifest, write_manifest
 from magicvideo.errors import UserError
+from magicvideo.training.components import frame_dataset
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.stage_data import frames_of
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def ids_of(dataset):
 def test_a_clip_without_a_caption_is_unconditional_but_nothing_to_match(told, prepared):
     train = [clip.id for clip in read_manifest(prepared) if clip.split == "train"]
     recipe = told(train[1:3])
-    assert ids_of(frames_of(recipe, "clip")) == train[1:3]
+    assert ids_of(frame_dataset(recipe, "clip")) == train[1:3]
     for name in ("image", "unsupervised", "keyframes", "autoencoder"):
-        assert ids_of(frames_of(recipe, name)) == train
-    assert [clip.has_caption for clip in frames_of(recipe, "image").clips][:3] == [
+        assert ids_of(frame_dataset(recipe, name)) == train
+    assert [clip.has_caption for clip in frame_dataset(recipe, "image").clips][:3] == [
         False,
         True,
         True,
@@ -48,7 +48,11 @@ def test_stages_of_text_refuse_data_without_one_caption(told):
     recipe = told(())
     for name in ("image", "keyframes"):
         with pytest.raises(UserError, match=f"Stage {name} is told by text, and not one training"):
-            frames_of(recipe, name)
+            frame_dataset(recipe, name)
     with pytest.raises(UserError, match="no clip with a caption in train"):
-        frames_of(recipe, "clip")
-    assert len(frames_of(recipe, "unsupervised")) == len(frames_of(recipe, "interpolation")) > 0
+        frame_dataset(recipe, "clip")
+    assert (
+        len(frame_dataset(recipe, "unsupervised"))
+        == len(frame_dataset(recipe, "interpolation"))
+        > 0
+    )

@@ -12,12 +12,12 @@ from magicvideo.atomic_io import write_sums
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_new
 from magicvideo.models.video_vae import VideoPatchAutoencoder
-from magicvideo.training.components import component, image_vae
-from magicvideo.training.dry_run import plan
+from magicvideo.training.components import component_path, image_vae_path
+from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import train
-from magicvideo.training.stages import make_task
+from magicvideo.training.stages import build_task
 
 
 def starting(model, prepared, output, *stages, **changes):
@@ -25,7 +25,7 @@ def starting(model, prepared, output, *stages, **changes):
     for name in STAGES:
         if name not in stages:
             del values[name]
-    return Recipe.model_validate({**values, "start": str(model), **changes})
+    return Recipe.model_validate({**values, "init_from": str(model), **changes})
 
 
 def weights(folder):
@@ -44,30 +44,30 @@ def assert_same(found, expected):
 
 
 def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, tmp_path):
-    network = make_task(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
+    network = build_task(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
     # the model's is a video autoencoder, of which this stage trains the image part
     stored = weights(model / "vae")
     assert any("temporal" in name for name in stored)
     found = network.state_dict()
     assert not any("temporal" in name for name in found)
     assert_same(found, {name: stored[name] for name in stored if "temporal" not in name})
-    fresh = make_task(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
+    fresh = build_task(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
     assert network.config.scaling_factor == fresh.network.config.scaling_factor != 1.0
 
 
 def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path, "video_vae")
-    network = make_task(recipe, "video_vae").network
+    network = build_task(recipe, "video_vae").network
     assert_same(network.state_dict(), weights(model / "vae"))
     assert network.config.temporal_reach == 4
     shown = network.temporal_mid.to_out.weight
     assert shown.abs().max() > 0
-    sizes = plan(recipe)[0]
+    sizes = estimate_run(recipe)[0]
     assert sizes.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_path):
-    task = make_task(starting(model, prepared, tmp_path, "clip"), "clip")
+    task = build_task(starting(model, prepared, tmp_path, "clip"), "clip")
     task.save(tmp_path)
     for name in ("text_encoder", "image_encoder"):
         assert_same(weights(tmp_path / name), weights(model / name))
@@ -77,13 +77,13 @@ def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_pat
 
 @pytest.mark.parametrize("stage", ["unsupervised", "keyframes"])
 def test_video_stages_begin_with_the_denoiser(stage, model, prepared, tmp_path):
-    network = make_task(starting(model, prepared, tmp_path, stage), stage).network
+    network = build_task(starting(model, prepared, tmp_path, stage), stage).network
     assert_same(network.unet.state_dict(), weights(model / "unet"))
     assert_same(network.image_conditioner.state_dict(), weights(model / "image_conditioner"))
 
 
 def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
-    network = make_task(starting(model, prepared, tmp_path, "image"), "image").network
+    network = build_task(starting(model, prepared, tmp_path, "image"), "image").network
     stored = weights(model / "unet")
     found = network.unet.state_dict()
     assert not any("temporal" in name or "adaptor" in name for name in found)
@@ -94,7 +94,7 @@ def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path / "run", "image")
     train(recipe, None, lambda _: None)
     export(recipe.output, tmp_path / "frames", "fp32")
-    network = make_task(
+    network = build_task(
         starting(tmp_path / "frames", prepared, tmp_path, "keyframes"), "keyframes"
     ).network
     stored, found = weights(tmp_path / "frames" / "unet"), network.unet.state_dict()
@@ -105,17 +105,17 @@ def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
 
 
 def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, tmp_path):
-    network = make_task(
+    network = build_task(
         starting(model, prepared, tmp_path, "interpolation", seed=6), "interpolation"
     ).network
     assert_same(network.state_dict(), weights(model / "interpolator"))
-    own = make_task(trained, "interpolation").network.config.residual_scale
+    own = build_task(trained, "interpolation").network.config.residual_scale
     assert network.config.residual_scale == own
 
 
 def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path / "run", "keyframes")
-    assert isinstance(make_task(recipe, "keyframes").frozen.vae, VideoPatchAutoencoder)
+    assert isinstance(build_task(recipe, "keyframes").frozen.vae, VideoPatchAutoencoder)
     train(recipe, None, lambda _: None)
     export(recipe.output, tmp_path / "model", "fp32")
     for name in ("vae", "text_encoder", "image_encoder", "interpolator"):
@@ -130,19 +130,21 @@ def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
 def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
     parts = ["vae", "text_encoder", "tokenizer", "image_encoder"]
     convolutions = {**tiny_values(prepared, tmp_path)["unet"], "convolutions": "3d"}
-    recipe = starting(model, prepared, tmp_path, "keyframes", start_parts=parts, unet=convolutions)
+    recipe = starting(
+        model, prepared, tmp_path, "keyframes", init_components=parts, unet=convolutions
+    )
     stored = weights(model / "unet")
-    found = make_task(recipe, "keyframes").network.unet.state_dict()
+    found = build_task(recipe, "keyframes").network.unet.state_dict()
     assert not torch.equal(found["conv_in.weight"], stored["conv_in.weight"])
     assert found.keys() - stored.keys() == {
         name.replace("weight", "temporal_weight")
         for name, tensor in found.items()
         if tensor.shape[-2:] == (3, 3) and "temporal" not in name
     }
-    assert component(recipe, "vae") == model / "vae"
-    assert plan(recipe)[0].reused == 0
+    assert component_path(recipe, "vae") == model / "vae"
+    assert estimate_run(recipe)[0].reused == 0
     with pytest.raises(UserError, match="no stage image or unsupervised or keyframes"):
-        component(starting(model, prepared, tmp_path, "clip", start_parts=parts), "unet")
+        component_path(starting(model, prepared, tmp_path, "clip", init_components=parts), "unet")
 
 
 def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
@@ -159,46 +161,46 @@ def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
     wider = {**tiny_values(prepared, tmp_path)["unet"], "block_out_channels": [8, 16]}
     recipe = starting(model, prepared, tmp_path, "keyframes", unet=wider)
     with pytest.raises(UserError, match=r"has the shape \[.+\] and the network \[.+\]"):
-        make_task(recipe, "keyframes")
+        build_task(recipe, "keyframes")
     clip = {**tiny_values(prepared, tmp_path)["clip"], **SHARED, "width": 10}
     recipe = starting(model, prepared, tmp_path, "clip", clip=clip)
     with pytest.raises(UserError, match="do not have the sizes of the recipe's clip"):
-        make_task(recipe, "clip")
+        build_task(recipe, "clip")
 
 
 def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
     with pytest.raises(UserError, match="is no model folder"):
-        component(starting(tmp_path, prepared, tmp_path, "keyframes"), "vae")
+        component_path(starting(tmp_path, prepared, tmp_path, "keyframes"), "vae")
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
-        component(starting(copy, prepared, tmp_path, "keyframes"), "vae")
+        component_path(starting(copy, prepared, tmp_path, "keyframes"), "vae")
 
 
 def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
     values = tiny_values(prepared, tmp_path)
     del values["autoencoder"]
     with pytest.raises(UserError, match=r"no stage autoencoder and names no model .* part vae"):
-        image_vae(Recipe.model_validate(values))
+        image_vae_path(Recipe.model_validate(values))
     del values["video_vae"]
     with pytest.raises(UserError, match=r"no stage autoencoder or video_vae and names no model"):
-        component(Recipe.model_validate(values), "vae")
+        component_path(Recipe.model_validate(values), "vae")
 
 
 def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, tmp_path):
     values = tiny_values(prepared, tmp_path)
-    values["keyframes"]["start_share"] = 0.75
+    values["keyframes"]["weight_interpolation"] = 0.75
     only = {name: values[name] for name in values if name not in STAGES or name == "keyframes"}
-    task = make_task(Recipe.model_validate({**only, "start": str(model)}), "keyframes")
+    task = build_task(Recipe.model_validate({**only, "init_from": str(model)}), "keyframes")
     began = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
     with torch.no_grad():
         for parameter in task.network.parameters():
             parameter.add_(1.0)
     learnt = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
-    task.save(tmp_path / "product")
-    found = weights(tmp_path / "product" / "unet")
+    task.save(tmp_path / "output")
+    found = weights(tmp_path / "output" / "unet")
     for name, weight in found.items():
         expected = learnt[name] if is_new(name) else 0.75 * began[name] + 0.25 * learnt[name]
         torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5)

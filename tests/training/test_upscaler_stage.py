@@ -19,10 +19,10 @@ from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.upscaler import Upscaler, enlarge
 from magicvideo.rng import Draws
-from magicvideo.training.dry_run import plan
+from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import train
-from magicvideo.training.stages import make_task
+from magicvideo.training.stages import build_task
 from magicvideo.training.trainer import Interrupted
 
 SIZE, CROP, STEPS = 64, 32, 24
@@ -68,7 +68,7 @@ def make(prepared, large, finished):
 
     def make(**changes):
         recipe = recipe_of(prepared, large, finished.output, **changes)
-        return make_task(recipe, "upscaler")
+        return build_task(recipe, "upscaler")
 
     return make
 
@@ -105,8 +105,8 @@ class KnowsAll(nn.Module):
 
 
 def test_who_knows_the_large_frame_has_no_loss(make):
-    task = make(varied=0, reconstructed=0, max_noise_level=1e-5, batch_size=40)
-    batch = task.read(3)
+    task = make(degradation_prob=0, vae_roundtrip_prob=0, max_noise_level=1e-5, batch_size=40)
+    batch = task.get_batch(3)
     frames = batch.frames[:, 0]
     oracle = KnowsAll(task, frames, shrink(frames, 4))
     known = task.losses(oracle, batch, Draws([torch.Generator().manual_seed(0)]))
@@ -117,8 +117,8 @@ def test_who_knows_the_large_frame_has_no_loss(make):
 
 
 def test_small_frames_pass_the_autoencoder(make):
-    task = make(varied=0, reconstructed=1, max_latent_noise=0, max_noise_level=1e-5)
-    batch = task.read(0)
+    task = make(degradation_prob=0, vae_roundtrip_prob=1, max_latent_noise=0, max_noise_level=1e-5)
+    batch = task.get_batch(0)
     frames = batch.frames[:, 0]
     with torch.no_grad():
         rebuilt = decode_latents(task.vae, encode_frames(task.vae, shrink(frames, 4)[:, None]))
@@ -134,13 +134,13 @@ def test_small_frames_are_degraded_in_every_way(make):
         "clean": {"max_latent_noise": 0, "max_noise_level": 1e-5},
         "latent": {"max_latent_noise": 3, "max_noise_level": 1e-5},
         "pixel": {"max_latent_noise": 0, "max_noise_level": 0.5},
-        "varied": {"max_latent_noise": 0, "max_noise_level": 1e-5, "varied": 1},
+        "varied": {"max_latent_noise": 0, "max_noise_level": 1e-5, "degradation_prob": 1},
     }.items():
-        task = make(**{"varied": 0, "reconstructed": 1, "crop": SIZE, **changes})
+        task = make(**{"degradation_prob": 0, "vae_roundtrip_prob": 1, "crop": SIZE, **changes})
         task.network.register_forward_pre_hook(
             lambda _, given, name=name: seen.__setitem__(name, given)
         )
-        task.losses(task.network, task.read(0), Draws([torch.Generator().manual_seed(0)]))
+        task.losses(task.network, task.get_batch(0), Draws([torch.Generator().manual_seed(0)]))
     noises = {name: (given[1] - seen["clean"][1]).flatten(1) for name, given in seen.items()}
     assert noises["varied"].std(dim=1).min() > 5e-4  # pixel noise is 50 times less
     assert noises["latent"].std(dim=1).max() > 0.01
@@ -154,8 +154,8 @@ def test_two_halves_of_a_batch_have_its_loss(make):
     """Some samples pass the autoencoder: what they draw must not shift what the others draw."""
 
     def loss(first, count):
-        task = make(batch_size=count, varied=0.5, reconstructed=0.5)
-        batch, draws = task.read(first // count), sample_draws(first, count, 2, "sample")
+        task = make(batch_size=count, degradation_prob=0.5, vae_roundtrip_prob=0.5)
+        batch, draws = task.get_batch(first // count), sample_draws(first, count, 2, "sample")
         return task.losses(task.network, batch, draws)["loss"].detach()
 
     halves = [loss(first, 3) for first in (12, 15)]
@@ -164,12 +164,16 @@ def test_two_halves_of_a_batch_have_its_loss(make):
 
 
 def test_residuals_have_unit_variance(make):
-    task = make(varied=0, reconstructed=0, batch_size=60, max_noise_level=1e-5, crop=SIZE)
-    frames = task.read(5).frames[:, 0]
+    task = make(
+        degradation_prob=0, vae_roundtrip_prob=0, batch_size=60, max_noise_level=1e-5, crop=SIZE
+    )
+    frames = task.get_batch(5).frames[:, 0]
     residuals = frames - enlarge(shrink(frames, 4), 4)
     scale = task.network.config.residual_scale
     assert residuals.square().mean().sqrt() == pytest.approx(scale, rel=0.15)
-    again = make(varied=0, reconstructed=0, batch_size=60, max_noise_level=1e-5, crop=SIZE)
+    again = make(
+        degradation_prob=0, vae_roundtrip_prob=0, batch_size=60, max_noise_level=1e-5, crop=SIZE
+    )
     assert again.network.config.residual_scale == scale
 
 
@@ -178,7 +182,7 @@ def test_some_steps_lower_the_loss_on_frames_it_did_not_see(make, finished):
         values = []
         for position in range(1000, 1010):
             draws = Draws([torch.Generator().manual_seed(position)])
-            values.append(task.losses(network, task.read(position), draws)["loss"].item())
+            values.append(task.losses(network, task.get_batch(position), draws)["loss"].item())
         return sum(values) / len(values)
 
     task = make(ema_decay=0)
@@ -190,11 +194,11 @@ def test_some_steps_lower_the_loss_on_frames_it_did_not_see(make, finished):
 
 
 def test_the_product_is_what_generation_loads(finished):
-    product = finished.output / "upscaler" / "product"
+    product = finished.output / "upscaler" / "output"
     upscaler = Upscaler.from_pretrained(product / "upscaler")
     assert (
         upscaler.config.residual_scale
-        == make_task(finished, "upscaler").network.config.residual_scale
+        == build_task(finished, "upscaler").network.config.residual_scale
     )
     assert 0.01 < upscaler.config.residual_scale < 0.5
     assert upscaler.config.max_noise_level == finished.upscaler.max_noise_level
@@ -218,17 +222,17 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(prepared, large, fini
     train(recipe, "upscaler", said.append)
     assert said[0] == f"upscaler: goes on from step 9 of {STEPS}"
     assert log_of(recipe) == log_of(finished)
-    name = "upscaler/product/upscaler/diffusion_pytorch_model.safetensors"
+    name = "upscaler/output/upscaler/diffusion_pytorch_model.safetensors"
     expected, found = (load_file(one.output / name) for one in (finished, recipe))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 def test_its_cost_is_in_the_plan(finished):
-    last = plan(finished)[-1]
+    last = estimate_run(finished)[-1]
     assert (last.name, last.updates, last.samples) == ("upscaler", STEPS, 6 * STEPS)
     assert last.gflops > 0
-    network = make_task(finished, "upscaler").network
+    network = build_task(finished, "upscaler").network
     assert last.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -242,7 +246,7 @@ def test_frames_that_the_autoencoder_cannot_take_are_named(prepared, finished):
     # a quarter of 24 pixels is less than a patch of the autoencoder
     recipe = recipe_of(prepared, prepared, finished.output, crop=24)
     with pytest.raises(UserError, match=r"have 24 pixels a side; .* must be multiples of 32"):
-        make_task(recipe, "upscaler")
+        build_task(recipe, "upscaler")
 
 
 def test_needs_the_autoencoder(prepared, large, tmp_path):

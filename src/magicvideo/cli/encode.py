@@ -234,12 +234,12 @@ def _open_originals(source: Path, decoding: Decoding) -> "Originals":
 
 def _open_folders(model: Path) -> "FrozenFolders":
     from magicvideo.models.pretrained_encoders import frozen_folders
-    from magicvideo.training.components import frozen_parts
-    from magicvideo.training.export import recipe_of
+    from magicvideo.training.components import frozen_encoder_paths
+    from magicvideo.training.export import read_run_recipe
     from magicvideo.training.run import SETTINGS
 
     is_run = (model / SETTINGS).is_file()
-    return frozen_parts(recipe_of(model)) if is_run else frozen_folders(model)
+    return frozen_encoder_paths(read_run_recipe(model)) if is_run else frozen_folders(model)
 
 
 def _runner(workers: int, threads: int, device: str, *, ray: bool) -> "Runner":

@@ -8,9 +8,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from magicvideo.training.dry_run import StagePlan
-    from magicvideo.training.recipe import Recipe
-    from magicvideo.training.settings import MachineSettings
+    from magicvideo.training.dry_run import StageEstimate
+    from magicvideo.training.recipe import HardwareConfig, Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -45,14 +44,14 @@ def train(
     from rich.console import Console
 
     from magicvideo.training.recipe import read_recipe
-    from magicvideo.training.run import check_stage, train
+    from magicvideo.training.run import resolve_stage, train
     from magicvideo.training.trainer import Interrupted
 
     if threads is not None:
         torch.set_num_threads(threads)
     settings = read_recipe(recipe, changes or [])
     console = Console(soft_wrap=True, highlight=False)
-    only = check_stage(settings, stage)
+    only = resolve_stage(settings, stage)
     if dry_run:
         _show_plan(settings, console)
         return
@@ -65,10 +64,10 @@ def train(
 def _show_plan(recipe: "Recipe", console: "Console") -> None:
     from rich.table import Table
 
-    from magicvideo.training.dry_run import ASSUMPTIONS, plan
+    from magicvideo.training.dry_run import ASSUMPTIONS, estimate_run
 
     console.print_json(recipe.model_dump_json())
-    stages = plan(recipe)
+    stages = estimate_run(recipe)
     sizes = Table(
         "stage",
         *("reused", "new", "trained", "updates", "samples", "GFLOPs forward", "GFLOPs training"),
@@ -90,12 +89,12 @@ def _show_plan(recipe: "Recipe", console: "Console") -> None:
     console.print(memory)
     for assumption in ASSUMPTIONS:
         console.print(f"- {assumption}")
-    if recipe.machine is not None:
-        _show_time(recipe, recipe.machine, stages, console)
+    if recipe.hardware is not None:
+        _show_time(recipe, recipe.hardware, stages, console)
 
 
 def _show_time(
-    recipe: "Recipe", machine: "MachineSettings", stages: "list[StagePlan]", console: "Console"
+    recipe: "Recipe", machine: "HardwareConfig", stages: "list[StageEstimate]", console: "Console"
 ) -> None:
     from rich.table import Table
 

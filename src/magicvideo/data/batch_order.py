@@ -42,15 +42,15 @@ def read_batch(
     batch_size: int,
     num_frames: int,
     strides: tuple[int, int] = (1, 4),
-    balance: float = 0.0,
+    subject_balance: float = 0.0,
 ) -> Batch:
     """Return the batch of a step.
 
-    Of several processes, number r of n asks for step `step * n + r`. `balance` is explained at
-    `ClipDataset.shares`.
+    Of several processes, number r of n asks for step `step * n + r`. `subject_balance` is
+    explained at `ClipDataset.shares`.
     """
     first = step * batch_size
-    shares = dataset.shares(balance) if balance else None
+    shares = dataset.shares(subject_balance) if subject_balance else None
     chosen = indices(seed, first, batch_size, len(dataset), shares)
     return collate(
         [

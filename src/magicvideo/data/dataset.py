@@ -80,22 +80,22 @@ class ClipDataset:
         """Return the number of clips."""
         return len(self.clips)
 
-    def shares(self, balance: float) -> tuple[float, ...]:
+    def shares(self, subject_balance: float) -> tuple[float, ...]:
         """Return how much of the training belongs to each clip; the shares sum to 1.
 
         Args:
-            balance: From 0, where every clip has the same share, to 1, where every subject has,
-                however many clips show it. A subject is the name without skin tone, or a caption;
-                a clip without a caption is one of its own.
+            subject_balance: From 0, where every clip has the same share, to 1, where every subject
+                has, however many clips show it. A subject is the name without skin tone, or a
+                caption; a clip without a caption is one of its own.
         """
-        if balance in self._shares:
-            return self._shares[balance]
+        if subject_balance in self._shares:
+            return self._shares[subject_balance]
         subjects = [_subject(clip) for clip in self.clips]
         clips_of = Counter(subjects)
-        weights = [clips_of[subject] ** -balance for subject in subjects]
+        weights = [clips_of[subject] ** -subject_balance for subject in subjects]
         total = sum(weights)
-        self._shares[balance] = tuple(weight / total for weight in weights)
-        return self._shares[balance]
+        self._shares[subject_balance] = tuple(weight / total for weight in weights)
+        return self._shares[subject_balance]
 
     def sample(
         self,

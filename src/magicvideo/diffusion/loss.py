@@ -28,7 +28,7 @@ def target_of(
 
 
 def draw_timesteps(
-    count: int, num_train_timesteps: int, full_noise: float, draws: Draws
+    count: int, num_train_timesteps: int, terminal_step_prob: float, draws: Draws
 ) -> Int[Tensor, "b"]:
     """Return diffusion steps for training: a share at the last one, the others spread evenly.
 
@@ -36,9 +36,9 @@ def draw_timesteps(
     is learned is its mean under the condition: what sampling in one step returns.
     """
     drawn = draws.integers(num_train_timesteps, count)
-    if not full_noise:
+    if not terminal_step_prob:
         return drawn
-    at_last = draws.uniform(count) < full_noise
+    at_last = draws.uniform(count) < terminal_step_prob
     return drawn.masked_fill(at_last, num_train_timesteps - 1)
 
 
@@ -48,7 +48,7 @@ def denoising_loss(
     target: Latents,
     timesteps: Int[Tensor, "b"],
     snr_gamma: float | None,
-    deviation_weight: float = 1.0,
+    temporal_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Return the mean squared error, where steps of little noise count for less.
 
@@ -67,14 +67,14 @@ def denoising_loss(
         target: What `target_of` returned.
         timesteps: Diffusion step of each video.
         snr_gamma: From which `s` on the weight falls; None weighs all steps alike.
-        deviation_weight: Of the error's deviation from its mean over a video's frames. That part
+        temporal_weight: Of the error's deviation from its mean over a video's frames. That part
             flickers, and is the smaller one where frames share most of their noise.
     """
     error = prediction.float() - target.float()
     errors = error.square().flatten(1).mean(dim=1)
-    if deviation_weight != 1.0:
+    if temporal_weight != 1.0:
         common = error.mean(dim=1).square().flatten(1).mean(dim=1)
-        errors = deviation_weight * errors + (1 - deviation_weight) * common
+        errors = temporal_weight * errors + (1 - temporal_weight) * common
     if snr_gamma is None:
         return errors.mean()
     ratio = snr(scheduler, timesteps)

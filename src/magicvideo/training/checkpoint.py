@@ -1,9 +1,10 @@
-"""Checkpoints: everything needed to go on, in one folder that appears whole or not at all."""
+"""CheckpointManager: everything needed to go on, in one folder that appears whole or not at all."""
 
 import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_sums
 from magicvideo.errors import UserError
-from magicvideo.training.dtensor import gathered, part_like
-from magicvideo.training.ema import Ema
+from magicvideo.training.distributed import DistributedContext, distribute_like, gather_full
+from magicvideo.training.ema import EMA
+from magicvideo.training.task import Task
 
 _WHOLE = ":int"
 
@@ -29,15 +31,15 @@ class TrainingState:
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: Ema
+    ema: EMA
     step: int = 0
 
-    def kept_for(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
+    def optimizer_state_of(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
         """Return what the optimizer keeps for a parameter, cut as the parameter is, if it is."""
         return self.optimizer.state.get(parameter, {})
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one stage, `step-00001000` and so on, below one folder.
 
     Args:
@@ -65,9 +67,9 @@ class Checkpoints:
         """
         target = self.folder / f"step-{state.step:08d}"
         tensors = {
-            "network": gathered(state.network.state_dict().items(), keep=self.writes),
-            "ema": gathered(state.ema.tensors(state.network), keep=self.writes),
-            "optimizer": gathered(_optimizer_tensors(state), keep=self.writes),
+            "network": gather_full(state.network.state_dict().items(), keep=self.writes),
+            "ema": gather_full(state.ema.tensors(state.network), keep=self.writes),
+            "optimizer": gather_full(_optimizer_tensors(state), keep=self.writes),
         }
         if self.writes:
             self._write(target, tensors, state.step)
@@ -93,7 +95,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
 
-    def newest(self) -> Path | None:
+    def latest(self) -> Path | None:
         """Return the newest checkpoint that passes its check, or None where there is none at all.
 
         Those that fail are listed in `rejected`, with the reason.
@@ -124,7 +126,7 @@ class Checkpoints:
         about = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if about["stage"] != self.stage:
             raise UserError(f"{path} is of stage {about['stage']} and not of {self.stage}.")
-        load_exactly(state.network, path / "network.safetensors")
+        load_state_dict_strict(state.network, path / "network.safetensors")
         averages = load_file(path / "ema.safetensors")
         _compare(set(averages), set(state.ema.shadow), path / "ema.safetensors")
         state.ema.load(state.network, averages)
@@ -144,7 +146,7 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
-def load_exactly(
+def load_state_dict_strict(
     network: nn.Module, file: Path, leave_out: Callable[[str], bool] | None = None
 ) -> None:
     """Load weights whose names and shapes are exactly the network's.
@@ -168,7 +170,7 @@ def load_exactly(
                 f"{file}: {name} has the shape {list(tensor.shape)} and the network "
                 f"{list(own[name].shape)}; the settings of the model must not change in a run."
             )
-    network.load_state_dict({name: part_like(t, own[name]) for name, t in tensors.items()})
+    network.load_state_dict({name: distribute_like(t, own[name]) for name, t in tensors.items()})
 
 
 def _compare(found: set[str], expected: set[str], file: Path) -> None:
@@ -181,7 +183,7 @@ def _compare(found: set[str], expected: set[str], file: Path) -> None:
 def _optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
     """Yield what the optimizer keeps for each parameter; whole numbers become tensors."""
     for name, parameter in state.network.named_parameters():
-        for key, value in state.kept_for(parameter).items():
+        for key, value in state.optimizer_state_of(parameter).items():
             if isinstance(value, int):
                 yield f"{name}/{key}{_WHOLE}", torch.tensor(value)
             elif isinstance(value, Tensor):
@@ -207,4 +209,27 @@ def _kept_for(parameter: nn.Parameter, key: str, value: Tensor) -> tuple[str, Te
         return key, value.to(parameter.device)
     # the optimizer's fused kernel walks memory, so moments must lie as the parameter does
     moment = torch.empty_like(parameter, memory_format=torch.preserve_format)
-    return key, moment.detach().copy_(part_like(value, parameter))
+    return key, moment.detach().copy_(distribute_like(value, parameter))
+
+
+@contextmanager
+def ema_weights(task: Task, state: TrainingState, processes: DistributedContext) -> Iterator[None]:
+    """Let the first process's `task.network` have the averaged weights for a while."""
+    network = task.network
+    is_whole = network is state.network
+    if is_whole and processes.is_main:
+        state.ema.swap(network)
+    elif not is_whole:
+        averages = gather_full(state.ema.tensors(state.network), keep=processes.is_main)
+        if processes.is_main:
+            network.load_state_dict(averages, strict=False)  # buffers stay
+            network.to(processes.accelerator.device)
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+        if is_whole and processes.is_main:
+            state.ema.swap(network)
+        elif not is_whole:
+            network.to("cpu")

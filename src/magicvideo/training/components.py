@@ -8,16 +8,18 @@ from typing import Any
 from diffusers import ModelMixin
 
 from magicvideo.atomic_io import verify_sums
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.shards.dataset import ShardDataset
+from magicvideo.data.shards.index import is_sharded
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_new
 from magicvideo.models.pretrained_encoders import FrozenFolders
-from magicvideo.training.checkpoint import load_exactly
-from magicvideo.training.recipe import Recipe, StageName
-from magicvideo.training.settings import LoraSettings
-from magicvideo.training.trainer import PRODUCT
+from magicvideo.training.checkpoint import load_state_dict_strict
+from magicvideo.training.recipe import LoraTrainingConfig, Recipe, StageName
+from magicvideo.training.trainer import OUTPUT
 
 # the stages that make a component, the last of which a model keeps
-MAKERS: dict[str, tuple[StageName, ...]] = {
+PRODUCING_STAGES: dict[str, tuple[StageName, ...]] = {
     "vae": ("autoencoder", "video_vae"),
     "text_encoder": ("clip",),
     "tokenizer": ("clip",),
@@ -38,13 +40,13 @@ _MEASURED = ("scaling_factor", "residual_scale")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def product_of(recipe: Recipe, name: StageName) -> Path:
+def stage_output(recipe: Recipe, name: StageName) -> Path:
     """Return the checked product of a stage.
 
     Raises:
         UserError: If the stage is not done or its product is damaged.
     """
-    folder = recipe.output / name / PRODUCT
+    folder = recipe.output / name / OUTPUT
     if not folder.is_dir():
         raise UserError(
             f"Stage {name} is not done: {folder} does not exist; train it first with "
@@ -54,17 +56,17 @@ def product_of(recipe: Recipe, name: StageName) -> Path:
     return folder
 
 
-def component(recipe: Recipe, name: str) -> Path:
+def component_path(recipe: Recipe, name: str) -> Path:
     """Return the folder of a finished component that later stages stand on.
 
     Raises:
         UserError: If its stage is not done, or no stage makes it and the model to start from lacks
             it too.
     """
-    return _made_by(recipe, name, MAKERS[name])
+    return _made_by(recipe, name, PRODUCING_STAGES[name])
 
 
-def image_vae(recipe: Recipe) -> Path:
+def image_vae_path(recipe: Recipe) -> Path:
     """Return the folder of the autoencoder whose latents all stages share.
 
     Stage `video_vae` starts from it and changes its decoder alone, so that no other stage has to
@@ -76,21 +78,21 @@ def image_vae(recipe: Recipe) -> Path:
     return _made_by(recipe, "vae", ("autoencoder",))
 
 
-def frozen_parts(recipe: Recipe) -> FrozenFolders:
+def frozen_encoder_paths(recipe: Recipe) -> FrozenFolders:
     """Return the folders of what the denoiser stands on.
 
     Raises:
         UserError: As `component`.
     """
     return FrozenFolders(
-        vae=image_vae(recipe),
-        text_encoder=component(recipe, "text_encoder"),
-        tokenizer=component(recipe, "tokenizer"),
-        image_encoder=component(recipe, "image_encoder"),
+        vae=image_vae_path(recipe),
+        text_encoder=component_path(recipe, "text_encoder"),
+        tokenizer=component_path(recipe, "tokenizer"),
+        image_encoder=component_path(recipe, "image_encoder"),
     )
 
 
-def lora_settings(recipe: Recipe) -> LoraSettings | None:
+def lora_settings(recipe: Recipe) -> LoraTrainingConfig | None:
     """Return what adapters a recipe trains for the model that it starts from; None for none.
 
     Raises:
@@ -99,46 +101,50 @@ def lora_settings(recipe: Recipe) -> LoraSettings | None:
     settings = recipe.keyframes
     if settings is None or settings.lora is None:
         return None
-    if recipe.start is None or recipe.image is not None or recipe.unsupervised is not None:
+    if recipe.init_from is None or recipe.image is not None or recipe.unsupervised is not None:
         raise UserError(
             f"keyframes.lora adapts a finished model, and the recipe {recipe.name} "
-            f"{'names none' if recipe.start is None else 'trains it in another stage'}; set "
-            "start=MODEL_FOLDER and leave the stages image and unsupervised out."
+            f"{'names none' if recipe.init_from is None else 'trains it in another stage'}; set "
+            "init_from=MODEL_FOLDER and leave the stages image and unsupervised out."
         )
-    if settings.start_share:
+    if settings.weight_interpolation:
         raise UserError(
-            f"keyframes.start_share={settings.start_share} does not go with keyframes.lora, which "
-            "leaves the weights it began with alone; leave one of both out."
+            f"keyframes.weight_interpolation={settings.weight_interpolation} does not go with "
+            "keyframes.lora, which leaves the weights it began with alone; leave one of both out."
         )
-    if settings.trained != "all":
+    if settings.trainable != "all":
         raise UserError(
-            f"keyframes.trained={settings.trained} does not go with keyframes.lora, of which "
+            f"keyframes.trainable={settings.trainable} does not go with keyframes.lora, of which "
             "only the adapters learn; leave one of both out."
         )
     return settings.lora
 
 
-def start_of(recipe: Recipe, name: str) -> Path | None:
+def init_path(recipe: Recipe, name: str) -> Path | None:
     """Return the folder of a component in the model that the recipe starts from, if it has one.
 
     Raises:
         UserError: If there is no such model or a file of it is damaged.
     """
-    if recipe.start is None or not takes_part(recipe, name):
+    if recipe.init_from is None or not inits_component(recipe, name):
         return None
-    if not (recipe.start / "model_index.json").is_file():
-        raise UserError(f"start={recipe.start} is no model folder: it has no model_index.json.")
-    _verify_once(recipe.start.resolve())
-    folder = recipe.start / name
+    if not (recipe.init_from / "model_index.json").is_file():
+        raise UserError(
+            f"init_from={recipe.init_from} is no model folder: it has no model_index.json."
+        )
+    _verify_once(recipe.init_from.resolve())
+    folder = recipe.init_from / name
     return folder if folder.is_dir() else None
 
 
-def takes_part(recipe: Recipe, name: str) -> bool:
+def inits_component(recipe: Recipe, name: str) -> bool:
     """Return whether a recipe takes a component of its model to start from, where that has it."""
-    return recipe.start_parts is None or name in recipe.start_parts
+    return recipe.init_components is None or name in recipe.init_components
 
 
-def start_from(network: ModelMixin, recipe: Recipe, name: str, *, image_part: bool = False) -> bool:
+def load_init_weights(
+    network: ModelMixin, recipe: Recipe, name: str, *, image_part: bool = False
+) -> bool:
     """Load a component's weights from the model that the recipe starts from, if it has them.
 
     Scales that were measured on the data that it was trained on come along.
@@ -152,16 +158,16 @@ def start_from(network: ModelMixin, recipe: Recipe, name: str, *, image_part: bo
     Raises:
         UserError: If their names or shapes are not the network's.
     """
-    folder = start_of(recipe, name)
+    folder = init_path(recipe, name)
     if folder is None:
         return False
-    load_exactly(network, folder / WEIGHTS, leave_out=is_new if image_part else None)
-    stored = settings_of(folder)
+    load_state_dict_strict(network, folder / WEIGHTS, leave_out=is_new if image_part else None)
+    stored = read_config(folder)
     network.register_to_config(**{name: stored[name] for name in _MEASURED if name in stored})
     return True
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Return the settings that are stored beside a component's weights."""
     settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return settings
@@ -179,11 +185,82 @@ def _made_by(recipe: Recipe, name: str, makers: tuple[StageName, ...]) -> Path:
     if name in _ADAPTED and lora_settings(recipe) is not None:
         made_here = []
     if made_here:
-        return product_of(recipe, made_here[-1]) / name
-    found = start_of(recipe, name)
+        return stage_output(recipe, made_here[-1]) / name
+    found = init_path(recipe, name)
     if found is None:
         raise UserError(
             f"The recipe {recipe.name} has no stage {' or '.join(makers)} and names no model to "
-            f"start from that has the part {name}; add the stage, or start=MODEL_FOLDER."
+            f"start from that has the part {name}; add the stage, or init_from=MODEL_FOLDER."
         )
     return found
+
+
+SHARD_STAGES: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "interpolation")
+"""Stages that need no frames and may read shards."""
+_TOLD: tuple[StageName, ...] = ("image", "keyframes")
+"""Stages that are told by text; what has none is trained as if its caption were dropped."""
+
+
+def frame_dataset(recipe: Recipe, name: StageName) -> ClipDataset:
+    """Return the clips of the training split for a stage that learns from frames.
+
+    The stage `clip` matches frames with captions, so that it leaves out clips that have none.
+
+    Raises:
+        UserError: If the recipe's data are shards, cannot be read, or have not one caption where
+            the stage is told by text.
+    """
+    folder = frames_folder(recipe, f"Stage {name}")
+    dataset = ClipDataset(folder, ("train",), captioned=name == "clip")
+    if name in _TOLD and not any(clip.has_caption for clip in dataset.clips):
+        raise UserError(
+            f"Stage {name} is told by text, and not one training clip in {folder} has a caption; "
+            "add captions and prepare again, or leave the stage out."
+        )
+    return dataset
+
+
+def frames_folder(recipe: Recipe, who: str) -> Path:
+    """Return the prepared folder of a recipe.
+
+    Args:
+        recipe: What has the data.
+        who: What needs frames, for the message.
+
+    Raises:
+        UserError: If the recipe's data are shards.
+    """
+    if isinstance(recipe.data, str) or is_sharded(recipe.data):
+        raise UserError(
+            f"{who} needs frames, and data={recipe.data} are shards, which have none; run it with "
+            "data=PREPARED_FOLDER."
+        )
+    return recipe.data
+
+
+def denoiser_dataset(
+    recipe: Recipe, name: StageName, folders: FrozenFolders
+) -> ClipDataset | ShardDataset:
+    """Return the clips of the training split for a stage of the denoiser.
+
+    Raises:
+        UserError: If they cannot be read, or shards do not fit the recipe.
+    """
+    if not is_sharded(recipe.data):
+        return frame_dataset(recipe, name)
+    dataset = ShardDataset(
+        recipe.data, ("train",), window=recipe.shards.window, cache=recipe.shards.cache
+    )
+    for part, digest in folders.hashes().items():
+        if dataset.info.parts[part] != digest:
+            raise UserError(
+                f"The shards in {recipe.data} were encoded with another {part} than this recipe "
+                "stands on; encode the clips anew with --model, naming this run or its start."
+            )
+    if recipe.stages()[name].subject_balance:
+        raise UserError(
+            f"{name}.subject_balance={recipe.stages()[name].subject_balance} needs to know the "
+            f"subject of every clip, which shards do not say; set {name}.subject_balance=0, or "
+            "data to a prepared folder."
+        )
+    return dataset

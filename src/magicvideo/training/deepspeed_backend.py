@@ -17,17 +17,17 @@ from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from magicvideo.training.checkpoint import TrainingState
-from magicvideo.training.distributed import Processes
-from magicvideo.training.settings import StageSettings
+from magicvideo.training.distributed import DistributedContext
+from magicvideo.training.recipe import StageConfig
 
 _MOMENTS, _STEP = ("exp_avg", "exp_avg_sq"), "step"
 
 
 @dataclass
-class ZeroState(TrainingState):
+class DeepSpeedState(TrainingState):
     """A training state whose optimizer's moments are shared out once updates begin."""
 
-    def kept_for(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
+    def optimizer_state_of(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
         """Return what the optimizer keeps for a parameter, whole; all processes ask together."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -38,7 +38,7 @@ class ZeroState(TrainingState):
         return {_STEP: torch.tensor(step), **moments}
 
 
-class ZeroUpdates:
+class DeepSpeedBackend:
     """Updates by DeepSpeed's engine around the optimizer of a training state.
 
     Args:
@@ -50,7 +50,9 @@ class ZeroUpdates:
         network: What is called in training, for gradients that are means over processes.
     """
 
-    def __init__(self, processes: Processes, state: ZeroState, settings: StageSettings) -> None:
+    def __init__(
+        self, processes: DistributedContext, state: DeepSpeedState, settings: StageConfig
+    ) -> None:
         loaded = dict(state.optimizer.state)
         state.optimizer.state.clear()
         self.network = _engine(processes, state, settings)
@@ -76,7 +78,7 @@ class ZeroUpdates:
         self.network.step()
 
 
-def _engine(processes: Processes, state: TrainingState, settings: StageSettings) -> Any:  # noqa: ANN401
+def _engine(processes: DistributedContext, state: TrainingState, settings: StageConfig) -> Any:  # noqa: ANN401
     with patch_environment(ds_accelerator=processes.accelerator.device.type):
         import deepspeed
     # on a CPU it would compile this operator now, which inference alone uses
@@ -91,11 +93,11 @@ def _engine(processes: Processes, state: TrainingState, settings: StageSettings)
     return engine
 
 
-def _config(processes: Processes, settings: StageSettings) -> dict[str, Any]:
+def _config(processes: DistributedContext, settings: StageConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": settings.batch_size,
-        "gradient_accumulation_steps": settings.accumulate,
-        "gradient_clipping": settings.clip_norm,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_clipping": settings.max_grad_norm,
         "zero_optimization": {"stage": processes.zero_stage},
         "zero_allow_untested_optimizer": True,  # AdamW's fused form is not on its list
         # the engine switches off the autocast around it; gradients stay in single precision

@@ -2,28 +2,140 @@
 
 import copy
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, patch_environment
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from magicvideo.errors import UserError
-from magicvideo.training.module_wrapping import blocks_of
+
+
+def wrap_units(network: nn.Module) -> list[nn.Module]:
+    """Return the modules of a network's outermost lists, and its middle block.
+
+    That is what diffusers' and transformers' networks and ours have in common: levels or layers in
+    lists, and between the levels going down and those going up a `mid_block`.
+    """
+    return list(_blocks(network))
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from _items(child)
+        elif name == "mid_block":
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _items(modules: nn.ModuleList) -> Iterator[nn.Module]:
+    for module in modules:
+        if isinstance(module, nn.ModuleList):  # no unit of its own, though it may be callable
+            yield from _items(module)
+        else:
+            yield module
+
+
+def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
+    """Compile a network block by block; one without blocks is compiled whole.
+
+    Args:
+        network: Keeps its parameters and their names.
+        backend: Of `torch.compile`.
+    """
+    for block in wrap_units(network) or [network]:
+        block.forward = torch.compile(block.forward, backend=backend)
+
+
+def enable_activation_checkpointing(network: nn.Module, stage: str) -> None:
+    """Keep the inputs of layers alone for the backward pass, which computes the rest again.
+
+    Args:
+        network: A network whose class has the switch of diffusers or transformers, or holds a
+            `unet` that has it.
+        stage: Its stage, to name in the error.
+
+    Raises:
+        UserError: If its class has no such switch.
+    """
+    switched: Any = getattr(network, "unet", network)
+    if isinstance(switched, PreTrainedModel):
+        switched.gradient_checkpointing_enable({"use_reentrant": False})
+    elif getattr(switched, "_supports_gradient_checkpointing", False):
+        switched.enable_gradient_checkpointing()
+    else:
+        raise UserError(
+            f"{stage}.gradient_checkpointing: a {type(network).__name__} has no such switch; "
+            "leave it out, or make batch_size smaller and gradient_accumulation_steps larger."
+        )
+
+
+def to_local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, in the same memory: all, unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def distribute_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """Return a whole tensor, or the part of it that this process holds of `parameter`."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    # every process has the whole, so nothing need be sent
+    return distribute_tensor(
+        whole.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        src_data_rank=None,
+    )
+
+
+def to_dtensor(part: Tensor, parameter: Tensor) -> Tensor:
+    """Return parts, one on each process, as the one tensor that `parameter` is cut like."""
+    if not isinstance(parameter, DTensor):
+        return part
+    return DTensor.from_local(
+        part.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+@torch.no_grad()
+def gather_full(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """Return whole tensors on the CPU by name; all processes have to call it together.
+
+    Args:
+        tensors: The same names in the same order on all processes.
+        keep: Whether this process wants them; else it helps, and gets nothing.
+    """
+    found = {}
+    for name, tensor in tensors:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            found[name] = whole.detach().to("cpu").contiguous()
+    return found
+
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 # what the transports say when a process at the other end is gone
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
-def join() -> PartialState:
+def init_distributed() -> PartialState:
     """Join the other processes of this launch, if there are any, and tell which one this is.
 
     Raises:
@@ -69,7 +181,7 @@ def _is_set(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """This process and those that train with it.
 
     Attributes:
@@ -83,7 +195,7 @@ class Processes:
     zero_stage: int | None
 
     @classmethod
-    def of_launch(cls, mixed_precision: Literal["no", "bf16", "fp16"]) -> "Processes":
+    def from_env(cls, mixed_precision: Literal["no", "bf16", "fp16"]) -> "DistributedContext":
         """Return the processes of this launch.
 
         Raises:
@@ -93,7 +205,7 @@ class Processes:
             raise UserError(
                 "mixed_precision=fp16 does not go with FSDP or DeepSpeed; set it to bf16."
             )
-        state = join()
+        state = init_distributed()
         AcceleratorState._reset_state()  # it holds one precision, and each stage has its own
         # what is shared out is decided here, so accelerate need not know of it
         with patch_environment(**{_FSDP: "false", _DEEPSPEED: "false"}):
@@ -109,40 +221,40 @@ class Processes:
         )
 
     @property
-    def count(self) -> int:
+    def world_size(self) -> int:
         """Return how many there are."""
         return int(self.accelerator.num_processes)
 
     @property
-    def index(self) -> int:
+    def rank(self) -> int:
         """Return which one this is."""
         return int(self.accelerator.process_index)
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Return whether this is the one that writes files and speaks."""
-        return self.index == 0
+        return self.rank == 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all are here."""
         self.accelerator.wait_for_everyone()
 
-    def sums(self, values: list[float]) -> list[float]:
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
         """Return the sums of values over all processes, equal on all of them."""
-        if self.count == 1:
+        if self.world_size == 1:
             return values
         numbers = torch.tensor(values, device=self.accelerator.device, dtype=torch.float64)
         distributed.all_reduce(numbers)
         return list(numbers.tolist())
 
-    def told(self, path: Path | None) -> Path | None:
+    def broadcast_path(self, path: Path | None) -> Path | None:
         """Return the path that the first process has, on all of them."""
         told = [path]
-        if self.count > 1:
+        if self.world_size > 1:
             broadcast_object_list(told)
         return told[0]
 
-    def place(self, network: nn.Module) -> nn.Module:
+    def shard_or_move(self, network: nn.Module) -> nn.Module:
         """Return what this process trains: the network on its device, or its part of a copy.
 
         Where weights are sharded the network itself stays whole, on the CPU, for what the first
@@ -153,16 +265,16 @@ class Processes:
             network.to(self.accelerator.device)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return network
-        return _sharded(network, self.accelerator.device, self.count)
+        return _sharded(network, self.accelerator.device, self.world_size)
 
     def uses_zero(self, network: nn.Module) -> bool:
         """Return whether DeepSpeed shares out a network's moments; it takes no numbers either."""
         return self.zero_stage is not None and not _has_number(network)
 
-    def has_lost_one(self, error: RuntimeError) -> bool:
+    def is_peer_failure(self, error: RuntimeError) -> bool:
         """Return whether an error says that another process is gone."""
         is_theirs = isinstance(error, distributed.DistError)
-        return self.count > 1 and (is_theirs or any(sign in str(error) for sign in _LOST))
+        return self.world_size > 1 and (is_theirs or any(sign in str(error) for sign in _LOST))
 
 
 def _has_number(network: nn.Module) -> bool:
@@ -174,7 +286,7 @@ def _sharded(network: nn.Module, device: torch.device, count: int) -> nn.Module:
     sharded = copy.deepcopy(network).to(device)
     mesh = init_device_mesh(device.type, (count,))
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-    for block in blocks_of(sharded):
+    for block in wrap_units(sharded):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(sharded, mesh=mesh)
     # a parameter's own attributes are lost on the way

@@ -12,12 +12,11 @@ from magicvideo.models.flops import (
     count_parameters,
     count_training_pass,
 )
-from magicvideo.training.meta_stages import Outline, outline
-from magicvideo.training.model_configs import code_size, frame_size
+from magicvideo.training.components import SHARD_STAGES
+from magicvideo.training.meta_stages import MetaStage, build_meta_stage
+from magicvideo.training.model_configs import frame_size, latent_shape
 from magicvideo.training.optim import state_bytes
-from magicvideo.training.recipe import Recipe
-from magicvideo.training.settings import MachineSettings, StageSettings
-from magicvideo.training.stage_data import ON_SHARDS
+from magicvideo.training.recipe import HardwareConfig, Recipe, StageConfig
 
 _NUMBER, _HALF = 4, 2  # bytes
 
@@ -37,7 +36,7 @@ ASSUMPTIONS = (
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes on one GPU while a stage trains.
 
     Attributes:
@@ -61,7 +60,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StageEstimate:
     """One stage's size and cost.
 
     Attributes:
@@ -84,50 +83,50 @@ class StagePlan:
     samples: int
     gflops: float
     training_gflops: float
-    memory: Memory
+    memory: MemoryEstimate
 
     @property
     def new(self) -> int:
         """Return how many parameters begin anew."""
         return self.parameters - self.reused
 
-    def hours(self, machine: MachineSettings) -> float:
+    def hours(self, machine: HardwareConfig) -> float:
         """Return how long it takes. More processes see more samples in the same time."""
         speed = machine.tflops * machine.utilisation * 1e3
         return self.samples * self.training_gflops / speed / 3600
 
 
-def plan(recipe: Recipe) -> list[StagePlan]:
+def estimate_run(recipe: Recipe) -> list[StageEstimate]:
     """Return the size of every stage, counted on the meta device: no memory, no arithmetic.
 
-    Neither data nor weights are needed where the recipe has `size`, and `start` is a folder with
-    the settings of its components or `start_sizes` names them.
+    Neither data nor weights are needed where the recipe has `size`, and `init_from` is a folder
+    with the settings of its components or `init_preset` names them.
 
     Raises:
         UserError: If a size is not known.
     """
     size = frame_size(recipe)
-    gpus = 1 if recipe.machine is None else recipe.machine.gpus
+    gpus = 1 if recipe.hardware is None else recipe.hardware.gpus
     plans = []
     for name, settings in recipe.stages().items():
         with torch.device("meta"):
-            sketch = outline(recipe, name, size)
+            sketch = build_meta_stage(recipe, name, size)
             with torch.no_grad():
                 before = count_flops(nn.ModuleList(sketch.frozen), sketch.prepare).total
             everything = nn.ModuleList([sketch.network, *sketch.frozen])
             passed = count_training_pass(everything, sketch.loss)
         parameters = list(sketch.network.named_parameters())
-        if is_sharded(recipe.data) and name in ON_SHARDS:
+        if is_sharded(recipe.data) and name in SHARD_STAGES:
             before = 0  # it was done once, when the clips were encoded
         operations = passed.forward + passed.backward + sketch.prepared * before
         plans.append(
-            StagePlan(
+            StageEstimate(
                 name=name,
                 parameters=count_parameters(sketch.network),
                 reused=sum(p.numel() for key, p in parameters if sketch.reuses(key)),
                 trained=sum(p.numel() for _, p in parameters if p.requires_grad),
                 updates=settings.steps,
-                samples=settings.steps * settings.accumulate * settings.batch_size,
+                samples=settings.steps * settings.gradient_accumulation_steps * settings.batch_size,
                 gflops=passed.forward / 1e9,
                 training_gflops=operations / 1e9,
                 memory=_memory(sketch, count_parameters(everything), passed, settings, gpus),
@@ -139,20 +138,20 @@ def plan(recipe: Recipe) -> list[StagePlan]:
 def clip_bytes(recipe: Recipe) -> tuple[int, int]:
     """Return the bytes of one clip's key frames: as half-precision latents, and as pixels."""
     size = frame_size(recipe)
-    channels, factor = code_size(recipe)
+    channels, factor = latent_shape(recipe)
     frames = recipe.unet.num_frames
     return frames * channels * (size // factor) ** 2 * _HALF, frames * 3 * size**2
 
 
 def _memory(
-    sketch: Outline, everything: int, passed: TrainingPass, settings: StageSettings, gpus: int
-) -> Memory:
+    sketch: MetaStage, everything: int, passed: TrainingPass, settings: StageConfig, gpus: int
+) -> MemoryEstimate:
     own = list(sketch.network.parameters())
     trained = sum(p.numel() for p in own if p.requires_grad)
     is_mixed = settings.mixed_precision != "no"
     number = _HALF if is_mixed else _NUMBER
     kept = number * passed.kept_numbers + passed.kept_bytes
-    return Memory(
+    return MemoryEstimate(
         weights=_NUMBER * everything + (_HALF * trained if is_mixed else 0),
         gradients=_NUMBER * trained * min(gpus, 2),
         optimiser=sum(state_bytes(p.shape, settings.optimizer) for p in own if p.requires_grad),

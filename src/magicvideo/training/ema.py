@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from magicvideo.training.dtensor import own_part, part_like, sharded_like
+from magicvideo.training.distributed import distribute_like, to_dtensor, to_local
 
 
-class Ema:
+class EMA:
     """Averages of a network's parameters.
 
     The decay grows from 0.1 to its ceiling with the number of updates, so that early averages
@@ -26,7 +26,7 @@ class Ema:
     ) -> None:
         self.decay = decay
         self.shadow = {
-            name: own_part(p).detach().to(device or p.device, copy=True)
+            name: to_local(p).detach().to(device or p.device, copy=True)
             for name, p in network.named_parameters()
         }
 
@@ -35,7 +35,7 @@ class Ema:
         """Move the averages towards the weights after update number `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [
-            own_part(p).detach().to(self.shadow[name].device)
+            to_local(p).detach().to(self.shadow[name].device)
             for name, p in network.named_parameters()
         ]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
@@ -44,18 +44,18 @@ class Ema:
     def load(self, network: nn.Module, averages: Mapping[str, Tensor]) -> None:
         """Take over saved averages, which are whole; the network tells how they are cut."""
         for name, parameter in network.named_parameters():
-            self.shadow[name].copy_(own_part(part_like(averages[name], parameter)))
+            self.shadow[name].copy_(to_local(distribute_like(averages[name], parameter)))
 
     def tensors(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield the averages by name, cut as the network's parameters are."""
         for name, parameter in network.named_parameters():
-            yield name, sharded_like(self.shadow[name], parameter)
+            yield name, to_dtensor(self.shadow[name], parameter)
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
         """Exchange weights and averages; a second call exchanges them back."""
         for name, parameter in network.named_parameters():
-            average, weights = self.shadow[name], own_part(parameter)
+            average, weights = self.shadow[name], to_local(parameter)
             kept = weights.detach().clone()
             weights.copy_(average)
             average.copy_(kept)

@@ -17,13 +17,13 @@ from magicvideo.models.lora import LORA_FILE, add_low_rank
 from magicvideo.models.lora_conversion import read_updates
 from magicvideo.training.components import (
     LORA,
-    MAKERS,
     OPTIONAL,
+    PRODUCING_STAGES,
     WEIGHTS,
-    component,
+    component_path,
+    init_path,
     lora_settings,
-    product_of,
-    start_of,
+    stage_output,
 )
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import SETTINGS
@@ -65,8 +65,8 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
-    recipe = recipe_of(run)
-    products = [product_of(recipe, stage) for stage in recipe.stages()]
+    recipe = read_run_recipe(run)
+    products = [stage_output(recipe, stage) for stage in recipe.stages()]
     parts = _parts(recipe)
     with atomic_folder(output) as partial:
         for name, folder in parts.items():
@@ -76,7 +76,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         if words.is_file():  # a model made from Stable Diffusion knows none
             shutil.copyfile(words, partial / WORDS)
         if lora_settings(recipe) is not None:
-            _merge_lora(partial / "unet" / WEIGHTS, product_of(recipe, "keyframes"))
+            _merge_lora(partial / "unet" / WEIGHTS, stage_output(recipe, "keyframes"))
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
@@ -84,7 +84,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         _write_training(partial, recipe, products)
 
 
-def recipe_of(run: Path) -> Recipe:
+def read_run_recipe(run: Path) -> Recipe:
     """Return the recipe of a run.
 
     Raises:
@@ -110,10 +110,10 @@ def _forget_origin(config: Path) -> None:
 def _parts(recipe: Recipe) -> dict[str, Path]:
     """Return the folder of every component that the model has."""
     parts = {}
-    for name, makers in MAKERS.items():
+    for name, makers in PRODUCING_STAGES.items():
         made_here = any(stage in recipe.stages() for stage in makers)
-        if made_here or name not in OPTIONAL or start_of(recipe, name):
-            parts[name] = component(recipe, name)
+        if made_here or name not in OPTIONAL or init_path(recipe, name):
+            parts[name] = component_path(recipe, name)
     return parts
 
 
@@ -155,7 +155,7 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
         "_diffusers_version": diffusers.__version__,
         **components,
         **defaults,
-        "shared_noise": recipe.noise.shared,
+        "shared_noise": recipe.noise.noise_correlation,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -167,7 +167,7 @@ def _write_training(folder: Path, recipe: Recipe, products: list[Path]) -> None:
         "recipe": recipe.name,
         "steps": {entry["stage"]: entry["steps"] for entry in entries},
     }
-    before = recipe.start / TRAINING if recipe.start else None
+    before = recipe.init_from / TRAINING if recipe.init_from else None
     if before and before.is_file():
         about["started_from"] = json.loads(before.read_text(encoding="utf-8"))
     (folder / TRAINING).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from magicvideo.models.lora import BASE_MODEL, LORA_FILE, LowRank, standard_tens
 from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Latents, Tokens
 from magicvideo.training.components import LORA
-from magicvideo.training.settings import LoraSettings
+from magicvideo.training.recipe import LoraTrainingConfig
 
 # how the names of layers end
 _TARGETS = {
@@ -31,7 +31,7 @@ _TARGETS = {
 _ADAPTER = "default"
 
 
-class AdaptedDenoiser(nn.Module):
+class LoraDenoiser(nn.Module):
     """A denoiser that rests, with adapters in it that learn.
 
     Adapters alone are the parameters of this module. So the optimizer, the averages and the
@@ -46,7 +46,9 @@ class AdaptedDenoiser(nn.Module):
         UserError: If the denoiser has no layer of a kind that is to get one.
     """
 
-    def __init__(self, base: ConditionedDenoiser, settings: LoraSettings, base_hash: str) -> None:
+    def __init__(
+        self, base: ConditionedDenoiser, settings: LoraTrainingConfig, base_hash: str
+    ) -> None:
         super().__init__()
         base.requires_grad_(requires_grad=False).eval()
         names = [name for name, _ in base.unet.named_modules()]
@@ -85,7 +87,7 @@ class AdaptedDenoiser(nn.Module):
         """Return its U-Net, adapters included."""
         return self.base.unet
 
-    def updates(self) -> dict[str, LowRank]:
+    def lora_weights(self) -> dict[str, LowRank]:
         """Return what the adapters add to the U-Net's weights, by name."""
         return {
             f"{name}.weight": LowRank(down.weight, up.weight, self.alpha)
@@ -109,10 +111,10 @@ class AdaptedDenoiser(nn.Module):
         """Write the LoRA in the layout that diffusers and peft share; its header names the base."""
         (folder / LORA).mkdir()
         metadata = {"format": "pt", BASE_MODEL: self.base_hash}
-        tensors = standard_tensors(self.updates(), "unet")
+        tensors = standard_tensors(self.lora_weights(), "unet")
         (folder / LORA / LORA_FILE).write_bytes(_serialised(tensors, metadata))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedDenoiser":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoraDenoiser":
         # moves to a device or another memory format go to the base, too
         self.base._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -131,4 +133,4 @@ def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return content[:8] + text.ljust(end - 8) + content[end:]
 
 
-Denoiser: TypeAlias = ConditionedDenoiser | AdaptedDenoiser
+Denoiser: TypeAlias = ConditionedDenoiser | LoraDenoiser

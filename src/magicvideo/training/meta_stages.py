@@ -16,29 +16,28 @@ from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import freeze_encoder, inflate_autoencoder
 from magicvideo.training.components import lora_settings
-from magicvideo.training.lora_denoiser import AdaptedDenoiser
+from magicvideo.training.lora_denoiser import LoraDenoiser
+from magicvideo.training.losses import perceptual_distance
 from magicvideo.training.model_configs import (
-    condition_width,
-    embedding_width,
+    cross_attention_dim,
+    image_embed_dim,
     image_unet_config,
+    init_has,
     interpolator_config,
     large_frame_size,
-    outline_vae,
-    start_has,
+    meta_vae,
     text_config,
     unet_config,
     vision_config,
 )
-from magicvideo.training.perceptual import perceptual_distance
-from magicvideo.training.recipe import Recipe, StageName
-from magicvideo.training.settings import VideoSettings
-from magicvideo.training.stages import freeze_new_parts, settle_reused_parts
-from magicvideo.training.tasks.clip_model import clip_config
-from magicvideo.training.tasks.upscaler import make_upscaler
+from magicvideo.training.recipe import Recipe, StageName, VideoStageConfig
+from magicvideo.training.stages import freeze_temporal_parameters, scale_pretrained_lr
+from magicvideo.training.tasks.clip_model import build_clip_config
+from magicvideo.training.tasks.upscaler import build_upscaler
 
 
 @dataclass(frozen=True)
-class Outline:
+class MetaStage:
     """One stage, ready to be counted.
 
     Attributes:
@@ -58,7 +57,7 @@ class Outline:
     prepared: float = 1.0
 
 
-def outline(recipe: Recipe, name: StageName, size: int) -> Outline:
+def build_meta_stage(recipe: Recipe, name: StageName, size: int) -> MetaStage:
     """Return the outline of a stage; it is called, and its functions are, with meta as the device.
 
     Args:
@@ -82,47 +81,47 @@ def outline(recipe: Recipe, name: StageName, size: int) -> Outline:
     return _denoiser(recipe, name, size)
 
 
-def _autoencoder(recipe: Recipe, size: int) -> Outline:
-    network, frames = outline_vae(recipe), torch.empty(1, 3, size, size)
+def _autoencoder(recipe: Recipe, size: int) -> MetaStage:
+    network, frames = meta_vae(recipe), torch.empty(1, 3, size, size)
 
     def loss() -> Tensor:
         return F.l1_loss(network.decode(network.encode(frames).latent_dist.mean).sample, frames)
 
-    begins = start_has(recipe, "vae")
-    return Outline(network, loss, lambda _: begins)
+    begins = init_has(recipe, "vae")
+    return MetaStage(network, loss, lambda _: begins)
 
 
-def _clip(recipe: Recipe, size: int) -> Outline:
+def _clip(recipe: Recipe, size: int) -> MetaStage:
     settings = recipe.clip
     assert settings is not None
-    network = CLIPModel(clip_config(settings, (0, 1, 1), settings.vocabulary_size, size))
+    network = CLIPModel(build_clip_config(settings, (0, 1, 1), settings.vocabulary_size, size))
     ids, pixels = _ids(settings.max_tokens), torch.empty(1, 3, size, size)
 
     def loss() -> Tensor:
         return network(input_ids=ids, pixel_values=pixels).logits_per_image.sum()
 
-    begins = start_has(recipe, "text_encoder")
-    return Outline(network, loss, lambda name: begins and "_projection" not in name)
+    begins = init_has(recipe, "text_encoder")
+    return MetaStage(network, loss, lambda name: begins and "_projection" not in name)
 
 
-def _denoiser(recipe: Recipe, name: StageName, size: int) -> Outline:
+def _denoiser(recipe: Recipe, name: StageName, size: int) -> MetaStage:
     is_image = name == "image"
     config = image_unet_config(recipe, size) if is_image else unet_config(recipe, size)
-    conditioner = ImageConditioner(embedding_width(recipe), condition_width(recipe))
+    conditioner = ImageConditioner(image_embed_dim(recipe), cross_attention_dim(recipe))
     network = ConditionedDenoiser(VideoUNet(**config), conditioner)
     settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
     if is_image:
-        freeze_new_parts(network)
+        freeze_temporal_parameters(network)
     elif settings is not None:
-        settle_reused_parts(network.unet, settings)
-    shown = isinstance(settings, VideoSettings) and settings.image_condition > 0 and not is_image
+        scale_pretrained_lr(network.unet, settings)
+    shown = isinstance(settings, VideoStageConfig) and settings.image_condition > 0 and not is_image
     frames = torch.empty(1, 1 if is_image else config["num_frames"], 3, size, size)
-    vae, text, image = outline_vae(recipe), _text(recipe, size), _image(recipe, size)
+    vae, text, image = meta_vae(recipe), _text(recipe, size), _image(recipe, size)
     side, one = config["sample_size"], torch.zeros(1)
     latents = torch.empty(1, frames.shape[1], config["in_channels"], side, side)
     ids = _ids(text.config.max_position_embeddings)
     tokens = torch.empty(*ids.shape, config["cross_attention_dim"])
-    embedding = torch.empty(1, embedding_width(recipe))
+    embedding = torch.empty(1, image_embed_dim(recipe))
 
     def prepare() -> None:
         encode_frames(vae, frames)
@@ -135,20 +134,20 @@ def _denoiser(recipe: Recipe, name: StageName, size: int) -> Outline:
         return F.mse_loss(network(latents, one, tokens, embedding, told, one), latents)
 
     if name == "keyframes" and (lora := lora_settings(recipe)):
-        adapted = AdaptedDenoiser(network, lora, base_hash="")
-        return Outline(adapted, loss, lambda _: False, (vae, text, image, network), prepare)
-    begins = start_has(recipe, "unet") or (recipe.image is not None and not is_image)
+        adapted = LoraDenoiser(network, lora, base_hash="")
+        return MetaStage(adapted, loss, lambda _: False, (vae, text, image, network), prepare)
+    begins = init_has(recipe, "unet") or (recipe.image is not None and not is_image)
 
     def reuses(parameter: str) -> bool:
         return begins and not is_new(parameter) and not parameter.startswith("image_conditioner")
 
-    return Outline(network, loss, reuses, (vae, text, image), prepare)
+    return MetaStage(network, loss, reuses, (vae, text, image), prepare)
 
 
-def _interpolation(recipe: Recipe, size: int) -> Outline:
+def _interpolation(recipe: Recipe, size: int) -> MetaStage:
     config = interpolator_config(recipe, size)
     network, one = Interpolator(**config), torch.zeros(1)
-    vae, text = outline_vae(recipe), _text(recipe, size)
+    vae, text = meta_vae(recipe), _text(recipe, size)
     side, channels, inserted = (
         config[key] for key in ("sample_size", "latent_channels", "num_inserted")
     )
@@ -170,7 +169,7 @@ def _interpolation(recipe: Recipe, size: int) -> Outline:
 
     # it begins as the key-frame network, the embedding of the noise level and the estimate aside
     image = _image(recipe, size)
-    return Outline(
+    return MetaStage(
         network,
         loss,
         lambda name: name.startswith("unet.") and "level_embedding" not in name,
@@ -179,12 +178,12 @@ def _interpolation(recipe: Recipe, size: int) -> Outline:
     )
 
 
-def _video_vae(recipe: Recipe, size: int) -> Outline:
+def _video_vae(recipe: Recipe, size: int) -> MetaStage:
     settings = recipe.video_vae
     assert settings is not None
     image_encoder = _image(recipe, size).requires_grad_(requires_grad=False)
     network = inflate_autoencoder(
-        outline_vae(recipe), settings.temporal_heads, settings.temporal_reach
+        meta_vae(recipe), settings.temporal_heads, settings.temporal_reach
     )
     freeze_encoder(network)
     frames = torch.empty(settings.num_frames, 3, size, size)
@@ -195,14 +194,14 @@ def _video_vae(recipe: Recipe, size: int) -> Outline:
         distance = perceptual_distance(image_encoder, made, frames)
         return F.l1_loss(made, frames) + distance + F.l1_loss(made.diff(dim=0), frames.diff(dim=0))
 
-    return Outline(network, loss, lambda name: not is_new(name), (image_encoder,))
+    return MetaStage(network, loss, lambda name: not is_new(name), (image_encoder,))
 
 
-def _upscaler(recipe: Recipe) -> Outline:
+def _upscaler(recipe: Recipe) -> MetaStage:
     settings = recipe.upscaler
     assert settings is not None
-    network = make_upscaler(settings.model, settings.max_noise_level)
-    vae, one, factor = outline_vae(recipe), torch.zeros(1), network.config.factor
+    network = build_upscaler(settings.model, settings.max_noise_level)
+    vae, one, factor = meta_vae(recipe), torch.zeros(1), network.config.factor
     large, small = settings.crop, settings.crop // factor
     noisy, told = torch.empty(1, 3, large, large), torch.empty(1, 3, small, small)
     whole = large_frame_size(recipe, factor) // factor
@@ -213,8 +212,8 @@ def _upscaler(recipe: Recipe) -> Outline:
     def loss() -> Tensor:
         return F.mse_loss(network(noisy, told, one, one), noisy)
 
-    begins = start_has(recipe, "upscaler")
-    return Outline(network, loss, lambda _: begins, (vae,), prepare, settings.reconstructed)
+    begins = init_has(recipe, "upscaler")
+    return MetaStage(network, loss, lambda _: begins, (vae,), prepare, settings.vae_roundtrip_prob)
 
 
 def _ids(length: int) -> Tensor:

@@ -15,12 +15,12 @@ from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
 from magicvideo.models.autoencoder import Autoencoder, spatial_factor
 from magicvideo.models.autoencoder_loading import outline_autoencoder
-from magicvideo.training.components import settings_of, takes_part
+from magicvideo.training.components import inits_component, read_config
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.tasks.autoencoder import make_autoencoder
-from magicvideo.training.tasks.clip_model import clip_config
+from magicvideo.training.tasks.autoencoder import build_autoencoder
+from magicvideo.training.tasks.clip_model import build_clip_config
 
-KNOWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "stable-diffusion-1": {
         "vae": {"_class_name": "AutoencoderKL", **sd_presets.AUTOENCODER},
         "text_encoder": sd_presets.TEXT_ENCODER,
@@ -71,75 +71,75 @@ def large_frame_size(recipe: Recipe, factor: int) -> int:
     return read_info(data).size
 
 
-def start_has(recipe: Recipe, name: str) -> bool:
+def init_has(recipe: Recipe, name: str) -> bool:
     """Return whether the model to start from has a component, so far as it can be known."""
-    if recipe.start is None or not takes_part(recipe, name):
+    if recipe.init_from is None or not inits_component(recipe, name):
         return False
-    if recipe.start.is_dir():
-        return (recipe.start / name).is_dir()
-    return name in KNOWN.get(recipe.start_sizes or "", {})
+    if recipe.init_from.is_dir():
+        return (recipe.init_from / name).is_dir()
+    return name in PRESETS.get(recipe.init_preset or "", {})
 
 
-def start_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+def init_config(recipe: Recipe, name: str) -> dict[str, Any]:
     """Return the settings of a component of the model to start from.
 
-    Where that folder does not exist they are those that `start_sizes` names.
+    Where that folder does not exist they are those that `init_preset` names.
 
     Raises:
         UserError: If neither tells them.
     """
-    if recipe.start is None or not takes_part(recipe, name):
+    if recipe.init_from is None or not inits_component(recipe, name):
         raise UserError(
             f"The recipe {recipe.name} has no stage that makes the part {name} and names no "
-            "model to start from that it takes it of; add the stage, or start=MODEL_FOLDER."
+            "model to start from that it takes it of; add the stage, or init_from=MODEL_FOLDER."
         )
-    if recipe.start_sizes is not None and not recipe.start.is_dir():
-        return dict(KNOWN[recipe.start_sizes][name])
+    if recipe.init_preset is not None and not recipe.init_from.is_dir():
+        return dict(PRESETS[recipe.init_preset][name])
     try:
-        return settings_of(recipe.start / name)
+        return read_config(recipe.init_from / name)
     except (OSError, ValueError):
         raise UserError(
-            f"start={recipe.start} does not tell the sizes of {name}: "
-            f"{recipe.start / name / 'config.json'} is missing or damaged."
+            f"init_from={recipe.init_from} does not tell the sizes of {name}: "
+            f"{recipe.init_from / name / 'config.json'} is missing or damaged."
         ) from None
 
 
-def outline_vae(recipe: Recipe) -> Autoencoder:
+def meta_vae(recipe: Recipe) -> Autoencoder:
     """Return the image autoencoder of a recipe, without weights where no stage makes it."""
     if recipe.autoencoder is not None:
-        return make_autoencoder(recipe.autoencoder.model)
-    return outline_autoencoder(start_settings(recipe, "vae"))
+        return build_autoencoder(recipe.autoencoder.model)
+    return outline_autoencoder(init_config(recipe, "vae"))
 
 
 def text_config(recipe: Recipe, image_size: int) -> CLIPTextConfig:
     """Return the sizes of the text encoder."""
     if recipe.clip is None:
-        return CLIPTextConfig(**_public(start_settings(recipe, "text_encoder")))
-    towers = clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, image_size)
+        return CLIPTextConfig(**_public(init_config(recipe, "text_encoder")))
+    towers = build_clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, image_size)
     return towers.text_config
 
 
 def vision_config(recipe: Recipe, image_size: int) -> CLIPVisionConfig:
     """Return the sizes of the image encoder."""
     if recipe.clip is None:
-        return CLIPVisionConfig(**_public(start_settings(recipe, "image_encoder")))
-    towers = clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, image_size)
+        return CLIPVisionConfig(**_public(init_config(recipe, "image_encoder")))
+    towers = build_clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, image_size)
     return towers.vision_config
 
 
-def condition_width(recipe: Recipe) -> int:
+def cross_attention_dim(recipe: Recipe) -> int:
     """Return the width of the condition's tokens: that of the text encoder's states."""
     if recipe.clip is not None:
         return recipe.clip.width
-    width: int = start_settings(recipe, "text_encoder")["hidden_size"]
+    width: int = init_config(recipe, "text_encoder")["hidden_size"]
     return width
 
 
-def embedding_width(recipe: Recipe) -> int:
+def image_embed_dim(recipe: Recipe) -> int:
     """Return the width of the image encoder's embeddings."""
     if recipe.clip is not None:
         return recipe.clip.width
-    width: int = start_settings(recipe, "image_encoder")["projection_dim"]
+    width: int = init_config(recipe, "image_encoder")["projection_dim"]
     return width
 
 
@@ -156,7 +156,7 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
             f"unet.attention_heads={settings.attention_heads} does not fit {len(levels)} levels; "
             "give one number, or one for each level."
         )
-    channels, factor = code_size(recipe)
+    channels, factor = latent_shape(recipe)
     config = {
         "sample_size": image_size // factor,
         "in_channels": channels,
@@ -164,7 +164,7 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         **_block_types(levels),
         "block_out_channels": settings.block_out_channels,
         "layers_per_block": settings.layers_per_block,
-        "cross_attention_dim": condition_width(recipe),
+        "cross_attention_dim": cross_attention_dim(recipe),
         "attention_head_dim": settings.attention_heads,
         "norm_num_groups": settings.norm_num_groups,
         "use_linear_projection": settings.linear_projection,
@@ -174,13 +174,13 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "spatial_attention": settings.spatial_attention,
         "convolutions": settings.convolutions,
     }
-    if start_has(recipe, "unet"):
-        stored = {"use_linear_projection": False, **start_settings(recipe, "unet")}
+    if init_has(recipe, "unet"):
+        stored = {"use_linear_projection": False, **init_config(recipe, "unet")}
         for name, known_as in _COMPARED.items():
             if _each(stored[name], len(levels)) != _each(config[name], len(levels)):
                 raise UserError(
                     f"unet.{known_as} is {config[name]} in the recipe and {stored[name]} in the "
-                    f"model to start from, start={recipe.start}; they must agree."
+                    f"model to start from, init_from={recipe.init_from}; they must agree."
                 )
     return config
 
@@ -241,11 +241,11 @@ def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     }
 
 
-def code_size(recipe: Recipe) -> tuple[int, int]:
+def latent_shape(recipe: Recipe) -> tuple[int, int]:
     """Return the channels of the latents, and the pixels a side of one position."""
     if recipe.autoencoder is not None:
         return recipe.autoencoder.model.latent_channels, recipe.autoencoder.model.patch_size
-    vae = outline_vae(recipe)
+    vae = meta_vae(recipe)
     return vae.config.latent_channels, spatial_factor(vae)
 
 

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from magicvideo.errors import UserError
-from magicvideo.training.settings import StageSettings
+from magicvideo.training.recipe import StageConfig
 
 _LEAST_IN_8_BITS = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
 
 
-def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, settings: StageConfig) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over the trained parameters.
 
     Matrices and kernels decay. Biases, norms and frame adaptors do not: an adaptor's scale is
     neutral at one, not at zero. A parameter may carry a `rate` attribute, a factor on the learning
-    rate (see `train.stages.settle_reused_parts`).
+    rate (see `train.stages.scale_pretrained_lr`).
 
     Raises:
         UserError: If the optimizer is not installed.
@@ -34,7 +34,7 @@ def make_optimizer(network: nn.Module, settings: StageSettings) -> torch.optim.O
             "params": parameters,
             "weight_decay": decay,
             "lr": settings.learning_rate * rate,
-            "peak": settings.learning_rate * rate,
+            "initial_lr": settings.learning_rate * rate,
         }
         for (decay, rate), parameters in groups.items()
     ]
@@ -69,18 +69,18 @@ def state_bytes(shape: torch.Size, optimizer: str) -> int:
     return 8 * numbers
 
 
-def learning_rate_factor(settings: StageSettings, step: int) -> float:
+def learning_rate_factor(settings: StageConfig, step: int) -> float:
     """Return the share of the highest learning rate at a step (from 0).
 
-    Linear warm-up, a plateau, and a linear decay over the last `decay_share` of the steps. On the
-    plateau it does not depend on how many steps are planned, so a run can be made longer.
+    Linear warm-up, a plateau, and a linear decay over the last `lr_decay_ratio` of the steps. On
+    the plateau it does not depend on how many steps are planned, so a run can be made longer.
     """
     warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    decay_steps = max(1, round(settings.steps * settings.decay_share))
+    decay_steps = max(1, round(settings.steps * settings.lr_decay_ratio))
     return min(warm, (settings.steps - step) / decay_steps, 1.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to a share of its height."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = group["initial_lr"] * factor

@@ -9,59 +9,59 @@ import torch
 
 from magicvideo.atomic_io import atomic_file, remove_partial
 from magicvideo.errors import UserError
-from magicvideo.training.distributed import join
+from magicvideo.training.distributed import init_distributed
 from magicvideo.training.recipe import Recipe, StageName
-from magicvideo.training.stages import make_task
-from magicvideo.training.trainer import Interrupted, Stage
+from magicvideo.training.stages import build_task
+from magicvideo.training.trainer import Interrupted, Trainer
 
 SETTINGS = "recipe.json"
 _EMULATED = 5.0  # times; where there are instructions, bfloat16 is no slower than float32
 
 
-def train(recipe: Recipe, only: StageName | None, say: Callable[[str], None]) -> None:
+def train(recipe: Recipe, only: StageName | None, log: Callable[[str], None]) -> None:
     """Train a recipe's stages in order, or one of them. A stage that is done is not done again.
 
     Args:
         recipe: What to train. Its resolved settings are written beside the run.
         only: The one stage to train; None trains all.
-        say: Called with lines for the console.
+        log: Called with lines for the console.
 
     Raises:
         UserError: If a stage before it has no product yet, its data cannot be read, or the launch
             asks for what is not supported.
         Interrupted: If a signal ended the run; its last line says how to go on.
     """
-    launch = join()
+    launch = init_distributed()
     if launch.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
         remove_partial(recipe.output)
     else:
-        say = _nothing
+        log = _nothing
     launch.wait_for_everyone()
     for name, settings in recipe.stages().items():
         if only not in (None, name):
             continue
-        stage = Stage(name, settings, recipe.output / name, recipe.seed, say)
+        stage = Trainer(name, settings, recipe.output / name, recipe.seed, log)
         if stage.is_done():
-            say(f"{name}: already done, {stage.product}")
+            log(f"{name}: already done, {stage.output_dir}")
             continue
         if launch.is_main_process:
             with atomic_file(recipe.output / SETTINGS) as partial:
                 partial.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
         on_cpu = launch.device.type == "cpu"
-        if on_cpu and settings.mixed_precision == "bf16" and slowdown_in_bfloat16() > _EMULATED:
-            say(
+        if on_cpu and settings.mixed_precision == "bf16" and bf16_slowdown() > _EMULATED:
+            log(
                 f"{name}: this CPU has no instructions for bfloat16 and takes many times as long; "
                 f"--set {name}.mixed_precision=no goes on faster"
             )
         try:
-            stage.train(make_task(recipe, name))
+            stage.train(build_task(recipe, name))
         except Interrupted as stopped:
-            say(f"{stopped}; run the same command to go on.")
+            log(f"{stopped}; run the same command to go on.")
             raise
 
 
-def slowdown_in_bfloat16() -> float:
+def bf16_slowdown() -> float:
     """Return how many times as long as in float32 this CPU takes for a product in bfloat16."""
     single, half = (_seconds_of_a_product(dtype) for dtype in (torch.float32, torch.bfloat16))
     return half / single
@@ -82,7 +82,7 @@ def _nothing(line: str) -> None:
     """Stand in for the console on all processes but the first."""
 
 
-def check_stage(recipe: Recipe, name: str | None) -> StageName | None:
+def resolve_stage(recipe: Recipe, name: str | None) -> StageName | None:
     """Return a stage's name, if the recipe has it, or None for all stages.
 
     Raises:

@@ -12,7 +12,7 @@ _ONE_KEYSTROKE = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal
 
 
 @contextmanager
-def listening() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """Yield a list that SIGINT and SIGTERM are noted in; a second Ctrl-C ends at once.
 
     Outside of the main thread nothing can be noted, and the list stays empty.
@@ -41,7 +41,7 @@ def listening() -> Iterator[list[int]]:
                 signal.signal(number, handler)
 
 
-def ignore_launcher() -> None:
+def ignore_sigterm() -> None:
     """Ignore SIGTERM from here to the end of the process, for it ends by itself and says why.
 
     A launcher sends it to all processes as soon as one is gone, often before the reason is out.

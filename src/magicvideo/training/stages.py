@@ -21,41 +21,41 @@ from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import inflate_autoencoder
 from magicvideo.training.components import (
     WEIGHTS,
-    component,
-    frozen_parts,
-    image_vae,
+    component_path,
+    denoiser_dataset,
+    frame_dataset,
+    frozen_encoder_paths,
+    image_vae_path,
+    init_path,
+    load_init_weights,
     lora_settings,
-    product_of,
-    settings_of,
-    start_from,
-    start_of,
+    read_config,
+    stage_output,
 )
-from magicvideo.training.lora_denoiser import AdaptedDenoiser, Denoiser
+from magicvideo.training.lora_denoiser import Denoiser, LoraDenoiser
 from magicvideo.training.model_configs import (
-    condition_width,
-    embedding_width,
+    cross_attention_dim,
     frame_size,
+    image_embed_dim,
     image_unet_config,
     interpolator_config,
     unet_config,
 )
-from magicvideo.training.recipe import Recipe, StageName
-from magicvideo.training.settings import VideoSettings
-from magicvideo.training.stage_data import frames_of, frames_or_shards_of
+from magicvideo.training.recipe import Recipe, StageName, VideoStageConfig
 from magicvideo.training.task import Task
 from magicvideo.training.tasks.autoencoder import (
     AutoencoderTask,
-    fit_components,
-    make_autoencoder,
+    build_autoencoder,
+    init_autoencoder_from_pca,
 )
-from magicvideo.training.tasks.clip_model import ClipTask
+from magicvideo.training.tasks.clip_model import CLIPTask
 from magicvideo.training.tasks.denoiser import DenoiserTask
 from magicvideo.training.tasks.interpolation import InterpolationTask
 from magicvideo.training.tasks.upscaler import UpscalerTask
 from magicvideo.training.tasks.video_vae import VideoVaeTask
 
 
-def make_task(recipe: Recipe, name: StageName) -> Task:
+def build_task(recipe: Recipe, name: StageName) -> Task:
     """Return the task of a stage, with the products of the stages before it.
 
     Raises:
@@ -66,13 +66,13 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
         return _upscaler_task(recipe)
     frame_size(recipe)  # refuses data of another size than the recipe's
     if name == "autoencoder":
-        return _autoencoder_task(recipe, frames_of(recipe, name))
+        return _autoencoder_task(recipe, frame_dataset(recipe, name))
     if name == "clip":
-        return _clip_task(recipe, frames_of(recipe, name))
+        return _clip_task(recipe, frame_dataset(recipe, name))
     if name == "video_vae":
-        return _video_vae_task(recipe, frames_of(recipe, name))
-    folders = frozen_parts(recipe)
-    dataset = frames_or_shards_of(recipe, name, folders)
+        return _video_vae_task(recipe, frame_dataset(recipe, name))
+    folders = frozen_encoder_paths(recipe)
+    dataset = denoiser_dataset(recipe, name, folders)
     frozen = folders.load()
     if name == "interpolation":
         return _interpolation_task(recipe, frozen, dataset)
@@ -89,19 +89,19 @@ def make_task(recipe: Recipe, name: StageName) -> Task:
 
 def _autoencoder_task(recipe: Recipe, dataset: ClipDataset) -> AutoencoderTask:
     assert recipe.autoencoder is not None
-    network = make_autoencoder(recipe.autoencoder.model)
-    if not start_from(network, recipe, "vae", image_part=True):
-        fit_components(network, dataset, recipe.seed)
+    network = build_autoencoder(recipe.autoencoder.model)
+    if not load_init_weights(network, recipe, "vae", image_part=True):
+        init_autoencoder_from_pca(network, dataset, recipe.seed)
     return AutoencoderTask(network, recipe.autoencoder, dataset, recipe.seed)
 
 
-def _clip_task(recipe: Recipe, dataset: ClipDataset) -> ClipTask:
+def _clip_task(recipe: Recipe, dataset: ClipDataset) -> CLIPTask:
     assert recipe.clip is not None
-    text, tokenizer = start_of(recipe, "text_encoder"), start_of(recipe, "tokenizer")
-    image = start_of(recipe, "image_encoder")
+    text, tokenizer = init_path(recipe, "text_encoder"), init_path(recipe, "tokenizer")
+    image = init_path(recipe, "image_encoder")
     if text is None or tokenizer is None or image is None:
-        return ClipTask(recipe.clip, dataset, recipe.seed)
-    task = ClipTask(recipe.clip, dataset, recipe.seed, CLIPTokenizer.from_pretrained(tokenizer))
+        return CLIPTask(recipe.clip, dataset, recipe.seed)
+    task = CLIPTask(recipe.clip, dataset, recipe.seed, CLIPTokenizer.from_pretrained(tokenizer))
     task.start_from(
         CLIPTextModel.from_pretrained(text, dtype=torch.float32),
         CLIPVisionModelWithProjection.from_pretrained(image, dtype=torch.float32),
@@ -111,15 +111,15 @@ def _clip_task(recipe: Recipe, dataset: ClipDataset) -> ClipTask:
 
 def _upscaler_task(recipe: Recipe) -> UpscalerTask:
     assert recipe.upscaler is not None
-    vae = load_autoencoder(image_vae(recipe))
+    vae = load_autoencoder(image_vae_path(recipe))
     large = ClipDataset(recipe.upscaler.data, ("train",))
     task = UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
-    start_from(task.network, recipe, "upscaler")
+    load_init_weights(task.network, recipe, "upscaler")
     return task
 
 
 def _image_encoder(recipe: Recipe) -> CLIPVisionModelWithProjection:
-    folder = component(recipe, "image_encoder")
+    folder = component_path(recipe, "image_encoder")
     return CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -132,7 +132,7 @@ def _video_vae_task(recipe: Recipe, dataset: ClipDataset) -> VideoVaeTask:
     settings = recipe.video_vae
     assert settings is not None
     network = inflate_autoencoder(
-        load_autoencoder(image_vae(recipe)), settings.temporal_heads, settings.temporal_reach
+        load_autoencoder(image_vae_path(recipe)), settings.temporal_heads, settings.temporal_reach
     )
     return VideoVaeTask(network, _image_encoder(recipe), settings, dataset, recipe.seed)
 
@@ -143,8 +143,8 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
     The image stage trains the 2D network alone. The first video stage inflates it, and the next
     goes on with what that one made. New parts keep what the model to start from gave them.
     """
-    conditioner = ImageConditioner(embedding_width(recipe), condition_width(recipe))
-    start_from(conditioner, recipe, "image_conditioner")
+    conditioner = ImageConditioner(image_embed_dim(recipe), cross_attention_dim(recipe))
+    load_init_weights(conditioner, recipe, "image_conditioner")
     unet = VideoUNet(**unet_config(recipe, image_size))
     _start_unet(unet, recipe)
     if name == "image":
@@ -152,29 +152,29 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
         learnt = unet.state_dict()
         image_unet.load_state_dict({key: learnt[key] for key in image_unet.state_dict()})
         network = ConditionedDenoiser(image_unet, conditioner)
-        freeze_new_parts(network)
+        freeze_temporal_parameters(network)
         return network
     if name == "keyframes" and recipe.unsupervised is not None:
-        start = product_of(recipe, "unsupervised")
+        start = stage_output(recipe, "unsupervised")
         unet = VideoUNet.from_pretrained(start / "unet")
         conditioner = ImageConditioner.from_pretrained(start / "image_conditioner")
     elif recipe.image is not None:
-        _inflate_from(unet, product_of(recipe, "image") / "unet")
+        _inflate_from(unet, stage_output(recipe, "image") / "unet")
     settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
     assert settings is not None
-    settle_reused_parts(unet, settings)
+    scale_pretrained_lr(unet, settings)
     return ConditionedDenoiser(unet, conditioner)
 
 
-def settle_reused_parts(unet: VideoUNet, settings: VideoSettings) -> None:
+def scale_pretrained_lr(unet: VideoUNet, settings: VideoStageConfig) -> None:
     """Let what a video network has of an image network learn at its own rate, or not at all."""
     for key, parameter in unet.named_parameters():
         if not is_new(key):
-            parameter.rate = settings.reused_rate
-            parameter.requires_grad_(settings.trained == "all")
+            parameter.rate = settings.pretrained_lr_scale
+            parameter.requires_grad_(settings.trainable == "all")
 
 
-def freeze_new_parts(network: ConditionedDenoiser) -> None:
+def freeze_temporal_parameters(network: ConditionedDenoiser) -> None:
     """Leave out of training what the image stage does not use."""
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(not is_new(key) and not key.startswith("image_conditioner"))
@@ -182,8 +182,8 @@ def freeze_new_parts(network: ConditionedDenoiser) -> None:
 
 def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
     """Let the denoiser start as that of the model to start from, be it one of images or videos."""
-    start = start_of(recipe, "unet")
-    stored = {} if start is None else settings_of(start)
+    start = init_path(recipe, "unet")
+    stored = {} if start is None else read_config(start)
     # models that were stored before there were other convolutions do not name theirs
     is_image = start is not None and (
         stored["temporal_attention"] == "none"
@@ -193,7 +193,7 @@ def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
     if start and is_image:
         _inflate_from(unet, start)
     else:
-        start_from(unet, recipe, "unet")
+        load_init_weights(unet, recipe, "unet")
 
 
 def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
@@ -207,15 +207,15 @@ def _with_adapters(recipe: Recipe, network: ConditionedDenoiser) -> Denoiser:
     Raises:
         UserError: If the model to start from is none of videos.
     """
-    settings, base = lora_settings(recipe), start_of(recipe, "unet")
+    settings, base = lora_settings(recipe), init_path(recipe, "unet")
     if settings is None:
         return network
-    if base is None or settings_of(base)["temporal_attention"] == "none":
+    if base is None or read_config(base)["temporal_attention"] == "none":
         raise UserError(
-            f"start={recipe.start} makes single pictures, and keyframes.lora adapts a model of "
-            "videos; start from one, such as `magicvideo inflate` makes."
+            f"init_from={recipe.init_from} makes single pictures, and keyframes.lora adapts a "
+            "model of videos; start from one, such as `magicvideo inflate` makes."
         )
-    return AdaptedDenoiser(network, settings, folder_hash(base.parent))
+    return LoraDenoiser(network, settings, folder_hash(base.parent))
 
 
 def _interpolation_task(
@@ -224,11 +224,11 @@ def _interpolation_task(
     """Return the task of an interpolator that starts as the key-frame network."""
     assert recipe.interpolation is not None
     network = Interpolator(**interpolator_config(recipe, dataset.info.size))
-    network.start_from(VideoUNet.from_pretrained(component(recipe, "unet")))
+    network.start_from(VideoUNet.from_pretrained(component_path(recipe, "unet")))
     for parameter in network.unet.parameters():
-        parameter.rate = recipe.interpolation.reused_rate
+        parameter.rate = recipe.interpolation.pretrained_lr_scale
     task = InterpolationTask(
         network, frozen, recipe.interpolation, recipe.noise, dataset, recipe.seed
     )
-    start_from(network, recipe, "interpolator")
+    load_init_weights(network, recipe, "interpolator")
     return task

@@ -21,7 +21,7 @@ class Task(Protocol):
     def network(self) -> nn.Module:
         """Return what is trained, averaged and saved."""
 
-    def read(self, position: int) -> AnyBatch:
+    def get_batch(self, position: int) -> AnyBatch:
         """Return the batch at a position of the endless order of batches."""
 
     def losses(

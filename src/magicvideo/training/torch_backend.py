@@ -9,10 +9,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from magicvideo.training.checkpoint import TrainingState
-from magicvideo.training.distributed import Processes
+from magicvideo.training.distributed import DistributedContext
 
 
-class TorchUpdates:
+class TorchBackend:
     """Updates by the optimizer of a training state.
 
     Args:
@@ -23,7 +23,7 @@ class TorchUpdates:
         network: What is called in training, for gradients that are means over processes.
     """
 
-    def __init__(self, processes: Processes, state: TrainingState) -> None:
+    def __init__(self, processes: DistributedContext, state: TrainingState) -> None:
         accelerator = processes.accelerator
         is_sharded = isinstance(state.network, FSDPModule)
         self.network = state.network if is_sharded else accelerator.prepare_model(state.network)

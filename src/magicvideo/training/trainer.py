@@ -13,20 +13,22 @@ import torch
 from magicvideo.atomic_io import atomic_file, atomic_folder, verify_sums
 from magicvideo.diffusion.noise import generator_for, sample_draws
 from magicvideo.errors import UserError
-from magicvideo.training.averaged import averaged
-from magicvideo.training.checkpoint import Checkpoints, TrainingState
-from magicvideo.training.deepspeed_backend import ZeroState, ZeroUpdates
-from magicvideo.training.distributed import Processes
-from magicvideo.training.ema import Ema
-from magicvideo.training.log import Log
-from magicvideo.training.module_wrapping import checkpoint_activations, compile_blocks
-from magicvideo.training.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from magicvideo.training.settings import StageSettings
-from magicvideo.training.signals import SIGNALS, ignore_launcher, listening
+from magicvideo.training.checkpoint import CheckpointManager, TrainingState, ema_weights
+from magicvideo.training.deepspeed_backend import DeepSpeedBackend, DeepSpeedState
+from magicvideo.training.distributed import (
+    DistributedContext,
+    compile_blocks,
+    enable_activation_checkpointing,
+)
+from magicvideo.training.ema import EMA
+from magicvideo.training.metrics_logger import MetricsLogger
+from magicvideo.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from magicvideo.training.recipe import StageConfig
+from magicvideo.training.signals import SIGNALS, catch_signals, ignore_sigterm
 from magicvideo.training.task import AnyBatch, Task
-from magicvideo.training.torch_backend import TorchUpdates
+from magicvideo.training.torch_backend import TorchBackend
 
-CHECKPOINTS, PRODUCT = "checkpoints", "product"
+CHECKPOINTS, OUTPUT = "checkpoints", "output"
 STAGE = "stage.json"
 
 
@@ -44,19 +46,19 @@ class Interrupted(Exception):  # noqa: N818 - it is no error: the run can go on
 
 
 @dataclass
-class Stage:
+class Trainer:
     """One stage at work: how it is trained, and where its run is kept."""
 
     name: str
-    settings: StageSettings
+    settings: StageConfig
     folder: Path
     seed: int
     say: Callable[[str], None]
 
     @property
-    def product(self) -> Path:
+    def output_dir(self) -> Path:
         """Return the folder of the stage's product, which exists when the stage is done."""
-        return self.folder / PRODUCT
+        return self.folder / OUTPUT
 
     def is_done(self) -> bool:
         """Return whether the product is there, whole, and trained for as many steps as are asked.
@@ -64,10 +66,10 @@ class Stage:
         Raises:
             UserError: If the product is damaged.
         """
-        if not self.product.is_dir():
+        if not self.output_dir.is_dir():
             return False
-        verify_sums(self.product)
-        about = json.loads((self.product / STAGE).read_text(encoding="utf-8"))
+        verify_sums(self.output_dir)
+        about = json.loads((self.output_dir / STAGE).read_text(encoding="utf-8"))
         return bool(about["steps"] >= self.settings.steps)
 
     def train(self, task: Task) -> None:
@@ -77,18 +79,18 @@ class Stage:
             UserError: If a loss or a gradient is not finite, or no checkpoint can be used.
             Interrupted: If SIGINT or SIGTERM came; a checkpoint is written first.
         """
-        processes = Processes.of_launch(self.settings.mixed_precision)
+        processes = DistributedContext.from_env(self.settings.mixed_precision)
         state = self._begin(task, processes)
         checkpoints = self._checkpoints(processes)
         self._resume(state, checkpoints, processes)
-        log = Log(self.folder, first_step=state.step) if processes.is_first else None
-        with log or nullcontext(), listening() as signals:
+        log = MetricsLogger(self.folder, first_step=state.step) if processes.is_main else None
+        with log or nullcontext(), catch_signals() as signals:
             try:
-                self._run(Run(task, state, processes, checkpoints, signals), log)
+                self._run(TrainerState(task, state, processes, checkpoints, signals), log)
             except RuntimeError as error:
-                if not processes.has_lost_one(error):
+                if not processes.is_peer_failure(error):
                     raise
-                ignore_launcher()
+                ignore_sigterm()
                 raise UserError(
                     f"{self.name}: another process of this run ended during step {state.step}, so "
                     f"this one ends too; the newest checkpoint below {checkpoints.folder} holds "
@@ -96,12 +98,12 @@ class Stage:
                 ) from error
         self._save_product(task, state, processes)
 
-    def _begin(self, task: Task, processes: Processes) -> TrainingState:
+    def _begin(self, task: Task, processes: DistributedContext) -> TrainingState:
         """Return the state at the first step: where the weights are, and who holds which."""
         settings = self.settings
         if settings.gradient_checkpointing:
-            checkpoint_activations(task.network, self.name)
-        network = processes.place(task.network)
+            enable_activation_checkpointing(task.network, self.name)
+        network = processes.shard_or_move(task.network)
         if settings.compile:
             compile_blocks(network)
         uses_zero = processes.uses_zero(network)
@@ -110,29 +112,31 @@ class Stage:
                 f"{self.name}.optimizer={settings.optimizer} cannot be shared out; set it to "
                 "adamw, or launch without FSDP and DeepSpeed."
             )
-        optimizer = make_optimizer(network, settings)
+        optimizer = build_optimizer(network, settings)
         on_cpu = settings.ema_device == "cpu"
-        ema = Ema(network, settings.ema_decay, torch.device("cpu") if on_cpu else None)
-        kind = ZeroState if uses_zero else TrainingState
+        ema = EMA(network, settings.ema_decay, torch.device("cpu") if on_cpu else None)
+        kind = DeepSpeedState if uses_zero else TrainingState
         return kind(network, optimizer, ema)
 
-    def _checkpoints(self, processes: Processes) -> Checkpoints:
+    def _checkpoints(self, processes: DistributedContext) -> CheckpointManager:
         settings = self.settings
-        return Checkpoints(
+        return CheckpointManager(
             self.folder / CHECKPOINTS,
             settings.keep_checkpoints,
             self.name,
-            global_batch=settings.batch_size * settings.accumulate * processes.count,
-            writes=processes.is_first,
+            global_batch=settings.batch_size
+            * settings.gradient_accumulation_steps
+            * processes.world_size,
+            writes=processes.is_main,
         )
 
-    def _run(self, run: "Run", log: Log | None) -> None:
+    def _run(self, run: "TrainerState", log: MetricsLogger | None) -> None:
         settings, state, processes = self.settings, run.state, run.processes
-        updates: TorchUpdates | ZeroUpdates
-        if isinstance(state, ZeroState):
-            updates = ZeroUpdates(processes, state, settings)
+        updates: TorchBackend | DeepSpeedBackend
+        if isinstance(state, DeepSpeedState):
+            updates = DeepSpeedBackend(processes, state, settings)
         else:
-            updates = TorchUpdates(processes, state)
+            updates = TorchBackend(processes, state)
         saved_at = time.monotonic()
         while state.step < settings.steps:
             started = time.monotonic()
@@ -142,20 +146,22 @@ class Stage:
             if log is not None:
                 log.write(state.step, values)
             if state.step % settings.log_every == 0 or state.step == settings.steps:
-                self._report(state.step, values, processes.count)
+                self._report(state.step, values, processes.world_size)
             if state.step % settings.preview_every == 0:
                 self._preview(run, log)
             due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
             is_due, signal_number = _agree(run, due=due)
             if is_due or signal_number or state.step == settings.steps:
                 path = run.checkpoints.save(state)
-                processes.wait()
+                processes.barrier()
                 saved_at = time.monotonic()
                 if signal_number:
                     raise Interrupted(signal_number, path)
 
-    def _resume(self, state: TrainingState, checkpoints: Checkpoints, processes: Processes) -> None:
-        newest = processes.told(checkpoints.newest() if processes.is_first else None)
+    def _resume(
+        self, state: TrainingState, checkpoints: CheckpointManager, processes: DistributedContext
+    ) -> None:
+        newest = processes.broadcast_path(checkpoints.latest() if processes.is_main else None)
         for reason in checkpoints.rejected:
             self.say(f"{self.name}: passed over a checkpoint: {reason}")
         if newest is None:
@@ -171,11 +177,13 @@ class Stage:
         if before not in (None, now):
             self.say(
                 f"{self.name}: {now} samples an update in place of {before}: the run goes on with "
-                "other batches than the unbroken one; processes x batch_size x accumulate is what "
-                "must not change"
+                "other batches than the unbroken one; processes x batch_size x "
+                "gradient_accumulation_steps must not change"
             )
 
-    def _update(self, run: "Run", updates: TorchUpdates | ZeroUpdates) -> dict[str, float]:
+    def _update(
+        self, run: "TrainerState", updates: TorchBackend | DeepSpeedBackend
+    ) -> dict[str, float]:
         """Make one update of the weights and of their averages, and return what to log."""
         settings, task, state, processes = self.settings, run.task, run.state, run.processes
         step = state.step
@@ -183,20 +191,24 @@ class Stage:
         factor = learning_rate_factor(settings, step)
         set_learning_rate(state.optimizer, factor)
         totals: dict[str, float] = {}
-        for micro in range(settings.accumulate):
-            position = (step * settings.accumulate + micro) * processes.count + processes.index
-            batch = task.read(position)
+        for micro in range(settings.gradient_accumulation_steps):
+            position = (
+                step * settings.gradient_accumulation_steps + micro
+            ) * processes.world_size + processes.rank
+            batch = task.get_batch(position)
             count = settings.batch_size
             draws = sample_draws(position * count, count, self.seed, self.name, "sample")
-            is_last = micro == settings.accumulate - 1
+            is_last = micro == settings.gradient_accumulation_steps - 1
             with updates.accumulating(is_last=is_last):
                 with processes.accelerator.autocast():
                     losses = task.losses(updates.network, batch, draws)
                 self._check(losses["loss"].item(), "loss", step, batch)
-                updates.backward(losses["loss"] / settings.accumulate)
+                updates.backward(losses["loss"] / settings.gradient_accumulation_steps)
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / settings.accumulate
-        size = updates.clip(settings.clip_norm)
+                totals[name] = (
+                    totals.get(name, 0.0) + value.item() / settings.gradient_accumulation_steps
+                )
+        size = updates.clip(settings.max_grad_norm)
         scaler = processes.accelerator.scaler
         # of fp16: where gradients overflow it leaves this update out and scales the next ones less
         if scaler is None or scaler.get_scale() <= 1:
@@ -221,15 +233,15 @@ class Stage:
         )
 
     def _report(self, step: int, values: dict[str, float], processes: int) -> None:
-        samples = self.settings.batch_size * self.settings.accumulate * processes
+        samples = self.settings.batch_size * self.settings.gradient_accumulation_steps * processes
         shown = "  ".join(
             f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate"
         )
         rate = samples / values["seconds"]
         self.say(f"{self.name} {step}/{self.settings.steps}  {shown}  {rate:.1f} samples/s")
 
-    def _preview(self, run: "Run", log: Log | None) -> None:
-        with averaged(run.task, run.state, run.processes):
+    def _preview(self, run: "TrainerState", log: MetricsLogger | None) -> None:
+        with ema_weights(run.task, run.state, run.processes):
             picture = run.task.preview() if log is not None else None
         if log is None or picture is None:
             return
@@ -237,41 +249,43 @@ class Stage:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as partial:
             picture.save(partial)
-        log.picture(run.state.step, picture)
+        log.log_image(run.state.step, picture)
 
-    def _save_product(self, task: Task, state: TrainingState, processes: Processes) -> None:
-        with averaged(task, state, processes):
-            if processes.is_first:
-                with atomic_folder(self.product) as partial:
+    def _save_product(
+        self, task: Task, state: TrainingState, processes: DistributedContext
+    ) -> None:
+        with ema_weights(task, state, processes):
+            if processes.is_main:
+                with atomic_folder(self.output_dir) as partial:
                     task.save(partial)
                     about = {"stage": self.name, "steps": state.step}
                     (partial / STAGE).write_text(json.dumps(about), encoding="utf-8")
-        processes.wait()
-        self.say(f"{self.name}: done, {self.product}")
+        processes.barrier()
+        self.say(f"{self.name}: done, {self.output_dir}")
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainerState:
     """What the loop has in hands while a stage trains."""
 
     task: Task
     state: TrainingState
-    processes: Processes
-    checkpoints: Checkpoints
+    processes: DistributedContext
+    checkpoints: CheckpointManager
     signals: list[int]
 
 
-def _means(values: dict[str, float], processes: Processes) -> dict[str, float]:
-    sums = processes.sums(list(values.values()))
-    return {name: total / processes.count for name, total in zip(values, sums, strict=True)}
+def _means(values: dict[str, float], processes: DistributedContext) -> dict[str, float]:
+    sums = processes.all_reduce_sum(list(values.values()))
+    return {name: total / processes.world_size for name, total in zip(values, sums, strict=True)}
 
 
-def _agree(run: Run, *, due: bool) -> tuple[bool, int | None]:
+def _agree(run: TrainerState, *, due: bool) -> tuple[bool, int | None]:
     """Return whether all processes save now, and by which signal they end.
 
     A signal may reach one process alone, and the first one's clock says when a checkpoint is due.
     """
     noticed = [float(number in run.signals) for number in SIGNALS]
-    is_due, *heard = run.processes.sums([float(due and run.processes.is_first), *noticed])
+    is_due, *heard = run.processes.all_reduce_sum([float(due and run.processes.is_main), *noticed])
     raised = [int(number) for number, count in zip(SIGNALS, heard, strict=True) if count > 0]
     return is_due > 0, raised[0] if raised else None

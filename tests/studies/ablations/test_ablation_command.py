@@ -12,7 +12,7 @@ from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.judge.training import judge_config
 from studies.__main__ import run
 
-PATH = "keyframes/product/unet/diffusion_pytorch_model.safetensors"
+PATH = "keyframes/output/unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture

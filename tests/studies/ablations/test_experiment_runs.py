@@ -70,7 +70,7 @@ def test_variants_share_what_knows_nothing_of_videos(found):
     assert foundation(recipe_of(found, "attention", "spatial")) == shared
     assert foundation(recipe_of(found, "convolutions", "3d")) == shared
     sightless = both.unet.model_copy(update={"spatial_attention": False})
-    for change in ({"unet": sightless}, {"seed": 4}, {"start_parts": ("vae",)}):
+    for change in ({"unet": sightless}, {"seed": 4}, {"init_components": ("vae",)}):
         assert foundation(both.model_copy(update=change)).output != shared.output
     assert foundation(both.model_copy(update=dict.fromkeys(shared.stages()))) is None
 

@@ -110,7 +110,7 @@ def _read_stage(folder: Path, settings: Mapping[str, Any]) -> StageRun:
     logged = _read_log(folder / _LOG)
     seconds = logged.pop(_SECONDS, None)
     if seconds is not None:
-        samples = settings.get("batch_size", 1) * settings.get("accumulate", 1)
+        samples = settings.get("batch_size", 1) * settings.get("gradient_accumulation_steps", 1)
         name = _SPEED if "batch_size" in settings else "steps a second"
         speed = samples / np.maximum(seconds.values, 1e-9)
         logged[name] = Series(seconds.steps, speed)

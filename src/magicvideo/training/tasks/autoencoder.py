@@ -12,9 +12,9 @@ from magicvideo.data.batch_order import read_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.rng import Draws
-from magicvideo.training.edges import gradient_loss
-from magicvideo.training.settings import AutoencoderSettings, PatchAutoencoderSettings
-from magicvideo.training.sheet import contact_sheet
+from magicvideo.training.losses import image_gradient_loss
+from magicvideo.training.metrics_logger import image_grid
+from magicvideo.training.recipe import AutoencoderStageConfig, PatchAutoencoderConfig
 
 _FRAMES_FOR_COMPONENTS = 2048
 _PREVIEWED = 12
@@ -33,14 +33,14 @@ class AutoencoderTask:
     def __init__(
         self,
         network: PatchAutoencoder,
-        settings: AutoencoderSettings,
+        settings: AutoencoderStageConfig,
         dataset: ClipDataset,
         seed: int,
     ) -> None:
         self.network = network
         self.settings, self.dataset, self.seed = settings, dataset, seed
 
-    def read(self, position: int) -> Batch:
+    def get_batch(self, position: int) -> Batch:
         """Return single frames."""
         return read_batch(
             self.dataset,
@@ -48,7 +48,7 @@ class AutoencoderTask:
             position,
             self.settings.batch_size,
             num_frames=1,
-            balance=self.settings.balance,
+            subject_balance=self.settings.subject_balance,
         )
 
     def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ class AutoencoderTask:
         loss = (
             F.l1_loss(rebuilt, pixels)
             + self.settings.squared_weight * squared
-            + self.settings.gradient_weight * gradient_loss(rebuilt, pixels)
+            + self.settings.gradient_weight * image_gradient_loss(rebuilt, pixels)
             + self.settings.kl_weight * latents
         )
         return {"loss": loss, "squared": squared.detach(), "latents": latents.detach()}
@@ -75,21 +75,21 @@ class AutoencoderTask:
         frames = batch.frames.to(next(self.network.parameters()).device)
         rebuilt = decode_latents(self.network, encode_frames(self.network, frames))
         rows = torch.stack([frames[:, 0], rebuilt[:, 0]])
-        return contact_sheet(rows, enlarge=2)
+        return image_grid(rows, enlarge=2)
 
     def save(self, folder: Path) -> None:
         """Write the component `vae`."""
         self.network.save_pretrained(folder / "vae")
 
 
-def fit_components(network: PatchAutoencoder, dataset: ClipDataset, seed: int) -> None:
+def init_autoencoder_from_pca(network: PatchAutoencoder, dataset: ClipDataset, seed: int) -> None:
     """Let a fresh autoencoder begin as the best linear code of some frames."""
     # any seed would do, so long as these frames are not the first batches
     first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
     network.fit_linear(first.frames[:, 0])
 
 
-def make_autoencoder(settings: PatchAutoencoderSettings) -> PatchAutoencoder:
+def build_autoencoder(settings: PatchAutoencoderConfig) -> PatchAutoencoder:
     """Return a fresh autoencoder of the given sizes."""
     return PatchAutoencoder(
         latent_channels=settings.latent_channels,

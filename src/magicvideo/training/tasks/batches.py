@@ -17,7 +17,7 @@ from magicvideo.shapes import Frames, Latents, Tokens
 from magicvideo.training.task import AnyBatch
 
 
-def read_inputs(
+def get_batch(
     dataset: ClipDataset | ShardDataset,
     seed: int,
     position: int,
@@ -25,22 +25,22 @@ def read_inputs(
     *,
     num_frames: int,
     strides: tuple[int, int],
-    balance: float,
+    subject_balance: float,
 ) -> AnyBatch:
     """Return the batch at a position, as `data.order` explains."""
     if isinstance(dataset, ShardDataset):
         return read_encoded_batch(dataset, seed, position, batch_size, num_frames, strides)
-    return read_batch(dataset, seed, position, batch_size, num_frames, strides, balance)
+    return read_batch(dataset, seed, position, batch_size, num_frames, strides, subject_balance)
 
 
-def part_of(batch: AnyBatch, chosen: slice) -> AnyBatch:
+def slice_batch(batch: AnyBatch, chosen: slice) -> AnyBatch:
     """Return some samples of a batch."""
     return replace(
         batch, **{field.name: getattr(batch, field.name)[chosen] for field in fields(batch)}
     )
 
 
-def latents_of(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Latents:
+def encode_latents(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Latents:
     """Return the latents of a batch."""
     if not isinstance(batch, Batch):
         return batch.latents.to(device)
@@ -48,14 +48,14 @@ def latents_of(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Latents
     return encode_frames(frozen.vae, batch.frames.to(device))
 
 
-def frames_of(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Frames:
+def batch_frames(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Frames:
     """Return the frames of a batch, decoded where it has only their latents."""
     if isinstance(batch, Batch):
         return batch.frames.to(device)
     return decode_latents(frozen.vae.to(device), batch.latents.to(device))
 
 
-def tokens_of(
+def encode_captions(
     frozen: Frozen, batch: AnyBatch, dropped: Bool[Tensor, " b"], device: torch.device
 ) -> Tokens:
     """Return the tokens of the captions, and those of an empty text where captions are dropped."""
@@ -68,7 +68,7 @@ def tokens_of(
     return torch.where(dropped.to(device)[:, None, None], _encode(frozen, [""], device), tokens)
 
 
-def embeddings_of(
+def encode_frame_embeds(
     frozen: Frozen, batch: AnyBatch, shown: Int[Tensor, " b"], device: torch.device
 ) -> Float[Tensor, "b e"]:
     """Return the CLIP embedding of one frame of each clip.
@@ -86,7 +86,7 @@ def embeddings_of(
     return embed_frames(frozen.image_encoder, batch.frames[rows, shown][:, None].to(device))[:, 0]
 
 
-def captions_to_show(dataset: ClipDataset | ShardDataset, count: int) -> tuple[list[str], float]:
+def preview_captions(dataset: ClipDataset | ShardDataset, count: int) -> tuple[list[str], float]:
     """Return captions for previews, of clips spread over prepared data, and a slow frame rate."""
     slowed = 4
     if isinstance(dataset, ShardDataset):

@@ -1,9 +1,14 @@
 """Stage `clip`: a text and an image tower that learn to agree, and their tokenizer."""
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -15,18 +20,19 @@ from transformers import (
 )
 
 from magicvideo.atomic_io import atomic_file
+from magicvideo.data.backgrounds import random_background
 from magicvideo.data.batch_order import read_batch
+from magicvideo.data.captions import describe
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.models.conditioning import normalise_for_clip
 from magicvideo.rng import Draws
-from magicvideo.training.settings import ClipSettings
-from magicvideo.training.tasks.tokenizer import captions_of, train_tokenizer, words_of
+from magicvideo.training.recipe import CLIPStageConfig
 
 WORDS = "words.txt"
 
 
-class ClipTask:
+class CLIPTask:
     """Contrast frames with captions: each frame finds its own caption in the batch, and back.
 
     Source of the loss: Radford et al., 2103.00020, Figure 3.
@@ -40,14 +46,14 @@ class ClipTask:
 
     def __init__(
         self,
-        settings: ClipSettings,
+        settings: CLIPStageConfig,
         dataset: ClipDataset,
         seed: int,
         tokenizer: CLIPTokenizer | None = None,
     ) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
-        captions = list(captions_of(dataset, seed))
-        self.words = words_of(captions)
+        captions = list(iter_captions(dataset, seed))
+        self.words = vocabulary(captions)
         self.tokenizer = tokenizer or train_tokenizer(
             captions, settings.vocabulary_size, settings.max_tokens
         )
@@ -57,9 +63,9 @@ class ClipTask:
             self.tokenizer.pad_token_id,
         )
         size = dataset.info.size
-        self.network = CLIPModel(clip_config(settings, marks, len(self.tokenizer), size))
+        self.network = CLIPModel(build_clip_config(settings, marks, len(self.tokenizer), size))
 
-    def read(self, position: int) -> Batch:
+    def get_batch(self, position: int) -> Batch:
         """Return single frames with their captions."""
         return read_batch(
             self.dataset,
@@ -67,7 +73,7 @@ class ClipTask:
             position,
             self.settings.batch_size,
             num_frames=1,
-            balance=self.settings.balance,
+            subject_balance=self.settings.subject_balance,
         )
 
     def losses(
@@ -135,8 +141,8 @@ class ClipTask:
             partial.write_text("\n".join(self.words) + "\n", encoding="utf-8")
 
 
-def clip_config(
-    settings: ClipSettings, marks: tuple[int, int, int], vocabulary_size: int, image_size: int
+def build_clip_config(
+    settings: CLIPStageConfig, marks: tuple[int, int, int], vocabulary_size: int, image_size: int
 ) -> CLIPConfig:
     """Return the sizes of both towers.
 
@@ -171,3 +177,51 @@ def clip_config(
         },
         projection_dim=settings.width,
     )
+
+
+_WORDINGS = 24
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
+
+
+def iter_captions(dataset: ClipDataset, seed: int) -> Iterator[str]:
+    """Yield captions of every clip in varied wording."""
+    rng = np.random.default_rng(seed)
+    for clip in dataset.clips:
+        for _ in range(_WORDINGS):
+            background = random_background(rng) if clip.channels == 4 else None
+            yield describe(clip, background, rng)
+
+
+def vocabulary(captions: list[str]) -> list[str]:
+    """Return the distinct words of captions, in lower case and in order."""
+    return sorted({word for text in captions for word in re.findall(r"[^\W\d_]+", text.lower())})
+
+
+def train_tokenizer(captions: list[str], vocabulary_size: int, max_tokens: int) -> CLIPTokenizer:
+    """Learn byte-level BPE with CLIP's splitting and its end-of-word marks.
+
+    The vocabulary begins with all bytes, alone and at the end of a word, so no text is unknown.
+
+    Args:
+        captions: What to learn from.
+        vocabulary_size: Tokens in all, at least 514.
+        max_tokens: Length of a prompt, with its start and end.
+    """
+    empty = CLIPTokenizer().backend_tokenizer
+    learner = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
+    learner.normalizer, learner.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        initial_alphabet=alphabet,
+        end_of_word_suffix=_WORD_END,
+        show_progress=False,
+    )
+    learner.train_from_iterator(captions, trainer)
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    tokens = [*alphabet, *(letter + _WORD_END for letter in alphabet)]
+    merges = [tuple(pair) for pair in learned][: max(0, vocabulary_size - len(tokens) - 2)]
+    tokens += ["".join(pair) for pair in merges]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, _START, _END]))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)

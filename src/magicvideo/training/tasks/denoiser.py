@@ -22,15 +22,15 @@ from magicvideo.models.pretrained_encoders import Frozen
 from magicvideo.rng import Draws
 from magicvideo.shapes import Latents
 from magicvideo.training.lora_denoiser import Denoiser
-from magicvideo.training.settings import DenoiserSettings, NoiseSettings, VideoSettings
-from magicvideo.training.sheet import contact_sheet
+from magicvideo.training.metrics_logger import image_grid
+from magicvideo.training.recipe import DenoiserStageConfig, NoiseConfig, VideoStageConfig
 from magicvideo.training.task import AnyBatch
 from magicvideo.training.tasks.batches import (
-    captions_to_show,
-    embeddings_of,
-    latents_of,
-    read_inputs,
-    tokens_of,
+    encode_captions,
+    encode_frame_embeds,
+    encode_latents,
+    get_batch,
+    preview_captions,
 )
 
 _PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
@@ -42,7 +42,7 @@ class DenoiserTask:
     Args:
         network: The denoiser with its image condition, initialised, or with adapters to train.
         frozen: The parts below it.
-        settings: The stage's settings; `VideoSettings` for clips, else single frames.
+        settings: The stage's settings; `VideoStageConfig` for clips, else single frames.
         noise: The diffusion process.
         dataset: Clips of the training split.
         seed: Of the order of samples.
@@ -52,56 +52,60 @@ class DenoiserTask:
         self,
         network: Denoiser,
         frozen: Frozen,
-        settings: DenoiserSettings,
-        noise: NoiseSettings,
+        settings: DenoiserStageConfig,
+        noise: NoiseConfig,
         dataset: ClipDataset | ShardDataset,
         seed: int,
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
         self.dataset, self.seed = dataset, seed
-        self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
-        video = isinstance(settings, VideoSettings)
+        self.scheduler, self.shared_noise = build_training_scheduler(noise), noise.noise_correlation
+        video = isinstance(settings, VideoStageConfig)
         self.num_frames = network.unet.config.num_frames if video else 1
-        self.strides = settings.strides if isinstance(settings, VideoSettings) else (1, 1)
-        self.image_share = settings.image_condition if isinstance(settings, VideoSettings) else 0.0
-        self.deviation_weight = (
-            settings.deviation_weight if isinstance(settings, VideoSettings) else 1.0
+        self.strides = settings.strides if isinstance(settings, VideoStageConfig) else (1, 1)
+        self.image_share = (
+            settings.image_condition if isinstance(settings, VideoStageConfig) else 0.0
         )
-        self.start_share = settings.start_share if isinstance(settings, VideoSettings) else 0.0
-        self._start = _reused(network) if self.start_share else {}
+        self.temporal_weight = (
+            settings.temporal_weight if isinstance(settings, VideoStageConfig) else 1.0
+        )
+        self.weight_interpolation = (
+            settings.weight_interpolation if isinstance(settings, VideoStageConfig) else 0.0
+        )
+        self._start = _reused(network) if self.weight_interpolation else {}
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
 
-    def read(self, position: int) -> AnyBatch:
+    def get_batch(self, position: int) -> AnyBatch:
         """Return clips, or single frames in the image stage, with their captions."""
-        return read_inputs(
+        return get_batch(
             self.dataset,
             self.seed,
             position,
             self.settings.batch_size,
             num_frames=self.num_frames,
             strides=self.strides,
-            balance=self.settings.balance,
+            subject_balance=self.settings.subject_balance,
         )
 
     def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
         """Return the weighted denoising error."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        dropped = draws.uniform(size) < self.settings.drop_condition
+        dropped = draws.uniform(size) < self.settings.condition_dropout
         by_image = draws.uniform(size) < self.image_share
         timesteps = draw_timesteps(
             size,
             self.scheduler.config.num_train_timesteps,
-            self.settings.full_noise,
+            self.settings.terminal_step_prob,
             draws,
         )
         shown = draws.integers(self.num_frames, size)
         with torch.no_grad():
-            latents = latents_of(self.frozen, batch, device)
-            tokens = tokens_of(self.frozen, batch, dropped, device)
+            latents = encode_latents(self.frozen, batch, device)
+            tokens = encode_captions(self.frozen, batch, dropped, device)
             if self.image_share > 0:
-                embeddings = embeddings_of(self.frozen, batch, shown, device)
+                embeddings = encode_frame_embeds(self.frozen, batch, shown, device)
             else:
                 embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
         noise = draw_noise(tuple(latents.shape), draws, self.shared_noise).to(device)
@@ -121,7 +125,7 @@ class DenoiserTask:
             target,
             timesteps,
             self.settings.snr_gamma,
-            self.deviation_weight,
+            self.temporal_weight,
         )
         return {"loss": loss}
 
@@ -129,12 +133,12 @@ class DenoiserTask:
     def preview(self) -> Image.Image:
         """Return samples of the captions of some clips: a row a clip, or a grid of pictures."""
         rows, columns = (4, 1) if self.num_frames > 1 else (4, 8)
-        captions, fps = captions_to_show(self.dataset, rows * columns)
+        captions, fps = preview_captions(self.dataset, rows * columns)
         samples = self._sample(captions, fps)
         frames = decode_latents(self.frozen.vae, samples)
         if self.num_frames == 1:
             frames = rearrange(frames, "(r f) 1 c h w -> r f c h w", r=rows)
-        return contact_sheet(frames, enlarge=1)
+        return image_grid(frames, enlarge=1)
 
     def save(self, folder: Path) -> None:
         """Write the denoiser, or what was learned beside it, and the component `scheduler`."""
@@ -152,7 +156,9 @@ class DenoiserTask:
         for name, parameter in self.network.named_parameters():
             if name in self._start:
                 learnt[name] = parameter.detach().clone()
-                parameter.data.lerp_(self._start[name].to(parameter.device), self.start_share)
+                parameter.data.lerp_(
+                    self._start[name].to(parameter.device), self.weight_interpolation
+                )
         try:
             yield
         finally:
@@ -190,7 +196,7 @@ def _reused(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def training_scheduler(noise: NoiseSettings) -> DDIMScheduler:
+def build_training_scheduler(noise: NoiseConfig) -> DDIMScheduler:
     """Return the diffusion process of a recipe, as the scheduler that a model folder carries."""
     return DDIMScheduler(
         num_train_timesteps=1000,

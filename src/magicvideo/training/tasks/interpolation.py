@@ -19,17 +19,17 @@ from magicvideo.models.interpolator import Interpolator, blend, difference, one_
 from magicvideo.models.pretrained_encoders import Frozen
 from magicvideo.rng import Draws
 from magicvideo.shapes import Latents
-from magicvideo.training.settings import InterpolationSettings, NoiseSettings
-from magicvideo.training.sheet import contact_sheet
+from magicvideo.training.metrics_logger import image_grid
+from magicvideo.training.recipe import InterpolationStageConfig, NoiseConfig
 from magicvideo.training.task import AnyBatch
 from magicvideo.training.tasks.batches import (
-    frames_of,
-    latents_of,
-    part_of,
-    read_inputs,
-    tokens_of,
+    batch_frames,
+    encode_captions,
+    encode_latents,
+    get_batch,
+    slice_batch,
 )
-from magicvideo.training.tasks.denoiser import training_scheduler
+from magicvideo.training.tasks.denoiser import build_training_scheduler
 
 _WINDOWS_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 4, 8
 
@@ -53,19 +53,19 @@ class InterpolationTask:
         self,
         network: Interpolator,
         frozen: Frozen,
-        settings: InterpolationSettings,
-        noise: NoiseSettings,
+        settings: InterpolationStageConfig,
+        noise: NoiseConfig,
         dataset: ClipDataset | ShardDataset,
         seed: int,
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
         self.dataset, self.seed = dataset, seed
-        self.scheduler, self.shared_noise = training_scheduler(noise), noise.shared
+        self.scheduler, self.shared_noise = build_training_scheduler(noise), noise.noise_correlation
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
         network.register_to_config(residual_scale=self._residual_scale())
 
-    def read(self, position: int) -> AnyBatch:
+    def get_batch(self, position: int) -> AnyBatch:
         """Return windows: a key, the frames after it, and the next key."""
         return self._windows(self.seed, position, self.settings.batch_size)
 
@@ -74,18 +74,20 @@ class InterpolationTask:
         device = next(network.parameters()).device
         size = len(batch.captions)
         few = one_in(self.settings.denoise_every)
-        dropped = draws.uniform(size) < self.settings.drop_condition
+        dropped = draws.uniform(size) < self.settings.condition_dropout
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(size, steps, self.settings.full_noise, draws)[few].to(device)
+        timesteps = draw_timesteps(size, steps, self.settings.terminal_step_prob, draws)[few].to(
+            device
+        )
         levels = draws.integers(self.settings.max_noise_level, size)
-        levels = levels.masked_fill(draws.uniform(size) < self.settings.clean, 0).to(device)
+        levels = levels.masked_fill(draws.uniform(size) < self.settings.clean_prob, 0).to(device)
         latents = self._latents(batch, device)
         clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
         noised = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
         seen = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
         noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[few].to(device)
         with torch.no_grad():
-            tokens = tokens_of(self.frozen, part_of(batch, few), dropped[few], device)
+            tokens = encode_captions(self.frozen, slice_batch(batch, few), dropped[few], device)
         told = network(
             middle,
             clean,
@@ -127,8 +129,8 @@ class InterpolationTask:
             batch.fps.to(device),
         )
         made = decode_latents(self.frozen.vae, weave(keys, inserted))
-        rows = torch.stack([frames_of(self.frozen, batch, device), made], dim=1).flatten(0, 1)
-        return contact_sheet(rows, enlarge=1)
+        rows = torch.stack([batch_frames(self.frozen, batch, device), made], dim=1).flatten(0, 1)
+        return image_grid(rows, enlarge=1)
 
     def save(self, folder: Path) -> None:
         """Write the component `interpolator`."""
@@ -150,15 +152,15 @@ class InterpolationTask:
     def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
         # what is learned are small differences of latents, which half precision would round away
         with torch.autocast(device.type, enabled=False):
-            return latents_of(self.frozen, batch, device)
+            return encode_latents(self.frozen, batch, device)
 
     def _windows(self, seed: int, position: int, batch_size: int) -> AnyBatch:
-        return read_inputs(
+        return get_batch(
             self.dataset,
             seed,
             position,
             batch_size,
             num_frames=self.network.config.num_inserted + 2,
             strides=self.settings.strides,
-            balance=self.settings.balance,
+            subject_balance=self.settings.subject_balance,
         )

@@ -22,19 +22,19 @@ from magicvideo.models.autoencoder import (
 from magicvideo.models.upscaler import Upscaler, enlarge
 from magicvideo.rng import Draws
 from magicvideo.shapes import FoldedFrames
-from magicvideo.training.settings import NoiseSettings, UpscalerModelSettings, UpscalerSettings
-from magicvideo.training.sheet import contact_sheet
-from magicvideo.training.tasks.denoiser import training_scheduler
+from magicvideo.training.metrics_logger import image_grid
+from magicvideo.training.recipe import NoiseConfig, UpscalerModelConfig, UpscalerStageConfig
+from magicvideo.training.tasks.denoiser import build_training_scheduler
 
 # One step from pure noise is the cheapest way to a large frame. It asks for velocity, since the
 # noise tells nothing there, and for a schedule without signal at its end.
-_PROCESS = NoiseSettings(
+_PROCESS = NoiseConfig(
     prediction_type="v_prediction",
     beta_schedule="squaredcos_cap_v2",
     beta_start=0.00085,
     beta_end=0.012,
     zero_terminal_snr=True,
-    shared=0.0,
+    noise_correlation=0.0,
 )
 _FRAMES_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 3, 4
 
@@ -59,12 +59,12 @@ class UpscalerTask:
     """
 
     def __init__(
-        self, settings: UpscalerSettings, vae: Autoencoder, dataset: ClipDataset, seed: int
+        self, settings: UpscalerStageConfig, vae: Autoencoder, dataset: ClipDataset, seed: int
     ) -> None:
         self.settings, self.dataset, self.seed = settings, dataset, seed
-        self.network = make_upscaler(settings.model, settings.max_noise_level)
+        self.network = build_upscaler(settings.model, settings.max_noise_level)
         self.vae = vae.requires_grad_(requires_grad=False).eval()
-        self.scheduler = training_scheduler(_PROCESS)
+        self.scheduler = build_training_scheduler(_PROCESS)
         self._check_sizes()
         # any seed would do, so long as these frames are not the first batches
         batch = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1)
@@ -72,7 +72,7 @@ class UpscalerTask:
         residuals, _ = self._examples(first, Draws([generator_for(seed, "upscaler", "scale")]))
         self.network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
-    def read(self, position: int) -> Batch:
+    def get_batch(self, position: int) -> Batch:
         """Return single frames."""
         return read_batch(
             self.dataset,
@@ -80,7 +80,7 @@ class UpscalerTask:
             position,
             self.settings.batch_size,
             num_frames=1,
-            balance=self.settings.balance,
+            subject_balance=self.settings.subject_balance,
         )
 
     def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ class UpscalerTask:
         made = follow(predict, noise.to(small.device), scheduler, _PREVIEW_STEPS)[0]
         plain = enlarge(small, network.config.factor)
         finished = plain + network.config.residual_scale * made
-        return contact_sheet(torch.stack([plain, finished, frames], dim=1))
+        return image_grid(torch.stack([plain, finished, frames], dim=1))
 
     def save(self, folder: Path) -> None:
         """Write the components `upscaler` and `upscaler_scheduler`."""
@@ -139,8 +139,8 @@ class UpscalerTask:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
         settings, factor = self.settings, self.network.config.factor
         with torch.autocast(frames.device.type, enabled=False):  # data are not rounded
-            small = shrink_variously(frames, factor, settings.varied, draws)
-        rebuilt = draws.uniform(len(small)) < settings.reconstructed
+            small = shrink_variously(frames, factor, settings.degradation_prob, draws)
+        rebuilt = draws.uniform(len(small)) < settings.vae_roundtrip_prob
         amounts = settings.max_latent_noise * draws.uniform(len(small))
         if rebuilt.any():
             latents = encode_frames(self.vae.to(small.device), small[rebuilt][:, None])
@@ -169,7 +169,7 @@ def _frames(batch: Batch, network: nn.Module) -> FoldedFrames:
     return batch.frames[:, 0].to(next(network.parameters()).device)
 
 
-def make_upscaler(settings: UpscalerModelSettings, max_noise_level: float) -> Upscaler:
+def build_upscaler(settings: UpscalerModelConfig, max_noise_level: float) -> Upscaler:
     """Return a fresh upscaler of the given sizes."""
     return Upscaler(
         factor=settings.factor,

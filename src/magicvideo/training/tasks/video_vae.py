@@ -16,10 +16,9 @@ from magicvideo.models.inflate import is_new
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
 from magicvideo.rng import Draws
 from magicvideo.shapes import Frames
-from magicvideo.training.edges import gradient_loss
-from magicvideo.training.perceptual import perceptual_distance
-from magicvideo.training.settings import VideoVaeSettings
-from magicvideo.training.sheet import contact_sheet
+from magicvideo.training.losses import image_gradient_loss, perceptual_distance
+from magicvideo.training.metrics_logger import image_grid
+from magicvideo.training.recipe import VideoVaeStageConfig
 
 _PREVIEWED = 4
 
@@ -44,7 +43,7 @@ class VideoVaeTask:
         self,
         network: VideoAutoencoder,
         image_encoder: CLIPVisionModelWithProjection,
-        settings: VideoVaeSettings,
+        settings: VideoVaeStageConfig,
         dataset: ClipDataset,
         seed: int,
     ) -> None:
@@ -54,9 +53,9 @@ class VideoVaeTask:
         freeze_encoder(network)
         for name, parameter in network.named_parameters():
             if not is_new(name):
-                parameter.rate = settings.reused_rate
+                parameter.rate = settings.pretrained_lr_scale
 
-    def read(self, position: int) -> Batch:
+    def get_batch(self, position: int) -> Batch:
         """Return clips."""
         return self._clips(self.seed, position, self.settings.batch_size)
 
@@ -69,7 +68,7 @@ class VideoVaeTask:
             memory_format=torch.channels_last
         )
         levels = self.settings.max_latent_noise * draws.uniform(len(clips))
-        clean = draws.uniform(len(clips)) < self.settings.clean
+        clean = draws.uniform(len(clips)) < self.settings.clean_prob
         levels = levels.masked_fill(clean, 0.0)
         rebuilt, _ = network(
             pixels,
@@ -82,7 +81,7 @@ class VideoVaeTask:
         parts = {
             "pixels": F.l1_loss(rebuilt, pixels),
             "squared": F.mse_loss(rebuilt, pixels),
-            "gradient": gradient_loss(rebuilt, pixels),
+            "gradient": image_gradient_loss(rebuilt, pixels),
             "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
             "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
             "flicker": _flicker(made, clips),
@@ -104,7 +103,7 @@ class VideoVaeTask:
         frames = self._clips(self.seed + 1, 0, _PREVIEWED).frames.to(device)
         made = decode_latents(self.network, encode_frames(self.network, frames))
         rows = torch.stack([frames, made], dim=1).flatten(0, 1)
-        return contact_sheet(rows, enlarge=1)
+        return image_grid(rows, enlarge=1)
 
     def save(self, folder: Path) -> None:
         """Write the component `vae`."""
@@ -118,7 +117,7 @@ class VideoVaeTask:
             batch_size,
             num_frames=self.settings.num_frames,
             strides=self.settings.strides,
-            balance=self.settings.balance,
+            subject_balance=self.settings.subject_balance,
         )
 
 

@@ -5,15 +5,18 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import torch
+from einops import rearrange
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from magicvideo.atomic_io import atomic_file
+from magicvideo.shapes import Frames
 
 FILE = "log.jsonl"
 
 
-class Log:
+class MetricsLogger:
     """Writes `log.jsonl` and TensorBoard events below a stage's folder.
 
     Args:
@@ -29,7 +32,7 @@ class Log:
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "MetricsLogger":
         """Return the log; leaving the block closes it."""
         return self
 
@@ -44,14 +47,14 @@ class Log:
         self._board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the values of the step that was just made."""
+        """MetricsLogger the values of the step that was just made."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def picture(self, step: int, picture: Image.Image) -> None:
-        """Log a sample sheet."""
+    def log_image(self, step: int, picture: Image.Image) -> None:
+        """MetricsLogger a sample sheet."""
         self._board.add_image(
             "samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
         )
@@ -70,3 +73,15 @@ def _keep_until(path: Path, last_step: int) -> None:
             kept.append(line + "\n")
     with atomic_file(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
+
+
+def image_grid(frames: Frames, enlarge: int = 1) -> Image.Image:
+    """Return a picture with one row for each video and one column for each frame.
+
+    Args:
+        frames: Pixels in [-1, 1].
+        enlarge: Whole number by which every pixel is repeated.
+    """
+    grid = rearrange(frames.float().cpu(), "b f c h w -> (b h) (f w) c")
+    pixels = torch.round((grid.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).numpy()
+    return Image.fromarray(np.repeat(np.repeat(pixels, enlarge, axis=0), enlarge, axis=1))

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from magicvideo.models.conditioning import prepare_for_clip
-from magicvideo.training.perceptual import perceptual_distance
+from magicvideo.training.losses import perceptual_distance
 
 PICTURES, HEIGHT, WIDTH = 3, 20, 28
 

@@ -42,3 +42,12 @@ def _directions(
     prepared = prepare_for_clip(image_encoder, pixels)
     states = image_encoder(prepared, output_hidden_states=True).hidden_states
     return [F.normalize(state.float(), dim=-1) for state in states[1:]]
+
+
+def image_gradient_loss(rebuilt: FoldedFrames, pixels: FoldedFrames) -> Float[Tensor, ""]:
+    """Return L1 between the changes from a pixel to its neighbours, along rows and along columns.
+
+    A blurred edge has a small squared error and a large one here.
+    """
+    error = rebuilt - pixels
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
