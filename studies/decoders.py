@@ -11,10 +11,10 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
-from magicvideo.evaluation.metrics.motion import LEVELS, flicker, static_region, temporal_change
+from magicvideo.evaluation.metrics.motion import LEVELS, flicker, static_mask, temporal_change
 from magicvideo.evaluation.metrics.psnr import psnr
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
-from magicvideo.evaluation.results_page import number, table
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
+from magicvideo.evaluation.results_page import format_estimate, markdown_table
 from magicvideo.models.autoencoder import (
     Autoencoder,
     decode_latents,
@@ -28,7 +28,7 @@ _SAME_LATENTS = 0.02  # in the latents' unit: what half precision of the weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class DecoderComparison:
     """One measure of both decoders.
 
     Attributes:
@@ -59,7 +59,7 @@ def compare_decoders(
     noise: float,
     seed: int,
     on_clip: Callable[[int], None],
-) -> list[Comparison]:
+) -> list[DecoderComparison]:
     """Decode the same latents of clips on plain backgrounds with both, and measure the pixels.
 
     Args:
@@ -78,7 +78,7 @@ def compare_decoders(
         UserError: If the encoders differ, there are too few clips, or none has a pixel that never
             changes.
     """
-    prompts = draw_prompts(dataset, count, seed)
+    prompts = sample_prompts(dataset, count, seed)
     rows = []
     for place, video in enumerate(real_videos(dataset, prompts, num_frames, stride)):
         frames = video[None]
@@ -93,7 +93,7 @@ def compare_decoders(
     return [_compare(name, figures[:, :, place]) for place, name in enumerate(MEASURES)]
 
 
-def decoders_table(found: Mapping[float, list[Comparison]]) -> str:
+def decoders_table(found: Mapping[float, list[DecoderComparison]]) -> str:
     """Return comparisons by the noise on the latents as a Markdown table; changes are in levels."""
     rows = []
     for noise, comparisons in found.items():
@@ -101,9 +101,11 @@ def decoders_table(found: Mapping[float, list[Comparison]]) -> str:
             in_decibel = row.name == "psnr"
             scale, label = (1, "PSNR, dB") if in_decibel else (LEVELS, f"{row.name}, levels")
             numbers = (f"{scale * value:.3f}" for value in (row.first, row.second))
-            gain = f"{'plus' if in_decibel else 'times'} {number(row.gain, 3)}"
+            gain = f"{'plus' if in_decibel else 'times'} {format_estimate(row.gain, 3)}"
             rows.append((f"{noise:g}", label, *numbers, gain, str(row.gain.count)))
-    return table(("noise", "measure", "per frame", "video", "video is per frame [95 %]", "n"), rows)
+    return markdown_table(
+        ("noise", "measure", "per frame", "video", "video is per frame [95 %]", "n"), rows
+    )
 
 
 def _check_same(latents: Latents, others: Latents) -> None:
@@ -116,7 +118,7 @@ def _check_same(latents: Latents, others: Latents) -> None:
 
 
 def _measures(made: Frames, real: Frames) -> list[float]:
-    still = static_region(real[0])
+    still = static_mask(real[0])
     return [
         flicker(made, still).item() if still.any() else float("nan"),
         temporal_change(made - real).item(),
@@ -124,12 +126,12 @@ def _measures(made: Frames, real: Frames) -> list[float]:
     ]
 
 
-def _compare(name: str, figures: Float[np.ndarray, "clips two"]) -> Comparison:
+def _compare(name: str, figures: Float[np.ndarray, "clips two"]) -> DecoderComparison:
     known = figures[np.isfinite(figures).all(axis=1)]
     if not len(known):
         raise UserError(f"None of these clips has a {name}: in all of them everything moves.")
     first, second = known.T
-    return Comparison(
+    return DecoderComparison(
         name=name,
         first=float(first.mean()),
         second=float(second.mean()),

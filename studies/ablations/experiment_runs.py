@@ -27,7 +27,7 @@ _SHARED = "shared"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class AblationRun:
     """One model of one variant and one seed, trained into the recipe's `output`.
 
     Its scores are kept in a file of their own, apart from the folder of the run.
@@ -46,7 +46,7 @@ class Run:
         return f"{self.experiment}/{self.variant}/{self.seed}"
 
 
-def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
+def expand_runs(found: Ablations, only: tuple[str, ...] = ()) -> list[AblationRun]:
     """Return all runs that experiments need, each once, all seeds of a variant in a row.
 
     Args:
@@ -62,17 +62,17 @@ def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
                 f"There is no experiment {name!r}; there are {', '.join(found.experiments)}."
             )
     places = dict.fromkeys(
-        found.place_of(name, variant)
+        found.resolve_alias(name, variant)
         for name in only or found.experiments
         for variant in found.experiments[name].variants
     )
     values = load_yaml(found.recipe)
     return [
-        Run(
+        AblationRun(
             experiment=experiment,
             variant=variant,
             seed=seed,
-            kind=found.experiments[experiment].measures,
+            kind=found.experiments[experiment].model_kind,
             recipe=_recipe_of(found, values, experiment, variant, seed),
             scores=found.scores / f"{experiment}-{variant}-{seed}.json",
         )
@@ -81,7 +81,7 @@ def runs_of(found: Ablations, only: tuple[str, ...] = ()) -> list[Run]:
     ]
 
 
-def part_of(runs: list[Run], part: str) -> list[Run]:
+def select_part(runs: list[AblationRun], part: str) -> list[AblationRun]:
     """Return every N-th run from the K-th on, for a part that is written `K/N`.
 
     The seeds of a variant are neighbours, so that as many processes as there are seeds have one
@@ -96,7 +96,7 @@ def part_of(runs: list[Run], part: str) -> list[Run]:
     return runs[int(first) - 1 :: int(count)]
 
 
-def train_run(run: Run, output: Path, say: Callable[[str], None]) -> None:
+def train_run(run: AblationRun, output: Path, say: Callable[[str], None]) -> None:
     """Train a run to its end, what it shares with others first. What is done is not done again.
 
     Args:
@@ -109,7 +109,7 @@ def train_run(run: Run, output: Path, say: Callable[[str], None]) -> None:
         Interrupted: If a signal came.
     """
     recipe = run.recipe
-    base = foundation_of(recipe, output / _SHARED)
+    base = shared_base_recipe(recipe, output / _SHARED)
     if base is not None:
         with locked(base.output):
             _check_settings(base)
@@ -126,15 +126,15 @@ def locked(folder: Path) -> FileLock:
     return FileLock(f"{folder}.lock")
 
 
-def with_equal_cost(recipe: Recipe, baseline: Recipe) -> Recipe:
+def match_compute(recipe: Recipe, baseline: Recipe) -> Recipe:
     """Return a recipe whose last stage has as many steps as the baseline's operations pay for.
 
     Raises:
         UserError: If the stages before cost more than the baseline does.
     """
-    *before, last = operations_of(recipe)
+    *before, last = training_flops(recipe)
     name, stage = list(recipe.stages().items())[-1]
-    steps = round(stage.steps * (sum(operations_of(baseline)) - sum(before)) / last)
+    steps = round(stage.steps * (sum(training_flops(baseline)) - sum(before)) / last)
     if steps < 1:
         raise UserError(
             f"{recipe.name} costs more than its baseline before its stage {name} begins; give its "
@@ -143,7 +143,7 @@ def with_equal_cost(recipe: Recipe, baseline: Recipe) -> Recipe:
     return recipe.model_copy(update={name: stage.model_copy(update={"steps": steps})})
 
 
-def operations_of(recipe: Recipe) -> list[float]:
+def training_flops(recipe: Recipe) -> list[float]:
     """Return what the training of each stage takes in all, in billions of operations."""
     # what recipes differ in by seed costs nothing, and counting takes seconds
     return list(_operations(recipe.model_copy(update={"name": "", "output": Path(), "seed": 0})))
@@ -154,13 +154,13 @@ def _operations(recipe: Recipe) -> tuple[float, ...]:
     return tuple(row.samples * row.training_gflops for row in estimate_run(recipe))
 
 
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings with changes; what both nest is merged, all else is replaced."""
     result = dict(values)
     for name, change in changes.items():
         before = result.get(name)
         if isinstance(before, Mapping) and isinstance(change, Mapping):
-            result[name] = merged(before, change)
+            result[name] = deep_merge(before, change)
         else:
             result[name] = change
     return result
@@ -173,8 +173,8 @@ def _recipe_of(
     recipe = _plain_recipe(found, values, name, variant, seed)
     if experiment.budget == "updates" or variant == experiment.baseline:
         return recipe
-    first, second = found.place_of(name, experiment.baseline)
-    return with_equal_cost(recipe, _plain_recipe(found, values, first, second, seed))
+    first, second = found.resolve_alias(name, experiment.baseline)
+    return match_compute(recipe, _plain_recipe(found, values, first, second, seed))
 
 
 def _plain_recipe(
@@ -182,7 +182,7 @@ def _plain_recipe(
 ) -> Recipe:
     experiment = found.experiments[name]
     for changes in (found.common, experiment.common, experiment.variants[variant].changes):
-        values = merged(values, changes)
+        values = deep_merge(values, changes)
     own = {
         "name": f"{found.name}-{name}-{variant}",
         "output": found.output / name / variant / str(seed),
@@ -191,7 +191,7 @@ def _plain_recipe(
     return parse_recipe({**values, **own}, f"{found.recipe} as {name}.{variant} changes it")
 
 
-def foundation_of(recipe: Recipe, folder: Path) -> Recipe | None:
+def shared_base_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
     """Return the recipe of the stages that a run shares with others; None where it has none.
 
     Its folder is named by all that decides their products. Of the denoiser that is the image

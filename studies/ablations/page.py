@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.evaluation.results_page import identity_table
+from magicvideo.evaluation.results_page import provenance_table
 from studies.ablations.plots import draw_plot
-from studies.ablations.results import Row, rows_of
+from studies.ablations.results import VariantResult, collect_results
 from studies.ablations.settings import Ablations, Experiment
 from studies.ablations.tables import (
     MISSING,
@@ -78,17 +78,17 @@ def write_page(found: Ablations, page: Path, command: str, judge_hash: str) -> N
     ]
     identities: dict[str, Any] = {}
     for name in found.experiments:
-        rows = rows_of(found, name, judge_hash)
+        rows = collect_results(found, name, judge_hash)
         for scores in (scores for row in rows for scores in row.scores.values()):
             identities.setdefault(json.dumps(scores["identity"]), scores["identity"])
         parts += _section(found, name, rows, page)
     if identities:
-        parts += ["## What the numbers depend on", *map(identity_table, identities.values())]
+        parts += ["## What the numbers depend on", *map(provenance_table, identities.values())]
     with atomic_file(page) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _section(found: Ablations, name: str, rows: list[Row], page: Path) -> list[str]:
+def _section(found: Ablations, name: str, rows: list[VariantResult], page: Path) -> list[str]:
     experiment, scoring = found.experiments[name], found.scoring
     baseline = experiment.variants[experiment.baseline].label
     parts = [
@@ -100,9 +100,9 @@ def _section(found: Ablations, name: str, rows: list[Row], page: Path) -> list[s
         parts.append(f"**The paper**: {experiment.paper.strip()}")
     if experiment.found:
         parts.append(f"**Here**: {experiment.found.strip()}")
-    if experiment.measures == "denoiser":
+    if experiment.model_kind == "denoiser":
         parts += [denoiser_table(experiment, scoring, rows), cost_table(rows, with_pass=True)]
-    elif experiment.measures == "decoder":
+    elif experiment.model_kind == "decoder":
         parts += [decoder_table(scoring, rows), cost_table(rows, with_pass=False)]
     else:
         parts += [upscaler_table(rows), cost_table(rows, with_pass=False)]
@@ -118,7 +118,7 @@ def _section(found: Ablations, name: str, rows: list[Row], page: Path) -> list[s
     return parts
 
 
-def _updates(experiment: Experiment, rows: list[Row]) -> str:
+def _updates(experiment: Experiment, rows: list[VariantResult]) -> str:
     """Return how long the baseline was trained, stage by stage; the tables say it of the last."""
     recipe = next(row.recipe for row in rows if row.variant == experiment.baseline)
     stages = [
@@ -131,7 +131,7 @@ def _updates(experiment: Experiment, rows: list[Row]) -> str:
 
 def _method(found: Ablations, experiment: Experiment) -> str:
     scoring = found.scoring
-    if experiment.measures == "denoiser":
+    if experiment.model_kind == "denoiser":
         quality = _DENOISER.format(
             clips=scoring.loss_clips,
             split=scoring.split,
@@ -142,7 +142,7 @@ def _method(found: Ablations, experiment: Experiment) -> str:
             guidance=scoring.guidance_scale,
         )
         return f"{quality} {_PASS} {_COST}"
-    if experiment.measures == "decoder":
+    if experiment.model_kind == "decoder":
         quality = _DECODER.format(
             clips=scoring.decoder_clips, split=scoring.split, frames=scoring.num_frames
         )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.motion import LEVELS
-from studies.ablations.results import Row
-from studies.ablations.settings import Experiment, Scoring
+from studies.ablations.results import VariantResult
+from studies.ablations.settings import Experiment, ScoringConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,9 @@ def require_matplotlib() -> None:
         )
 
 
-def draw_plot(experiment: Experiment, scoring: Scoring, rows: Sequence[Row], path: Path) -> None:
+def draw_plot(
+    experiment: Experiment, scoring: ScoringConfig, rows: Sequence[VariantResult], path: Path
+) -> None:
     """Draw the scores of one experiment, of which there must be some.
 
     Raises:
@@ -45,10 +47,10 @@ def draw_plot(experiment: Experiment, scoring: Scoring, rows: Sequence[Row], pat
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2)
-        if experiment.measures == "denoiser":
+        if experiment.model_kind == "denoiser":
             _dots(left, known)
             _by_timestep(right, scoring, known)
-        elif experiment.measures == "decoder":
+        elif experiment.model_kind == "decoder":
             _by_noise(left, scoring, known, "flicker", LEVELS, "flicker, levels of 255")
             _by_noise(right, scoring, known, "psnr", 1.0, "PSNR, dB")
         else:
@@ -59,7 +61,7 @@ def draw_plot(experiment: Experiment, scoring: Scoring, rows: Sequence[Row], pat
             figure.savefig(partial, metadata={"Date": None})
 
 
-def _dots(axes: "Axes", rows: Sequence[Row]) -> None:
+def _dots(axes: "Axes", rows: Sequence[VariantResult]) -> None:
     """One dot a seed: the held-out error of each variant."""
     for place, row in enumerate(rows):
         values = row.values(lambda scores: _mean(scores["denoising"]["error"]))
@@ -73,7 +75,7 @@ def _dots(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _by_timestep(axes: "Axes", scoring: Scoring, rows: Sequence[Row]) -> None:
+def _by_timestep(axes: "Axes", scoring: ScoringConfig, rows: Sequence[VariantResult]) -> None:
     """Lines over the diffusion steps: each variant's error, as a multiple of the first one's."""
     first = _mean_curve(rows[0])
     for place, row in enumerate(rows):
@@ -85,7 +87,12 @@ def _by_timestep(axes: "Axes", scoring: Scoring, rows: Sequence[Row]) -> None:
 
 
 def _by_noise(
-    axes: "Axes", scoring: Scoring, rows: Sequence[Row], name: str, scale: float, label: str
+    axes: "Axes",
+    scoring: ScoringConfig,
+    rows: Sequence[VariantResult],
+    name: str,
+    scale: float,
+    label: str,
 ) -> None:
     """Lines over the noise on the latents: one measure of each decoder, the mean over seeds."""
     for place, row in enumerate(rows):
@@ -108,7 +115,9 @@ def _by_noise(
     axes.grid(alpha=0.3)
 
 
-def _by_steps(axes: "Axes", scoring: Scoring, rows: Sequence[Row], name: str, label: str) -> None:
+def _by_steps(
+    axes: "Axes", scoring: ScoringConfig, rows: Sequence[VariantResult], name: str, label: str
+) -> None:
     """Lines over the diffusion steps of upscalers, the mean over seeds."""
     for place, row in enumerate(rows):
         ways = [scores["upscaler"]["ways"] for scores in row.scores.values()]
@@ -124,7 +133,7 @@ def _by_steps(axes: "Axes", scoring: Scoring, rows: Sequence[Row], name: str, la
     axes.grid(alpha=0.3)
 
 
-def _mean_curve(row: Row) -> list[float]:
+def _mean_curve(row: VariantResult) -> list[float]:
     curves = [scores["denoising"]["by_timestep"] for scores in row.scores.values()]
     return [_mean(values) for values in zip(*curves, strict=True)]
 

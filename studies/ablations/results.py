@@ -7,13 +7,13 @@ import numpy as np
 
 from magicvideo.evaluation.confidence_intervals import Estimate, mean
 from magicvideo.training.recipe import Recipe
-from studies.ablations.experiment_runs import Run, runs_of
+from studies.ablations.experiment_runs import AblationRun, expand_runs
 from studies.ablations.scoring import Scores, read_scores
-from studies.ablations.settings import Ablations, Scoring
+from studies.ablations.settings import Ablations, ScoringConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class VariantResult:
     """One variant with the scores that are there.
 
     Attributes:
@@ -35,26 +35,26 @@ class Row:
         return [read(scores) for scores in self.scores.values()]
 
 
-def rows_of(found: Ablations, name: str, judge_hash: str) -> list[Row]:
+def collect_results(found: Ablations, name: str, judge_hash: str) -> list[VariantResult]:
     """Return the variants of an experiment, in the file's order, those of other experiments too.
 
     Scores count if they are by the judge of this hash.
     """
-    runs = {(run.experiment, run.variant, run.seed): run for run in runs_of(found, (name,))}
+    runs = {(run.experiment, run.variant, run.seed): run for run in expand_runs(found, (name,))}
     variants = found.experiments[name].variants.items()
     return [
         _row(
             settings.label,
             variant,
             found.scoring,
-            [runs[(*found.place_of(name, variant), seed)] for seed in found.seeds],
+            [runs[(*found.resolve_alias(name, variant), seed)] for seed in found.seeds],
             judge_hash,
         )
         for variant, settings in variants
     ]
 
 
-def paired_difference(row: Row, baseline: Row, measure: str) -> Estimate | None:
+def paired_difference(row: VariantResult, baseline: VariantResult, measure: str) -> Estimate | None:
     """Return how much larger a held-out error is than the baseline's, clip by clip.
 
     Clips are averaged over the seeds that both have, so that the bootstrapped interval is over
@@ -77,7 +77,7 @@ def paired_difference(row: Row, baseline: Row, measure: str) -> Estimate | None:
     return mean(np.mean(differences, axis=0))
 
 
-def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+def mean_and_range(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     """Return the mean over seeds and, of several, the least and the greatest."""
     scaled = [scale * value for value in values]
     shown = f"{np.mean(scaled):,.{digits}f}"
@@ -86,9 +86,11 @@ def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     return f"{shown} ({min(scaled):,.{digits}f} to {max(scaled):,.{digits}f})"
 
 
-def _row(label: str, variant: str, scoring: Scoring, runs: list[Run], judge_hash: str) -> Row:
+def _row(
+    label: str, variant: str, scoring: ScoringConfig, runs: list[AblationRun], judge_hash: str
+) -> VariantResult:
     read = ((run.seed, read_scores(run, scoring, judge_hash)) for run in runs)
-    return Row(
+    return VariantResult(
         variant=variant,
         label=label,
         recipe=runs[0].recipe,

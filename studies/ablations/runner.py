@@ -6,14 +6,14 @@ from pathlib import Path
 
 from magicvideo.atomic_io import folder_hash
 from magicvideo.evaluation.judge.checkpoint import load_judge
-from studies.ablations.experiment_runs import Run, locked, train_run
+from studies.ablations.experiment_runs import AblationRun, locked, train_run
 from studies.ablations.page import write_page
 from studies.ablations.scoring import Progress, read_scores, score_run
 from studies.ablations.settings import Ablations
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class AblationRunner:
     """What is done, and where its results go.
 
     Attributes:
@@ -28,7 +28,7 @@ class Work:
     page: Path
     command: str
 
-    def run(self, runs: list[Run], say: Callable[[str], None], progress: Progress) -> None:
+    def run(self, runs: list[AblationRun], say: Callable[[str], None], progress: Progress) -> None:
         """Train and score some runs, one after the other, and write the page after each.
 
         A run that has its scores is not touched. One that another process works on is waited for.

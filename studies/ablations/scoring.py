@@ -13,19 +13,19 @@ import numpy as np
 from magicvideo.atomic_io import atomic_file
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.evaluation.denoising import denoising_errors
-from magicvideo.evaluation.evaluator import Evaluation
+from magicvideo.evaluation.denoising import measure_denoising_errors
+from magicvideo.evaluation.evaluator import Evaluator
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol
-from magicvideo.evaluation.provenance import identity
+from magicvideo.evaluation.provenance import provenance
 from magicvideo.models.autoencoder_loading import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.components import component_path, frames_folder, image_vae_path
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.metrics_logger import FILE as LOG
-from studies.ablations.experiment_runs import Run
-from studies.ablations.settings import Scoring
+from studies.ablations.experiment_runs import AblationRun
+from studies.ablations.settings import ScoringConfig
 from studies.decoders import compare_decoders
 from studies.upscaler.evaluation import UpscalerEvaluation
 
@@ -37,7 +37,7 @@ _MODEL, _VIDEOS = "model", "videos"
 _QUICK = 0.1  # share of updates
 
 
-def read_scores(run: Run, scoring: Scoring, judge_hash: str) -> Scores | None:
+def read_scores(run: AblationRun, scoring: ScoringConfig, judge_hash: str) -> Scores | None:
     """Return the scores of a run; None where it has none, or those of other settings.
 
     Args:
@@ -54,7 +54,7 @@ def read_scores(run: Run, scoring: Scoring, judge_hash: str) -> Scores | None:
 
 
 def score_run(
-    run: Run, scoring: Scoring, judge: Judge, judge_hash: str, progress: Progress
+    run: AblationRun, scoring: ScoringConfig, judge: Judge, judge_hash: str, progress: Progress
 ) -> None:
     """Score a finished run and keep the scores.
 
@@ -76,7 +76,7 @@ def score_run(
         found = _score_upscaler(run, scoring, progress)
     scores = {
         "of": _settings_key(run, scoring),
-        "identity": identity(
+        "identity": provenance(
             {"judge": judge_hash},
             {"data": frames_folder(run.recipe, run.name)},
             "cpu",
@@ -89,10 +89,12 @@ def score_run(
         partial.write_text(json.dumps(scores, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _score_denoiser(run: Run, scoring: Scoring, judge: Judge, progress: Progress) -> Scores:
+def _score_denoiser(
+    run: AblationRun, scoring: ScoringConfig, judge: Judge, progress: Progress
+) -> Scores:
     pipeline = _pipeline_of(run)
     dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
-    errors = denoising_errors(
+    errors = measure_denoising_errors(
         pipeline,
         dataset,
         scoring.loss_clips,
@@ -102,7 +104,7 @@ def _score_denoiser(run: Run, scoring: Scoring, judge: Judge, progress: Progress
         seed=scoring.seed,
         on_clip=lambda done: progress(f"{run.name}: held-out error", done, scoring.loss_clips),
     )
-    evaluation = Evaluation(
+    evaluation = Evaluator(
         protocol=_protocol_of(scoring),
         pipeline=pipeline,
         judge=judge,
@@ -130,7 +132,7 @@ def _score_denoiser(run: Run, scoring: Scoring, judge: Judge, progress: Progress
     }
 
 
-def _score_decoder(run: Run, scoring: Scoring, progress: Progress) -> Scores:
+def _score_decoder(run: AblationRun, scoring: ScoringConfig, progress: Progress) -> Scores:
     """Compare the run's video decoder with the decoder of single frames that it began as."""
     first = load_autoencoder(image_vae_path(run.recipe))
     second = load_autoencoder(component_path(run.recipe, "vae"))
@@ -161,7 +163,7 @@ def _score_decoder(run: Run, scoring: Scoring, progress: Progress) -> Scores:
     }
 
 
-def _score_upscaler(run: Run, scoring: Scoring, progress: Progress) -> Scores:
+def _score_upscaler(run: AblationRun, scoring: ScoringConfig, progress: Progress) -> Scores:
     assert run.recipe.upscaler is not None
     pipeline = _pipeline_of(run)
     scores = UpscalerEvaluation(
@@ -199,7 +201,7 @@ def _score_upscaler(run: Run, scoring: Scoring, progress: Progress) -> Scores:
     }
 
 
-def _pipeline_of(run: Run) -> MagicVideoPipeline:
+def _pipeline_of(run: AblationRun) -> MagicVideoPipeline:
     """Return the run's model, which is put together beside it."""
     folder = run.recipe.output / _MODEL
     if not folder.is_dir():
@@ -207,7 +209,7 @@ def _pipeline_of(run: Run) -> MagicVideoPipeline:
     return MagicVideoPipeline.from_pretrained(folder)
 
 
-def _cost_of(run: Run) -> dict[str, int | float]:
+def _cost_of(run: AblationRun) -> dict[str, int | float]:
     """Return what all stages cost, and the size and speed of the last."""
     rows = estimate_run(run.recipe)
     last = rows[-1]
@@ -217,11 +219,11 @@ def _cost_of(run: Run) -> dict[str, int | float]:
         "training_gflops": sum(row.samples * row.training_gflops for row in rows),
         "memory": last.memory.total,
         "updates": last.updates,
-        "seconds": _quick_seconds(run.recipe.output / last.name / LOG),
+        "seconds": _fastest_decile_seconds(run.recipe.output / last.name / LOG),
     }
 
 
-def _quick_seconds(log: Path) -> float:
+def _fastest_decile_seconds(log: Path) -> float:
     """Return what nine in ten updates exceed: other work on the machine only adds."""
     lines = log.read_text(encoding="utf-8").splitlines()
     if not lines:
@@ -229,7 +231,7 @@ def _quick_seconds(log: Path) -> float:
     return float(np.quantile([json.loads(line)["seconds"] for line in lines], _QUICK))
 
 
-def _protocol_of(scoring: Scoring) -> Protocol:
+def _protocol_of(scoring: ScoringConfig) -> Protocol:
     return Protocol(
         name="ablations",
         about="The scores of ablations.",
@@ -247,7 +249,7 @@ def _protocol_of(scoring: Scoring) -> Protocol:
     )
 
 
-def _settings_key(run: Run, scoring: Scoring) -> str:
+def _settings_key(run: AblationRun, scoring: ScoringConfig) -> str:
     """Return a hash of all settings that decide the scores."""
     material = run.recipe.model_dump_json(exclude={"name", "output"}) + scoring.model_dump_json()
     return hashlib.sha256(material.encode()).hexdigest()

@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal["denoiser", "decoder", "upscaler"]
 _NAME = r"^[a-z0-9+.]+(-[a-z0-9+.]+)*$"
 
 
-class Scoring(StrictModel):
+class ScoringConfig(StrictModel):
     """How models are scored; one change makes all scores be made anew."""
 
     seed: int = Field(
@@ -70,7 +70,7 @@ class Experiment(StrictModel):
     about: str
     paper: str | None = Field(None, description="what the paper says of it")
     found: str | None = Field(None, description="what came out, in words, once it is known")
-    measures: Kind = "denoiser"
+    model_kind: Kind = "denoiser"
     budget: Literal["updates", "cost"] = Field(
         "updates",
         description="what the variants have alike: updates as their recipes say, or operations in "
@@ -96,10 +96,10 @@ class Ablations(StrictModel):
     scores: Path
     seeds: tuple[int, ...] = Field(min_length=1)
     common: dict[str, Any] = Field(default_factory=dict)
-    scoring: Scoring = Scoring()
+    scoring: ScoringConfig = ScoringConfig()
     experiments: dict[str, Experiment] = Field(min_length=1)
 
-    def place_of(self, experiment: str, variant: str) -> tuple[str, str]:
+    def resolve_alias(self, experiment: str, variant: str) -> tuple[str, str]:
         """Return the experiment and the variant whose runs a variant shows: its own or others'."""
         same_as = self.experiments[experiment].variants[variant].same_as
         if same_as is None:
@@ -151,12 +151,12 @@ def _mistake(found: Ablations) -> str | None:
 
 def _is_shown(found: Ablations, experiment: str, variant: str) -> bool:
     settings = found.experiments[experiment].variants[variant]
-    first, second = found.place_of(experiment, variant)
+    first, second = found.resolve_alias(experiment, variant)
     other = found.experiments.get(first)
     return (
         not settings.changes
         and other is not None
         and second in other.variants
         and other.variants[second].same_as is None
-        and other.measures == found.experiments[experiment].measures
+        and other.model_kind == found.experiments[experiment].model_kind
     )

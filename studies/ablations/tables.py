@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from magicvideo.evaluation.confidence_intervals import share
+from magicvideo.evaluation.confidence_intervals import proportion
 from magicvideo.evaluation.metrics.motion import LEVELS
-from magicvideo.evaluation.results_page import number, table
-from studies.ablations.results import Row, paired_difference, spread
+from magicvideo.evaluation.results_page import format_estimate, markdown_table
+from studies.ablations.results import VariantResult, mean_and_range, paired_difference
 from studies.ablations.scoring import Scores
-from studies.ablations.settings import Experiment, Scoring
+from studies.ablations.settings import Experiment, ScoringConfig
 
 _SHARES = ("caption_first", "caption_first_same_background")
 _VIDEOS = {
@@ -29,7 +29,9 @@ _GAINS = {"flicker, times [95 %]": "flicker", "PSNR, plus [95 %]": "psnr"}
 MISSING = "missing"
 
 
-def denoiser_table(experiment: Experiment, scoring: Scoring, rows: Sequence[Row]) -> str:
+def denoiser_table(
+    experiment: Experiment, scoring: ScoringConfig, rows: Sequence[VariantResult]
+) -> str:
     """Return the quality of denoisers: the held-out error, and what is measured of videos."""
     baseline = next(row for row in rows if row.variant == experiment.baseline)
     columns = (
@@ -49,10 +51,10 @@ def denoiser_table(experiment: Experiment, scoring: Scoring, rows: Sequence[Row]
     if known:
         real = [_real_cell(known[0], name) for name in _VIDEOS]
         cells.append(["real clips", "", "", "", "", *real])
-    return table(columns, cells)
+    return markdown_table(columns, cells)
 
 
-def cost_table(rows: Sequence[Row], *, with_pass: bool) -> str:
+def cost_table(rows: Sequence[VariantResult], *, with_pass: bool) -> str:
     """Return size and cost of what is trained last; `with_pass`, what a pass over a clip takes."""
     columns = (
         "variant",
@@ -68,10 +70,10 @@ def cost_table(rows: Sequence[Row], *, with_pass: bool) -> str:
         [row.label, *(_cost_cells(row, with_pass=with_pass) if row.scores else missing)]
         for row in rows
     ]
-    return table(columns, cells)
+    return markdown_table(columns, cells)
 
 
-def decoder_table(scoring: Scoring, rows: Sequence[Row]) -> str:
+def decoder_table(scoring: ScoringConfig, rows: Sequence[VariantResult]) -> str:
     """Return the quality of decoders on clean and on noisy latents."""
     columns = ("noise", "decoder", "seeds", *(label for label, _, _ in _DECODER.values()), *_GAINS)
     cells = []
@@ -91,10 +93,10 @@ def decoder_table(scoring: Scoring, rows: Sequence[Row]) -> str:
                 else [""] * (len(_DECODER) + len(_GAINS))
             )
             cells.append([f"{noise:g}", row.label, seeds_cell(row), *values])
-    return table(columns, cells)
+    return markdown_table(columns, cells)
 
 
-def upscaler_table(rows: Sequence[Row]) -> str:
+def upscaler_table(rows: Sequence[VariantResult]) -> str:
     """Return the quality of upscalers by their steps, and of resizing by the same scale."""
     columns = (
         "scale",
@@ -114,10 +116,10 @@ def upscaler_table(rows: Sequence[Row]) -> str:
         first = next(iter(row.scores.values()))["upscaler"]
         for place, way in enumerate(first["ways"]):
             cells.append([row.label, seeds_cell(row), way["name"], *_way_cells(row, place)])
-    return table(columns, cells)
+    return markdown_table(columns, cells)
 
 
-def seeds_cell(row: Row) -> str:
+def seeds_cell(row: VariantResult) -> str:
     """Return how many seeds have scores."""
     if not row.scores:
         return MISSING
@@ -125,24 +127,24 @@ def seeds_cell(row: Row) -> str:
     return str(there) if there == wanted else f"{there}, {wanted - there} {MISSING}"
 
 
-def _denoiser_cells(row: Row, baseline: Row, width: int) -> list[str]:
+def _denoiser_cells(row: VariantResult, baseline: VariantResult, width: int) -> list[str]:
     if not row.scores:
         return [row.label, MISSING, *[""] * (width - 2)]
     return [
         row.label,
         seeds_cell(row),
-        spread(row.values(lambda scores: _mean_of(scores, "error")), 4),
+        mean_and_range(row.values(lambda scores: _mean_of(scores, "error")), 4),
         _difference_cell(row, baseline),
-        spread(row.values(lambda scores: _mean_of(scores, "deviation")), 4),
+        mean_and_range(row.values(lambda scores: _mean_of(scores, "deviation")), 4),
         *(_video_cell(row, name) for name in _VIDEOS),
     ]
 
 
-def _difference_cell(row: Row, baseline: Row) -> str:
+def _difference_cell(row: VariantResult, baseline: VariantResult) -> str:
     if row.variant == baseline.variant:
         return ""
     difference = paired_difference(row, baseline, "error")
-    return MISSING if difference is None else number(difference, 4)
+    return MISSING if difference is None else format_estimate(difference, 4)
 
 
 def _mean_of(scores: Scores, measure: str) -> float:
@@ -150,20 +152,22 @@ def _mean_of(scores: Scores, measure: str) -> float:
     return sum(values) / len(values)
 
 
-def _video_cell(row: Row, name: str) -> str:
+def _video_cell(row: VariantResult, name: str) -> str:
     digits, scale = _VIDEOS[name]
     if any(name not in scores["videos"] for scores in row.scores.values()):
         return ""
     if name in _SHARES:
         return _share_cell([scores["videos"][name] for scores in row.scores.values()])
-    return spread(row.values(lambda scores: scores["videos"][name]["measured"]), digits, scale)
+    return mean_and_range(
+        row.values(lambda scores: scores["videos"][name]["measured"]), digits, scale
+    )
 
 
 def _share_cell(seeds: Sequence[Scores]) -> str:
     """Return the share of hits among the videos of all seeds, in percent, with its interval."""
     counts = [(round(found["measured"] * found["count"]), found["count"]) for found in seeds]
     hits, total = (sum(column) for column in zip(*counts, strict=True))
-    found = share(np.arange(total) < hits)
+    found = proportion(np.arange(total) < hits)
     assert found.low is not None
     assert found.high is not None
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
@@ -175,7 +179,7 @@ def _real_cell(scores: Scores, name: str) -> str:
     return f"{scale * found['real']:.{digits}f}" if found else ""
 
 
-def _cost_cells(row: Row, *, with_pass: bool) -> list[str]:
+def _cost_cells(row: VariantResult, *, with_pass: bool) -> list[str]:
     cost = next(iter(row.scores.values()))["cost"]
     one_pass = (
         [
@@ -195,17 +199,17 @@ def _cost_cells(row: Row, *, with_pass: bool) -> list[str]:
     ]
 
 
-def _decoder_cell(row: Row, place: int, name: str, side: str) -> str:
+def _decoder_cell(row: VariantResult, place: int, name: str, side: str) -> str:
     _, digits, scale = _DECODER[name]
 
     def read(scores: Scores) -> float:
         measures = scores["decoder"][place]["measures"]
         return next(found[side] for found in measures if found["name"] == name)
 
-    return spread(row.values(read), digits, scale)
+    return mean_and_range(row.values(read), digits, scale)
 
 
-def _gain_cell(row: Row, place: int, name: str) -> str:
+def _gain_cell(row: VariantResult, place: int, name: str) -> str:
     """Return the mean of all seeds, and the outermost ends of their intervals."""
     gains = [
         found["gain"]
@@ -217,9 +221,11 @@ def _gain_cell(row: Row, place: int, name: str) -> str:
     return f"{np.mean([gain['value'] for gain in gains]):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _way_cells(row: Row, place: int) -> list[str]:
+def _way_cells(row: VariantResult, place: int) -> list[str]:
     ways = [scores["upscaler"]["ways"][place] for scores in row.scores.values()]
     digits = {"psnr": 2, "ssim": 4, "frechet": 5, "seconds": 3}
-    cells = [spread([way[name] for way in ways], figures) for name, figures in digits.items()]
+    cells = [
+        mean_and_range([way[name] for way in ways], figures) for name, figures in digits.items()
+    ]
     flickers = [way["flicker"] for way in ways]
-    return [*cells, "" if None in flickers else spread(flickers, 4)]
+    return [*cells, "" if None in flickers else mean_and_range(flickers, 4)]

@@ -46,18 +46,18 @@ def ablations(
 
     from magicvideo.evaluation.judge.checkpoint import SHIPPED
     from magicvideo.training.trainer import Interrupted
-    from studies.ablations.experiment_runs import part_of, runs_of
+    from studies.ablations.experiment_runs import expand_runs, select_part
     from studies.ablations.plots import require_matplotlib
-    from studies.ablations.runner import Work
+    from studies.ablations.runner import AblationRunner
     from studies.ablations.settings import read_ablations
 
     require_matplotlib()
     if threads is not None:
         torch.set_num_threads(threads)
     found = read_ablations(file)
-    runs = part_of(runs_of(found, tuple(only or ())), part)
+    runs = select_part(expand_runs(found, tuple(only or ())), part)
     command = command_line(["ablations", file], {}, PROGRAM)
-    work = Work(found=found, judge=judge or SHIPPED, page=output, command=command)
+    work = AblationRunner(found=found, judge=judge or SHIPPED, page=output, command=command)
     if not table_only:
         with progress() as report:
             try:

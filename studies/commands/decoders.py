@@ -23,7 +23,7 @@ _ABOUT = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class DecoderOptions:
     """What is decoded."""
 
     clips: Annotated[int, typer.Option(min=1, help="How many.")] = 60
@@ -48,7 +48,7 @@ def decoders(
     image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
     video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],
     data: Data,
-    trial: Trial,
+    trial: DecoderOptions,
     output: Page = DEFAULT_PAGE,
 ) -> None:
     """Compare two decoders on the same latents: flicker where nothing moves, and nearness.
@@ -59,12 +59,12 @@ def decoders(
     prepare_section(output, _SECTION)
     from magicvideo.atomic_io import sha256
     from magicvideo.data.dataset import ClipDataset
-    from magicvideo.evaluation.provenance import identity
-    from magicvideo.evaluation.results_page import identity_table
+    from magicvideo.evaluation.provenance import provenance
+    from magicvideo.evaluation.results_page import provenance_table
     from magicvideo.models.autoencoder_loading import load_autoencoder
     from studies.decoders import (
         WEIGHTS,
-        Comparison,
+        DecoderComparison,
         compare_decoders,
         decoders_table,
     )
@@ -73,7 +73,7 @@ def decoders(
     dataset = ClipDataset(data, ("heldout",))
     with progress() as report:
 
-        def compare(level: float) -> list[Comparison]:
+        def compare(level: float) -> list[DecoderComparison]:
             return compare_decoders(
                 first,
                 second,
@@ -95,6 +95,6 @@ def decoders(
     parts = [
         _ABOUT.format(clips=trial.clips, frames=trial.frames, stride=trial.stride),
         decoders_table(found),
-        identity_table(identity(hashes, {"data": data}, "cpu")),
+        provenance_table(provenance(hashes, {"data": data}, "cpu")),
     ]
     write_results(output, _SECTION, [image_vae, video_vae], options, parts, PROGRAM)

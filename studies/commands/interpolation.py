@@ -21,7 +21,7 @@ _SECTION = "interpolation"
 
 
 @dataclass(frozen=True)
-class Trial:
+class InterpolationOptions:
     """What is interpolated, and how."""
 
     clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50
@@ -47,7 +47,7 @@ class Trial:
 @grouped
 def interpolation(
     data: Data,
-    trial: Trial,
+    trial: InterpolationOptions,
     model: Model = None,
     judge: JudgeFolder = None,
     output: Page = DEFAULT_PAGE,
@@ -62,8 +62,8 @@ def interpolation(
     prepare_section(output, _SECTION)
     from magicvideo.atomic_io import folder_hash
     from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
-    from magicvideo.evaluation.provenance import identity
-    from magicvideo.evaluation.results_page import identity_table
+    from magicvideo.evaluation.provenance import provenance
+    from magicvideo.evaluation.results_page import provenance_table
     from studies.interpolation.evaluation import InterpolationEvaluation
     from studies.interpolation.report import section_parts
 
@@ -85,7 +85,7 @@ def interpolation(
         scores = evaluation.run(report)
     options = {"data": data, "model": model, "judge": judge, **vars(trial)}
     hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
-    depends = identity_table(identity(hashes, {"data": data}, pipeline.device.type))
+    depends = provenance_table(provenance(hashes, {"data": data}, pipeline.device.type))
     write_results(
         output, _SECTION, [], options, [*section_parts(evaluation, scores), depends], PROGRAM
     )

@@ -21,7 +21,7 @@ _SECTION = "upscaler"
 
 
 @dataclass(frozen=True)
-class Trial:
+class UpscalerOptions:
     """What is enlarged, and how."""
 
     clips: Annotated[int, typer.Option(min=2, help="How many.")] = 100
@@ -68,7 +68,7 @@ class Trial:
 @grouped
 def upscaler(
     data: Data,
-    trial: Trial,
+    trial: UpscalerOptions,
     model: Model = None,
     output: Page = DEFAULT_PAGE,
     sheet: Annotated[
@@ -84,7 +84,7 @@ def upscaler(
     prepare_section(output, _SECTION)
     if sheet is not None:
         check_target(sheet)
-    from studies.upscaler.comparison_sheet import write_pictures
+    from studies.upscaler.comparison_sheet import write_comparison_sheet
     from studies.upscaler.evaluation import UpscalerEvaluation
     from studies.upscaler.report import section_parts
 
@@ -102,7 +102,7 @@ def upscaler(
         generated=trial.generated,
     )
     if sheet is not None:
-        write_pictures(evaluation, sheet)
+        write_comparison_sheet(evaluation, sheet)
         typer.echo(sheet)
     with progress() as report:
         scores = evaluation.run(report)

@@ -6,14 +6,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from magicvideo.errors import UserError
-from studies.human_study.study import Study, other
+from studies.human_study.study import Study, other_side
 from studies.human_study.votes import LONGEST_NAME, QUESTIONS, Choice, Votes, check_rater
 
 PAGES = Path(__file__).parent / "pages"
 _ANSWERS = {"left": "left", "same": "about the same", "right": "right"}
 
 
-class Booth:
+class StudyPages:
     """The pages of one study. None of them says which model made which video.
 
     Args:
@@ -64,7 +64,7 @@ class Booth:
             "prompt": self._study.prompts[pair],
             "videos": {
                 "Left": self._study.video_name(left, pair),
-                "Right": self._study.video_name(other(left), pair),
+                "Right": self._study.video_name(other_side(left), pair),
             },
             "answers": _ANSWERS,
             "given": {
@@ -104,7 +104,7 @@ class Booth:
         if answer == "same":
             return "same"
         left = self._study.left(rater, pair)
-        return left if answer == "left" else other(left)
+        return left if answer == "left" else other_side(left)
 
     def _render(self, template: str, values: Mapping[str, object]) -> str:
         total = len(self._study.prompts)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from magicvideo.evaluation.confidence_intervals import Estimate, share
-from magicvideo.evaluation.results_page import table
+from magicvideo.evaluation.confidence_intervals import Estimate, proportion
+from magicvideo.evaluation.results_page import markdown_table
 from studies.human_study.agreement import krippendorff_alpha
 from studies.human_study.study import Study
 from studies.human_study.votes import QUESTIONS, Choice, Vote
@@ -30,7 +30,7 @@ _LEGEND = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class VoteSummary:
     """The votes on one question."""
 
     question: str
@@ -44,13 +44,13 @@ class Tally:
     """Krippendorff's alpha; None where it is not defined."""
 
 
-def tally(votes: Iterable[Vote], question: str) -> Tally:
+def summarize_votes(votes: Iterable[Vote], question: str) -> VoteSummary:
     """Count the votes on a question."""
     asked = [vote for vote in votes if vote.question == question]
     by_pair: defaultdict[int, list[Choice]] = defaultdict(list)
     for vote in asked:
         by_pair[vote.pair].append(vote.choice)
-    return Tally(
+    return VoteSummary(
         question=question,
         choices=Counter(vote.choice for vote in asked),
         raters=len({vote.rater for vote in asked}),
@@ -60,7 +60,7 @@ def tally(votes: Iterable[Vote], question: str) -> Tally:
     )
 
 
-def chosen_left(study: Study, votes: Iterable[Vote]) -> Estimate | None:
+def left_bias(study: Study, votes: Iterable[Vote]) -> Estimate | None:
     """Return the share of the left video among all votes for one of both: about half is fair."""
     return _share(
         vote.choice == study.left(vote.rater, vote.pair) for vote in votes if vote.choice != "same"
@@ -69,12 +69,14 @@ def chosen_left(study: Study, votes: Iterable[Vote]) -> Estimate | None:
 
 def as_markdown(study: Study, votes: list[Vote], command: str) -> str:
     """Return the report as a section of a Markdown page, with the command that made it."""
-    left = chosen_left(study, votes)
+    left = left_bias(study, votes)
     sections = [
         f"## {study.a.name} and {study.b.name}, judged by people",
         f"`{command}`",
         _method(study),
-        table(_COLUMNS, [_row(tally(votes, question)) for question in QUESTIONS]),
+        markdown_table(
+            _COLUMNS, [_row(summarize_votes(votes, question)) for question in QUESTIONS]
+        ),
         _LEGEND,
         f"The left video was chosen in {_percent(left)} of the votes for one of both; sides were "
         "shuffled for each rater and pair.",
@@ -101,7 +103,7 @@ def _method(study: Study) -> str:
 _KINDS = {"model": "a model", "videos": "finished videos"}
 
 
-def _row(found: Tally) -> tuple[str, ...]:
+def _row(found: VoteSummary) -> tuple[str, ...]:
     return (
         QUESTIONS[found.question],
         f"**{_percent(found.win_rate)}**",
@@ -126,7 +128,7 @@ def _percent(estimate: Estimate | None) -> str:
 
 def _share(hits: Iterable[bool]) -> Estimate | None:
     values = np.array(list(hits), dtype=bool)
-    return share(values) if len(values) else None
+    return proportion(values) if len(values) else None
 
 
 def _majority(choices: list[Choice]) -> Choice:

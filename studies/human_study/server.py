@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from magicvideo.errors import UserError
-from studies.human_study.pages import PAGES, Booth
+from studies.human_study.pages import PAGES, StudyPages
 from studies.human_study.study import Study
 from studies.human_study.votes import Votes
 
@@ -47,7 +47,7 @@ class StudyServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, study: Study, folder: Path, host: str, port: int) -> None:
-        self.booth = Booth(study, Votes(folder))
+        self.booth = StudyPages(study, Votes(folder))
         self.is_private = host in LOOPBACK
         self.videos = {f"/video/{name}": path for name, path in study.videos(folder).items()}
         try:

@@ -11,12 +11,12 @@ from magicvideo.errors import UserError
 from magicvideo.media.naming import slug_of
 from magicvideo.pipelines.model_folder import INDEX
 from magicvideo.pipelines.video import read_request
-from studies.human_study.study import Source
+from studies.human_study.study import StudyArm
 
 _SUFFIXES = (".mp4", ".webm", ".webp", ".gif")
 
 
-def describe_source(folder: Path, prompts: list[str]) -> Source:
+def describe_source(folder: Path, prompts: list[str]) -> StudyArm:
     """Return what a folder is and the hash of what would be shown of it.
 
     Raises:
@@ -26,11 +26,11 @@ def describe_source(folder: Path, prompts: list[str]) -> Source:
     if (folder / INDEX).is_file():
         if not (folder / SUMS).is_file():
             raise UserError(f"{folder} has no {SUMS}; take a complete copy of the folder.")
-        return Source(name=name, kind="model", hash=folder_hash(folder))
+        return StudyArm(name=name, kind="model", hash=folder_hash(folder))
     digest = hashlib.sha256()
     for path in match_videos(folder, prompts):
         digest.update(sha256(path).encode())
-    return Source(name=name, kind="videos", hash=digest.hexdigest())
+    return StudyArm(name=name, kind="videos", hash=digest.hexdigest())
 
 
 def match_videos(folder: Path, prompts: list[str]) -> list[Path]:

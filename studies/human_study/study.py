@@ -17,7 +17,7 @@ _FILE = "study.json"
 _VIDEOS = "videos"
 
 
-class Source(BaseModel):
+class StudyArm(BaseModel):
     """Where the videos of one side come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,8 +34,8 @@ class Study(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    a: Source
-    b: Source
+    a: StudyArm
+    b: StudyArm
     prompts: tuple[str, ...]
     seed: int
     """Of the first video of both models; the others count on."""
@@ -43,7 +43,7 @@ class Study(BaseModel):
     salt: str
     """Decides names of files, orders and sides, and is never served."""
 
-    def source(self, side: Side) -> Source:
+    def source(self, side: Side) -> StudyArm:
         """Return where the videos of a side come from."""
         return self.a if side == "a" else self.b
 
@@ -70,13 +70,13 @@ class Study(BaseModel):
         return hashlib.sha256("\0".join((self.salt, *parts)).encode()).hexdigest()
 
 
-def other(side: Side) -> Side:
+def other_side(side: Side) -> Side:
     """Return the side that is not this one."""
     return "b" if side == "a" else "a"
 
 
 def open_study(
-    folder: Path, a: Source, b: Source, prompts: list[str], seed: int, settings: Settings
+    folder: Path, a: StudyArm, b: StudyArm, prompts: list[str], seed: int, settings: Settings
 ) -> Study:
     """Return the study in a folder, begun there where there is none.
 

@@ -18,16 +18,16 @@ from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.shapes import Frames, Latents
 
 LATENT_BLEND, PIXEL_BLEND = "blend of latents", "blend of pixels"
-ESTIMATE, NEAREST, CEILING = "estimate alone", "nearest key frame", "decoded real frames"
+ESTIMATE, NEAREST, UPPER_BOUND = "estimate alone", "nearest key frame", "decoded real frames"
 REAL = "real clips"
 
 
-def ours(steps: int) -> str:
+def network_label(steps: int) -> str:
     """Return the name of our method with a number of diffusion steps."""
     return f"interpolation network, {steps} step{'s' if steps > 1 else ''}"
 
 
-def fill_every_way(
+def run_all_methods(
     pipeline: MagicVideoPipeline,
     real: Frames,
     prompt: Prompt,
@@ -43,7 +43,9 @@ def fill_every_way(
     decoded_keys = decoded[:, :: inserted + 1]
     nearest = torch.arange(real.shape[1]).add((inserted + 1) // 2) // (inserted + 1)
     found = {
-        ours(count): decode_latents(pipeline.vae, _ours(pipeline, keys, prompt, fps, count))
+        network_label(count): decode_latents(
+            pipeline.vae, _ours(pipeline, keys, prompt, fps, count)
+        )
         for count in steps
     }
     return found | {
@@ -51,7 +53,7 @@ def fill_every_way(
         LATENT_BLEND: decode_latents(pipeline.vae, blend_keys(keys, inserted)),
         PIXEL_BLEND: blend_keys(decoded_keys, inserted),
         NEAREST: decoded_keys[:, nearest],
-        CEILING: decoded,
+        UPPER_BOUND: decoded,
     }
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.judge.network import Judge
-from magicvideo.evaluation.prompt_sets import draw_prompts
+from magicvideo.evaluation.prompt_sets import sample_prompts
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from studies.interpolation.keyframe_pulse import Seam, score_seams
+from studies.interpolation.keyframe_pulse import PulseScore, score_pulse
 from studies.interpolation.scores import MethodScores, score_interpolation
 
 
@@ -22,7 +22,7 @@ class InterpolationScores:
     """
 
     methods: list[MethodScores]
-    seams: list[Seam]
+    seams: list[PulseScore]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class InterpolationEvaluation:
         """
         dataset = ClipDataset(self.data, ("heldout",))
         # too few clips for one half are refused before hours are spent on the other
-        draw_prompts(dataset, max(self.clips, self.generated), self.seed)
+        sample_prompts(dataset, max(self.clips, self.generated), self.seed)
         methods = score_interpolation(
             self.pipeline,
             self.judge,
@@ -72,7 +72,7 @@ class InterpolationEvaluation:
         )
         seams = []
         if self.generated:
-            seams = score_seams(
+            seams = score_pulse(
                 self.pipeline,
                 dataset,
                 self.generated,

@@ -15,13 +15,13 @@ from torch import Tensor
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
-from magicvideo.evaluation.metrics.motion import LEVELS, corners, flicker
+from magicvideo.evaluation.metrics.motion import LEVELS, corner_mask, flicker
 from magicvideo.evaluation.prompt_sets import (
     Prompt,
-    draw_prompts,
-    from_bytes,
+    from_uint8,
     real_videos,
-    to_bytes,
+    sample_prompts,
+    to_uint8,
 )
 from magicvideo.pipelines.request import Request, Settings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -29,7 +29,7 @@ from studies.interpolation.baselines import LATENT_BLEND, REAL, blend_keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seam:
+class PulseScore:
     """The pulse of one way to fill the gaps between generated keys, or that of the real clips.
 
     Attributes:
@@ -46,7 +46,7 @@ class Seam:
 
 
 @torch.no_grad()
-def score_seams(
+def score_pulse(
     pipeline: MagicVideoPipeline,
     dataset: ClipDataset,
     count: int,
@@ -54,7 +54,7 @@ def score_seams(
     noise_levels: Sequence[int],
     seed: int,
     on_video: Callable[[int], None],
-) -> list[Seam]:
+) -> list[PulseScore]:
     """Generate key frames at the model's default settings, fill the gaps, and measure the pulse.
 
     The key frames of a prompt are made once, for all ways. Videos are measured as decoded, in 8
@@ -73,7 +73,7 @@ def score_seams(
         UserError: If the model has no interpolator, or there are too few clips.
     """
     check_interpolator(pipeline)
-    prompts = draw_prompts(dataset, count, seed)
+    prompts = sample_prompts(dataset, count, seed)
     requests = [_request(pipeline, prompt) for prompt in prompts]
     inserted, num_frames = requests[0].num_inserted, requests[0].video_frames
     figures: dict[str, list[list[float]]] = {}
@@ -134,11 +134,11 @@ def _filled(
 def _shown(
     pipeline: MagicVideoPipeline, latents: Float[Tensor, "1 all c h w"]
 ) -> Float[Tensor, "all 3 tall wide"]:
-    return from_bytes(to_bytes(pipeline.decode(latents)[0].cpu()))
+    return from_uint8(to_uint8(pipeline.decode(latents)[0].cpu()))
 
 
 def _figures(video: Float[Tensor, "f 3 h w"], inserted: int) -> list[float]:
-    region = corners(*video.shape[-2:])
+    region = corner_mask(*video.shape[-2:])
     return [
         *changes_at_keys(video, inserted),
         *changes_at_keys(video, inserted, region),
@@ -146,9 +146,9 @@ def _figures(video: Float[Tensor, "f 3 h w"], inserted: int) -> list[float]:
     ]
 
 
-def _summary(name: str, figures: Float[np.ndarray, "n 5"]) -> Seam:
+def _summary(name: str, figures: Float[np.ndarray, "n 5"]) -> PulseScore:
     at_keys, elsewhere, corners_at_keys, corners_elsewhere, flickers = figures.T
-    return Seam(
+    return PulseScore(
         name=name,
         whole=ratio_of_means(at_keys, elsewhere),
         in_corners=ratio_of_means(corners_at_keys, corners_elsewhere),

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from magicvideo.evaluation.paired_comparison import paired_table
-from magicvideo.evaluation.results_page import number, table
-from studies.interpolation.baselines import ESTIMATE, LATENT_BLEND, ours
+from magicvideo.evaluation.results_page import format_estimate, markdown_table
+from studies.interpolation.baselines import ESTIMATE, LATENT_BLEND, network_label
 from studies.interpolation.evaluation import (
     InterpolationEvaluation,
     InterpolationScores,
 )
-from studies.interpolation.keyframe_pulse import Seam
+from studies.interpolation.keyframe_pulse import PulseScore
 from studies.interpolation.scores import MethodScores
 
 _PAIRED_ABOUT = (
@@ -48,7 +48,7 @@ def section_parts(evaluation: InterpolationEvaluation, scores: InterpolationScor
         *paired_tables(scores.methods, evaluation.steps),
     ]
     if scores.seams:
-        parts += [_seams_about(evaluation), seams_table(scores.seams)]
+        parts += [_seams_about(evaluation), pulse_table(scores.seams)]
     return parts
 
 
@@ -67,15 +67,15 @@ def methods_table(scores: Sequence[MethodScores]) -> str:
         (
             row.name,
             str(row.seam.count),
-            number(row.psnr, 2) if row.psnr else "",
-            number(row.ssim, 4) if row.ssim else "",
+            format_estimate(row.psnr, 2) if row.psnr else "",
+            format_estimate(row.ssim, 4) if row.ssim else "",
             f"{row.of_gaps:.5f}",
             f"{row.of_clips:.5f}",
-            number(row.seam, 2),
+            format_estimate(row.seam, 2),
         )
         for row in scores
     ]
-    return table(columns, rows)
+    return markdown_table(columns, rows)
 
 
 def paired_tables(scores: Sequence[MethodScores], steps: Sequence[int]) -> list[str]:
@@ -86,11 +86,11 @@ def paired_tables(scores: Sequence[MethodScores], steps: Sequence[int]) -> list[
         steps: Numbers of diffusion steps that were tried.
     """
     methods = {row.name: row.samples for row in scores if row.psnr}
-    networks = {name: methods[name] for name in (*map(ours, steps), ESTIMATE)}
+    networks = {name: methods[name] for name in (*map(network_label, steps), ESTIMATE)}
     return [paired_table(methods, LATENT_BLEND), paired_table(networks, ESTIMATE)]
 
 
-def seams_table(seams: Sequence[Seam]) -> str:
+def pulse_table(seams: Sequence[PulseScore]) -> str:
     """Return the pulse of generated videos as a Markdown table."""
     columns = (
         "between generated keys",
@@ -103,13 +103,13 @@ def seams_table(seams: Sequence[Seam]) -> str:
         (
             row.name,
             str(row.whole.count),
-            number(row.whole, 3),
-            number(row.in_corners, 3),
-            number(row.flicker, 3),
+            format_estimate(row.whole, 3),
+            format_estimate(row.in_corners, 3),
+            format_estimate(row.flicker, 3),
         )
         for row in seams
     ]
-    return table(columns, rows)
+    return markdown_table(columns, rows)
 
 
 def _about(evaluation: InterpolationEvaluation) -> str:

@@ -12,11 +12,11 @@ from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluation.metrics.psnr import psnr
 from magicvideo.evaluation.metrics.ssim import ssim
-from magicvideo.evaluation.paired_comparison import Rows, Samples
-from magicvideo.evaluation.prompt_sets import draw_prompts, from_bytes, real_videos, to_bytes
+from magicvideo.evaluation.paired_comparison import MethodSamples, Rows
+from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.shapes import Frames
-from studies.interpolation.baselines import REAL, fill_every_way
+from studies.interpolation.baselines import REAL, run_all_methods
 from studies.interpolation.keyframe_pulse import changes_at_keys, check_interpolator
 
 
@@ -39,7 +39,7 @@ class MethodScores:
     name: str
     psnr: Estimate | None
     ssim: Estimate | None
-    samples: Samples
+    samples: MethodSamples
     of_gaps: float
     of_clips: float
     seam: Estimate
@@ -78,17 +78,17 @@ def score_interpolation(
     """
     inserted = check_interpolator(pipeline)
     num_frames = num_keys + (num_keys - 1) * inserted
-    prompts = draw_prompts(dataset, count, seed)
+    prompts = sample_prompts(dataset, count, seed)
     videos = real_videos(dataset, prompts, num_frames, 1)
     real_gaps: list[Rows] = []
     seen: dict[str, _Seen] = {}
     for done, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=1):
         real = video[None]
         fps = dataset.clips[prompt.index].fps / (inserted + 1)
-        filled = fill_every_way(pipeline, real.to(pipeline.device), prompt, fps, steps)
+        filled = run_all_methods(pipeline, real.to(pipeline.device), prompt, fps, steps)
         for name, made in {**filled, REAL: real}.items():
-            read = from_bytes(to_bytes(made[0].cpu()))[None]
-            seen.setdefault(name, _Seen(Samples(real_gaps))).add(read, real, inserted, judge)
+            read = from_uint8(to_uint8(made[0].cpu()))[None]
+            seen.setdefault(name, _Seen(MethodSamples(real_gaps))).add(read, real, inserted, judge)
         real_gaps.append(seen[REAL].samples.features[-1])
         on_clip(done)
     return [_summary(name, found, seen[REAL]) for name, found in seen.items()]
@@ -98,7 +98,7 @@ def score_interpolation(
 class _Seen:
     """What was measured of one method, clip after clip."""
 
-    samples: Samples
+    samples: MethodSamples
     changes: list[tuple[float, float]] = field(default_factory=list)
     """That at keys and that elsewhere."""
     clips: list[Rows] = field(default_factory=list)

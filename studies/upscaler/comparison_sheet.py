@@ -5,23 +5,23 @@ from pathlib import Path
 import torch
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.evaluation.sheet import write_sheet
 from studies.upscaler.evaluation import UpscalerEvaluation
 from studies.upscaler.methods import (
-    Way,
+    UpscaleMethod,
     check_upscaler,
-    make_small,
-    network_at,
-    repeat_pixels,
-    resizing,
+    downsample,
+    nearest_upsample,
+    network_method,
+    resize_methods,
 )
 
 _SHOWN = 5  # clips, side by side at full size
 
 
 @torch.no_grad()
-def write_pictures(evaluation: UpscalerEvaluation, path: Path) -> None:
+def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
     """Write a PNG with a frame of each of a few clips: small, enlarged in every way, and real.
 
     Args:
@@ -33,15 +33,15 @@ def write_pictures(evaluation: UpscalerEvaluation, path: Path) -> None:
     """
     pipeline, factor = evaluation.pipeline, check_upscaler(evaluation.pipeline)
     dataset = ClipDataset(evaluation.data, ("heldout",))
-    prompts = draw_prompts(dataset, evaluation.clips, evaluation.seed)[:_SHOWN]
+    prompts = sample_prompts(dataset, evaluation.clips, evaluation.seed)[:_SHOWN]
     reals = list(real_videos(dataset, prompts, 1, 1))
     ways = [
-        Way("small, pixels repeated", lambda small, _: repeat_pixels(small, factor)),
-        *resizing(pipeline),
-        network_at(pipeline, pipeline.traits.default_upscaler_steps),
+        UpscaleMethod("small, pixels repeated", lambda small, _: nearest_upsample(small, factor)),
+        *resize_methods(pipeline),
+        network_method(pipeline, pipeline.traits.default_upscaler_steps),
     ]
     rows = [
-        (way.name, [way.enlarge(make_small(real, factor), k) for k, real in enumerate(reals)])
+        (way.name, [way.enlarge(downsample(real, factor), k) for k, real in enumerate(reals)])
         for way in ways
     ]
     strips = [(name, torch.cat(frames)) for name, frames in (*rows, ("real", reals))]

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from studies.upscaler.generated_flicker import Finished, score_finished
+from studies.upscaler.generated_flicker import TemporalStats, score_generated_flicker
 from studies.upscaler.methods import (
-    Way,
-    check_codable,
+    UpscaleMethod,
     check_upscaler,
-    network_at,
-    resizing,
-    through_autoencoder,
+    check_vae_divisible,
+    network_method,
+    resize_methods,
+    with_vae_roundtrip,
 )
 from studies.upscaler.quality import Quality, score_quality
-from studies.upscaler.static_flicker import Stillness, score_stillness
+from studies.upscaler.static_flicker import FlickerScore, score_static_flicker
 from studies.upscaler.tiles import Tiling, score_tiles
 
 
@@ -41,8 +41,8 @@ class UpscalerScores:
     default: str
     quality: list[Quality]
     decoded: Mapping[float, list[Quality]]
-    stillness: list[Stillness]
-    finished: list[Finished]
+    stillness: list[FlickerScore]
+    finished: list[TemporalStats]
     tiling: Tiling | None
     large_side: int
     small_side: int
@@ -91,15 +91,15 @@ class UpscalerEvaluation:
         dataset = ClipDataset(self.data, ("heldout",))
         moving = ClipDataset(self.moving, ("heldout",)) if self.moving else dataset
         default = pipeline.traits.default_upscaler_steps
-        curve = [network_at(pipeline, steps) for steps in sorted({*self.steps, default})]
-        chosen, resized = network_at(pipeline, default), resizing(pipeline)
-        moving_prompts = draw_prompts(moving, self.moving_clips, self.seed)
-        asked = draw_prompts(moving, self.generated, self.seed)
-        prompts = draw_prompts(dataset, self.clips, self.seed)
+        curve = [network_method(pipeline, steps) for steps in sorted({*self.steps, default})]
+        chosen, resized = network_method(pipeline, default), resize_methods(pipeline)
+        moving_prompts = sample_prompts(moving, self.moving_clips, self.seed)
+        asked = sample_prompts(moving, self.generated, self.seed)
+        prompts = sample_prompts(dataset, self.clips, self.seed)
         if self.latent_noises:
-            check_codable(pipeline, dataset.info.size // factor)
+            check_vae_divisible(pipeline, dataset.info.size // factor)
 
-        def score(ways: Sequence[Way], what: str) -> list[Quality]:
+        def score(ways: Sequence[UpscaleMethod], what: str) -> list[Quality]:
             return score_quality(
                 ways,
                 pipeline.image_encoder,
@@ -111,19 +111,19 @@ class UpscalerEvaluation:
         quality = score([*curve, *resized], "quality")
         decoded = {
             noise: score(
-                [through_autoencoder(pipeline, way, noise) for way in (chosen, *resized)],
+                [with_vae_roundtrip(pipeline, way, noise) for way in (chosen, *resized)],
                 f"quality of decoded frames, noise {noise:g}",
             )
             for noise in self.latent_noises
         }
-        stillness = score_stillness(
+        stillness = score_static_flicker(
             [chosen, *resized],
             real_videos(moving, moving_prompts, self.moving_frames, 1),
             factor,
             is_large=self.moving is None,
             on_clip=lambda done: progress("flicker", done, self.moving_clips),
         )
-        finished = score_finished(
+        finished = score_generated_flicker(
             pipeline, moving, asked, lambda done: progress("generated", done, self.generated)
         )
         # a large frame in the part of a small one: frames of the small size have no need of tiles

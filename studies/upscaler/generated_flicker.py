@@ -10,8 +10,8 @@ from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
-from magicvideo.evaluation.metrics.motion import LEVELS, corners, flicker, temporal_change
-from magicvideo.evaluation.prompt_sets import Prompt, from_bytes, real_videos, to_bytes
+from magicvideo.evaluation.metrics.motion import LEVELS, corner_mask, flicker, temporal_change
+from magicvideo.evaluation.prompt_sets import Prompt, from_uint8, real_videos, to_uint8
 from magicvideo.pipelines.request import Settings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.upscaler.static_flicker import REAL
@@ -20,7 +20,7 @@ BEFORE, FINISHED = "generated, before super-resolution", "generated, all stages"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class TemporalStats:
     """How much videos change from frame to frame.
 
     Attributes:
@@ -39,12 +39,12 @@ class Finished:
 
 
 @torch.no_grad()
-def score_finished(
+def score_generated_flicker(
     pipeline: MagicVideoPipeline,
     dataset: ClipDataset,
     prompts: Sequence[Prompt],
     on_video: Callable[[int], None],
-) -> list[Finished]:
+) -> list[TemporalStats]:
     """Generate videos by all stages at the model's default settings, and measure their frames.
 
     Frames are read in 8 bits, and no codec touches them.
@@ -67,7 +67,7 @@ def score_finished(
     for done, (request, real) in enumerate(zip(requests, reals, strict=True), start=1):
         frames = pipeline.decode(pipeline.make_latents(request))
         large = pipeline.upscale(request, frames)
-        made = (from_bytes(to_bytes(video[0].cpu())) for video in (frames, large))
+        made = (from_uint8(to_uint8(video[0].cpu())) for video in (frames, large))
         figures.append([_figures(video) for video in (*made, real)])
         on_video(done)
     by_row = np.array(figures).transpose(1, 2, 0)
@@ -80,15 +80,15 @@ def score_finished(
 def _figures(video: Float[Tensor, "f 3 h w"]) -> tuple[float, float]:
     """Return the flicker of the corners and the change of the whole."""
     whole = video[None]
-    return flicker(whole, corners(*video.shape[-2:])).item(), temporal_change(whole).item()
+    return flicker(whole, corner_mask(*video.shape[-2:])).item(), temporal_change(whole).item()
 
 
 def _summary(
     name: str, figures: Float[np.ndarray, "two n"], real: Float[np.ndarray, "two n"]
-) -> Finished:
+) -> TemporalStats:
     flickers, changes = figures
     real_flickers, real_changes = real
-    return Finished(
+    return TemporalStats(
         name=name,
         flicker=mean(LEVELS * flickers),
         change=mean(LEVELS * changes),

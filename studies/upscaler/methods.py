@@ -17,7 +17,7 @@ from magicvideo.data.degrade import shrink
 from magicvideo.diffusion.noise import generator_for
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
-from magicvideo.evaluation.prompt_sets import from_bytes, to_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
 from magicvideo.models.autoencoder import decode_latents, encode_frames, spatial_factor
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
@@ -29,14 +29,14 @@ BICUBIC, LANCZOS = "bicubic", "Lanczos"
 _TILE = 256  # in pixels of the small frame: no more than one for what is measured here
 
 
-class Way(NamedTuple):
+class UpscaleMethod(NamedTuple):
     """One way to enlarge, called with a small video and the seed of its noise."""
 
     name: str
     enlarge: Callable[[SmallVideo, int], LargeVideo]
 
 
-def network_at(pipeline: MagicVideoPipeline, num_steps: int) -> Way:
+def network_method(pipeline: MagicVideoPipeline, num_steps: int) -> UpscaleMethod:
     """Return the way of a model's upscaler, by its default scheduler and noise level.
 
     Raises:
@@ -44,10 +44,10 @@ def network_at(pipeline: MagicVideoPipeline, num_steps: int) -> Way:
     """
     check_upscaler(pipeline)
     named = f"network, {num_steps} step{'s' if num_steps > 1 else ''}"
-    return Way(named, partial(_by_network, pipeline, num_steps))
+    return UpscaleMethod(named, partial(_by_network, pipeline, num_steps))
 
 
-def resizing(pipeline: MagicVideoPipeline) -> list[Way]:
+def resize_methods(pipeline: MagicVideoPipeline) -> list[UpscaleMethod]:
     """Return bicubic and Lanczos resizing by a model's factor.
 
     Raises:
@@ -55,10 +55,14 @@ def resizing(pipeline: MagicVideoPipeline) -> list[Way]:
     """
     factor = check_upscaler(pipeline)
     kernels = {BICUBIC: Image.Resampling.BICUBIC, LANCZOS: Image.Resampling.LANCZOS}
-    return [Way(name, partial(_by_kernel, factor, kernel)) for name, kernel in kernels.items()]
+    return [
+        UpscaleMethod(name, partial(_by_kernel, factor, kernel)) for name, kernel in kernels.items()
+    ]
 
 
-def through_autoencoder(pipeline: MagicVideoPipeline, way: Way, noise: float) -> Way:
+def with_vae_roundtrip(
+    pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float
+) -> UpscaleMethod:
     """Return a way that is shown frames as the model decodes them, in place of clean ones.
 
     Args:
@@ -67,10 +71,10 @@ def through_autoencoder(pipeline: MagicVideoPipeline, way: Way, noise: float) ->
         noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
             generated latents are not clean.
     """
-    return Way(way.name, partial(_decoded_first, pipeline, way, noise))
+    return UpscaleMethod(way.name, partial(_decoded_first, pipeline, way, noise))
 
 
-def check_codable(pipeline: MagicVideoPipeline, side: int) -> None:
+def check_vae_divisible(pipeline: MagicVideoPipeline, side: int) -> None:
     """Refuse small frames that a model's autoencoder cannot take.
 
     Raises:
@@ -84,7 +88,7 @@ def check_codable(pipeline: MagicVideoPipeline, side: int) -> None:
         )
 
 
-def make_small(large: LargeVideo, factor: int) -> SmallVideo:
+def downsample(large: LargeVideo, factor: int) -> SmallVideo:
     """Return frames of a whole fraction of the side, as preparation would have made them.
 
     Raises:
@@ -95,10 +99,10 @@ def make_small(large: LargeVideo, factor: int) -> SmallVideo:
             f"Frames of {large.shape[-1]} pixels cannot be shrunk {factor} times; prepare them "
             f"with a --size that is a multiple of {factor}."
         )
-    return from_bytes(to_bytes(shrink(large, factor)))
+    return from_uint8(to_uint8(shrink(large, factor)))
 
 
-def repeat_pixels(
+def nearest_upsample(
     small: Shaped[Tensor, "*lead h w"], factor: int
 ) -> Shaped[Tensor, "*lead tall wide"]:
     """Return pixels, or marks of them, each repeated to a square of `factor` a side."""
@@ -146,20 +150,20 @@ def _by_network(
     pipeline: MagicVideoPipeline, num_steps: int, small: SmallVideo, seed: int
 ) -> LargeVideo:
     made = upscale(pipeline, small, num_steps, seed, tile=_TILE)
-    return from_bytes(to_bytes(made))
+    return from_uint8(to_uint8(made))
 
 
 def _decoded_first(
-    pipeline: MagicVideoPipeline, way: Way, noise: float, small: SmallVideo, seed: int
+    pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float, small: SmallVideo, seed: int
 ) -> LargeVideo:
     latents = encode_frames(pipeline.vae, small[None].to(pipeline.device))
     drawn = torch.randn(latents.shape, generator=generator_for("small frames", seed)).to(latents)
     decoded = decode_latents(pipeline.vae, latents + noise * drawn)[0].cpu()
-    return way.enlarge(from_bytes(to_bytes(decoded)), seed)
+    return way.enlarge(from_uint8(to_uint8(decoded)), seed)
 
 
 def _by_kernel(factor: int, kernel: Image.Resampling, small: SmallVideo, _seed: int) -> LargeVideo:
     size = (factor * small.shape[-1], factor * small.shape[-2])
-    pictures = (Image.fromarray(frame) for frame in to_bytes(small).numpy())
+    pictures = (Image.fromarray(frame) for frame in to_uint8(small).numpy())
     resized = np.stack([np.asarray(picture.resize(size, kernel)) for picture in pictures])
-    return from_bytes(torch.from_numpy(resized))
+    return from_uint8(torch.from_numpy(resized))

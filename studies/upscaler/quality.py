@@ -17,9 +17,9 @@ from magicvideo.evaluation.confidence_intervals import Estimate, mean
 from magicvideo.evaluation.metrics.frechet import Features
 from magicvideo.evaluation.metrics.psnr import psnr
 from magicvideo.evaluation.metrics.ssim import ssim
-from magicvideo.evaluation.paired_comparison import Rows, Samples
+from magicvideo.evaluation.paired_comparison import MethodSamples, Rows
 from magicvideo.models.conditioning import embed_frames
-from studies.upscaler.methods import LargeVideo, Way, make_small
+from studies.upscaler.methods import LargeVideo, UpscaleMethod, downsample
 
 _HIGHEST = 10 * math.log10(12 * 255**2)  # dB that rounding to 8 bits leaves; empty frames have more
 
@@ -43,12 +43,12 @@ class Quality:
     ssim: Estimate
     frechet: float
     seconds: float
-    samples: Samples
+    samples: MethodSamples
 
 
 @torch.no_grad()
 def score_quality(
-    ways: Sequence[Way],
+    ways: Sequence[UpscaleMethod],
     image_encoder: CLIPVisionModelWithProjection,
     videos: Iterable[Float[Tensor, "_ 3 _ _"]],
     factor: int,
@@ -67,10 +67,10 @@ def score_quality(
         UserError: If the frames cannot be shrunk or are smaller than a crop.
     """
     real_features: list[Rows] = []
-    samples = {way.name: Samples(real_features) for way in ways}
+    samples = {way.name: MethodSamples(real_features) for way in ways}
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for place, real in enumerate(videos):
-        small = make_small(real, factor)
+        small = downsample(real, factor)
         real_features.append(crop_features(image_encoder, real))
         for way in ways:
             started = time.process_time()
@@ -109,7 +109,7 @@ def _nearness(made: LargeVideo, real: LargeVideo) -> tuple[float, float]:
     return min(psnr(made[None], real[None]).item(), _HIGHEST), ssim(made, real)
 
 
-def _summary(name: str, samples: Samples, seconds: list[float]) -> Quality:
+def _summary(name: str, samples: MethodSamples, seconds: list[float]) -> Quality:
     return Quality(
         name=name,
         psnr=mean(np.array(samples.psnr)),

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from magicvideo.evaluation.paired_comparison import PAIRED_COLUMNS, paired_cells, paired_table
-from magicvideo.evaluation.provenance import identity
-from magicvideo.evaluation.results_page import identity_table, number, table
+from magicvideo.evaluation.provenance import provenance
+from magicvideo.evaluation.results_page import format_estimate, markdown_table, provenance_table
 from studies.upscaler.evaluation import UpscalerEvaluation, UpscalerScores
-from studies.upscaler.generated_flicker import Finished
+from studies.upscaler.generated_flicker import TemporalStats
 from studies.upscaler.methods import BICUBIC, LANCZOS
 from studies.upscaler.quality import Quality
-from studies.upscaler.static_flicker import Stillness
+from studies.upscaler.static_flicker import FlickerScore
 from studies.upscaler.tiles import Tiling
 
 _QUALITY = (
@@ -66,7 +66,7 @@ def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> lis
     decoded = [_DECODED, decoded_table(scores.decoded)] if scores.decoded else []
     finished = []
     if scores.finished:
-        finished = [_finished_about(evaluation, scores), finished_table(scores.finished)]
+        finished = [_finished_about(evaluation, scores), generated_flicker_table(scores.finished)]
     return [
         quality,
         quality_table(scores.quality, scores.default),
@@ -74,10 +74,10 @@ def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> lis
         *(paired_table(samples, reference) for reference in (scores.default, LANCZOS, BICUBIC)),
         *decoded,
         stillness,
-        stillness_table(scores.stillness),
+        static_flicker_table(scores.stillness),
         *finished,
         tiling_sentence(scores.tiling),
-        identity_table(identity({"model": pipeline.model_hash}, data, pipeline.device.type)),
+        provenance_table(provenance({"model": pipeline.model_hash}, data, pipeline.device.type)),
     ]
 
 
@@ -88,14 +88,14 @@ def quality_table(rows: Sequence[Quality], default: str) -> str:
         (
             f"**{row.name} (default)**" if row.name == default else row.name,
             str(row.psnr.count),
-            number(row.psnr, 2),
-            number(row.ssim, 4),
+            format_estimate(row.psnr, 2),
+            format_estimate(row.ssim, 4),
             f"{row.frechet:.5f}",
             f"{row.seconds:.3f}",
         )
         for row in rows
     ]
-    return table((*columns, "CPU seconds a frame"), cells)
+    return markdown_table((*columns, "CPU seconds a frame"), cells)
 
 
 def decoded_table(found: Mapping[float, Sequence[Quality]]) -> str:
@@ -110,17 +110,17 @@ def decoded_table(found: Mapping[float, Sequence[Quality]]) -> str:
                     f"{noise:g}",
                     row.name,
                     str(row.psnr.count),
-                    number(row.psnr, 2),
-                    number(row.ssim, 4),
+                    format_estimate(row.psnr, 2),
+                    format_estimate(row.ssim, 4),
                     f"{row.frechet:.5f}",
-                    *(("", "", "") if same else paired_cells(row.samples.over(lanczos))),
+                    *(("", "", "") if same else paired_cells(row.samples.compared_to(lanczos))),
                 )
             )
     columns = ("noise", "enlarged by", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
-    return table((*columns, *(f"over Lanczos: {name}" for name in PAIRED_COLUMNS)), cells)
+    return markdown_table((*columns, *(f"over Lanczos: {name}" for name in PAIRED_COLUMNS)), cells)
 
 
-def stillness_table(rows: Sequence[Stillness]) -> str:
+def static_flicker_table(rows: Sequence[FlickerScore]) -> str:
     """Return the flicker of every way."""
     if not rows:
         return "In all of these clips everything moves, so that there is no flicker to measure."
@@ -128,25 +128,25 @@ def stillness_table(rows: Sequence[Stillness]) -> str:
         (
             row.name,
             str(row.flicker.count),
-            number(row.flicker, 4),
-            "" if row.in_corners is None else number(row.in_corners, 2),
+            format_estimate(row.flicker, 4),
+            "" if row.in_corners is None else format_estimate(row.in_corners, 2),
         )
         for row in rows
     ]
     columns = ("enlarged by", "n", "flicker, levels [95 %]", "in corners, times real clips' [95 %]")
-    return table(columns, cells)
+    return markdown_table(columns, cells)
 
 
-def finished_table(rows: Sequence[Finished]) -> str:
+def generated_flicker_table(rows: Sequence[TemporalStats]) -> str:
     """Return flicker and change of generated videos beside those of real clips."""
     cells = [
         (
             row.name,
             str(row.flicker.count),
-            number(row.flicker, 4),
-            "" if row.times_flicker is None else number(row.times_flicker, 2),
-            number(row.change, 3),
-            "" if row.times_change is None else number(row.times_change, 2),
+            format_estimate(row.flicker, 4),
+            "" if row.times_flicker is None else format_estimate(row.times_flicker, 2),
+            format_estimate(row.change, 3),
+            "" if row.times_change is None else format_estimate(row.times_change, 2),
         )
         for row in rows
     ]
@@ -158,7 +158,7 @@ def finished_table(rows: Sequence[Finished]) -> str:
         "change, levels [95 %]",
         "times real clips' [95 %]",
     )
-    return table(columns, cells)
+    return markdown_table(columns, cells)
 
 
 def tiling_sentence(tiling: Tiling | None) -> str:

@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
-from magicvideo.evaluation.metrics.motion import LEVELS, corners, flicker, static_region
-from studies.upscaler.methods import SmallVideo, Way, make_small, repeat_pixels
+from magicvideo.evaluation.metrics.motion import LEVELS, corner_mask, flicker, static_mask
+from studies.upscaler.methods import SmallVideo, UpscaleMethod, downsample, nearest_upsample
 
 REAL = "real clips"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stillness:
+class FlickerScore:
     """The flicker of one way to enlarge, or of the real clips.
 
     Attributes:
@@ -33,14 +33,14 @@ class Stillness:
 
 
 @torch.no_grad()
-def score_stillness(
-    ways: Sequence[Way],
+def score_static_flicker(
+    ways: Sequence[UpscaleMethod],
     videos: Iterable[SmallVideo],
     factor: int,
     *,
     is_large: bool,
     on_clip: Callable[[int], None],
-) -> list[Stillness]:
+) -> list[FlickerScore]:
     """Enlarge clips in every way, and measure the change of what does not change in the small ones.
 
     Args:
@@ -56,10 +56,10 @@ def score_stillness(
     names = [*(way.name for way in ways), REAL]
     figures = []
     for place, real in enumerate(videos):
-        small = make_small(real, factor) if is_large else real
-        still = static_region(small)
+        small = downsample(real, factor) if is_large else real
+        still = static_mask(small)
         if still.any():
-            large = repeat_pixels(still, factor)
+            large = nearest_upsample(still, factor)
             made = [_flickers(way.enlarge(small, place), large) for way in ways]
             figures.append([*made, _flickers(real, large if is_large else still)])
         on_clip(place + 1)
@@ -68,7 +68,7 @@ def score_stillness(
     by_way = np.array(figures).transpose(1, 2, 0)
     real_corners = by_way[-1, 1]
     return [
-        Stillness(
+        FlickerScore(
             name=name,
             flicker=mean(LEVELS * still),
             in_corners=ratio_of_means(cornered, real_corners) if real_corners.any() else None,
@@ -79,6 +79,6 @@ def score_stillness(
 
 def _flickers(video: Float[Tensor, "f rgb h w"], still: Bool[Tensor, "h w"]) -> tuple[float, float]:
     """Return the flicker where a clip stands still, and that of the corners."""
-    regions = (still, corners(*video.shape[-2:]))
+    regions = (still, corner_mask(*video.shape[-2:]))
     where_still, in_corners = (flicker(video[None], region).item() for region in regions)
     return where_still, in_corners

@@ -7,8 +7,8 @@ from magicvideo.evaluation.confidence_intervals import (
     first_order_bootstrap,
     mean,
     median,
+    proportion,
     ratio_of_means,
-    share,
 )
 from magicvideo.evaluation.metrics.kernel import kernel_distance
 
@@ -18,13 +18,13 @@ def test_wilson_interval_written_out():
     z, n, p = 1.959963984540054, 100, 0.6
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    found = share(hits)
+    found = proportion(hits)
     assert (found.value, found.count) == (0.6, 100)
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
 
 
 def test_a_share_of_all_is_not_certain():
-    found = share(np.array([True] * 7))
+    found = proportion(np.array([True] * 7))
     assert found.value == 1.0
     assert found.low < 0.7
 
@@ -65,7 +65,7 @@ def test_nothing_has_no_share_no_mean_and_no_median():
     with pytest.raises(UserError, match="median of no samples"):
         median(np.array([]))
     with pytest.raises(UserError, match="share of no samples"):
-        share(np.array([], dtype=bool))
+        proportion(np.array([], dtype=bool))
     with pytest.raises(UserError, match="mean of no samples"):
         mean(np.array([]))
 

@@ -7,8 +7,8 @@ from tiny_model import FRAMES, SHARED_NOISE, make_tiny_pipeline
 
 from magicvideo.diffusion.noise import noise_for
 from magicvideo.errors import UserError
-from magicvideo.evaluation.denoising import denoising_errors
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.denoising import measure_denoising_errors
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 
 STEPS, CLIPS, STRIDE, SEED = (199, 999), 3, 2, 5
 
@@ -21,7 +21,7 @@ def pipeline():
 def measured(pipeline, dataset, **changes):
     given = {"count": CLIPS, "seed": SEED} | changes
     count = given.pop("count")
-    return denoising_errors(
+    return measure_denoising_errors(
         pipeline,
         dataset,
         count,
@@ -41,7 +41,7 @@ def test_the_error_of_a_network_that_predicts_nothing_is_the_target(every_clip):
         torch.nn.init.zeros_(getattr(silent.unet.conv_out, name))
     torch.nn.init.zeros_(silent.unet.conv_out_adaptor.shift)
     found = measured(silent, every_clip)
-    prompts = draw_prompts(every_clip, CLIPS, SEED)
+    prompts = sample_prompts(every_clip, CLIPS, SEED)
     videos = real_videos(every_clip, prompts, FRAMES, STRIDE)
     for place, video in enumerate(videos):
         latents = silent.vae.encode(video).latent_dist.mean * silent.vae.config.scaling_factor

@@ -8,8 +8,8 @@ from tiny_model import FRAMES, make_tiny_pipeline
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.prompts import prompts_hash
-from magicvideo.evaluation.evaluator import Evaluation
-from magicvideo.evaluation.prompt_sets import draw_prompts
+from magicvideo.evaluation.evaluator import Evaluator
+from magicvideo.evaluation.prompt_sets import sample_prompts
 from magicvideo.evaluation.protocol import PromptSet, read_protocol
 
 SIZES = {"pool_size": 2, "reference_clips": 5}
@@ -25,7 +25,7 @@ def evaluation(emoji, judge, tmp_path):
     protocol = read_protocol("emoji-heldout").model_copy(
         update={"num_frames": FRAMES, "stride": 3, "guidance_scale": 2.5} | SIZES
     )
-    return Evaluation(
+    return Evaluator(
         protocol=protocol,
         pipeline=make_tiny_pipeline(),
         judge=judge,
@@ -35,7 +35,7 @@ def evaluation(emoji, judge, tmp_path):
 
 
 def test_videos_are_asked_for_at_the_pace_of_their_real_clip(evaluation, every_clip):
-    prompt = draw_prompts(every_clip, 5, seed=0)[3]
+    prompt = sample_prompts(every_clip, 5, seed=0)[3]
     request = evaluation.request(every_clip, prompt)
     assert (request.prompt, request.seed) == (prompt.caption, prompt.seed) == (prompt.caption, 3)
     assert (request.fps, request.num_frames) == (8.0, FRAMES)  # 24 frames a second at stride 3
@@ -51,7 +51,7 @@ def test_the_reference_is_real_clips_other_than_the_prompts(evaluation, emoji, e
     assert len(left) == 5
     reference = evaluation.reference_features(drawn)
     expected = []
-    for prompt in draw_prompts(every_clip, len(every_clip), evaluation.protocol.seed + 1):
+    for prompt in sample_prompts(every_clip, len(every_clip), evaluation.protocol.seed + 1):
         if every_clip.clips[prompt.index].id in left:
             sample = every_clip.sample(
                 prompt.index,
@@ -82,10 +82,10 @@ def test_too_small_a_reference_is_refused_before_anything_is_made(evaluation, em
 def test_a_result_says_what_no_protocol_sets(evaluation, emoji):
     sets = (asked(2),)
     evaluation = replace(evaluation, protocol=evaluation.protocol.model_copy(update={"sets": sets}))
-    drawn = draw_prompts(ClipDataset(emoji, ("train",)), 2, evaluation.protocol.seed)
-    assert evaluation.facts() == {
+    drawn = sample_prompts(ClipDataset(emoji, ("train",)), 2, evaluation.protocol.seed)
+    assert evaluation.metadata() == {
         "prompts": {"asked": prompts_hash([prompt.caption for prompt in drawn])},
-        "judge reads": {
+        "judge preprocessing": {
             "frames": 8,
             "resizing": "all of a frame to 64 x 64, bilinear with antialiasing, in floats",
             "layer": "64 features of the projection, at length 1",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluation.paired_comparison import Samples, paired_table
+from magicvideo.evaluation.paired_comparison import MethodSamples, paired_table
 
 CLIPS = 6
 
@@ -15,14 +15,14 @@ def real():
 
 def method(real, spoil, decibel):
     """Clips of very different difficulty, all of them `decibel` better than the same baseline."""
-    found = Samples(real)
+    found = MethodSamples(real)
     for place, features in enumerate(real):
         found.add(20 + 5 * place + decibel, 0.9 - 0.1 * place + decibel / 100, features + spoil)
     return found
 
 
 def test_a_gain_that_all_clips_share_is_told_without_doubt(real):
-    gains = method(real, 2.0, 0.3).over(method(real, 1.0, 0.0))
+    gains = method(real, 2.0, 0.3).compared_to(method(real, 1.0, 0.0))
     for gain, size in ((gains.psnr, 0.3), (gains.ssim, 0.003)):
         assert [gain.value, gain.low, gain.high] == pytest.approx([size] * 3)
         assert gain.count == CLIPS
@@ -36,7 +36,7 @@ def test_the_interval_of_a_distance_is_over_clips_with_all_their_rows(real):
     far = method(real, 1.0, 0.0)
     far.features[0] = far.features[0] + 5
     near = method(real, 1.0, 0.0)
-    gain = far.over(near).frechet
+    gain = far.compared_to(near).frechet
     assert gain.low < gain.value < gain.high
     goal, made = fit_gaussian(np.concatenate(real)), fit_gaussian(np.concatenate(far.features))
     assert far.frechet == pytest.approx(frechet_distance(made, goal))
@@ -44,7 +44,7 @@ def test_the_interval_of_a_distance_is_over_clips_with_all_their_rows(real):
 
 
 def test_a_distance_of_nothing_is_no_reference(real):
-    gain = method(real, 1.0, 0.0).over(method(real, 0.0, 0.0)).frechet
+    gain = method(real, 1.0, 0.0).compared_to(method(real, 0.0, 0.0)).frechet
     assert gain.value > 1e6 or np.isnan(gain.value)
 
 

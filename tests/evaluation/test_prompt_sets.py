@@ -5,17 +5,17 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.colour import background_colour
 from magicvideo.evaluation.prompt_sets import (
+    background_only_videos,
     caption_for,
-    draw_prompts,
-    empty_videos,
-    from_bytes,
+    from_uint8,
     real_videos,
-    to_bytes,
+    sample_prompts,
+    to_uint8,
 )
 
 
 def test_prompts_are_different_clips_in_canonical_words(every_clip):
-    prompts = draw_prompts(every_clip, 17, seed=0)
+    prompts = sample_prompts(every_clip, 17, seed=0)
     assert len({prompt.index for prompt in prompts}) == 17
     for prompt in prompts:
         clip = every_clip.clips[prompt.index].attributes
@@ -23,17 +23,17 @@ def test_prompts_are_different_clips_in_canonical_words(every_clip):
         assert prompt.caption == f"{clip.base}{tone}, {prompt.background} background"
         assert prompt.tone == (clip.skin_tone or "default")
         assert caption_for(every_clip, prompt, prompt.background) == prompt.caption
-    assert draw_prompts(every_clip, 17, seed=0) == prompts
-    assert draw_prompts(every_clip, 17, seed=1) != prompts
+    assert sample_prompts(every_clip, 17, seed=0) == prompts
+    assert sample_prompts(every_clip, 17, seed=1) != prompts
 
 
 def test_more_prompts_than_clips_are_refused(every_clip):
     with pytest.raises(UserError, match=r"asks for 19 clips, but .* has 18"):
-        draw_prompts(every_clip, 19, seed=0)
+        sample_prompts(every_clip, 19, seed=0)
 
 
 def test_real_videos_show_the_prompts_background(every_clip):
-    prompts = draw_prompts(every_clip, 11, seed=2)
+    prompts = sample_prompts(every_clip, 11, seed=2)
     videos = list(real_videos(every_clip, prompts, num_frames=5, stride=2))
     assert [video.shape for video in videos] == [(5, 3, 24, 24)] * 11
     assert [background_colour(video) for video in videos] == [p.background for p in prompts]
@@ -41,8 +41,8 @@ def test_real_videos_show_the_prompts_background(every_clip):
 
 
 def test_empty_videos_show_nothing_else(every_clip):
-    prompts = draw_prompts(every_clip, 5, seed=2)
-    for prompt, video in zip(prompts, empty_videos(prompts, 3, 7), strict=True):
+    prompts = sample_prompts(every_clip, 5, seed=2)
+    for prompt, video in zip(prompts, background_only_videos(prompts, 3, 7), strict=True):
         assert video.shape == (3, 3, 7, 7)
         assert background_colour(video) == prompt.background
         assert (video == video[:1, :, :1, :1]).all()
@@ -50,13 +50,13 @@ def test_empty_videos_show_nothing_else(every_clip):
 
 def test_clips_without_transparency_keep_their_caption(prepared):
     dataset = ClipDataset(prepared)
-    prompt = draw_prompts(dataset, 1, seed=0)[0]
+    prompt = sample_prompts(dataset, 1, seed=0)[0]
     assert prompt.background is None
     assert prompt.caption == dataset.clips[prompt.index].text
 
 
 def test_eight_bits_round_trip():
     pixels = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 5, 7, 3)
-    assert (to_bytes(from_bytes(pixels)) == pixels).all()
-    assert from_bytes(pixels).amin() == -1
-    assert from_bytes(pixels).amax() == 1
+    assert (to_uint8(from_uint8(pixels)) == pixels).all()
+    assert from_uint8(pixels).amin() == -1
+    assert from_uint8(pixels).amax() == 1

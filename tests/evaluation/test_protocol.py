@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.protocol import Target, read_protocol
+from magicvideo.evaluation.protocol import TargetRange, read_protocol
 
 
 @pytest.fixture
@@ -24,17 +24,17 @@ def test_the_shipped_protocol_holds_the_targets_of_this_project():
     protocol = read_protocol("emoji-heldout")
     train, heldout = protocol.sets
     assert (train.split, heldout.split) == ("train", "heldout")
-    assert train.targets["caption_first"] == Target(at_least=0.6)
-    assert heldout.targets["caption_first"] == Target(at_least=0.4)
-    assert heldout.targets["skin_tone"] == Target(at_least=0.7)
-    assert protocol.autoencoder.targets["psnr"] == Target(at_least=30)
+    assert train.targets["caption_first"] == TargetRange(at_least=0.6)
+    assert heldout.targets["caption_first"] == TargetRange(at_least=0.4)
+    assert heldout.targets["skin_tone"] == TargetRange(at_least=0.7)
+    assert protocol.autoencoder.targets["psnr"] == TargetRange(at_least=30)
     assert protocol.pool_size == 100
 
 
 def test_bounds_are_included():
-    target = Target(at_least=0.5, at_most=1.5)
+    target = TargetRange(at_least=0.5, at_most=1.5)
     assert [target.is_met(value) for value in (0.4, 0.5, 1.5, 1.6)] == [False, True, True, False]
-    assert Target().is_met(7.0)
+    assert TargetRange().is_met(7.0)
 
 
 def test_an_unknown_name_is_answered_with_those_that_are_known():

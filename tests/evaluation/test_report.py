@@ -4,8 +4,8 @@ import math
 import pytest
 
 from magicvideo.evaluation.confidence_intervals import Estimate
-from magicvideo.evaluation.evaluator import Result, SetResult
-from magicvideo.evaluation.protocol import Target, read_protocol
+from magicvideo.evaluation.evaluator import EvaluationResult, SetResult
+from magicvideo.evaluation.protocol import TargetRange, read_protocol
 from magicvideo.evaluation.report import as_json, as_markdown
 from magicvideo.evaluation.run_report import plots
 from magicvideo.evaluation.run_report.results import read_results
@@ -36,9 +36,12 @@ def result():
             score("caption_median_rank", 2.5, low=2.0, high=4.0),
             score("frechet", 0.06, "emoji judge, 64 features", 0.03, low=0.04, high=0.08),
         ],
-        targets={"caption_first": Target(at_least=0.6), "skin_tone": Target(at_least=0.7)},
+        targets={
+            "caption_first": TargetRange(at_least=0.6),
+            "skin_tone": TargetRange(at_least=0.7),
+        },
     )
-    return Result(
+    return EvaluationResult(
         protocol=read_protocol("emoji-heldout"),
         sets=[shares],
         identity={"model": "abc", "versions": {"torch": "2.13.0"}},

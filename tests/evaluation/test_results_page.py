@@ -8,9 +8,9 @@ from magicvideo.evaluation.confidence_intervals import Estimate
 from magicvideo.evaluation.results_page import (
     NAME,
     check_page,
-    number,
-    table,
-    with_section,
+    format_estimate,
+    markdown_table,
+    replace_section,
     write_section,
 )
 
@@ -28,8 +28,8 @@ def test_a_section_replaces_its_own_and_leaves_the_others(tmp_path):
 
 
 def test_a_name_that_begins_like_another_is_another():
-    page = with_section("# Page\n", "run", "one")
-    assert with_section(page, "run-2", "two").count("one") == 1
+    page = replace_section("# Page\n", "run", "one")
+    assert replace_section(page, "run-2", "two").count("one") == 1
     assert re.fullmatch(NAME, "emoji-heldout")
     assert not re.fullmatch(NAME, "a--b")
 
@@ -62,13 +62,13 @@ def test_a_page_that_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["emoji-heldout", "interpolation", "decoders", "upscaler"])
 def test_the_page_of_this_repository_has_a_place_for_every_command(name):
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
-    replaced = with_section(page, name, "## New")
+    replaced = replace_section(page, name, "## New")
     assert len(replaced) < len(page)
     assert replaced.count("<!--") == page.count("<!--")
 
 
 def test_tables_and_numbers():
-    assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-    assert number(Estimate(1.23456, 7), 2) == "1.23"
-    assert number(Estimate(float("nan"), 7), 2) == "not defined"
-    assert number(Estimate(1.23456, 7, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]"
+    assert markdown_table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert format_estimate(Estimate(1.23456, 7), 2) == "1.23"
+    assert format_estimate(Estimate(float("nan"), 7), 2) == "not defined"
+    assert format_estimate(Estimate(1.23456, 7, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]"

@@ -3,28 +3,33 @@ import pytest
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.metrics.r_precision import draw_pools
-from magicvideo.evaluation.prompt_sets import caption_for, draw_prompts, empty_videos, real_videos
+from magicvideo.evaluation.prompt_sets import (
+    background_only_videos,
+    caption_for,
+    real_videos,
+    sample_prompts,
+)
 from magicvideo.evaluation.protocol import read_protocol
 from magicvideo.evaluation.scores import (
-    Videos,
-    background_read,
+    FeatureSets,
+    accuracy_score,
+    background_matches,
     caption_scores,
     distance_score,
     ranks,
     ranks_on_one_background,
     score_videos,
-    share_score,
-    tone_read,
-    within,
+    tone_matches,
+    top_k,
 )
-from magicvideo.evaluation.video_features import Measured, measure
+from magicvideo.evaluation.video_features import VideoFeatures, extract_features
 
 NUM_FRAMES, STRIDE, COUNT, POOL = 5, 2, 17, 7
 
 
 @pytest.fixture
 def prompts(every_clip):
-    return draw_prompts(every_clip, COUNT, seed=3)
+    return sample_prompts(every_clip, COUNT, seed=3)
 
 
 @pytest.fixture
@@ -34,12 +39,12 @@ def pools(prompts):
 
 @pytest.fixture
 def real(judge, every_clip, prompts):
-    return measure(judge, real_videos(every_clip, prompts, NUM_FRAMES, STRIDE))
+    return extract_features(judge, real_videos(every_clip, prompts, NUM_FRAMES, STRIDE))
 
 
 @pytest.fixture
 def empty(judge, prompts):
-    return measure(judge, empty_videos(prompts, NUM_FRAMES, 24))
+    return extract_features(judge, background_only_videos(prompts, NUM_FRAMES, 24))
 
 
 def protocol(**values):
@@ -47,8 +52,8 @@ def protocol(**values):
     return read_protocol("emoji-heldout").model_copy(update=few | values)
 
 
-def with_features(measured: Measured, features) -> Measured:
-    return Measured(
+def with_features(measured: VideoFeatures, features) -> VideoFeatures:
+    return VideoFeatures(
         features=features,
         tones=measured.tones,
         colours=measured.colours,
@@ -58,7 +63,7 @@ def with_features(measured: Measured, features) -> Measured:
 
 
 def test_a_perfect_model_scores_as_real_clips_do(judge, every_clip, prompts, pools, real, empty):
-    videos = Videos(prompts=prompts, generated=real, real=real, empty=empty)
+    videos = FeatureSets(prompts=prompts, generated=real, real=real, empty=empty)
     scores = score_videos(judge, every_clip, videos, pools, real.features, protocol())
     found = {score.name: score for score in scores}
     assert list(found) == [
@@ -92,7 +97,7 @@ def test_videos_that_match_their_captions_rank_first_and_shuffled_ones_do_not(
 ):
     captions = [prompt.caption for prompt in prompts]
     matching = with_features(real, judge.embed_captions(captions).double().numpy())
-    test = within(ranks(judge, prompts, pools), 1)
+    test = top_k(ranks(judge, prompts, pools), 1)
     assert test(matching, 0).all()
     assert test(matching, 1).mean() < 0.2
     assert test(matching, 5).mean() < 0.2
@@ -101,7 +106,7 @@ def test_videos_that_match_their_captions_rank_first_and_shuffled_ones_do_not(
 def test_the_harder_test_gives_nothing_for_the_colour(judge, every_clip, prompts, pools, real):
     captions = [prompt.caption for prompt in prompts]
     matching = with_features(real, judge.embed_captions(captions).double().numpy())
-    test = within(ranks_on_one_background(judge, every_clip, prompts, pools), 1)
+    test = top_k(ranks_on_one_background(judge, every_clip, prompts, pools), 1)
     assert test(matching, 0).all()
     only_colour = [f"{prompt.background} background" for prompt in prompts]
     colour_alone = with_features(real, judge.embed_captions(only_colour).double().numpy())
@@ -119,8 +124,8 @@ def test_the_harder_test_is_the_loop_written_out(judge, every_clip, prompts, poo
         captions = [caption_for(every_clip, prompts[place], background) for place in pool]
         similarity = judge.embed_captions(captions).double().numpy() @ feature
         expected.append(similarity[0] > similarity[1:].max())
-    test = within(ranks_on_one_background(judge, every_clip, prompts, pools), 1)
-    measured = Measured(
+    test = top_k(ranks_on_one_background(judge, every_clip, prompts, pools), 1)
+    measured = VideoFeatures(
         features=features, tones=[], colours=[], change=np.zeros(COUNT), flicker=np.zeros(COUNT)
     )
     assert test(measured, 0).tolist() == expected
@@ -130,21 +135,21 @@ def test_the_harder_test_is_the_loop_written_out(judge, every_clip, prompts, poo
 def test_tones_are_asked_of_those_that_are_named(prompts, real):
     named = [prompt.tone for prompt in prompts if prompt.tone != "default"]
     assert 3 < len(named) < COUNT
-    right = Measured(
+    right = VideoFeatures(
         features=real.features,
         tones=[prompt.tone for prompt in prompts],
         colours=real.colours,
         change=real.change,
         flicker=real.flicker,
     )
-    assert tone_read(prompts)(right, 0).tolist() == [True] * len(named)
+    assert tone_matches(prompts)(right, 0).tolist() == [True] * len(named)
     shifted = [tone == after for tone, after in zip(named, named[1:] + named[:1], strict=True)]
-    assert tone_read(prompts)(right, 1).tolist() == shifted
+    assert tone_matches(prompts)(right, 1).tolist() == shifted
 
 
 def test_chance_is_measured_on_shuffled_prompts(prompts, real, empty):
-    videos = Videos(prompts=prompts, generated=empty, real=real, empty=empty)
-    score = share_score("background_colour", "none", background_read(prompts), videos)
+    videos = FeatureSets(prompts=prompts, generated=empty, real=real, empty=empty)
+    score = accuracy_score("background_colour", "none", background_matches(prompts), videos)
     colours = [prompt.background for prompt in prompts]
     same = [left == right for left, right in zip(colours, colours[1:] + colours[:1], strict=True)]
     assert score.measured.value == 1.0
@@ -153,11 +158,11 @@ def test_chance_is_measured_on_shuffled_prompts(prompts, real, empty):
 
 def test_clips_without_colour_or_tone_have_no_such_scores(judge, prepared):
     dataset = ClipDataset(prepared, ("train", "heldout"))
-    prompts = draw_prompts(dataset, 5, seed=0)
+    prompts = sample_prompts(dataset, 5, seed=0)
     pools = draw_pools([prompt.caption for prompt in prompts], 3, seed=0)
-    real = measure(judge, real_videos(dataset, prompts, NUM_FRAMES, STRIDE))
-    empty = measure(judge, empty_videos(prompts, NUM_FRAMES, 24))
-    videos = Videos(prompts=prompts, generated=empty, real=real, empty=empty)
+    real = extract_features(judge, real_videos(dataset, prompts, NUM_FRAMES, STRIDE))
+    empty = extract_features(judge, background_only_videos(prompts, NUM_FRAMES, 24))
+    videos = FeatureSets(prompts=prompts, generated=empty, real=real, empty=empty)
     scores = score_videos(judge, dataset, videos, pools, real.features, protocol())
     names = {score.name for score in scores}
     assert not names & {"background_colour", "skin_tone"}
@@ -166,7 +171,7 @@ def test_clips_without_colour_or_tone_have_no_such_scores(judge, prepared):
 
 
 def test_places_of_captions_become_shares_and_a_median(prompts, real, empty):
-    videos = Videos(prompts=prompts, generated=empty, real=real, empty=empty)
+    videos = FeatureSets(prompts=prompts, generated=empty, real=real, empty=empty)
     places = np.array([1, 1, 1, 1, 2, 2, 3, 5, 5, 6, 6, 6, 7, 7, 7, 7, 7])
 
     def ranking(measured, shift):
@@ -188,10 +193,10 @@ def test_the_interval_of_the_distance_is_that_of_new_videos():
     def draw(count, shift):
         features = shift + scale * rng.standard_normal((count, 8))
         none = np.zeros(count)
-        return Measured(features=features, tones=[], colours=[], change=none, flicker=none)
+        return VideoFeatures(features=features, tones=[], colours=[], change=none, flicker=none)
 
     def score(resamples, extrapolate):
-        videos = Videos(
+        videos = FeatureSets(
             prompts=[], generated=draw(90, 0.3), real=draw(90, 0.0), empty=draw(90, 1.0)
         )
         settings = protocol(resamples=resamples, extrapolate=extrapolate)

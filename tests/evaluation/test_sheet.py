@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.prompt_sets import from_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8
 from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
 
 
@@ -41,7 +41,7 @@ def test_each_row_shows_its_video_from_first_to_last_frame(tmp_path):
 
 def test_frames_in_cells_of_their_own_size_are_left_as_they_are(tmp_path):
     frame = torch.randint(256, (1, 20, 20, 3), dtype=torch.uint8)
-    write_sheet([("noise", from_bytes(frame))], 1, tmp_path / "sheet.png", cell=20)
+    write_sheet([("noise", from_uint8(frame))], 1, tmp_path / "sheet.png", cell=20)
     pixels = np.array(Image.open(tmp_path / "sheet.png"))
     assert pixels.shape == (28, 244, 3)
     assert np.array_equal(pixels[4:24, 220:240], frame[0])

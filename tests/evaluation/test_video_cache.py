@@ -3,8 +3,8 @@ import pytest
 import torch
 from tiny_model import SIDE, VIDEO_FRAMES, make_tiny_pipeline
 
-from magicvideo.evaluation.prompt_sets import to_bytes
-from magicvideo.evaluation.video_cache import generated_videos, request_key
+from magicvideo.evaluation.prompt_sets import to_uint8
+from magicvideo.evaluation.video_cache import generate_cached, request_key
 from magicvideo.pipelines.request import Settings
 
 
@@ -27,25 +27,25 @@ def plan(pipeline, seeds, steps=2):
 def test_videos_are_what_the_pipeline_makes_in_8_bits(pipeline, tmp_path):
     requests = plan(pipeline, [4, 5])
     done = []
-    videos = list(generated_videos(pipeline, requests, tmp_path, done.append))
+    videos = list(generate_cached(pipeline, requests, tmp_path, done.append))
     assert done == [1, 2]
     for request, video in zip(requests, videos, strict=True):
         assert video.shape == (VIDEO_FRAMES, 3, SIDE, SIDE)
-        assert torch.equal(to_bytes(video), to_bytes(pipeline.generate(request).frames))
+        assert torch.equal(to_uint8(video), to_uint8(pipeline.generate(request).frames))
     assert not torch.equal(*videos)
 
 
 def test_a_stopped_run_goes_on_and_a_damaged_video_is_made_again(pipeline, tmp_path):
     requests = plan(pipeline, [4, 5, 6])
-    first = next(generated_videos(pipeline, requests, tmp_path, ignore))
+    first = next(generate_cached(pipeline, requests, tmp_path, ignore))
     assert [path.name for path in tmp_path.iterdir()] == [f"{request_key(requests[0])}.npy"]
     kept = tmp_path / f"{request_key(requests[0])}.npy"
     marked = np.zeros((VIDEO_FRAMES, SIDE, SIDE, 3), np.uint8)
     np.save(kept, marked)
-    found = next(generated_videos(pipeline, requests, tmp_path, ignore))
+    found = next(generate_cached(pipeline, requests, tmp_path, ignore))
     assert (found == -1).all()  # it was read, not made
     kept.write_bytes(kept.read_bytes()[:200])
-    again = next(generated_videos(pipeline, requests, tmp_path, ignore))
+    again = next(generate_cached(pipeline, requests, tmp_path, ignore))
     assert torch.equal(again, first)
 
 

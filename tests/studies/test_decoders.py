@@ -4,7 +4,7 @@ import torch
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.psnr import psnr
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.models.video_vae import inflate_autoencoder
 from studies.__main__ import run
@@ -19,7 +19,7 @@ def image(every_clip):
     autoencoder = PatchAutoencoder(
         latent_channels=40, patch_size=4, widths=(8, 12), norm_num_groups=4
     ).eval()
-    prompts = draw_prompts(every_clip, len(every_clip), seed=1)
+    prompts = sample_prompts(every_clip, len(every_clip), seed=1)
     autoencoder.fit_linear(torch.cat(list(real_videos(every_clip, prompts, 2, 1))))
     return autoencoder
 
@@ -55,7 +55,7 @@ def test_a_decoder_that_fades_scores_by_its_factor(image, heldout):
     for part in (faded.decoder_linear.weight, faded.decoder_linear.bias):
         part.mul_(0.5)
     found = compare(image, faded, heldout, noise=0.0)
-    clips = list(real_videos(heldout, draw_prompts(heldout, COUNT, 4), FRAMES, STRIDE))
+    clips = list(real_videos(heldout, sample_prompts(heldout, COUNT, 4), FRAMES, STRIDE))
     real = torch.stack(clips)
     made = decode_latents(faded, encode_frames(image, real))
     assert found["psnr"].second == pytest.approx(psnr(made, real).mean().item(), rel=1e-4)

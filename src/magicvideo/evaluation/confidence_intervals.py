@@ -31,7 +31,7 @@ class Estimate:
     high: float | None = None
 
 
-def share(hits: Shaped[np.ndarray, " n"]) -> Estimate:
+def proportion(hits: Shaped[np.ndarray, " n"]) -> Estimate:
     """Return the share of hits with its Wilson score interval, sound at 0 and 1 too.
 
     Raises:

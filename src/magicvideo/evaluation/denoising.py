@@ -18,7 +18,7 @@ from torch import Tensor
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.loss import target_of
 from magicvideo.diffusion.noise import noise_for
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -48,7 +48,7 @@ class DenoisingErrors:
 
 
 @torch.no_grad()
-def denoising_errors(
+def measure_denoising_errors(
     pipeline: MagicVideoPipeline,
     dataset: ClipDataset,
     count: int,
@@ -74,7 +74,7 @@ def denoising_errors(
     Raises:
         UserError: If there are too few clips.
     """
-    prompts = draw_prompts(dataset, count, seed)
+    prompts = sample_prompts(dataset, count, seed)
     errors: list[list[tuple[float, float]]] = []
     seconds = []
     for place, video in enumerate(real_videos(dataset, prompts, num_frames, stride)):

@@ -11,19 +11,30 @@ from jaxtyping import Int
 from magicvideo.atomic_io import folder_hash
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.metadata import EXTRAPOLATION, SEEDS, rate_facts
+from magicvideo.evaluation.benchmark.metadata import EXTRAPOLATION, SEEDS, rate_metadata
 from magicvideo.evaluation.benchmark.prompts import prompts_hash
 from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES, SEED
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.frechet import Features
 from magicvideo.evaluation.metrics.r_precision import draw_pools
-from magicvideo.evaluation.prompt_sets import Prompt, draw_prompts, empty_videos, real_videos
-from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol, ScoreName, Target
-from magicvideo.evaluation.provenance import identity
+from magicvideo.evaluation.prompt_sets import (
+    Prompt,
+    background_only_videos,
+    real_videos,
+    sample_prompts,
+)
+from magicvideo.evaluation.protocol import (
+    AutoencoderSet,
+    PromptSet,
+    Protocol,
+    ScoreName,
+    TargetRange,
+)
+from magicvideo.evaluation.provenance import provenance
 from magicvideo.evaluation.reconstruction import score_autoencoder
-from magicvideo.evaluation.scores import Score, Videos, score_videos
-from magicvideo.evaluation.video_cache import generated_videos
-from magicvideo.evaluation.video_features import Measured, measure
+from magicvideo.evaluation.scores import FeatureSets, Score, score_videos
+from magicvideo.evaluation.video_cache import generate_cached
+from magicvideo.evaluation.video_features import VideoFeatures, extract_features
 from magicvideo.pipelines.request import Request, Settings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
@@ -47,12 +58,12 @@ class SetResult:
 
     name: str
     scores: list[Score]
-    targets: Mapping[ScoreName, Target]
+    targets: Mapping[ScoreName, TargetRange]
     fps: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class EvaluationResult:
     """All scores, and all that they depend on."""
 
     protocol: Protocol
@@ -62,7 +73,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class EvaluationSet:
     """What one set takes from the data.
 
     Attributes:
@@ -81,7 +92,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluator:
     """What is evaluated, by whom and on what.
 
     Attributes:
@@ -128,13 +139,13 @@ class Evaluation:
         protocol, judge, drawn = self.protocol, self.judge, self.draw(prompt_set)
         dataset, prompts = drawn.dataset, drawn.prompts
         shape = (protocol.num_frames, dataset.info.size)
-        videos = Videos(
+        videos = FeatureSets(
             prompts=prompts,
             generated=self.measure_generated(dataset, prompts, prompt_set.name, progress),
-            real=measure(
+            real=extract_features(
                 judge, real_videos(dataset, prompts, protocol.num_frames, protocol.stride)
             ),
-            empty=measure(judge, empty_videos(prompts, *shape)),
+            empty=extract_features(judge, background_only_videos(prompts, *shape)),
         )
         reference = self.reference_features(drawn)
         scores = score_videos(judge, dataset, videos, drawn.pools, reference, protocol)
@@ -144,10 +155,10 @@ class Evaluation:
             name=prompt_set.name,
             scores=scores,
             targets=prompt_set.targets,
-            fps={"generated": rate_facts(made), "real": rate_facts(real)},
+            fps={"generated": rate_metadata(made), "real": rate_metadata(real)},
         )
 
-    def draw(self, prompt_set: PromptSet) -> Drawn:
+    def draw(self, prompt_set: PromptSet) -> EvaluationSet:
         """Draw prompts, their pools and the reference clips of one set.
 
         Raises:
@@ -155,13 +166,13 @@ class Evaluation:
         """
         protocol = self.protocol
         dataset = ClipDataset(self.data, (prompt_set.split,))
-        prompts = draw_prompts(dataset, prompt_set.prompts, protocol.seed)
+        prompts = sample_prompts(dataset, prompt_set.prompts, protocol.seed)
         captions = [prompt.caption for prompt in prompts]
         whole = ClipDataset(self.data, ("train", "heldout"))
         asked = {dataset.clips[prompt.index].id for prompt in prompts}
         others = [
             prompt
-            for prompt in draw_prompts(whole, len(whole), protocol.seed + _REFERENCE_SEED)
+            for prompt in sample_prompts(whole, len(whole), protocol.seed + _REFERENCE_SEED)
             if whole.clips[prompt.index].id not in asked
         ]
         if len(others) < protocol.reference_clips:
@@ -170,7 +181,7 @@ class Evaluation:
                 f"{self.data} has {len(others)} beside those of the {len(prompts)} prompts; "
                 "prepare more data or ask for fewer."
             )
-        return Drawn(
+        return EvaluationSet(
             dataset=dataset,
             prompts=prompts,
             pools=draw_pools(captions, protocol.pool_size, protocol.seed),
@@ -180,13 +191,13 @@ class Evaluation:
 
     def measure_generated(
         self, dataset: ClipDataset, prompts: list[Prompt], name: str, progress: Progress
-    ) -> Measured:
+    ) -> VideoFeatures:
         """Generate or find the video of each prompt, and measure it."""
         requests = [self.request(dataset, prompt) for prompt in prompts]
-        videos = generated_videos(
+        videos = generate_cached(
             self.pipeline, requests, self.work, lambda done: progress(name, done, len(requests))
         )
-        return measure(self.judge, videos)
+        return extract_features(self.judge, videos)
 
     def request(self, dataset: ClipDataset, prompt: Prompt) -> Request:
         """Return the request for a prompt's video, at the pace of its real clip."""
@@ -203,7 +214,7 @@ class Evaluation:
         # not the pipeline's own plan, which would hint at words each time that it is asked
         return self.pipeline.traits.plan([prompt.caption], [prompt.seed], settings, None)[0]
 
-    def reference_features(self, drawn: Drawn) -> Features:
+    def reference_features(self, drawn: EvaluationSet) -> Features:
         """Return the judge's features of real clips of all splits, but for those of the prompts."""
         protocol = self.protocol
         videos = real_videos(drawn.whole, drawn.reference, protocol.num_frames, protocol.stride)
@@ -221,7 +232,7 @@ class Evaluation:
         name = f"autoencoder, clips of the {wanted.split} split"
         return SetResult(name=name, scores=[score], targets=wanted.targets)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what no protocol sets and numbers depend on: prompts drawn, the judge, draws."""
         return {
             "prompts": {
@@ -230,7 +241,7 @@ class Evaluation:
                 )
                 for prompt_set in self.protocol.sets
             },
-            "judge reads": self.judge.reading,
+            "judge preprocessing": self.judge.preprocessing,
             "seeds": SEEDS,
             "intervals": {
                 "confidence": CONFIDENCE,
@@ -241,15 +252,15 @@ class Evaluation:
         }
 
 
-def evaluate(evaluation: Evaluation, judge_folder: Path, progress: Progress) -> Result:
+def evaluate(evaluation: Evaluator, judge_folder: Path, progress: Progress) -> EvaluationResult:
     """Run an evaluation and return its result with all that the result depends on."""
-    return Result(
+    return EvaluationResult(
         protocol=evaluation.protocol,
         sets=evaluation.run(progress),
-        identity=identity(
+        identity=provenance(
             {"model": evaluation.pipeline.model_hash, "judge": folder_hash(judge_folder)},
             {"data": evaluation.data},
             evaluation.pipeline.device.type,
         )
-        | evaluation.facts(),
+        | evaluation.metadata(),
     )

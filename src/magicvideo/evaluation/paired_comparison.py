@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from magicvideo.evaluation.confidence_intervals import Estimate, centred_bootstrap, mean
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluation.results_page import number, table
+from magicvideo.evaluation.results_page import format_estimate, markdown_table
 
 PAIRED_COLUMNS = ("PSNR, plus dB [95 %]", "SSIM, plus [95 %]", "Frechet distance, times [95 %]")
 _RESAMPLES = 200
@@ -19,7 +19,7 @@ Rows: TypeAlias = Float[np.ndarray, "_ d"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class PairedDifference:
     """What one method gains on another, with intervals over the clips that both share.
 
     Attributes:
@@ -34,7 +34,7 @@ class Paired:
 
 
 @dataclass
-class Samples:
+class MethodSamples:
     """What was measured of one method, clip after clip in the order of all other methods.
 
     Attributes:
@@ -61,14 +61,14 @@ class Samples:
         """Return the Frechet distance on all clips."""
         return self._distance(np.arange(len(self.features)))
 
-    def over(self, other: "Samples") -> Paired:
+    def compared_to(self, other: "MethodSamples") -> PairedDifference:
         """Return what this method gains on another."""
 
         def ratio(places: Int[np.ndarray, " n"], _: Int[np.ndarray, " one"]) -> float:
             below = other._distance(places)
             return self._distance(places) / below if below else float("nan")
 
-        return Paired(
+        return PairedDifference(
             psnr=mean(np.subtract(self.psnr, other.psnr)),
             ssim=mean(np.subtract(self.ssim, other.ssim)),
             frechet=centred_bootstrap(ratio, len(self.features), 1, _RESAMPLES),
@@ -86,16 +86,20 @@ class Samples:
         return self._known[key]
 
 
-def paired_table(methods: Mapping[str, Samples], reference: str) -> str:
+def paired_table(methods: Mapping[str, MethodSamples], reference: str) -> str:
     """Return what all methods gain on the one called `reference`, as a Markdown table."""
     rows = [
-        (name, str(len(samples.psnr)), *paired_cells(samples.over(methods[reference])))
+        (name, str(len(samples.psnr)), *paired_cells(samples.compared_to(methods[reference])))
         for name, samples in methods.items()
         if name != reference
     ]
-    return table((f"against {reference}", "n", *PAIRED_COLUMNS), rows)
+    return markdown_table((f"against {reference}", "n", *PAIRED_COLUMNS), rows)
 
 
-def paired_cells(paired: Paired) -> tuple[str, str, str]:
+def paired_cells(paired: PairedDifference) -> tuple[str, str, str]:
     """Return the cells below `PAIRED_COLUMNS`."""
-    return number(paired.psnr, 3), number(paired.ssim, 5), number(paired.frechet, 3)
+    return (
+        format_estimate(paired.psnr, 3),
+        format_estimate(paired.ssim, 5),
+        format_estimate(paired.frechet, 3),
+    )

@@ -28,7 +28,7 @@ class Prompt:
     seed: int
 
 
-def draw_prompts(dataset: ClipDataset, count: int, seed: int) -> list[Prompt]:
+def sample_prompts(dataset: ClipDataset, count: int, seed: int) -> list[Prompt]:
     """Draw `count` different clips, each with a plain background, in canonical wording.
 
     Raises:
@@ -68,25 +68,25 @@ def real_videos(
             background=prompt.background,
             wording="plain",
         )
-        yield from_bytes(to_bytes(sample.frames))
+        yield from_uint8(to_uint8(sample.frames))
 
 
-def empty_videos(
+def background_only_videos(
     prompts: list[Prompt], num_frames: int, size: int
 ) -> Iterator[Float[Tensor, "f 3 h w"]]:
     """Yield still videos of each prompt's background alone: what knowing only the colour earns."""
     for prompt in prompts:
         colour = torch.tensor(COLOURS[prompt.background or "white"], dtype=torch.uint8)
-        yield from_bytes(colour.expand(num_frames, size, size, 3))
+        yield from_uint8(colour.expand(num_frames, size, size, 3))
 
 
-def to_bytes(video: Float[Tensor, "f 3 h w"]) -> UInt8[Tensor, "f h w 3"]:
+def to_uint8(video: Float[Tensor, "f 3 h w"]) -> UInt8[Tensor, "f h w 3"]:
     """Round pixels in [-1, 1] to the 8 bits that a viewer gets to see."""
     levels = (video.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous()
 
 
-def from_bytes(pixels: UInt8[Tensor, "f h w 3"]) -> Float[Tensor, "f 3 h w"]:
+def from_uint8(pixels: UInt8[Tensor, "f h w 3"]) -> Float[Tensor, "f 3 h w"]:
     """Return pixels in [-1, 1]; the inverse of `to_bytes` on what it returns."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -34,7 +34,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Target(_Settings):
+class TargetRange(_Settings):
     """What a score should reach; no bound means no demand on that side."""
 
     at_least: float | None = None
@@ -52,7 +52,7 @@ class PromptSet(_Settings):
     name: str
     split: Split
     prompts: PositiveInt
-    targets: Mapping[ScoreName, Target] = {}
+    targets: Mapping[ScoreName, TargetRange] = {}
 
 
 class AutoencoderSet(_Settings):
@@ -60,7 +60,7 @@ class AutoencoderSet(_Settings):
 
     split: Split
     clips: PositiveInt
-    targets: Mapping[ScoreName, Target] = {}
+    targets: Mapping[ScoreName, TargetRange] = {}
 
 
 class Protocol(_Settings):

@@ -26,7 +26,7 @@ _PACKAGES = (
 )
 
 
-def identity(
+def provenance(
     networks: Mapping[str, str | None], data: Mapping[str, Path], device: str
 ) -> dict[str, Any]:
     """Return all that numbers depend on beside their settings.

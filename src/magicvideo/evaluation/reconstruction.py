@@ -8,7 +8,7 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import mean
 from magicvideo.evaluation.metrics.psnr import psnr
-from magicvideo.evaluation.prompt_sets import from_bytes, to_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
 from magicvideo.evaluation.scores import Score
 from magicvideo.models.autoencoder import (
     Autoencoder,
@@ -62,8 +62,8 @@ def _three_figures(autoencoder: Autoencoder, frames: Frames) -> Float[np.ndarray
     code = encode_frames(autoencoder, frames)
     decoded = decode_latents(autoencoder, code)
     candidates = (
-        from_bytes(to_bytes(decoded[0]))[None],
-        from_bytes(to_bytes(frames[0]))[None],
+        from_uint8(to_uint8(decoded[0]))[None],
+        from_uint8(to_uint8(frames[0]))[None],
         frames.mean(dim=(-2, -1), keepdim=True).expand_as(frames),
     )
     return np.array([psnr(candidate, frames).item() for candidate in candidates])

@@ -6,11 +6,16 @@ from dataclasses import asdict
 from typing import Any
 
 from magicvideo.evaluation.confidence_intervals import Estimate
-from magicvideo.evaluation.evaluator import Result, SetResult
-from magicvideo.evaluation.protocol import Protocol, ScoreName, Target
-from magicvideo.evaluation.results_page import finite, identity_table, joined_rows, table
+from magicvideo.evaluation.evaluator import EvaluationResult, SetResult
+from magicvideo.evaluation.protocol import Protocol, ScoreName, TargetRange
+from magicvideo.evaluation.results_page import (
+    markdown_table,
+    nan_to_none,
+    provenance_table,
+    zip_rows,
+)
 from magicvideo.evaluation.scores import Score
-from magicvideo.evaluation.sweep import sampling
+from magicvideo.evaluation.sweep import sampling_label
 
 _COLUMNS = (
     "measure",
@@ -33,7 +38,7 @@ _IS_SHARE: tuple[ScoreName, ...] = (
 )
 
 
-def as_json(result: Result) -> str:
+def as_json(result: EvaluationResult) -> str:
     """Return the result as JSON text, with the whole protocol; what is not finite is null."""
     document = {
         "protocol": result.protocol.model_dump(mode="json"),
@@ -47,10 +52,10 @@ def as_json(result: Result) -> str:
             for found in result.sets
         ],
     }
-    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
+    return json.dumps(nan_to_none(document), indent=2, allow_nan=False) + "\n"
 
 
-def as_markdown(result: Result, command: str) -> str:
+def as_markdown(result: EvaluationResult, command: str) -> str:
     """Return the result as a section of a Markdown page, with the command that made it."""
     protocol = result.protocol
     sections = [
@@ -62,12 +67,12 @@ def as_markdown(result: Result, command: str) -> str:
         ),
         *(_section(found, protocol) for found in result.sets),
         _columns_explained(protocol),
-        identity_table(result.identity),
+        provenance_table(result.identity),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def sweep_as_markdown(results: Sequence[Result], title: str, command: str) -> str:
+def sweep_as_markdown(results: Sequence[EvaluationResult], title: str, command: str) -> str:
     """Return results that differ in steps and guidance alone as one section, their rows by turns.
 
     Args:
@@ -83,16 +88,16 @@ def sweep_as_markdown(results: Sequence[Result], title: str, command: str) -> st
         _method(protocol, "the steps of each row, its guidance"),
         *(_sweep_section(results, place) for place in range(len(results[0].sets))),
         _columns_explained(protocol),
-        identity_table(results[0].identity),
+        provenance_table(results[0].identity),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _sweep_section(results: Sequence[Result], place: int) -> str:
+def _sweep_section(results: Sequence[EvaluationResult], place: int) -> str:
     name = results[0].sets[place].name
     tables = [
         (
-            sampling(found.protocol.num_inference_steps, found.protocol.guidance_scale),
+            sampling_label(found.protocol.num_inference_steps, found.protocol.guidance_scale),
             _rows(found.sets[place], found.protocol),
         )
         for found in results
@@ -100,9 +105,8 @@ def _sweep_section(results: Sequence[Result], place: int) -> str:
     if len(tables) > 1 and all(rows == tables[0][1] for _, rows in tables):
         tables = [("all", tables[0][1])]  # as those of the autoencoder are
     first, *rest = _COLUMNS
-    return (
-        f"### {name[0].upper()}{name[1:]}\n\n{table((first, 'with', *rest), joined_rows(tables))}"
-    )
+    rows = markdown_table((first, "with", *rest), zip_rows(tables))
+    return f"### {name[0].upper()}{name[1:]}\n\n{rows}"
 
 
 def _method(protocol: Protocol, sampled: str) -> str:
@@ -118,14 +122,14 @@ def _method(protocol: Protocol, sampled: str) -> str:
 
 def _section(found: SetResult, protocol: Protocol) -> str:
     rows = _rows(found, protocol)
-    return f"### {found.name[0].upper()}{found.name[1:]}\n\n{table(_COLUMNS, rows)}"
+    return f"### {found.name[0].upper()}{found.name[1:]}\n\n{markdown_table(_COLUMNS, rows)}"
 
 
 def _rows(found: SetResult, protocol: Protocol) -> list[tuple[str, ...]]:
     return [_row(score, found.targets.get(score.name), protocol) for score in found.scores]
 
 
-def _row(score: Score, target: Target | None, protocol: Protocol) -> tuple[str, ...]:
+def _row(score: Score, target: TargetRange | None, protocol: Protocol) -> tuple[str, ...]:
     measured, name = score.measured, score.name
     return (
         _label(name, protocol),
@@ -194,7 +198,7 @@ def _interval(estimate: Estimate, name: ScoreName) -> str:
     return f" [{_number(estimate.low, name)}, {_number(estimate.high, name)}]"
 
 
-def _bounds(target: Target, name: ScoreName) -> str:
+def _bounds(target: TargetRange, name: ScoreName) -> str:
     parts = []
     if target.at_least is not None:
         parts.append(f"at least {_number(target.at_least, name)}")

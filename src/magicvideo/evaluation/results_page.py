@@ -30,7 +30,7 @@ def write_section(page: Path, name: str, text: str) -> None:
     Raises:
         UserError: If the marks of the section that is there are damaged.
     """
-    whole = with_section(_read(page), name, text)
+    whole = replace_section(_read(page), name, text)
     with atomic_file(page) as partial:
         partial.write_text(whole, encoding="utf-8")
 
@@ -44,7 +44,7 @@ def check_page(page: Path, name: str) -> None:
     _bounds(_read(page), name)
 
 
-def with_section(page: str, name: str, text: str) -> str:
+def replace_section(page: str, name: str, text: str) -> str:
     """Return a page with a section in place of the one of its name, or at the end.
 
     Raises:
@@ -59,13 +59,13 @@ def with_section(page: str, name: str, text: str) -> str:
     return page[:first] + section + page[last:]
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def joined_rows(tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> list[tuple[str, ...]]:
+def zip_rows(tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> list[tuple[str, ...]]:
     """Return the rows of tables of the same measures as those of one table.
 
     Args:
@@ -77,7 +77,7 @@ def joined_rows(tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> list[t
     return sorted(rows, key=lambda row: places[row[0]])
 
 
-def number(estimate: Estimate, digits: int) -> str:
+def format_estimate(estimate: Estimate, digits: int) -> str:
     """Return an estimate with its interval, if it has one."""
     if not math.isfinite(estimate.value):
         return "not defined"
@@ -87,19 +87,19 @@ def number(estimate: Estimate, digits: int) -> str:
     return f"{value} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def identity_table(identity: Mapping[str, Any]) -> str:
+def provenance_table(identity: Mapping[str, Any]) -> str:
     """Return the table of what the numbers depend on."""
-    return table(
+    return markdown_table(
         ("depends on", ""), [(name, _identity_cell(value)) for name, value in identity.items()]
     )
 
 
-def finite(node: Any) -> Any:  # noqa: ANN401 - any JSON value
+def nan_to_none(node: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Return a JSON value in which every number that is not finite has become None."""
     if isinstance(node, dict):
-        return {name: finite(value) for name, value in node.items()}
+        return {name: nan_to_none(value) for name, value in node.items()}
     if isinstance(node, list | tuple):
-        return [finite(value) for value in node]
+        return [nan_to_none(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 

@@ -13,23 +13,23 @@ from magicvideo.evaluation.confidence_intervals import (
     Statistic,
     centred_bootstrap,
     median,
+    proportion,
     ratio_of_means,
-    share,
 )
 from magicvideo.evaluation.judge.batches import DEFAULT_TONE
 from magicvideo.evaluation.judge.network import Judge
-from magicvideo.evaluation.metrics.fid_infinity import extrapolate
+from magicvideo.evaluation.metrics.fid_infinity import extrapolate_to_infinity
 from magicvideo.evaluation.metrics.frechet import Features, fit_gaussian, frechet_distance
-from magicvideo.evaluation.metrics.r_precision import own_ranks
+from magicvideo.evaluation.metrics.r_precision import true_ranks
 from magicvideo.evaluation.prompt_sets import Prompt, caption_for
 from magicvideo.evaluation.protocol import Protocol, ScoreName
-from magicvideo.evaluation.video_features import Measured
+from magicvideo.evaluation.video_features import VideoFeatures
 
 Hits: TypeAlias = Bool[np.ndarray, " n"]
-Test: TypeAlias = Callable[[Measured, int], Hits]
+Test: TypeAlias = Callable[[VideoFeatures, int], Hits]
 """Which measured videos fit their prompts, the prompts shifted by a count."""
 Ranks: TypeAlias = Int[np.ndarray, " n"]
-Ranking: TypeAlias = Callable[[Measured, int], Ranks]
+Ranking: TypeAlias = Callable[[VideoFeatures, int], Ranks]
 """At which place of its pool each video's caption stands, the prompts shifted by a count."""
 
 _FEW = 5
@@ -67,20 +67,20 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Videos:
+class FeatureSets:
     """Generated videos, and the real and the empty ones of the same prompts in the same order."""
 
     prompts: list[Prompt]
-    generated: Measured
-    real: Measured
-    empty: Measured
+    generated: VideoFeatures
+    real: VideoFeatures
+    empty: VideoFeatures
     """Still pictures of the backgrounds alone."""
 
 
 def score_videos(
     judge: Judge,
     dataset: ClipDataset,
-    videos: Videos,
+    videos: FeatureSets,
     pools: Int[np.ndarray, "n pool"],
     reference: Features,
     protocol: Protocol,
@@ -99,10 +99,12 @@ def score_videos(
         *caption_scores(_ON_ONE_BACKGROUND, features, on_one_background, pools.shape[1], videos),
     ]
     if any(prompt.background for prompt in prompts):
-        scores.append(share_score("background_colour", "none", background_read(prompts), videos))
+        scores.append(
+            accuracy_score("background_colour", "none", background_matches(prompts), videos)
+        )
     if any(prompt.tone != DEFAULT_TONE for prompt in prompts):
         network = f"{judge.name}, its head for tones"
-        scores.append(share_score("skin_tone", network, tone_read(prompts), videos))
+        scores.append(accuracy_score("skin_tone", network, tone_matches(prompts), videos))
     if videos.real.change.any():
         scores.append(ratio_score("temporal_change", lambda m: m.change, videos))
     if videos.real.flicker.any():
@@ -116,7 +118,7 @@ def caption_scores(
     network: str,
     ranking: Ranking,
     pool_size: int,
-    videos: Videos,
+    videos: FeatureSets,
 ) -> list[Score]:
     """Score the places of the own captions: how many are first, how many are near, the middle one.
 
@@ -124,15 +126,15 @@ def caption_scores(
     such score.
     """
     first, few, middle = names
-    scores = [share_score(first, network, within(ranking, 1), videos)]
+    scores = [accuracy_score(first, network, top_k(ranking, 1), videos)]
     if pool_size > _FEW:
-        scores.append(share_score(few, network, within(ranking, _FEW), videos))
+        scores.append(accuracy_score(few, network, top_k(ranking, _FEW), videos))
     return [*scores, prompt_score(middle, network, ranking, median, videos)]
 
 
-def share_score(name: ScoreName, network: str, test: Test, videos: Videos) -> Score:
+def accuracy_score(name: ScoreName, network: str, test: Test, videos: FeatureSets) -> Score:
     """Score a share of hits."""
-    return prompt_score(name, network, test, share, videos)
+    return prompt_score(name, network, test, proportion, videos)
 
 
 def prompt_score(
@@ -140,7 +142,7 @@ def prompt_score(
     network: str,
     read: Test | Ranking,
     summary: Callable[[np.ndarray], Estimate],
-    videos: Videos,
+    videos: FeatureSets,
 ) -> Score:
     """Score what videos have to do with prompts; chance is each asked for the next one's prompt."""
     return Score(
@@ -154,7 +156,7 @@ def prompt_score(
 
 
 def ratio_score(
-    name: ScoreName, read: Callable[[Measured], Float[np.ndarray, " n"]], videos: Videos
+    name: ScoreName, read: Callable[[VideoFeatures], Float[np.ndarray, " n"]], videos: FeatureSets
 ) -> Score:
     """Score a mean as a multiple of the real clips'."""
     real = read(videos.real)
@@ -168,10 +170,12 @@ def ratio_score(
     )
 
 
-def distance_score(network: str, videos: Videos, reference: Features, protocol: Protocol) -> Score:
+def distance_score(
+    network: str, videos: FeatureSets, reference: Features, protocol: Protocol
+) -> Score:
     """Score the Frechet distance to other real clips; that of real clips is its floor."""
 
-    def between(measured: Measured) -> Statistic:
+    def between(measured: VideoFeatures) -> Statistic:
         def distance(first: np.ndarray, second: np.ndarray) -> float:
             pair = measured.features[first], reference[second]
             return frechet_distance(
@@ -180,14 +184,14 @@ def distance_score(network: str, videos: Videos, reference: Features, protocol: 
 
         return distance
 
-    def estimate(measured: Measured) -> Estimate:
+    def estimate(measured: VideoFeatures) -> Estimate:
         counts = len(measured.features), len(reference)
         return centred_bootstrap(between(measured), *counts, protocol.resamples)
 
-    def endless(measured: Measured) -> float | None:
+    def endless(measured: VideoFeatures) -> float | None:
         if not protocol.extrapolate:
             return None
-        return extrapolate(between(measured), len(measured.features), len(reference))
+        return extrapolate_to_infinity(between(measured), len(measured.features), len(reference))
 
     return Score(
         name="frechet",
@@ -201,7 +205,7 @@ def distance_score(network: str, videos: Videos, reference: Features, protocol: 
     )
 
 
-def within(ranking: Ranking, places: int) -> Test:
+def top_k(ranking: Ranking, places: int) -> Test:
     """Return the test: the own caption stands at one of the first places of its pool."""
     return lambda measured, shift: np.less_equal(ranking(measured, shift), places)
 
@@ -224,7 +228,7 @@ def ranks_on_one_background(
         captions = [caption_for(dataset, prompt, background) for prompt in prompts]
         features[background] = judge.embed_captions(captions).double().numpy()
 
-    def ranking(measured: Measured, shift: int) -> Ranks:
+    def ranking(measured: VideoFeatures, shift: int) -> Ranks:
         pairs = zip(prompts, measured.features, strict=True)
         similarity = np.stack([features[prompt.background] @ seen for prompt, seen in pairs])
         return _shifted_ranks(similarity, pools, shift)
@@ -232,12 +236,12 @@ def ranks_on_one_background(
     return ranking
 
 
-def background_read(prompts: list[Prompt]) -> Test:
+def background_matches(prompts: list[Prompt]) -> Test:
     """Return the test: the colour read from the corners is the one asked for."""
     return _names_match([prompt.background for prompt in prompts], lambda m: m.colours)
 
 
-def tone_read(prompts: list[Prompt]) -> Test:
+def tone_matches(prompts: list[Prompt]) -> Test:
     """Return the test: the tone that the judge reads is the one that the caption names."""
     named = [None if prompt.tone == DEFAULT_TONE else prompt.tone for prompt in prompts]
     return _names_match(named, lambda m: m.tones)
@@ -247,14 +251,14 @@ def _shifted_ranks(
     similarity: Float[np.ndarray, "n m"], pools: Int[np.ndarray, "n pool"], shift: int
 ) -> Ranks:
     pools = np.roll(pools, -shift, axis=0)
-    return own_ranks(np.take_along_axis(similarity, pools, axis=1))
+    return true_ranks(np.take_along_axis(similarity, pools, axis=1))
 
 
-def _names_match(wanted: list[str | None], read: Callable[[Measured], list[str]]) -> Test:
+def _names_match(wanted: list[str | None], read: Callable[[VideoFeatures], list[str]]) -> Test:
     """Compare names, over those videos alone whose prompt names something."""
     asked = [place for place, name in enumerate(wanted) if name is not None]
 
-    def test(measured: Measured, shift: int) -> Hits:
+    def test(measured: VideoFeatures, shift: int) -> Hits:
         names = np.roll(np.array([wanted[place] for place in asked]), -shift)
         return np.equal(names, np.array([read(measured)[place] for place in asked]))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
-from magicvideo.evaluation.prompt_sets import to_bytes
+from magicvideo.evaluation.prompt_sets import to_uint8
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "sheet.txt"
 _GAP, _LABEL, _FONT = 4, 220, 14
@@ -65,7 +65,7 @@ def _strip(prompt: str, video: Float[Tensor, "f 3 h w"], num_shown: int, cell: i
     strip = Image.new("RGB", (width, cell), "white")
     text = "\n".join(textwrap.wrap(prompt, _LETTERS_A_LINE))
     ImageDraw.Draw(strip).text((_GAP, _GAP), text, fill="black", font=ImageFont.load_default(_FONT))
-    for place, picture in enumerate(to_bytes(video[chosen])):
+    for place, picture in enumerate(to_uint8(video[chosen])):
         frame = Image.fromarray(picture.numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
         strip.paste(frame, (_LABEL + place * (cell + _GAP), 0))
     return strip

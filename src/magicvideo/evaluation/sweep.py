@@ -15,7 +15,7 @@ _AnyProtocol = TypeVar("_AnyProtocol", Protocol, Benchmark)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SweepPoint:
     """One point of a sweep; what is None stays as the protocol has it."""
 
     steps: int | None = None
@@ -44,7 +44,7 @@ class Setting:
         return base.with_stem("-".join(filter(None, (base.stem, self.name))))
 
 
-def settings_of(steps: Sequence[int], guidance: Sequence[float]) -> list[Setting]:
+def sweep_points(steps: Sequence[int], guidance: Sequence[float]) -> list[SweepPoint]:
     """Return every pair of steps and guidance, once; one that changes nothing where none is given.
 
     Raises:
@@ -57,19 +57,19 @@ def settings_of(steps: Sequence[int], guidance: Sequence[float]) -> list[Setting
         if scale == 0:
             raise UserError("A guidance scale of 0 ignores the prompt; take one above 0.")
     return [
-        Setting(steps=count, guidance=scale)
+        SweepPoint(steps=count, guidance=scale)
         for count, scale in product(
             dict.fromkeys(steps) or [None], dict.fromkeys(guidance) or [None]
         )
     ]
 
 
-def section_name(protocol: str, settings: Sequence[Setting]) -> str:
+def section_name(protocol: str, settings: Sequence[SweepPoint]) -> str:
     """Return the name of the section of some results: a sweep leaves the protocol's own alone."""
     is_sweep = any(setting.name for setting in settings)
     return f"{protocol} by steps and guidance" if is_sweep else protocol
 
 
-def sampling(steps: int, guidance: float) -> str:
+def sampling_label(steps: int, guidance: float) -> str:
     """Return what a row of a sweep was made with."""
     return f"steps {steps}, guidance {guidance:g}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.evaluation.prompt_sets import from_bytes, to_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
 from magicvideo.evaluation.share import Share
 from magicvideo.pipelines.request import Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -22,7 +22,7 @@ from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 _IMMATERIAL = ("enlarge", "threads")
 
 
-def generated_videos(
+def generate_cached(
     pipeline: MagicVideoPipeline,
     requests: list[Request],
     folder: Path,
@@ -41,14 +41,14 @@ def generated_videos(
         path = _kept_path(request, folder)
         pixels = _read(path, request.video_frames)
         if pixels is None:
-            pixels = to_bytes(pipeline.generate(request).frames).numpy()
+            pixels = to_uint8(pipeline.generate(request).frames).numpy()
             with atomic_file(path) as partial:
                 np.save(partial, pixels)
-        yield from_bytes(torch.from_numpy(pixels))
+        yield from_uint8(torch.from_numpy(pixels))
         on_video(done)
 
 
-def make_share(
+def generate_shard(
     pipeline: MagicVideoPipeline,
     requests: list[Request],
     folder: Path,
@@ -65,7 +65,7 @@ def make_share(
         on_video: Called with the count of its videos that are done, and their number.
     """
     own = requests[share.rank :: share.count]
-    for _ in generated_videos(pipeline, own, folder, lambda done: on_video(done, len(own))):
+    for _ in generate_cached(pipeline, own, folder, lambda done: on_video(done, len(own))):
         pass
     return sum(_kept_path(request, folder).is_file() for request in requests)
 

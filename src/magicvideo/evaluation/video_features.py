@@ -9,11 +9,11 @@ from torch import Tensor
 
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.colour import background_colour
-from magicvideo.evaluation.metrics.motion import corners, flicker, temporal_change
+from magicvideo.evaluation.metrics.motion import corner_mask, flicker, temporal_change
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class VideoFeatures:
     """One entry a video."""
 
     features: Float[np.ndarray, "n d"]
@@ -24,7 +24,7 @@ class Measured:
     flicker: Float[np.ndarray, " n"]
 
 
-def measure(judge: Judge, videos: Iterable[Float[Tensor, "f 3 h w"]]) -> Measured:
+def extract_features(judge: Judge, videos: Iterable[Float[Tensor, "f 3 h w"]]) -> VideoFeatures:
     """Read everything off each video, one at a time, so that memory does not grow with them."""
     features, tones, colours, changes, flickers = [], [], [], [], []
     for video in videos:
@@ -33,8 +33,8 @@ def measure(judge: Judge, videos: Iterable[Float[Tensor, "f 3 h w"]]) -> Measure
         tones += judge.read_tones(frames)
         colours.append(background_colour(video))
         changes.append(temporal_change(frames).item())
-        flickers.append(flicker(frames, corners(*video.shape[-2:])).item())
-    return Measured(
+        flickers.append(flicker(frames, corner_mask(*video.shape[-2:])).item())
+    return VideoFeatures(
         features=np.concatenate(features),
         tones=tones,
         colours=colours,

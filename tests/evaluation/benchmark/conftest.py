@@ -93,7 +93,7 @@ def values() -> dict:
             "video_fps": 24,
         },
         "reference": {"split": "train", "count": 6},
-        "reading": {
+        "preprocessing": {
             "frames": 10,
             "stride": 1,
             "crop": "centre",

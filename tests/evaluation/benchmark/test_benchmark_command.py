@@ -8,7 +8,7 @@ import pytest
 
 from magicvideo.atomic_io import files_hash, sha256, write_sums
 from magicvideo.cli import run
-from magicvideo.evaluation.benchmark.prompts import draw_wishes, prompts_hash
+from magicvideo.evaluation.benchmark.prompts import prompts_hash, sample_prompts
 from magicvideo.evaluation.benchmark.protocol import Benchmark
 from magicvideo.evaluation.benchmark.reference import read_clip_pixels, reference_clips
 
@@ -70,7 +70,7 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
     assert document["real"]["fps"] == {"least": 24.0, "mean": 24.0, "most": 24.0}
     assert document["real"]["container"] == ".mp4"
     assert document["real"]["prepared_side"] is None
-    assert document["marks"] == []
+    assert document["caveats"] == []
     rows = page.splitlines()
     own = next(row for row in rows if row.startswith("| **tiny** | - | - |"))
     assert f"| **{fvd['measured']['value']:.2f} [" in own
@@ -196,7 +196,7 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
     assert evaluate(write(values), command) == 2
     assert evaluate(write(values), command, "--allow-fewer") == 0
     page, document = read(command)
-    assert document["marks"] == ["3 of 7 videos", "7 of 8 real clips"]  # a part of the prompts
+    assert document["caveats"] == ["3 of 7 videos", "7 of 8 real clips"]  # a part of the prompts
     scores = {score["name"]: score["measured"]["value"] for score in document["scores"]}
     assert scores["all attributes as asked"] == 1
     assert scores["precision, videos"] == 1  # they are real clips
@@ -213,7 +213,7 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
 
 
 @pytest.mark.parametrize(
-    ("names", "marks"),
+    ("names", "caveats"),
     [
         (["{0}-0", "{1}-0"], ["2 of 4 videos"]),
         (["{0}-0", "a made-up thing-0"], ["2 of 4 videos", "prompts of its own"]),
@@ -221,11 +221,11 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
     ],
 )
 def test_prompts_that_nobody_asked_for_are_marked(
-    names, marks, values, write, command, shapes, tmp_path
+    names, caveats, values, write, command, shapes, tmp_path
 ):
     values["prompts"] = {"kind": "class_mix", "split": "train", "count": 4}
     benchmark = Benchmark.model_validate(values)
-    captions = [wish.prompt for wish in draw_wishes(benchmark, reference_clips(shapes, "train"))]
+    captions = [wish.prompt for wish in sample_prompts(benchmark, reference_clips(shapes, "train"))]
     made = tmp_path / "made"
     made.mkdir()
     for name in names:
@@ -233,15 +233,15 @@ def test_prompts_that_nobody_asked_for_are_marked(
     del command["--model"]
     assert evaluate(write(values), command | {"--generated": made}, "--allow-fewer") == 0
     page, document = read(command)
-    assert document["marks"] == marks
-    assert f"**Not the whole protocol:** {'; '.join(marks)}." in page
+    assert document["caveats"] == caveats
+    assert f"**Not the whole protocol:** {'; '.join(caveats)}." in page
 
 
 def test_real_clips_that_were_prepared_are_marked(values, write, command, prepared):
-    values["reading"]["side"] = 24
+    values["preprocessing"]["side"] = 24
     assert evaluate(write(values), command | {"--reference": prepared}) == 0
     page, document = read(command)
-    assert document["marks"] == ["real clips were prepared at 24 pixels"]
+    assert document["caveats"] == ["real clips were prepared at 24 pixels"]
     assert document["real"]["container"] == ".npy"
     assert document["real"]["prepared_side"] == 24
     assert "**Not the whole protocol:** real clips were prepared at 24 pixels." in page

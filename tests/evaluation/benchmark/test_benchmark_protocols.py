@@ -25,7 +25,11 @@ def test_a_shipped_benchmark_says_what_the_papers_do(name):
     assert isinstance(found, Benchmark)
     assert found.name == name
     assert (found.prompts.kind, found.prompts.count, found.data) == BENCHMARKS[name]
-    assert (found.reading.frames, found.reading.stride, found.reading.side) == (16, 1, 256)
+    assert (found.preprocessing.frames, found.preprocessing.stride, found.preprocessing.side) == (
+        16,
+        1,
+        256,
+    )
     with pytest.raises(UserError, match="is a benchmark"):
         read_protocol(name)
 
@@ -56,8 +60,8 @@ def test_a_list_of_sentences_that_is_not_there_is_refused(values, write):
 
 
 def test_a_wrong_value_is_named(values, write):
-    values["reading"]["filter"] = "nearest"
-    with pytest.raises(UserError, match=r"reading\.filter is wrong"):
+    values["preprocessing"]["filter"] = "nearest"
+    with pytest.raises(UserError, match=r"preprocessing\.filter is wrong"):
         read_any_protocol(str(write(values)))
 
 

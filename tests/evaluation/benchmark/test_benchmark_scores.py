@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from magicvideo.evaluation.benchmark.features import Looks, Networks
+from magicvideo.evaluation.benchmark.features import ClipFeatures, FeatureNetworks
 from magicvideo.evaluation.benchmark.protocol import Statistics
-from magicvideo.evaluation.benchmark.scores import names_of_frames, score
-from magicvideo.evaluation.networks.clip import Clip
+from magicvideo.evaluation.benchmark.scores import frame_metric_names, score
+from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.extractors import I3D, Inception
-from magicvideo.evaluation.networks.files import Located
+from magicvideo.evaluation.networks.files import ResolvedFile
 
 CLIPS, REAL, IMAGES, CLASSES = 5, 6, 2, 3
 PLAIN = {
@@ -25,7 +25,7 @@ PLAIN = {
 
 
 def located(name):
-    return Located(path=Path(name), name=name, sha256="0")
+    return ResolvedFile(path=Path(name), name=name, sha256="0")
 
 
 class NamedI3D(I3D):
@@ -38,7 +38,7 @@ class NamedInception(Inception):
         self.located = located("inception.pt")
 
 
-class SizedClip(Clip):
+class SizedClip(CLIPEncoder):
     """Without weights: a name is given by the settings alone."""
 
     def __init__(self, **changes):
@@ -50,7 +50,7 @@ class SizedClip(Clip):
 def looks(count, seed=0, video=7, image=11, embedding=13):
     rng = np.random.default_rng(seed)
     probabilities = rng.uniform(size=(count, IMAGES, CLASSES))
-    return Looks(
+    return ClipFeatures(
         videos=rng.standard_normal((count, video)),
         similarity=rng.uniform(size=count),
         change=rng.uniform(size=count),
@@ -68,7 +68,7 @@ def figures(judge):
     """A function that scores clips of noise: name of a figure to the figure."""
 
     def figures(sizes=None, statistics=None, **networks):
-        given = Networks(judge=judge, **networks)
+        given = FeatureNetworks(judge=judge, **networks)
         ours, real = looks(CLIPS, 1, **(sizes or {})), looks(REAL, 2, **(sizes or {}))
         settings = Statistics.model_validate(PLAIN | (statistics or {}))
         return {figure.name: figure for figure in score(given, ours, real, settings)}
@@ -81,10 +81,10 @@ def columns(found):
 
 
 def test_fid_and_kid_are_of_2048_features_of_inception(figures):
-    assert names_of_frames(2048) == ("FID", "KID", "fid")
+    assert frame_metric_names(2048) == ("FID", "KID", "fid")
     found = figures({"image": 192}, inception=NamedInception())
     names = {name for name, figure in found.items() if figure.network.startswith("inception")}
-    assert names == {*names_of_frames(192)[:2], "Inception Score, frames"}
+    assert names == {*frame_metric_names(192)[:2], "Inception Score, frames"}
     assert not {"FID", "KID"} & names
     assert columns(found) == {}
     assert found["Inception Score, frames"].network == "inception.pt, 192 pooled features"

@@ -6,7 +6,7 @@ import torch
 from plain_request import PLAIN
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.external_videos import made_videos, numbered_name
+from magicvideo.evaluation.benchmark.external_videos import find_external_videos, vbench_name
 from magicvideo.pipelines.video import write_video
 
 
@@ -15,11 +15,14 @@ def test_prompts_are_beside_in_or_the_names_of_files(shapes, tmp_path):
     shutil.copy(video, tmp_path / "a red-hot stone-12.mp4")
     shutil.copy(video, tmp_path / "x-1.mp4")
     (tmp_path / "x-1.txt").write_text("a blue\nbird ", encoding="utf-8")
-    assert [made.prompt for made in made_videos(tmp_path)] == ["a red-hot stone", "a blue bird"]
-    assert numbered_name("a red-hot stone", 12) == "a red-hot stone-12"
+    assert [made.prompt for made in find_external_videos(tmp_path)] == [
+        "a red-hot stone",
+        "a blue bird",
+    ]
+    assert vbench_name("a red-hot stone", 12) == "a red-hot stone-12"
     shutil.copy(video, tmp_path / "nameless.mp4")
     with pytest.raises(UserError, match=r"nameless\.mp4 does not tell its prompt"):
-        made_videos(tmp_path)
+        find_external_videos(tmp_path)
 
 
 def test_what_magicvideo_wrote_knows_its_prompt(tmp_path):
@@ -34,11 +37,11 @@ def test_what_magicvideo_wrote_knows_its_prompt(tmp_path):
         enlarge=1,
     )
     write_video(torch.zeros(3, 3, 16, 20), request, tmp_path / "cat-7.mp4")
-    assert [made.prompt for made in made_videos(tmp_path)] == ["a cat on a mat"]
+    assert [made.prompt for made in find_external_videos(tmp_path)] == ["a cat on a mat"]
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no video"):
-        made_videos(tmp_path)
+        find_external_videos(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
-        made_videos(tmp_path / "nowhere")
+        find_external_videos(tmp_path / "nowhere")

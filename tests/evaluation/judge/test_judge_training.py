@@ -6,7 +6,7 @@ import torch
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.judge import training
-from magicvideo.evaluation.judge.batches import BatchMaker, JudgeBatch, disturb
+from magicvideo.evaluation.judge.batches import JudgeBatch, JudgeBatchSampler, augment
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.judge.self_test import check_judge
 from magicvideo.evaluation.judge.training import (
@@ -85,7 +85,7 @@ def test_another_seed_gives_another_judge(every_clip, tmp_path):
 
 def test_it_learns_a_batch_by_heart(every_clip):
     judge = Judge(judge_config(every_clip))
-    batch = BatchMaker(every_clip, judge.config.tones, (1, 1), seed=2).batch(0, 6)
+    batch = JudgeBatchSampler(every_clip, judge.config.tones, (1, 1), seed=2).batch(0, 6)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
     before = {name: loss.item() for name, loss in judge_losses(judge, batch).items()}
     for _ in range(30):
@@ -99,7 +99,7 @@ def test_it_learns_a_batch_by_heart(every_clip):
 
 def test_a_batch_is_a_function_of_its_step(every_clip):
     tones = judge_config(every_clip).tones
-    first, second = (BatchMaker(every_clip, tones, (2, 4), 5) for _ in "ab")
+    first, second = (JudgeBatchSampler(every_clip, tones, (2, 4), 5) for _ in "ab")
     first.batch(0, 3)
     one, two, other = first.batch(7, 3), second.batch(7, 3), second.batch(8, 3)
     assert one.captions == two.captions
@@ -111,7 +111,7 @@ def test_rivals_are_near_and_true_ones_are_marked(every_clip):
     tones = judge_config(every_clip).tones
     marked = 0
     for step in range(9):
-        batch = BatchMaker(every_clip, tones, (2, 2), 1).batch(step, 4)
+        batch = JudgeBatchSampler(every_clip, tones, (2, 2), 1).batch(step, 4)
         assert len(batch.captions) == 4 + 4 * 12
         assert not batch.also_true.diagonal().any()
         for own in range(4):
@@ -171,7 +171,7 @@ def test_the_rate_rises_then_falls_to_nothing():
 def test_disturbing_keeps_the_content():
     frames = torch.zeros(40, 2, 3, 16, 16)
     frames[..., 4:13, 4:13] = 1.0
-    disturbed = disturb(frames, torch.Generator().manual_seed(0))
+    disturbed = augment(frames, torch.Generator().manual_seed(0))
     assert disturbed.shape == frames.shape
     centre = disturbed[..., 8, 8].mean()
     edge = disturbed[..., 0, 0].mean()
@@ -189,7 +189,7 @@ def test_data_without_transparency_or_tones_can_be_judged(prepared, tmp_path):
 
 def test_a_clip_with_its_own_background_is_no_rival_of_itself(prepared):
     dataset = ClipDataset(prepared, ("train", "heldout"))
-    batch = BatchMaker(dataset, ("default",), (1, 2), seed=0).batch(0, 5)
+    batch = JudgeBatchSampler(dataset, ("default",), (1, 2), seed=0).batch(0, 5)
     for own, caption in enumerate(batch.captions[:5]):
         same = [place for place, other in enumerate(batch.captions) if other == caption]
         assert batch.also_true[own].nonzero().flatten().tolist() == [p for p in same if p != own]

@@ -4,14 +4,14 @@ import torch
 
 from magicvideo.data.sources.synthetic import SIZE, Scene, all_scenes, draw
 from magicvideo.evaluation.metrics.attributes import attributes_met, parse_scene, read_scene
-from magicvideo.evaluation.prompt_sets import from_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8
 
 FRAMES = 5
 
 
 def render(scene, size=SIZE):
     pixels = np.stack([draw(scene, time, size) for time in np.linspace(0, 1, FRAMES)])
-    return from_bytes(torch.from_numpy(pixels))
+    return from_uint8(torch.from_numpy(pixels))
 
 
 @pytest.fixture(scope="module")

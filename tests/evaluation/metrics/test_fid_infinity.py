@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
-from magicvideo.evaluation.metrics.fid_infinity import extrapolate
+from magicvideo.evaluation.metrics.fid_infinity import extrapolate_to_infinity
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
 
 
 def test_a_line_over_the_count_is_read_at_zero():
-    found = extrapolate(lambda first, second: 3.0 + 40 / len(first) + 7 / len(second), 2000, 350)
+    found = extrapolate_to_infinity(
+        lambda first, second: 3.0 + 40 / len(first) + 7 / len(second), 2000, 350
+    )
     assert found == pytest.approx(3.0, abs=2e-4)  # counts are whole numbers
 
 
@@ -18,7 +20,7 @@ def test_the_bias_of_few_samples_goes():
         return frechet_distance(fit_gaussian(first[ours]), fit_gaussian(second[theirs]))
 
     plain = distance(np.arange(900), np.arange(1100))  # of one distribution: all of it is bias
-    assert abs(extrapolate(distance, 900, 1100)) < plain / 3
+    assert abs(extrapolate_to_infinity(distance, 900, 1100)) < plain / 3
 
 
 def test_subsets_are_drawn_without_repetition_and_alike_for_a_seed():
@@ -29,8 +31,8 @@ def test_subsets_are_drawn_without_repetition_and_alike_for_a_seed():
         drawn.append((len(first), len(second), first.tolist()))
         return 1.0
 
-    extrapolate(keep, 30, 14, seed=3)
+    extrapolate_to_infinity(keep, 30, 14, seed=3)
     once, drawn = drawn, []
-    extrapolate(keep, 30, 14, seed=3)
+    extrapolate_to_infinity(keep, 30, 14, seed=3)
     assert drawn == once
     assert [drawn[0][:2], drawn[-1][:2]] == [(30, 14), (15, 7)]

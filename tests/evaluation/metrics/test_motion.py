@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from magicvideo.evaluation.metrics.motion import corners, flicker, static_region, temporal_change
+from magicvideo.evaluation.metrics.motion import corner_mask, flicker, static_mask, temporal_change
 
 B, FRAMES, HEIGHT, WIDTH = 2, 41, 48, 64
 
@@ -11,7 +11,7 @@ B, FRAMES, HEIGHT, WIDTH = 2, 41, 48, 64
 def test_a_still_video_has_none():
     frames = torch.randn(B, 1, 3, HEIGHT, WIDTH).expand(B, FRAMES, 3, HEIGHT, WIDTH)
     assert temporal_change(frames).tolist() == [0, 0]
-    assert flicker(frames, corners(HEIGHT, WIDTH)).tolist() == [0, 0]
+    assert flicker(frames, corner_mask(HEIGHT, WIDTH)).tolist() == [0, 0]
 
 
 def test_independent_noise_scores_its_known_multiple():
@@ -19,7 +19,7 @@ def test_independent_noise_scores_its_known_multiple():
     frames = torch.randn(B, FRAMES, 3, HEIGHT, WIDTH) * deviation
     expected = [2 / math.sqrt(math.pi), 6 / math.sqrt(math.pi)]
     assert temporal_change(frames).tolist() == pytest.approx(expected, rel=0.01)
-    assert flicker(frames, corners(HEIGHT, WIDTH)).tolist() == pytest.approx(expected, rel=0.02)
+    assert flicker(frames, corner_mask(HEIGHT, WIDTH)).tolist() == pytest.approx(expected, rel=0.02)
 
 
 def test_change_is_per_step_and_per_pixel():
@@ -32,19 +32,19 @@ def test_flicker_sees_the_corners_alone():
     frames = torch.zeros(1, 2, 3, 16, 24)
     frames[:, 1, :, 2:14, :] = 1.0
     frames[:, 1, :, :, 3:21] = 1.0
-    assert flicker(frames, corners(16, 24)).item() == 0
+    assert flicker(frames, corner_mask(16, 24)).item() == 0
     frames[:, 1, :, :2, :3] = 1.0
-    assert flicker(frames, corners(16, 24)).item() == pytest.approx(1 / 4)
+    assert flicker(frames, corner_mask(16, 24)).item() == pytest.approx(1 / 4)
 
 
 def test_small_frames_have_corners_too():
-    assert corners(3, 5).sum() == 4
+    assert corner_mask(3, 5).sum() == 4
 
 
 def test_a_region_is_static_where_no_frame_and_no_colour_differs():
     video = torch.rand(1, 3, 5, 7).repeat(4, 1, 1, 1)
     video[2, 1, 3, 6] += 0.01
     video[3, 0, 0, 1] += 0.01
-    static = static_region(video)
+    static = static_mask(video)
     assert static.shape == (5, 7)
     assert static.logical_not().nonzero().tolist() == [[0, 1], [3, 6]]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.r_precision import draw_pools, own_ranks
+from magicvideo.evaluation.metrics.r_precision import draw_pools, true_ranks
 
 CAPTIONS = [f"caption {number}" for number in range(23)]
 
@@ -30,9 +30,9 @@ def test_too_large_a_pool_is_refused():
 
 def test_ranks_count_what_is_better_and_ties():
     similarity = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.1, 0.7, 0.8], [0.0, 0.0, 0.0]])
-    assert own_ranks(similarity).tolist() == [1, 2, 3, 3]
+    assert true_ranks(similarity).tolist() == [1, 2, 3, 3]
 
 
 def test_chance_is_one_in_the_pool():
     similarity = np.random.default_rng(0).random((5000, 10))
-    assert (own_ranks(similarity) == 1).mean() == pytest.approx(0.1, abs=0.015)
+    assert (true_ranks(similarity) == 1).mean() == pytest.approx(0.1, abs=0.015)

@@ -8,7 +8,7 @@ from tiny_model import make_tiny_pipeline
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from magicvideo.data.sources.synthetic import all_scenes, draw
-from magicvideo.evaluation.networks.clip import Clip
+from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.files import locate_folder
 from magicvideo.models.conditioning import prepare_for_clip
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(folder):
-    return Clip(locate_folder(str(folder), "CLIP"), torch.device("cpu"))
+    return CLIPEncoder(locate_folder(str(folder), "CLIP"), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

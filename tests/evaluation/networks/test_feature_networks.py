@@ -61,7 +61,7 @@ def test_i3d_is_called_as_the_published_one_wants_it(tmp_path):
 def test_inception_gives_features_and_probabilities(tmp_path):
     network = Inception(scripted(Echo(), tmp_path / "inception.pt"), CPU)
     frames = torch.tensor([7, 40, 90], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 5, 6)
-    features, probabilities = network.look(frames)
+    features, probabilities = network.extract(frames)
     assert features.tolist() == [[7, 40, 90, 1, 0]] * 2
     assert probabilities.tolist() == [[7, 40, 90, 0, 1]] * 2
 

@@ -51,7 +51,7 @@ def i3d(tmp_path_factory):
 def test_inception_is_that_of_torch_fidelity(tmp_path):
     pixels = np.random.default_rng(7).integers(0, 256, (2, 3, 70, 95), dtype=np.uint8)
     network = Inception(store(FidInception, tmp_path / "x.safetensors"), CPU)
-    found, guessed = network.look(torch.from_numpy(pixels)[:1])
+    found, guessed = network.extract(torch.from_numpy(pixels)[:1])
     assert found.shape == (1, 2048)
     expected = [0.020983052, 0.91896224, 0.58990252, 2.1238322]
     assert found[0, :4] == pytest.approx(expected, rel=1e-4, abs=1e-4)

@@ -7,7 +7,7 @@ import pytest
 from tiny_recipe import tiny_values
 
 from magicvideo.evaluation.run_report.results import read_results
-from magicvideo.evaluation.run_report.sweeps import Row, lines_of
+from magicvideo.evaluation.run_report.sweeps import Row, sweep_curves
 
 STAGES = ("autoencoder", "clip", "image")
 
@@ -37,7 +37,7 @@ def lines(tmp_path):
             rows += [Row(part.name, found, part.scores[0]) for part in found.sets]
         return {
             line.label: [(steps, measured.value) for steps, measured in line.points]
-            for line in lines_of(rows, "num_inference_steps")
+            for line in sweep_curves(rows, "num_inference_steps")
         }
 
     return lines

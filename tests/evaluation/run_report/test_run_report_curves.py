@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from magicvideo.evaluation.run_report.curves import ends, outline, smoothed
+from magicvideo.evaluation.run_report.curves import minmax_downsample, smoothed, start_end_mean
 from magicvideo.evaluation.run_report.run import Series
 
 
@@ -12,7 +12,7 @@ def series(values):
 def test_an_outline_keeps_every_peak_at_its_step():
     values = np.sin(np.arange(30_011) / 500)
     values[[17, 20_000]] = [9.0, -7.0]
-    found = outline(series(values))
+    found = minmax_downsample(series(values))
     assert len(found.values) <= 800
     assert np.all(np.diff(found.steps) > 0)
     assert found.values[found.steps == 18] == 9
@@ -20,7 +20,7 @@ def test_an_outline_keeps_every_peak_at_its_step():
 
 
 def test_a_short_log_is_left_as_it_is():
-    found = outline(series(range(123)))
+    found = minmax_downsample(series(range(123)))
     assert found.values.tolist() == list(range(123))
 
 
@@ -37,8 +37,8 @@ def test_smoothing_takes_the_mean_around_each_step():
 
 def test_one_value_is_its_own_curve():
     assert smoothed(series([3.5])).values.tolist() == [3.5]
-    assert ends(series([3.5])) == (3.5, 3.5)
+    assert start_end_mean(series([3.5])) == (3.5, 3.5)
 
 
 def test_ends_are_means_of_a_fiftieth():
-    assert ends(series([1, 3, *[50] * 146, 7, 9])) == ((1 + 3 + 50) / 3, (50 + 7 + 9) / 3)
+    assert start_end_mean(series([1, 3, *[50] * 146, 7, 9])) == ((1 + 3 + 50) / 3, (50 + 7 + 9) / 3)

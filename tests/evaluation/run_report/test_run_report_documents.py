@@ -10,23 +10,23 @@ import torch
 
 from magicvideo.evaluation import report
 from magicvideo.evaluation.benchmark import report as benchmark_report
-from magicvideo.evaluation.benchmark.features import Networks
+from magicvideo.evaluation.benchmark.features import FeatureNetworks
 from magicvideo.evaluation.benchmark.run import BenchmarkResult
-from magicvideo.evaluation.benchmark.scores import Figure
+from magicvideo.evaluation.benchmark.scores import MetricResult
 from magicvideo.evaluation.confidence_intervals import Estimate
-from magicvideo.evaluation.evaluator import Result, SetResult
+from magicvideo.evaluation.evaluator import EvaluationResult, SetResult
 from magicvideo.evaluation.networks.extractors import I3D
 from magicvideo.evaluation.networks.files import locate_file
-from magicvideo.evaluation.protocol import Target, read_any_protocol, read_protocol
-from magicvideo.evaluation.provenance import identity
+from magicvideo.evaluation.protocol import TargetRange, read_any_protocol, read_protocol
+from magicvideo.evaluation.provenance import provenance
 from magicvideo.evaluation.run_report import plots
 from magicvideo.evaluation.run_report.page import as_html
 from magicvideo.evaluation.run_report.results import read_results
 from magicvideo.evaluation.run_report.run import read_run
 from magicvideo.evaluation.scores import Score
-from magicvideo.evaluation.sweep import Setting
+from magicvideo.evaluation.sweep import SweepPoint
 
-MARKS = ["7 of 10100 videos", "6 of 9537 real clips", "prompts of its own"]
+CAVEATS = ["7 of 10100 videos", "6 of 9537 real clips", "prompts of its own"]
 JUDGE_HASH, OTHER_HASH = "1dea" * 16, "decade" * 10 + "0000"
 
 
@@ -51,29 +51,31 @@ def benchmark(judge):
     """A function that returns the document of a benchmark: a distance and a mean."""
 
     def benchmark(
-        steps=5, marks=(), extrapolated=None, judge_hash=JUDGE_HASH, i3d=None, device="cpu"
+        steps=5, caveats=(), extrapolated=None, judge_hash=JUDGE_HASH, i3d=None, device="cpu"
     ):
-        hashes = benchmark_report.network_identities(Networks(judge=judge, i3d=i3d), judge_hash)
-        distance = Figure(
+        hashes = benchmark_report.network_identities(
+            FeatureNetworks(judge=judge, i3d=i3d), judge_hash
+        )
+        distance = MetricResult(
             name="distance",
             network="none",  # so that results of all networks stand in one panel
             measured=Estimate(steps / 7, 7, 0.0, 3.0),
             real=Estimate(412.5, 3),
             extrapolated=extrapolated,
         )
-        mean = Figure(
+        mean = MetricResult(
             name="change", network="none", measured=Estimate(2.5, 7), real=Estimate(2.25, 6)
         )
         result = BenchmarkResult(
-            benchmark=Setting(steps=steps).of(read_any_protocol("ucf101-100-per-class")),
+            benchmark=SweepPoint(steps=steps).of(read_any_protocol("ucf101-100-per-class")),
             model="tiny",
             figures=[distance, mean],
             generated={"prompts_sha256": "ba5e"},
             real={"pixels_sha256": "facade"},
             networks={},
-            marks=list(marks),
+            caveats=list(caveats),
         )
-        facts = identity({"model": "c0ffee", **hashes}, {}, device)
+        facts = provenance({"model": "c0ffee", **hashes}, {}, device)
         return json.loads(benchmark_report.as_json(result, facts))
 
     return benchmark
@@ -97,12 +99,15 @@ def evaluation(steps=5, frames=8):
     captions = SetResult(
         name="captions",
         scores=[score("frechet", 0.375, -0.03125), score("flicker")],
-        targets={"flicker": Target(at_most=2)},
+        targets={"flicker": TargetRange(at_most=2)},
     )
-    result = Result(
-        protocol=Setting(steps=steps).of(read_protocol("emoji-heldout")),
+    result = EvaluationResult(
+        protocol=SweepPoint(steps=steps).of(read_protocol("emoji-heldout")),
         sets=[captions, SetResult(name="autoencoder", scores=[score("psnr")], targets={})],
-        identity={"judge": JUDGE_HASH, "judge reads": {"frames": frames, "layer": "features"}},
+        identity={
+            "judge": JUDGE_HASH,
+            "judge preprocessing": {"frames": frames, "layer": "features"},
+        },
     )
     return json.loads(report.as_json(result))
 
@@ -134,19 +139,19 @@ def points(*counts):
 
 
 def test_marks_stand_above_the_table_and_in_the_label_of_the_plot(page, benchmark):
-    text = page(benchmark(marks=MARKS), benchmark())
-    sentence = f"<p><strong>Not the whole protocol:</strong> {'; '.join(MARKS)}.</p>"
+    text = page(benchmark(caveats=CAVEATS), benchmark())
+    sentence = f"<p><strong>Not the whole protocol:</strong> {'; '.join(CAVEATS)}.</p>"
     marked, whole = text.index("(0.json)</h3>"), text.index("(1.json)</h3>")
     assert text.count("Not the whole protocol") == 1
     assert marked < text.index(sentence) < text.index("<table>", marked) < whole
     plot = text[: text.index("</svg>")]
     shown = " ".join(re.findall("<text[^>]*>(.*?)</text>", plot))
-    assert f"tiny 0.json {'; '.join(MARKS)} tiny 1.json distance" in shown
+    assert f"tiny 0.json {'; '.join(CAVEATS)} tiny 1.json distance" in shown
 
 
 def test_labels_with_marks_do_not_touch(benchmark, tmp_path, monkeypatch):
     path, figures = tmp_path / "marked.json", []
-    path.write_text(json.dumps(benchmark(marks=MARKS)), encoding="utf-8")
+    path.write_text(json.dumps(benchmark(caveats=CAVEATS)), encoding="utf-8")
     monkeypatch.setattr(plots, "_svg", lambda figure: figures.append(figure) or "")
     plots.scores_plot([read_results(path)] * 4)
     (figure,) = figures
@@ -226,6 +231,6 @@ def test_evaluations_whose_judges_read_otherwise_are_two_lines(lines):
     documents = [evaluation(20), evaluation(5), evaluation(10, frames=16)]
     found = {label: line for label, line in lines(documents).items() if "captions" in label}
     assert found == {
-        "captions, judge reads.frames 8": points(5, 20),
-        "captions, judge reads.frames 16": points(10),
+        "captions, judge preprocessing.frames 8": points(5, 20),
+        "captions, judge preprocessing.frames 16": points(10),
     }

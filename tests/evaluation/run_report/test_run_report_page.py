@@ -11,7 +11,7 @@ from PIL import Image
 from magicvideo.cli import run
 from magicvideo.errors import UserError
 from magicvideo.evaluation.run_report.page import as_html
-from magicvideo.evaluation.run_report.results import flat
+from magicvideo.evaluation.run_report.results import flatten
 from magicvideo.evaluation.run_report.run import read_run
 
 
@@ -244,4 +244,4 @@ def test_a_sheet_that_is_no_png_is_named(tmp_path):
 
 def test_settings_become_one_level():
     nested = {"a": 1, "b": {"c": {"d": None}, "e": [2, 3]}, "f": "text"}
-    assert flat(nested) == {"a": "1", "b.c.d": "null", "b.e": "[2, 3]", "f": "text"}
+    assert flatten(nested) == {"a": "1", "b.c.d": "null", "b.e": "[2, 3]", "f": "text"}

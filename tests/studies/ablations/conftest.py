@@ -90,7 +90,7 @@ def decoders():
         "about": "Of one frame and of several.",
         "paper": "Less dithering.",
         "found": "Nothing yet.",
-        "measures": "decoder",
+        "model_kind": "decoder",
         "baseline": "frame",
         "common": {
             "clip": {"steps": 1},
@@ -118,7 +118,7 @@ def upscalers(shapes, tmp_path):
     return {
         "title": "Upscalers",
         "about": "By scale.",
-        "measures": "upscaler",
+        "model_kind": "upscaler",
         "baseline": "four",
         "common": {
             "data": str(tmp_path / "small"),

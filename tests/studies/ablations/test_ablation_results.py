@@ -6,8 +6,8 @@ from tiny_recipe import tiny_values
 
 from magicvideo.training.recipe import Recipe
 from studies.ablations.plots import draw_plot
-from studies.ablations.results import Row, paired_difference, spread
-from studies.ablations.settings import Experiment, Scoring, Variant
+from studies.ablations.results import VariantResult, mean_and_range, paired_difference
+from studies.ablations.settings import Experiment, ScoringConfig, Variant
 from studies.ablations.tables import cost_table, decoder_table, denoiser_table, upscaler_table
 
 SEEDS = (1, 2)
@@ -59,14 +59,14 @@ def upscaler_scores(psnr):
 
 def row(label, scores):
     recipe = Recipe.model_validate(tiny_values("data", "runs"))
-    return Row(variant=label, label=label, recipe=recipe, scores=scores, seeds=SEEDS)
+    return VariantResult(variant=label, label=label, recipe=recipe, scores=scores, seeds=SEEDS)
 
 
 def experiment(measures):
     return Experiment(
         title="A title",
         about="",
-        measures=measures,
+        model_kind=measures,
         baseline="first",
         variants={name: Variant(label=name) for name in ("first", "second", "third")},
     )
@@ -99,12 +99,12 @@ def test_differences_are_paired_by_clip_over_the_seeds_that_both_have(denoisers)
 
 
 def test_a_spread_shows_the_least_and_the_greatest_seed():
-    assert spread([0.25], 2) == "0.25"
-    assert spread([0.5, 0.25], 1, 100.0) == "37.5 (25.0 to 50.0)"
+    assert mean_and_range([0.25], 2) == "0.25"
+    assert mean_and_range([0.5, 0.25], 1, 100.0) == "37.5 (25.0 to 50.0)"
 
 
 def test_what_is_missing_is_said_plainly(denoisers):
-    table = denoiser_table(experiment("denoiser"), Scoring(), denoisers)
+    table = denoiser_table(experiment("denoiser"), ScoringConfig(), denoisers)
     assert cells(table, "first")[1:4] == ["2", "0.5000 (0.5000 to 0.5000)", ""]
     assert cells(table, "second")[1] == "1, 1 missing"
     assert cells(table, "second")[3].startswith("0.1667 [")
@@ -121,7 +121,7 @@ def test_what_is_missing_is_said_plainly(denoisers):
 
 def test_decoders_stand_beside_the_one_that_they_began_as():
     rows = [row("first", {1: decoder_scores(0.04), 2: decoder_scores(0.02)}), row("third", {})]
-    scoring = Scoring(decoder_noise=(0.0, 0.1))
+    scoring = ScoringConfig(decoder_noise=(0.0, 0.1))
     table = decoder_table(scoring, rows)
     assert cells(table, "first")[3] == "3.825 (2.550 to 5.100)"  # levels of 127.5
     assert cells(table, "first")[-1] == "1.500 [0.800, 2.100]"  # from both seeds' outermost ends
@@ -144,7 +144,7 @@ def test_a_plot_has_the_same_bytes_again(kind, denoisers, tmp_path):
         "decoder": [row("first", {1: decoder_scores(0.04)}), row("third", {})],
         "upscaler": [row("times 4", {1: upscaler_scores(30.0)})],
     }[kind]
-    scoring = Scoring(timesteps=(199, 999), decoder_noise=(0.0, 0.1), upscaler_steps=(1,))
+    scoring = ScoringConfig(timesteps=(199, 999), decoder_noise=(0.0, 0.1), upscaler_steps=(1,))
     for name in ("one.svg", "two.svg"):
         draw_plot(experiment(kind), scoring, rows, tmp_path / name)
     one, two = ((tmp_path / name).read_bytes() for name in ("one.svg", "two.svg"))

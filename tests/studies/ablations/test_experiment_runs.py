@@ -6,12 +6,12 @@ import pytest
 
 from magicvideo.errors import UserError
 from studies.ablations.experiment_runs import (
-    foundation_of,
-    merged,
-    operations_of,
-    part_of,
-    runs_of,
+    deep_merge,
+    expand_runs,
+    select_part,
+    shared_base_recipe,
     train_run,
+    training_flops,
 )
 from studies.ablations.settings import read_ablations
 
@@ -19,18 +19,18 @@ ROOT = Path(__file__).parents[3]
 
 
 def recipe_of(found, experiment, variant):
-    runs = runs_of(found)
+    runs = expand_runs(found)
     return next(r.recipe for r in runs if (r.experiment, r.variant) == (experiment, variant))
 
 
 def foundation(recipe):
-    return foundation_of(recipe, Path("shared"))
+    return shared_base_recipe(recipe, Path("shared"))
 
 
 def test_changes_merge_where_both_sides_nest():
     before = {"image": {"steps": 5, "batch_size": 3}, "clip": None, "seed": 1}
     changes = {"image": {"steps": 7}, "clip": {"steps": 2}, "seed": None}
-    assert merged(before, changes) == {
+    assert deep_merge(before, changes) == {
         "image": {"steps": 7, "batch_size": 3},
         "clip": {"steps": 2},
         "seed": None,
@@ -39,7 +39,7 @@ def test_changes_merge_where_both_sides_nest():
 
 
 def test_a_recipe_for_every_variant_with_runs_of_its_own(found, tmp_path):
-    runs = runs_of(found)
+    runs = expand_runs(found)
     assert [run.name for run in runs] == [
         "attention/both/3",
         "attention/spatial/3",
@@ -49,18 +49,18 @@ def test_a_recipe_for_every_variant_with_runs_of_its_own(found, tmp_path):
     assert recipe.output == tmp_path / "runs" / "attention" / "spatial" / "3"
     assert (recipe.seed, recipe.unet.temporal_attention) == (3, "none")
     assert list(recipe.stages()) == ["autoencoder", "clip", "image", "keyframes"]
-    assert [run.variant for run in runs_of(found, ("convolutions",))] == ["both", "3d"]
+    assert [run.variant for run in expand_runs(found, ("convolutions",))] == ["both", "3d"]
     with pytest.raises(UserError, match="no experiment 'atention'; there are attention, convol"):
-        runs_of(found, ("atention",))
+        expand_runs(found, ("atention",))
 
 
 def test_parts_share_out_all_runs(found):
-    runs = runs_of(found)
-    parts = [part_of(runs, f"{number}/2") for number in (1, 2)]
+    runs = expand_runs(found)
+    parts = [select_part(runs, f"{number}/2") for number in (1, 2)]
     assert [run.name for part in parts for run in part] == [runs[i].name for i in (0, 2, 1)]
     for wrong in ("0/2", "3/2", "2", "a/b", "-1/2"):
         with pytest.raises(UserError, match="not of the form K/N"):
-            part_of(runs, wrong)
+            select_part(runs, wrong)
 
 
 def test_variants_share_what_knows_nothing_of_videos(found):
@@ -79,14 +79,14 @@ def test_equal_cost_is_equal_to_an_update(found):
     baseline = recipe_of(found, "attention", "both")
     dearer = recipe_of(found, "convolutions", "3d")
     assert dearer.keyframes.steps < baseline.keyframes.steps
-    costs = operations_of(dearer)
+    costs = training_flops(dearer)
     update = costs[-1] / dearer.keyframes.steps
-    assert abs(sum(costs) - sum(operations_of(baseline))) <= update / 2
+    assert abs(sum(costs) - sum(training_flops(baseline))) <= update / 2
 
 
 def test_a_run_of_other_settings_is_not_gone_on_with(found):
-    run = runs_of(found, ("attention",))[0]
-    shared = foundation_of(run.recipe, found.output / "shared")
+    run = expand_runs(found, ("attention",))[0]
+    shared = shared_base_recipe(run.recipe, found.output / "shared")
     shared.output.mkdir(parents=True)
     changed = shared.model_copy(update={"size": 24})
     (shared.output / "recipe.json").write_text(changed.model_dump_json())
@@ -118,7 +118,7 @@ def test_the_shipped_file_asks_for_recipes_that_exist(monkeypatch):
     found = read_ablations(Path("recipes/ablations.yaml"))
     assert len(found.seeds) > 1
     found = found.model_copy(update={"seeds": found.seeds[:1]})
-    runs = runs_of(found)
+    runs = expand_runs(found)
     assert len(runs) == 13
     assert {run.kind for run in runs} == {"denoiser", "decoder", "upscaler"}
     shared = {foundation(run.recipe) and foundation(run.recipe).output for run in runs}

@@ -2,9 +2,9 @@ import pytest
 
 from magicvideo.errors import UserError
 from magicvideo.pipelines.request import Settings
-from studies.human_study.study import Source, Study, open_study, read_study
+from studies.human_study.study import Study, StudyArm, open_study, read_study
 
-A, B = (Source(name=name, kind="videos", hash=name * 3) for name in ("one", "two"))
+A, B = (StudyArm(name=name, kind="videos", hash=name * 3) for name in ("one", "two"))
 PROMPTS = [f"prompt {number}" for number in range(40)]
 WANTED = {"a": A, "b": B, "prompts": PROMPTS, "seed": 3, "settings": Settings(fps=7.0)}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from studies.human_study.results import as_markdown, chosen_left, tally
+from studies.human_study.results import as_markdown, left_bias, summarize_votes
 from studies.human_study.votes import Vote
 
 
@@ -21,7 +21,7 @@ VOTES = votes_of("quality", {"Ada": "aasba", "Bo": "aabb.", "Cy": "as..b"}) + vo
 
 
 def test_votes_are_counted():
-    found = tally(VOTES, "quality")
+    found = summarize_votes(VOTES, "quality")
     assert found.choices == {"a": 6, "same": 2, "b": 4}
     assert found.raters == 3
     assert found.pairs == {"a": 2, "same": 1, "b": 2}
@@ -33,16 +33,16 @@ def test_votes_are_counted():
 
 
 def test_without_a_decided_vote_nothing_is_claimed(study):
-    motion, text = tally(VOTES, "motion"), tally(VOTES, "text")
+    motion, text = summarize_votes(VOTES, "motion"), summarize_votes(VOTES, "text")
     assert (motion.win_rate, motion.agreement) == (None, None)
     assert motion.choices == {"same": 5}
     assert (text.win_rate, text.raters) == (None, 0)
-    assert chosen_left(study, votes_of("motion", {"Ada": "sss"})) is None
+    assert left_bias(study, votes_of("motion", {"Ada": "sss"})) is None
 
 
 def test_a_rater_who_always_takes_the_left_is_seen(study):
     votes = [Vote("Ada", pair, "quality", study.left("Ada", pair)) for pair in range(5)]
-    assert chosen_left(study, votes).value == 1
+    assert left_bias(study, votes).value == 1
 
 
 def test_the_report_has_the_numbers(study):

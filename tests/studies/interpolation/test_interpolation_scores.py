@@ -7,25 +7,25 @@ from magicvideo.atomic_io import folder_hash
 from magicvideo.diffusion.keyframe_interpolation import key_pairs
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluation.prompt_sets import draw_prompts, from_bytes, real_videos, to_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.__main__ import run
 from studies.interpolation.baselines import (
-    CEILING,
     ESTIMATE,
     LATENT_BLEND,
     NEAREST,
     PIXEL_BLEND,
     REAL,
-    fill_every_way,
-    ours,
+    UPPER_BOUND,
+    network_label,
+    run_all_methods,
 )
 from studies.interpolation.report import methods_table, paired_tables
 from studies.interpolation.scores import score_interpolation
 
 STEPS = (1, 3)
-METHODS = (*map(ours, STEPS), ESTIMATE, LATENT_BLEND, PIXEL_BLEND, NEAREST, CEILING)
+METHODS = (*map(network_label, STEPS), ESTIMATE, LATENT_BLEND, PIXEL_BLEND, NEAREST, UPPER_BOUND)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     scores = score(pipeline, judge, every_clip)
     assert tuple(scores) == (*METHODS, REAL)
     blended = scores[LATENT_BLEND]
-    for name in (*map(ours, STEPS), ESTIMATE):
+    for name in (*map(network_label, STEPS), ESTIMATE):
         assert scores[name].psnr.value == pytest.approx(blended.psnr.value, abs=0.2)
     for name in METHODS:
         row = scores[name]
         assert np.isfinite([row.psnr.value, row.ssim.value, row.of_gaps, row.of_clips]).all()
         assert row.psnr.low <= row.psnr.value <= row.psnr.high
-        gains = row.samples.over(blended.samples)
+        gains = row.samples.compared_to(blended.samples)
         assert gains.psnr.value == pytest.approx(row.psnr.value - blended.psnr.value, abs=1e-4)
         assert gains.ssim.value == pytest.approx(row.ssim.value - blended.ssim.value, abs=1e-6)
         assert gains.frechet.value == pytest.approx(row.of_gaps / blended.of_gaps)
@@ -74,14 +74,18 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     names = [line.split(" | ")[0] for line in against_blend.splitlines()[2:]]
     assert names == [f"| {name}" for name in METHODS if name != LATENT_BLEND]
     names = [line.split(" | ")[0] for line in against_estimate.splitlines()]
-    assert names == ["| against estimate alone", "| ---", *(f"| {ours(step)}" for step in STEPS)]
+    assert names == [
+        "| against estimate alone",
+        "| ---",
+        *(f"| {network_label(step)}" for step in STEPS),
+    ]
 
 
 @pytest.mark.parametrize("level", [0, 30])
 def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeypatch):
     pipeline = make_tiny_pipeline()
     pipeline.register_to_config(interpolation_noise_level=level)
-    (prompt,) = draw_prompts(every_clip, 1, 1)
+    (prompt,) = sample_prompts(every_clip, 1, 1)
     (real,) = real_videos(every_clip, [prompt], 3 + 2 * INSERTED, 1)
     estimate, passed = pipeline.interpolator.estimate, []
 
@@ -91,7 +95,7 @@ def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeyp
 
     monkeypatch.setattr(pipeline.interpolator, "estimate", noted)
     with torch.no_grad():
-        found = fill_every_way(pipeline, real[None], prompt, 6.0, [])[ESTIMATE]
+        found = run_all_methods(pipeline, real[None], prompt, 6.0, [])[ESTIMATE]
         latents = encode_frames(pipeline.vae, real[None])
         ((pairs, seen, levels),) = passed
         new, _ = estimate(pairs, seen, levels)
@@ -108,7 +112,7 @@ def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeyp
 
 def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
     found = score(pipeline, judge, every_clip)[REAL].seam.value
-    clips = list(real_videos(every_clip, draw_prompts(every_clip, 2, 1), 3 + 2 * INSERTED, 1))
+    clips = list(real_videos(every_clip, sample_prompts(every_clip, 2, 1), 3 + 2 * INSERTED, 1))
     changes = torch.stack(clips).diff(dim=1).abs().mean(dim=(0, 2, 3, 4)).tolist()
     # frames 0, 3 and 6 are the keys
     at_keys = [changes[place] for place in (0, 2, 3, 5)]
@@ -120,14 +124,14 @@ def test_the_distance_of_gaps_takes_the_frames_from_key_to_key_in_order(
     pipeline, judge, every_clip
 ):
     found = score(pipeline, judge, every_clip)[PIXEL_BLEND].of_gaps
-    prompts = draw_prompts(every_clip, 2, 1)
+    prompts = sample_prompts(every_clip, 2, 1)
     made, real = [], []
     for prompt, clip in zip(
         prompts, real_videos(every_clip, prompts, 3 + 2 * INSERTED, 1), strict=True
     ):
         with torch.no_grad():
-            filled = fill_every_way(pipeline, clip[None], prompt, 6.0, [])[PIXEL_BLEND][0]
-        for video, rows in ((from_bytes(to_bytes(filled)), made), (clip, real)):
+            filled = run_all_methods(pipeline, clip[None], prompt, 6.0, [])[PIXEL_BLEND][0]
+        for video, rows in ((from_uint8(to_uint8(filled)), made), (clip, real)):
             for key in (0, 1 + INSERTED):
                 frames = [video[None, key + place, None] for place in range(INSERTED + 2)]
                 rows.append(torch.stack([judge.embed_videos(frame)[0] for frame in frames], dim=-1))

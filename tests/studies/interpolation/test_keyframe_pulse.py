@@ -4,13 +4,13 @@ import torch
 from tiny_model import FRAMES, INSERTED, VIDEO_FRAMES, make_tiny_pipeline
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.motion import corners
-from magicvideo.evaluation.prompt_sets import draw_prompts, from_bytes, real_videos, to_bytes
+from magicvideo.evaluation.metrics.motion import corner_mask
+from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.pipelines.request import Settings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.interpolation.baselines import LATENT_BLEND, REAL
-from studies.interpolation.keyframe_pulse import changes_at_keys, score_seams
-from studies.interpolation.report import seams_table
+from studies.interpolation.keyframe_pulse import changes_at_keys, score_pulse
+from studies.interpolation.report import pulse_table
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def pipeline():
 
 def score(pipeline, dataset, *levels):
     done = []
-    found = score_seams(pipeline, dataset, 2, noise_levels=levels, seed=1, on_video=done.append)
+    found = score_pulse(pipeline, dataset, 2, noise_levels=levels, seed=1, on_video=done.append)
     assert done == [1, 2]
     return {row.name: row for row in found}
 
@@ -36,7 +36,7 @@ def test_changes_are_told_apart_by_their_keys_and_region():
     # keys are frames 0, 3 and 6; each frame is brighter than the one before by its number
     video += torch.arange(7).cumsum(0)[:, None, None, None] / 10
     video[4, :, 8, 8] += 0.256
-    at_keys, elsewhere = changes_at_keys(video, 2, corners(16, 16))
+    at_keys, elsewhere = changes_at_keys(video, 2, corner_mask(16, 16))
     assert at_keys == pytest.approx((1 + 3 + 4 + 6) / 4 / 10)
     assert elsewhere == pytest.approx((2 + 5) / 2 / 10)
     whole = changes_at_keys(video, 2)
@@ -53,10 +53,10 @@ def test_generated_videos_are_those_of_the_pipeline_and_their_pulse_is_measured(
     networks = [f"interpolation network, noise level {level}" for level in (0, own)]
     assert list(found) == [*networks, LATENT_BLEND, REAL]
 
-    prompts = draw_prompts(every_clip, 2, 1)
+    prompts = sample_prompts(every_clip, 2, 1)
     settings = Settings(stages=("keyframes", "interpolation"))
     requests = [pipeline.plan([p.caption], [p.seed], settings)[0] for p in prompts]
-    videos = [from_bytes(to_bytes(pipeline.generate(request).frames)) for request in requests]
+    videos = [from_uint8(to_uint8(pipeline.generate(request).frames)) for request in requests]
     at_key = np.array([number % (INSERTED + 1) != 1 for number in range(VIDEO_FRAMES - 1)])
     for name, clips in (
         (networks[1], videos),
@@ -69,7 +69,7 @@ def test_generated_videos_are_those_of_the_pipeline_and_their_pulse_is_measured(
         expected = figures[:, at_key].mean() / figures[:, ~at_key].mean()
         assert row.whole.value == pytest.approx(expected, rel=1e-5)
         assert row.whole.count == 2
-        cornered = np.array([changes(clip, corners(side, side)) for clip in clips])
+        cornered = np.array([changes(clip, corner_mask(side, side)) for clip in clips])
         assert row.flicker.value == pytest.approx(127.5 * cornered.mean(), rel=1e-5)
         if cornered.any():
             expected = cornered[:, at_key].mean() / cornered[:, ~at_key].mean()
@@ -81,7 +81,7 @@ def test_generated_videos_are_those_of_the_pipeline_and_their_pulse_is_measured(
 def test_the_corners_of_plain_real_clips_stand_still(pipeline, every_clip):
     row = score(pipeline, every_clip, 0)[REAL]
     assert row.flicker.value == 0
-    line = seams_table([row]).splitlines()[-1]
+    line = pulse_table([row]).splitlines()[-1]
     assert line.startswith("| real clips | 2 | ")
     assert line.endswith(" | not defined | 0.000 [0.000, 0.000] |")
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from tiny_model import SIDE, UPSCALING, VIDEO_FRAMES
 
-from magicvideo.evaluation.prompt_sets import draw_prompts, from_bytes, real_videos, to_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.pipelines.request import Settings
-from studies.upscaler.generated_flicker import BEFORE, FINISHED, score_finished
-from studies.upscaler.report import finished_table
+from studies.upscaler.generated_flicker import BEFORE, FINISHED, score_generated_flicker
+from studies.upscaler.report import generated_flicker_table
 from studies.upscaler.static_flicker import REAL
 
 
@@ -25,8 +25,8 @@ def levels(videos):
 def test_finished_videos_are_what_a_user_gets_before_and_after_they_are_enlarged(
     pipeline, every_clip
 ):
-    prompts, done = draw_prompts(every_clip, 2, 1), []
-    found = score_finished(pipeline, every_clip, prompts, done.append)
+    prompts, done = sample_prompts(every_clip, 2, 1), []
+    found = score_generated_flicker(pipeline, every_clip, prompts, done.append)
     assert done == [1, 2]
     assert [row.name for row in found] == [BEFORE, FINISHED, REAL]
     small = pipeline.traits.stages[:2]
@@ -35,7 +35,7 @@ def test_finished_videos_are_what_a_user_gets_before_and_after_they_are_enlarged
         for prompt in prompts:
             settings = Settings(stages=stages)
             request = pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
-            videos.append(from_bytes(to_bytes(pipeline.generate(request).frames)))
+            videos.append(from_uint8(to_uint8(pipeline.generate(request).frames)))
         assert videos[0].shape[-1] == SIDE * (UPSCALING if stages is None else 1)
         assert row.change.value == pytest.approx(levels(videos), rel=1e-4)
         assert row.flicker.value == pytest.approx(levels(map(cornered, videos)), rel=1e-4)
@@ -48,8 +48,12 @@ def test_finished_videos_are_what_a_user_gets_before_and_after_they_are_enlarged
     # the corners of these clips never change
     assert real.flicker.value == 0
     assert found[0].times_flicker is real.times_flicker is None
-    assert finished_table(found).splitlines()[-1].startswith("| real clips | 2 | 0.0000 [0.0000, ")
+    assert (
+        generated_flicker_table(found)
+        .splitlines()[-1]
+        .startswith("| real clips | 2 | 0.0000 [0.0000, ")
+    )
 
 
 def test_without_prompts_nothing_is_made(pipeline, every_clip):
-    assert score_finished(pipeline, every_clip, [], pytest.fail) == []
+    assert score_generated_flicker(pipeline, every_clip, [], pytest.fail) == []

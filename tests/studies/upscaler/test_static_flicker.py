@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from magicvideo.evaluation.prompt_sets import from_bytes, to_bytes
-from studies.upscaler.methods import Way, resizing
-from studies.upscaler.static_flicker import REAL, score_stillness
+from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
+from studies.upscaler.methods import UpscaleMethod, resize_methods
+from studies.upscaler.static_flicker import REAL, score_static_flicker
 
 FRAMES, HEIGHT, WIDTH, FACTOR = 4, 6, 10, 2
 
 
 def shown(video):
-    return from_bytes(to_bytes(video))
+    return from_uint8(to_uint8(video))
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def blink(small, _seed):
 
 def score(videos, *, is_large):
     done = []
-    ways = [Way("blink", blink)]
-    found = score_stillness(ways, videos, FACTOR, is_large=is_large, on_clip=done.append)
+    ways = [UpscaleMethod("blink", blink)]
+    found = score_static_flicker(ways, videos, FACTOR, is_large=is_large, on_clip=done.append)
     assert done == list(range(1, len(videos) + 1))
     return {row.name: row.flicker for row in found}
 
@@ -56,8 +56,8 @@ def test_large_clips_are_shrunk_and_their_own_flicker_is_told(half_still):
 
 
 def test_bicubic_flickers_by_its_reach_alone(half_still, pipeline):
-    bicubic, lanczos = score_stillness(
-        resizing(pipeline), [half_still], FACTOR, is_large=False, on_clip=lambda _: None
+    bicubic, lanczos = score_static_flicker(
+        resize_methods(pipeline), [half_still], FACTOR, is_large=False, on_clip=lambda _: None
     )[:2]
     assert 0 < bicubic.flicker.value < 20
     assert lanczos.flicker.value != bicubic.flicker.value
@@ -71,9 +71,12 @@ def test_flicker_in_corners_is_told_in_terms_of_the_real_clips():
     def repeat(small, _seed):
         return small.repeat_interleave(FACTOR, dim=2).repeat_interleave(FACTOR, dim=3)
 
-    ways = [Way("as it is", repeat), Way("twice", lambda small, _: 2 * repeat(small, 0))]
-    found = score_stillness(ways, [video], FACTOR, is_large=False, on_clip=lambda _: None)
+    ways = [
+        UpscaleMethod("as it is", repeat),
+        UpscaleMethod("twice", lambda small, _: 2 * repeat(small, 0)),
+    ]
+    found = score_static_flicker(ways, [video], FACTOR, is_large=False, on_clip=lambda _: None)
     assert [row.in_corners.value for row in found] == pytest.approx([1, 2, 1])
     still = torch.zeros(FRAMES, 3, 16, 24)
-    found = score_stillness(ways, [still], FACTOR, is_large=False, on_clip=lambda _: None)
+    found = score_static_flicker(ways, [still], FACTOR, is_large=False, on_clip=lambda _: None)
     assert [row.in_corners for row in found] == [None] * 3

@@ -6,7 +6,7 @@ from PIL import Image
 
 from magicvideo.atomic_io import folder_hash
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos, to_bytes
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts, to_uint8
 from studies.__main__ import run
 from studies.upscaler.generated_flicker import BEFORE, FINISHED
 
@@ -85,8 +85,8 @@ def test_the_sheet_shows_the_same_frames_small_enlarged_and_real(words, large_cl
     rows = [shown[4 + 52 * row : 52 + 52 * row].swapaxes(0, 1) for row in range(5)]
     small, bicubic, _, network, real = rows
     dataset = ClipDataset(large_clips, ("heldout",))
-    clips = real_videos(dataset, draw_prompts(dataset, 3, 0), 1, 1)
-    assert np.array_equal(real, np.concatenate([to_bytes(clip) for clip in clips]))
+    clips = real_videos(dataset, sample_prompts(dataset, 3, 0), 1, 1)
+    assert np.array_equal(real, np.concatenate([to_uint8(clip) for clip in clips]))
     assert np.array_equal(small[:, ::2, ::2], small[:, 1::2, 1::2])
     assert np.abs(small[:, ::2, ::2] - real.reshape(3, 24, 2, 24, 2, 3).mean((2, 4))).max() < 40
     errors = [np.abs(row - real).mean() for row in rows]

@@ -4,19 +4,19 @@ import torch
 from torch.nn import functional as F
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.prompt_sets import from_bytes, to_bytes
+from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames
 from magicvideo.models.upscaler import enlarge
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.upscaler.methods import (
-    Way,
-    check_codable,
-    make_small,
-    network_at,
-    repeat_pixels,
-    resizing,
-    through_autoencoder,
+    UpscaleMethod,
+    check_vae_divisible,
+    downsample,
+    nearest_upsample,
+    network_method,
+    resize_methods,
+    with_vae_roundtrip,
 )
 from studies.upscaler.quality import crop_features, score_quality
 
@@ -28,12 +28,12 @@ def videos():
     """Blobs: what shrinking keeps, and noise: what it loses."""
     blobs = F.interpolate(torch.rand(3, 3, 7, 7) * 2 - 1, size=(36, 36), mode="bicubic")
     noise = 0.2 * torch.randn(3, 3, 36, 36)
-    return [from_bytes(to_bytes(video)) for video in ((blobs + noise)[:2], (blobs + noise)[2:])]
+    return [from_uint8(to_uint8(video)) for video in ((blobs + noise)[:2], (blobs + noise)[2:])]
 
 
 def test_the_truth_is_near_and_resizing_is_as_far_as_its_own_frames_say(pipeline, videos):
     truths = dict(enumerate(videos))
-    ways = [Way("truth", lambda _, seed: truths[seed]), *resizing(pipeline)]
+    ways = [UpscaleMethod("truth", lambda _, seed: truths[seed]), *resize_methods(pipeline)]
     done = []
     truth, bicubic, lanczos = score_quality(
         ways, pipeline.image_encoder, videos, FACTOR, done.append
@@ -42,7 +42,7 @@ def test_the_truth_is_near_and_resizing_is_as_far_as_its_own_frames_say(pipeline
     assert truth.frechet == pytest.approx(0, abs=1e-9)
     assert truth.psnr.value == pytest.approx(58.92, abs=0.01)
     assert truth.ssim.value == pytest.approx(1)
-    made = [ways[1].enlarge(make_small(video, FACTOR), 0) for video in videos]
+    made = [ways[1].enlarge(downsample(video, FACTOR), 0) for video in videos]
     errors = [(a - b).square().mean().item() for a, b in zip(made, videos, strict=True)]
     assert bicubic.psnr.value == pytest.approx(np.mean([10 * np.log10(4 / e) for e in errors]))
     assert bicubic.psnr.count == 2
@@ -50,7 +50,7 @@ def test_the_truth_is_near_and_resizing_is_as_far_as_its_own_frames_say(pipeline
     assert bicubic.frechet > 1e-6
     assert lanczos.frechet != bicubic.frechet
     assert min(bicubic.seconds, lanczos.seconds) > 0
-    gains = lanczos.samples.over(bicubic.samples)
+    gains = lanczos.samples.compared_to(bicubic.samples)
     assert gains.psnr.value == pytest.approx(lanczos.psnr.value - bicubic.psnr.value)
     assert gains.ssim.value == pytest.approx(lanczos.ssim.value - bicubic.ssim.value)
     assert gains.frechet.value == pytest.approx(lanczos.frechet / bicubic.frechet)
@@ -70,9 +70,9 @@ def test_crops_are_seen_at_full_resolution_side_by_side(pipeline):
 
 def test_resizing_is_what_its_name_says(pipeline):
     """Away from the frame's edges PIL's bicubic is torch's, but for the cubic's parameter."""
-    assert [way.name for way in resizing(pipeline)] == ["bicubic", "Lanczos"]
-    small = from_bytes(to_bytes(F.interpolate(torch.rand(1, 3, 4, 5), size=(12, 15))))
-    for way in resizing(pipeline):
+    assert [way.name for way in resize_methods(pipeline)] == ["bicubic", "Lanczos"]
+    small = from_uint8(to_uint8(F.interpolate(torch.rand(1, 3, 4, 5), size=(12, 15))))
+    for way in resize_methods(pipeline):
         made = way.enlarge(small, 0)
         assert made.shape == (1, 3, 24, 30)
         assert (made - enlarge(small, 2).clamp(-1, 1)).abs()[..., 4:-4, 4:-4].mean() < 0.03
@@ -82,27 +82,27 @@ def test_resizing_is_what_its_name_says(pipeline):
 
 def test_the_network_makes_large_8_bit_frames_that_follow_its_seed_and_steps(pipeline):
     small = torch.rand(2, 3, 9, 11)
-    one, two = network_at(pipeline, 1), network_at(pipeline, 2)
+    one, two = network_method(pipeline, 1), network_method(pipeline, 2)
     assert (one.name, two.name) == ("network, 1 step", "network, 2 steps")
     made = one.enlarge(small, 5)
     assert made.shape == (2, 3, 18, 22)
-    assert torch.equal(from_bytes(to_bytes(made)), made)
+    assert torch.equal(from_uint8(to_uint8(made)), made)
     assert torch.equal(one.enlarge(small, 5), made)
     assert not torch.equal(one.enlarge(small, 6), made)
     assert not torch.equal(two.enlarge(small, 5), made)
 
 
 def test_frames_pass_the_autoencoder_as_one_video_before_they_are_enlarged(pipeline):
-    small = from_bytes(to_bytes(torch.rand(3, 3, 12, 18) * 2 - 1))
+    small = from_uint8(to_uint8(torch.rand(3, 3, 12, 18) * 2 - 1))
     seen = []
 
     def enlarge_noted(frames, seed):
         seen.append((frames, seed))
-        return repeat_pixels(frames, FACTOR)
+        return nearest_upsample(frames, FACTOR)
 
-    way = Way("as it is", enlarge_noted)
+    way = UpscaleMethod("as it is", enlarge_noted)
     for noise in (0.0, 0.1, 0.1, 0.5):
-        noted = through_autoencoder(pipeline, way, noise)
+        noted = with_vae_roundtrip(pipeline, way, noise)
         assert noted.name == "as it is"
         with torch.no_grad():
             assert noted.enlarge(small, 4).shape == (3, 3, 24, 36)
@@ -111,30 +111,30 @@ def test_frames_pass_the_autoencoder_as_one_video_before_they_are_enlarged(pipel
     with torch.no_grad():
         latents = encode_frames(pipeline.vae, small[None])
         expected = decode_latents(pipeline.vae, latents)[0]
-    assert torch.equal(clean, from_bytes(to_bytes(expected)))
+    assert torch.equal(clean, from_uint8(to_uint8(expected)))
     assert torch.equal(little, again)
     errors = [(frames - clean).square().mean() for frames in (little, much)]
     assert 0 < 4 * errors[0] < errors[1]
 
 
 def test_frames_that_the_autoencoder_cannot_take_are_refused(pipeline):
-    check_codable(pipeline, 24)
+    check_vae_divisible(pipeline, 24)
     with pytest.raises(UserError, match="26 pixels wide, and this model's autoencoder needs a mu"):
-        check_codable(pipeline, 26)
+        check_vae_divisible(pipeline, 26)
 
 
 def test_small_frames_are_means_in_8_bits():
     large = torch.full((1, 3, 4, 4), -1.0)
     large[..., 0, 0] = 1.0
-    small = make_small(large, 2)
+    small = downsample(large, 2)
     assert torch.allclose(small[0, 2], torch.tensor([[-0.5, -1], [-1, -1]]), atol=1 / 255)
-    assert torch.equal(from_bytes(to_bytes(small)), small)
+    assert torch.equal(from_uint8(to_uint8(small)), small)
     with pytest.raises(UserError, match="Frames of 4 pixels cannot be shrunk 3 times"):
-        make_small(large, 3)
+        downsample(large, 3)
 
 
 def test_a_model_without_an_upscaler_is_refused(pipeline):
     parts = {**pipeline.components, "upscaler": None, "upscaler_scheduler": None}
-    for ask in (lambda p: network_at(p, 1), resizing):
+    for ask in (lambda p: network_method(p, 1), resize_methods):
         with pytest.raises(UserError, match="no upscaler; name another"):
             ask(MagicVideoPipeline(**parts))

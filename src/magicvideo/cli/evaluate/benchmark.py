@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magicvideo.cli.evaluate.job import Task, Written
+from magicvideo.cli.evaluate.job import EvaluationJob, Written
 from magicvideo.cli.evaluate.options import (
     AllowFewer,
     ClipFolder,
@@ -19,7 +19,7 @@ from magicvideo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from magicvideo.evaluation.benchmark.features import Networks
+    from magicvideo.evaluation.benchmark.features import FeatureNetworks
     from magicvideo.evaluation.benchmark.protocol import Benchmark
     from magicvideo.evaluation.benchmark.run import BenchmarkResult, BenchmarkRun
 
@@ -35,12 +35,12 @@ class BenchmarkOptions:
     samples: Samples = None
     allow_fewer: AllowFewer = False
 
-    def foreign(self) -> str | None:
+    def unsupported(self) -> str | None:
         """Return the first option given, for protocols that have no use for any."""
         given = (name.replace("_", "-") for name, value in vars(self).items() if value)
         return next(given, None)
 
-    def typed(self) -> dict[str, object]:
+    def to_cli(self) -> dict[str, object]:
         """Return the options for the command line that a user would type again."""
         files = {"i3d": self.i3d, "inception": self.inception, "clip": self.clip}
         paths = {
@@ -51,7 +51,7 @@ class BenchmarkOptions:
         return {"generated": self.generated, **paths, **rest}
 
 
-def score_benchmark(benchmark: "Benchmark", task: Task, options: BenchmarkOptions) -> None:
+def score_benchmark(benchmark: "Benchmark", task: EvaluationJob, options: BenchmarkOptions) -> None:
     """Make this process's share of the videos; the process that makes the last scores all.
 
     Raises:
@@ -79,7 +79,7 @@ def score_benchmark(benchmark: "Benchmark", task: Task, options: BenchmarkOption
         _score_model(runs, task, device)
 
 
-def _check(task: Task, options: BenchmarkOptions) -> None:
+def _check(task: EvaluationJob, options: BenchmarkOptions) -> None:
     if options.generated is not None and task.model is not None:
         raise UserError("--generated takes the place of a model; leave --model or it out.")
     if options.generated is not None and task.is_sweep:
@@ -90,14 +90,16 @@ def _check(task: Task, options: BenchmarkOptions) -> None:
         raise UserError("--samples gives fewer than the protocol asks; add --allow-fewer to it.")
 
 
-def _score_folder(run: "BenchmarkRun", folder: Path, task: Task, device: "torch.device") -> None:
+def _score_folder(
+    run: "BenchmarkRun", folder: Path, task: EvaluationJob, device: "torch.device"
+) -> None:
     with progress() as report:
-        task.write_once(
+        task.score_locked(
             lambda: _written([run.score_folder(folder, report)], run.networks, task, None, device)
         )
 
 
-def _score_model(runs: list["BenchmarkRun"], task: Task, device: "torch.device") -> None:
+def _score_model(runs: list["BenchmarkRun"], task: EvaluationJob, device: "torch.device") -> None:
     runs[0].check()
     pipeline = load(task.model)
     requests = [run.requests(pipeline) for run in runs]
@@ -105,48 +107,50 @@ def _score_model(runs: list["BenchmarkRun"], task: Task, device: "torch.device")
     with progress() as report:
 
         def score() -> Written:
-            real = runs[0].look_at_real(report)
+            real = runs[0].extract_real_features(report)
             results = [
                 run.score_model(pipeline, wanted, name, real, report)
                 for run, wanted in zip(runs, requests, strict=True)
             ]
             return _written(results, runs[0].networks, task, pipeline.model_hash, device)
 
-        if task.all_made(pipeline, requests, report):
-            task.write_once(score)
+        if task.generate_share(pipeline, requests, report):
+            task.score_locked(score)
 
 
 def _written(
     results: list["BenchmarkResult"],
-    networks: "Networks",
-    task: Task,
+    networks: "FeatureNetworks",
+    task: EvaluationJob,
     model_hash: str | None,
     device: "torch.device",
 ) -> Written:
     from magicvideo.atomic_io import folder_hash
     from magicvideo.evaluation.benchmark.report import as_json, as_markdown, network_identities
     from magicvideo.evaluation.judge.checkpoint import SHIPPED
-    from magicvideo.evaluation.provenance import identity
+    from magicvideo.evaluation.provenance import provenance
 
     hashes = network_identities(networks, folder_hash(task.judge or SHIPPED))
-    facts = identity({"model": model_hash, **hashes}, {}, device.type)
+    facts = provenance({"model": model_hash, **hashes}, {}, device.type)
     page = as_markdown(results, facts, task.section, task.command)
     return page, [as_json(result, facts) for result in results]
 
 
-def _networks(judge: Path | None, options: BenchmarkOptions, device: "torch.device") -> "Networks":
-    from magicvideo.evaluation.benchmark.features import Networks
+def _networks(
+    judge: Path | None, options: BenchmarkOptions, device: "torch.device"
+) -> "FeatureNetworks":
+    from magicvideo.evaluation.benchmark.features import FeatureNetworks
     from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
-    from magicvideo.evaluation.networks.clip import Clip
+    from magicvideo.evaluation.networks.clip import CLIPEncoder
     from magicvideo.evaluation.networks.extractors import I3D, Inception
     from magicvideo.evaluation.networks.files import locate_file, locate_folder
 
     i3d = locate_file(options.i3d, "I3D") if options.i3d else None
     inception = locate_file(options.inception, "Inception-v3") if options.inception else None
     clip = locate_folder(options.clip, "CLIP") if options.clip else None
-    return Networks(
+    return FeatureNetworks(
         judge=load_judge(judge or SHIPPED),
         i3d=I3D(i3d, device) if i3d else None,
         inception=Inception(inception, device) if inception else None,
-        clip=Clip(clip, device) if clip else None,
+        clip=CLIPEncoder(clip, device) if clip else None,
     )

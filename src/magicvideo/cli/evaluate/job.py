@@ -11,7 +11,7 @@ from magicvideo.cli.evaluate.setup import Report, check_writable_folder
 
 if TYPE_CHECKING:
     from magicvideo.evaluation.share import Share
-    from magicvideo.evaluation.sweep import Setting
+    from magicvideo.evaluation.sweep import SweepPoint
     from magicvideo.pipelines.request import Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
@@ -20,7 +20,7 @@ Written: TypeAlias = tuple[str, Sequence[str]]
 
 
 @dataclass(kw_only=True)
-class Task:
+class EvaluationJob:
     """One command.
 
     Attributes:
@@ -40,7 +40,7 @@ class Task:
     model: Path | None
     judge: Path | None
     work: Path
-    settings: list["Setting"]
+    settings: list["SweepPoint"]
     share: "Share"
     command: str
     page: Path
@@ -57,11 +57,11 @@ class Task:
         """Tell whether anything takes the place of the protocol's own values."""
         return any(setting.name for setting in self.settings)
 
-    def folder(self, setting: "Setting") -> Path:
+    def folder(self, setting: "SweepPoint") -> Path:
         """Return where the videos of a setting are kept: those of two are never mixed."""
         return self.work / setting.name
 
-    def all_made(
+    def generate_share(
         self,
         pipeline: "MagicVideoPipeline",
         requests: Sequence[list["Request"]],
@@ -77,7 +77,7 @@ class Task:
         Raises:
             UserError: If a folder cannot be made, or a video.
         """
-        from magicvideo.evaluation.video_cache import make_share
+        from magicvideo.evaluation.video_cache import generate_shard
 
         there = 0
         for setting, wanted in zip(self.settings, requests, strict=True):
@@ -88,7 +88,7 @@ class Task:
             def on_video(done: int, total: int, what: str = what) -> None:
                 report(what, done, total)
 
-            there += make_share(pipeline, wanted, folder, self.share, on_video)
+            there += generate_shard(pipeline, wanted, folder, self.share, on_video)
         total = sum(map(len, requests))
         if there < total:
             typer.echo(
@@ -98,7 +98,7 @@ class Task:
             )
         return there == total
 
-    def write_once(self, score: Callable[[], Written]) -> None:
+    def score_locked(self, score: Callable[[], Written]) -> None:
         """Score and write, one process at a time, unless another of several has done so.
 
         Args:

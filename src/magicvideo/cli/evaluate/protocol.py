@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.evaluate.benchmark import BenchmarkOptions, score_benchmark
-from magicvideo.cli.evaluate.job import Task
+from magicvideo.cli.evaluate.job import EvaluationJob
 from magicvideo.cli.evaluate.options import (
     DEFAULT_PAGE,
     DEFAULT_WORK,
@@ -19,17 +19,17 @@ from magicvideo.cli.evaluate.options import (
     Work,
     command_line,
 )
-from magicvideo.cli.evaluate.prompt_sets import score_sets
+from magicvideo.cli.evaluate.prompt_sets import run_prompt_sets
 from magicvideo.cli.evaluate.setup import check_target, prepare_section
 from magicvideo.cli.option_groups import grouped
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
-    from magicvideo.evaluation.sweep import Setting
+    from magicvideo.evaluation.sweep import SweepPoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluationInputs:
     """What is scored, by whom and against what."""
 
     reference: Annotated[
@@ -69,7 +69,7 @@ class Sweep:
 def run(
     protocol: Annotated[str, typer.Argument(help="A protocol's name, or a YAML file.")],
     *,
-    subject: Subject,
+    subject: EvaluationInputs,
     output: Page = DEFAULT_PAGE,
     json: Annotated[
         Path | None,
@@ -94,17 +94,17 @@ def run(
     from magicvideo.evaluation.benchmark.protocol import Benchmark
     from magicvideo.evaluation.protocol import read_any_protocol
     from magicvideo.evaluation.share import process_share
-    from magicvideo.evaluation.sweep import section_name, settings_of
+    from magicvideo.evaluation.sweep import section_name, sweep_points
 
     found = read_any_protocol(protocol)
-    if not isinstance(found, Benchmark) and (named := benchmark.foreign()):
+    if not isinstance(found, Benchmark) and (named := benchmark.unsupported()):
         raise UserError(f"--{named} is for benchmarks; {found.name} has no use for it.")
-    settings = settings_of(sweep.steps or [], sweep.guidance or [])
+    settings = sweep_points(sweep.steps or [], sweep.guidance or [])
     section = section_name(found.name, settings)
     prepare_section(output, section)
     typed = Path(protocol) if Path(protocol).is_file() else protocol
-    options = {**vars(subject), **vars(sweep), **benchmark.typed()}
-    task = Task(
+    options = {**vars(subject), **vars(sweep), **benchmark.to_cli()}
+    task = EvaluationJob(
         reference=subject.real_clips(found.name),
         model=subject.model,
         judge=subject.judge,
@@ -119,10 +119,12 @@ def run(
     if isinstance(found, Benchmark):
         score_benchmark(found, task, benchmark)
     else:
-        score_sets(found, task)
+        run_prompt_sets(found, task)
 
 
-def _documents(json: Path | None, work: Path, name: str, settings: list["Setting"]) -> list[Path]:
+def _documents(
+    json: Path | None, work: Path, name: str, settings: list["SweepPoint"]
+) -> list[Path]:
     """Return the JSON file of each setting.
 
     Raises:

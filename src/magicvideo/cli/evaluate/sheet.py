@@ -29,7 +29,7 @@ def sheet(
     """
     check_target(output)
     from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
-    from magicvideo.evaluation.video_cache import generated_videos
+    from magicvideo.evaluation.video_cache import generate_cached
     from magicvideo.pipelines.request import Settings
 
     texts = read_prompts(prompts or DEFAULT_PROMPTS)
@@ -42,7 +42,7 @@ def sheet(
     pipeline = load(model)
     requests = pipeline.plan(texts, [seed + place for place in range(len(texts))], settings)
     with progress() as report:
-        videos = generated_videos(
+        videos = generate_cached(
             pipeline, requests, work, lambda done: report("sheet", done, len(requests))
         )
         write_sheet(zip(texts, videos, strict=True), shown, output)

@@ -13,14 +13,14 @@ _NUMBERED = re.compile(r"(.+)-(\d+)")
 
 
 @dataclass(frozen=True)
-class MadeVideo:
+class ExternalVideo:
     """A file and its prompt."""
 
     path: Path
     prompt: str
 
 
-def made_videos(folder: Path) -> list[MadeVideo]:
+def find_external_videos(folder: Path) -> list[ExternalVideo]:
     """Return the videos of a folder and its subfolders, by name.
 
     The prompt is in `video.txt` beside `video.mp4`, or in the file as magicvideo writes it, or is
@@ -36,10 +36,10 @@ def made_videos(folder: Path) -> list[MadeVideo]:
         raise UserError(
             f"{folder} holds no video ({', '.join(sorted(_SUFFIXES))}); name another folder."
         )
-    return [MadeVideo(path, _prompt(path)) for path in paths]
+    return [ExternalVideo(path, _prompt(path)) for path in paths]
 
 
-def numbered_name(prompt: str, number: int) -> str:
+def vbench_name(prompt: str, number: int) -> str:
     """Return the name that VBench reads: `PROMPT-NUMBER`.
 
     Raises:

@@ -11,21 +11,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.preprocessing import Cut, image_frames
+from magicvideo.evaluation.benchmark.preprocessing import ClipTensor, image_frames
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.attributes import attributes_met, parse_scene
 from magicvideo.evaluation.metrics.clipsim import caption_similarity
 from magicvideo.evaluation.metrics.motion import LEVELS, temporal_change
 from magicvideo.evaluation.metrics.warping import estimated_warping_error
-from magicvideo.evaluation.networks.clip import Clip
+from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.extractors import I3D, Inception
 
-Captioned: TypeAlias = tuple[Cut, str]
+Captioned: TypeAlias = tuple[ClipTensor, str]
 """The frames of a clip, and what it is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Networks:
+class FeatureNetworks:
     """What looks at the clips. Where a network of the papers is absent, the judge looks.
 
     Attributes:
@@ -38,7 +38,7 @@ class Networks:
     judge: Judge
     i3d: I3D | None = None
     inception: Inception | None = None
-    clip: Clip | None = None
+    clip: CLIPEncoder | None = None
 
     def video_features(self, video: Float[Tensor, "f 3 h w"]) -> Float[np.ndarray, " d"]:
         """Return the features of one clip, by I3D or else by the judge."""
@@ -57,7 +57,7 @@ class Networks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
+class ClipFeatures:
     """One entry a clip; what no network was there for is None."""
 
     videos: Float[np.ndarray, "n d"]
@@ -75,7 +75,9 @@ class Looks:
     """Of all pixels that were looked at."""
 
 
-def look_at(networks: Networks, clips: Iterable[Captioned], num_images: int) -> Looks:
+def extract_features(
+    networks: FeatureNetworks, clips: Iterable[Captioned], num_images: int
+) -> ClipFeatures:
     """Read everything off each clip, one at a time, so that memory holds features alone.
 
     Args:
@@ -99,7 +101,7 @@ def look_at(networks: Networks, clips: Iterable[Captioned], num_images: int) -> 
     if not rows:
         raise UserError("Not one clip could be looked at; name a folder with whole videos.")
     found = {name: np.stack(values) for name, values in rows.items()}
-    return Looks(
+    return ClipFeatures(
         videos=found["videos"],
         similarity=found["similarity"],
         change=found["change"],
@@ -113,7 +115,11 @@ def look_at(networks: Networks, clips: Iterable[Captioned], num_images: int) -> 
 
 
 def _read(
-    networks: Networks, cut: Cut, video: Float[Tensor, "f 3 h w"], caption: str, num_images: int
+    networks: FeatureNetworks,
+    cut: ClipTensor,
+    video: Float[Tensor, "f 3 h w"],
+    caption: str,
+    num_images: int,
 ) -> dict[str, np.ndarray | float]:
     found: dict[str, np.ndarray | float] = {
         "videos": networks.video_features(video),
@@ -123,7 +129,7 @@ def _read(
     }
     images = image_frames(cut, num_images)
     if networks.inception is not None:
-        found["images"], found["probabilities"] = networks.inception.look(images)
+        found["images"], found["probabilities"] = networks.inception.extract(images)
     if networks.clip is not None:
         found["clip_images"] = networks.clip.embed_frames(images.to(torch.float32) / 127.5 - 1)
     return found

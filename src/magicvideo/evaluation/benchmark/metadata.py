@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from magicvideo.evaluation.benchmark.features import Captioned, Looks, Networks
+from magicvideo.evaluation.benchmark.features import Captioned, ClipFeatures, FeatureNetworks
 from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES
 from magicvideo.evaluation.metrics.fid_infinity import POINTS
 from magicvideo.evaluation.metrics.kernel import KID
@@ -38,7 +38,7 @@ METHOD = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Videos:
+class GeneratedSet:
     """Generated videos of one maker, and what is known of them before they are looked at."""
 
     maker: str
@@ -47,10 +47,10 @@ class Videos:
     rates: list[float]
     """Frames a second of each; whole when the last clip has been read."""
     about: dict[str, Any]
-    marks: list[str]
+    caveats: list[str]
 
 
-def network_facts(networks: Networks, looks: Looks) -> dict[str, dict[str, str]]:
+def network_metadata(networks: FeatureNetworks, looks: ClipFeatures) -> dict[str, dict[str, str]]:
     """Return of each network that looked its name, which features were taken, and of what size.
 
     Args:
@@ -60,7 +60,7 @@ def network_facts(networks: Networks, looks: Looks) -> dict[str, dict[str, str]]
     judge, found = networks.judge, {}
     if networks.i3d is None or networks.clip is None:
         width = judge.config.feature_width
-        found["judge"] = _facts(networks.judge.name, width, judge.layer, judge.resizing)
+        found["judge"] = _facts(networks.judge.name, width, judge.feature_layer, judge.resizing)
     for role, network, features in (
         ("I3D", networks.i3d, looks.videos),
         ("Inception", networks.inception, looks.images),
@@ -68,22 +68,26 @@ def network_facts(networks: Networks, looks: Looks) -> dict[str, dict[str, str]]
     ):
         if network is not None and features is not None:
             width = features.shape[-1]
-            found[role] = _facts(network.located.name, width, network.layer, network.resizing)
+            found[role] = _facts(
+                network.located.name, width, network.feature_layer, network.resizing
+            )
             found[role]["sha256"] = network.located.sha256
     return found
 
 
-def clip_facts(looks: Looks, rates: list[float], classes: dict[str, int]) -> dict[str, Any]:
+def clip_metadata(
+    looks: ClipFeatures, rates: list[float], classes: dict[str, int]
+) -> dict[str, Any]:
     """Return what is known of a set of clips: count, clips a class, frames a second, pixels."""
     return {
         "count": len(rates),
         "classes": classes,
-        "fps": rate_facts(rates),
+        "fps": rate_metadata(rates),
         "pixels_sha256": looks.sha256,
     }
 
 
-def rate_facts(rates: Sequence[float]) -> dict[str, float]:
+def rate_metadata(rates: Sequence[float]) -> dict[str, float]:
     """Return the least, the mean and the most frames a second."""
     return {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)}
 

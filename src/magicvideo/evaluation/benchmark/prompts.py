@@ -14,14 +14,14 @@ _OF_CLASSES = ("class_mix", "even_classes")
 
 
 @dataclass(frozen=True)
-class Wish:
+class BenchmarkPrompt:
     """One video that is asked for."""
 
     prompt: str
     seed: int
 
 
-def draw_wishes(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[Wish]:
+def sample_prompts(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[BenchmarkPrompt]:
     """Return the prompts of a benchmark in an order whose first part is a fair sample of all.
 
     Args:
@@ -46,7 +46,7 @@ def draw_wishes(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[Wish]:
     else:
         names = _classes(wanted, clips)
         texts = [_sentence(wanted, names[place]) for place in rng.permutation(len(names))]
-    return [Wish(text, seed) for seed, text in enumerate(texts)]
+    return [BenchmarkPrompt(text, seed) for seed, text in enumerate(texts)]
 
 
 def caption_of(benchmark: Benchmark, clip: ReferenceClip) -> str:

@@ -85,7 +85,7 @@ class Reference(_Settings):
     count: int = Field(ge=4)
 
 
-class Reading(_Settings):
+class FramePreprocessing(_Settings):
     """How real and generated clips are read alike: the frames in the middle of each, at one size.
 
     Attributes:
@@ -139,5 +139,5 @@ class Benchmark(_Settings):
     prompts: Prompts
     generation: Generation
     reference: Reference
-    reading: Reading
+    preprocessing: FramePreprocessing
     statistics: Statistics

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 _ROWS = Path(__file__).parent / "published.yaml"
 
 
-class Row(BaseModel):
+class PublishedResult(BaseModel):
     """One model on one data set; None where nothing was printed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +27,9 @@ class Row(BaseModel):
     note: str = ""
 
 
-def published_rows(data: str | None) -> list[Row]:
+def published_rows(data: str | None) -> list[PublishedResult]:
     """Return the rows of a data set, in the order of publication as far as it is known."""
-    rows = TypeAdapter(list[Row]).validate_python(yaml.safe_load(_ROWS.read_text(encoding="utf-8")))
+    rows = TypeAdapter(list[PublishedResult]).validate_python(
+        yaml.safe_load(_ROWS.read_text(encoding="utf-8"))
+    )
     return [row for row in rows if row.data == data]

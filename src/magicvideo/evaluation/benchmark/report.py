@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from magicvideo.evaluation.benchmark.features import Networks
+from magicvideo.evaluation.benchmark.features import FeatureNetworks
 from magicvideo.evaluation.benchmark.metadata import METHOD
 from magicvideo.evaluation.benchmark.protocol import Crop
 from magicvideo.evaluation.benchmark.published import published_rows
 from magicvideo.evaluation.benchmark.run import BenchmarkResult
-from magicvideo.evaluation.benchmark.scores import Column, Figure
+from magicvideo.evaluation.benchmark.scores import Column, MetricResult
 from magicvideo.evaluation.confidence_intervals import RESAMPLES, Estimate
-from magicvideo.evaluation.results_page import finite, identity_table, joined_rows, number, table
-from magicvideo.evaluation.sweep import sampling
+from magicvideo.evaluation.results_page import (
+    format_estimate,
+    markdown_table,
+    nan_to_none,
+    provenance_table,
+    zip_rows,
+)
+from magicvideo.evaluation.sweep import sampling_label
 
 _PUBLISHED: tuple[tuple[str, Column], ...] = (
     ("FID", "fid"),
@@ -35,7 +41,7 @@ _JUDGED = (
 )
 
 
-def network_identities(networks: Networks, judge_hash: str) -> dict[str, Any]:
+def network_identities(networks: FeatureNetworks, judge_hash: str) -> dict[str, Any]:
     """Return name and SHA-256 of every network that looked."""
     found = {networks.judge.name: judge_hash}
     for role, network in (
@@ -53,7 +59,7 @@ def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
     document = {
         "protocol": result.benchmark.model_dump(mode="json"),
         "model": result.model,
-        "marks": result.marks,
+        "caveats": result.caveats,
         "scores": [asdict(figure) for figure in result.figures],
         "generated": result.generated,
         "real": result.real,
@@ -61,7 +67,7 @@ def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
         "method": METHOD,
         "identity": identity,
     }
-    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
+    return json.dumps(nan_to_none(document), indent=2, allow_nan=False) + "\n"
 
 
 def as_markdown(
@@ -97,25 +103,25 @@ def as_markdown(
         ),
         _JUDGED.format(judge=judges[0].split(",")[0]) if judges else "",
         _beside_published(labelled),
-        identity_table(identity),
+        provenance_table(identity),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _sampling(result: BenchmarkResult) -> str:
     made = result.generated["settings"]
-    return sampling(made["num_inference_steps"], made["guidance_scale"])
+    return sampling_label(made["num_inference_steps"], made["guidance_scale"])
 
 
 def _method(result: BenchmarkResult) -> str:
-    reading, real, made = result.benchmark.reading, result.real, result.generated
+    preprocessing, real, made = result.benchmark.preprocessing, result.real, result.generated
     return (
         f"{made['count']} videos of {result.model} (from {made['container']}) at "
         f"{_rates(made['fps'])} against {real['count']} real clips of {real['folder']} "
         f"(from {real['container']}) at {_rates(real['fps'])}. Of both kinds "
-        f"{reading.frames} frames in the middle at stride {reading.stride}, "
-        f"{_CROPS[reading.crop]} at {reading.side} pixels ({reading.filter}), in "
-        f"8 bits; {reading.image_frames} of the frames for networks of single frames. "
+        f"{preprocessing.frames} frames in the middle at stride {preprocessing.stride}, "
+        f"{_CROPS[preprocessing.crop]} at {preprocessing.side} pixels ({preprocessing.filter}), in "
+        f"8 bits; {preprocessing.image_frames} of the frames for networks of single frames. "
         f"{len(real['skipped'])} real clips could not be used."
     )
 
@@ -125,7 +131,7 @@ def _rates(fps: dict[str, float]) -> str:
 
 
 def _marks(result: BenchmarkResult) -> str:
-    return f"**Not the whole protocol:** {'; '.join(result.marks)}." if result.marks else ""
+    return f"**Not the whole protocol:** {'; '.join(result.caveats)}." if result.caveats else ""
 
 
 def _figures_table(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
@@ -139,15 +145,15 @@ def _figures_table(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
     ]
     tables = [(label, [_figure_row(one) for one in found.figures]) for label, found in labelled]
     if not labelled[0][0]:
-        return table(columns, tables[0][1])
-    return table([columns[0], "with", *columns[1:]], joined_rows(tables))
+        return markdown_table(columns, tables[0][1])
+    return markdown_table([columns[0], "with", *columns[1:]], zip_rows(tables))
 
 
-def _figure_row(figure: Figure) -> tuple[str, ...]:
+def _figure_row(figure: MetricResult) -> tuple[str, ...]:
     digits = figure.digits
-    real = f"{number(Estimate(figure.real.value, 0), digits)} [{figure.real.count}]"
+    real = f"{format_estimate(Estimate(figure.real.value, 0), digits)} [{figure.real.count}]"
     endless = "" if figure.extrapolated is None else f"{figure.extrapolated:.{digits}f}"
-    measured = f"**{number(figure.measured, digits)}**"
+    measured = f"**{format_estimate(figure.measured, digits)}**"
     return (figure.name, figure.network, str(figure.measured.count), measured, real, endless)
 
 
@@ -178,12 +184,14 @@ def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
         "number into a column; `IS (C3D)` is that of C3D trained on UCF-101, which is not here. "
         "The leaderboard is that of github.com/feifeiobama/Awesome-Text-to-Video-Generation."
     )
-    return "\n\n".join([heading, about, table(("model", *names, "IS (C3D)", "from"), rows)])
+    return "\n\n".join(
+        [heading, about, markdown_table(("model", *names, "IS (C3D)", "from"), rows)]
+    )
 
 
 def _own_row(label: str, result: BenchmarkResult) -> tuple[str, ...]:
     own = {figure.column: figure for figure in result.figures if figure.column}
-    remarks = "; ".join([f"{result.generated['count']} videos", *result.marks])
+    remarks = "; ".join([f"{result.generated['count']} videos", *result.caveats])
     return (
         f"**{', '.join(filter(None, (result.model, label)))}**",
         *(_own_cell(own.get(column)) for _, column in _PUBLISHED),
@@ -192,8 +200,8 @@ def _own_row(label: str, result: BenchmarkResult) -> tuple[str, ...]:
     )
 
 
-def _own_cell(figure: Figure | None) -> str:
-    return "-" if figure is None else f"**{number(figure.measured, figure.digits)}**"
+def _own_cell(figure: MetricResult | None) -> str:
+    return "-" if figure is None else f"**{format_estimate(figure.measured, figure.digits)}**"
 
 
 def _cell(value: float | None, digits: int) -> str:

@@ -10,16 +10,26 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.external_videos import made_videos
-from magicvideo.evaluation.benchmark.features import Captioned, Looks, Networks, look_at
-from magicvideo.evaluation.benchmark.metadata import SEEDS, Videos, clip_facts, network_facts
-from magicvideo.evaluation.benchmark.preprocessing import Cut, cut
+from magicvideo.evaluation.benchmark.external_videos import find_external_videos
+from magicvideo.evaluation.benchmark.features import (
+    Captioned,
+    ClipFeatures,
+    FeatureNetworks,
+    extract_features,
+)
+from magicvideo.evaluation.benchmark.metadata import (
+    SEEDS,
+    GeneratedSet,
+    clip_metadata,
+    network_metadata,
+)
+from magicvideo.evaluation.benchmark.preprocessing import ClipTensor, preprocess_clip
 from magicvideo.evaluation.benchmark.prompts import (
-    Wish,
+    BenchmarkPrompt,
     caption_of,
     class_counts,
-    draw_wishes,
     prompts_hash,
+    sample_prompts,
 )
 from magicvideo.evaluation.benchmark.protocol import Benchmark
 from magicvideo.evaluation.benchmark.reference import (
@@ -27,15 +37,15 @@ from magicvideo.evaluation.benchmark.reference import (
     read_clip_pixels,
     reference_clips,
 )
-from magicvideo.evaluation.benchmark.scores import Figure, score
-from magicvideo.evaluation.prompt_sets import to_bytes
-from magicvideo.evaluation.video_cache import generated_videos
+from magicvideo.evaluation.benchmark.scores import MetricResult, score
+from magicvideo.evaluation.prompt_sets import to_uint8
+from magicvideo.evaluation.video_cache import generate_cached
 from magicvideo.media.video_reader import ClipError
 from magicvideo.pipelines.request import Request, Settings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-RealClips: TypeAlias = tuple[Looks, dict[str, Any]]
+RealClips: TypeAlias = tuple[ClipFeatures, dict[str, Any]]
 """What the networks see in the real clips, and which clips these are."""
 
 
@@ -52,16 +62,16 @@ class BenchmarkResult:
         real: Of the real clips: count, files left out, captions, classes, rates, hash, container,
             and the side of the frames where they were prepared.
         networks: Of the networks that looked: which features they gave, of what size.
-        marks: What makes this less than the benchmark; empty where nothing does.
+        caveats: What makes this less than the benchmark; empty where nothing does.
     """
 
     benchmark: Benchmark
     model: str
-    figures: list[Figure]
+    figures: list[MetricResult]
     generated: dict[str, Any]
     real: dict[str, Any]
     networks: dict[str, dict[str, str]]
-    marks: list[str]
+    caveats: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +88,13 @@ class BenchmarkRun:
     """
 
     benchmark: Benchmark
-    networks: Networks
+    networks: FeatureNetworks
     reference: Path
     work: Path
     samples: int | None = None
     allow_fewer: bool = False
 
-    def wishes(self) -> list[Wish]:
+    def prompts(self) -> list[BenchmarkPrompt]:
         """Return what is asked for.
 
         Raises:
@@ -112,8 +122,8 @@ class BenchmarkRun:
             scheduler=wanted.scheduler,
             stages=stages,
         )
-        wishes = self.wishes()
-        prompts, seeds = [wish.prompt for wish in wishes], [wish.seed for wish in wishes]
+        asked = self.prompts()
+        prompts, seeds = [one.prompt for one in asked], [one.seed for one in asked]
         # not the pipeline's own plan, which hints at words for every one of thousands of prompts
         return traits.plan(prompts, seeds, settings, None)
 
@@ -125,10 +135,10 @@ class BenchmarkRun:
         real: RealClips,
         progress: Progress,
     ) -> BenchmarkResult:
-        """Score the kept videos of a model against what `look_at_real` returned."""
-        kept = generated_videos(pipeline, requests, self.work, lambda _: None)
+        """Score the kept videos of a model against what `extract_real_features` returned."""
+        kept = generate_cached(pipeline, requests, self.work, lambda _: None)
         clips = (
-            (self._cut(to_bytes(video).numpy(), request.prompt), request.prompt)
+            (self._cut(to_uint8(video).numpy(), request.prompt), request.prompt)
             for video, request in zip(kept, requests, strict=True)
         )
         settings = {
@@ -137,13 +147,13 @@ class BenchmarkRun:
             if name not in ("prompt", "seed", "picture", "enlarge")
         }
         prompts = [request.prompt for request in requests]
-        videos = Videos(
+        videos = GeneratedSet(
             maker=name,
             clips=clips,
             prompts=prompts,
             rates=[request.video_fps for request in requests],
             about={"settings": settings, "seeds": SEEDS, "container": "8-bit arrays"},
-            marks=[],
+            caveats=[],
         )
         return self._score(videos, real, progress)
 
@@ -153,7 +163,7 @@ class BenchmarkRun:
         Raises:
             UserError: If there are too few, or one cannot be read.
         """
-        made = made_videos(folder)[: self.samples]
+        made = find_external_videos(folder)[: self.samples]
         self._check_count(len(made), self.benchmark.prompts.count, "videos")
 
         rates: list[float] = []
@@ -168,9 +178,9 @@ class BenchmarkRun:
                 yield self._cut(found.pixels, video.path.name), video.prompt
 
         prompts = [video.prompt for video in made]
-        asked = [wish.prompt for wish in self._drawn()]
+        asked = [prompt.prompt for prompt in self._drawn()]
         is_part = Counter(prompts) <= Counter(asked)  # fewer have a mark of their own
-        videos = Videos(
+        videos = GeneratedSet(
             maker=folder.resolve().name,
             clips=clips(),
             prompts=prompts,
@@ -179,14 +189,14 @@ class BenchmarkRun:
                 "asked_prompts_sha256": prompts_hash(asked),
                 "container": ", ".join(sorted({video.path.suffix for video in made})),
             },
-            marks=[] if is_part else ["prompts of its own"],
+            caveats=[] if is_part else ["prompts of its own"],
         )
-        return self._score(videos, self.look_at_real(progress), progress)
+        return self._score(videos, self.extract_real_features(progress), progress)
 
-    def _score(self, videos: Videos, real: RealClips, progress: Progress) -> BenchmarkResult:
+    def _score(self, videos: GeneratedSet, real: RealClips, progress: Progress) -> BenchmarkResult:
         benchmark, prompts = self.benchmark, videos.prompts
         watched = _watched(videos.clips, "generated clips", len(prompts), progress)
-        ours = look_at(self.networks, watched, benchmark.reading.image_frames)
+        ours = extract_features(self.networks, watched, benchmark.preprocessing.image_frames)
         looks, facts = real
         classed = reference_clips(self.reference, benchmark.prompts.split)
         fewer = [
@@ -205,12 +215,12 @@ class BenchmarkRun:
             figures=score(self.networks, ours, looks, benchmark.statistics),
             generated={
                 "prompts_sha256": prompts_hash(prompts),
-                **clip_facts(ours, videos.rates, class_counts(benchmark, classed, prompts)),
+                **clip_metadata(ours, videos.rates, class_counts(benchmark, classed, prompts)),
                 **videos.about,
             },
             real=facts,
-            networks=network_facts(self.networks, ours),
-            marks=[*fewer, *prepared, *videos.marks],
+            networks=network_metadata(self.networks, ours),
+            caveats=[*fewer, *prepared, *videos.caveats],
         )
 
     def check(self) -> None:
@@ -224,9 +234,9 @@ class BenchmarkRun:
         self._check_count(
             len(reference_clips(self.reference, wanted.split)), wanted.count, "real clips"
         )
-        self.wishes()
+        self.prompts()
 
-    def look_at_real(self, progress: Progress) -> RealClips:
+    def extract_real_features(self, progress: Progress) -> RealClips:
         """Look at the real clips of the benchmark; how videos are generated does not matter to it.
 
         Raises:
@@ -246,7 +256,7 @@ class BenchmarkRun:
                     return
                 try:
                     found = read_clip_pixels(clip.path, clip.fps)
-                    frames = cut(found.pixels, self.benchmark.reading)
+                    frames = preprocess_clip(found.pixels, self.benchmark.preprocessing)
                 except ClipError as error:
                     skipped[clip.id] = str(error)
                     continue
@@ -257,7 +267,7 @@ class BenchmarkRun:
 
         total = min(wanted.count, len(clips))
         watched = _watched(usable(), "real clips", total, progress)
-        found = look_at(self.networks, watched, self.benchmark.reading.image_frames)
+        found = extract_features(self.networks, watched, self.benchmark.preprocessing.image_frames)
         self._check_count(len(rates), wanted.count, "real clips that can be used")
         return found, {
             "folder": self.reference.resolve().name,
@@ -265,16 +275,16 @@ class BenchmarkRun:
             "prepared_side": prepared_side(self.reference),
             "skipped": skipped,
             "captions_sha256": prompts_hash(captions),
-            **clip_facts(found, rates, class_counts(self.benchmark, clips, captions)),
+            **clip_metadata(found, rates, class_counts(self.benchmark, clips, captions)),
         }
 
-    def _drawn(self) -> list[Wish]:
+    def _drawn(self) -> list[BenchmarkPrompt]:
         clips = reference_clips(self.reference, self.benchmark.prompts.split)
-        return draw_wishes(self.benchmark, clips)
+        return sample_prompts(self.benchmark, clips)
 
-    def _cut(self, pixels: UInt8[np.ndarray, "f h w 3"], name: str) -> Cut:
+    def _cut(self, pixels: UInt8[np.ndarray, "f h w 3"], name: str) -> ClipTensor:
         try:
-            return cut(pixels, self.benchmark.reading)
+            return preprocess_clip(pixels, self.benchmark.preprocessing)
         except ClipError as error:
             raise UserError(
                 f"The video {name[:60]!r} {error}; make longer videos, or take a protocol that "

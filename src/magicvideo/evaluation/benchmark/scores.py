@@ -7,16 +7,16 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from magicvideo.evaluation.benchmark.features import Looks, Networks
+from magicvideo.evaluation.benchmark.features import ClipFeatures, FeatureNetworks
 from magicvideo.evaluation.benchmark.protocol import Statistics
 from magicvideo.evaluation.confidence_intervals import (
     Estimate,
     centred_bootstrap,
     first_order_bootstrap,
     mean,
-    share,
+    proportion,
 )
-from magicvideo.evaluation.metrics.fid_infinity import extrapolate
+from magicvideo.evaluation.metrics.fid_infinity import extrapolate_to_infinity
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluation.metrics.inception_score import inception_score
 from magicvideo.evaluation.metrics.kernel import kernel_distance
@@ -30,7 +30,7 @@ OtherClips: TypeAlias = Float[np.ndarray, "m k d"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class MetricResult:
     """One row of a result.
 
     Attributes:
@@ -53,7 +53,7 @@ class Figure:
     digits: int = 2
 
 
-class Names(NamedTuple):
+class MetricNames(NamedTuple):
     """What the distances of one kind of features are called, and where the first may stand."""
 
     frechet: str
@@ -61,21 +61,23 @@ class Names(NamedTuple):
     column: Column | None
 
 
-def names_of_videos(i3d: I3D | None, width: int) -> Names:
+def video_metric_names(i3d: I3D | None, width: int) -> MetricNames:
     """Return the names that papers gave to 400 logits of I3D, plain ones for other features."""
     if i3d is not None and width == I3D_FEATURES:
-        return Names("FVD", "KVD", "fvd")
-    return Names("Frechet distance, videos", "kernel distance, videos", None)
+        return MetricNames("FVD", "KVD", "fvd")
+    return MetricNames("Frechet distance, videos", "kernel distance, videos", None)
 
 
-def names_of_frames(width: int) -> Names:
+def frame_metric_names(width: int) -> MetricNames:
     """Return the names that papers gave to 2048 features of Inception, plain ones for others."""
     if width == INCEPTION_FEATURES:
-        return Names("FID", "KID", "fid")
-    return Names("Frechet distance, frames", "kernel distance, frames", None)
+        return MetricNames("FID", "KID", "fid")
+    return MetricNames("Frechet distance, frames", "kernel distance, frames", None)
 
 
-def score(networks: Networks, ours: Looks, real: Looks, statistics: Statistics) -> list[Figure]:
+def score(
+    networks: FeatureNetworks, ours: ClipFeatures, real: ClipFeatures, statistics: Statistics
+) -> list[MetricResult]:
     """Return all scores that the networks at hand allow.
 
     Raises:
@@ -90,38 +92,38 @@ def score(networks: Networks, ours: Looks, real: Looks, statistics: Statistics) 
 
 
 def _video_scores(
-    networks: Networks, ours: Looks, real: Looks, statistics: Statistics
-) -> list[Figure]:
+    networks: FeatureNetworks, ours: ClipFeatures, real: ClipFeatures, statistics: Statistics
+) -> list[MetricResult]:
     width = ours.videos.shape[1]
     if networks.i3d is not None:
-        network = f"{networks.i3d.located.name}, {width} {networks.i3d.layer}"
+        network = f"{networks.i3d.located.name}, {width} {networks.i3d.feature_layer}"
     else:
-        network = f"{networks.judge.name}, {width} {networks.judge.layer}"
-    names = names_of_videos(networks.i3d, width)
+        network = f"{networks.judge.name}, {width} {networks.judge.feature_layer}"
+    names = video_metric_names(networks.i3d, width)
     pair = _single(ours.videos), _single(real.videos)
     first, second = _halves(len(real.videos), statistics.seed)
     inside = partial(inside_manifold, neighbours=statistics.neighbours)
     return [
         _frechet(names.frechet, network, *pair, statistics, names.column),
         _kernel(names.kernel, network, *pair, statistics),
-        Figure(
+        MetricResult(
             name="precision, videos",
             network=network,
-            measured=share(inside(ours.videos, real.videos)),
-            real=share(inside(real.videos[first], real.videos[second])),
+            measured=proportion(inside(ours.videos, real.videos)),
+            real=proportion(inside(real.videos[first], real.videos[second])),
         ),
-        Figure(
+        MetricResult(
             name="recall, videos",
             network=network,
-            measured=share(inside(real.videos, ours.videos)),
-            real=share(inside(real.videos[second], real.videos[first])),
+            measured=proportion(inside(real.videos, ours.videos)),
+            real=proportion(inside(real.videos[second], real.videos[first])),
         ),
     ]
 
 
 def _image_scores(
-    networks: Networks, ours: Looks, real: Looks, statistics: Statistics
-) -> list[Figure]:
+    networks: FeatureNetworks, ours: ClipFeatures, real: ClipFeatures, statistics: Statistics
+) -> list[MetricResult]:
     figures = []
     if networks.inception is not None:
         assert ours.images is not None
@@ -129,8 +131,8 @@ def _image_scores(
         assert ours.probabilities is not None
         assert real.probabilities is not None
         width = ours.images.shape[2]
-        network = f"{networks.inception.located.name}, {width} {networks.inception.layer}"
-        names = names_of_frames(width)
+        network = f"{networks.inception.located.name}, {width} {networks.inception.feature_layer}"
+        names = frame_metric_names(width)
         figures += [
             _frechet(names.frechet, network, ours.images, real.images, statistics, names.column),
             _kernel(names.kernel, network, ours.images, real.images, statistics),
@@ -142,7 +144,7 @@ def _image_scores(
         theirs = networks.clip.is_vit_b_32
         name = "CLIP-FID" if theirs else "Frechet distance, CLIP's frames"
         width = ours.clip_images.shape[2]
-        network = f"{networks.clip.located.name}, {width} {networks.clip.layer}"
+        network = f"{networks.clip.located.name}, {width} {networks.clip.feature_layer}"
         column: Column | None = "clip_fid" if theirs else None
         figures.append(
             _frechet(name, network, ours.clip_images, real.clip_images, statistics, column)
@@ -150,10 +152,12 @@ def _image_scores(
     return figures
 
 
-def _caption_scores(networks: Networks, ours: Looks, real: Looks, seed: int) -> list[Figure]:
+def _caption_scores(
+    networks: FeatureNetworks, ours: ClipFeatures, real: ClipFeatures, seed: int
+) -> list[MetricResult]:
     is_theirs = networks.clip is not None and networks.clip.is_vit_b_32
     return [
-        Figure(
+        MetricResult(
             name="CLIPSIM" if is_theirs else "cosine with the caption",
             network=networks.clip.located.name if networks.clip else networks.judge.name,
             measured=mean(ours.similarity.astype(np.float64), seed),
@@ -164,15 +168,15 @@ def _caption_scores(networks: Networks, ours: Looks, real: Looks, seed: int) -> 
     ]
 
 
-def _pixel_scores(ours: Looks, real: Looks, seed: int) -> list[Figure]:
+def _pixel_scores(ours: ClipFeatures, real: ClipFeatures, seed: int) -> list[MetricResult]:
     figures = [
-        Figure(
+        MetricResult(
             name="temporal change, levels",
             network="none",
             measured=mean(ours.change, seed),
             real=mean(real.change, seed),
         ),
-        Figure(
+        MetricResult(
             name="warping error, block flow",
             network="none",
             measured=mean(ours.warping, seed),
@@ -183,14 +187,14 @@ def _pixel_scores(ours: Looks, real: Looks, seed: int) -> list[Figure]:
     if ours.attributes and real.attributes:
         for name in ours.attributes[0]:
             pair = [np.array([met[name] for met in side.attributes]) for side in (ours, real)]
-            figures.append(_shown(f"{name} as asked", *map(share, pair)))
+            figures.append(_shown(f"{name} as asked", *map(proportion, pair)))
         both = [np.array([all(met.values()) for met in x.attributes]) for x in (ours, real)]
-        figures.append(_shown("all attributes as asked", *map(share, both)))
+        figures.append(_shown("all attributes as asked", *map(proportion, both)))
     return figures
 
 
-def _shown(name: str, measured: Estimate, real: Estimate) -> Figure:
-    return Figure(name=name, network="none", measured=measured, real=real)
+def _shown(name: str, measured: Estimate, real: Estimate) -> MetricResult:
+    return MetricResult(name=name, network="none", measured=measured, real=real)
 
 
 def _frechet(
@@ -200,7 +204,7 @@ def _frechet(
     real: OtherClips,
     statistics: Statistics,
     column: Column | None = None,
-) -> Figure:
+) -> MetricResult:
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         pair = (
             fit_gaussian(_rows(side), statistics.covariance_divisor) for side in (first, second)
@@ -211,13 +215,15 @@ def _frechet(
         return distance(ours[first], real[second])
 
     halves, seed = _halves(len(real), statistics.seed), statistics.seed
-    return Figure(
+    return MetricResult(
         name=name,
         network=network,
         measured=centred_bootstrap(of_places, len(ours), len(real), statistics.resamples, seed),
         real=Estimate(distance(*(real[half] for half in halves)), len(halves[0])),
         extrapolated=(
-            extrapolate(of_places, len(ours), len(real), seed) if statistics.extrapolate else None
+            extrapolate_to_infinity(of_places, len(ours), len(real), seed)
+            if statistics.extrapolate
+            else None
         ),
         column=column,
     )
@@ -225,7 +231,7 @@ def _frechet(
 
 def _kernel(
     name: str, network: str, ours: Clips, real: OtherClips, statistics: Statistics
-) -> Figure:
+) -> MetricResult:
     frames = ours.shape[1]
     found = kernel_distance(_rows(ours), _rows(real), group=frames)
     # frames of a clip are no independent samples, so whole clips are resampled
@@ -233,7 +239,7 @@ def _kernel(
     second = found.second.reshape(len(real), -1).mean(axis=1)
     half, other = _halves(len(real), statistics.seed)
     floor = kernel_distance(_rows(real[half]), _rows(real[other]), group=frames)
-    return Figure(
+    return MetricResult(
         name=name,
         network=network,
         measured=first_order_bootstrap(
@@ -244,11 +250,11 @@ def _kernel(
     )
 
 
-def _inception(network: str, ours: Clips, real: OtherClips, statistics: Statistics) -> Figure:
+def _inception(network: str, ours: Clips, real: OtherClips, statistics: Statistics) -> MetricResult:
     def of_places(chosen: np.ndarray, _: np.ndarray) -> float:
         return inception_score(_rows(ours[chosen]))
 
-    return Figure(
+    return MetricResult(
         name="Inception Score, frames",
         network=network,
         measured=centred_bootstrap(of_places, len(ours), 1, statistics.resamples, statistics.seed),

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.external_videos import numbered_name
+from magicvideo.evaluation.benchmark.external_videos import vbench_name
 from magicvideo.pipelines.request import Request, Settings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video import read_request
@@ -14,7 +14,7 @@ _SHOWN = 40  # characters of a value, enough to tell two hashes apart
 
 
 @dataclass(frozen=True)
-class Export:
+class VBenchVideo:
     """One video to make."""
 
     prompt: str
@@ -22,7 +22,7 @@ class Export:
     file: str
 
 
-def plan_export(prompts: list[str], per_prompt: int, seed: int) -> list[Export]:
+def plan_export(prompts: list[str], per_prompt: int, seed: int) -> list[VBenchVideo]:
     """Return every video of some prompts, each with a seed of its own.
 
     Prompts that are there twice are taken once, since their files would have the same names.
@@ -31,7 +31,9 @@ def plan_export(prompts: list[str], per_prompt: int, seed: int) -> list[Export]:
         UserError: If a prompt cannot be a file's name.
     """
     return [
-        Export(prompt, seed + place * per_prompt + number, f"{numbered_name(prompt, number)}.mp4")
+        VBenchVideo(
+            prompt, seed + place * per_prompt + number, f"{vbench_name(prompt, number)}.mp4"
+        )
         for place, prompt in enumerate(dict.fromkeys(prompts))
         for number in range(per_prompt)
     ]
@@ -39,7 +41,7 @@ def plan_export(prompts: list[str], per_prompt: int, seed: int) -> list[Export]:
 
 def export(
     pipeline: MagicVideoPipeline,
-    wanted: list[Export],
+    wanted: list[VBenchVideo],
     folder: Path,
     on_video: Callable[[int], None],
 ) -> None:

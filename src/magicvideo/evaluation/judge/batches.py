@@ -39,7 +39,7 @@ class JudgeBatch:
     """Captions, other than the own one, that are true of a video: they count neither way."""
 
 
-class BatchMaker:
+class JudgeBatchSampler:
     """Makes the batch of a step as a pure function of the seed and the step.
 
     Args:
@@ -72,7 +72,7 @@ class BatchMaker:
         clips = [self.dataset.clips[index] for index in chosen]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return JudgeBatch(
-            frames=disturb(torch.stack([one.sample.frames for one in drawn]), generator),
+            frames=augment(torch.stack([one.sample.frames for one in drawn]), generator),
             captions=[one.sample.caption for one in drawn] + [self._plain(pair) for pair in rivals],
             tones=torch.tensor([self.tones.index(tone_of(clip)) for clip in clips]),
             also_true=also_true & ~torch.eye(len(drawn), len(pairs), dtype=torch.bool),
@@ -149,7 +149,7 @@ def _families(clips: list[Clip], key: Callable[[Attributes], str]) -> list[list[
     return [members[key(clip.attributes) if clip.attributes else ""] for clip in clips]
 
 
-def disturb(frames: Frames, generator: torch.Generator) -> Frames:
+def augment(frames: Frames, generator: torch.Generator) -> Frames:
     """Add noise, blur and a small shift, so that the judge looks at content, not at rendering.
 
     Generated videos are a little noisy and soft; that is for other scores to say.

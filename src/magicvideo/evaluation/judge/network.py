@@ -50,7 +50,7 @@ class Judge(nn.Module):
         resizing: How frames are brought to the network's size, as results say it.
     """
 
-    layer = "features"
+    feature_layer = "features"
     resizing = f"all of a frame to {_SIDE} x {_SIDE}, bilinear with antialiasing, in floats"
 
     def __init__(self, config: JudgeConfig, name: str = "judge") -> None:
@@ -74,12 +74,14 @@ class Judge(nn.Module):
         return cosine * self.log_scale.exp(), self.tone_head(pooled)
 
     @property
-    def reading(self) -> dict[str, int | str]:
+    def preprocessing(self) -> dict[str, int | str]:
         """Return how videos become features, as results repeat it."""
         return {
             "frames": self.config.num_frames,
             "resizing": self.resizing,
-            "layer": f"{self.config.feature_width} {self.layer} of the projection, at length 1",
+            "layer": (
+                f"{self.config.feature_width} {self.feature_layer} of the projection, at length 1"
+            ),
         }
 
     @torch.inference_mode()

@@ -8,18 +8,18 @@ import numpy as np
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import Split
 from magicvideo.errors import UserError
-from magicvideo.evaluation.confidence_intervals import Estimate, share
+from magicvideo.evaluation.confidence_intervals import Estimate, proportion
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.r_precision import draw_pools
-from magicvideo.evaluation.prompt_sets import draw_prompts, real_videos
+from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.evaluation.scores import (
     Test,
     ranks,
     ranks_on_one_background,
-    tone_read,
-    within,
+    tone_matches,
+    top_k,
 )
-from magicvideo.evaluation.video_features import measure
+from magicvideo.evaluation.video_features import extract_features
 
 _PROMPTS, _POOL, _FRAMES, _STRIDE, _SEED = 200, 100, 16, 4, 2
 
@@ -48,15 +48,15 @@ def scores_as_json(scores: dict[str, dict[str, Estimate]]) -> str:
 
 
 def _check_split(judge: Judge, dataset: ClipDataset) -> dict[str, Estimate]:
-    prompts = draw_prompts(dataset, min(_PROMPTS, len(dataset)), _SEED)
+    prompts = sample_prompts(dataset, min(_PROMPTS, len(dataset)), _SEED)
     different = len({prompt.caption for prompt in prompts})
     pools = draw_pools([prompt.caption for prompt in prompts], min(_POOL, different), _SEED)
-    real = measure(judge, real_videos(dataset, prompts, _FRAMES, _STRIDE))
+    real = extract_features(judge, real_videos(dataset, prompts, _FRAMES, _STRIDE))
     same = ranks_on_one_background(judge, dataset, prompts, pools)
     tests: dict[str, Test] = {
-        f"caption first among {pools.shape[1]}": within(ranks(judge, prompts, pools), 1),
-        f"caption first among {pools.shape[1]} on the same background": within(same, 1),
-        "skin tone": tone_read(prompts),
+        f"caption first among {pools.shape[1]}": top_k(ranks(judge, prompts, pools), 1),
+        f"caption first among {pools.shape[1]} on the same background": top_k(same, 1),
+        "skin tone": tone_matches(prompts),
     }
     hits = {name: np.asarray(test(real, 0)) for name, test in tests.items()}
-    return {name: share(found) for name, found in hits.items() if len(found)}
+    return {name: proportion(found) for name, found in hits.items() if len(found)}

@@ -19,7 +19,7 @@ from magicvideo.data.captions import describe, plain_caption
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import MANIFEST
 from magicvideo.errors import UserError
-from magicvideo.evaluation.judge.batches import DEFAULT_TONE, BatchMaker, JudgeBatch, tone_of
+from magicvideo.evaluation.judge.batches import DEFAULT_TONE, JudgeBatch, JudgeBatchSampler, tone_of
 from magicvideo.evaluation.judge.network import Judge, JudgeConfig
 from magicvideo.evaluation.judge.tokenizer import count_words
 
@@ -79,7 +79,7 @@ def train_judge(
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05, fused=True)
     identity = settings.model_dump(mode="json") | {"data": sha256(dataset.folder / MANIFEST)}
     first = _restore(judge, optimizer, state_folder, identity)
-    maker = BatchMaker(dataset, judge.config.tones, settings.num_frames, settings.seed)
+    maker = JudgeBatchSampler(dataset, judge.config.tones, settings.num_frames, settings.seed)
     saved = time.monotonic()
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.data.backgrounds import nearest_colour
-from magicvideo.evaluation.metrics.motion import corners
+from magicvideo.evaluation.metrics.motion import corner_mask
 
 
 def background_colour(video: Float[Tensor, "f 3 h w"]) -> str:
@@ -16,5 +16,5 @@ def background_colour(video: Float[Tensor, "f 3 h w"]) -> str:
         video: Pixels in [-1, 1].
     """
     _, _, height, width = video.shape
-    pixels = video[..., corners(height, width)].transpose(0, 1).flatten(start_dim=1)
+    pixels = video[..., corner_mask(height, width)].transpose(0, 1).flatten(start_dim=1)
     return nearest_colour((pixels.median(dim=1).values + 1).mul(127.5).numpy())

@@ -11,7 +11,9 @@ from magicvideo.evaluation.confidence_intervals import SEED, Statistic
 POINTS = 15
 
 
-def extrapolate(distance: Statistic, first: int, second: int, seed: int = SEED) -> float:
+def extrapolate_to_infinity(
+    distance: Statistic, first: int, second: int, seed: int = SEED
+) -> float:
     """Return the intercept of a least-squares line through distances of subsets, over 1/n.
 
     Args:

@@ -27,12 +27,12 @@ def flicker(frames: Frames, region: Bool[Tensor, "h w"]) -> Float[Tensor, " b"]:
     return frames[..., region].double().diff(dim=1).abs().mean(dim=(1, 2, 3))
 
 
-def static_region(video: Float[Tensor, "f rgb h w"]) -> Bool[Tensor, "h w"]:
+def static_mask(video: Float[Tensor, "f rgb h w"]) -> Bool[Tensor, "h w"]:
     """Mark the pixels that have the same colour in all frames, to the last bit."""
     return (video == video[:1]).all(dim=1).all(dim=0)
 
 
-def corners(height: int, width: int) -> Bool[Tensor, "h w"]:
+def corner_mask(height: int, width: int) -> Bool[Tensor, "h w"]:
     """Mark the four corner rectangles, an eighth of each side long, where backgrounds show."""
     rows, columns = torch.zeros(height, dtype=torch.bool), torch.zeros(width, dtype=torch.bool)
     for edge in (rows, columns):

@@ -33,7 +33,7 @@ def draw_pools(captions: list[str], pool_size: int, seed: int) -> Int[np.ndarray
     return pools
 
 
-def own_ranks(similarity: Float[np.ndarray, "n pool"]) -> Int[np.ndarray, " n"]:
+def true_ranks(similarity: Float[np.ndarray, "n pool"]) -> Int[np.ndarray, " n"]:
     """Return the rank of the first column in every row, 1 being best.
 
     A tie counts against the own caption, so a judge that cannot tell captions apart gets nothing.

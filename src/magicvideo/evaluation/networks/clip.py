@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.networks.files import Located
+from magicvideo.evaluation.networks.files import ResolvedFile
 from magicvideo.models.conditioning import prepare_for_clip
 from magicvideo.pipelines.loading import load_tokenizer
 
@@ -26,7 +26,7 @@ class _TextTower(CLIPTextModelWithProjection):
     _keys_to_ignore_on_load_unexpected = ("vision_model", "visual_projection", "logit_scale")
 
 
-class Clip:
+class CLIPEncoder:
     """Both towers of CLIP. CLIPSIM and CLIP-FID of papers are those of ViT-B/32.
 
     Attributes:
@@ -36,9 +36,9 @@ class Clip:
         UserError: If the folder holds no whole CLIP.
     """
 
-    layer = "projected features of its image tower"
+    feature_layer = "projected features of its image tower"
 
-    def __init__(self, located: Located, device: torch.device) -> None:
+    def __init__(self, located: ResolvedFile, device: torch.device) -> None:
         self.located, self._device = located, device
         self._image = _load(located, _ImageTower).to(device)
         self._text = _load(located, _TextTower).to(device)
@@ -75,7 +75,7 @@ class Clip:
         return self._text(tokens.input_ids.to(self._device)).text_embeds[0].float().cpu().numpy()
 
 
-def _load(located: Located, tower: type[Any]) -> Any:  # noqa: ANN401 - transformers' are untyped
+def _load(located: ResolvedFile, tower: type[Any]) -> Any:  # noqa: ANN401 - transformers' are untyped
     try:
         network, report = tower.from_pretrained(
             located.path,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.networks.files import Located
+from magicvideo.evaluation.networks.files import ResolvedFile
 from magicvideo.evaluation.networks.i3d import KineticsI3d
 from magicvideo.evaluation.networks.inception import SIDE, FidInception
 from magicvideo.evaluation.networks.torchscript import call_script, load_script
@@ -25,7 +25,7 @@ class _Extractor:
         UserError: If the file holds no such network.
     """
 
-    def __init__(self, located: Located, device: torch.device, own: type[nn.Module]) -> None:
+    def __init__(self, located: ResolvedFile, device: torch.device, own: type[nn.Module]) -> None:
         self.located, self._device = located, device
         network: nn.Module
         if located.path.suffix == SUFFIX:
@@ -52,10 +52,10 @@ class I3D(_Extractor):
         resizing: How frames are brought to the network's size, as results say it.
     """
 
-    layer = "logits before the softmax"
+    feature_layer = "logits before the softmax"
     resizing = f"all of a frame to {_I3D_SIDE} x {_I3D_SIDE}, bilinear, no antialiasing, in floats"
 
-    def __init__(self, located: Located, device: torch.device) -> None:
+    def __init__(self, located: ResolvedFile, device: torch.device) -> None:
         super().__init__(located, device, KineticsI3d)
 
     @torch.inference_mode()
@@ -88,9 +88,9 @@ class Inception(_Extractor):
         layer: What the features are, as results say it.
     """
 
-    layer = "pooled features"
+    feature_layer = "pooled features"
 
-    def __init__(self, located: Located, device: torch.device) -> None:
+    def __init__(self, located: ResolvedFile, device: torch.device) -> None:
         super().__init__(located, device, FidInception)
 
     @property
@@ -101,7 +101,7 @@ class Inception(_Extractor):
         return "by the program itself"
 
     @torch.inference_mode()
-    def look(
+    def extract(
         self, frames: UInt8[Tensor, "f 3 h w"]
     ) -> tuple[Float[np.ndarray, "f d"], Float[np.ndarray, "f classes"]]:
         """Return the features of frames, and the probabilities of classes.

@@ -14,7 +14,7 @@ _CLIP_FILES = ["*.json", "*.txt", CLIP_WEIGHTS]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Located:
+class ResolvedFile:
     """A network's file or folder on this machine.
 
     Attributes:
@@ -28,7 +28,7 @@ class Located:
     sha256: str
 
 
-def locate_file(given: str, what: str) -> Located:
+def locate_file(given: str, what: str) -> ResolvedFile:
     """Return the file of a network.
 
     Args:
@@ -40,17 +40,17 @@ def locate_file(given: str, what: str) -> Located:
     """
     if given.startswith(HUB):
         path = _from_hub(given)
-        return Located(path=path, name=given, sha256=sha256(path))
+        return ResolvedFile(path=path, name=given, sha256=sha256(path))
     path = Path(given)
     if not path.is_file():
         raise UserError(
             f"{given} is no file; name the file of {what}, or {HUB}OWNER/REPOSITORY/FILE to "
             "download one."
         )
-    return Located(path=path, name=path.name, sha256=sha256(path))
+    return ResolvedFile(path=path, name=path.name, sha256=sha256(path))
 
 
-def locate_folder(given: str, what: str) -> Located:
+def locate_folder(given: str, what: str) -> ResolvedFile:
     """Return the folder of a network in transformers' format, with its weights in safetensors.
 
     Args:
@@ -67,7 +67,7 @@ def locate_folder(given: str, what: str) -> Located:
             f"{HUB}OWNER/REPOSITORY to download one."
         )
     name = given if given.startswith(HUB) else path.resolve().name
-    return Located(path=path, name=name, sha256=files_hash(path, _CLIP_FILES))
+    return ResolvedFile(path=path, name=name, sha256=files_hash(path, _CLIP_FILES))
 
 
 def _from_hub(given: str) -> Path:

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.networks.files import Located
+from magicvideo.evaluation.networks.files import ResolvedFile
 
 
-def load_script(located: Located) -> torch.jit.ScriptModule:
+def load_script(located: ResolvedFile) -> torch.jit.ScriptModule:
     """Return the program of a file, on the CPU.
 
     Raises:
@@ -37,7 +37,7 @@ def load_script(located: Located) -> torch.jit.ScriptModule:
 
 
 def call_script(
-    script: nn.Module, located: Located, given: Tensor, options: dict[str, bool]
+    script: nn.Module, located: ResolvedFile, given: Tensor, options: dict[str, bool]
 ) -> Float[Tensor, "n d"]:
     """Return what a program makes of its input: one row of numbers for each entry.
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 from safetensors.torch import load_file
 from torch import nn
 
-from magicvideo.evaluation.networks.files import Located
+from magicvideo.evaluation.networks.files import ResolvedFile
 from magicvideo.pipelines.model_folder import check_keys, read_header
 
 SUFFIX = ".safetensors"
@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Entry = TypeVar("Entry")
 
 
-def load_weights(network: Network, located: Located) -> Network:
+def load_weights(network: Network, located: ResolvedFile) -> Network:
     """Fill a network from a safetensors file, every tensor of both accounted for.
 
     Args:

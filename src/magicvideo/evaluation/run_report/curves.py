@@ -10,7 +10,7 @@ _MOST = 400
 _SHARE = 50
 
 
-def outline(series: Series) -> Series:
+def minmax_downsample(series: Series) -> Series:
     """Return the least and the largest value of each of 400 parts, so that no peak is lost."""
     if len(series.values) <= 2 * _MOST:
         return series
@@ -32,7 +32,7 @@ def smoothed(series: Series) -> Series:
     return Series(series.steps[places], (sums / counts)[places])
 
 
-def ends(series: Series) -> tuple[float, float]:
+def start_end_mean(series: Series) -> tuple[float, float]:
     """Return the mean of the first and of the last fiftieth of a log."""
     count = max(1, len(series.values) // _SHARE)
     return float(series.values[:count].mean()), float(series.values[-count:].mean())

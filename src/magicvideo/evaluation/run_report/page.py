@@ -10,9 +10,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.run_report.curves import ends
+from magicvideo.evaluation.run_report.curves import start_end_mean
 from magicvideo.evaluation.run_report.plots import scores_plot, stage_plot, sweep_plot
-from magicvideo.evaluation.run_report.results import Measured, Results, Score, flat, words
+from magicvideo.evaluation.run_report.results import Measured, Results, Score, flatten, humanize
 from magicvideo.evaluation.run_report.run import Run, StageRun
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,7 +38,7 @@ def as_html(run: Run, num_sheets: int) -> str:
     )
     return templates.get_template("page.html").render(
         name=run.name,
-        settings=flat(run.settings),
+        settings=flatten(run.settings),
         hours=_duration(sum((stage.seconds for stage in run.stages), start=0.0)),
         stages=[_stage(stage, num_sheets) for stage in run.stages],
         results=[_results(found) for found in run.results],
@@ -63,14 +63,14 @@ def _stage(stage: StageRun, num_sheets: int) -> dict[str, Any]:
             "time in steps": _duration(stage.seconds),
         },
         "ends": {
-            words(name): tuple(map(_number, ends(series)))
+            humanize(name): tuple(map(_number, start_end_mean(series)))
             for name, series in stage.series.items()
             if name != "learning_rate"
         },
         "plot": stage_plot(stage),
         "sheets": [_sheet(stage.sheets[place]) for place in shown.round().astype(int)],
         "num_sheets": len(stage.sheets),
-        "settings": flat(stage.settings),
+        "settings": flatten(stage.settings),
     }
 
 
@@ -80,7 +80,7 @@ def _results(found: Results) -> dict[str, Any]:
         "file": found.file,
         "name": found.protocol.name,
         "about": protocol.pop("about", ""),
-        "marks": "; ".join(found.marks),
+        "caveats": "; ".join(found.caveats),
         "sets": [
             {
                 "name": part.name,
@@ -89,13 +89,13 @@ def _results(found: Results) -> dict[str, Any]:
             }
             for part in found.sets
         ],
-        "settings": flat(protocol) | flat(found.identity, "depends on: "),
+        "settings": flatten(protocol) | flatten(found.identity, "depends on: "),
     }
 
 
 def _row(score: Score) -> dict[str, Any]:
     return {
-        "name": words(score.name),
+        "name": humanize(score.name),
         "count": "" if score.measured.count is None else score.measured.count,
         "measured": _with_interval(score.measured),
         "real": _with_count(score.real),

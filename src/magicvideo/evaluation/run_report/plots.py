@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from magicvideo.evaluation.run_report.curves import outline, smoothed
-from magicvideo.evaluation.run_report.results import Measured, Results, Score, words
+from magicvideo.evaluation.run_report.curves import minmax_downsample, smoothed
+from magicvideo.evaluation.run_report.results import Measured, Results, Score, humanize
 from magicvideo.evaluation.run_report.run import Series, StageRun
-from magicvideo.evaluation.run_report.sweeps import Row, lines_of
+from magicvideo.evaluation.run_report.sweeps import Row, sweep_curves
 
 _COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
 _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"
@@ -53,7 +53,7 @@ def scores_plot(results: Sequence[Results]) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _grid(len(panels), height=0.9 + most * max(0.3, lines * _LINE))
         for axis, (name, rows) in zip(axes, panels.items(), strict=True):
-            axis.set_title(_folded(words(name), _NARROW))
+            axis.set_title(_folded(humanize(name), _NARROW))
             for place, row in enumerate(rows):
                 _dot(axis, place, row.score)
             axis.set_yticks(range(len(rows)), ["\n".join(_row_label(row)) for row in rows])
@@ -82,7 +82,7 @@ def sweep_plot(results: Sequence[Results], setting: str) -> str | None:
     with mpl.rc_context(_STYLE):
         figure, axes = _grid(len(panels))
         for axis, (name, rows) in zip(axes, panels.items(), strict=True):
-            axis.set_title(_folded(f"{words(name)} by {words(setting)}", _BROAD))
+            axis.set_title(_folded(f"{humanize(name)} by {humanize(setting)}", _BROAD))
             _lines(axis, rows, setting)
         return _svg(figure)
 
@@ -100,8 +100,8 @@ def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
 
 def _row_label(row: Row) -> list[str]:
     """Return the lines of a row's label: set and file, and what makes it less than the protocol."""
-    marks = "; ".join(row.results.marks)
-    return [*wrap(row.set_name, _LETTERS), row.results.file, *wrap(marks, _LETTERS)]
+    caveats = "; ".join(row.results.caveats)
+    return [*wrap(row.set_name, _LETTERS), row.results.file, *wrap(caveats, _LETTERS)]
 
 
 def _folded(text: str, letters: int) -> str:
@@ -119,8 +119,8 @@ def _grid(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
 
 
 def _curve(axis: Axes, name: str, series: Series) -> None:
-    raw, smooth = outline(series), smoothed(series)
-    axis.set_title(words(name))
+    raw, smooth = minmax_downsample(series), smoothed(series)
+    axis.set_title(humanize(name))
     axis.plot(raw.steps, raw.values, color=_RAW, linewidth=0.7)
     axis.plot(smooth.steps, smooth.values, color=_SMOOTH, linewidth=1.4)
     low, high = np.quantile(series.values, [0.01, 0.99])
@@ -140,7 +140,7 @@ def _dot(axis: Axes, place: int, score: Score) -> None:
 
 def _lines(axis: Axes, rows: Sequence[Row], setting: str) -> None:
     """Draw a line through the scores that differ in the setting alone."""
-    for label, points in lines_of(rows, setting):
+    for label, points in sweep_curves(rows, setting):
         arms = np.concatenate([_arms(measured) for _, measured in points], axis=1)
         places, values = zip(*((x, measured.value) for x, measured in points), strict=True)
         axis.errorbar(places, values, yerr=arms, marker="o", markersize=3, label=label)

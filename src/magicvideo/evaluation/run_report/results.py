@@ -66,7 +66,7 @@ class Results(_Lenient):
     file: str
     protocol: Protocol
     sets: list[ScoreSet]
-    marks: list[str] = []
+    caveats: list[str] = []
     """What makes this less than the whole protocol; empty where nothing does."""
     identity: dict[str, Any] = {}
 
@@ -99,10 +99,10 @@ def find_results(folder: Path, leave_out: str) -> list[Results]:
     ]
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return settings as one level of text, with dots between the levels."""
     rows = (
-        flat(value, f"{prefix}{name}.").items()
+        flatten(value, f"{prefix}{name}.").items()
         if isinstance(value, dict)
         else [(f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value))]
         for name, value in settings.items()
@@ -110,7 +110,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return dict(chain.from_iterable(rows))
 
 
-def words(name: str) -> str:
+def humanize(name: str) -> str:
     """Return a name of the log, of a measure or of a setting as people write it."""
     return name.replace("_", " ")
 

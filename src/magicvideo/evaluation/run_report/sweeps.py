@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from magicvideo.evaluation.run_report.results import Measured, Results, Score, flat, words
+from magicvideo.evaluation.run_report.results import Measured, Results, Score, flatten, humanize
 
 _LAST_DIGITS = ("device", "versions", "threads")  # all that these move of a score
 _SET = "set"
@@ -18,14 +18,14 @@ class Row(NamedTuple):
     score: Score
 
 
-class Line(NamedTuple):
+class SweepCurve(NamedTuple):
     """Scores by the value of the setting, in its order."""
 
     label: str
     points: list[tuple[float, Measured]]
 
 
-def lines_of(rows: Sequence[Row], setting: str) -> list[Line]:
+def sweep_curves(rows: Sequence[Row], setting: str) -> list[SweepCurve]:
     """Return the lines that some scores make.
 
     Args:
@@ -38,9 +38,9 @@ def lines_of(rows: Sequence[Row], setting: str) -> list[Line]:
     facts = [_facts(row, setting) for row in rows]
     names = dict.fromkeys(name for found in facts for name in found)
     telling = [name for name in names if len({found.get(name) for found in facts}) > 1]
-    lines: dict[frozenset[tuple[str, str]], Line] = {}
+    lines: dict[frozenset[tuple[str, str]], SweepCurve] = {}
     for row, found in zip(rows, facts, strict=True):
-        line = lines.setdefault(frozenset(found.items()), Line(_label(found, telling), []))
+        line = lines.setdefault(frozenset(found.items()), SweepCurve(_label(found, telling), []))
         line.points.append((getattr(row.results.protocol, setting), row.score.measured))
     for line in lines.values():
         line.points.sort(key=lambda point: point[0])
@@ -56,12 +56,14 @@ def _facts(row: Row, setting: str) -> dict[str, str]:
         for name, value in row.results.identity.items()
         if name not in _LAST_DIGITS
     }
-    return {_SET: row.set_name} | flat({"protocol": protocol.pop("name"), **protocol, **identity})
+    return {_SET: row.set_name} | flatten(
+        {"protocol": protocol.pop("name"), **protocol, **identity}
+    )
 
 
 def _label(facts: dict[str, str], telling: Sequence[str]) -> str:
     told = [
-        f"{words(name)} {facts[name].removesuffix('.0')[:_LETTERS]}"
+        f"{humanize(name)} {facts[name].removesuffix('.0')[:_LETTERS]}"
         for name in telling
         if name != _SET and name in facts
     ]
