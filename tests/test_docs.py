@@ -26,7 +26,7 @@ PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benc
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
 LAUNCHERS = {"torchrun", "accelerate"}
-OTHER_SCORES = {"judge", "sheet", "report", "vbench"}
+OTHER_SCORES = {"judge", "sheet", "report", "vbench", "PROTOCOL"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
@@ -40,7 +40,9 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 def text_files():
     for folder, inner, names in os.walk(ROOT):
         inner[:] = [name for name in inner if name not in NOT_OURS and "cache" not in name]
-        yield from (Path(folder, name) for name in names if Path(name).suffix in TEXTS)
+        # in a worktree .git is a file
+        kept = (name for name in names if name not in NOT_OURS and Path(name).suffix in TEXTS)
+        yield from (Path(folder, name) for name in kept)
 
 
 def prose(page):
