@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 _PROMPT = "woman surfing, medium skin tone, sky blue background"
@@ -140,7 +140,7 @@ def measure(name: str, model: Path | None, given: Path, machine: Machine, rounds
     """
     torch.set_num_threads(machine.threads)
     pipeline = machine.load(model)
-    request = pipeline.plan([_PROMPT], [_SEED], Settings())[0]
+    request = pipeline.build_requests([_PROMPT], [_SEED], GenerationSettings())[0]
     tensor = load_file(given, device=machine.device)["tensor"] if given.exists() else torch.empty(0)
     loaded = machine.peak_memory()
     taken = []
@@ -179,8 +179,8 @@ def measure_all(
 
 def report(model: Path | None, machine: Machine, rounds: int) -> str:
     """Return what ran and the costs of all stages, as Markdown without a title."""
-    pipeline = MagicVideoPipeline.from_pretrained(model, stagewise="cpu")
-    request = pipeline.plan([_PROMPT], [_SEED], Settings())[0]
+    pipeline = MagicVideoPipeline.from_pretrained(model, offload_device="cpu")
+    request = pipeline.build_requests([_PROMPT], [_SEED], GenerationSettings())[0]
     lines = [
         f"torch {torch.__version__}, {machine.label}, {rounds} rounds of which the least counts, "
         f"model {pipeline.model_hash}. Steps: "

@@ -12,7 +12,7 @@ from magicvideo.errors import UserError
 from studies import PROGRAM
 
 if TYPE_CHECKING:
-    from magicvideo.pipelines.request import Settings
+    from magicvideo.pipelines.request import GenerationSettings
     from studies.human_study.study import Study
 
 _Place = Annotated[
@@ -52,10 +52,10 @@ def compare(
       python -m studies compare --study runs/compare
     """
     require(("jinja2",), "report", "A study")
-    from magicvideo.pipelines.request import Settings
+    from magicvideo.pipelines.request import GenerationSettings
     from studies.human_study.study import read_study
 
-    settings = Settings(
+    settings = GenerationSettings(
         num_inference_steps=steps,
         guidance_scale=guidance,
         scheduler=scheduler,
@@ -63,7 +63,14 @@ def compare(
     )
     if a is not None and b is not None and prompts is not None:
         opened = _prepare(study, a, b, prompts, seed, settings)
-    elif (a, b, prompts, prepare_only, seed, settings) == (None, None, None, False, 0, Settings()):
+    elif (a, b, prompts, prepare_only, seed, settings) == (
+        None,
+        None,
+        None,
+        False,
+        0,
+        GenerationSettings(),
+    ):
         opened = read_study(study)
     else:
         raise UserError(
@@ -114,12 +121,12 @@ def compare_report(
 
 
 def _prepare(
-    folder: Path, a: Path, b: Path, prompts: Path, seed: int, settings: "Settings"
+    folder: Path, a: Path, b: Path, prompts: Path, seed: int, settings: "GenerationSettings"
 ) -> "Study":
     """Begin a study or go on with it, until all its videos are there."""
     from magicvideo.evaluation.sheet import read_prompts
-    from magicvideo.pipelines.model_folder import SHIPPED
-    from magicvideo.pipelines.request import Settings
+    from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
+    from magicvideo.pipelines.request import GenerationSettings
     from studies.human_study.sources import describe_source
     from studies.human_study.study import SIDES, open_study
     from studies.human_study.videos import (
@@ -130,9 +137,9 @@ def _prepare(
     )
 
     texts = read_prompts(prompts)
-    places = [SHIPPED if place == _SHIPPED else place for place in (a, b)]
+    places = [BUNDLED_MODEL_DIR if place == _SHIPPED else place for place in (a, b)]
     first, second = (describe_source(place, texts) for place in places)
-    if "model" not in (first.kind, second.kind) and (seed, settings) != (0, Settings()):
+    if "model" not in (first.kind, second.kind) and (seed, settings) != (0, GenerationSettings()):
         raise UserError("Both sides are finished videos, which no seed and no setting changes.")
     study = open_study(folder, first, second, texts, seed, settings)
     for side, place in zip(SIDES, places, strict=True):

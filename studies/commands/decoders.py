@@ -8,7 +8,7 @@ import typer
 
 from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed
 from magicvideo.cli.evaluate.setup import prepare_section, progress, write_results
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 from studies import PROGRAM
 
 _SECTION = "decoders"
@@ -43,7 +43,7 @@ class DecoderOptions:
         return self.noise or [0.0, 0.1]
 
 
-@grouped
+@with_option_groups
 def decoders(
     image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
     video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],

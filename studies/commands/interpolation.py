@@ -14,7 +14,7 @@ from magicvideo.cli.evaluate.options import (
     Seed,
 )
 from magicvideo.cli.evaluate.setup import load, prepare_section, progress, write_results
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 from studies import PROGRAM
 
 _SECTION = "interpolation"
@@ -44,7 +44,7 @@ class InterpolationOptions:
     seed: Seed = 0
 
 
-@grouped
+@with_option_groups
 def interpolation(
     data: Data,
     trial: InterpolationOptions,
@@ -68,7 +68,7 @@ def interpolation(
     from studies.interpolation.report import section_parts
 
     pipeline, judge_folder = load(model), judge or SHIPPED
-    default_steps = pipeline.traits.default_interpolation_steps
+    default_steps = pipeline.capabilities.default_interpolation_steps
     default_level = pipeline.config.interpolation_noise_level
     evaluation = InterpolationEvaluation(
         pipeline=pipeline,

@@ -14,7 +14,7 @@ from magicvideo.cli.evaluate.setup import (
     progress,
     write_results,
 )
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 from studies import PROGRAM
 
 _SECTION = "upscaler"
@@ -65,7 +65,7 @@ class UpscalerOptions:
         return self.noise or [0.0, 0.1]
 
 
-@grouped
+@with_option_groups
 def upscaler(
     data: Data,
     trial: UpscalerOptions,

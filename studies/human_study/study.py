@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 
 Side: TypeAlias = Literal["a", "b"]
 SIDES: tuple[Side, Side] = ("a", "b")
@@ -39,7 +39,7 @@ class Study(BaseModel):
     prompts: tuple[str, ...]
     seed: int
     """Of the first video of both models; the others count on."""
-    settings: Settings
+    settings: GenerationSettings
     salt: str
     """Decides names of files, orders and sides, and is never served."""
 
@@ -76,7 +76,12 @@ def other_side(side: Side) -> Side:
 
 
 def open_study(
-    folder: Path, a: StudyArm, b: StudyArm, prompts: list[str], seed: int, settings: Settings
+    folder: Path,
+    a: StudyArm,
+    b: StudyArm,
+    prompts: list[str],
+    seed: int,
+    settings: GenerationSettings,
 ) -> Study:
     """Return the study in a folder, begun there where there is none.
 

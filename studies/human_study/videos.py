@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from magicvideo.media.video_io import to_pixels, write_pixels
 from magicvideo.media.video_stream import Footage, open_footage
-from magicvideo.pipelines.request import choose_seeds
+from magicvideo.pipelines.request import resolve_seeds
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.human_study.sources import match_videos
 from studies.human_study.study import Side, Study
@@ -35,9 +35,11 @@ def generated_clips(
 ) -> Iterator[Clip]:
     """Yield the video of each of some pairs, made by a model with the seed of the pair."""
     prompts = list(study.prompts)
-    requests = pipeline.plan(prompts, choose_seeds(study.seed, len(prompts)), study.settings)
+    requests = pipeline.build_requests(
+        prompts, resolve_seeds(study.seed, len(prompts)), study.settings
+    )
     for request in (requests[pair] for pair in pairs):
-        yield to_pixels(pipeline.generate(request).frames, request.enlarge), request.video_fps
+        yield to_pixels(pipeline.generate(request).frames, request.output_scale), request.video_fps
 
 
 def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator[Clip]:

@@ -12,8 +12,8 @@ from magicvideo.evaluation.prompt_sets import Prompt
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.interpolator import blend
-from magicvideo.pipelines.interpolate import seen_keys
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.interpolate import noise_keyframes
+from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.shapes import Frames, Latents
 
@@ -65,13 +65,13 @@ def blend_keys(keys: Float[Tensor, "b keys c h w"], inserted: int) -> Float[Tens
 def _ours(
     pipeline: MagicVideoPipeline, keys: Latents, prompt: Prompt, fps: float, steps: int
 ) -> Float[Tensor, "b all c h w"]:
-    settings = Settings(
+    settings = GenerationSettings(
         num_frames=keys.shape[1],
         fps=fps,
         stages=("keyframes", "interpolation"),
         interpolation_steps=steps,
     )
-    request = pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
+    request = pipeline.build_requests([prompt.caption], [prompt.seed], settings)[0]
     tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt.caption])
     return pipeline.interpolate(request, keys, tokens)
 
@@ -82,7 +82,7 @@ def _estimate(
     """Return what the network gives without diffusion, its view of the keys noised as ever."""
     assert pipeline.interpolator is not None
     level = pipeline.config.interpolation_noise_level
-    seen = seen_keys(keys, pipeline.scheduler, level, generator_for("estimate", seed))
+    seen = noise_keyframes(keys, pipeline.scheduler, level, generator_for("estimate", seed))
     pairs = key_pairs(keys)
     levels = torch.full((len(pairs),), level, device=keys.device)
     estimated, _ = pipeline.interpolator.estimate(pairs, key_pairs(seen), levels)

@@ -23,7 +23,7 @@ from magicvideo.evaluation.prompt_sets import (
     sample_prompts,
     to_uint8,
 )
-from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.interpolation.baselines import LATENT_BLEND, REAL, blend_keys
 
@@ -115,8 +115,8 @@ def changes_at_keys(
 
 
 def _request(pipeline: MagicVideoPipeline, prompt: Prompt) -> Request:
-    settings = Settings(stages=("keyframes", "interpolation"))
-    return pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
+    settings = GenerationSettings(stages=("keyframes", "interpolation"))
+    return pipeline.build_requests([prompt.caption], [prompt.seed], settings)[0]
 
 
 def _filled(

@@ -113,8 +113,8 @@ def pulse_table(seams: Sequence[PulseScore]) -> str:
 
 
 def _about(evaluation: InterpolationEvaluation) -> str:
-    traits, keys = evaluation.pipeline.traits, evaluation.keys
-    inserted, default = traits.num_inserted, traits.default_interpolation_steps
+    capabilities, keys = evaluation.pipeline.capabilities, evaluation.keys
+    inserted, default = capabilities.num_inserted, capabilities.default_interpolation_steps
     return _ABOUT.format(
         clips=evaluation.clips,
         frames=keys + (keys - 1) * inserted,
@@ -127,10 +127,10 @@ def _about(evaluation: InterpolationEvaluation) -> str:
 
 
 def _seams_about(evaluation: InterpolationEvaluation) -> str:
-    traits = evaluation.pipeline.traits
+    capabilities = evaluation.pipeline.capabilities
     return _SEAMS_ABOUT.format(
         videos=evaluation.generated,
-        frames=traits.max_frames + (traits.max_frames - 1) * traits.num_inserted,
-        side=traits.side,
+        frames=capabilities.max_frames + (capabilities.max_frames - 1) * capabilities.num_inserted,
+        side=capabilities.side,
         level=evaluation.pipeline.config.interpolation_noise_level,
     )

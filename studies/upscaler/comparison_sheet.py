@@ -38,7 +38,7 @@ def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
     ways = [
         UpscaleMethod("small, pixels repeated", lambda small, _: nearest_upsample(small, factor)),
         *resize_methods(pipeline),
-        network_method(pipeline, pipeline.traits.default_upscaler_steps),
+        network_method(pipeline, pipeline.capabilities.default_upscaler_steps),
     ]
     rows = [
         (way.name, [way.enlarge(downsample(real, factor), k) for k, real in enumerate(reals)])

@@ -90,7 +90,7 @@ class UpscalerEvaluation:
         pipeline, factor = self.pipeline, check_upscaler(self.pipeline)
         dataset = ClipDataset(self.data, ("heldout",))
         moving = ClipDataset(self.moving, ("heldout",)) if self.moving else dataset
-        default = pipeline.traits.default_upscaler_steps
+        default = pipeline.capabilities.default_upscaler_steps
         curve = [network_method(pipeline, steps) for steps in sorted({*self.steps, default})]
         chosen, resized = network_method(pipeline, default), resize_methods(pipeline)
         moving_prompts = sample_prompts(moving, self.moving_clips, self.seed)

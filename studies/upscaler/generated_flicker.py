@@ -12,7 +12,7 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluation.metrics.motion import LEVELS, corner_mask, flicker, temporal_change
 from magicvideo.evaluation.prompt_sets import Prompt, from_uint8, real_videos, to_uint8
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.upscaler.static_flicker import REAL
 
@@ -61,11 +61,14 @@ def score_generated_flicker(
     """
     if not prompts:
         return []
-    requests = [pipeline.plan([prompt.caption], [prompt.seed], Settings())[0] for prompt in prompts]
+    requests = [
+        pipeline.build_requests([prompt.caption], [prompt.seed], GenerationSettings())[0]
+        for prompt in prompts
+    ]
     figures = []
     reals = real_videos(dataset, list(prompts), requests[0].video_frames, 1)
     for done, (request, real) in enumerate(zip(requests, reals, strict=True), start=1):
-        frames = pipeline.decode(pipeline.make_latents(request))
+        frames = pipeline.decode(pipeline.generate_latents(request))
         large = pipeline.upscale(request, frames)
         made = (from_uint8(to_uint8(video[0].cpu())) for video in (frames, large))
         figures.append([_figures(video) for video in (*made, real)])

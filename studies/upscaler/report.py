@@ -174,11 +174,11 @@ def tiling_sentence(tiling: Tiling | None) -> str:
 
 
 def _finished_about(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> str:
-    traits = evaluation.pipeline.traits
+    capabilities = evaluation.pipeline.capabilities
     return _FINISHED.format(
         videos=evaluation.generated,
-        frames=traits.max_frames + (traits.max_frames - 1) * traits.num_inserted,
-        fps=traits.default_fps * (traits.num_inserted + 1),
-        stages=", ".join(traits.stages),
+        frames=capabilities.max_frames + (capabilities.max_frames - 1) * capabilities.num_inserted,
+        fps=capabilities.default_fps * (capabilities.num_inserted + 1),
+        stages=", ".join(capabilities.stages),
         side=scores.moving_side if evaluation.moving else scores.large_side,
     )

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def calls():
 
 @pytest.fixture
 def app(calls):
-    @grouped
+    @with_option_groups
     def draw(side: Side, twice: Annotated[bool, typer.Option("--twice")] = False) -> None:
         """Draw a side."""
         calls.append((side, twice))

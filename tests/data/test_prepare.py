@@ -164,12 +164,12 @@ def test_a_folder_is_not_gone_on_with_at_another_rate(shapes, tmp_path):
     out = tmp_path / "out"
     prepare(folder.find_clips(shapes), out, 8, every=3)
     before = contents(out)
-    with pytest.raises(UserError, match=r"at size 8 with --every 3, not .* at size 8; name"):
+    with pytest.raises(UserError, match=r"at size 8 with --frame-step 3, not .* at size 8; name"):
         prepare(folder.find_clips(shapes), out, 8)
-    with pytest.raises(UserError, match=r"with --every 3, not .* with --every 4;"):
+    with pytest.raises(UserError, match=r"with --frame-step 3, not .* with --frame-step 4;"):
         prepare(folder.find_clips(shapes), out, 8, every=4)
     assert contents(out) == before
-    with pytest.raises(UserError, match="--every 0 is not 1"):
+    with pytest.raises(UserError, match="--frame-step 0 is not 1"):
         prepare(folder.find_clips(shapes), tmp_path / "new", 8, every=0)
     assert not (tmp_path / "new").exists()
 

@@ -5,7 +5,7 @@ from tiny_model import SIDE, VIDEO_FRAMES, make_tiny_pipeline
 
 from magicvideo.evaluation.prompt_sets import to_uint8
 from magicvideo.evaluation.video_cache import generate_cached, request_key
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def ignore(done):
 
 
 def plan(pipeline, seeds, steps=2):
-    settings = Settings(num_inference_steps=steps, stages=("keyframes", "interpolation"))
-    return pipeline.plan(["a cat"] * len(seeds), seeds, settings)
+    settings = GenerationSettings(num_inference_steps=steps, stages=("keyframes", "interpolation"))
+    return pipeline.build_requests(["a cat"] * len(seeds), seeds, settings)
 
 
 def test_videos_are_what_the_pipeline_makes_in_8_bits(pipeline, tmp_path):

@@ -17,7 +17,11 @@ from torch import nn
 from magicvideo.atomic_io import sha256, verify_sums, write_sums
 from magicvideo.convert.safe_load import read_checkpoint
 from magicvideo.errors import UserError
-from magicvideo.pipelines.model_folder import open_folder, read_header, read_json
+from magicvideo.pipelines.model_folder import (
+    read_json,
+    read_safetensors_header,
+    verify_model_folder,
+)
 
 
 def framed(header, data=b"", length=None):
@@ -67,7 +71,7 @@ HOSTILE = {
 def test_a_hostile_header_is_one_sentence(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    for read in (read_header, read_checkpoint):
+    for read in (read_safetensors_header, read_checkpoint):
         with pytest.raises(UserError, match=r"is not a safetensors file|bytes where its header"):
             read(path)
 
@@ -76,11 +80,11 @@ MEASURE = """
 import resource, sys, time
 from pathlib import Path
 from magicvideo.errors import UserError
-from magicvideo.pipelines.model_folder import read_header
+from magicvideo.pipelines.model_folder import read_safetensors_header
 for path in sorted(Path(sys.argv[1]).iterdir()):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:
-        read_header(path)
+        read_safetensors_header(path)
     except UserError as error:
         more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         print(path.name, time.process_time() - start, more // 1024, sep="|")
@@ -98,7 +102,7 @@ def test_headers_take_neither_time_nor_memory(tmp_path):
     assert sum(int(megabytes) for *_, megabytes in lines) < 50
     path = tmp_path / "large.safetensors"
     path.write_bytes(many(9_000))
-    assert len(read_header(path)) == 9_000
+    assert len(read_safetensors_header(path)) == 9_000
 
 
 def test_whatever_header_is_accepted_can_be_loaded(tmp_path):
@@ -113,7 +117,7 @@ def test_whatever_header_is_accepted_can_be_loaded(tmp_path):
             content[place] = rng.choice(list(b'0123456789[]{}",:FBIU abe-.'))
         path.write_bytes(content)
         try:
-            header = read_header(path)
+            header = read_safetensors_header(path)
         except UserError:
             continue
         accepted += 1
@@ -163,7 +167,7 @@ def test_a_folder_with_a_pickle_of_any_name_is_refused(tmp_path, name):
     (folder / "unet" / name).write_bytes(pickle.dumps(Trap(sprung)))
     write_sums(folder)
     with pytest.raises(UserError, match=f"{name} is a pickle, which can run code"):
-        open_folder(folder)
+        verify_model_folder(folder)
     assert not sprung.exists()
 
 

@@ -49,10 +49,13 @@ def there(tmp_path, monkeypatch):
         (["--guidance", "inf"], "The guidance scale is inf"),
         (["--seed", "-1"], "The seed is -1"),
         (["--seed", str(2**63)], f"The seed is {2**63}"),
-        (["--enlarge", "0"], "The factor of enlargement is 0"),
+        (["--output-scale", "0"], "The factor of enlargement is 0"),
         (["--scheduler", "euler"], "The scheduler 'euler' is not known; choose ddim or dpm++."),
         (["--prompts", "none.txt"], "none.txt cannot be read (No such file or directory)."),
-        (["--like", "taken.mp4"], "--like takes the prompt and all settings from the file"),
+        (
+            ["--reproduce", "taken.mp4"],
+            "--reproduce takes the prompt and all settings from the file",
+        ),
     ],
 )
 def test_mistakes_are_answered_before_the_model_is_looked_for(there, arguments, sentence, capsys):

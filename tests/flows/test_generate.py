@@ -72,10 +72,10 @@ def test_a_stranger_s_first_command_and_the_one_that_it_prints(tiny_model, tmp_p
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
 def test_like_makes_every_format_again_byte_for_byte(command, tmp_path, name):
     png = ["--format", "png"] if name == "x" else []
-    assert command("a cat", "--output", name, "--steps", "4", "--enlarge", "3", *png) == 0
+    assert command("a cat", "--output", name, "--steps", "4", "--output-scale", "3", *png) == 0
     request = read_request(tmp_path / name)
-    assert (request.num_inference_steps, request.enlarge) == (4, 3)
-    assert command("--like", name, "--output", f"again-{name}", *png) == 0
+    assert (request.num_inference_steps, request.output_scale) == (4, 3)
+    assert command("--reproduce", name, "--output", f"again-{name}", *png) == 0
     assert bytes_of(tmp_path / name) == bytes_of(tmp_path / f"again-{name}")
 
 
@@ -111,17 +111,17 @@ def test_like_needs_no_picture(command, tmp_path):
     Image.new("RGB", (7, 5), "red").save(tmp_path / "face.png")
     assert command("--image", "face.png", "--seed", "5") == 0
     (tmp_path / "face.png").unlink()
-    assert command("--like", "face-5.mp4", "--output", "again.mp4") == 0
+    assert command("--reproduce", "face-5.mp4", "--output", "again.mp4") == 0
     assert bytes_of(tmp_path / "face-5.mp4") == bytes_of(tmp_path / "again.mp4")
-    assert read_request(tmp_path / "again.mp4").picture.name == "face.png"
+    assert read_request(tmp_path / "again.mp4").image_condition.name == "face.png"
 
 
 def test_like_refuses_another_model_by_both_hashes(command, tmp_path, tiny_model, capsys):
     pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
     pipeline.words = frozenset()
     pipeline.save_pretrained(tmp_path / "other")
-    assert command("a cat", "--output", "x.gif", "--enlarge", "1") == 0
-    code = run(["generate", "--like", "x.gif", "--output", "y.gif", "--model", "other"])
+    assert command("a cat", "--output", "x.gif", "--output-scale", "1") == 0
+    code = run(["generate", "--reproduce", "x.gif", "--output", "y.gif", "--model", "other"])
     assert code == 2
     error = capsys.readouterr().err
     assert folder_hash(tiny_model) in error
@@ -150,7 +150,16 @@ def test_outputs_are_replaced_on_demand_alone(command, tmp_path):
 
 def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
     assert command("a cat", "--output", "x.webp") == 0
-    small = ("--output", "small.webp", "--enlarge", "1", "--frames", "2", "--stages", "keyframes")
+    small = (
+        "--output",
+        "small.webp",
+        "--output-scale",
+        "1",
+        "--frames",
+        "2",
+        "--stages",
+        "keyframes",
+    )
     assert command("a cat", *small) == 0
     with Image.open(tmp_path / "x.webp") as large, Image.open(tmp_path / "small.webp") as small:
         assert large.size == (256 // (UPSCALING * SIDE) * UPSCALING * SIDE,) * 2
@@ -159,7 +168,9 @@ def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
 
 
 def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, capsys):
-    assert command("a cat", "--output", "x.gif", "--stages", "keyframes", "--enlarge", "1") == 0
+    assert (
+        command("a cat", "--output", "x.gif", "--stages", "keyframes", "--output-scale", "1") == 0
+    )
     model = ["--model", str(tiny_model)]
     assert run(["interpolate", "x.gif", "--output", "y.webp", "--prompt", "a cat", *model]) == 0
     assert run(["upscale", "x.gif", "--output", "z.webp", "--steps", "1", *model]) == 0
@@ -180,7 +191,7 @@ def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, 
 
 def test_videos_become_others_beside_them(command, tiny_model, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
-    small = ("--stages", "keyframes", "--enlarge", "1")
+    small = ("--stages", "keyframes", "--output-scale", "1")
     assert command("a cat", "--output", "mine/in.mp4", *small) == 0
     capsys.readouterr()
     model = ["--model", str(tiny_model)]
@@ -207,7 +218,9 @@ def test_videos_become_others_beside_them(command, tiny_model, tmp_path, capsys)
 
 @pytest.mark.parametrize("verb", ["interpolate", "upscale"])
 def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeypatch, verb):
-    assert command("a cat", "--output", "in.mp4", "--stages", "keyframes", "--enlarge", "1") == 0
+    assert (
+        command("a cat", "--output", "in.mp4", "--stages", "keyframes", "--output-scale", "1") == 0
+    )
     written = []
 
     def press_ctrl_c(frame):

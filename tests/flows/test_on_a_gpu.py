@@ -44,7 +44,7 @@ def test_a_video_is_that_of_the_cpu(dtype, levels, exact):
 
 def test_a_model_loaded_stage_by_stage_makes_the_same_and_lets_go(exact):
     before = torch.cuda.memory_allocated()
-    pipeline = MagicVideoPipeline.from_pretrained(stagewise="cuda")
+    pipeline = MagicVideoPipeline.from_pretrained(offload_device="cuda")
     made = pipeline(PROMPT, seed=3, num_inference_steps=4).frames
     assert 255 * (made.cpu() - exact).abs().mean() < 1
     del made

@@ -30,7 +30,7 @@ def test_like_makes_a_styled_video_again_with_the_same_files_alone(command, tmp_
     # the order and the scales are those of the file
     shutil.copy("style.safetensors", "renamed.safetensors")
     named = ("--lora", "other.safetensors", "--lora", "renamed.safetensors")
-    assert command("--like", "x.gif", *named, "-o", "y.gif") == 0
+    assert command("--reproduce", "x.gif", *named, "-o", "y.gif") == 0
     request = read_request(tmp_path / "y.gif")
     assert [use.scale for use in request.loras] == [0.5, 1.0]
     for words, sentence in (
@@ -39,10 +39,10 @@ def test_like_makes_a_styled_video_again_with_the_same_files_alone(command, tmp_
         ((*named, "--lora", "third.safetensors"), "third.safetensors does not exist"),
         (("--lora", "style.safetensors:0.7", *named[:2]), "is 0.7 and was 0.5 in the video"),
     ):
-        assert command("--like", "x.gif", *words, "-o", "z.gif") == 2
+        assert command("--reproduce", "x.gif", *words, "-o", "z.gif") == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert command(*key, "-o", "plain.gif") == 0
-    assert command("--like", "plain.gif", "--lora", "other.safetensors", "-o", "z.gif") == 2
+    assert command("--reproduce", "plain.gif", "--lora", "other.safetensors", "-o", "z.gif") == 2
     assert "made without the LoRA other.safetensors" in " ".join(capsys.readouterr().err.split())
     assert command(*key, "--lora", "style.safetensors:strong", "-o", "z.gif") == 2
     assert "'strong' of the LoRA style.safetensors is no number" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from PIL import Image, ImageSequence
 
 from magicvideo.errors import UserError
 from magicvideo.media.video_io import to_pixels, write_pixels
-from magicvideo.pipelines.request import Picture
+from magicvideo.pipelines.request import ImageCondition
 from magicvideo.pipelines.video import read_request, write_video
 
 OUTPUTS = ["x.mp4", "x.webm", "x.webp", "x.gif", "x"]
@@ -34,8 +34,10 @@ def bytes_of(path):
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_every_format_gives_the_request_back(tmp_path, moving_square, request_of, name):
-    long = Picture.of("a.png", np.random.default_rng(0).standard_normal(768).astype(np.float32))
-    request = request_of(picture=long)
+    long = ImageCondition.of(
+        "a.png", np.random.default_rng(0).standard_normal(768).astype(np.float32)
+    )
+    request = request_of(image_condition=long)
     write_video(moving_square, request, tmp_path / name)
     assert read_request(tmp_path / name) == request
 
@@ -77,7 +79,7 @@ def test_the_index_of_an_mp4_comes_first(tmp_path, moving_square, request_of):
 def test_animations_loop_and_keep_time_and_colours(
     tmp_path, moving_square, request_of, name, tolerance
 ):
-    write_video(moving_square, request_of(fps=7.0, enlarge=1), tmp_path / name)
+    write_video(moving_square, request_of(fps=7.0, output_scale=1), tmp_path / name)
     with Image.open(tmp_path / name) as animation:
         assert animation.info["loop"] == 0
     frames, durations = shown(tmp_path / name)
@@ -91,7 +93,7 @@ def test_animations_loop_and_keep_time_and_colours(
 def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path, request_of):
     frames = torch.full((5, 3, 18, 26), 0.37)
     frames[:, :, :, :11] = torch.rand(5, 3, 18, 11) * 2 - 1
-    write_video(frames, request_of(enlarge=1), tmp_path / "x.gif")
+    write_video(frames, request_of(output_scale=1), tmp_path / "x.gif")
     plain = shown(tmp_path / "x.gif")[0][:, :, 11:]
     assert np.ptp(plain, axis=(0, 1, 2)).max() == 0
     assert np.abs(plain[0] - round(1.37 * 127.5)).max() <= 8
@@ -103,7 +105,7 @@ def test_frames_that_are_equal_or_nearly_stay_frames(
 ):
     stops = moving_square[[0, 0, 0, 1, 1, 2, 3, 3]]
     stops[4] += 2 / 255  # a level: less than the coding changes
-    write_video(stops, request_of(fps=24.0, enlarge=1), tmp_path / name)
+    write_video(stops, request_of(fps=24.0, output_scale=1), tmp_path / name)
     frames, durations = shown(tmp_path / name)
     assert len(frames) == 8
     assert np.ptp(frames[:3], axis=0).max() == np.ptp(frames[6:], axis=0).max() == 0
@@ -133,7 +135,7 @@ def clip_of(background):
 def test_a_webp_has_no_pulse(tmp_path, request_of):
     slope = np.linspace(20, 220, 64 * 96).reshape(64, 96, 1).repeat(3, axis=2).astype(np.uint8)
     clip = clip_of(np.stack([slope] * 21))
-    write_video(clip, request_of(enlarge=1), tmp_path / "x.webp")
+    write_video(clip, request_of(output_scale=1), tmp_path / "x.webp")
     frames, _ = shown(tmp_path / "x.webp")
     assert np.ptp(frames[:, :16], axis=0).max() == 0  # above the square nothing is coded anew
     changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
@@ -144,13 +146,13 @@ def test_a_webp_has_no_pulse(tmp_path, request_of):
 def test_a_webp_keeps_slow_changes(tmp_path, request_of):
     grey = np.arange(60, 91, dtype=np.uint8)  # a level a frame
     clip = clip_of(np.broadcast_to(grey[:, None, None, None], (31, 64, 96, 3)).copy())
-    write_video(clip, request_of(enlarge=1), tmp_path / "x.webp")
+    write_video(clip, request_of(output_scale=1), tmp_path / "x.webp")
     frames, _ = shown(tmp_path / "x.webp")
     assert np.abs(frames[:, :16].mean(axis=(1, 2, 3)) - grey).max() < 4.5
 
 
 def test_png_frames_are_exact(tmp_path, moving_square, request_of):
-    write_video(moving_square, request_of(enlarge=1), tmp_path / "x")
+    write_video(moving_square, request_of(output_scale=1), tmp_path / "x")
     files = sorted((tmp_path / "x").iterdir())
     assert [file.name for file in files] == [f"{index:03}.png" for index in range(5)]
     for file, expected in zip(files, to_pixels(moving_square), strict=True):
@@ -180,9 +182,9 @@ def test_one_frame_is_a_video_too(tmp_path, moving_square, request_of, name):
 def test_odd_sides_are_refused_where_the_codec_has_none(tmp_path, moving_square, request_of):
     odd = moving_square[..., :17]
     with pytest.raises(UserError, match="Frames of 17x18 have an odd side"):
-        write_video(odd, request_of(enlarge=1), tmp_path / "x.mp4")
+        write_video(odd, request_of(output_scale=1), tmp_path / "x.mp4")
     assert list(tmp_path.iterdir()) == []
-    write_video(odd, request_of(enlarge=1), tmp_path / "x.gif")
+    write_video(odd, request_of(output_scale=1), tmp_path / "x.gif")
 
 
 def test_files_without_a_request_are_refused(tmp_path, write_video):

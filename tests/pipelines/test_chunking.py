@@ -7,21 +7,21 @@ import torch
 from tiny_model import SIDE, VIDEO_FRAMES
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.chunking import USUAL, Bounds
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
+from magicvideo.pipelines.request import GenerationSettings
 
 WIDE = 60  # pixels a side, more than a tile of the tiny model has at least
 
 
 @pytest.fixture
 def request_(pipeline):
-    return pipeline.plan(["a cat"], [3], Settings())[0]
+    return pipeline.build_requests(["a cat"], [3], GenerationSettings())[0]
 
 
 @pytest.fixture
-def traits(pipeline):
+def capabilities(pipeline):
     """Those of the tiny model, with frames that tiles can divide."""
-    return replace(pipeline.traits, side=WIDE)
+    return replace(pipeline.capabilities, side=WIDE)
 
 
 def watched(network, argument):
@@ -36,8 +36,8 @@ def watched(network, argument):
 @torch.no_grad()
 def test_no_network_sees_more_than_its_bounds_and_the_video_is_the_same(pipeline, request_):
     frames = torch.rand(1, 5, 3, WIDE, WIDE) * 2 - 1
-    bounds = Bounds(decoder_frames=3, upscaler_frames=2, upscaler_tile=40)
-    latents = pipeline.make_latents(request_)
+    bounds = ChunkSizes(decoder_frames=3, upscaler_frames=2, upscaler_tile=40)
+    latents = pipeline.generate_latents(request_)
     assert latents.shape[1] == VIDEO_FRAMES
     decoder, decoded = watched(pipeline.vae.decoder_linear, 0)
     upscaler, enlarged = watched(pipeline.upscaler, 1)
@@ -58,36 +58,39 @@ def test_no_network_sees_more_than_its_bounds_and_the_video_is_the_same(pipeline
 
 def test_bounds_reach_the_whole_flow(pipeline, request_):
     handle, shapes = watched(pipeline.upscaler, 1)
-    video = pipeline.generate(request_, bounds=Bounds(upscaler_frames=1))
+    video = pipeline.generate(request_, bounds=ChunkSizes(upscaler_frames=1))
     handle.remove()
     assert {shape[0] for shape in shapes} == {1}
     torch.testing.assert_close(video.frames, pipeline.generate(request_).frames, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("tile", [26, WIDE - 1, USUAL.upscaler_tile])
-def test_tiles_that_divide_the_frames_are_taken(traits, request_, tile):
-    assert traits.least_tile == 26
-    traits.check_bounds(request_, Bounds(upscaler_tile=tile))
+@pytest.mark.parametrize("tile", [26, WIDE - 1, DEFAULT_CHUNKS.upscaler_tile])
+def test_tiles_that_divide_the_frames_are_taken(capabilities, request_, tile):
+    assert capabilities.least_tile == 26
+    capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=tile))
 
 
 @pytest.mark.parametrize("tile", [25, WIDE])
-def test_tiles_that_do_not_are_refused(traits, request_, tile):
+def test_tiles_that_do_not_are_refused(capabilities, request_, tile):
     with pytest.raises(UserError, match=f"tile is {tile}; it must be a whole number from 26 to 59"):
-        traits.check_bounds(request_, Bounds(upscaler_tile=tile))
+        capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=tile))
 
 
 def test_frames_below_the_least_tile_have_none(pipeline, request_):
     with pytest.raises(UserError, match=f"sees 26 pixels or more, which frames of {SIDE} have not"):
-        pipeline.traits.check_bounds(request_, Bounds(upscaler_tile=20))
+        pipeline.capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=20))
 
 
-def test_bounds_are_lowered_until_nothing_is_left(traits, request_):
-    lowered = [traits.lower(request_, USUAL)]
-    while (after := traits.lower(request_, lowered[-1])) != lowered[-1]:
+def test_bounds_are_lowered_until_nothing_is_left(capabilities, request_):
+    lowered = [capabilities.reduce_memory(request_, DEFAULT_CHUNKS)]
+    while (after := capabilities.reduce_memory(request_, lowered[-1])) != lowered[-1]:
         lowered.append(after)
     single = {"decoder_frames": 1, "upscaler_frames": 1}
-    assert lowered == [Bounds(**single), *(Bounds(**single, upscaler_tile=n) for n in (30, 26))]
+    assert lowered == [
+        ChunkSizes(**single),
+        *(ChunkSizes(**single, upscaler_tile=n) for n in (30, 26)),
+    ]
     alone = replace(request_, stages=("keyframes",))
-    assert traits.lower(alone, USUAL) == Bounds(decoder_frames=1)
+    assert capabilities.reduce_memory(alone, DEFAULT_CHUNKS) == ChunkSizes(decoder_frames=1)
     for bounds in lowered:
-        traits.check_bounds(request_, bounds)
+        capabilities.check_chunks(request_, bounds)

@@ -12,7 +12,7 @@ from magicvideo.atomic_io import folder_hash, sha256
 from magicvideo.errors import UserError
 from magicvideo.models.lora import BASE_MODEL
 from magicvideo.pipelines.lora import lora_hash, read_lora
-from magicvideo.pipelines.request import LoraUse, Settings, from_json
+from magicvideo.pipelines.request import GenerationSettings, LoraRef, from_json
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 STAGES = ("keyframes",)
@@ -38,8 +38,8 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
     assert (first.frames - plain[0]).abs().mean() > 1e-3
     assert (both.frames - first.frames).abs().mean() > 1e-3
     uses = (
-        LoraUse(name="style.safetensors", sha256=sha256(style), scale=0.5),
-        LoraUse(name="other.safetensors", sha256=sha256(other), scale=1.0),
+        LoraRef(name="style.safetensors", sha256=sha256(style), scale=0.5),
+        LoraRef(name="other.safetensors", sha256=sha256(other), scale=1.0),
     )
     assert both.request.loras == uses
     assert from_json(both.request.to_json()) == both.request
@@ -47,7 +47,7 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
         model.load_lora(other, 0.2)
     with pytest.raises(UserError, match=r"made with the LoRA style\.safetensors .* at 0\.5, and "):
         model.generate(first.request)
-    (unstyled,) = pipeline.plan(["a cat"], [3], Settings(stages=STAGES))
+    (unstyled,) = pipeline.build_requests(["a cat"], [3], GenerationSettings(stages=STAGES))
     with pytest.raises(UserError, match="made with no LoRA, and the model has the LoRA style"):
         model.generate(unstyled)
     model.unload_loras()
@@ -57,7 +57,7 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
 
 
 def test_a_model_loaded_stage_by_stage_makes_the_same(model, tiny_model, style):
-    stagewise = MagicVideoPipeline.from_pretrained(tiny_model, stagewise="cpu")
+    stagewise = MagicVideoPipeline.from_pretrained(tiny_model, offload_device="cpu")
     for each in (model, stagewise):
         each.load_lora(style, -0.4)
     expected = model("a cat", seed=3, stages=STAGES)

@@ -12,7 +12,7 @@ from magicvideo.media.video_stream import Footage
 from magicvideo.pipelines.loading import load_component
 from magicvideo.pipelines.model import VideoModel
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.pipelines.video_to_video import interpolate_footage, upscale_footage
+from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video
 
 NETWORKS = (
     "vae",
@@ -27,7 +27,7 @@ NETWORKS = (
 
 @pytest.fixture
 def stagewise(tiny_model):
-    return MagicVideoPipeline.from_pretrained(tiny_model, stagewise="cpu")
+    return MagicVideoPipeline.from_pretrained(tiny_model, offload_device="cpu")
 
 
 def in_memory(model: VideoModel) -> set[str]:
@@ -39,14 +39,14 @@ def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
 ):
     assert in_memory(stagewise) == set()
     assert (stagewise.device, stagewise.dtype) == (torch.device("cpu"), torch.float32)
-    assert stagewise.traits == pipeline.traits
+    assert stagewise.capabilities == pipeline.capabilities
     models = (stagewise, pipeline)
     video, whole = (m("a cat", seed=3, num_inference_steps=2) for m in models)
     assert torch.equal(video.frames, whole.frames)
     assert in_memory(stagewise) == set()
     for run, held in (
-        (interpolate_footage, {"vae", "interpolator"}),
-        (upscale_footage, {"upscaler"}),
+        (interpolate_video, {"vae", "interpolator"}),
+        (upscale_video, {"upscaler"}),
     ):
         made, expected = (
             iter(run(m, Footage(moving_square, 5, 18, 26, 5.0), num_steps=1).frames) for m in models
@@ -78,7 +78,7 @@ def test_each_stage_holds_its_own_networks(stagewise, monkeypatch):
 
 def test_weights_are_let_go_when_a_stage_fails(stagewise):
     def fail():
-        with stagewise.on_hand("unet"):
+        with stagewise.load_components("unet"):
             assert in_memory(stagewise) == {"unet"}
             raise RuntimeError("out of memory")
 
@@ -96,4 +96,4 @@ def test_a_tensor_that_does_not_fit_is_named_before_anything_is_made(tiny_model,
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
     write_sums(folder)
     with pytest.raises(UserError, match=f"lacks the tensor {name}"):
-        MagicVideoPipeline.from_pretrained(folder, stagewise="cpu")
+        MagicVideoPipeline.from_pretrained(folder, offload_device="cpu")

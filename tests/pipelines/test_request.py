@@ -12,10 +12,10 @@ from magicvideo.errors import UserError
 from magicvideo.pipelines.request import (
     MAX_SEED,
     SCHEDULERS,
-    Picture,
-    Settings,
-    choose_seeds,
+    GenerationSettings,
+    ImageCondition,
     from_json,
+    resolve_seeds,
 )
 
 
@@ -31,15 +31,15 @@ def test_any_prompt_survives_the_trip_through_a_file(request_of, prompt, seed):
 
 def test_a_picture_keeps_every_bit_of_its_embedding(request_of):
     embedding = np.random.default_rng(0).standard_normal(7).astype(np.float32)
-    request = request_of(prompt="", picture=Picture.of("face.png", embedding))
+    request = request_of(prompt="", image_condition=ImageCondition.of("face.png", embedding))
     restored = from_json(request.to_json())
-    np.testing.assert_array_equal(restored.picture.values(), embedding)
+    np.testing.assert_array_equal(restored.image_condition.values(), embedding)
 
 
 def test_a_damaged_embedding_is_refused():
     for broken in ("%%%", "AAAA"):
         with pytest.raises(UserError, match="embedding of the picture is damaged"):
-            Picture(name="face.png", embedding=broken).values()
+            ImageCondition(name="face.png", embedding=broken).values()
 
 
 @pytest.mark.parametrize("text", ["", "a holiday", "[1, 2]", '{"software": "other"}', "17"])
@@ -63,7 +63,7 @@ def test_files_of_before_guidance_could_end_were_guided_to_the_end(request_of):
         ({"fps": None}, "fps"),
         ({"fps": 1e9}, "frame rate is 1e\\+09"),
         ({"scheduler": "euler"}, "'euler' is not known"),
-        ({"picture": {"name": "x"}}, "embedding"),
+        ({"image_condition": {"name": "x"}}, "embedding"),
     ],
 )
 def test_a_request_of_a_newer_version_is_refused_by_name(request_of, change, named):
@@ -85,14 +85,14 @@ def test_a_request_of_a_newer_version_is_refused_by_name(request_of, change, nam
         ({"guidance_scale": float("inf")}, "guidance scale is inf"),
         ({"guidance_scale": -1.0}, "guidance scale is -1"),
         ({"guidance_stop": 1.01}, "end of guidance is 1.01; it must be a number from 0 to 1"),
-        ({"enlarge": 33}, "enlargement is 33"),
+        ({"output_scale": 33}, "enlargement is 33"),
         ({"scheduler": "euler"}, "'euler' is not known; choose ddim or dpm\\+\\+"),
         ({"negative_prompt": "dog", "guidance_scale": 1.0}, "negative prompt works through"),
     ],
 )
 def test_settings_are_limited_by_one_sentence_each(change, sentence):
     with pytest.raises(UserError, match=sentence):
-        replace(Settings(), **change)
+        replace(GenerationSettings(), **change)
 
 
 def test_schedulers_are_those_of_the_sampler():
@@ -106,9 +106,9 @@ def test_an_empty_prompt_needs_a_picture(request_of, prompt):
 
 
 def test_seeds_count_on_or_are_given_or_differ_from_call_to_call():
-    assert choose_seeds(5, 3) == [5, 6, 7]
-    assert choose_seeds([9, 2], 2) == [9, 2]
-    assert choose_seeds(None, 1) != choose_seeds(None, 1)
+    assert resolve_seeds(5, 3) == [5, 6, 7]
+    assert resolve_seeds([9, 2], 2) == [9, 2]
+    assert resolve_seeds(None, 1) != resolve_seeds(None, 1)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_seeds_count_on_or_are_given_or_differ_from_call_to_call():
 )
 def test_seeds_out_of_range_are_refused(seed, count, sentence):
     with pytest.raises(UserError, match=sentence):
-        choose_seeds(seed, count)
+        resolve_seeds(seed, count)

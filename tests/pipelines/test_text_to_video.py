@@ -27,7 +27,7 @@ from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.pipelines.interpolate import interpolate_latents
 from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
 
@@ -129,7 +129,7 @@ def test_stages_that_cannot_be_are_refused(pipeline, stages, words):
 def test_a_model_has_the_stages_that_it_has_networks_for(pipeline):
     parts = {**pipeline.components, "upscaler": None, "upscaler_scheduler": None}
     smaller = MagicVideoPipeline(**parts, default_steps=2, default_interpolation_steps=1)
-    assert smaller.traits.stages == ("keyframes", "interpolation")
+    assert smaller.capabilities.stages == ("keyframes", "interpolation")
     assert smaller("a cat").frames.shape[-1] == SIDE
     with pytest.raises(UserError, match="has no stage upscaler"):
         smaller("a cat", stages=("keyframes", "upscaler"))
@@ -142,11 +142,13 @@ def test_one_key_frame_has_no_gap(pipeline):
 
 
 def test_kept_latents_are_finished_to_the_same_video(pipeline, tmp_path):
-    request = pipeline.plan(["a cat"], [3], Settings())[0]
-    write_latents(tmp_path / "a.latents", pipeline.make_latents(request), request)
+    request = pipeline.build_requests(["a cat"], [3], GenerationSettings())[0]
+    write_latents(tmp_path / "a.latents", pipeline.generate_latents(request), request)
     kept, latents = read_latents(tmp_path / "a.latents")
     assert kept == request
-    assert torch.equal(pipeline.finish(kept, latents).frames, pipeline.generate(request).frames)
+    assert torch.equal(
+        pipeline.decode_and_upscale(kept, latents).frames, pipeline.generate(request).frames
+    )
 
 
 @numpy_habit
@@ -203,8 +205,8 @@ def test_a_request_is_all_that_is_needed(pipeline):
     video = pipeline(image=RED, fps=13.0, num_frames=3).videos[0]
     again = pipeline.generate(video.request)
     assert torch.equal(again.frames, video.frames)
-    assert video.request.picture.name == "picture"
-    assert video.request.enlarge == 256 // (UPSCALING * SIDE)
+    assert video.request.image_condition.name == "picture"
+    assert video.request.output_scale == 256 // (UPSCALING * SIDE)
     assert video.request.num_inference_steps == 3  # the model's own default
 
 
@@ -270,18 +272,18 @@ def test_networks_in_bfloat16_leave_latents_and_frames_in_float32(pipeline, tiny
     half = MagicVideoPipeline.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
     for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
         assert {p.dtype for p in getattr(half, name).parameters()} == {torch.bfloat16}
-    settings = Settings(num_inference_steps=2, scheduler="ddim")
-    (request,) = half.plan(["a cat"], [3], settings, RED)
-    (exact,) = pipeline.plan(["a cat"], [3], settings, RED)
-    embedding = request.picture.values()
-    np.testing.assert_allclose(embedding, exact.picture.values(), atol=0.02)
+    settings = GenerationSettings(num_inference_steps=2, scheduler="ddim")
+    (request,) = half.build_requests(["a cat"], [3], settings, RED)
+    (exact,) = pipeline.build_requests(["a cat"], [3], settings, RED)
+    embedding = request.image_condition.values()
+    np.testing.assert_allclose(embedding, exact.image_condition.values(), atol=0.02)
     np.testing.assert_allclose(np.square(embedding).sum(), 1, rtol=1e-6)
-    latents = half.make_latents(request)
+    latents = half.generate_latents(request)
     assert latents.dtype == torch.float32
-    assert 0 < (latents - pipeline.make_latents(exact)).abs().mean() < 0.05
-    frames = half.finish(request, latents).frames
+    assert 0 < (latents - pipeline.generate_latents(exact)).abs().mean() < 0.05
+    frames = half.decode_and_upscale(request, latents).frames
     assert frames.dtype == torch.float32
-    assert 0 < (frames - pipeline.finish(exact, latents).frames).abs().mean() < 0.02
+    assert 0 < (frames - pipeline.decode_and_upscale(exact, latents).frames).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize(

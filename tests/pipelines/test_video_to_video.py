@@ -15,11 +15,11 @@ from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines import video_to_video
-from magicvideo.pipelines.chunking import Bounds
+from magicvideo.pipelines.chunking import ChunkSizes
 from magicvideo.pipelines.interpolate import interpolate_latents
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
-from magicvideo.pipelines.video_to_video import interpolate_footage, upscale_footage
+from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video
 
 STEP = INSERTED + 1
 
@@ -33,11 +33,11 @@ def random_frames(length, height=24, width=24):
 
 
 def interpolated(pipeline, frames, **choices):
-    return torch.stack(list(interpolate_footage(pipeline, footage_of(frames), **choices).frames))
+    return torch.stack(list(interpolate_video(pipeline, footage_of(frames), **choices).frames))
 
 
 def upscaled(pipeline, frames, **choices):
-    return torch.stack(list(upscale_footage(pipeline, footage_of(frames), **choices).frames))
+    return torch.stack(list(upscale_video(pipeline, footage_of(frames), **choices).frames))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def remembering(pipeline):
 
 def test_footage_of_any_length_and_size_gets_its_frames(pipeline, monkeypatch):
     footage = random_frames(8, 31, 45)
-    made = interpolate_footage(pipeline, footage_of(footage))
+    made = interpolate_video(pipeline, footage_of(footage))
     assert (made.num_frames, made.height, made.width, made.fps) == (7 * STEP + 1, 31, 45, 5 * STEP)
     whole = torch.stack(list(made.frames))
     assert whole.shape == (7 * STEP + 1, 3, 31, 45)
@@ -82,7 +82,7 @@ def test_of_large_frames_fewer_gaps_are_filled_at_a_time(pipeline, monkeypatch):
 def test_windows_decode_to_what_the_whole_does(remembering, monkeypatch, gaps_at_once):
     frames, length = random_frames(8, 26, 24), 8
     monkeypatch.setattr(video_to_video, "_GAPS_AT_ONCE", gaps_at_once)
-    monkeypatch.setattr(video_to_video, "USUAL", Bounds(decoder_frames=3))
+    monkeypatch.setattr(video_to_video, "DEFAULT_CHUNKS", ChunkSizes(decoder_frames=3))
     made = interpolated(remembering, frames, prompt="a cat", seed=4, num_steps=2)
     vae = remembering.vae
     padded = torch.nn.functional.pad(frames, (0, 0, 0, 10), mode="replicate")[None]
@@ -122,7 +122,7 @@ def test_the_prompt_the_seed_and_the_steps_matter(pipeline):
 
 def test_footage_is_made_larger(pipeline):
     frames = random_frames(3, 13, 22)
-    made = upscale_footage(pipeline, footage_of(frames))
+    made = upscale_video(pipeline, footage_of(frames))
     sizes = (made.num_frames, made.height, made.width, made.fps)
     assert sizes == (3, UPSCALING * 13, UPSCALING * 22, 5.0)
     large = torch.stack(list(made.frames))
@@ -146,8 +146,8 @@ def test_parts_are_enlarged_to_what_the_whole_is(pipeline):
 
 
 def test_a_stage_goes_on_from_another(pipeline):
-    between = interpolate_footage(pipeline, footage_of(random_frames(3)))
-    made = upscale_footage(pipeline, between)
+    between = interpolate_video(pipeline, footage_of(random_frames(3)))
+    made = upscale_video(pipeline, between)
     assert (made.num_frames, made.height) == (2 * STEP + 1, UPSCALING * 24)
     assert len(list(made.frames)) == 2 * STEP + 1
 
@@ -155,8 +155,8 @@ def test_a_stage_goes_on_from_another(pipeline):
 def test_a_model_without_the_stage_says_so(pipeline):
     footage = footage_of(random_frames(2))
     for part, stage, run in (
-        ("interpolator", "interpolation", interpolate_footage),
-        ("upscaler", "upscaler", upscale_footage),
+        ("interpolator", "interpolation", interpolate_video),
+        ("upscaler", "upscaler", upscale_video),
     ):
         without = MagicVideoPipeline(**{**pipeline.components, part: None})
         with pytest.raises(UserError, match=f"no stage {stage}"):
@@ -165,7 +165,7 @@ def test_a_model_without_the_stage_says_so(pipeline):
 
 def test_every_stage_tells_its_progress_from_nothing_to_its_total(pipeline, monkeypatch):
     monkeypatch.setattr(video_to_video, "_GAPS_AT_ONCE", 3)
-    monkeypatch.setattr(video_to_video, "USUAL", Bounds(decoder_frames=4))
+    monkeypatch.setattr(video_to_video, "DEFAULT_CHUNKS", ChunkSizes(decoder_frames=4))
     told = {}
 
     def progress(stage, done, total):
@@ -182,7 +182,7 @@ def test_every_stage_tells_its_progress_from_nothing_to_its_total(pipeline, monk
     }
 
 
-@pytest.mark.parametrize("run", [interpolate_footage, upscale_footage])
+@pytest.mark.parametrize("run", [interpolate_video, upscale_video])
 def test_longer_footage_holds_no_more_frames(pipeline, run):
     """Neither those that were given nor those that networks see in one pass."""
 
@@ -220,7 +220,7 @@ from pathlib import Path
 import torch
 from magicvideo.media.video_stream import Footage, open_footage, write_footage
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.pipelines.video_to_video import interpolate_footage, upscale_footage
+from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -232,7 +232,7 @@ def stills(length):
 pipeline = MagicVideoPipeline.from_pretrained(sys.argv[1])
 for length in (30, 150):
     write_footage(Footage(stills(length), length, 64, 96, 9.0), Path(f"{length}.mp4"))
-    for run in (interpolate_footage, upscale_footage):
+    for run in (interpolate_video, upscale_video):
         made = run(pipeline, open_footage(Path(f"{length}.mp4")), num_steps=1)
         write_footage(made, Path(f"{length}-{run.__name__}.mp4"))
     print(peak())

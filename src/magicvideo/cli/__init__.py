@@ -22,7 +22,7 @@ from magicvideo.cli import (
     train,
     upscale,
 )
-from magicvideo.cli.memory_options import ran_out, without_memory
+from magicvideo.cli.memory_options import is_out_of_memory, out_of_memory_error
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -87,10 +87,10 @@ def run_app(commands: typer.Typer, arguments: list[str], name: str) -> int:
     except OSError as error:
         return _complain(_disk(error))
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         advice = "take smaller frames or fewer of them, or another device"
-        return _complain(str(without_memory(error, advice)))
+        return _complain(str(out_of_memory_error(error, advice)))
     return code if isinstance(code, int) else 0
 
 

@@ -60,7 +60,7 @@ def load_pipeline(
         transformers_logging.disable_progress_bar()
         if whole:
             return MagicVideoPipeline.from_pretrained(model).to(device)
-        return MagicVideoPipeline.from_pretrained(model, stagewise=device)
+        return MagicVideoPipeline.from_pretrained(model, offload_device=device)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from magicvideo.cli.encode import (
     encode_into,
     given,
 )
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
@@ -62,7 +62,7 @@ def fetch(
     typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared")
 
 
-@grouped
+@with_option_groups
 def prepare(
     source: Annotated[Path, typer.Argument(help="A data set, or a folder of videos.")],
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
@@ -90,7 +90,7 @@ def prepare(
     Examples:
       magicvideo data prepare data/emoji data/emoji64 --workers 4
       magicvideo data prepare my_videos data/mine --size 128 --holdout 0.1
-      magicvideo data prepare data/emoji data/emoji256 --size 256 --every 8
+      magicvideo data prepare data/emoji data/emoji256 --size 256 --frame-step 8
       magicvideo data prepare films data/films --source clip-list --longest-scene
       torchrun --nproc-per-node 8 -m magicvideo data prepare films SHARDS --model MODEL \
         --size 256 --device cuda
@@ -107,8 +107,8 @@ def prepare(
         report = prepare_source(
             found,
             out,
-            decoding.frame_side,
-            every=decoding.frame_step,
+            decoding.chosen_size,
+            every=decoding.chosen_frame_step,
             workers=workers,
             on_clip=advance,
         )

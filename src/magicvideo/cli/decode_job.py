@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from magicvideo.cli.console import progress_bar
-from magicvideo.cli.memory_options import ran_out, without_memory
-from magicvideo.pipelines.chunking import Bounds, option
+from magicvideo.cli.memory_options import is_out_of_memory, out_of_memory_error
+from magicvideo.pipelines.chunking import ChunkSizes, cli_flag
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SecondHalf:
+class DecodeJob:
     """How latents become files.
 
     Attributes:
@@ -34,7 +34,7 @@ class SecondHalf:
 
     model: Path | None
     device: str | None
-    bounds: Bounds
+    bounds: ChunkSizes
     overwrite: bool
 
     def make(
@@ -63,7 +63,7 @@ class SecondHalf:
         from magicvideo.pipelines.video import write_video
 
         with self._told(pipeline, request, output), progress_bar(console, place) as progress:
-            video = pipeline.finish(request, latents, progress, self.bounds)
+            video = pipeline.decode_and_upscale(request, latents, progress, self.bounds)
             progress("writing", 0, 1)
             write_video(video.frames, request, output, overwrite=self.overwrite)
         latents_path(output).unlink()
@@ -76,10 +76,10 @@ class SecondHalf:
         try:
             yield
         except BaseException as error:
-            if not ran_out(error):
+            if not is_out_of_memory(error):
                 self._tell(output, self.device, self.bounds)
                 raise
-            device, bounds = self.device, pipeline.traits.lower(request, self.bounds)
+            device, bounds = self.device, pipeline.capabilities.reduce_memory(request, self.bounds)
             if bounds != self.bounds:
                 advice = f"lower {_changed(self.bounds, bounds)} as above, or take another --device"
             elif pipeline.device.type != "cpu":
@@ -88,17 +88,19 @@ class SecondHalf:
             else:
                 advice = "close other programs, or take a machine with more"
             self._tell(output, device, bounds)
-            raise without_memory(error, advice) from None
+            raise out_of_memory_error(error, advice) from None
 
-    def _tell(self, output: Path, device: str | None, bounds: Bounds) -> None:
+    def _tell(self, output: Path, device: str | None, bounds: ChunkSizes) -> None:
         words = ["magicvideo", "generate", "--resume", str(output)]
         words += ["--model", str(self.model)] if self.model else []
         words += ["--device", device] if device else []
-        words += [*bounds.as_options(), *(["--overwrite"] if self.overwrite else [])]
+        words += [*bounds.to_cli_args(), *(["--overwrite"] if self.overwrite else [])]
         typer.echo(f"The latents are kept; go on with: {shlex.join(words)}", err=True)
 
 
-def _changed(before: Bounds, after: Bounds) -> str:
+def _changed(before: ChunkSizes, after: ChunkSizes) -> str:
     """Return the options in which two bounds differ."""
     old = asdict(before)
-    return " and ".join(option(name) for name, value in asdict(after).items() if value != old[name])
+    return " and ".join(
+        cli_flag(name) for name, value in asdict(after).items() if value != old[name]
+    )

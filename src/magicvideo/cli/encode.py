@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from magicvideo.cli.console import make_console, progress_bar
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
     from magicvideo.data.shards.encode import Report, Runner
@@ -48,7 +48,7 @@ class Decoding:
         int | None,
         typer.Option(help="Side of a source's square frames, a multiple of 8; 64 by default."),
     ] = None
-    every: Annotated[
+    frame_step: Annotated[
         int | None, typer.Option(help="Keep one frame in so many of a source; all by default.")
     ] = None
     holdout: Holdout = None
@@ -76,19 +76,19 @@ class Decoding:
         from magicvideo.data.prepare import check_settings
         from magicvideo.data.shards.inputs import source_originals
 
-        size, every = self.frame_side, self.frame_step
+        size, every = self.chosen_size, self.chosen_frame_step
         check_settings(size, every)
         return source_originals(self.open_source(folder), size, every)
 
     @property
-    def frame_side(self) -> int:
+    def chosen_size(self) -> int:
         """Return the side of the frames, in pixels."""
         return _or(self.size, 64)
 
     @property
-    def frame_step(self) -> int:
+    def chosen_frame_step(self) -> int:
         """Return of how many frames one is kept."""
-        return _or(self.every, 1)
+        return _or(self.frame_step, 1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def given(options: Decoding | Encoding) -> dict[str, object]:
     }
 
 
-@grouped
+@with_option_groups
 def encode(
     source: Annotated[
         Path, typer.Argument(help="A prepared folder, or a source, decoded on the way.")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.decode_job import SecondHalf
+from magicvideo.cli.decode_job import DecodeJob
 from magicvideo.cli.generate_options import Choices, Networks, Target, Texts
 from magicvideo.cli.lora_option import load_recorded_loras
-from magicvideo.cli.memory_options import Memory, memory_in_words
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.memory_options import Memory, report_out_of_memory
+from magicvideo.cli.option_groups import with_option_groups
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from magicvideo.pipelines.request import Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
-Like = Annotated[Path | None, typer.Option(help="Make this video again, byte for byte.")]
+Reproduce = Annotated[Path | None, typer.Option(help="Make this video again, byte for byte.")]
 Resume = Annotated[
     Path | None,
     typer.Option(help="Finish this output, whose latents were kept when it was cut short."),
@@ -32,14 +32,14 @@ def register(app: typer.Typer) -> None:
     app.command("generate")(generate)
 
 
-@grouped
+@with_option_groups
 def generate(
     texts: Texts,
     target: Target,
     choices: Choices,
     networks: Networks,
     memory: Memory,
-    like: Like = None,
+    reproduce: Reproduce = None,
     resume: Resume = None,
 ) -> None:
     """Make a video from a prompt, or from a picture. Each file tells how to make it again.
@@ -51,30 +51,30 @@ def generate(
       magicvideo generate --image face.png --output face.mp4
       magicvideo generate "a cat" --stages keyframes
       magicvideo generate "a cat" --lora style.safetensors:0.8
-      magicvideo generate --like heart.gif --output again.gif
+      magicvideo generate --reproduce heart.gif --output again.gif
       magicvideo generate --resume heart.gif --device cpu
     """
-    from magicvideo.pipelines.request import choose_seeds
+    from magicvideo.pipelines.request import resolve_seeds
 
     settings = choices.settings()
-    half = SecondHalf(networks.model, networks.device, memory.bounds(), target.overwrite)
+    half = DecodeJob(networks.model, networks.device, memory.bounds(), target.overwrite)
     told: list[object] = [texts.prompt or None, texts.prompts]
     told += [] if choices == Choices() else [choices]
     if resume is not None:
-        _check_alone("--resume", *told, like, target.output, target.format, networks.lora)
+        _check_alone("--resume", *told, reproduce, target.output, target.format, networks.lora)
         _finish(resume, half)
         return
-    if like is not None:
-        _check_alone("--like", *told, networks.device)
-        _remake(like, target.like(like), networks, half)
+    if reproduce is not None:
+        _check_alone("--reproduce", *told, networks.device)
+        _remake(reproduce, target.for_copy_of(reproduce), networks, half)
         return
     prompts, names = texts.read(choices.image)
-    seeds = choose_seeds(choices.seed, len(prompts))
+    seeds = resolve_seeds(choices.seed, len(prompts))
     paths = target.paths(names, seeds)
     console = make_console()
     pipeline = networks.load(console)
-    requests = pipeline.plan(prompts, seeds, settings, choices.image)
-    with memory_in_words("ask for fewer --frames, or take another --device"):
+    requests = pipeline.build_requests(prompts, seeds, settings, choices.image)
+    with report_out_of_memory("ask for fewer --frames, or take another --device"):
         _make(console, pipeline, requests, paths, half, networks.lora or [])
 
 
@@ -86,15 +86,15 @@ def _check_alone(name: str, *others: object) -> None:
         )
 
 
-def _remake(like: Path, target: Target, networks: Networks, half: SecondHalf) -> None:
+def _remake(video: Path, target: Target, networks: Networks, half: DecodeJob) -> None:
     """Make a video again from what its file says."""
     from dataclasses import replace
     from importlib.metadata import version
 
     from magicvideo.pipelines.video import read_request
 
-    request = read_request(like)
-    name = request.picture.name if request.picture else request.prompt
+    request = read_request(video)
+    name = request.image_condition.name if request.image_condition else request.prompt
     paths = target.paths([name], [request.seed])
     import torch
 
@@ -102,7 +102,7 @@ def _remake(like: Path, target: Target, networks: Networks, half: SecondHalf) ->
     pipeline = load_pipeline(console, networks.model, request.device)
     if request.version != version("magicvideo"):
         console.print(
-            f"Hint: {like} was made by version {request.version}; bytes may differ.", markup=False
+            f"Hint: {video} was made by version {request.version}; bytes may differ.", markup=False
         )
     torch.set_num_threads(request.threads)
     # threads decide the last bits here, too
@@ -111,7 +111,7 @@ def _remake(like: Path, target: Target, networks: Networks, half: SecondHalf) ->
     _make(console, pipeline, [again], paths, half, networks.lora or [])
 
 
-def _finish(output: Path, half: SecondHalf) -> None:
+def _finish(output: Path, half: DecodeJob) -> None:
     """Make the rest of a video whose latents are there."""
     from magicvideo.media.outputs import check_output
     from magicvideo.pipelines.latent_checkpoint import latents_path, read_latents
@@ -122,8 +122,8 @@ def _finish(output: Path, half: SecondHalf) -> None:
 
     console = make_console()
     pipeline = load_pipeline(console, half.model, half.device or request.device)
-    pipeline.traits.check(request)
-    pipeline.traits.check_bounds(request, half.bounds)
+    pipeline.capabilities.validate(request)
+    pipeline.capabilities.check_chunks(request, half.bounds)
     if pipeline.device.type != request.device:
         console.print(
             f"Hint: the latents are from {request.device}; made again there, the last bits differ.",
@@ -139,30 +139,30 @@ def _make(
     pipeline: "MagicVideoPipeline",
     requests: list["Request"],
     paths: list[Path],
-    half: SecondHalf,
+    half: DecodeJob,
     loras: list[str],
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
     from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
 
     for request in requests:
-        pipeline.traits.check_bounds(request, half.bounds)
+        pipeline.capabilities.check_chunks(request, half.bounds)
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
         if len(paths) > 1:
             path.parent.mkdir(exist_ok=True)
         with progress_bar(console, place) as progress:
-            latents = pipeline.make_latents(request, progress)
+            latents = pipeline.generate_latents(request, progress)
         write_latents(latents_path(path), latents, request)
         half.make(console, place, pipeline, request, latents, path)
         _tell(path, request, half, loras)
 
 
-def _tell(path: Path, request: "Request", half: SecondHalf, loras: list[str]) -> None:
+def _tell(path: Path, request: "Request", half: DecodeJob, loras: list[str]) -> None:
     """Say where a video is and how to make it again."""
-    again = ["magicvideo", "generate", "--like", str(path)]
+    again = ["magicvideo", "generate", "--reproduce", str(path)]
     again += ["--model", str(half.model)] if half.model else []
-    again += half.bounds.as_options()  # they decide last bits
+    again += half.bounds.to_cli_args()  # they decide last bits
     again += [word for lora in loras for word in ("--lora", lora)]
     again += ["--output", str(path.with_name(f"again-{path.name}"))]
     again += [] if path.suffix else ["--format", "png"]

@@ -13,7 +13,7 @@ from magicvideo.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from magicvideo.pipelines.request import Settings
+    from magicvideo.pipelines.request import GenerationSettings
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
@@ -69,7 +69,7 @@ class Target:
     ] = None
     overwrite: Overwrite = False
 
-    def like(self, video: Path) -> "Target":
+    def for_copy_of(self, video: Path) -> "Target":
         """Return this, or where nothing was said, a made name in the format of a video."""
         if self.output is not None or self.format is not None:
             return self
@@ -134,23 +134,23 @@ class Choices:
     upscaler_steps: Annotated[
         int | None, typer.Option(help="Diffusion steps of super-resolution.")
     ] = None
-    enlarge: Annotated[
+    output_scale: Annotated[
         int | None,
         typer.Option(
             help="Whole factor that enlarges frames in files; by default small ones reach 256."
         ),
     ] = None
 
-    def settings(self) -> "Settings":
+    def settings(self) -> "GenerationSettings":
         """Return all but the picture and the seed, checked.
 
         Raises:
             UserError: If a value is one that no model can work with.
         """
-        from magicvideo.pipelines.request import Settings
+        from magicvideo.pipelines.request import GenerationSettings
 
         stages = None if self.stages is None else self.stages.split(",")
-        return Settings(
+        return GenerationSettings(
             negative_prompt=self.negative_prompt or "",
             num_frames=self.frames,
             fps=self.fps,
@@ -158,7 +158,7 @@ class Choices:
             guidance_scale=self.guidance,
             guidance_stop=self.guidance_stop,
             scheduler=self.scheduler,
-            enlarge=self.enlarge,
+            output_scale=self.output_scale,
             stages=None if stages is None else tuple(name.strip() for name in stages),
             interpolation_steps=self.interpolation_steps,
             upscaler_steps=self.upscaler_steps,

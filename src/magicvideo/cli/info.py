@@ -27,9 +27,9 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
-    from magicvideo.pipelines.model_folder import SHIPPED, summarize
+    from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR, summarize
 
-    summary = summarize(SHIPPED if model is None else model)
+    summary = summarize(BUNDLED_MODEL_DIR if model is None else model)
     table = Table("component", "class", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("bytes", justify="right")

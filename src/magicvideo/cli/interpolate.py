@@ -52,7 +52,7 @@ def interpolate(
     target = choose_target(footage, output, "interpolated", overwrite=overwrite)
     from magicvideo.media.naming import storable
     from magicvideo.media.video_stream import open_footage, write_footage
-    from magicvideo.pipelines.video_to_video import interpolate_footage
+    from magicvideo.pipelines.video_to_video import interpolate_video
 
     console = make_console()
     with console.status("Looking through the video"):
@@ -61,7 +61,7 @@ def interpolate(
         target = storable(target, clip.height, clip.width)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
-        made = interpolate_footage(
+        made = interpolate_video(
             pipeline, clip, prompt=prompt, seed=seed, num_steps=steps, progress=progress
         )
         write_footage(made, target, overwrite=overwrite, progress=progress)

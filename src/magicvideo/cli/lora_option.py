@@ -8,7 +8,7 @@ import typer
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
-    from magicvideo.pipelines.request import LoraUse
+    from magicvideo.pipelines.request import LoraRef
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Loras: TypeAlias = Annotated[
@@ -33,7 +33,7 @@ def load_loras(pipeline: "MagicVideoPipeline", written: list[str]) -> None:
 
 
 def load_recorded_loras(
-    pipeline: "MagicVideoPipeline", recorded: tuple["LoraUse", ...], written: list[str]
+    pipeline: "MagicVideoPipeline", recorded: tuple["LoraRef", ...], written: list[str]
 ) -> None:
     """Merge the LoRAs of a video into a loaded model, out of the files that were written.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.chunking import USUAL, Bounds
+from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
 
 # What torch says on each of its devices: CUDA and MPS, cuBLAS, the CPU on Linux and elsewhere
 _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
@@ -22,41 +22,41 @@ class Memory:
 
     decoder_frames: Annotated[
         int, typer.Option(help="Frames that are decoded at a time; fewer take less memory.")
-    ] = USUAL.decoder_frames
+    ] = DEFAULT_CHUNKS.decoder_frames
     upscaler_frames: Annotated[
         int, typer.Option(help="Frames that are made large at a time; fewer take less memory.")
-    ] = USUAL.upscaler_frames
+    ] = DEFAULT_CHUNKS.upscaler_frames
     upscaler_tile: Annotated[
         int,
         typer.Option(
             help="Longest side of what is made large at a time, in pixels of the small frames."
         ),
-    ] = USUAL.upscaler_tile
+    ] = DEFAULT_CHUNKS.upscaler_tile
 
-    def bounds(self) -> Bounds:
+    def bounds(self) -> ChunkSizes:
         """Return the bounds.
 
         Raises:
             UserError: If one holds nothing.
         """
-        return Bounds(
+        return ChunkSizes(
             decoder_frames=self.decoder_frames,
             upscaler_frames=self.upscaler_frames,
             upscaler_tile=self.upscaler_tile,
         )
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ended, on whatever device."""
     signs = any(sign in str(error) for sign in _SIGNS)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
 
 
-def without_memory(error: BaseException, advice: str) -> UserError:
+def out_of_memory_error(error: BaseException, advice: str) -> UserError:
     """Return the one sentence about the end of memory.
 
     Args:
-        error: One of which `ran_out` is true.
+        error: One of which `is_out_of_memory` is true.
         advice: What to do, as the second half of the sentence.
     """
     wanted = _WANTED.search(str(error))
@@ -65,7 +65,7 @@ def without_memory(error: BaseException, advice: str) -> UserError:
 
 
 @contextmanager
-def memory_in_words(advice: str) -> Iterator[None]:
+def report_out_of_memory(advice: str) -> Iterator[None]:
     """Turn the end of memory into one sentence.
 
     Raises:
@@ -74,6 +74,6 @@ def memory_in_words(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        raise without_memory(error, advice) from None
+        raise out_of_memory_error(error, advice) from None

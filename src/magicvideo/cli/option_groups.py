@@ -7,7 +7,7 @@ from inspect import Parameter, Signature, signature
 from typing import Any
 
 
-def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+def with_option_groups(verb: Callable[..., None]) -> Callable[..., None]:
     """Return a verb whose command line has an option for each field of the groups that it takes.
 
     Args:

@@ -35,14 +35,14 @@ def upscale(
     """
     target = choose_target(footage, output, "upscaled", overwrite=overwrite)
     from magicvideo.media.video_stream import open_footage, write_footage
-    from magicvideo.pipelines.video_to_video import upscale_footage
+    from magicvideo.pipelines.video_to_video import upscale_video
 
     console = make_console()
     with console.status("Looking through the video"):
         clip = open_footage(footage)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
-        made = upscale_footage(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
+        made = upscale_video(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
         write_footage(made, target, overwrite=overwrite, progress=progress)
     before, after = (f"{one.width}x{one.height}" for one in (clip, made))
     typer.echo(f"{target} ({before} became {after})")

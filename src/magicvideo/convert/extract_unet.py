@@ -16,7 +16,7 @@ from magicvideo.models.blocks import SpatioTemporalTransformer
 from magicvideo.models.inflate import is_new
 from magicvideo.models.unet import VideoUNet
 from magicvideo.pipelines.loading import load_component
-from magicvideo.pipelines.model_folder import open_folder
+from magicvideo.pipelines.model_folder import verify_model_folder
 
 # the convolution before each adaptor, by the adaptor's name in its block
 _CONVOLUTIONS = {
@@ -60,7 +60,7 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> Extraction:
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
-    index = open_folder(model)
+    index = verify_model_folder(model)
     unet = load_component(model, "unet", "VideoUNet", torch.float32)
     image, extraction = extract_image_network(unet, index.default_fps)
     if half:

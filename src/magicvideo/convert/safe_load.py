@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.model_folder import read_header, read_json
+from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
@@ -99,7 +99,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _read_whole(path: Path) -> dict[str, Tensor]:
-    read_header(path)
+    read_safetensors_header(path)
     return load_file(path)
 
 

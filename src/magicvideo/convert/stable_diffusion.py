@@ -23,7 +23,7 @@ from magicvideo.models.autoencoder import spatial_factor
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.inflate import inflate, is_new
 from magicvideo.models.unet import VideoUNet
-from magicvideo.pipelines.model_folder import StoredTensor, check_keys
+from magicvideo.pipelines.model_folder import TensorInfo, check_keys
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -248,8 +248,8 @@ def _account(component: str, copied: int, new: int, part: Part) -> Account:
     return Account(component, copied, new, len(part.refused), dict(Counter(part.refused.values())))
 
 
-def _stored(tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
-    return {name: StoredTensor(str(x.dtype), tuple(x.shape)) for name, x in tensors.items()}
+def _stored(tensors: dict[str, Tensor]) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(str(x.dtype), tuple(x.shape)) for name, x in tensors.items()}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any setting

@@ -134,7 +134,7 @@ def check_settings(size: int, every: int) -> None:
     if size < SIZE_STEP or size % SIZE_STEP or size > 1024:
         raise UserError(f"size {size} is not a multiple of {SIZE_STEP} between 8 and 1024.")
     if every < 1:
-        raise UserError(f"--every {every} is not 1 (all frames) or more.")
+        raise UserError(f"--frame-step {every} is not 1 (all frames) or more.")
 
 
 def _open_folder(out: Path, info: DatasetInfo) -> None:
@@ -157,7 +157,7 @@ def _open_folder(out: Path, info: DatasetInfo) -> None:
 
 
 def _described(info: DatasetInfo) -> str:
-    kept = "" if info.every == 1 else f" with --every {info.every}"
+    kept = "" if info.every == 1 else f" with --frame-step {info.every}"
     return f"{info.origin} at size {info.size}{kept}"
 
 

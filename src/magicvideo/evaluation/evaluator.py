@@ -35,7 +35,7 @@ from magicvideo.evaluation.reconstruction import score_autoencoder
 from magicvideo.evaluation.scores import FeatureSets, Score, score_videos
 from magicvideo.evaluation.video_cache import generate_cached
 from magicvideo.evaluation.video_features import VideoFeatures, extract_features
-from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -202,7 +202,7 @@ class Evaluator:
     def request(self, dataset: ClipDataset, prompt: Prompt) -> Request:
         """Return the request for a prompt's video, at the pace of its real clip."""
         protocol = self.protocol
-        settings = Settings(
+        settings = GenerationSettings(
             num_frames=protocol.num_frames,
             fps=dataset.clips[prompt.index].fps / protocol.stride,
             num_inference_steps=protocol.num_inference_steps,
@@ -212,7 +212,9 @@ class Evaluator:
             stages=("keyframes",),
         )
         # not the pipeline's own plan, which would hint at words each time that it is asked
-        return self.pipeline.traits.plan([prompt.caption], [prompt.seed], settings, None)[0]
+        return self.pipeline.capabilities.build_requests(
+            [prompt.caption], [prompt.seed], settings, None
+        )[0]
 
     def reference_features(self, drawn: EvaluationSet) -> Features:
         """Return the judge's features of real clips of all splits, but for those of the prompts."""

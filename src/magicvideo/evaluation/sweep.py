@@ -9,7 +9,7 @@ from typing import TypeVar
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import Benchmark
 from magicvideo.evaluation.protocol import Protocol
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 
 _AnyProtocol = TypeVar("_AnyProtocol", Protocol, Benchmark)
 
@@ -51,9 +51,9 @@ def sweep_points(steps: Sequence[int], guidance: Sequence[float]) -> list[SweepP
         UserError: If a value is out of its range.
     """
     for count in steps:
-        Settings(num_inference_steps=count)
+        GenerationSettings(num_inference_steps=count)
     for scale in guidance:
-        Settings(guidance_scale=scale)
+        GenerationSettings(guidance_scale=scale)
         if scale == 0:
             raise UserError("A guidance scale of 0 ignores the prompt; take one above 0.")
     return [

@@ -19,7 +19,7 @@ from magicvideo.pipelines.request import Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 # what changes the file or the last bit, but not the video
-_IMMATERIAL = ("enlarge", "threads")
+_IMMATERIAL = ("output_scale", "threads")
 
 
 def generate_cached(

@@ -7,15 +7,15 @@ from typing import TypeVar
 import torch
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.chunking import USUAL, Bounds
-from magicvideo.pipelines.request import LoraUse, Picture, Request, Settings
+from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
+from magicvideo.pipelines.request import GenerationSettings, ImageCondition, LoraRef, Request
 
 T = TypeVar("T")
 _PLEASANT_SIDE = 256  # pixels: files enlarge smaller frames by default
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelTraits:
+class ModelCapabilities:
     """What a loaded model can do, and does by default.
 
     Attributes:
@@ -54,10 +54,14 @@ class ModelTraits:
     least_tile: int
     default_interpolation_steps: int
     default_upscaler_steps: int
-    loras: tuple[LoraUse, ...] = ()
+    loras: tuple[LoraRef, ...] = ()
 
-    def plan(
-        self, prompts: list[str], seeds: list[int], settings: Settings, picture: Picture | None
+    def build_requests(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        settings: GenerationSettings,
+        picture: ImageCondition | None,
     ) -> list[Request]:
         """Return one complete request for each prompt.
 
@@ -72,7 +76,7 @@ class ModelTraits:
             Request(
                 prompt=prompt,
                 negative_prompt=settings.negative_prompt,
-                picture=picture,
+                image_condition=picture,
                 seed=seed,
                 num_frames=_or(settings.num_frames, self.max_frames),
                 fps=float(_or(settings.fps, self.default_fps)),
@@ -80,7 +84,7 @@ class ModelTraits:
                 guidance_scale=float(_or(settings.guidance_scale, self.default_guidance_scale)),
                 guidance_stop=float(_or(settings.guidance_stop, self.default_guidance_stop)),
                 scheduler=_or(settings.scheduler, self.default_scheduler),
-                enlarge=_or(settings.enlarge, max(1, _PLEASANT_SIDE // side)),
+                output_scale=_or(settings.output_scale, max(1, _PLEASANT_SIDE // side)),
                 stages=stages,
                 num_inserted=self.num_inserted if "interpolation" in stages else 0,
                 interpolation_steps=_or(
@@ -96,10 +100,10 @@ class ModelTraits:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         for request in requests:
-            self.check(request)
+            self.validate(request)
         return requests
 
-    def check(self, request: Request) -> None:
+    def validate(self, request: Request) -> None:
         """Refuse a request that the model cannot fulfil.
 
         Raises:
@@ -145,7 +149,7 @@ class ModelTraits:
                 f"{_named(self.loras)}; load the same files at the same scales, in this order."
             )
 
-    def check_bounds(self, request: Request, bounds: Bounds) -> None:
+    def check_chunks(self, request: Request, bounds: ChunkSizes) -> None:
         """Refuse a bound that would hold nothing back in a video.
 
         Raises:
@@ -153,12 +157,12 @@ class ModelTraits:
         """
         tile, least = bounds.upscaler_tile, self.least_tile
         if "upscaler" not in request.stages:
-            if replace(bounds, decoder_frames=USUAL.decoder_frames) != USUAL:
+            if replace(bounds, decoder_frames=DEFAULT_CHUNKS.decoder_frames) != DEFAULT_CHUNKS:
                 raise UserError(
                     "The video has no stage upscaler; leave --upscaler-frames and --upscaler-tile "
                     "out."
                 )
-        elif tile != USUAL.upscaler_tile and not least <= tile < self.side:
+        elif tile != DEFAULT_CHUNKS.upscaler_tile and not least <= tile < self.side:
             if least >= self.side:
                 raise UserError(
                     f"The tile is {tile}, and this upscaler sees {least} pixels or more, which "
@@ -168,7 +172,7 @@ class ModelTraits:
                 f"The tile is {tile}; it must be a whole number from {least} to {self.side - 1}."
             )
 
-    def lower(self, request: Request, bounds: Bounds) -> Bounds:
+    def reduce_memory(self, request: Request, bounds: ChunkSizes) -> ChunkSizes:
         """Return bounds by which a video takes less memory, or the same if there are none."""
         if "upscaler" not in request.stages:
             return replace(bounds, decoder_frames=1)
@@ -180,7 +184,7 @@ class ModelTraits:
         return replace(bounds, upscaler_tile=tile) if tile < seen else bounds
 
 
-def _named(loras: tuple[LoraUse, ...]) -> str:
+def _named(loras: tuple[LoraRef, ...]) -> str:
     shown = (f"{use.name} (SHA-256 {use.sha256[:12]}...) at {use.scale:g}" for use in loras)
     return f"the LoRA {', '.join(shown)}" if loras else "no LoRA"
 

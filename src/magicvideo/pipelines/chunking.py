@@ -6,7 +6,7 @@ from magicvideo.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class ChunkSizes:
     """What they see at a time. To rounding, a video does not depend on it.
 
     Attributes:
@@ -26,18 +26,18 @@ class Bounds:
         """Refuse what holds nothing."""
         for name, value in asdict(self).items():
             if value < 1:
-                raise UserError(f"{option(name)} is {value}; it must be 1 or more.")
+                raise UserError(f"{cli_flag(name)} is {value}; it must be 1 or more.")
 
-    def as_options(self) -> list[str]:
+    def to_cli_args(self) -> list[str]:
         """Return what has to be written on a command line to have these bounds."""
-        usual = asdict(USUAL)
+        usual = asdict(DEFAULT_CHUNKS)
         chosen = {name: value for name, value in asdict(self).items() if value != usual[name]}
-        return [word for name, value in chosen.items() for word in (option(name), str(value))]
+        return [word for name, value in chosen.items() for word in (cli_flag(name), str(value))]
 
 
-USUAL = Bounds()
+DEFAULT_CHUNKS = ChunkSizes()
 
 
-def option(name: str) -> str:
+def cli_flag(name: str) -> str:
     """Return the option that sets a bound."""
     return f"--{name.replace('_', '-')}"

@@ -11,27 +11,27 @@ from transformers import CLIPVisionModelWithProjection
 from magicvideo.errors import UserError
 from magicvideo.media.safe_image import open_limited
 from magicvideo.models.conditioning import embed_frames
-from magicvideo.pipelines.request import Picture
+from magicvideo.pipelines.request import ImageCondition
 from magicvideo.shapes import Frames
 
 _MOST_PIXELS = 50_000_000  # the largest that cameras make; it takes about 2 GB to lay on white
 
 
 @torch.no_grad()
-def describe_picture(
+def encode_image_condition(
     image_encoder: CLIPVisionModelWithProjection, image: Image.Image | str | Path
-) -> Picture:
+) -> ImageCondition:
     """Return what an image encoder keeps of a picture: its embedding.
 
     Raises:
         UserError: If the file is missing or no picture.
     """
-    name, frames = open_picture(image)
+    name, frames = load_image(image)
     embedding = embed_frames(image_encoder, frames.to(image_encoder.device))
-    return Picture.of(name, embedding[0, 0].cpu().numpy())
+    return ImageCondition.of(name, embedding[0, 0].cpu().numpy())
 
 
-def open_picture(image: Image.Image | str | Path) -> tuple[str, Frames]:
+def load_image(image: Image.Image | str | Path) -> tuple[str, Frames]:
     """Return a picture's name and its pixels in [-1, 1], as one video of one frame.
 
     Transparent pictures are laid on white.

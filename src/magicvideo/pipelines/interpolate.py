@@ -49,7 +49,7 @@ def interpolate_latents(
     generator = generator_for("interpolation", seed)
     noise = draw_noise((1, gaps * inserted, *keys.shape[2:]), Draws([generator]), shared_noise)
     noise = rearrange(noise, "1 (g k) c h w -> g k c h w", g=gaps).to(keys)
-    seen = seen_keys(keys, scheduler, noise_level, generator)
+    seen = noise_keyframes(keys, scheduler, noise_level, generator)
     new = fill_gaps(
         interpolator.estimate,
         interpolator.denoise,
@@ -66,7 +66,7 @@ def interpolate_latents(
     return weave(keys, new)
 
 
-def seen_keys(
+def noise_keyframes(
     keys: Latents, scheduler: Scheduler, noise_level: int, generator: torch.Generator
 ) -> Latents:
     """Return keys noised up to a diffusion step, as the network sees them; at 0 as they are."""

@@ -22,7 +22,12 @@ from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
-from magicvideo.pipelines.model_folder import WEIGHTS, check_keys, read_header, read_json
+from magicvideo.pipelines.model_folder import (
+    WEIGHTS,
+    check_keys,
+    read_json,
+    read_safetensors_header,
+)
 
 _NETWORKS: Mapping[str, type[Any]] = {
     **AUTOENCODERS,
@@ -65,7 +70,7 @@ def load_component(folder: Path, component: str, class_name: str, dtype: torch.d
     """
     if class_name in _ENCODERS:
         return _load_encoder(folder / component, _ENCODERS[class_name], dtype)
-    model = outline_component(folder, component, class_name, dtype)
+    model = component_from_config_meta(folder, component, class_name, dtype)
     tensors = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for key, tensor in load_file(folder / component / WEIGHTS[component]).items()
@@ -74,7 +79,9 @@ def load_component(folder: Path, component: str, class_name: str, dtype: torch.d
     return model.eval().requires_grad_(False)
 
 
-def outline_component(folder: Path, component: str, class_name: str, dtype: torch.dtype) -> Network:
+def component_from_config_meta(
+    folder: Path, component: str, class_name: str, dtype: torch.dtype
+) -> Network:
     """Return one network of a model folder without its weights, on the meta device.
 
     Raises:
@@ -93,7 +100,9 @@ def outline_component(folder: Path, component: str, class_name: str, dtype: torc
         raise _config_error(place, error) from None
     path = place / WEIGHTS[component]
     check_keys(
-        path, read_header(path), {key: tuple(x.shape) for key, x in model.state_dict().items()}
+        path,
+        read_safetensors_header(path),
+        {key: tuple(x.shape) for key, x in model.state_dict().items()},
     )
     # not by diffusers' own method, which warns of what is no matter before weights are there
     return nn.Module.to(model, dtype)

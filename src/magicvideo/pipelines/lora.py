@@ -16,8 +16,8 @@ from magicvideo.atomic_io import sha256
 from magicvideo.errors import UserError
 from magicvideo.models.lora import BASE_MODEL, LowRank, add_low_rank
 from magicvideo.models.lora_conversion import PEFT_PREFIX, read_updates
-from magicvideo.pipelines.model_folder import read_header, read_json
-from magicvideo.pipelines.request import LoraUse
+from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
+from magicvideo.pipelines.request import LoraRef
 
 COMPONENTS = ("unet", "text_encoder")
 _PEFT_CONFIG = "adapter_config.json"
@@ -41,7 +41,7 @@ class Lora:
         base: Hash of the model that it was trained on, where the file tells.
     """
 
-    use: LoraUse
+    use: LoraRef
     updates: Mapping[str, Mapping[str, LowRank]]
     base: str | None
 
@@ -54,7 +54,7 @@ class LoraStack:
         self._before: dict[str, dict[str, Tensor]] = {}
 
     @property
-    def uses(self) -> tuple[LoraUse, ...]:
+    def uses(self) -> tuple[LoraRef, ...]:
         """Return what a request says of them."""
         return tuple(lora.use for lora in self.loras)
 
@@ -104,7 +104,7 @@ def read_lora(path: Path, scale: float, networks: Mapping[str, nn.Module]) -> Lo
     Raises:
         UserError: If the file is no safetensors file, or a tensor is unknown or does not fit.
     """
-    use = LoraUse(name=path.name, sha256=lora_hash(path), scale=scale)
+    use = LoraRef(name=path.name, sha256=lora_hash(path), scale=scale)
     with safe_open(path, framework="pt") as file:
         notes: dict[str, str] = file.metadata() or {}
     weights = {name: dict(network.named_parameters()) for name, network in networks.items()}
@@ -139,7 +139,7 @@ def _merge(lora: Lora, component: str, network: nn.Module) -> None:
 
 def _peft_config(path: Path) -> Path | None:
     """Return the file that tells alpha where the weights are in peft's own layout."""
-    if not any(key.startswith(PEFT_PREFIX) for key in read_header(path)):
+    if not any(key.startswith(PEFT_PREFIX) for key in read_safetensors_header(path)):
         return None
     config = path.with_name(_PEFT_CONFIG)
     if not config.is_file():

@@ -17,12 +17,17 @@ from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
-from magicvideo.pipelines.capabilities import ModelTraits
+from magicvideo.pipelines.capabilities import ModelCapabilities
 from magicvideo.pipelines.hints import WORDS_FILE
 from magicvideo.pipelines.loading import load_scheduler, load_tokenizer
 from magicvideo.pipelines.lora import COMPONENTS, LoraStack, read_lora
-from magicvideo.pipelines.model_folder import INDEX, OPTIONAL, SHIPPED, open_folder
-from magicvideo.pipelines.offload import StagewiseLoader
+from magicvideo.pipelines.model_folder import (
+    BUNDLED_MODEL_DIR,
+    INDEX,
+    OPTIONAL,
+    verify_model_folder,
+)
+from magicvideo.pipelines.offload import LazyComponentLoader
 from magicvideo.pipelines.request import STAGES
 
 logger = logging.getLogger(__name__)
@@ -60,7 +65,7 @@ class VideoModel(DiffusionPipeline):
     _optional_components = sorted(OPTIONAL)
     model_hash: str | None = None
     words: frozenset[str] = frozenset()
-    loader: StagewiseLoader | None = None
+    loader: LazyComponentLoader | None = None
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class VideoModel(DiffusionPipeline):
         folder: str | Path | None = None,
         *,
         torch_dtype: torch.dtype = torch.float32,
-        stagewise: torch.device | str | None = None,
+        offload_device: torch.device | str | None = None,
     ) -> Model:
         """Load a model folder; without an argument, the emoji model that comes with the package.
 
@@ -130,17 +135,19 @@ class VideoModel(DiffusionPipeline):
         Args:
             folder: The model folder.
             torch_dtype: Of the weights in memory.
-            stagewise: A device: each stage loads its networks there when it begins and lets go of
+            offload_device: A device: each stage loads its networks there when it begins and frees
                 them at its end, so that memory holds one stage at a time. None loads all at once,
                 to the CPU.
 
         Raises:
             UserError: If the folder is no whole model. It names the file or the tensor.
         """
-        folder = SHIPPED if folder is None else Path(folder)
-        index = open_folder(folder)
-        loader = StagewiseLoader(folder, index, torch_dtype, torch.device(stagewise or "cpu"))
-        take = loader.load if stagewise is None else loader.outline
+        folder = BUNDLED_MODEL_DIR if folder is None else Path(folder)
+        index = verify_model_folder(folder)
+        loader = LazyComponentLoader(
+            folder, index, torch_dtype, torch.device(offload_device or "cpu")
+        )
+        take = loader.load if offload_device is None else loader.outline
         networks = {name: take(name) for name in index.networks()}
         pipeline = cls(
             **networks,
@@ -163,7 +170,7 @@ class VideoModel(DiffusionPipeline):
             shared_noise=index.shared_noise,
             license=index.license,
         )
-        pipeline.loader = None if stagewise is None else loader
+        pipeline.loader = None if offload_device is None else loader
         pipeline.model_hash = folder_hash(folder)
         if (folder / WORDS_FILE).is_file():
             pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
@@ -216,8 +223,8 @@ class VideoModel(DiffusionPipeline):
         return super().device if self.loader is None else self.loader.device
 
     @contextmanager
-    def on_hand(self, *names: str) -> Iterator[None]:
-        """Have the weights of some networks for a while, in a model that is loaded stagewise.
+    def load_components(self, *names: str) -> Iterator[None]:
+        """Have the weights of some networks for a while, in a model that is loaded offload_device.
 
         The others have all their weights all the time, and nothing happens. Networks that a model
         lacks are passed over.
@@ -237,7 +244,7 @@ class VideoModel(DiffusionPipeline):
                 setattr(self, name, outline)
 
     @property
-    def picture_networks(self) -> tuple[CLIPVisionModelWithProjection, ImageConditioner]:
+    def image_condition_models(self) -> tuple[CLIPVisionModelWithProjection, ImageConditioner]:
         """Return what turns a picture into tokens.
 
         Raises:
@@ -251,7 +258,7 @@ class VideoModel(DiffusionPipeline):
         return self.image_encoder, self.image_conditioner
 
     @property
-    def traits(self) -> ModelTraits:
+    def capabilities(self) -> ModelCapabilities:
         """Return what this model can do, and does by default."""
         config = self.config
         present = {
@@ -259,7 +266,7 @@ class VideoModel(DiffusionPipeline):
             "interpolation": self.interpolator is not None,
             "upscaler": self.upscaler is not None,
         }
-        return ModelTraits(
+        return ModelCapabilities(
             hash=self.model_hash,
             device=self.device.type,
             side=self.unet.config.sample_size * spatial_factor(self.vae),

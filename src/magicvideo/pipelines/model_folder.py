@@ -14,7 +14,7 @@ from magicvideo.errors import UserError
 
 INDEX = "model_index.json"
 TRAINING = "training.json"
-SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "emoji"
+BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "weights" / "emoji"
 # the classes that a component may have; a folder can name no other, so that it cannot run code
 CLASSES = {
     "vae": (
@@ -94,7 +94,7 @@ class ModelIndex(BaseModel):
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class TensorInfo:
     """One entry of a safetensors header."""
 
     dtype: str
@@ -106,7 +106,7 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def open_folder(folder: Path) -> ModelIndex:
+def verify_model_folder(folder: Path) -> ModelIndex:
     """Check a whole model folder and return its index.
 
     Every file is compared with `SHA256SUMS`, and every weights file with its own header.
@@ -124,7 +124,7 @@ def open_folder(folder: Path) -> ModelIndex:
     verify_sums(folder)
     index = read_index(folder)
     for component in index.networks():
-        read_header(folder / component / WEIGHTS[component])
+        read_safetensors_header(folder / component / WEIGHTS[component])
     return index
 
 
@@ -169,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors that a safetensors file lists, by name.
 
     Raises:
@@ -188,7 +188,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
         tensors = {
-            name: StoredTensor(entry["dtype"], tuple(entry["shape"]))
+            name: TensorInfo(entry["dtype"], tuple(entry["shape"]))
             for name, entry in header.items()
         }
         end = _end_of_data([(tensors[name], header[name]["data_offsets"]) for name in tensors])
@@ -202,7 +202,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _end_of_data(places: list[tuple[StoredTensor, list[int]]]) -> int:
+def _end_of_data(places: list[tuple[TensorInfo, list[int]]]) -> int:
     """Return where the last tensor ends; they follow one another without gaps and overlaps."""
     end = 0
     for tensor, (first, last) in sorted(places, key=lambda place: place[1]):
@@ -214,7 +214,7 @@ def _end_of_data(places: list[tuple[StoredTensor, list[int]]]) -> int:
 
 
 def check_keys(
-    path: Path, stored: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]]
+    path: Path, stored: dict[str, TensorInfo], expected: dict[str, tuple[int, ...]]
 ) -> None:
     """Compare the tensors of a file with those that a network has.
 
@@ -262,15 +262,15 @@ def summarize(folder: Path) -> ModelSummary:
     """Return what a model folder says of itself, from its headers alone.
 
     Raises:
-        UserError: As `open_folder`.
+        UserError: As `verify_model_folder`.
     """
-    index = open_folder(folder)
+    index = verify_model_folder(folder)
     components = []
     for name in CLASSES:
         class_name = index.class_of(name)
         if class_name is None:
             continue
-        tensors = read_header(folder / name / WEIGHTS[name]) if name in WEIGHTS else {}
+        tensors = read_safetensors_header(folder / name / WEIGHTS[name]) if name in WEIGHTS else {}
         files = [path for path in (folder / name).rglob("*") if path.is_file()]
         components.append(
             ComponentSummary(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from magicvideo.pipelines.loading import Network, load_component, outline_component
+from magicvideo.pipelines.loading import Network, component_from_config_meta, load_component
 from magicvideo.pipelines.model_folder import ModelIndex
 
 
-class StagewiseLoader:
+class LazyComponentLoader:
     """Loads networks of a checked model folder one by one.
 
     Args:
@@ -26,7 +26,7 @@ class StagewiseLoader:
 
     def outline(self, name: str) -> Network:
         """Return a network without its weights: it tells its settings and fills no memory."""
-        return outline_component(self.folder, name, self.classes[name], self.dtype)
+        return component_from_config_meta(self.folder, name, self.classes[name], self.dtype)
 
     def load(self, name: str) -> Network:
         """Return a network with its weights.

@@ -24,7 +24,7 @@ Embedding: TypeAlias = Float32[np.ndarray, "e"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class GenerationSettings:
     """What a caller may choose beside prompts and seeds; `None` is the model's own default.
 
     Attributes:
@@ -35,7 +35,7 @@ class Settings:
         guidance_scale: 1 is no guidance.
         guidance_stop: Share of the diffusion steps after which guidance ends; 1 guides all.
         scheduler: `ddim` or `dpm++`.
-        enlarge: Factor by which files enlarge the frames; by default the shorter side reaches 256.
+        output_scale: Factor by which files enlarge frames; by default the shorter side reaches 256.
         stages: What makes the video, in order: key frames, and what is to follow them; by default
             all stages that the model has.
         interpolation_steps: Diffusion steps of the interpolation.
@@ -49,7 +49,7 @@ class Settings:
     guidance_scale: float | None = None
     guidance_stop: float | None = None
     scheduler: str | None = None
-    enlarge: int | None = None
+    output_scale: int | None = None
     stages: tuple[str, ...] | None = None
     interpolation_steps: int | None = None
     upscaler_steps: int | None = None
@@ -61,7 +61,7 @@ class Settings:
         _check_whole("The number of steps", self.num_inference_steps, 1, 1000)
         _check_number("The guidance scale", self.guidance_scale, 0.0, 100.0)
         _check_number("The end of guidance", self.guidance_stop, 0.0, 1.0)
-        _check_whole("The factor of enlargement", self.enlarge, 1, 32)
+        _check_whole("The factor of enlargement", self.output_scale, 1, 32)
         _check_whole("The number of interpolation steps", self.interpolation_steps, 1, 1000)
         _check_whole("The number of upscaler steps", self.upscaler_steps, 1, 1000)
         if self.stages is not None:
@@ -79,7 +79,7 @@ class Settings:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class ImageCondition:
     """A picture as condition: what its CLIP embedding keeps of it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Picture:
     embedding: str
 
     @classmethod
-    def of(cls, name: str, embedding: Embedding) -> "Picture":
+    def of(cls, name: str, embedding: Embedding) -> "ImageCondition":
         """Return the picture with an embedding."""
         return cls(
             name=name, embedding=base64.b64encode(embedding.astype("<f4").tobytes()).decode()
@@ -113,7 +113,7 @@ class Picture:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
-class LoraUse:
+class LoraRef:
     """A LoRA that takes part in a video.
 
     Attributes:
@@ -139,14 +139,14 @@ class Request:
     Attributes:
         prompt: Text; may be empty beside a picture.
         negative_prompt: What guidance moves away from.
-        picture: A condition beside the text or in its place, or None.
+        image_condition: A condition beside the text or in its place, or None.
         seed: Seed of the noise.
         num_frames: Key frames of the video.
         fps: Key frames a second.
         num_inference_steps: Diffusion steps of the key frames.
         guidance_scale: 1 is no guidance.
         scheduler: `ddim` or `dpm++`, in all stages.
-        enlarge: Factor by which files enlarge the frames.
+        output_scale: Factor by which files output_scale the frames.
         stages: What makes the video, in order.
         num_inserted: New frames between two key frames.
         interpolation_steps: Diffusion steps of the interpolation.
@@ -161,14 +161,14 @@ class Request:
 
     prompt: str
     negative_prompt: str
-    picture: Picture | None
+    image_condition: ImageCondition | None
     seed: int
     num_frames: int
     fps: float
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
-    enlarge: int
+    output_scale: int
     stages: tuple[str, ...]
     num_inserted: int
     interpolation_steps: int
@@ -177,7 +177,7 @@ class Request:
     device: str
     threads: int
     version: str
-    loras: tuple[LoraUse, ...] = ()
+    loras: tuple[LoraRef, ...] = ()
     guidance_stop: float = 1.0  # files of versions without it were guided to the end
 
     def __post_init__(self) -> None:
@@ -185,9 +185,9 @@ class Request:
         _check_whole("The seed", self.seed, 0, MAX_SEED)
         _check_whole("The number of threads", self.threads, 1, 4096)
         _check_whole("The number of inserted frames", self.num_inserted, 0, 1000)
-        if self.picture is None and not self.prompt.strip():
+        if self.image_condition is None and not self.prompt.strip():
             raise UserError("The prompt is empty; say what the video should show.")
-        Settings(
+        GenerationSettings(
             negative_prompt=self.negative_prompt,
             num_frames=self.num_frames,
             fps=self.fps,
@@ -195,7 +195,7 @@ class Request:
             guidance_scale=self.guidance_scale,
             guidance_stop=self.guidance_stop,
             scheduler=self.scheduler,
-            enlarge=self.enlarge,
+            output_scale=self.output_scale,
             stages=self.stages,
             interpolation_steps=self.interpolation_steps,
             upscaler_steps=self.upscaler_steps,
@@ -239,7 +239,7 @@ def from_json(text: str) -> Request | None:
         ) from None
 
 
-def choose_seeds(seed: int | list[int] | None, count: int) -> list[int]:
+def resolve_seeds(seed: int | list[int] | None, count: int) -> list[int]:
     """Return one seed a video: those given, a row that starts at the one given, or random ones.
 
     Raises:

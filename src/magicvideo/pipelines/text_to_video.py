@@ -17,12 +17,12 @@ from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.denoiser import image_tokens
-from magicvideo.pipelines.chunking import USUAL, Bounds
+from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
 from magicvideo.pipelines.hints import prompt_hints
-from magicvideo.pipelines.image_condition import describe_picture
+from magicvideo.pipelines.image_condition import encode_image_condition
 from magicvideo.pipelines.interpolate import interpolate_latents
 from magicvideo.pipelines.model import VideoModel
-from magicvideo.pipelines.request import Request, Settings, choose_seeds
+from magicvideo.pipelines.request import GenerationSettings, Request, resolve_seeds
 from magicvideo.pipelines.upscale import upscale_frames
 from magicvideo.pipelines.video import Video, VideoOutput
 from magicvideo.shapes import Frames, Latents, Tokens
@@ -83,7 +83,7 @@ class MagicVideoPipeline(VideoModel):
             UserError: If a value is out of its range.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        settings = Settings(
+        settings = GenerationSettings(
             negative_prompt=negative_prompt,
             num_frames=num_frames,
             fps=fps,
@@ -95,14 +95,14 @@ class MagicVideoPipeline(VideoModel):
             interpolation_steps=interpolation_steps,
             upscaler_steps=upscaler_steps,
         )
-        requests = self.plan(prompts, choose_seeds(seed, len(prompts)), settings, image)
+        requests = self.build_requests(prompts, resolve_seeds(seed, len(prompts)), settings, image)
         return VideoOutput([self.generate(request, progress) for request in requests])
 
-    def plan(
+    def build_requests(
         self,
         prompts: list[str],
         seeds: list[int],
-        settings: Settings,
+        settings: GenerationSettings,
         image: Image.Image | str | Path | None = None,
     ) -> list[Request]:
         """Return one complete request for each prompt, and log hints on the prompts.
@@ -112,21 +112,24 @@ class MagicVideoPipeline(VideoModel):
         """
         picture = None
         if image is not None:
-            with self.on_hand("image_encoder"):
-                picture = describe_picture(self.picture_networks[0], image)
-        requests = self.traits.plan(prompts, seeds, settings, picture)
+            with self.load_components("image_encoder"):
+                picture = encode_image_condition(self.image_condition_models[0], image)
+        requests = self.capabilities.build_requests(prompts, seeds, settings, picture)
         for text in dict.fromkeys([*prompts, settings.negative_prompt]):
             for hint in prompt_hints(text, self.tokenizer, self.words):
                 logger.warning(hint)
         return requests
 
     def generate(
-        self, request: Request, progress: Progress | None = None, bounds: Bounds = USUAL
+        self,
+        request: Request,
+        progress: Progress | None = None,
+        bounds: ChunkSizes = DEFAULT_CHUNKS,
     ) -> Video:
         """Make one video: the whole flow.
 
         Videos are made one at a time, so that a seed gives the same video in any company. Between
-        its two halves `kept_latents.write_latents` can keep what the first one made.
+        its two halves `latent_checkpoint.write_latents` can keep what the first one made.
 
         Args:
             request: What to make.
@@ -136,43 +139,45 @@ class MagicVideoPipeline(VideoModel):
         Raises:
             UserError: If the request is for another model, or beyond this one.
         """
-        return self.finish(request, self.make_latents(request, progress), progress, bounds)
+        return self.decode_and_upscale(
+            request, self.generate_latents(request, progress), progress, bounds
+        )
 
     @torch.no_grad()
-    def make_latents(self, request: Request, progress: Progress | None = None) -> Latents:
+    def generate_latents(self, request: Request, progress: Progress | None = None) -> Latents:
         """Return the latents of all frames: the first half of the flow.
 
         Raises:
             UserError: If the request is for another model, or beyond this one.
         """
-        self.traits.check(request)
-        self.traits.check_loras(request)
-        with self.on_hand("text_encoder", "image_conditioner"):
+        self.capabilities.validate(request)
+        self.capabilities.check_loras(request)
+        with self.load_components("text_encoder", "image_conditioner"):
             tokens, negative_tokens = self.encode_condition(request)
-        with self.on_hand("unet"):
+        with self.load_components("unet"):
             keys = self.sample_keyframes(request, tokens, negative_tokens, progress)
         if "interpolation" not in request.stages:
             return keys
-        with self.on_hand("interpolator"):
+        with self.load_components("interpolator"):
             return self.interpolate(request, keys, tokens, progress)
 
     @torch.no_grad()
-    def finish(
+    def decode_and_upscale(
         self,
         request: Request,
         latents: Latents,
         progress: Progress | None = None,
-        bounds: Bounds = USUAL,
+        bounds: ChunkSizes = DEFAULT_CHUNKS,
     ) -> Video:
         """Return the video of finished latents: the second half of the flow.
 
         Raises:
             UserError: If a tile is too small for the upscaler.
         """
-        with self.on_hand("vae"):
+        with self.load_components("vae"):
             frames = self.decode(latents, progress, bounds)
         if "upscaler" in request.stages:
-            with self.on_hand("upscaler"):
+            with self.load_components("upscaler"):
                 frames = self.upscale(request, frames, progress, bounds)
         return Video(frames[0].cpu(), request)
 
@@ -184,10 +189,10 @@ class MagicVideoPipeline(VideoModel):
         """
         text = encode_text(self.text_encoder, self.tokenizer, [request.prompt])
         negative = encode_text(self.text_encoder, self.tokenizer, [request.negative_prompt])
-        if request.picture is None:
+        if request.image_condition is None:
             return text, negative
-        _, conditioner = self.picture_networks
-        embedding = torch.from_numpy(request.picture.values()).to(self.device, self.dtype)
+        _, conditioner = self.image_condition_models
+        embedding = torch.from_numpy(request.image_condition.values()).to(self.device, self.dtype)
         width = conditioner.config.embedding_dim
         if len(embedding) != width:
             raise UserError(
@@ -253,7 +258,10 @@ class MagicVideoPipeline(VideoModel):
         )
 
     def decode(
-        self, latents: Latents, progress: Progress | None = None, bounds: Bounds = USUAL
+        self,
+        latents: Latents,
+        progress: Progress | None = None,
+        bounds: ChunkSizes = DEFAULT_CHUNKS,
     ) -> Frames:
         """Return the frames of latents."""
         on_window = None if progress is None else partial(progress, "decoding")
@@ -264,7 +272,7 @@ class MagicVideoPipeline(VideoModel):
         request: Request,
         frames: Frames,
         progress: Progress | None = None,
-        bounds: Bounds = USUAL,
+        bounds: ChunkSizes = DEFAULT_CHUNKS,
     ) -> Float[Tensor, "b f 3 tall wide"]:
         """Return large frames."""
         assert self.upscaler is not None

@@ -70,7 +70,7 @@ def upscale_frames(
     shape = (videos, length, channels, factor * height, factor * width)
     large = torch.empty(shape, dtype=torch.float32, device=upscaler.device)
     for video, seed, place in zip(frames, seeds, large, strict=True):
-        parts = upscale_parts(
+        parts = upscale_batches(
             upscaler,
             scheduler,
             torch.split(video, frames_at_once),
@@ -85,7 +85,7 @@ def upscale_frames(
     return large
 
 
-def upscale_parts(
+def upscale_batches(
     upscaler: Upscaler,
     scheduler: Scheduler,
     parts: Iterable[Part],
@@ -112,12 +112,14 @@ def upscale_parts(
         UserError: If a value is out of its range.
     """
     _check_request(upscaler, scheduler, num_steps, noise_level)
-    return _Way(upscaler, scheduler, num_steps, noise_level, tile, on_step).enlarge(parts, seed)
+    return TiledUpscaler(upscaler, scheduler, num_steps, noise_level, tile, on_step).enlarge(
+        parts, seed
+    )
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How small frames become large ones: the arguments of `upscale_parts` but for the frames."""
+class TiledUpscaler:
+    """How small frames become large ones: the arguments of `upscale_batches` but for the frames."""
 
     upscaler: Upscaler
     scheduler: Scheduler
@@ -155,13 +157,13 @@ class _Way:
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             level, tile = self.noise_level, self.tile
-            return predict_by_tiles(self.upscaler, noisy[0], seen, timestep, level, tile)[None]
+            return predict_tiled(self.upscaler, noisy[0], seen, timestep, level, tile)[None]
 
         shared = noise.expand(len(seen), -1, -1, -1)[None]
         return follow(predict, shared, self.scheduler, self.num_steps, self.on_step)[0]
 
 
-def predict_by_tiles(
+def predict_tiled(
     upscaler: Upscaler,
     noisy: LargeFrames,
     seen: FoldedFrames,

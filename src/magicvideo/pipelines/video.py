@@ -62,7 +62,7 @@ def write_video(
     Raises:
         UserError: If the output exists or cannot be written.
     """
-    pixels = to_pixels(frames, request.enlarge)
+    pixels = to_pixels(frames, request.output_scale)
     write_pixels(pixels, request.video_fps, request.to_json(), path, overwrite=overwrite)
 
 

@@ -13,17 +13,17 @@ from magicvideo.errors import UserError
 from magicvideo.media.video_stream import Footage, Frame
 from magicvideo.models.autoencoder import decode_windows, encode_frames, spatial_factor
 from magicvideo.models.conditioning import encode_text
-from magicvideo.pipelines.chunking import USUAL
+from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
 from magicvideo.pipelines.interpolate import interpolate_latents
 from magicvideo.pipelines.padding import pad_to_multiple
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline, Progress
-from magicvideo.pipelines.upscale import upscale_parts
+from magicvideo.pipelines.upscale import upscale_batches
 from magicvideo.shapes import Latents, Tokens
 
 _GAPS_AT_ONCE = 15  # the paper's number for one video
 
 
-def interpolate_footage(
+def interpolate_video(
     pipeline: MagicVideoPipeline,
     footage: Footage,
     *,
@@ -60,7 +60,7 @@ def interpolate_footage(
     return replace(made, frames=frames)
 
 
-def upscale_footage(
+def upscale_video(
     pipeline: MagicVideoPipeline,
     footage: Footage,
     *,
@@ -105,13 +105,13 @@ def _interpolate(
     num_batches = -(-(footage.num_frames - 1) // at_once)
     on_step = _counting(progress, "interpolation", num_batches * num_steps)
     progress("decoding", 0, made.num_frames)
-    with pipeline.on_hand("text_encoder"):
+    with pipeline.load_components("text_encoder"):
         tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
     # both at once, since a long video is not made one stage after the other
-    with pipeline.on_hand("vae", "interpolator"):
+    with pipeline.load_components("vae", "interpolator"):
         keys = _gaps(_encode(pipeline, footage, progress), at_once)
         latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
-        window, done = footage.at_once(USUAL.decoder_frames), 0
+        window, done = footage.at_once(DEFAULT_CHUNKS.decoder_frames), 0
         windows = chain.from_iterable(torch.split(part, window) for part in latents)
         for frames in decode_windows(pipeline.vae, windows):
             done += len(frames)
@@ -173,15 +173,15 @@ def _fill(
 def _upscale(
     pipeline: MagicVideoPipeline, footage: Footage, seed: int, num_steps: int, progress: Progress
 ) -> Iterator[Frame]:
-    num_parts = -(-footage.num_frames // footage.at_once(USUAL.upscaler_frames))
+    num_parts = -(-footage.num_frames // footage.at_once(DEFAULT_CHUNKS.upscaler_frames))
     on_step = _counting(progress, "super-resolution", num_parts * num_steps)
-    with pipeline.on_hand("upscaler"):
+    with pipeline.load_components("upscaler"):
         assert pipeline.upscaler is not None
         assert pipeline.upscaler_scheduler is not None
-        for large in upscale_parts(
+        for large in upscale_batches(
             pipeline.upscaler,
             make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
-            footage.parts(USUAL.upscaler_frames),
+            footage.parts(DEFAULT_CHUNKS.upscaler_frames),
             seed,
             num_steps=num_steps,
             noise_level=0.0,  # a camera's frames are clean

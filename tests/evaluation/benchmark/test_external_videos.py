@@ -34,7 +34,7 @@ def test_what_magicvideo_wrote_knows_its_prompt(tmp_path):
         fps=8.0,
         num_inference_steps=2,
         guidance_scale=1.0,
-        enlarge=1,
+        output_scale=1,
     )
     write_video(torch.zeros(3, 3, 16, 20), request, tmp_path / "cat-7.mp4")
     assert [made.prompt for made in find_external_videos(tmp_path)] == ["a cat on a mat"]

@@ -11,7 +11,7 @@ from plain_request import PLAIN
 
 from magicvideo.media.naming import slug_of
 from magicvideo.media.video_io import write_pixels
-from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.request import GenerationSettings, Request
 from studies.human_study.server import StudyServer
 from studies.human_study.sources import describe_source
 from studies.human_study.study import SIDES, Study, open_study, read_study
@@ -33,7 +33,7 @@ def request_of(prompt: str, side: str) -> Request:
         fps=6.0,
         num_inference_steps=2,
         guidance_scale=4.0,
-        enlarge=1,
+        output_scale=1,
         interpolation_steps=8,
         upscaler_steps=2,
         model=MODEL_HASH + side,
@@ -59,7 +59,7 @@ def made(places, tmp_path_factory) -> Path:
     """The folder of a study with all its videos; its votes belong to the tests' own copies."""
     folder = tmp_path_factory.mktemp("studies") / "hidden-study"
     sources = [describe_source(places[side], PROMPTS) for side in SIDES]
-    study = open_study(folder, *sources, PROMPTS, 0, Settings())
+    study = open_study(folder, *sources, PROMPTS, 0, GenerationSettings())
     for side in SIDES:
         pairs = missing_pairs(study, folder, side)
         clips = finished_clips(study, places[side], pairs)

@@ -1,12 +1,12 @@
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 from studies.human_study.study import Study, StudyArm, open_study, read_study
 
 A, B = (StudyArm(name=name, kind="videos", hash=name * 3) for name in ("one", "two"))
 PROMPTS = [f"prompt {number}" for number in range(40)]
-WANTED = {"a": A, "b": B, "prompts": PROMPTS, "seed": 3, "settings": Settings(fps=7.0)}
+WANTED = {"a": A, "b": B, "prompts": PROMPTS, "seed": 3, "settings": GenerationSettings(fps=7.0)}
 
 
 def study_with(salt):
@@ -48,7 +48,7 @@ def test_a_study_is_kept_and_found_again(tmp_path):
         {"b": A},
         {"prompts": PROMPTS[1:]},
         {"seed": 4},
-        {"settings": Settings(fps=8.0)},
+        {"settings": GenerationSettings(fps=8.0)},
     ],
 )
 def test_another_study_is_not_mixed_in(tmp_path, change):

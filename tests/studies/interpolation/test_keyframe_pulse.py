@@ -6,7 +6,7 @@ from tiny_model import FRAMES, INSERTED, VIDEO_FRAMES, make_tiny_pipeline
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.motion import corner_mask
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.interpolation.baselines import LATENT_BLEND, REAL
 from studies.interpolation.keyframe_pulse import changes_at_keys, score_pulse
@@ -54,8 +54,8 @@ def test_generated_videos_are_those_of_the_pipeline_and_their_pulse_is_measured(
     assert list(found) == [*networks, LATENT_BLEND, REAL]
 
     prompts = sample_prompts(every_clip, 2, 1)
-    settings = Settings(stages=("keyframes", "interpolation"))
-    requests = [pipeline.plan([p.caption], [p.seed], settings)[0] for p in prompts]
+    settings = GenerationSettings(stages=("keyframes", "interpolation"))
+    requests = [pipeline.build_requests([p.caption], [p.seed], settings)[0] for p in prompts]
     videos = [from_uint8(to_uint8(pipeline.generate(request).frames)) for request in requests]
     at_key = np.array([number % (INSERTED + 1) != 1 for number in range(VIDEO_FRAMES - 1)])
     for name, clips in (

@@ -4,7 +4,7 @@ import torch
 from tiny_model import SIDE, UPSCALING, VIDEO_FRAMES
 
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
-from magicvideo.pipelines.request import Settings
+from magicvideo.pipelines.request import GenerationSettings
 from studies.upscaler.generated_flicker import BEFORE, FINISHED, score_generated_flicker
 from studies.upscaler.report import generated_flicker_table
 from studies.upscaler.static_flicker import REAL
@@ -29,12 +29,12 @@ def test_finished_videos_are_what_a_user_gets_before_and_after_they_are_enlarged
     found = score_generated_flicker(pipeline, every_clip, prompts, done.append)
     assert done == [1, 2]
     assert [row.name for row in found] == [BEFORE, FINISHED, REAL]
-    small = pipeline.traits.stages[:2]
+    small = pipeline.capabilities.stages[:2]
     for row, stages in zip(found, (small, None), strict=False):
         videos = []
         for prompt in prompts:
-            settings = Settings(stages=stages)
-            request = pipeline.plan([prompt.caption], [prompt.seed], settings)[0]
+            settings = GenerationSettings(stages=stages)
+            request = pipeline.build_requests([prompt.caption], [prompt.seed], settings)[0]
             videos.append(from_uint8(to_uint8(pipeline.generate(request).frames)))
         assert videos[0].shape[-1] == SIDE * (UPSCALING if stages is None else 1)
         assert row.change.value == pytest.approx(levels(videos), rel=1e-4)

@@ -21,7 +21,7 @@ from magicvideo.cli.evaluate.options import (
 )
 from magicvideo.cli.evaluate.prompt_sets import run_prompt_sets
 from magicvideo.cli.evaluate.setup import check_target, prepare_section
-from magicvideo.cli.option_groups import grouped
+from magicvideo.cli.option_groups import with_option_groups
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Sweep:
     guidance: SweptGuidance = None
 
 
-@grouped
+@with_option_groups
 def run(
     protocol: Annotated[str, typer.Argument(help="A protocol's name, or a YAML file.")],
     *,

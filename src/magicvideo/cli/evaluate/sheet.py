@@ -30,17 +30,19 @@ def sheet(
     check_target(output)
     from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
     from magicvideo.evaluation.video_cache import generate_cached
-    from magicvideo.pipelines.request import Settings
+    from magicvideo.pipelines.request import GenerationSettings
 
     texts = read_prompts(prompts or DEFAULT_PROMPTS)
-    settings = Settings(
+    settings = GenerationSettings(
         num_inference_steps=steps,
         guidance_scale=guidance,
         scheduler=scheduler,
         stages=("keyframes",),
     )
     pipeline = load(model)
-    requests = pipeline.plan(texts, [seed + place for place in range(len(texts))], settings)
+    requests = pipeline.build_requests(
+        texts, [seed + place for place in range(len(texts))], settings
+    )
     with progress() as report:
         videos = generate_cached(
             pipeline, requests, work, lambda done: report("sheet", done, len(requests))

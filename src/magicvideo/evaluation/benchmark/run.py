@@ -41,7 +41,7 @@ from magicvideo.evaluation.benchmark.scores import MetricResult, score
 from magicvideo.evaluation.prompt_sets import to_uint8
 from magicvideo.evaluation.video_cache import generate_cached
 from magicvideo.media.video_reader import ClipError
-from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -110,10 +110,10 @@ class BenchmarkRun:
         Raises:
             UserError: If the model cannot do what the benchmark asks, or makes too few frames.
         """
-        wanted, traits = self.benchmark.generation, pipeline.traits
-        stages = wanted.stages or traits.stages
-        inserted = traits.num_inserted if "interpolation" in stages else 0
-        settings = Settings(
+        wanted, capabilities = self.benchmark.generation, pipeline.capabilities
+        stages = wanted.stages or capabilities.stages
+        inserted = capabilities.num_inserted if "interpolation" in stages else 0
+        settings = GenerationSettings(
             num_frames=wanted.num_frames,
             fps=wanted.video_fps / (inserted + 1) if wanted.video_fps else None,
             num_inference_steps=wanted.num_inference_steps,
@@ -125,7 +125,7 @@ class BenchmarkRun:
         asked = self.prompts()
         prompts, seeds = [one.prompt for one in asked], [one.seed for one in asked]
         # not the pipeline's own plan, which hints at words for every one of thousands of prompts
-        return traits.plan(prompts, seeds, settings, None)
+        return capabilities.build_requests(prompts, seeds, settings, None)
 
     def score_model(
         self,
@@ -144,7 +144,7 @@ class BenchmarkRun:
         settings = {
             name: value
             for name, value in asdict(requests[0]).items()
-            if name not in ("prompt", "seed", "picture", "enlarge")
+            if name not in ("prompt", "seed", "image_condition", "output_scale")
         }
         prompts = [request.prompt for request in requests]
         videos = GeneratedSet(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.external_videos import vbench_name
-from magicvideo.pipelines.request import Request, Settings
+from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video import read_request
 
@@ -51,7 +51,11 @@ def export(
         UserError: If one is there that was made in another way, or one cannot be made or written.
     """
     prompts, seeds = [one.prompt for one in wanted], [one.seed for one in wanted]
-    requests = pipeline.traits.plan(prompts, seeds, Settings(), None) if wanted else []
+    requests = (
+        pipeline.capabilities.build_requests(prompts, seeds, GenerationSettings(), None)
+        if wanted
+        else []
+    )
     paths = [folder / one.file for one in wanted]
     for path, request in zip(paths, requests, strict=True):
         if path.is_file():  # all of them, before hours are spent on the others

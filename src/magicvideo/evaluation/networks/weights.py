@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from magicvideo.evaluation.networks.files import ResolvedFile
-from magicvideo.pipelines.model_folder import check_keys, read_header
+from magicvideo.pipelines.model_folder import check_keys, read_safetensors_header
 
 SUFFIX = ".safetensors"
 
@@ -27,7 +27,7 @@ def load_weights(network: Network, located: ResolvedFile) -> Network:
         UserError: If the file is no safetensors file, or a tensor is missing, foreign or of another
             shape.
     """
-    stored = _without_counters(read_header(located.path))
+    stored = _without_counters(read_safetensors_header(located.path))
     expected = _without_counters(network.state_dict())
     check_keys(located.path, stored, {name: tuple(x.shape) for name, x in expected.items()})
     tensors = {name: x.float() for name, x in load_file(located.path).items() if name in expected}
