@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluation.metrics.motion import LEVELS, flicker, static_mask, temporal_change
@@ -85,7 +85,7 @@ def compare_decoders(
         latents = encode_frames(first, frames)
         if place == 0:
             _check_same(latents, encode_frames(second, frames))
-        drawn = torch.randn(latents.shape, generator=generator_for(seed, "decoders", place))
+        drawn = torch.randn(latents.shape, generator=seeded_generator(seed, "decoders", place))
         decoded = (decode_latents(part, latents + noise * drawn) for part in (first, second))
         rows.append([_measures(made, frames) for made in decoded])
         on_clip(place + 1)

@@ -11,7 +11,12 @@ from transformers import (
     CLIPTextModel,
 )
 
-from magicvideo.convert.key_mapping import clip_place, open_clip_place, unet_place, vae_place
+from magicvideo.convert.key_mapping import (
+    map_clip_key,
+    map_open_clip_key,
+    map_unet_key,
+    map_vae_key,
+)
 from magicvideo.training.tasks.clip_model import train_tokenizer
 
 TOKENS, EMBEDDING, SIDE, FACTOR = 11, 14, 10, 2
@@ -94,9 +99,9 @@ def stored_parts(parts, version):
     levels = parts["unet"].config.up_block_types
     attends_up = tuple(kind.startswith("CrossAttn") for kind in levels)
     places = {
-        "unet": lambda name: unet_place(name, parts["unet"].config.layers_per_block, attends_up),
-        "vae": lambda name: vae_place(name, len(parts["vae"].config.block_out_channels)),
-        "text_encoder": lambda name: {"1.x": clip_place, "2.x": open_clip_place}[version](
+        "unet": lambda name: map_unet_key(name, parts["unet"].config.layers_per_block, attends_up),
+        "vae": lambda name: map_vae_key(name, len(parts["vae"].config.block_out_channels)),
+        "text_encoder": lambda name: {"1.x": map_clip_key, "2.x": map_open_clip_key}[version](
             name.removeprefix("text_model.")
         ),
     }

@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from magicvideo.models.lora import LowRank
+from magicvideo.models.lora import LoraWeights
 
 RANK, ALPHA = 3, 5.0
 SPATIAL = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -18,7 +18,7 @@ def random_updates(network, endings, *, alpha=ALPHA, size=0.3):
         if not name.endswith(tuple(f".{ending}" for ending in endings)):
             continue
         out, width, *kernel = module.weight.shape
-        updates[f"{name}.weight"] = LowRank(
+        updates[f"{name}.weight"] = LoraWeights(
             down=torch.randn(RANK, width, *kernel) * size,
             up=torch.randn(out, RANK, *(1 for _ in kernel)) * size,
             alpha=alpha,

@@ -5,16 +5,16 @@ import stat
 import pytest
 
 from magicvideo.atomic_io import (
+    CHECKSUMS_FILE,
     PARTIAL,
-    SUMS,
     atomic_file,
     atomic_folder,
-    files_hash,
-    folder_hash,
+    hash_files,
+    hash_folder,
     remove_partial,
     sha256,
-    verify_sums,
-    write_sums,
+    verify_checksums,
+    write_checksums,
 )
 from magicvideo.errors import UserError
 
@@ -44,7 +44,7 @@ def summed(tmp_path):
     (folder / "unet" / "weights.bin").write_bytes(b"abc")
     (folder / "empty").touch()
     (folder / "two words.txt").write_text("x")
-    write_sums(folder)
+    write_checksums(folder)
     return folder
 
 
@@ -101,17 +101,17 @@ def test_a_folder_appears_whole_and_summed(tmp_path):
         assert not target.exists()
     assert names(tmp_path / "new") == [
         "model",
-        f"model/{SUMS}",
+        f"model/{CHECKSUMS_FILE}",
         "model/unet",
         "model/unet/weights.bin",
     ]
-    verify_sums(target)
+    verify_checksums(target)
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path, summed):
     with atomic_folder(summed) as partial:
         (partial / "other").touch()
-    assert names(tmp_path) == ["model", f"model/{SUMS}", "model/other"]
+    assert names(tmp_path) == ["model", f"model/{CHECKSUMS_FILE}", "model/other"]
 
 
 def test_a_failure_keeps_the_old_folder(tmp_path, summed):
@@ -119,7 +119,7 @@ def test_a_failure_keeps_the_old_folder(tmp_path, summed):
     with pytest.raises(BrokenError):
         write_and_break(atomic_folder(summed), "other")
     assert names(tmp_path) == before
-    verify_sums(summed)
+    verify_checksums(summed)
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):
@@ -132,7 +132,7 @@ def test_what_killed_writers_left_is_removed(tmp_path):
 
 
 def test_sums_are_those_of_sha256sum(summed):
-    assert (summed / SUMS).read_text().splitlines() == [
+    assert (summed / CHECKSUMS_FILE).read_text().splitlines() == [
         f"{EMPTY}  empty",
         f"{sha256(summed / 'two words.txt')}  two words.txt",
         f"{ABC}  unet/weights.bin",
@@ -147,19 +147,19 @@ def test_large_files_are_read_in_pieces(tmp_path):
 
 
 def test_an_intact_folder_passes_and_has_an_identity(summed):
-    verify_sums(summed)
-    identity = folder_hash(summed)
-    write_sums(summed)
-    assert folder_hash(summed) == identity
+    verify_checksums(summed)
+    identity = hash_folder(summed)
+    write_checksums(summed)
+    assert hash_folder(summed) == identity
     (summed / "empty").write_text("no more")
-    write_sums(summed)
-    assert folder_hash(summed) != identity
+    write_checksums(summed)
+    assert hash_folder(summed) != identity
 
 
 def test_some_files_have_the_identity_of_their_sums(summed):
     text = f"{EMPTY}  empty\n{ABC}  unet/weights.bin\n"
     expected = hashlib.sha256(text.encode()).hexdigest()
-    assert files_hash(summed, ["unet/*.bin", "emp*", "*ty", "absent"]) == expected
+    assert hash_files(summed, ["unet/*.bin", "emp*", "*ty", "absent"]) == expected
 
 
 def flip(path):
@@ -171,16 +171,16 @@ def flip(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / SUMS).unlink(), f"has no {SUMS}"),
+        (lambda folder: (folder / CHECKSUMS_FILE).unlink(), f"has no {CHECKSUMS_FILE}"),
         (lambda folder: (folder / "unet/weights.bin").unlink(), "lacks unet/weights.bin"),
         (lambda folder: (folder / "unet/x.bin").touch(), "x.bin does not belong to the folder"),
         (lambda folder: flip(folder / "unet/weights.bin"), "weights.bin is damaged"),
         (lambda folder: (folder / "unet/weights.bin").write_bytes(b"ab"), "weights.bin is damaged"),
-        (lambda folder: flip(folder / SUMS), "empty is damaged"),
+        (lambda folder: flip(folder / CHECKSUMS_FILE), "empty is damaged"),
     ],
     ids=["no sums", "missing", "foreign", "flipped bit", "truncated", "damaged sums"],
 )
 def test_a_spoilt_folder_is_refused_by_the_name_of_the_file(summed, spoil, message):
     spoil(summed)
     with pytest.raises(UserError, match=message):
-        verify_sums(summed)
+        verify_checksums(summed)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.noise import sample_draws
-from magicvideo.rng import Draws
+from magicvideo.diffusion.noise import per_sample_generators
+from magicvideo.rng import StackedGenerator
 
 
 def numbers(draws, count):
@@ -15,34 +15,34 @@ def numbers(draws, count):
 
 
 def test_a_sample_draws_the_same_in_any_batch():
-    together = numbers(sample_draws(6, 5, 11, "stage"), 5)
+    together = numbers(per_sample_generators(6, 5, 11, "stage"), 5)
     for first, count in ((6, 2), (8, 3)):
-        apart = numbers(sample_draws(first, count, 11, "stage"), count)
+        apart = numbers(per_sample_generators(first, count, 11, "stage"), count)
         for all_of, some in zip(together, apart, strict=True):
             assert torch.equal(all_of[first - 6 : first - 6 + count], some)
     for kind in together:
         assert len({tuple(row.flatten().tolist()) for row in kind}) == 5
-    assert not torch.equal(together[0], sample_draws(6, 5, 12, "stage").uniform(5))
+    assert not torch.equal(together[0], per_sample_generators(6, 5, 12, "stage").uniform(5))
 
 
 def test_draws_of_some_leave_the_others_where_they_are():
     chosen = torch.tensor([True, False, True, False])
-    some, all_of = sample_draws(0, 4, 7), sample_draws(0, 4, 7)
+    some, all_of = per_sample_generators(0, 4, 7), per_sample_generators(0, 4, 7)
     first = some.only(chosen).normal((2, 6))
     assert torch.equal(first, all_of.normal((4, 6))[chosen])
-    fresh = sample_draws(0, 4, 7)
+    fresh = per_sample_generators(0, 4, 7)
     assert torch.equal(some.uniform(4)[1], fresh.uniform(4)[1])
 
 
 def test_one_stream_serves_any_batch_as_torch_would():
-    draws = Draws([torch.Generator().manual_seed(3)])
+    draws = StackedGenerator([torch.Generator().manual_seed(3)])
     expected = torch.Generator().manual_seed(3)
     assert torch.equal(draws.uniform(7), torch.rand(7, generator=expected))
     assert torch.equal(draws.normal((3, 40)), torch.randn(3, 40, generator=expected))
     assert torch.equal(draws.integers(9, 5), torch.randint(9, (5,), generator=expected))
-    assert draws.only(torch.tensor([False, True])) is draws
+    assert draws.select(torch.tensor([False, True])) is draws
 
 
 def test_rows_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="7 rows are not the same for 3 streams"):
-        sample_draws(0, 3, "a").uniform(7)
+        per_sample_generators(0, 3, "a").uniform(7)

@@ -110,7 +110,7 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         default_upscaler_steps=2,
         interpolation_noise_level=30,
         upscaler_noise_level=0.1,
-        shared_noise=SHARED_NOISE,
+        noise_correlation=SHARED_NOISE,
         license="Apache-2.0",
     )
     for network in (

@@ -70,6 +70,6 @@ def tiny_values(data, output):
             "preview_every": 3,
             "num_frames": 5,
             "temporal_heads": 2,
-            "temporal_reach": 4,
+            "temporal_window_size": 4,
         },
     }

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from magicvideo.errors import UserError
 
-SUMS = "SHA256SUMS"
+CHECKSUMS_FILE = "SHA256SUMS"
 PARTIAL = ".partial-"
 
 
@@ -59,7 +59,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         with _naming(target):
             yield partial
-            write_sums(partial)
+            write_checksums(partial)
             mask = _umask()
             for path in partial.rglob("*"):
                 if path.is_file():
@@ -92,29 +92,29 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_sums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write `SHA256SUMS` over all files below a folder, in the format of `sha256sum`."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != SUMS]
-    (folder / SUMS).write_text(_sums(folder, files), encoding="utf-8")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE]
+    (folder / CHECKSUMS_FILE).write_text(_sums(folder, files), encoding="utf-8")
 
 
-def verify_sums(folder: Path) -> None:
+def verify_checksums(folder: Path) -> None:
     """Check a folder against its `SHA256SUMS`.
 
     Raises:
         UserError: If the sums are absent, or a file is missing, foreign or changed. It names the
             first such file.
     """
-    sums = folder / SUMS
+    sums = folder / CHECKSUMS_FILE
     if not sums.is_file():
-        raise UserError(f"{folder} has no {SUMS}; take a complete copy of the folder.")
+        raise UserError(f"{folder} has no {CHECKSUMS_FILE}; take a complete copy of the folder.")
     expected: dict[str, str] = {}
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         expected[name] = digest
     present = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    } - {SUMS}
+    } - {CHECKSUMS_FILE}
     if missing := sorted(set(expected) - present):
         raise UserError(f"{folder} lacks {missing[0]}; take a complete copy of the folder.")
     if foreign := sorted(present - set(expected)):
@@ -122,16 +122,17 @@ def verify_sums(folder: Path) -> None:
     for name, digest in expected.items():
         if sha256(folder / name) != digest:
             raise UserError(
-                f"{folder / name} is damaged (its SHA-256 differs from {SUMS}); copy it again."
+                f"{folder / name} is damaged (its SHA-256 differs from {CHECKSUMS_FILE}); "
+                "copy it again."
             )
 
 
-def folder_hash(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """Return the identity of a summed folder: the SHA-256 of its `SHA256SUMS`."""
-    return sha256(folder / SUMS)
+    return sha256(folder / CHECKSUMS_FILE)
 
 
-def files_hash(folder: Path, patterns: Iterable[str]) -> str:
+def hash_files(folder: Path, patterns: Iterable[str]) -> str:
     """Return the identity of some files of a folder without sums: the SHA-256 of their sums.
 
     Args:
@@ -159,7 +160,7 @@ def _naming(target: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(target)) from error
 
 
-def part_hash(folder: Path) -> str:
+def hash_component(folder: Path) -> str:
     """Return the identity of a part of a summed folder: the SHA-256 of its lines of the sums.
 
     Args:
@@ -168,7 +169,7 @@ def part_hash(folder: Path) -> str:
     Raises:
         UserError: If the sums are absent or do not have the part.
     """
-    sums = folder.parent / SUMS
+    sums = folder.parent / CHECKSUMS_FILE
     lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
     own = [line for line in lines if line.partition("  ")[2].startswith(f"{folder.name}/")]
     if not own:

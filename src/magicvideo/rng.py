@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class Draws:
+class StackedGenerator:
     """Random numbers that depend on the sample, and not on the batch or process it came in.
 
     Args:
@@ -31,12 +31,12 @@ class Draws:
         drawn = torch.empty(count, dtype=torch.long)
         return self._fill(drawn, lambda rows, stream: rows.random_(0, end, generator=stream))
 
-    def only(self, chosen: Bool[Tensor, " n"]) -> "Draws":
+    def select(self, chosen: Bool[Tensor, " n"]) -> "StackedGenerator":
         """Return the draws of some samples; those of the others stay where they are."""
         if len(self._streams) == 1:
             return self
         pairs = zip(self._streams, chosen.tolist(), strict=True)
-        return Draws([stream for stream, is_chosen in pairs if is_chosen])
+        return StackedGenerator([stream for stream, is_chosen in pairs if is_chosen])
 
     def _fill(self, numbers: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         if len(numbers) % len(self._streams):

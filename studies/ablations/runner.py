@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.evaluation.judge.checkpoint import load_judge
 from studies.ablations.experiment_runs import AblationRun, locked, train_run
 from studies.ablations.page import write_page
@@ -37,7 +37,7 @@ class AblationRunner:
             UserError: If a run cannot be trained or scored.
             Interrupted: If a signal came; the same command goes on.
         """
-        judge, judge_hash = load_judge(self.judge), folder_hash(self.judge)
+        judge, judge_hash = load_judge(self.judge), hash_folder(self.judge)
         for run in runs:
             with locked(run.recipe.output):
                 if read_scores(run, self.found.scoring, judge_hash) is None:
@@ -48,4 +48,4 @@ class AblationRunner:
 
     def write(self) -> None:
         """Write the page and its plots from the scores that are there."""
-        write_page(self.found, self.page, self.command, folder_hash(self.judge))
+        write_page(self.found, self.page, self.command, hash_folder(self.judge))

@@ -60,7 +60,7 @@ def interpolation(
       python -m studies interpolation --data data/emoji64 --noise-level 0 --noise-level 30
     """
     prepare_section(output, _SECTION)
-    from magicvideo.atomic_io import folder_hash
+    from magicvideo.atomic_io import hash_folder
     from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
     from magicvideo.evaluation.provenance import provenance
     from magicvideo.evaluation.results_page import provenance_table
@@ -84,7 +84,7 @@ def interpolation(
     with progress() as report:
         scores = evaluation.run(report)
     options = {"data": data, "model": model, "judge": judge, **vars(trial)}
-    hashes = {"model": pipeline.model_hash, "judge": folder_hash(judge_folder)}
+    hashes = {"model": pipeline.model_hash, "judge": hash_folder(judge_folder)}
     depends = provenance_table(provenance(hashes, {"data": data}, pipeline.device.type))
     write_results(
         output, _SECTION, [], options, [*section_parts(evaluation, scores), depends], PROGRAM

@@ -8,11 +8,11 @@ from torch import nn
 
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.models.flops import count_flops, count_parameters
-from magicvideo.models.temporal_conv import ConvolutionKind
+from magicvideo.models.temporal_conv import ConvType
 from studies.cost.networks import NETWORKS, OURS, Workload, make_inputs
 
 Kind: TypeAlias = Literal["2D", "2D + adaptor", "2+1D", "3D"]
-_CONVOLUTIONS: Mapping[Kind, ConvolutionKind] = {
+_CONVOLUTIONS: Mapping[Kind, ConvType] = {
     "2D": "2d",
     "2D + adaptor": "2d",
     "2+1D": "2+1d",

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from magicvideo.models.flops import Flops, count_flops, count_forward
+from magicvideo.models.flops import FlopCounts, count_flops, profile_forward
 from magicvideo.models.sd_presets import AUTOENCODER
 from studies.cost.convolutions import Kind, cost_of
 from studies.cost.networks import (
@@ -92,9 +92,9 @@ def count_vdm(settings: VdmSettings) -> tuple[Range, Range]:
     return Range(*parameters), Range(*flops)
 
 
-def _count_vdm(settings: VdmSettings) -> tuple[int, Flops]:
+def _count_vdm(settings: VdmSettings) -> tuple[int, FlopCounts]:
     shape = (1, 3, settings.frames, settings.side, settings.side)
-    return count_forward(
+    return profile_forward(
         lambda: VdmUNet(settings), lambda network: network(torch.empty(shape), torch.empty(1))
     )
 
@@ -117,9 +117,9 @@ def _introduction() -> str:
     )
 
 
-def _network(name: str, work: Workload) -> tuple[int, Flops]:
+def _network(name: str, work: Workload) -> tuple[int, FlopCounts]:
     network = NETWORKS[name]
-    return count_forward(
+    return profile_forward(
         lambda: network.build(work), lambda built: network.call(built, make_inputs(work, "meta"))
     )
 
@@ -172,7 +172,7 @@ def _area_text() -> str:
 
 def _convolution_flops(side: int) -> int:
     channels = 320
-    return count_forward(
+    return profile_forward(
         lambda: nn.Conv2d(channels, channels, 3, padding=1),
         lambda network: network(torch.empty(1, channels, side, side)),
     )[1].total

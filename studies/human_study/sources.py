@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from magicvideo.atomic_io import SUMS, folder_hash, sha256
+from magicvideo.atomic_io import CHECKSUMS_FILE, hash_folder, sha256
 from magicvideo.errors import UserError
 from magicvideo.media.naming import slug_of
 from magicvideo.pipelines.model_folder import INDEX
@@ -24,9 +24,11 @@ def describe_source(folder: Path, prompts: list[str]) -> StudyArm:
     """
     name = folder.resolve().name
     if (folder / INDEX).is_file():
-        if not (folder / SUMS).is_file():
-            raise UserError(f"{folder} has no {SUMS}; take a complete copy of the folder.")
-        return StudyArm(name=name, kind="model", hash=folder_hash(folder))
+        if not (folder / CHECKSUMS_FILE).is_file():
+            raise UserError(
+                f"{folder} has no {CHECKSUMS_FILE}; take a complete copy of the folder."
+            )
+        return StudyArm(name=name, kind="model", hash=hash_folder(folder))
     digest = hashlib.sha256()
     for path in match_videos(folder, prompts):
         digest.update(sha256(path).encode())

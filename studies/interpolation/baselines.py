@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.diffusion.keyframe_interpolation import key_pairs, weave
-from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.keyframe_interpolation import interleave_frames, pair_keyframes
+from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.evaluation.prompt_sets import Prompt
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
-from magicvideo.models.interpolator import blend
+from magicvideo.models.interpolator import lerp_keyframes
 from magicvideo.pipelines.interpolate import noise_keyframes
 from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -59,7 +59,7 @@ def run_all_methods(
 
 def blend_keys(keys: Float[Tensor, "b keys c h w"], inserted: int) -> Float[Tensor, "b all c h w"]:
     """Return keys, latents or pixels, and between them their linear blends."""
-    return weave(keys, blend(key_pairs(keys), inserted))
+    return interleave_frames(keys, lerp_keyframes(pair_keyframes(keys), inserted))
 
 
 def _ours(
@@ -82,8 +82,8 @@ def _estimate(
     """Return what the network gives without diffusion, its view of the keys noised as ever."""
     assert pipeline.interpolator is not None
     level = pipeline.config.interpolation_noise_level
-    seen = noise_keyframes(keys, pipeline.scheduler, level, generator_for("estimate", seed))
-    pairs = key_pairs(keys)
+    seen = noise_keyframes(keys, pipeline.scheduler, level, seeded_generator("estimate", seed))
+    pairs = pair_keyframes(keys)
     levels = torch.full((len(pairs),), level, device=keys.device)
-    estimated, _ = pipeline.interpolator.estimate(pairs, key_pairs(seen), levels)
-    return weave(keys, estimated)
+    estimated, _ = pipeline.interpolator.estimate(pairs, pair_keyframes(seen), levels)
+    return interleave_frames(keys, estimated)

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from magicvideo.data.degrade import shrink
-from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
-from magicvideo.models.autoencoder import decode_latents, encode_frames, spatial_factor
+from magicvideo.models.autoencoder import decode_latents, encode_frames, vae_scale_factor
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
 
@@ -80,7 +80,7 @@ def check_vae_divisible(pipeline: MagicVideoPipeline, side: int) -> None:
     Raises:
         UserError: If their side in pixels is no multiple of what one latent stands for.
     """
-    multiple = spatial_factor(pipeline.vae)
+    multiple = vae_scale_factor(pipeline.vae)
     if side % multiple:
         raise UserError(
             f"The small frames are {side} pixels wide, and this model's autoencoder needs a "
@@ -157,7 +157,7 @@ def _decoded_first(
     pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float, small: SmallVideo, seed: int
 ) -> LargeVideo:
     latents = encode_frames(pipeline.vae, small[None].to(pipeline.device))
-    drawn = torch.randn(latents.shape, generator=generator_for("small frames", seed)).to(latents)
+    drawn = torch.randn(latents.shape, generator=seeded_generator("small frames", seed)).to(latents)
     decoded = decode_latents(pipeline.vae, latents + noise * drawn)[0].cpu()
     return way.enlarge(from_uint8(to_uint8(decoded)), seed)
 

@@ -57,10 +57,10 @@ def score_tiles(
     """
     check_upscaler(pipeline)
     assert pipeline.upscaler is not None
-    factor, multiple = pipeline.upscaler.config.factor, pipeline.upscaler.multiple
+    factor, multiple = pipeline.upscaler.config.factor, pipeline.upscaler.size_divisor
     side = _next_multiple(small.shape[-1], multiple)
     core = _next_multiple(-(-side // _TILES_A_SIDE), multiple)
-    tile = core + 2 * _next_multiple(pipeline.upscaler.radius, multiple)
+    tile = core + 2 * _next_multiple(pipeline.upscaler.receptive_radius, multiple)
     if tile >= side:
         return None
     whole, tiled = (upscale(pipeline, small, num_steps, seed, size) for size in (side, tile))

@@ -7,7 +7,7 @@ from networks import make_unet
 from safetensors.torch import load_file
 
 from magicvideo.cli import run
-from magicvideo.convert.extract_unet import extract_image_network
+from magicvideo.convert.extract_unet import extract_image_unet
 from magicvideo.errors import UserError
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.models.blocks import SpatioTemporalTransformer
@@ -42,7 +42,7 @@ def both(image, video):
 def test_gives_what_the_video_network_gives_for_a_single_frame(linear):
     video = spatial_only(make_unet(use_linear_projection=linear), neutral=True)
     before = {name: tensor.clone() for name, tensor in video.state_dict().items()}
-    image, extraction = extract_image_network(video, FPS)
+    image, extraction = extract_image_unet(video, FPS)
     made, expected = both(image, video)
     assert expected.std() > 0.3
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
@@ -54,12 +54,12 @@ def test_gives_what_the_video_network_gives_for_a_single_frame(linear):
 @pytest.mark.parametrize("changes", [{"convolutions": "3d"}, {"spatial_attention": False}])
 def test_refuses_what_no_image_network_equals(changes):
     with pytest.raises(UserError, match="has no place; take a model without either"):
-        extract_image_network(make_unet(**changes), FPS)
+        extract_image_unet(make_unet(**changes), FPS)
 
 
 def test_tells_of_scales_that_have_no_place():
     video = spatial_only(make_unet(), neutral=False)
-    image, extraction = extract_image_network(video, FPS)
+    image, extraction = extract_image_unet(video, FPS)
     attentions = [m for m in video.modules() if isinstance(m, SpatioTemporalTransformer)]
     assert extraction.scaled_residuals == extraction.left_out == len(attentions)
     distances = [float((m.adaptor.scale[0] - 1).detach().abs().max()) for m in attentions]
@@ -77,7 +77,7 @@ def test_the_command_writes_what_diffusers_loads(tiny_model, tmp_path, capsys):
     assert "4 more scale a residual connection too" in said
     assert "temporal attentions are left out" in said
     loaded = UNet2DConditionModel.from_pretrained(out)
-    expected, _ = extract_image_network(model.unet, 7.0)  # the model's own frame rate
+    expected, _ = extract_image_unet(model.unet, 7.0)  # the model's own frame rate
     for name, tensor in expected.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert run(command) == 2

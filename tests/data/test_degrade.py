@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicvideo.data.degrade import blur, crop_pairs, shrink, shrink_variously
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 
 FRAMES, HEIGHT, WIDTH, FACTOR = 5, 12, 20, 4
 
@@ -12,7 +12,7 @@ def frames(height=HEIGHT, width=WIDTH, number=FRAMES):
 
 
 def draws(seed=0):
-    return Draws([torch.Generator().manual_seed(seed)])
+    return StackedGenerator([torch.Generator().manual_seed(seed)])
 
 
 def test_area_is_the_mean_of_squares():

@@ -1,9 +1,13 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.keyframe_interpolation import fill_gaps, key_pairs, weave
+from magicvideo.diffusion.keyframe_interpolation import (
+    interleave_frames,
+    pair_keyframes,
+    sample_inbetweens,
+)
 from magicvideo.diffusion.sampling import make_scheduler
-from magicvideo.models.interpolator import blend
+from magicvideo.models.interpolator import lerp_keyframes
 
 SHAPE = (2, 4, 3, 5, 6)  # b f c h w
 CONFIG = {
@@ -18,7 +22,7 @@ CONFIG = {
 def test_keys_come_through_unchanged_and_in_place():
     keys = torch.randn(SHAPE)
     inserted = torch.randn(2 * 3, 3, *SHAPE[2:])
-    video = weave(keys, inserted)
+    video = interleave_frames(keys, inserted)
     assert video.shape[1] == 4 + 3 * 3
     assert torch.equal(video[:, ::4], keys)
     assert torch.equal(video[1, 5:8], inserted[3 + 1])
@@ -26,14 +30,14 @@ def test_keys_come_through_unchanged_and_in_place():
 
 def test_pairs_are_neighbours():
     keys = torch.randn(SHAPE)
-    pairs = key_pairs(keys)
+    pairs = pair_keyframes(keys)
     assert torch.equal(pairs[4, 0], keys[1, 1])
     assert torch.equal(pairs[4, 1], keys[1, 2])
 
 
 def test_blending_goes_straight_from_key_to_key():
     steps = torch.arange(4.0)[None, :, None, None, None].expand(SHAPE)
-    video = weave(steps, blend(key_pairs(steps), 4))
+    video = interleave_frames(steps, lerp_keyframes(pair_keyframes(steps), 4))
     torch.testing.assert_close(video[1, :, 0, 0, 0], torch.arange(16) / 5)
 
 
@@ -45,11 +49,11 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
     scheduler = make_scheduler(CONFIG, "ddim")
     estimated, unit = torch.randn_like(truth), torch.rand(6, 1, 1, 1, 1) + 0.1
     residuals = (truth - estimated) / unit
-    seen = []
+    noisy_keys = []
 
-    def estimate(keys, seen, level):
+    def estimate(keys, noisy_keys, level):
         assert torch.equal(keys, pairs)
-        assert torch.equal(seen, noised)
+        assert torch.equal(noisy_keys, noised)
         assert level.tolist() == [40] * 6
         return estimated, unit
 
@@ -61,7 +65,7 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
         noise = (x - kept.sqrt() * residuals) / (1 - kept).sqrt()
         return kept.sqrt() * noise - (1 - kept).sqrt() * residuals
 
-    made = fill_gaps(
+    made = sample_inbetweens(
         estimate,
         oracle,
         pairs,
@@ -75,4 +79,4 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
         seen.append,
     )
     torch.testing.assert_close(made, truth, atol=1e-4, rtol=1e-4)
-    assert seen == list(range(1, steps + 1))
+    assert noisy_keys == list(range(1, steps + 1))

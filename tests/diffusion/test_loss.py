@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from magicvideo.diffusion.loss import denoising_loss, draw_timesteps, snr, target_of
-from magicvideo.rng import Draws
+from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps, snr
+from magicvideo.rng import StackedGenerator
 
 VIDEOS = 5
 SHAPE = (VIDEOS, 3, 2, 7, 4)
@@ -39,11 +39,11 @@ def test_the_signal_to_noise_ratio():
 def test_the_target_is_the_noise_or_the_velocity():
     latents, noise = torch.randn(SHAPE), torch.randn(SHAPE)
     epsilon = make_scheduler("epsilon")
-    assert torch.equal(target_of(epsilon, latents, noise, TIMESTEPS), noise)
+    assert torch.equal(prediction_target(epsilon, latents, noise, TIMESTEPS), noise)
     velocity = make_scheduler("v_prediction")
     alpha, sigma = alpha_and_sigma(velocity)
     expected = spread(alpha) * noise - spread(sigma) * latents
-    made = target_of(velocity, latents, noise, TIMESTEPS)
+    made = prediction_target(velocity, latents, noise, TIMESTEPS)
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_the_deviation_from_the_mean_over_frames_has_its_weight(weight):
 
 
 def test_a_share_of_the_steps_is_the_last():
-    drawn = draw_timesteps(4000, 50, 0.4, Draws([torch.Generator().manual_seed(6)]))
+    drawn = sample_timesteps(4000, 50, 0.4, StackedGenerator([torch.Generator().manual_seed(6)]))
     assert drawn.min() == 0
     assert drawn.max() == 49
     share = (drawn == 49).float().mean().item()
@@ -127,6 +127,6 @@ def test_a_share_of_the_steps_is_the_last():
 
 
 def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
-    first, second = (Draws([torch.Generator().manual_seed(8)]) for _ in range(2))
-    assert torch.equal(draw_timesteps(37, 1000, 0.0, first), second.integers(1000, 37))
+    first, second = (StackedGenerator([torch.Generator().manual_seed(8)]) for _ in range(2))
+    assert torch.equal(sample_timesteps(37, 1000, 0.0, first), second.integers(1000, 37))
     assert torch.equal(first.uniform(3), second.uniform(3))

@@ -1,27 +1,31 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.noise import draw_noise, generator_for, noise_for
-from magicvideo.rng import Draws
+from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise, seeded_generator
+from magicvideo.rng import StackedGenerator
 
 KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6282136]}
 
 
 @pytest.mark.parametrize("seed", KNOWN)
 def test_a_seed_means_the_same_noise_for_ever(seed):
-    assert noise_for(seed, (3, 1, 1, 1)).flatten().tolist() == pytest.approx(KNOWN[seed], abs=1e-6)
+    assert initial_latent_noise(seed, (3, 1, 1, 1)).flatten().tolist() == pytest.approx(
+        KNOWN[seed], abs=1e-6
+    )
 
 
 def test_noise_belongs_to_the_seed_alone():
-    first = noise_for(3, (5, 2, 7, 3))
+    first = initial_latent_noise(3, (5, 2, 7, 3))
     torch.manual_seed(11)
-    assert torch.equal(noise_for(3, (5, 2, 7, 3)), first)
-    assert not torch.equal(noise_for(4, (5, 2, 7, 3)), first)
+    assert torch.equal(initial_latent_noise(3, (5, 2, 7, 3)), first)
+    assert not torch.equal(initial_latent_noise(4, (5, 2, 7, 3)), first)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.9])
 def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
-    noise = draw_noise((40, 3, 13, 17, 19), Draws([generator_for("clips")]), shared)
+    noise = correlated_noise(
+        (40, 3, 13, 17, 19), StackedGenerator([seeded_generator("clips")]), shared
+    )
     assert noise.mean().abs() < 0.02
     assert noise.std() == pytest.approx(1, abs=0.02)
     first, _, third = noise.unbind(dim=1)
@@ -30,7 +34,9 @@ def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
 
 
 def test_generators_differ_by_every_part():
-    seeds = {generator_for(*parts).initial_seed() for parts in [("a",), ("b",), ("a", 1), (1, "a")]}
+    seeds = {
+        seeded_generator(*parts).initial_seed() for parts in [("a",), ("b",), ("a", 1), (1, "a")]
+    }
     assert len(seeds) == 4
-    assert generator_for("a", 1).initial_seed() in seeds
+    assert seeded_generator("a", 1).initial_seed() in seeds
     assert all(0 <= seed < 2**63 for seed in seeds)

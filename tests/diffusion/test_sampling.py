@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from magicvideo.diffusion.sampling import make_scheduler, sample
+from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
 from magicvideo.errors import UserError
 
 VIDEOS = 2
@@ -29,7 +29,7 @@ def stored(**changes):
 def run(denoise, scheduler, num_steps=8, guidance_scale=1.0, noise=None, **changes):
     given = {"tokens": TOKENS, "negative_tokens": NEGATIVE, "fps": FPS, **changes}
     noise = torch.randn(SHAPE) if noise is None else noise
-    return sample(denoise, noise, scheduler, num_steps, guidance_scale, **given)
+    return sample_with_cfg(denoise, noise, scheduler, num_steps, guidance_scale, **given)
 
 
 def oracle(config, clean_of):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_model import FRAMES, SHARED_NOISE, make_tiny_pipeline
 
-from magicvideo.diffusion.noise import noise_for
+from magicvideo.diffusion.noise import initial_latent_noise
 from magicvideo.errors import UserError
 from magicvideo.evaluation.denoising import measure_denoising_errors
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
@@ -49,7 +49,9 @@ def test_the_error_of_a_network_that_predicts_nothing_is_the_target(every_clip):
         assert found.error[place, 1] == pytest.approx(square, rel=1e-4)
         common = latents.mean(dim=0).square().mean().item()
         assert found.deviation[place, 1] == pytest.approx(square - common, rel=1e-3, abs=1e-6)
-        noise = noise_for((SEED * 1_000_000 + place) * 2, tuple(latents.shape), SHARED_NOISE)[0]
+        noise = initial_latent_noise(
+            (SEED * 1_000_000 + place) * 2, tuple(latents.shape), SHARED_NOISE
+        )[0]
         kept = silent.scheduler.alphas_cumprod[STEPS[0]]
         target = kept.sqrt() * noise - (1 - kept).sqrt() * latents
         assert found.error[place, 0] == pytest.approx(target.square().mean().item(), rel=1e-4)

@@ -16,7 +16,7 @@ def linear(every_clip):
         every_clip.sample(index, rng, num_frames=1).frames
         for index, rng in enumerate(_generators(len(every_clip)))
     ]
-    autoencoder.fit_linear(torch.cat(frames))
+    autoencoder.init_from_pca(torch.cat(frames))
     return autoencoder
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_sums
+from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_checksums
 from magicvideo.cli import run
 from magicvideo.training.checkpoint import CheckpointManager, TrainingState
 from magicvideo.training.ema import EMA
@@ -74,7 +74,7 @@ def test_a_kill_while_a_folder_is_replaced_leaves_no_mixture(tmp_path, killed_at
         remove_partial(target.parent)
         missing += not target.exists()
         if target.exists():
-            verify_sums(target)
+            verify_checksums(target)
             assert len({(target / name).read_text() for name in ("first", "second")}) == 1
     assert missing == 1  # between the two renames, as the docstring says
     assert (target / "second").read_text() == "new"
@@ -123,7 +123,7 @@ def test_a_disk_that_is_really_full_is_named_with_what_is_free(small_disk, shape
     assert list((folder / "run").iterdir()) == []
     make_room()
     save_large(checkpoints)
-    verify_sums(checkpoints.latest())
+    verify_checksums(checkpoints.latest())
     assert run(["data", "prepare", source, out, "--size", "64"]) == 0
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from magicvideo.atomic_io import sha256, verify_sums, write_sums
+from magicvideo.atomic_io import sha256, verify_checksums, write_checksums
 from magicvideo.convert.safe_load import read_checkpoint
 from magicvideo.errors import UserError
 from magicvideo.pipelines.model_folder import (
@@ -165,7 +165,7 @@ def test_a_folder_with_a_pickle_of_any_name_is_refused(tmp_path, name):
     (folder / "unet").mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     (folder / "unet" / name).write_bytes(pickle.dumps(Trap(sprung)))
-    write_sums(folder)
+    write_checksums(folder)
     with pytest.raises(UserError, match=f"{name} is a pickle, which can run code"):
         verify_model_folder(folder)
     assert not sprung.exists()
@@ -196,7 +196,7 @@ def summed(tmp_path):
     folder.mkdir()
     (folder / "weights").write_text("abc")
     (tmp_path / "secret").write_text("secret")
-    write_sums(folder)
+    write_checksums(folder)
     return folder
 
 
@@ -206,27 +206,27 @@ def test_sums_name_nothing_outside_their_folder(summed, tmp_path):
         line = f"{sha256(tmp_path / 'secret')}  {name}\n"
         (summed / "SHA256SUMS").write_text(sums + line)
         with pytest.raises(UserError, match="lacks "):
-            verify_sums(summed)
+            verify_checksums(summed)
 
 
 def test_links_out_of_a_folder_hold_what_the_sums_say_or_are_refused(summed, tmp_path):
     (tmp_path / "stored").write_text("abc")  # as in a cache of downloads, which is made of links
     (summed / "weights").unlink()
     (summed / "weights").symlink_to(tmp_path / "stored")
-    verify_sums(summed)
+    verify_checksums(summed)
     (summed / "weights").unlink()
     (summed / "weights").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="weights is damaged"):
-        verify_sums(summed)
+        verify_checksums(summed)
     (summed / "weights").unlink()
     for target in ("/dev/zero", "weights", "/nowhere"):  # never ends, goes in a circle, is absent
         (summed / "weights").symlink_to(target)
         with pytest.raises(UserError, match="lacks weights"):
-            verify_sums(summed)
+            verify_checksums(summed)
         (summed / "weights").unlink()
     os.mkfifo(summed / "weights")
     with pytest.raises(UserError, match="lacks weights"):
-        verify_sums(summed)
+        verify_checksums(summed)
 
 
 @pytest.mark.parametrize("content", [b'{"a":' * 100_000, b"\xff{}", b"[" * 100_000, b'{"a": 1'])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magicvideo.atomic_io import write_sums
+from magicvideo.atomic_io import write_checksums
 from magicvideo.cli import run
 from magicvideo.errors import UserError
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -98,7 +98,7 @@ def test_no_pickle_is_opened(folder, tmp_path):
         for path in (folder / component).glob("*.safetensors"):
             path.unlink()
         (folder / component / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, "pytorch_model.bin is a pickle")
     assert not (tmp_path / "sprung").exists()
 
@@ -110,14 +110,14 @@ def test_no_pickle_is_opened(folder, tmp_path):
 def test_weights_cut_short_with_sums_to_match(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-3])
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, f"{name} has {len(content) - 3} bytes where its header promises")
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
 def test_weights_that_are_none(folder, content):
     (folder / UNET).write_bytes(content)
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, f"{UNET} is not a safetensors file")
 
 
@@ -127,14 +127,14 @@ def test_weights_that_are_none(folder, content):
 )
 def test_a_missing_tensor(folder, name, key):
     edit_tensors(folder / name, lambda tensors: tensors.pop(key))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, f"{name} lacks the tensor .*{key}")
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT])
 def test_a_foreign_tensor(folder, name):
     edit_tensors(folder / name, lambda tensors: tensors.update(extra=torch.zeros(2)))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, f"{name} holds the tensor extra, unknown here")
 
 
@@ -144,13 +144,13 @@ def test_a_foreign_tensor(folder, name):
 )
 def test_a_tensor_of_another_shape(folder, name, key):
     edit_tensors(folder / name, lambda tensors: tensors.update({key: torch.zeros(17)}))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, rf"{name} holds .*{key} with the shape \[17\]; .* asks for")
 
 
 def test_a_configuration_that_is_not_the_weights(folder):
     edit_json(folder / "unet/config.json", lambda config: config.update(in_channels=7))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, r"conv_in.weight with the shape \[8, 3, 3, 3\]; .* for \[8, 7, 3, 3\]")
 
 
@@ -164,7 +164,7 @@ def test_a_configuration_that_is_not_the_weights(folder):
 )
 def test_a_configuration_that_is_no_network(folder, name, change):
     edit_json(folder / name / "config.json", lambda config: config.update(change))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, f"{name}/config.json does not describe a network")
 
 
@@ -179,7 +179,7 @@ def test_a_configuration_that_is_no_network(folder, name, change):
 )
 def test_a_configuration_that_fetches_code_or_other_weights(folder, change):
     edit_json(folder / "text_encoder/config.json", lambda config: config.update(change))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, "by which code or other weights would be loaded")
 
 
@@ -195,7 +195,7 @@ def test_a_configuration_that_fetches_code_or_other_weights(folder, change):
 )
 def test_an_index_that_names_other_things(folder, change, sentence):
     edit_json(folder / "model_index.json", lambda index: index.update(change))
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, sentence)
 
 
@@ -203,14 +203,14 @@ def test_an_index_that_names_other_things(folder, change, sentence):
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_files_that_are_no_json_object(folder, name, content):
     (folder / name).write_text(content)
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, f"{name} holds no ")
 
 
 @pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
 def test_a_tokenizer_or_scheduler_that_is_none(folder, name):
     (folder / name).write_text("{")
-    write_sums(folder)
+    write_checksums(folder)
     assert_refused(folder, name.partition("/")[0])
 
 

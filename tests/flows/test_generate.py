@@ -15,7 +15,7 @@ from tiny_model import FRAMES, INSERTED, SIDE, UPSCALING, VIDEO_FRAMES
 
 import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.cli import run
 from magicvideo.media.video_io import to_pixels
 from magicvideo.media.video_stream import open_footage
@@ -124,8 +124,8 @@ def test_like_refuses_another_model_by_both_hashes(command, tmp_path, tiny_model
     code = run(["generate", "--reproduce", "x.gif", "--output", "y.gif", "--model", "other"])
     assert code == 2
     error = capsys.readouterr().err
-    assert folder_hash(tiny_model) in error
-    assert folder_hash(tmp_path / "other") in error
+    assert hash_folder(tiny_model) in error
+    assert hash_folder(tmp_path / "other") in error
     assert not (tmp_path / "y.gif").exists()
 
 
@@ -254,7 +254,7 @@ def test_info_shows_parts_sizes_and_hash(tiny_model, capsys):
     for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
         count = sum(p.numel() for p in getattr(pipeline, name).parameters())
         assert re.search(rf"{name} .* {count:,} ", shown)
-    for text in (folder_hash(tiny_model), "Apache-2.0", __version__, "DDIMScheduler"):
+    for text in (hash_folder(tiny_model), "Apache-2.0", __version__, "DDIMScheduler"):
         assert text in shown
 
 

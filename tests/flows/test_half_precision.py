@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import SHARED, STAGES, tiny_values
 
-from magicvideo.diffusion.noise import sample_draws
+from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import bf16_slowdown, train
 from magicvideo.training.stages import build_task
@@ -41,7 +41,9 @@ def first_loss(recipe, name):
     """The loss of the first step: as it was logged, and as single precision has it."""
     task, count = build_task(recipe, name), recipe.stages()[name].batch_size
     loss = task.losses(
-        task.network, task.get_batch(0), sample_draws(0, count, recipe.seed, name, "sample")
+        task.network,
+        task.get_batch(0),
+        per_sample_generators(0, count, recipe.seed, name, "sample"),
     )["loss"]
     assert loss.dtype == torch.float32
     line = (recipe.output / name / "log.jsonl").read_text().splitlines()[0]

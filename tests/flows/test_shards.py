@@ -17,7 +17,7 @@ import yaml
 from launches import TORCHRUN, launch
 
 from magicvideo import cli
-from magicvideo.atomic_io import write_sums
+from magicvideo.atomic_io import write_checksums
 from magicvideo.data.manifest import Clip, read_manifest, write_manifest
 from magicvideo.data.prepare import _write_array
 from magicvideo.data.shards.index import INDEX, is_sharded, read_index
@@ -85,7 +85,7 @@ def start(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("start") / "model"
     shutil.copytree(tiny_model, folder)
     shutil.rmtree(folder / "interpolator")
-    write_sums(folder)
+    write_checksums(folder)
     return folder
 
 

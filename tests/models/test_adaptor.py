@@ -2,7 +2,7 @@ import pytest
 import torch
 from networks import randomise
 
-from magicvideo.models.adaptor import FrameAdaptor, NoAdaptor, make_adaptor
+from magicvideo.models.adaptor import FrameAdaptor, IdentityAdaptor, build_adaptor
 
 VIDEOS, FRAMES, MOST_FRAMES, CHANNELS, HEIGHT, WIDTH = 2, 3, 5, 6, 7, 4
 
@@ -33,11 +33,11 @@ def test_starts_as_the_identity():
 
 def test_the_piece_in_its_place_adds_the_offset_alone():
     x, offset = features(), torch.randn(VIDEOS, CHANNELS)
-    assert torch.equal(NoAdaptor()(x, FRAMES), x)
+    assert torch.equal(IdentityAdaptor()(x, FRAMES), x)
     expected = x.view(VIDEOS, FRAMES, CHANNELS, HEIGHT, WIDTH) + offset[:, None, :, None, None]
-    assert torch.equal(NoAdaptor()(x, FRAMES, offset), expected.flatten(0, 1))
+    assert torch.equal(IdentityAdaptor()(x, FRAMES, offset), expected.flatten(0, 1))
 
 
 def test_is_made_or_left_out():
-    assert isinstance(make_adaptor(MOST_FRAMES, CHANNELS, enabled=True), FrameAdaptor)
-    assert not list(make_adaptor(MOST_FRAMES, CHANNELS, enabled=False).parameters())
+    assert isinstance(build_adaptor(MOST_FRAMES, CHANNELS, enabled=True), FrameAdaptor)
+    assert not list(build_adaptor(MOST_FRAMES, CHANNELS, enabled=False).parameters())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from magicvideo.models.attention import attended
+from magicvideo.models.attention import scaled_dot_product_attention
 
 
 def drawn(*, dtype):
@@ -22,12 +22,14 @@ def by_hand(q, k, v, visible):
 def test_is_the_softmax_of_the_paper(masked):
     q, k, v = drawn(dtype=torch.float64)
     visible = torch.ones(5, 7, dtype=torch.bool).tril(2) if masked else None
-    torch.testing.assert_close(attended(q, k, v, visible=visible), by_hand(q, k, v, visible))
+    torch.testing.assert_close(
+        scaled_dot_product_attention(q, k, v, visible=visible), by_hand(q, k, v, visible)
+    )
 
 
 def test_half_precision_keeps_its_type_and_loses_nothing_beside_the_inputs():
     q, k, v = drawn(dtype=torch.bfloat16)
-    found = attended(q, k, v)
+    found = scaled_dot_product_attention(q, k, v)
     assert found.dtype == torch.bfloat16
     exact = by_hand(q.double(), k.double(), v.double(), None)
     torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2**-8)

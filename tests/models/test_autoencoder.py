@@ -8,9 +8,9 @@ from magicvideo.models.autoencoder import (
     PatchAutoencoder,
     decode_latents,
     encode_frames,
-    spatial_factor,
+    vae_scale_factor,
 )
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 
 VIDEOS, FRAMES, PATCH, CHANNELS = 2, 5, 6, 4
 HEIGHT, WIDTH = 2 * PATCH, 3 * PATCH
@@ -69,7 +69,7 @@ def test_starts_at_the_principal_components():
     colour = torch.tensor([0.4, -0.2, 0.1])[:, None, None]
     frames = torch.cat([half, -half]) + colour
     network = make_patch()
-    network.fit_linear(frames)
+    network.init_from_pca(frames)
 
     patches = patches_of(frames)
     mean = patches.mean(axis=0)
@@ -89,8 +89,8 @@ def test_starts_at_the_principal_components():
 def test_the_same_frames_give_the_same_code():
     frames = pixels()
     first, second = make_patch(), make_patch()
-    first.fit_linear(frames.flatten(0, 1))
-    second.fit_linear(frames.flatten(0, 1).flip(0))
+    first.init_from_pca(frames.flatten(0, 1))
+    second.init_from_pca(frames.flatten(0, 1).flip(0))
     torch.testing.assert_close(
         encode_frames(first, frames), encode_frames(second, frames), atol=1e-4, rtol=0
     )
@@ -149,7 +149,7 @@ def test_pixels_are_clamped(autoencoder):
 @torch.no_grad()
 def test_the_factor_is_the_ratio_of_the_sides(autoencoder):
     latents = encode_frames(autoencoder, pixels())
-    factor = spatial_factor(autoencoder)
+    factor = vae_scale_factor(autoencoder)
     sides = (HEIGHT // factor, WIDTH // factor)
     assert latents.shape == (VIDEOS, FRAMES, CHANNELS, *sides)
     assert decode_latents(autoencoder, latents).shape == (VIDEOS, FRAMES, 3, HEIGHT, WIDTH)
@@ -182,11 +182,11 @@ def test_the_convolutions_correct_the_linear_code():
 
 def test_training_starts_at_the_linear_code_and_moves_the_convolutions():
     network, frames = make_patch(), pixels()[0]
-    network.fit_linear(frames)
+    network.init_from_pca(frames)
     code = network.encode(frames).latent_dist.mode()
     torch.testing.assert_close(code, network.encoder_linear(frames))
     torch.testing.assert_close(network.decode(code).sample, network.decoder_linear(code))
-    made, mean = network(frames, Draws([torch.Generator().manual_seed(0)]))
+    made, mean = network(frames, StackedGenerator([torch.Generator().manual_seed(0)]))
     assert torch.equal(mean, code)
     (made - frames).square().mean().backward()
     assert network.encoder[-1].weight.grad.abs().max() > 0
@@ -196,7 +196,7 @@ def test_training_starts_at_the_linear_code_and_moves_the_convolutions():
 @torch.no_grad()
 def test_the_forward_pass_decodes_a_sample():
     network, frames = randomise(make_patch(noise_std=0.5)), pixels()[0]
-    made, mean = network(frames, Draws([torch.Generator().manual_seed(3)]))
+    made, mean = network(frames, StackedGenerator([torch.Generator().manual_seed(3)]))
     code = network.encode(frames).latent_dist.sample(torch.Generator().manual_seed(3))
     torch.testing.assert_close(made, network.decode(code).sample)
     assert (code - mean).abs().max() > 0.1
@@ -204,7 +204,7 @@ def test_the_forward_pass_decodes_a_sample():
 
 def test_comes_back_from_a_folder_with_its_scale(tmp_path):
     network, frames = make_patch(), pixels()
-    network.fit_linear(frames.flatten(0, 1))
+    network.init_from_pca(frames.flatten(0, 1))
     network.save_pretrained(tmp_path)
     again = PatchAutoencoder.from_pretrained(tmp_path)
     with torch.no_grad():

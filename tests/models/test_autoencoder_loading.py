@@ -6,11 +6,11 @@ from diffusers import AutoencoderKL
 from networks import randomise
 
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder import PatchAutoencoder, spatial_factor
+from magicvideo.models.autoencoder import PatchAutoencoder, vae_scale_factor
 from magicvideo.models.autoencoder_loading import (
     AUTOENCODERS,
+    autoencoder_from_config_meta,
     load_autoencoder,
-    outline_autoencoder,
 )
 from magicvideo.models.video_vae import inflate_autoencoder
 from magicvideo.pipelines.model_folder import CLASSES
@@ -42,17 +42,17 @@ def make_kl():
 def test_comes_back_as_what_it_was(make, video, tmp_path):
     network = make()
     if video:
-        network = inflate_autoencoder(network, temporal_heads=2, temporal_reach=3)
+        network = inflate_autoencoder(network, temporal_heads=2, temporal_window_size=3)
     randomise(network).half().save_pretrained(tmp_path)
     loaded = load_autoencoder(tmp_path)
     assert type(loaded) is type(network) is AUTOENCODERS[type(network).__name__]
     assert not loaded.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.float())
-    outline = outline_autoencoder(json.loads((tmp_path / "config.json").read_text()))
+    outline = autoencoder_from_config_meta(json.loads((tmp_path / "config.json").read_text()))
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
     assert dict(outline.config)["latent_channels"] == 5
-    assert spatial_factor(outline) == 4
+    assert vae_scale_factor(outline) == 4
     assert outline.state_dict().keys() == network.state_dict().keys()
 
 
@@ -73,4 +73,4 @@ def test_another_folder_is_refused(content, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"_class_name": "VideoUNet"}])
 def test_settings_of_another_class_are_refused(settings):
     with pytest.raises(UserError, match=r"must name one of the classes .+ they name"):
-        outline_autoencoder(settings)
+        autoencoder_from_config_meta(settings)

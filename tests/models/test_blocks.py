@@ -5,15 +5,15 @@ from torch.nn import functional as F
 
 from magicvideo.models.attention import SpatialTransformer
 from magicvideo.models.blocks import (
-    BlockSettings,
-    Conditions,
+    BlockConfig,
+    BlockContext,
     Resample,
     ResnetBlock,
     SpatioTemporalTransformer,
 )
 
 VIDEOS, FRAMES, HEIGHT, WIDTH = 2, 3, 5, 7
-SETTINGS = BlockSettings(
+SETTINGS = BlockConfig(
     time_embed_dim=13,
     cross_attention_dim=9,
     num_groups=2,
@@ -45,7 +45,7 @@ def test_the_residual_block_written_out(out_channels):
     h = adapt(block.adaptor1, h) + time[..., None, None]
     h = F.conv2d(F.silu(block.norm2(h)), block.conv2.weight, block.conv2.bias, padding=1)
     expected = adapt(block.adaptor2, h) + (block.conv_shortcut or torch.nn.Identity())(x)
-    made = block(x, Conditions(GIVEN_TIME, TOKENS, FRAMES))
+    made = block(x, BlockContext(GIVEN_TIME, TOKENS, FRAMES))
     torch.testing.assert_close(made, expected)
 
 

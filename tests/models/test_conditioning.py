@@ -13,9 +13,9 @@ from transformers import (
 
 from magicvideo.models.conditioning import (
     ImageConditioner,
+    clip_normalize,
     embed_frames,
     encode_text,
-    normalise_for_clip,
 )
 from magicvideo.training.tasks.clip_model import train_tokenizer
 
@@ -96,7 +96,7 @@ def test_embeddings_are_those_of_transformers(image_encoder):
     )
     prepared = processor([Image.fromarray(p) for p in pictures], return_tensors="pt").pixel_values
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
-    torch.testing.assert_close(normalise_for_clip(frames), prepared, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip_normalize(frames), prepared, atol=1e-5, rtol=0)
     expected = torch.nn.functional.normalize(image_encoder(prepared).image_embeds, dim=-1)
     torch.testing.assert_close(embed_frames(image_encoder, frames[None])[0], expected)
 

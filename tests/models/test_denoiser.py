@@ -2,7 +2,7 @@ import torch
 from networks import SMALL, TOKENS, VIDEOS, make_inputs, make_unet, randomise
 
 from magicvideo.models.conditioning import ImageConditioner
-from magicvideo.models.denoiser import ConditionedDenoiser, image_tokens
+from magicvideo.models.denoiser import ConditionedDenoiser, image_to_condition_tokens
 
 EMBEDDING, WIDTH = 9, SMALL["cross_attention_dim"]
 
@@ -21,9 +21,9 @@ def test_each_video_is_told_by_its_text_or_its_image():
     by_image = network.unet(latents, timestep, one_token, fps)
     assert (by_text - by_image).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-2
     for told in ([False, False], [True, False], [False, True], [True, True]):
-        told_by_image = torch.tensor(told)
-        made = network(latents, timestep, tokens, embeddings, told_by_image, fps)
-        expected = torch.where(told_by_image[:, None, None, None, None], by_image, by_text)
+        use_image_condition = torch.tensor(told)
+        made = network(latents, timestep, tokens, embeddings, use_image_condition, fps)
+        expected = torch.where(use_image_condition[:, None, None, None, None], by_image, by_text)
         torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
@@ -31,7 +31,7 @@ def test_each_video_is_told_by_its_text_or_its_image():
 def test_image_tokens_repeat_the_conditioners_token():
     conditioner = randomise(ImageConditioner(EMBEDDING, WIDTH))
     embeddings = torch.randn(VIDEOS, EMBEDDING)
-    tokens = image_tokens(conditioner, embeddings, TOKENS)
+    tokens = image_to_condition_tokens(conditioner, embeddings, TOKENS)
     assert tokens.shape == (VIDEOS, TOKENS, WIDTH)
     for video in range(VIDEOS):
         for token in tokens[video]:

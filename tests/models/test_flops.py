@@ -9,15 +9,15 @@ from torch.nn import functional as F
 
 from magicvideo.models.flops import (
     count_flops,
-    count_forward,
     count_parameters,
-    count_training_pass,
+    profile_forward,
+    profile_training_step,
 )
 from magicvideo.models.unet import VideoUNet
 
 
 def test_a_convolution_counts_its_kernel_at_every_output():
-    parameters, flops = count_forward(
+    parameters, flops = profile_forward(
         lambda: nn.Conv2d(5, 7, 3, stride=2, padding=1), lambda conv: conv(torch.empty(2, 5, 11, 6))
     )
     assert parameters == 7 * 5 * 9 + 7
@@ -25,7 +25,7 @@ def test_a_convolution_counts_its_kernel_at_every_output():
 
 
 def test_a_linear_layer_counts_its_matrix_for_every_row():
-    _, flops = count_forward(lambda: nn.Linear(5, 7), lambda layer: layer(torch.empty(2, 3, 5)))
+    _, flops = profile_forward(lambda: nn.Linear(5, 7), lambda layer: layer(torch.empty(2, 3, 5)))
     assert flops.linear == flops.total == 2 * (2 * 3) * (5 * 7)
 
 
@@ -67,9 +67,9 @@ def test_a_training_pass_keeps_what_its_backward_pass_reads():
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 3))
         x = torch.empty(2, 5)
-    passed = count_training_pass(network, lambda: network(x).sum())
+    passed = profile_training_step(network, lambda: network(x).sum())
     # the input, and what leaves the sigmoid, which both neighbours read: once
-    assert (passed.kept_numbers, passed.kept_bytes) == (2 * 5 + 2 * 7, 0)
+    assert (passed.saved_activation_numel, passed.saved_other_bytes) == (2 * 5 + 2 * 7, 0)
     first, second = 2 * 2 * 5 * 7, 2 * 2 * 7 * 3
     assert (passed.forward, passed.backward) == (first + second, first + 2 * second)
 
@@ -79,16 +79,16 @@ def test_what_is_not_trained_keeps_and_costs_nothing():
         network = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 3))
         x = torch.empty(2, 5)
     network[0].requires_grad_(requires_grad=False)
-    passed = count_training_pass(network, lambda: network(x).sum())
-    assert (passed.kept_numbers, passed.backward) == (2 * 7, 2 * 2 * 7 * 3)
+    passed = profile_training_step(network, lambda: network(x).sum())
+    assert (passed.saved_activation_numel, passed.backward) == (2 * 7, 2 * 2 * 7 * 3)
 
 
 def test_masks_are_counted_in_bytes():
     with torch.device("meta"):
         network, x = nn.Linear(5, 7), torch.empty(2, 5)
         shown = torch.zeros(2, 7, dtype=torch.bool)
-    passed = count_training_pass(network, lambda: torch.where(shown, network(x), 0.0).sum())
-    assert (passed.kept_numbers, passed.kept_bytes) == (2 * 5, 2 * 7)
+    passed = profile_training_step(network, lambda: torch.where(shown, network(x), 0.0).sum())
+    assert (passed.saved_activation_numel, passed.saved_other_bytes) == (2 * 5, 2 * 7)
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -107,15 +107,15 @@ def test_attention_keeps_its_inputs_and_its_result_and_no_weights(named):
     with torch.device("meta"):
         attention = Attention()
         k, v = torch.empty(2, 3, 11, 7), torch.empty(2, 3, 11, 7)
-    passed = count_training_pass(attention, lambda: attention(k, v).sum())
+    passed = profile_training_step(attention, lambda: attention(k, v).sum())
     # queries are what leaves the sigmoid, which keeps them too
-    assert passed.kept_numbers == 2 * 3 * 7 * (5 + 11 + 11 + 5)
+    assert passed.saved_activation_numel == 2 * 3 * 7 * (5 + 11 + 11 + 5)
 
 
 def test_what_a_video_network_keeps_is_what_it_keeps_on_a_cpu():
     with torch.device("meta"):
         outline, given = VideoUNet(**SMALL), [tensor.to("meta") for tensor in make_inputs()]
-    counted = count_training_pass(outline, lambda: outline(*given).sum())
+    counted = profile_training_step(outline, lambda: outline(*given).sum())
     network, kept = VideoUNet(**SMALL), {}
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
 
@@ -127,4 +127,4 @@ def test_what_a_video_network_keeps_is_what_it_keeps_on_a_cpu():
         network(*make_inputs()).sum()
     sizes = [t.untyped_storage().nbytes() for place, t in kept.items() if place not in own]
     # a CPU's attention is fused, too; its kernels lay out some inputs in another way
-    assert 4 * counted.kept_numbers == pytest.approx(sum(sizes), rel=0.05)
+    assert 4 * counted.saved_activation_numel == pytest.approx(sum(sizes), rel=0.05)

@@ -3,7 +3,7 @@ import torch
 from networks import make_unet
 
 from magicvideo.errors import UserError
-from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.inflate import inflate, is_temporal_key
 
 IMAGE = {"temporal_attention": "none", "frame_adaptor": False}
 
@@ -12,7 +12,7 @@ IMAGE = {"temporal_attention": "none", "frame_adaptor": False}
 def image_weights():
     torch.manual_seed(4)
     state = make_unet(**IMAGE).state_dict()
-    return {name: tensor for name, tensor in state.items() if not is_new(name)}
+    return {name: tensor for name, tensor in state.items() if not is_temporal_key(name)}
 
 
 def copied(network):
@@ -30,7 +30,7 @@ def test_every_tensor_is_copied_or_new(image_weights):
         assert torch.equal(after[name], image_weights[name]), name
     for name in inflation.new:
         assert torch.equal(after[name], before[name]), name
-        assert is_new(name), name
+        assert is_temporal_key(name), name
 
 
 def test_tensors_of_half_precision_fit(image_weights):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from magicvideo.models.interpolator import Interpolator, blend, difference
+from magicvideo.models.interpolator import Interpolator, keyframe_rms_distance, lerp_keyframes
 from magicvideo.models.unet import VideoUNet
 
 CHANNELS, INSERTED, TOKENS, WIDTH = 3, 2, 5, 12
@@ -77,7 +77,7 @@ def test_it_starts_with_what_the_key_frame_network_knows(inputs):
     randomise(keyframes)
     network = make_interpolator()
     randomise(network)
-    network.start_from(keyframes)
+    network.init_from_keyframe_unet(keyframes)
     theirs = keyframes.state_dict()
     own = network.unet.state_dict()
     name = "mid_block.resnets.0.conv1.weight"
@@ -106,7 +106,7 @@ def test_weights_are_taken_over_on_the_levels_that_attend():
         latent_channels=CHANNELS, num_inserted=INSERTED, estimate_channels=8, **(COMMON | types)
     )
     before = {name: value.clone() for name, value in network.unet.state_dict().items()}
-    network.start_from(keyframes)
+    network.init_from_keyframe_unet(keyframes)
     theirs, own = keyframes.state_dict(), network.unet.state_dict()
     convolution = "down_blocks.0.resnets.0.conv1.weight"
     assert torch.equal(own[convolution], theirs[convolution])
@@ -125,7 +125,7 @@ def test_weights_are_taken_over_without_temporal_attention_too():
         **COMMON,
     )
     network = make_interpolator()
-    network.start_from(keyframes)
+    network.init_from_keyframe_unet(keyframes)
     assert torch.equal(network.unet.conv_in.bias, keyframes.conv_in.bias)
     assert not network.unet.mid_block.attentions[0].temporal.to_out.weight.any()
 
@@ -147,7 +147,7 @@ def test_a_saved_network_is_the_network(inputs, tmp_path):
 def test_the_estimate_is_the_linear_blend_until_it_has_learned(inputs):
     network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
     estimated, unit = network.estimate(keys, keys, level)
-    assert torch.equal(estimated, blend(keys, INSERTED))
+    assert torch.equal(estimated, lerp_keyframes(keys, INSERTED))
     apart = (keys[:, 1] - keys[:, 0]).square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(unit.flatten(), 0.3 * (apart + 0.03))
     randomise(network)
@@ -180,7 +180,9 @@ def test_what_is_wrong_with_keys_passes_from_one_to_the_next(inputs):
     wrong = torch.randn_like(keys)
     clean, _ = network.estimate(keys, keys, level)
     carried, _ = network.estimate(keys + wrong, keys, level)
-    torch.testing.assert_close(carried - clean, blend(wrong, INSERTED), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        carried - clean, lerp_keyframes(wrong, INSERTED), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_training_compares_what_both_networks_say(inputs):
@@ -189,21 +191,23 @@ def test_training_compares_what_both_networks_say(inputs):
     few = {name: value[1::2] for name, value in inputs.items()}
     middle, keys, level = inputs["residuals"], inputs["keys"], inputs["noise_level"]
     clean = keys + torch.randn_like(keys)
-    told = network(
+    output = network(
         middle, clean, keys, level, lambda x: 2 * x, few["timestep"], few["tokens"], few["fps"]
     )
     estimated, unit = network.estimate(clean, keys, level)
-    blended, close = blend(clean, INSERTED), {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(told.missed, (middle - blended) / unit)
-    torch.testing.assert_close(told.correction, (estimated - blended) / unit, **close)
-    torch.testing.assert_close(told.residuals, ((middle - estimated) / unit)[1::2], **close)
-    noisy = few | {"residuals": 2 * told.residuals}
-    torch.testing.assert_close(told.prediction, network.denoise(**noisy))
-    assert told.prediction.shape == (3, INSERTED, CHANNELS, 4, 6)
-    assert told.correction.shape == (7, INSERTED, CHANNELS, 4, 6)
+    blended, close = lerp_keyframes(clean, INSERTED), {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(output.residual_target, (middle - blended) / unit)
+    torch.testing.assert_close(output.residual_estimate, (estimated - blended) / unit, **close)
+    torch.testing.assert_close(
+        output.diffusion_target, ((middle - estimated) / unit)[1::2], **close
+    )
+    noisy = few | {"residuals": 2 * output.diffusion_target}
+    torch.testing.assert_close(output.diffusion_prediction, network.denoise(**noisy))
+    assert output.diffusion_prediction.shape == (3, INSERTED, CHANNELS, 4, 6)
+    assert output.residual_estimate.shape == (7, INSERTED, CHANNELS, 4, 6)
     # the U-Net's error is not the estimate's to mend
     gradients = torch.autograd.grad(
-        told.prediction.sum(), list(network.correction.parameters()), allow_unused=True
+        output.diffusion_prediction.sum(), list(network.correction.parameters()), allow_unused=True
     )
     assert set(gradients) == {None}
 
@@ -211,7 +215,7 @@ def test_training_compares_what_both_networks_say(inputs):
 def test_the_difference_of_keys_is_that_of_each_gap_alone():
     keys = torch.zeros(2, 2, CHANNELS, 4, 6)
     keys[0, 1] = 0.5
-    torch.testing.assert_close(difference(keys).flatten(), torch.tensor([0.53, 0.03]))
+    torch.testing.assert_close(keyframe_rms_distance(keys).flatten(), torch.tensor([0.53, 0.03]))
 
 
 def test_a_noise_level_belongs_to_networks_that_know_it(inputs):

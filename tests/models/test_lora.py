@@ -15,8 +15,8 @@ from networks import make_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from magicvideo.errors import UserError
-from magicvideo.models.lora import LowRank, add_low_rank, standard_tensors
-from magicvideo.models.lora_conversion import read_updates
+from magicvideo.models.lora import LoraWeights, merge_lora, to_peft_state_dict
+from magicvideo.models.lora_conversion import convert_lora_state_dict
 
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_TO_Q = f"lora_unet_{TO_Q.replace('.', '_')}"
@@ -43,7 +43,7 @@ def weights(networks):
 
 
 def update_of(shape, down, up, alpha=ALPHA):
-    update = LowRank(torch.randn(*down), torch.randn(*up), alpha)
+    update = LoraWeights(torch.randn(*down), torch.randn(*up), alpha)
     weight = torch.randn(*shape)
     return weight, update
 
@@ -61,11 +61,11 @@ def test_an_update_is_scale_times_alpha_over_rank_times_the_product(shape, down,
     weight, update = update_of(shape, down, up)
     assert update.fits(shape)
     changed = weight.clone()
-    add_low_rank({"w": changed}, {"w": update}, 0.7)
+    merge_lora({"w": changed}, {"w": update}, 0.7)
     expected = 0.7 * ALPHA / RANK * torch.einsum(product, update.up, update.down)
     torch.testing.assert_close(changed, weight + expected.reshape(shape))
     half = weight.half()
-    add_low_rank({"w": half}, {"w": update}, 0.7)
+    merge_lora({"w": half}, {"w": update}, 0.7)
     assert torch.equal(half, (weight.half().float() + update.delta(shape).mul_(0.7)).half())
 
 
@@ -94,7 +94,7 @@ def test_every_layout_means_the_same_layers(layout, networks, weights):
     for component, updates in expected.items():
         tensors.update(LAYOUTS[layout](component, updates))
     alphas = {} if layout == "kohya" else {"unet": ALPHA, "text_encoder": ALPHA}
-    found = read_updates(tensors, weights, alphas, "x.safetensors")
+    found = convert_lora_state_dict(tensors, weights, alphas, "x.safetensors")
     for component, updates in expected.items():
         assert found[component].keys() == updates.keys()
         for name, update in updates.items():
@@ -107,14 +107,14 @@ def test_every_layout_means_the_same_layers(layout, networks, weights):
 def test_names_without_unet_are_the_unets_and_alpha_is_the_rank_by_default(networks, weights):
     updates = random_updates(networks["unet"], ["attn1.to_q"])
     bare = {name[len("unet.") :]: x for name, x in in_peft_names("unet", updates).items()}
-    found = read_updates(bare, weights, {}, "x")["unet"]
+    found = convert_lora_state_dict(bare, weights, {}, "x")["unet"]
     assert found.keys() == updates.keys()
     assert {update.alpha for update in found.values()} == {float(RANK)}
 
 
 def test_what_is_written_is_read_as_the_same_update(networks, weights):
     updates = random_updates(networks["unet"], [*SPATIAL, "temporal.to_qkv", "conv2"])
-    found = read_updates(standard_tensors(updates, "unet"), weights, {}, "x")["unet"]
+    found = convert_lora_state_dict(to_peft_state_dict(updates, "unet"), weights, {}, "x")["unet"]
     for name, update in updates.items():
         shape = weights["unet"][name].shape
         torch.testing.assert_close(found[name].delta(shape), update.delta(shape))
@@ -161,11 +161,11 @@ def changed(**entries):
 )
 def test_what_is_no_lora_of_this_model_is_refused_by_name(tensors, sentence, weights):
     with pytest.raises(UserError, match=sentence) as caught:
-        read_updates(tensors, weights, {}, "x")
+        convert_lora_state_dict(tensors, weights, {}, "x")
     assert str(caught.value).endswith(".")
 
 
 def test_a_text_part_needs_a_text_encoder(networks, weights):
     tensors = in_kohya_names("text_encoder", random_updates(networks["text_encoder"], ["mlp.fc1"]))
     with pytest.raises(UserError, match="the text_encoder of this model has no such layer"):
-        read_updates(tensors, {"unet": weights["unet"]}, {}, "x")
+        convert_lora_state_dict(tensors, {"unet": weights["unet"]}, {}, "x")

@@ -16,7 +16,7 @@ def features():
     return torch.randn(VIDEOS * FRAMES, CHANNELS, HEIGHT, WIDTH)
 
 
-def reach(mode):
+def window_size(mode):
     """How far each frame moves when one frame is replaced."""
     attention, x = make(mode), features()
     changed = x.clone().view(VIDEOS, FRAMES, CHANNELS, HEIGHT, WIDTH)
@@ -26,14 +26,14 @@ def reach(mode):
 
 
 def test_a_frame_never_reads_a_later_one():
-    moved = reach("directed")
+    moved = window_size("directed")
     assert moved[:CHANGED].max() == 0
     assert moved[CHANGED:].min() > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["printed", "bidirectional"])
+@pytest.mark.parametrize("mode", ["post_softmax_mask", "bidirectional"])
 def test_other_masks_let_later_frames_in(mode):
-    assert reach(mode).min() > 1e-3
+    assert window_size(mode).min() > 1e-3
 
 
 def test_positions_and_videos_are_apart():
@@ -51,40 +51,42 @@ def test_starts_as_the_image_model():
     assert attention(features(), FRAMES).abs().max() == 0
 
 
-@pytest.mark.parametrize("reach", [None, 1, 2, 4, 9])
+@pytest.mark.parametrize("window_size", [None, 1, 2, 4, 9])
 @pytest.mark.parametrize("lengths", [(5,), (1, 4), (3, 2), (1, 1, 1, 1, 1)])
-def test_windows_in_a_row_are_the_whole_video(reach, lengths):
-    attention = randomise(DirectedTemporalAttention(CHANNELS, 2, reach=reach))
+def test_windows_in_a_row_are_the_whole_video(window_size, lengths):
+    attention = randomise(DirectedTemporalAttention(CHANNELS, 2, window_size=window_size))
     x = features().view(VIDEOS, FRAMES, CHANNELS, HEIGHT, WIDTH)
     made, past = [], None
     for window in x.split(lengths, dim=1):
-        update, past = attention.proceed(window.flatten(0, 1), window.shape[1], past)
+        update, past = attention.forward_chunk(window.flatten(0, 1), window.shape[1], past)
         made.append(update.view(window.shape))
     torch.testing.assert_close(torch.cat(made, dim=1).flatten(0, 1), by_hand(attention, x))
-    kept = FRAMES if reach is None else min(FRAMES, reach - 1)
+    kept = FRAMES if window_size is None else min(FRAMES, window_size - 1)
     assert past.keys.shape == past.values.shape == (VIDEOS * HEIGHT * WIDTH, 2, kept, CHANNELS // 2)
 
 
 def by_hand(attention, x):
     """Each frame against the frames that it may see, one frame at a time."""
-    reach = attention.reach or FRAMES
+    window_size = attention.window_size or FRAMES
     updates = [
         DirectedTemporalAttention.forward(
-            attention, x[:, max(0, last + 1 - reach) : last + 1].flatten(0, 1), min(reach, last + 1)
+            attention,
+            x[:, max(0, last + 1 - window_size) : last + 1].flatten(0, 1),
+            min(window_size, last + 1),
         ).view(VIDEOS, -1, CHANNELS, HEIGHT, WIDTH)[:, -1]
         for last in range(FRAMES)
     ]
     return torch.stack(updates, dim=1).flatten(0, 1)
 
 
-@pytest.mark.parametrize("mode", ["printed", "bidirectional"])
+@pytest.mark.parametrize("mode", ["post_softmax_mask", "bidirectional"])
 def test_other_masks_have_no_windows(mode):
     attention, x = make(mode), features()
-    _, past = attention.proceed(x, FRAMES, None)
+    _, past = attention.forward_chunk(x, FRAMES, None)
     with pytest.raises(ValueError, match=f"mode='{mode}' cannot go on from earlier frames"):
-        attention.proceed(x, FRAMES, past)
-    with pytest.raises(ValueError, match=f"reach=3 with mode='{mode}'"):
-        DirectedTemporalAttention(CHANNELS, 2, mode, reach=3)
+        attention.forward_chunk(x, FRAMES, past)
+    with pytest.raises(ValueError, match=f"window_size=3 with mode='{mode}'"):
+        DirectedTemporalAttention(CHANNELS, 2, mode, window_size=3)
 
 
 def test_names_the_sizes_that_do_not_fit():

@@ -3,12 +3,12 @@ import torch
 from networks import FRAMES, SMALL, make_inputs, make_unet, randomise
 from torch.nn import functional as F
 
-from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.temporal_conv import (
-    FactorisedConv,
+    Conv2Plus1d,
     InflatedConv3d,
-    convolve,
-    make_convolution,
+    apply_conv,
+    build_conv,
 )
 from magicvideo.models.unet import VideoUNet
 
@@ -55,7 +55,7 @@ def test_the_inflated_kernel_is_a_convolution_over_space_and_time(causal, stride
 @pytest.mark.parametrize("causal", [True, False])
 @torch.no_grad()
 def test_the_factorised_kernel_is_one_over_space_and_then_one_over_time(causal, frames):
-    layer, x = randomise(FactorisedConv(IN, OUT, 2, causal=causal)), videos(frames)
+    layer, x = randomise(Conv2Plus1d(IN, OUT, 2, causal=causal)), videos(frames)
     h = F.conv2d(x, layer.weight, layer.bias, 2, 1)
     here, first, second = layer.temporal_weight.chunk(3)
     order = (second, first, here) if causal else (first, here, second)
@@ -67,9 +67,9 @@ def test_the_factorised_kernel_is_one_over_space_and_then_one_over_time(causal, 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_each_starts_as_the_2d_convolution(kind):
-    layer, x = make_convolution(kind, IN, OUT, stride=2, causal=False), videos(4)
+    layer, x = build_conv(kind, IN, OUT, stride=2, causal=False), videos(4)
     expected = F.conv2d(x, layer.weight, layer.bias, 2, 1)
-    torch.testing.assert_close(convolve(layer, x, 4), expected)
+    torch.testing.assert_close(apply_conv(layer, x, 4), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +77,7 @@ def test_each_starts_as_the_2d_convolution(kind):
 def test_the_network_starts_as_the_image_network(kind):
     """Every tensor of the image network is taken over, and frames do not see each other yet."""
     image = make_unet(temporal_attention="none", frame_adaptor=False)
-    weights = {name: x for name, x in image.state_dict().items() if not is_new(name)}
+    weights = {name: x for name, x in image.state_dict().items() if not is_temporal_key(name)}
     network = VideoUNet(**SMALL, convolutions=kind).eval()
     account = inflate(network, weights)
     assert sorted(account.copied) == sorted(weights)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from networks import FRAMES, SMALL, TOKENS, VIDEOS, make_inputs, make_unet
 
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.unet import VideoUNet
 
 
@@ -29,7 +29,7 @@ def test_nothing_before_a_changed_frame_moves(unet, frame):
     assert moved[:frame].tolist() == [0.0] * frame  # to the last bit
 
 
-@pytest.mark.parametrize("mode", ["printed", "bidirectional"])
+@pytest.mark.parametrize("mode", ["post_softmax_mask", "bidirectional"])
 def test_other_modes_reach_back(mode):
     assert moved_by_changing(make_unet(temporal_attention=mode), 3).min() > 1e-5
 
@@ -97,7 +97,9 @@ def test_new_parts_learn_from_the_first_step():
     """What starts at zero must not hold back the gradient of its last layer."""
     fresh = VideoUNet(**SMALL)
     fresh(*make_inputs()).square().mean().backward()
-    gradients = {name: p.grad.abs().max() for name, p in fresh.named_parameters() if is_new(name)}
+    gradients = {
+        name: p.grad.abs().max() for name, p in fresh.named_parameters() if is_temporal_key(name)
+    }
     still = [name for name, largest in gradients.items() if largest == 0]
     assert all(
         name.endswith(("to_qkv.weight", "temporal.norm.weight", "temporal.norm.bias"))
@@ -166,6 +168,6 @@ def test_counts_its_new_parameters():
     transformers = [8, 12, 8, 8]  # one down, one in the middle, two up
     adaptors = 2 * frames * (sum(convolutions) + sum(transformers))
     temporal = sum(4 * c * c + 3 * c for c in transformers)
-    names = {name: p.numel() for name, p in fresh.named_parameters() if is_new(name)}
+    names = {name: p.numel() for name, p in fresh.named_parameters() if is_temporal_key(name)}
     assert sum(n for name, n in names.items() if "adaptor" in name) == adaptors
     assert sum(n for name, n in names.items() if "temporal" in name) == temporal

@@ -3,7 +3,7 @@ import torch
 from networks import randomise
 from torch.nn import functional as F
 
-from magicvideo.models.upscaler import Upscaler, enlarge
+from magicvideo.models.upscaler import Upscaler, upsample_bicubic
 
 FRAMES, HEIGHT, WIDTH = 3, 8, 12
 
@@ -67,8 +67,8 @@ def test_frames_do_not_see_each_other():
 def test_sees_as_far_as_it_says_and_no_further(widths, num_blocks, radius):
     """One small pixel is changed, at every place of the network's grid: how far is that seen?"""
     network = randomise(make_upscaler(widths=widths, num_blocks=num_blocks)).double()
-    assert network.radius == radius
-    multiple, length = network.multiple, 2 * radius + 2 * network.multiple
+    assert network.receptive_radius == radius
+    multiple, length = network.size_divisor, 2 * radius + 2 * network.size_divisor
     length += -length % multiple
     reach = set()
     for place in range(length // 2, length // 2 + multiple):
@@ -96,9 +96,9 @@ def test_noisy_pixels_are_seen_no_further_than_small_ones():
         dim=(0, 1, 2)
     )
     places = seen.nonzero()[:, 0] // 4
-    assert places.min() >= 20 - network.radius
-    assert places.max() <= 20 + network.radius
-    assert places.max() - places.min() > network.radius
+    assert places.min() >= 20 - network.receptive_radius
+    assert places.max() <= 20 + network.receptive_radius
+    assert places.max() - places.min() > network.receptive_radius
 
 
 @torch.no_grad()
@@ -113,9 +113,9 @@ def test_flat_noise_can_be_told_from_signal_by_a_gain():
 @torch.no_grad()
 def test_enlarging_keeps_flat_frames_and_means():
     flat = torch.tensor([0.4, -0.9, 0.1])[None, :, None, None].expand(2, 3, 5, 7)
-    torch.testing.assert_close(enlarge(flat, 4), flat[..., :1, :1].expand(2, 3, 20, 28))
+    torch.testing.assert_close(upsample_bicubic(flat, 4), flat[..., :1, :1].expand(2, 3, 20, 28))
     ramp = torch.arange(12.0).expand(1, 3, 5, 12) / 12
-    inner = enlarge(ramp, 4)[..., 12:-12]
+    inner = upsample_bicubic(ramp, 4)[..., 12:-12]
     expected = (torch.arange(48.0)[12:-12] - 1.5) / 48
     # the kernel bends a ramp a little; a shift by one pixel would be 0.02
     torch.testing.assert_close(inner, expected.expand_as(inner), atol=0.005, rtol=0)
@@ -127,7 +127,7 @@ def test_comes_back_from_a_folder(tmp_path):
     network.save_pretrained(tmp_path)
     again = Upscaler.from_pretrained(tmp_path)
     assert torch.equal(again(*inputs), network(*inputs))
-    assert (again.config.residual_scale, again.radius) == (0.07, network.radius)
+    assert (again.config.residual_scale, again.receptive_radius) == (0.07, network.receptive_radius)
 
 
 def test_the_default_is_small_enough_for_a_cpu():

@@ -8,15 +8,15 @@ from magicvideo.models.autoencoder import (
     PatchAutoencoder,
     decode_latents,
     encode_frames,
-    spatial_factor,
+    vae_scale_factor,
 )
-from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.video_vae import (
     VideoPatchAutoencoder,
     freeze_encoder,
     inflate_autoencoder,
 )
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 
 VIDEOS, FRAMES, CHANNELS, HEADS, REACH = 2, 7, 5, 2, 4
 HEIGHT, WIDTH, CHANGED = 12, 24, 3
@@ -80,7 +80,7 @@ def test_starts_as_the_image_autoencoder(image, fresh):
             made = fresh.decode(one, num_frames).sample
             torch.testing.assert_close(made, expected, atol=1e-13, rtol=0)
     assert torch.equal(encode_frames(fresh, frames), encode_frames(image, frames))
-    assert spatial_factor(fresh) == spatial_factor(image) == 4
+    assert vae_scale_factor(fresh) == vae_scale_factor(image) == 4
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def test_a_memory_is_no_longer_than_the_reach(video):
     memory = None
     with torch.no_grad():
         for code in frame_by_frame(latents()[:1]):
-            _, memory = video.decode_window(code[0] / 0.7, 1, memory)
+            _, memory = video.decode_chunk(code[0] / 0.7, 1, memory)
     for keys, values in memory:
         assert keys.shape == values.shape
         assert keys.shape[2] == REACH - 1
@@ -162,7 +162,7 @@ def test_a_memory_is_no_longer_than_the_reach(video):
 @torch.no_grad()
 def test_the_forward_pass_decodes_a_sample_of_the_posterior(video):
     x = torch.rand(VIDEOS * FRAMES, 3, HEIGHT, WIDTH) * 2 - 1
-    made, mean = video(x, Draws([torch.Generator().manual_seed(3)]), FRAMES)
+    made, mean = video(x, StackedGenerator([torch.Generator().manual_seed(3)]), FRAMES)
     posterior = video.encode(x).latent_dist
     code = posterior.sample(torch.Generator().manual_seed(3))
     torch.testing.assert_close(made, video.decode(code, FRAMES).sample)
@@ -178,7 +178,7 @@ def test_every_tensor_is_copied_or_new(image, fresh):
     assert {name.split(".")[0] for name in inflation.new} == {"temporal_mid", "temporal_up"}
     for name in inflation.copied:
         assert torch.equal(other.state_dict()[name], image.state_dict()[name])
-        assert not is_new(name)
+        assert not is_temporal_key(name)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_comes_back_from_a_folder(video, tmp_path):
     video.save_pretrained(tmp_path)
     again = type(video).from_pretrained(tmp_path)
     assert again.config.temporal_heads == HEADS
-    assert again.config.temporal_reach == REACH
+    assert again.config.temporal_window_size == REACH
     assert again.config.scaling_factor == 0.7
     code = latents()
     assert torch.equal(decode_latents(again, code, 2), decode_latents(video, code, 2))
@@ -214,7 +214,7 @@ def test_the_encoder_is_left_out_of_training(video):
     held = {name.split(".")[0] for name, _ in video.named_parameters() if name not in trained}
     theirs = {"encoder", "encoder_linear", "quant_conv"}
     assert held == theirs & {name.split(".")[0] for name, _ in video.named_parameters()}
-    video(torch.rand(FRAMES, 3, HEIGHT, WIDTH), Draws([torch.Generator()]), FRAMES)[
+    video(torch.rand(FRAMES, 3, HEIGHT, WIDTH), StackedGenerator([torch.Generator()]), FRAMES)[
         0
     ].sum().backward()
     assert {name for name, p in video.named_parameters() if p.grad is not None} == trained
@@ -223,7 +223,7 @@ def test_the_encoder_is_left_out_of_training(video):
 def test_names_the_settings_that_do_not_fit():
     with pytest.raises(ValueError, match="channels=10 is not a multiple of num_heads=3"):
         inflate_autoencoder(make_patch(), 3, REACH)
-    with pytest.raises(ValueError, match="reach=0"):
+    with pytest.raises(ValueError, match="window_size=0"):
         inflate_autoencoder(make_kl(), HEADS, 0)
     with pytest.raises(ValueError, match=r"decoder_layers=\(0, 2\): the first"):
         VideoPatchAutoencoder(decoder_layers=(0, 2))

@@ -66,7 +66,7 @@ def test_bounds_reach_the_whole_flow(pipeline, request_):
 
 @pytest.mark.parametrize("tile", [26, WIDE - 1, DEFAULT_CHUNKS.upscaler_tile])
 def test_tiles_that_divide_the_frames_are_taken(capabilities, request_, tile):
-    assert capabilities.least_tile == 26
+    assert capabilities.min_tile_size == 26
     capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=tile))
 
 

@@ -8,7 +8,7 @@ import torch
 from loras import ALPHA, SPATIAL, in_peft_names, random_updates, write_style
 from safetensors.torch import load_file, save_file
 
-from magicvideo.atomic_io import folder_hash, sha256
+from magicvideo.atomic_io import hash_folder, sha256
 from magicvideo.errors import UserError
 from magicvideo.models.lora import BASE_MODEL
 from magicvideo.pipelines.lora import lora_hash, read_lora
@@ -74,7 +74,7 @@ def test_a_saved_model_has_its_loras_inside(model, style, tmp_path):
     for each in (model, again):
         video = each("a cat", seed=3, stages=STAGES).videos[0]
         assert torch.equal(video.frames, styled.frames[0])
-        assert (video.request.loras, video.request.model) == ((), folder_hash(tmp_path / "styled"))
+        assert (video.request.loras, video.request.model) == ((), hash_folder(tmp_path / "styled"))
 
 
 def test_peft_keeps_alpha_in_a_file_beside(pipeline, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magicvideo.atomic_io import write_sums
+from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
 from magicvideo.media.video_stream import Footage
 from magicvideo.pipelines.loading import load_component
@@ -94,6 +94,6 @@ def test_a_tensor_that_does_not_fit_is_named_before_anything_is_made(tiny_model,
     tensors = load_file(file)
     name = sorted(tensors)[0]
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
-    write_sums(folder)
+    write_checksums(folder)
     with pytest.raises(UserError, match=f"lacks the tensor {name}"):
         MagicVideoPipeline.from_pretrained(folder, offload_device="cpu")

@@ -19,8 +19,8 @@ from tiny_model import (
     WORDS,
 )
 
-from magicvideo.atomic_io import folder_hash, write_sums
-from magicvideo.diffusion.noise import noise_for
+from magicvideo.atomic_io import hash_folder, write_checksums
+from magicvideo.diffusion.noise import initial_latent_noise
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents
@@ -71,7 +71,9 @@ def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
     )
     scheduler = make_scheduler(pipeline.scheduler.config, "ddim")
     scheduler.set_timesteps(3)
-    latents = noise_for(3, (FRAMES, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE), SHARED_NOISE)
+    latents = initial_latent_noise(
+        3, (FRAMES, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE), SHARED_NOISE
+    )
     fps = torch.tensor([7.0])
     for timestep in scheduler.timesteps:
         toward, away = (pipeline.unet(latents, timestep[None], x, fps) for x in (tokens, negative))
@@ -85,7 +87,7 @@ def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
         fps=7.0 * (INSERTED + 1),
         seed=3,
         num_steps=2,
-        shared_noise=SHARED_NOISE,
+        noise_correlation=SHARED_NOISE,
         noise_level=30,
     )
     assert torch.equal(video_latents[:, :: INSERTED + 1], latents)
@@ -237,12 +239,12 @@ def test_a_saved_model_is_the_model(pipeline, tmp_path):
         default_upscaler_steps=2,
         interpolation_noise_level=30,
         upscaler_noise_level=0.1,
-        shared_noise=SHARED_NOISE,
+        noise_correlation=SHARED_NOISE,
     )
     other.words = pipeline.words
     other.save_pretrained(tmp_path / "model")
     loaded = MagicVideoPipeline.from_pretrained(tmp_path / "model")
-    assert loaded.model_hash == other.model_hash == folder_hash(tmp_path / "model")
+    assert loaded.model_hash == other.model_hash == hash_folder(tmp_path / "model")
     assert loaded.words == frozenset(WORDS)
     assert loaded.config.default_steps == 3
     assert torch.equal(loaded("a cat", seed=3).frames, before)
@@ -260,7 +262,7 @@ def test_half_precision_files_load_as_single_precision(pipeline, tiny_model, tmp
     shutil.copytree(tiny_model, folder)
     for file in folder.rglob("*.safetensors"):
         save_file({k: v.half() for k, v in load_file(file).items()}, file, {"format": "pt"})
-    write_sums(folder)
+    write_checksums(folder)
     loaded = MagicVideoPipeline.from_pretrained(folder)
     for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):
         assert {p.dtype for p in getattr(loaded, name).parameters()} == {torch.float32}

@@ -5,7 +5,7 @@ from networks import randomise
 
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
-from magicvideo.models.upscaler import Upscaler, enlarge
+from magicvideo.models.upscaler import Upscaler, upsample_bicubic
 from magicvideo.pipelines.upscale import upscale_frames
 
 SCHEDULE = DDIMScheduler(
@@ -44,7 +44,7 @@ def test_a_prediction_of_nothing_gives_the_enlarged_frames(level):
     made = run(make_upscaler(), frames, num_steps=1, noise_level=level)
     assert made.shape == (VIDEOS, FRAMES, 3, 4 * HEIGHT, 4 * WIDTH)
     # one row and column of padding, which repeats the border, changes nothing in the kernel's reach
-    expected = enlarge(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES))
+    expected = upsample_bicubic(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES))
     torch.testing.assert_close(made, expected.clamp(-1, 1))
 
 
@@ -53,7 +53,7 @@ def test_what_is_predicted_is_added_at_its_scale():
     upscaler, frames = make_upscaler(), make_frames()
     upscaler.conv_out.bias.data.fill_(-0.7)
     made = run(upscaler, frames, num_steps=1)
-    expected = enlarge(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES)) + 0.1 * 0.7
+    expected = upsample_bicubic(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES)) + 0.1 * 0.7
     torch.testing.assert_close(made, expected.clamp(-1, 1))
 
 
@@ -73,7 +73,7 @@ def test_tiles_and_chunks_give_the_whole(upscaler, sampler):
         )
         for tile, at_once in ((256, FRAMES), (32, 2), (44, 1))
     ]
-    plain = enlarge(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES)).clamp(-1, 1)
+    plain = upsample_bicubic(frames.flatten(0, 1), 4).unflatten(0, (VIDEOS, FRAMES)).clamp(-1, 1)
     assert (made[0] - plain).abs().mean() > 0.05
     assert (made[1] - made[0]).abs().max() < 1e-4
     assert (made[2] - made[0]).abs().max() < 1e-4

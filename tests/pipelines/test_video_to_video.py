@@ -44,8 +44,10 @@ def upscaled(pipeline, frames, **choices):
 def remembering(pipeline):
     """The tiny model with a decoder that attends to frames of earlier windows."""
     torch.manual_seed(3)
-    vae = VideoPatchAutoencoder(**AUTOENCODER, temporal_heads=2, temporal_reach=5)
-    return MagicVideoPipeline(**{**pipeline.components, "vae": randomise(vae)}, shared_noise=0.3)
+    vae = VideoPatchAutoencoder(**AUTOENCODER, temporal_heads=2, temporal_window_size=5)
+    return MagicVideoPipeline(
+        **{**pipeline.components, "vae": randomise(vae)}, noise_correlation=0.3
+    )
 
 
 def test_footage_of_any_length_and_size_gets_its_frames(pipeline, monkeypatch):
@@ -98,7 +100,7 @@ def test_windows_decode_to_what_the_whole_does(remembering, monkeypatch, gaps_at
                 fps=5.0 * STEP,
                 seed=4,
                 num_steps=2,
-                shared_noise=0.3,
+                noise_correlation=0.3,
                 noise_level=0,
             )[:, min(first, 1) :]
             for first in range(0, length - 1, gaps_at_once)

@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from networks import FRAMES, SMALL, VIDEOS, make_inputs, make_unet, randomise
 
-from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.unet import VideoUNet
 
 # diffusers warns of an import that it makes itself
@@ -110,5 +110,5 @@ def test_has_every_tensor_of_stable_diffusion(version):
         image, video = UNet2DConditionModel(**config), VideoUNet(**config)
     expected = {name: tensor.shape for name, tensor in image.state_dict().items()}
     state = video.state_dict()
-    assert {name: state[name].shape for name in state if not is_new(name)} == expected
+    assert {name: state[name].shape for name in state if not is_temporal_key(name)} == expected
     assert sum(tensor.numel() for tensor in image.state_dict().values()) == PARAMETERS[version]

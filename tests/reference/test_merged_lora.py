@@ -18,8 +18,8 @@ from networks import FRAMES, SMALL, make_inputs, make_unet, randomise
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from magicvideo.models.lora import add_low_rank
-from magicvideo.models.lora_conversion import read_updates
+from magicvideo.models.lora import merge_lora
+from magicvideo.models.lora_conversion import convert_lora_state_dict
 
 # diffusers warns of an import that it makes itself
 pytestmark = pytest.mark.filterwarnings("ignore:`Transformer2DModelOutput`:FutureWarning")
@@ -60,8 +60,8 @@ def test_the_merged_video_network_is_the_one_with_adapters(linear):
     twin.load_state_dict(network.state_dict())
     expected = by_peft(twin, updates)(*inputs)
     tensors = in_kohya_names("unet", updates)
-    found = read_updates(tensors, {"unet": network.state_dict()}, {}, "x")["unet"]
-    add_low_rank(network.state_dict(), found, SCALE)
+    found = convert_lora_state_dict(tensors, {"unet": network.state_dict()}, {}, "x")["unet"]
+    merge_lora(network.state_dict(), found, SCALE)
     merged = network(*inputs)
     assert (merged - plain).abs().mean() > 0.01
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -80,8 +80,8 @@ def test_the_merged_text_encoder_is_the_one_with_adapters():
     plain = network(ids).last_hidden_state
     tensors = in_kohya_names("text_encoder", updates)
     weights = {"text_encoder": network.state_dict(), "unet": {}}
-    found = read_updates(tensors, weights, {}, "x")["text_encoder"]
-    add_low_rank(network.state_dict(), found, SCALE)
+    found = convert_lora_state_dict(tensors, weights, {}, "x")["text_encoder"]
+    merge_lora(network.state_dict(), found, SCALE)
     merged, expected = network(ids), by_peft(twin, updates)(ids)
     assert (merged.last_hidden_state - plain).abs().mean() > 0.01
     torch.testing.assert_close(
@@ -97,7 +97,9 @@ def test_kohyas_names_are_those_that_diffusers_reads_in_them():
         **in_kohya_names("text_encoder", random_updates(networks["text_encoder"], TEXT)),
     }
     theirs, _ = _convert_non_diffusers_lora_to_diffusers(dict(tensors))
-    found, expected = (read_updates(each, weights, {}, "x") for each in (tensors, theirs))
+    found, expected = (
+        convert_lora_state_dict(each, weights, {}, "x") for each in (tensors, theirs)
+    )
     for component, updates in expected.items():
         assert found[component].keys() == updates.keys()
         for name, update in updates.items():
@@ -118,8 +120,8 @@ def test_a_style_of_an_image_network_is_the_same_in_the_inflated_one():
     updates = random_updates(video, SPATIAL, alpha=float(RANK))
     tensors = in_peft_names("unet", updates)
     image.load_lora_adapter(dict(tensors), prefix="unet")
-    found = read_updates(tensors, {"unet": video.state_dict()}, {}, "x")["unet"]
-    add_low_rank(video.state_dict(), found, 1.0)
+    found = convert_lora_state_dict(tensors, {"unet": video.state_dict()}, {}, "x")["unet"]
+    merge_lora(video.state_dict(), found, 1.0)
     latents, timestep, tokens, fps = make_inputs()
     frames = image(
         latents.flatten(0, 1),

@@ -36,7 +36,7 @@ def test_matches_torch_at_every_position(mode):
 
 
 def test_the_printed_formula():
-    attention, x = make("printed")
+    attention, x = make("post_softmax_mask")
     tracks, width = dict(by_position(x)), CHANNELS // HEADS
     for position, update in by_position(attention(x, FRAMES).contiguous()):
         projected = attention.to_qkv(attention.norm(tracks[position]))

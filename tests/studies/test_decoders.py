@@ -20,7 +20,7 @@ def image(every_clip):
         latent_channels=40, patch_size=4, widths=(8, 12), norm_num_groups=4
     ).eval()
     prompts = sample_prompts(every_clip, len(every_clip), seed=1)
-    autoencoder.fit_linear(torch.cat(list(real_videos(every_clip, prompts, 2, 1))))
+    autoencoder.init_from_pca(torch.cat(list(real_videos(every_clip, prompts, 2, 1))))
     return autoencoder
 
 

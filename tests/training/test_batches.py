@@ -5,7 +5,7 @@ from magicvideo.data.dataset import Batch
 from magicvideo.data.shards.dataset import EncodedBatch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
-from magicvideo.models.pretrained_encoders import frozen_folders
+from magicvideo.models.pretrained_encoders import resolve_frozen_encoders
 from magicvideo.training.tasks.batches import (
     batch_frames,
     encode_captions,
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def frozen(tiny_model):
-    return frozen_folders(tiny_model).load()
+    return resolve_frozen_encoders(tiny_model).load()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from magicvideo.atomic_io import write_sums
+from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
 from magicvideo.training.checkpoint import CheckpointManager, TrainingState
 from magicvideo.training.ema import EMA
@@ -154,7 +154,7 @@ def test_state_of_a_changed_json_is_noticed(tmp_path):
     (path / "state.json").write_text(json.dumps({**about, "step": 7}))
     with pytest.raises(UserError, match=r"state\.json is damaged"):
         checkpoints.latest()
-    write_sums(path)
+    write_checksums(path)
     assert checkpoints.latest() == path
 
 

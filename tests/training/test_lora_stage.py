@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_recipe import STAGES, tiny_values
 
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.errors import UserError
 from magicvideo.models.flops import count_parameters
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
@@ -70,7 +70,7 @@ def test_the_product_is_one_small_file_that_names_its_base(adapted, model):
     product = adapted.output / "keyframes" / "output"
     assert {path.name for path in product.iterdir() if path.is_dir()} == {"lora", "scheduler"}
     with safe_open(lora_of(adapted), "pt") as file:
-        assert file.metadata() == {"format": "pt", "base_model_sha256": folder_hash(model)}
+        assert file.metadata() == {"format": "pt", "base_model_sha256": hash_folder(model)}
     tensors = load_file(lora_of(adapted))
     names = {
         name.removesuffix(".weight") for name in load_file(next((model / "unet").glob("*.s*")))
@@ -175,7 +175,7 @@ def test_new_parts_learn_alone_and_the_rest_stays_to_the_last_bit(model, prepare
     optimizer = build_optimizer(network, recipe.keyframes)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {name for name, p in network.named_parameters() if id(p) in held}
-    new = {name for name, _ in network.unet.named_parameters() if is_new(name)}
+    new = {name for name, _ in network.unet.named_parameters() if is_temporal_key(name)}
     assert {name.removeprefix("unet.") for name in names if name.startswith("unet.")} == new
     assert {name.split(".")[0] for name in names} == {"unet", "image_conditioner"}
     train(recipe, None, lambda _: None)

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from magicvideo.models.conditioning import prepare_for_clip
+from magicvideo.models.conditioning import clip_preprocess
 from magicvideo.training.losses import perceptual_distance
 
 PICTURES, HEIGHT, WIDTH = 3, 20, 28
@@ -43,7 +43,7 @@ def blur(pictures, size):
 def test_is_the_written_out_formula(tower, pictures):
     made = blur(pictures, 3)
     states = [
-        tower(prepare_for_clip(tower, x), output_hidden_states=True).hidden_states
+        tower(clip_preprocess(tower, x), output_hidden_states=True).hidden_states
         for x in (made, pictures)
     ]
     layers = []

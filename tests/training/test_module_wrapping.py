@@ -42,7 +42,7 @@ def passed(network, given):
     return output.detach(), {key: p.grad.clone() for key, p in network.named_parameters()}
 
 
-def kept_bytes(network, given):
+def saved_other_bytes(network, given):
     """Bytes that a forward pass keeps: saved tensors but weights, and the inputs of all layers."""
     storages = {}
 
@@ -73,10 +73,10 @@ def assert_close(first, second):
 
 
 def test_checkpointing_keeps_less_and_changes_no_gradient(denoiser, given):
-    plain, before = passed(denoiser, given), kept_bytes(denoiser, given)
+    plain, before = passed(denoiser, given), saved_other_bytes(denoiser, given)
     enable_activation_checkpointing(denoiser, "keyframes")
     assert_close(passed(denoiser, given), plain)
-    assert kept_bytes(denoiser, given) < 0.4 * before
+    assert saved_other_bytes(denoiser, given) < 0.4 * before
 
 
 def test_checkpointing_of_the_video_decoder_changes_no_gradient():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_recipe import STAGES
 
-from magicvideo.diffusion.noise import sample_draws
+from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.training.stages import build_task
 
 BATCH = 3  # of the tiny recipe
@@ -19,7 +19,7 @@ def losses_of(task, position, half=None):
     task.settings = task.settings.model_copy(update=update)
     batch = task.get_batch(2 * position + half if half is not None else position)
     first = (2 * position + half if half is not None else position) * count
-    return task.losses(task.network, batch, sample_draws(first, count, 3, "sample"))
+    return task.losses(task.network, batch, per_sample_generators(first, count, 3, "sample"))
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -46,8 +46,8 @@ def test_losses_are_of_the_network_that_is_handed_in(trained, name):
     batch, count = task.get_batch(0), task.settings.batch_size
     handed = copy.deepcopy(task.network)
     with torch.no_grad():
-        expected = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]
+        expected = task.losses(handed, batch, per_sample_generators(0, count, 3, "sample"))["loss"]
         for parameter in task.network.parameters():
             parameter.fill_(torch.nan)
-        found = task.losses(handed, batch, sample_draws(0, count, 3, "sample"))["loss"]
+        found = task.losses(handed, batch, per_sample_generators(0, count, 3, "sample"))["loss"]
     assert torch.equal(found, expected)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import SHARED, STAGES, tiny_values
 
-from magicvideo.atomic_io import write_sums
+from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.training.components import component_path, image_vae_path
 from magicvideo.training.dry_run import estimate_run
@@ -59,7 +59,7 @@ def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared,
     recipe = starting(model, prepared, tmp_path, "video_vae")
     network = build_task(recipe, "video_vae").network
     assert_same(network.state_dict(), weights(model / "vae"))
-    assert network.config.temporal_reach == 4
+    assert network.config.temporal_window_size == 4
     shown = network.temporal_mid.to_out.weight
     assert shown.abs().max() > 0
     sizes = estimate_run(recipe)[0]
@@ -98,8 +98,8 @@ def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
         starting(tmp_path / "frames", prepared, tmp_path, "keyframes"), "keyframes"
     ).network
     stored, found = weights(tmp_path / "frames" / "unet"), network.unet.state_dict()
-    new = {name for name in found if is_new(name)}
-    assert_same({k: v for k, v in found.items() if k not in new}, without(stored, is_new))
+    new = {name for name in found if is_temporal_key(name)}
+    assert_same({k: v for k, v in found.items() if k not in new}, without(stored, is_temporal_key))
     assert (found["fps_embedding.linear_2.weight"] == 0).all()
     assert any("temporal" in name for name in new)
 
@@ -150,7 +150,7 @@ def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
 def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
     wordless = Path(shutil.copytree(model, tmp_path / "wordless"))
     (wordless / "words.txt").unlink()
-    write_sums(wordless)
+    write_checksums(wordless)
     recipe = starting(wordless, prepared, tmp_path / "run", "keyframes")
     train(recipe, None, lambda _: None)
     export(recipe.output, tmp_path / "model", "fp32")
@@ -202,6 +202,8 @@ def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, t
     task.save(tmp_path / "output")
     found = weights(tmp_path / "output" / "unet")
     for name, weight in found.items():
-        expected = learnt[name] if is_new(name) else 0.75 * began[name] + 0.25 * learnt[name]
+        expected = (
+            learnt[name] if is_temporal_key(name) else 0.75 * began[name] + 0.25 * learnt[name]
+        )
         torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5)
     assert_same(task.network.unet.state_dict(), learnt)

@@ -14,11 +14,11 @@ from torch import nn
 from magicvideo.data.degrade import shrink
 from magicvideo.data.prepare import prepare
 from magicvideo.data.sources import folder
-from magicvideo.diffusion.noise import sample_draws
+from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents, encode_frames
-from magicvideo.models.upscaler import Upscaler, enlarge
-from magicvideo.rng import Draws
+from magicvideo.models.upscaler import Upscaler, upsample_bicubic
+from magicvideo.rng import StackedGenerator
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import train
@@ -86,7 +86,7 @@ class KnowsAll(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.config, self.kept = task.network.config, task.scheduler.alphas_cumprod
         self.small = small
-        self.residuals = (large - enlarge(small, 4)) / self.config.residual_scale
+        self.residuals = (large - upsample_bicubic(small, 4)) / self.config.residual_scale
         self.places = []
 
     def forward(self, noisy, small, timestep, level):  # noqa: ARG002 - the interface
@@ -109,8 +109,8 @@ def test_who_knows_the_large_frame_has_no_loss(make):
     batch = task.get_batch(3)
     frames = batch.frames[:, 0]
     oracle = KnowsAll(task, frames, shrink(frames, 4))
-    known = task.losses(oracle, batch, Draws([torch.Generator().manual_seed(0)]))
-    fresh = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(0)]))
+    known = task.losses(oracle, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
+    fresh = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
     # a plain crop is found in several places, whose residuals are not quite the same
     assert known["loss"] < 0.01 * fresh["loss"]
     assert len(set(oracle.places)) > 20
@@ -123,8 +123,8 @@ def test_small_frames_pass_the_autoencoder(make):
     with torch.no_grad():
         rebuilt = decode_latents(task.vae, encode_frames(task.vae, shrink(frames, 4)[:, None]))
     oracle = KnowsAll(task, frames, rebuilt[:, 0])
-    known = task.losses(oracle, batch, Draws([torch.Generator().manual_seed(0)]))
-    fresh = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(0)]))
+    known = task.losses(oracle, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
+    fresh = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
     assert known["loss"] < 0.01 * fresh["loss"]
 
 
@@ -140,7 +140,9 @@ def test_small_frames_are_degraded_in_every_way(make):
         task.network.register_forward_pre_hook(
             lambda _, given, name=name: seen.__setitem__(name, given)
         )
-        task.losses(task.network, task.get_batch(0), Draws([torch.Generator().manual_seed(0)]))
+        task.losses(
+            task.network, task.get_batch(0), StackedGenerator([torch.Generator().manual_seed(0)])
+        )
     noises = {name: (given[1] - seen["clean"][1]).flatten(1) for name, given in seen.items()}
     assert noises["varied"].std(dim=1).min() > 5e-4  # pixel noise is 50 times less
     assert noises["latent"].std(dim=1).max() > 0.01
@@ -155,7 +157,10 @@ def test_two_halves_of_a_batch_have_its_loss(make):
 
     def loss(first, count):
         task = make(batch_size=count, degradation_prob=0.5, vae_roundtrip_prob=0.5)
-        batch, draws = task.get_batch(first // count), sample_draws(first, count, 2, "sample")
+        batch, draws = (
+            task.get_batch(first // count),
+            per_sample_generators(first, count, 2, "sample"),
+        )
         return task.losses(task.network, batch, draws)["loss"].detach()
 
     halves = [loss(first, 3) for first in (12, 15)]
@@ -168,7 +173,7 @@ def test_residuals_have_unit_variance(make):
         degradation_prob=0, vae_roundtrip_prob=0, batch_size=60, max_noise_level=1e-5, crop=SIZE
     )
     frames = task.get_batch(5).frames[:, 0]
-    residuals = frames - enlarge(shrink(frames, 4), 4)
+    residuals = frames - upsample_bicubic(shrink(frames, 4), 4)
     scale = task.network.config.residual_scale
     assert residuals.square().mean().sqrt() == pytest.approx(scale, rel=0.15)
     again = make(
@@ -181,7 +186,7 @@ def test_some_steps_lower_the_loss_on_frames_it_did_not_see(make, finished):
     def loss_of(network):
         values = []
         for position in range(1000, 1010):
-            draws = Draws([torch.Generator().manual_seed(position)])
+            draws = StackedGenerator([torch.Generator().manual_seed(position)])
             values.append(task.losses(network, task.get_batch(position), draws)["loss"].item())
         return sum(values) / len(values)
 

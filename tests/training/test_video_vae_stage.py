@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.autoencoder_loading import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 from magicvideo.training.components import component_path, image_vae_path
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
@@ -73,7 +73,7 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
     image = load_autoencoder(image_vae_path(trained))
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     rebuilt = image.decode(image.encode(pixels).latent_dist.mode()).sample
-    found = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(2)]))
+    found = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(2)]))
     made = rebuilt.reshape(batch.frames.shape)
     moved = (made[:, 1:] - made[:, :-1]) - (batch.frames[:, 1:] - batch.frames[:, :-1])
     expected = {
@@ -95,7 +95,9 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
     }
     changes = {f"{name}_weight": weight for name, weight in weights.items()}
     weighed = build_task(with_settings(trained, max_latent_noise=0.0, **changes), "video_vae")
-    loss = weighed.losses(weighed.network, batch, Draws([torch.Generator().manual_seed(2)]))["loss"]
+    loss = weighed.losses(
+        weighed.network, batch, StackedGenerator([torch.Generator().manual_seed(2)])
+    )["loss"]
     total = expected["pixels"] + sum(weights[name] * expected[name] for name in weights)
     torch.testing.assert_close(loss, total, atol=1e-5, rtol=1e-4)
 
@@ -105,7 +107,7 @@ def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, ba
     changes = {"max_latent_noise": 0.7, "clean_prob": clean, "common_latent_noise": common}
     task = build_task(with_settings(trained, **changes), "video_vae")
     image = load_autoencoder(image_vae_path(trained))
-    draws = Draws([torch.Generator().manual_seed(2)])
+    draws = StackedGenerator([torch.Generator().manual_seed(2)])
     levels = 0.7 * draws.uniform(len(batch.captions))
     levels[draws.uniform(len(levels)) < clean] = 0
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
@@ -115,7 +117,7 @@ def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, ba
     noise = noise.unflatten(0, (len(levels), -1))
     further = levels[:, None, None, None, None] / image.config.scaling_factor * noise
     rebuilt = image.decode(code + further.flatten(0, 1)).sample
-    found = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(2)]))
+    found = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(2)]))
     torch.testing.assert_close(
         found["pixels"], (rebuilt - pixels).abs().mean(), atol=1e-5, rtol=1e-4
     )
@@ -125,7 +127,9 @@ def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
     """Clips that stand still, of other colours."""
     still = batch.frames[:, :1].expand(-1, FRAMES, -1, -1, -1).clone()
     still[1] *= -1
-    found = task.losses(task.network, replace(batch, frames=still), Draws([torch.Generator()]))
+    found = task.losses(
+        task.network, replace(batch, frames=still), StackedGenerator([torch.Generator()])
+    )
     assert found["temporal"] < 1e-6
 
 
@@ -163,7 +167,9 @@ def test_learns_to_hold_still_from_the_frames_before(trained):
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.02)
     history = []
     for step in range(60):
-        losses = task.losses(task.network, batch, Draws([torch.Generator().manual_seed(step % 10)]))
+        losses = task.losses(
+            task.network, batch, StackedGenerator([torch.Generator().manual_seed(step % 10)])
+        )
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

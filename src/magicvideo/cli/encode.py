@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from magicvideo.data.shards.encode import Report, Runner
     from magicvideo.data.shards.inputs import Originals
     from magicvideo.data.sources.source import Source
-    from magicvideo.models.pretrained_encoders import FrozenFolders
+    from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 
 Kind = Annotated[
     str | None,
@@ -232,14 +232,16 @@ def _open_originals(source: Path, decoding: Decoding) -> "Originals":
     return prepared_originals(source)
 
 
-def _open_folders(model: Path) -> "FrozenFolders":
-    from magicvideo.models.pretrained_encoders import frozen_folders
+def _open_folders(model: Path) -> "FrozenEncoderPaths":
+    from magicvideo.models.pretrained_encoders import resolve_frozen_encoders
     from magicvideo.training.components import frozen_encoder_paths
     from magicvideo.training.export import read_run_recipe
     from magicvideo.training.run import SETTINGS
 
     is_run = (model / SETTINGS).is_file()
-    return frozen_encoder_paths(read_run_recipe(model)) if is_run else frozen_folders(model)
+    return (
+        frozen_encoder_paths(read_run_recipe(model)) if is_run else resolve_frozen_encoders(model)
+    )
 
 
 def _runner(workers: int, threads: int, device: str, *, ray: bool) -> "Runner":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from magicvideo.convert.stable_diffusion import Account
+    from magicvideo.convert.stable_diffusion import TransferReport
 
 SourceModel = Annotated[
     Path,
@@ -76,7 +76,7 @@ def inflate(
     _tell(accounts, output)
 
 
-def _tell(accounts: "Sequence[Account]", output: Path) -> None:
+def _tell(accounts: "Sequence[TransferReport]", output: Path) -> None:
     """Say what became of the weights of every component, and where the model is."""
     from rich.console import Console
     from rich.table import Table

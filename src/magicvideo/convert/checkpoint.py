@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentState:
     """One network as it was stored.
 
     Attributes:
@@ -27,7 +27,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class StableDiffusion:
+class SDCheckpoint:
     """All that a video model takes from an image model.
 
     Attributes:
@@ -40,10 +40,10 @@ class StableDiffusion:
         refused: What was stored beside the parts and has no place here, with the reason of each.
     """
 
-    unet: Part
-    vae: Part
-    text_encoder: Part
-    image_encoder: Part | None
+    unet: ComponentState
+    vae: ComponentState
+    text_encoder: ComponentState
+    image_encoder: ComponentState | None
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     refused: dict[str, str]

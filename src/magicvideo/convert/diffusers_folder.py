@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from magicvideo.convert.checkpoint import Part, StableDiffusion
+from magicvideo.convert.checkpoint import ComponentState, SDCheckpoint
 from magicvideo.convert.safe_load import read_folder
 from magicvideo.errors import UserError
 from magicvideo.pipelines.loading import load_tokenizer
@@ -45,7 +45,7 @@ _NOT_VISION = {
 
 def open_diffusers_folder(
     folder: Path, tokenizer: Path | None = None, image_encoder: Path | None = None
-) -> StableDiffusion:
+) -> SDCheckpoint:
     """Return what a folder holds, in single or half precision, in shards or whole.
 
     Args:
@@ -62,14 +62,14 @@ def open_diffusers_folder(
     if "feature_extractor" in present:
         refused["feature_extractor"] = "pictures are prepared by code"
     if image_encoder is not None:
-        vision: Part | None = vision_part(image_encoder)
+        vision: ComponentState | None = vision_part(image_encoder)
         if "safety_checker" in present:
             refused["safety_checker"] = "the image encoder was named in its place"
     elif found := next((n for n in ("image_encoder", "safety_checker") if n in present), None):
         vision = vision_part(folder / found)
     else:
         vision = None
-    return StableDiffusion(
+    return SDCheckpoint(
         unet=_network(folder / "unet", {}),
         vae=_network(folder / "vae", _OLD_ATTENTION),
         text_encoder=text_part(
@@ -84,7 +84,7 @@ def open_diffusers_folder(
     )
 
 
-def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
+def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> ComponentState:
     """Return a text encoder, its tensors called as transformers called them before version 5."""
     kept, refused = {}, {}
     for name, tensor in tensors.items():
@@ -92,10 +92,10 @@ def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) 
             refused[name] = _POSITIONS
         else:
             kept[name.removeprefix("text_model.")] = tensor
-    return Part(source, config, kept, refused)
+    return ComponentState(source, config, kept, refused)
 
 
-def vision_part(folder: Path) -> Part:
+def vision_part(folder: Path) -> ComponentState:
     """Return CLIP's vision tower and its projection, alone or out of a larger model.
 
     A safety checker holds both, and so does a whole CLIP.
@@ -116,7 +116,7 @@ def vision_part(folder: Path) -> Part:
     if "vision_config" in config:
         inner = dict(config["vision_config"] or {})
         config = {**inner, "projection_dim": config.get("projection_dim", 512)}
-    return Part(folder, config, kept, refused)
+    return ComponentState(folder, config, kept, refused)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -143,13 +143,13 @@ def _is_component(value: Any) -> bool:  # noqa: ANN401 - any JSON
     return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
-def _network(folder: Path, renamed: dict[str, str]) -> Part:
+def _network(folder: Path, renamed: dict[str, str]) -> ComponentState:
     tensors = {}
     for name, tensor in read_folder(folder, _NETWORK).items():
         for old, new in renamed.items():
             name = name.replace(old, new)
         tensors[name] = tensor
-    return Part(folder, read_json(folder / "config.json"), tensors)
+    return ComponentState(folder, read_json(folder / "config.json"), tensors)
 
 
 def _scheduler(path: Path) -> DDIMScheduler:

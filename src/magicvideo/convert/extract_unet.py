@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_folder
-from magicvideo.convert.stable_diffusion import CARRIED
+from magicvideo.convert.stable_diffusion import SHARED_UNET_CONFIG
 from magicvideo.errors import UserError
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.models.blocks import SpatioTemporalTransformer
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.unet import VideoUNet
 from magicvideo.pipelines.loading import load_component
 from magicvideo.pipelines.model_folder import verify_model_folder
@@ -29,7 +29,7 @@ _CONVOLUTIONS = {
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionReport:
     """What became of the video network's own parts.
 
     Attributes:
@@ -46,7 +46,7 @@ class Extraction:
     left_out: int
 
 
-def export_image_model(model: Path, output: Path, *, half: bool) -> Extraction:
+def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionReport:
     """Write the image network of a video model, which diffusers loads.
 
     Args:
@@ -62,7 +62,7 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> Extraction:
         raise UserError(f"{output} exists; remove it or choose another folder.")
     index = verify_model_folder(model)
     unet = load_component(model, "unet", "VideoUNet", torch.float32)
-    image, extraction = extract_image_network(unet, index.default_fps)
+    image, extraction = extract_image_unet(unet, index.default_fps)
     if half:
         image.half()
         broken = [name for name, x in image.state_dict().items() if not x.isfinite().all()]
@@ -76,7 +76,9 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> Extraction:
 
 
 @torch.no_grad()
-def extract_image_network(unet: VideoUNet, fps: float) -> tuple[UNet2DConditionModel, Extraction]:
+def extract_image_unet(
+    unet: VideoUNet, fps: float
+) -> tuple[UNet2DConditionModel, ExtractionReport]:
     """Return the spatial part of a video network, for its first frame, and what became of the rest.
 
     It computes what the video network computes for a single frame without temporal attention: the
@@ -97,7 +99,11 @@ def extract_image_network(unet: VideoUNet, fps: float) -> tuple[UNet2DConditionM
             "This model's denoiser has convolutions along time or no attention inside a frame, for "
             "which an image network of diffusers has no place; take a model without either."
         )
-    state = {name: tensor.clone() for name, tensor in unet.state_dict().items() if not is_new(name)}
+    state = {
+        name: tensor.clone()
+        for name, tensor in unet.state_dict().items()
+        if not is_temporal_key(name)
+    }
     rate = unet.time_proj(torch.tensor([fps])).to(unet.conv_in.weight)
     state["time_embedding.linear_2.bias"] += unet.fps_embedding(rate)[0]
     folded, distances = 0, []
@@ -112,12 +118,12 @@ def extract_image_network(unet: VideoUNet, fps: float) -> tuple[UNet2DConditionM
         else:
             _fold(state, f"{place}{_CONVOLUTIONS[own]}", module.scale[0], module.shift[0])
             folded += 1
-    config = {name: unet.config[name] for name in (*CARRIED, "sample_size")}
+    config = {name: unet.config[name] for name in (*SHARED_UNET_CONFIG, "sample_size")}
     with torch.device("meta"):
         image = UNet2DConditionModel(**config)
     image.load_state_dict(state, strict=True, assign=True)
     scaled = [distance for distance in distances if distance > 0]
-    return image.eval(), Extraction(
+    return image.eval(), ExtractionReport(
         folded=folded + len(distances) - len(scaled),
         scaled_residuals=len(scaled),
         largest=max(scaled, default=0.0),

@@ -50,7 +50,7 @@ _PROJECTION = re.compile(r"self_attn\.([qkv])_proj\.(weight|bias)")
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredKey:
     """Where a tensor is stored.
 
     Attributes:
@@ -62,7 +62,7 @@ class Place:
     third: int | None = None
 
 
-def unet_place(name: str, layers_per_block: int, attends_up: tuple[bool, ...]) -> Place:
+def map_unet_key(name: str, layers_per_block: int, attends_up: tuple[bool, ...]) -> StoredKey:
     """Return where a tensor of the U-Net is stored.
 
     Args:
@@ -72,13 +72,13 @@ def unet_place(name: str, layers_per_block: int, attends_up: tuple[bool, ...]) -
     """
     for ours, theirs in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
-            return Place(UNET + theirs + name.removeprefix(ours))
+            return StoredKey(UNET + theirs + name.removeprefix(ours))
     half, _, rest = name.partition(".")
     row = layers_per_block + 1
     if half == "mid_block":
         kind, number, rest = rest.split(".", 2)
         block = f"middle_block.{2 * int(number) if kind == 'resnets' else 1}"
-        return Place(f"{UNET}{block}.{_in_layer(kind, rest)}")
+        return StoredKey(f"{UNET}{block}.{_in_layer(kind, rest)}")
     level, kind, number, rest = rest.split(".", 3)
     if half == "down_blocks":
         layer = (
@@ -91,10 +91,10 @@ def unet_place(name: str, layers_per_block: int, attends_up: tuple[bool, ...]) -
         after = 2 if attends_up[int(level)] else 1
         part = {"resnets": "0", "attentions": "1", "upsamplers": f"{after}.conv"}[kind]
         block = f"output_blocks.{layer}.{part}"
-    return Place(f"{UNET}{block}.{_in_layer(kind, rest)}")
+    return StoredKey(f"{UNET}{block}.{_in_layer(kind, rest)}")
 
 
-def vae_place(name: str, num_levels: int) -> Place:
+def map_vae_key(name: str, num_levels: int) -> StoredKey:
     """Return where a tensor of the autoencoder is stored.
 
     Args:
@@ -115,33 +115,33 @@ def vae_place(name: str, num_levels: int) -> Place:
         half, rest = name.split(".mid_block.attentions.0.")
         layer, _, kind = rest.rpartition(".")
         name = f"{half}.mid.attn_1.{_VAE_ATTENTION[layer]}.{kind}"
-    return Place(VAE + name)
+    return StoredKey(VAE + name)
 
 
-def clip_place(name: str) -> Place:
+def map_clip_key(name: str) -> StoredKey:
     """Return where a tensor of Stable Diffusion 1.x's text encoder is stored.
 
     Args:
         name: As in `CLIPTextModel`, without `text_model.`.
     """
-    return Place(f"{CLIP}text_model.{name}")
+    return StoredKey(f"{CLIP}text_model.{name}")
 
 
-def open_clip_place(name: str) -> Place:
+def map_open_clip_key(name: str) -> StoredKey:
     """Return where a tensor of Stable Diffusion 2.x's text encoder is stored.
 
     Args:
         name: As in `CLIPTextModel`, without `text_model.`.
     """
     if name in _OPEN_CLIP_ENDS:
-        return Place(OPEN_CLIP + _OPEN_CLIP_ENDS[name])
+        return StoredKey(OPEN_CLIP + _OPEN_CLIP_ENDS[name])
     number, rest = name.removeprefix("encoder.layers.").split(".", 1)
     layer = f"{OPEN_CLIP}transformer.resblocks.{number}."
     if found := _PROJECTION.fullmatch(rest):
-        return Place(f"{layer}attn.in_proj_{found[2]}", "qkv".index(found[1]))
+        return StoredKey(f"{layer}attn.in_proj_{found[2]}", "qkv".index(found[1]))
     for ours, theirs in _OPEN_CLIP_LAYER.items():
         rest = rest.replace(ours, theirs)
-    return Place(layer + rest)
+    return StoredKey(layer + rest)
 
 
 def _in_layer(kind: str, rest: str) -> str:

@@ -10,16 +10,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from magicvideo.convert.checkpoint import Part, StableDiffusion
+from magicvideo.convert.checkpoint import ComponentState, SDCheckpoint
 from magicvideo.convert.diffusers_folder import vision_part
 from magicvideo.convert.infer_config import is_open_clip, text_config, unet_config, vae_config
 from magicvideo.convert.key_mapping import (
     OPEN_CLIP,
-    Place,
-    clip_place,
-    open_clip_place,
-    unet_place,
-    vae_place,
+    StoredKey,
+    map_clip_key,
+    map_open_clip_key,
+    map_unet_key,
+    map_vae_key,
 )
 from magicvideo.convert.safe_load import read_checkpoint
 from magicvideo.errors import UserError
@@ -47,7 +47,7 @@ def open_single_file(
     tokenizer: Path | None = None,
     image_encoder: Path | None = None,
     prediction: str | None = None,
-) -> StableDiffusion:
+) -> SDCheckpoint:
     """Return what a `.safetensors` or `.ckpt` file holds.
 
     Args:
@@ -83,7 +83,7 @@ def open_single_file(
     refused = _account(path, stored, {used for _, names in (unet, vae, text) for used in names})
     schedule = _schedule(prediction)
     _check_schedule(path, stored, schedule)
-    return StableDiffusion(
+    return SDCheckpoint(
         unet=unet[0],
         vae=vae[0],
         text_encoder=text[0],
@@ -107,13 +107,13 @@ def _networks(configs: tuple[dict[str, Any], ...]) -> tuple[nn.Module, ...]:
 
 def _places(
     configs: tuple[dict[str, Any], ...], stored: dict[str, Tensor]
-) -> tuple[Callable[[str], Place], ...]:
+) -> tuple[Callable[[str], StoredKey], ...]:
     unet, vae, _ = configs
     attends_up = tuple(kind.startswith("CrossAttn") for kind in unet["up_block_types"])
-    text = open_clip_place if is_open_clip(stored) else clip_place
+    text = map_open_clip_key if is_open_clip(stored) else map_clip_key
     return (
-        lambda name: unet_place(name, unet["layers_per_block"], attends_up),
-        lambda name: vae_place(name, len(vae["block_out_channels"])),
+        lambda name: map_unet_key(name, unet["layers_per_block"], attends_up),
+        lambda name: map_vae_key(name, len(vae["block_out_channels"])),
         lambda name: text(name.removeprefix("text_model.")),
     )
 
@@ -122,9 +122,9 @@ def _take(
     path: Path,
     stored: dict[str, Tensor],
     config: dict[str, Any],
-    place_of: Callable[[str], Place],
+    place_of: Callable[[str], StoredKey],
     network: nn.Module,
-) -> tuple[Part, set[str]]:
+) -> tuple[ComponentState, set[str]]:
     """Return a network's tensors by diffusers' names, and the names that they were stored under."""
     tensors, used = {}, set()
     for name, own in network.state_dict().items():
@@ -144,7 +144,7 @@ def _take(
                 f"its other tensors {list(own.shape)} is expected."
             )
         tensors[name.removeprefix("text_model.")] = tensor
-    return Part(path, config, tensors), used
+    return ComponentState(path, config, tensors), used
 
 
 def _account(path: Path, stored: dict[str, Tensor], used: set[str]) -> dict[str, str]:

@@ -15,20 +15,20 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from magicvideo.convert.checkpoint import Part, StableDiffusion
+from magicvideo.convert.checkpoint import ComponentState, SDCheckpoint
 from magicvideo.convert.diffusers_folder import open_diffusers_folder
 from magicvideo.convert.single_file import open_single_file
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder import spatial_factor
+from magicvideo.models.autoencoder import vae_scale_factor
 from magicvideo.models.conditioning import ImageConditioner
-from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.unet import VideoUNet
 from magicvideo.pipelines.model_folder import TensorInfo, check_keys
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 Network = TypeVar("Network", bound=nn.Module)
 
-CARRIED = (
+SHARED_UNET_CONFIG = (
     "in_channels",
     "out_channels",
     "down_block_types",
@@ -46,7 +46,7 @@ _GUIDANCE = 7.5  # Stable Diffusion's own default
 
 
 @dataclass(frozen=True)
-class Account:
+class TransferReport:
     """What became of the tensors of one component.
 
     Attributes:
@@ -73,7 +73,7 @@ def inflate_stable_diffusion(
     tokenizer: Path | None = None,
     image_encoder: Path | None = None,
     prediction: str | None = None,
-) -> list[Account]:
+) -> list[TransferReport]:
     """Write a video model that makes, frame by frame, what Stable Diffusion makes.
 
     Source: MagicVideo initialises its denoiser and its autoencoder from a text-to-image model.
@@ -101,14 +101,14 @@ def inflate_stable_diffusion(
         parts = open_diffusers_folder(source, tokenizer, image_encoder)
     else:
         parts = open_single_file(source, tokenizer, image_encoder, prediction)
-    pipeline, accounts = make_video_model(parts, num_frames=num_frames, size=size)
+    pipeline, accounts = build_video_pipeline(parts, num_frames=num_frames, size=size)
     pipeline.save_pretrained(output)
     return accounts
 
 
-def make_video_model(
-    parts: StableDiffusion, *, num_frames: int, size: int | None
-) -> tuple[MagicVideoPipeline, list[Account]]:
+def build_video_pipeline(
+    parts: SDCheckpoint, *, num_frames: int, size: int | None
+) -> tuple[MagicVideoPipeline, list[TransferReport]]:
     """Return a pipeline with Stable Diffusion's weights, and what became of every tensor.
 
     Raises:
@@ -128,10 +128,10 @@ def make_video_model(
             image.config.projection_dim, unet.config.cross_attention_dim
         ).eval()
         new = len(conditioner.state_dict())
-        accounts += [of_image, Account("image_conditioner", 0, new, 0, {})]
+        accounts += [of_image, TransferReport("image_conditioner", 0, new, 0, {})]
     if parts.refused:
         reasons = dict(Counter(parts.refused.values()))
-        accounts.append(Account("(beside them)", 0, 0, len(parts.refused), reasons))
+        accounts.append(TransferReport("(beside them)", 0, 0, len(parts.refused), reasons))
     pipeline = MagicVideoPipeline(
         vae=vae,
         text_encoder=text,
@@ -145,7 +145,7 @@ def make_video_model(
     return pipeline, accounts
 
 
-def video_unet_config(part: Part) -> dict[str, Any]:
+def video_unet_config(part: ComponentState) -> dict[str, Any]:
     """Return the arguments of `VideoUNet` for an image network.
 
     Raises:
@@ -153,7 +153,7 @@ def video_unet_config(part: Part) -> dict[str, Any]:
     """
     signature = inspect.signature(UNet2DConditionModel.__init__).parameters
     for name, value in part.config.items():
-        if name.startswith("_") or name in CARRIED or name in _FREE:
+        if name.startswith("_") or name in SHARED_UNET_CONFIG or name in _FREE:
             continue
         neutral = signature[name].default if name in signature else None
         if _plain(value) != _plain(neutral):
@@ -161,7 +161,7 @@ def video_unet_config(part: Part) -> dict[str, Any]:
                 f"{part.source}: {name}={value!r} is not what Stable Diffusion 1.x and 2.x have, "
                 f"which is {neutral!r}; only these can be inflated."
             )
-    config = {name: part.config.get(name, signature[name].default) for name in CARRIED}
+    config = {name: part.config.get(name, signature[name].default) for name in SHARED_UNET_CONFIG}
     if config["in_channels"] != config["out_channels"]:
         raise UserError(
             f"{part.source}: the U-Net reads {config['in_channels']} channels and gives "
@@ -171,19 +171,25 @@ def video_unet_config(part: Part) -> dict[str, Any]:
     return config
 
 
-def _make_unet(part: Part, num_frames: int, side: int) -> tuple[VideoUNet, Account]:
+def _make_unet(
+    part: ComponentState, num_frames: int, side: int
+) -> tuple[VideoUNet, TransferReport]:
     config = video_unet_config(part)
     try:
         unet = VideoUNet(**config, sample_size=side, num_frames=num_frames).eval()
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{part.source} does not describe a U-Net: {error}.") from None
-    expected = {name: tuple(x.shape) for name, x in unet.state_dict().items() if not is_new(name)}
+    expected = {
+        name: tuple(x.shape) for name, x in unet.state_dict().items() if not is_temporal_key(name)
+    }
     check_keys(part.source, _stored(part.tensors), expected)
     inflation = inflate(unet, part.tensors)
     return unet, _account("unet", len(inflation.copied), len(inflation.new), part)
 
 
-def _take_over(component: str, network: Network, part: Part) -> tuple[Network, Account]:
+def _take_over(
+    component: str, network: Network, part: ComponentState
+) -> tuple[Network, TransferReport]:
     own = network.state_dict()
     # transformers calls the tensors of a text encoder in one way or the other by its version
     prefix = "text_model." if any(name.startswith("text_model.") for name in own) else ""
@@ -195,7 +201,7 @@ def _take_over(component: str, network: Network, part: Part) -> tuple[Network, A
     )
 
 
-def _autoencoder(part: Part) -> AutoencoderKL:
+def _autoencoder(part: ComponentState) -> AutoencoderKL:
     config = {name: value for name, value in part.config.items() if not name.startswith("_")}
     try:
         return AutoencoderKL(**config)
@@ -203,14 +209,14 @@ def _autoencoder(part: Part) -> AutoencoderKL:
         raise UserError(f"{part.source} does not describe an autoencoder: {error}.") from None
 
 
-def _clip_config(kind: type[Any], part: Part) -> Any:  # noqa: ANN401 - either configuration
+def _clip_config(kind: type[Any], part: ComponentState) -> Any:  # noqa: ANN401 - either configuration
     """Return the settings that decide what a tower of CLIP computes; files hold many more."""
     known = set(kind().to_dict()) - {"model_type", "transformers_version", "architectures", "dtype"}
     return kind(**{name: value for name, value in part.config.items() if name in known})
 
 
-def _latent_side(parts: StableDiffusion, vae: AutoencoderKL, size: int | None) -> int:
-    factor = spatial_factor(vae)
+def _latent_side(parts: SDCheckpoint, vae: AutoencoderKL, size: int | None) -> int:
+    factor = vae_scale_factor(vae)
     if size is None:
         side: int = parts.unet.config.get("sample_size") or 64
         return side
@@ -219,7 +225,7 @@ def _latent_side(parts: StableDiffusion, vae: AutoencoderKL, size: int | None) -
     return size // factor
 
 
-def _check_parts(parts: StableDiffusion) -> None:
+def _check_parts(parts: SDCheckpoint) -> None:
     """Refuse parts that do not belong together.
 
     Raises:
@@ -244,8 +250,10 @@ def _check_parts(parts: StableDiffusion) -> None:
         )
 
 
-def _account(component: str, copied: int, new: int, part: Part) -> Account:
-    return Account(component, copied, new, len(part.refused), dict(Counter(part.refused.values())))
+def _account(component: str, copied: int, new: int, part: ComponentState) -> TransferReport:
+    return TransferReport(
+        component, copied, new, len(part.refused), dict(Counter(part.refused.values()))
+    )
 
 
 def _stored(tensors: dict[str, Tensor]) -> dict[str, TensorInfo]:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames
 
 Kernel: TypeAlias = Literal["area", "bilinear", "bicubic"]
@@ -34,18 +34,20 @@ def shrink(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> SmallF
     )
 
 
-def shrink_variously(frames: FoldedFrames, factor: int, share: float, draws: Draws) -> SmallFrames:
+def shrink_variously(
+    frames: FoldedFrames, factor: int, share: float, generator: StackedGenerator
+) -> SmallFrames:
     """Return small frames: a share of them by a random kernel and softened, the others by area.
 
     Args:
         frames: Their sides are multiples of `factor`.
         factor: How many times smaller the side becomes.
         share: Probability of a frame to be treated so.
-        draws: Source of every choice.
+        generator: Source of every choice.
     """
-    varied = draws.uniform(len(frames)) < share
-    kernels = draws.integers(len(get_args(Kernel)), len(frames))
-    sigmas = _BLURS[0] + (_BLURS[1] - _BLURS[0]) * draws.uniform(len(frames))
+    varied = generator.uniform(len(frames)) < share
+    kernels = generator.integers(len(get_args(Kernel)), len(frames))
+    sigmas = _BLURS[0] + (_BLURS[1] - _BLURS[0]) * generator.uniform(len(frames))
     small = shrink(frames, factor)
     for number, kernel in enumerate(get_args(Kernel)):
         chosen = (varied & (kernels == number)).to(frames.device)
@@ -68,7 +70,7 @@ def blur(frames: FoldedFrames, sigmas: Float[Tensor, " n"]) -> FoldedFrames:
 
 
 def crop_pairs(
-    large: FoldedFrames, small: SmallFrames, side: int, draws: Draws
+    large: FoldedFrames, small: SmallFrames, side: int, generator: StackedGenerator
 ) -> tuple[SmallFrames, SmallFrames]:
     """Return the same random square of large and of small frames, another in each pair.
 
@@ -76,11 +78,11 @@ def crop_pairs(
         large: Frames of a whole multiple of the sides of `small`.
         small: The same frames, small.
         side: Of the squares, in pixels of the small frames.
-        draws: Source of the places.
+        generator: Source of the places.
     """
     factor = large.shape[-1] // small.shape[-1]
-    tops = draws.integers(small.shape[-2] - side + 1, len(small))
-    lefts = draws.integers(small.shape[-1] - side + 1, len(small))
+    tops = generator.integers(small.shape[-2] - side + 1, len(small))
+    lefts = generator.integers(small.shape[-1] - side + 1, len(small))
     pairs = []
     for frames, scale in ((large, factor), (small, 1)):
         squares = [

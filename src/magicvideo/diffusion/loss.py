@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents
 
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction"]
@@ -18,7 +18,7 @@ def snr(scheduler: DDIMScheduler, timesteps: Int[Tensor, "b"]) -> Float[Tensor, 
     return kept / (1 - kept)
 
 
-def target_of(
+def prediction_target(
     scheduler: DDIMScheduler, latents: Latents, noise: Latents, timesteps: Int[Tensor, "b"]
 ) -> Latents:
     """Return what the network should predict: the noise, or v = alpha * noise - sigma * latents."""
@@ -27,18 +27,18 @@ def target_of(
     return scheduler.get_velocity(latents, noise, timesteps)
 
 
-def draw_timesteps(
-    count: int, num_train_timesteps: int, terminal_step_prob: float, draws: Draws
+def sample_timesteps(
+    count: int, num_train_timesteps: int, terminal_step_prob: float, generator: StackedGenerator
 ) -> Int[Tensor, "b"]:
     """Return diffusion steps for training: a share at the last one, the others spread evenly.
 
     At the last step of a schedule with zero terminal SNR nothing is seen of the sample, and what
     is learned is its mean under the condition: what sampling in one step returns.
     """
-    drawn = draws.integers(num_train_timesteps, count)
+    drawn = generator.integers(num_train_timesteps, count)
     if not terminal_step_prob:
         return drawn
-    at_last = draws.uniform(count) < terminal_step_prob
+    at_last = generator.uniform(count) < terminal_step_prob
     return drawn.masked_fill(at_last, num_train_timesteps - 1)
 
 
@@ -64,7 +64,7 @@ def denoising_loss(
     Args:
         scheduler: Tells the noise of each step and what is predicted.
         prediction: Output of the network.
-        target: What `target_of` returned.
+        target: What `prediction_target` returned.
         timesteps: Diffusion step of each video.
         snr_gamma: From which `s` on the weight falls; None weighs all steps alike.
         temporal_weight: Of the error's deviation from its mean over a video's frames. That part

@@ -37,7 +37,7 @@ def make_scheduler(config: dict[str, Any], sampler: str) -> Scheduler:
 
 
 @torch.no_grad()
-def sample(
+def sample_with_cfg(
     denoise: Denoiser,
     noise: Latents,
     scheduler: Scheduler,
@@ -78,11 +78,11 @@ def sample(
         negative, positive = doubled.to(latents.dtype).chunk(2)
         return negative + guidance_scale * (positive - negative)
 
-    return follow(predict, noise, scheduler, num_steps, on_step)
+    return denoising_loop(predict, noise, scheduler, num_steps, on_step)
 
 
 @torch.no_grad()
-def follow(
+def denoising_loop(
     predict: Callable[[Tensor, Tensor], Tensor],
     noise: Latents,
     scheduler: Scheduler,

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.diffusion.loss import target_of
-from magicvideo.diffusion.noise import noise_for
+from magicvideo.diffusion.loss import prediction_target
+from magicvideo.diffusion.noise import initial_latent_noise
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.conditioning import encode_text
@@ -108,10 +108,12 @@ def _errors(
     seed: int,
 ) -> tuple[float, float]:
     """Return the error at one step, and its deviation from its mean over the frames."""
-    noise = noise_for(seed, tuple(latents.shape[1:]), pipeline.config.shared_noise).to(latents)
+    noise = initial_latent_noise(
+        seed, tuple(latents.shape[1:]), pipeline.config.noise_correlation
+    ).to(latents)
     timestep = torch.tensor([step], device=latents.device)
     noisy = pipeline.scheduler.add_noise(latents, noise, timestep)
     off = pipeline.unet(noisy, timestep, tokens, fps)
-    off = off.float() - target_of(pipeline.scheduler, latents, noise, timestep).float()
+    off = off.float() - prediction_target(pipeline.scheduler, latents, noise, timestep).float()
     whole, common = off.square().mean().item(), off.mean(dim=1).square().mean().item()
     return whole, whole - common

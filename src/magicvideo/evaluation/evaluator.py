@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int
 
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.metadata import EXTRAPOLATION, SEEDS, rate_metadata
@@ -260,7 +260,7 @@ def evaluate(evaluation: Evaluator, judge_folder: Path, progress: Progress) -> E
         protocol=evaluation.protocol,
         sets=evaluation.run(progress),
         identity=provenance(
-            {"model": evaluation.pipeline.model_hash, "judge": folder_hash(judge_folder)},
+            {"model": evaluation.pipeline.model_hash, "judge": hash_folder(judge_folder)},
             {"data": evaluation.data},
             evaluation.pipeline.device.type,
         )

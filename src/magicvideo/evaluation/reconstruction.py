@@ -14,7 +14,7 @@ from magicvideo.models.autoencoder import (
     Autoencoder,
     decode_latents,
     encode_frames,
-    spatial_factor,
+    vae_scale_factor,
 )
 from magicvideo.shapes import Frames
 
@@ -31,7 +31,7 @@ def score_autoencoder(
     Raises:
         UserError: If there are fewer than `count` clips, or the autoencoder cannot take their size.
     """
-    size, factor = dataset.info.size, spatial_factor(autoencoder)
+    size, factor = dataset.info.size, vae_scale_factor(autoencoder)
     if size % factor:
         raise UserError(
             f"The clips of {dataset.folder} are {size} pixels wide, and this model's autoencoder "

@@ -37,7 +37,7 @@ class FrameAdaptor(nn.Module):
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 
-class NoAdaptor(nn.Module):
+class IdentityAdaptor(nn.Module):
     """Stands where an adaptor would, in the image network and in the ablation without adaptors."""
 
     def forward(
@@ -49,6 +49,8 @@ class NoAdaptor(nn.Module):
         return x + offset.repeat_interleave(num_frames, dim=0)[:, :, None, None]
 
 
-def make_adaptor(num_frames: int, channels: int, *, enabled: bool) -> FrameAdaptor | NoAdaptor:
+def build_adaptor(
+    num_frames: int, channels: int, *, enabled: bool
+) -> FrameAdaptor | IdentityAdaptor:
     """Return a frame adaptor, or the piece that stands in its place."""
-    return FrameAdaptor(num_frames, channels) if enabled else NoAdaptor()
+    return FrameAdaptor(num_frames, channels) if enabled else IdentityAdaptor()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from magicvideo.shapes import FoldedFrames, Tokens
 
 
-def attended(
+def scaled_dot_product_attention(
     q: Float[Tensor, "b m q d"],
     k: Float[Tensor, "b m k d"],
     v: Float[Tensor, "b m k d"],
@@ -41,14 +41,14 @@ def attended(
 
 
 class Attention(nn.Module):
-    """Multi-head attention; `width_of_keys` differs from `channels` in cross-attention."""
+    """Multi-head attention; `context_dim` differs from `channels` in cross-attention."""
 
-    def __init__(self, channels: int, num_heads: int, width_of_keys: int) -> None:
+    def __init__(self, channels: int, num_heads: int, context_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(width_of_keys, channels, bias=False)
-        self.to_v = nn.Linear(width_of_keys, channels, bias=False)
+        self.to_k = nn.Linear(context_dim, channels, bias=False)
+        self.to_v = nn.Linear(context_dim, channels, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Float[Tensor, "b q c"], keys: Tokens) -> Float[Tensor, "b q c"]:
@@ -57,7 +57,7 @@ class Attention(nn.Module):
             rearrange(t, "b l (m d) -> b m l d", m=self.num_heads)
             for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
         )
-        mixed = attended(q, k, v)
+        mixed = scaled_dot_product_attention(q, k, v)
         return self.to_out[0](rearrange(mixed, "b m l d -> b l (m d)"))
 
 

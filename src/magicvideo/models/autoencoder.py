@@ -21,17 +21,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.models.temporal_decoder import VideoDecoder
-from magicvideo.rng import Draws
+from magicvideo.models.temporal_decoder import TemporalDecoderMixin
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames, Frames, Latents
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """A linear code of patches, and residual convolutions that correct it.
 
-    The linear part can be set to the principal components of real patches (`fit_linear`), the best
-    linear code there is; the convolutions end in zeros, so training starts there. They work at a
-    half and a quarter of the code's resolution and never at that of the pixels, which is what
+    The linear part can be set to the principal components of real patches (`init_from_pca`), the
+    best linear code there is; the convolutions end in zeros, so training starts there. They work at
+    a half and a quarter of the code's resolution and never at that of the pixels, which is what
     makes them cheap.
 
     Args:
@@ -111,14 +111,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         )
 
     def forward(
-        self, x: FoldedFrames, draws: Draws
+        self, x: FoldedFrames, generator: StackedGenerator
     ) -> tuple[FoldedFrames, Float[Tensor, "n z y x"]]:
         """Return the reconstruction of pixels from a sample of their posterior, and its mean."""
         posterior = self.encode(x).latent_dist
-        return self.decode(sample_of(posterior, draws)).sample, posterior.mean
+        return self.decode(sample_posterior(posterior, generator)).sample, posterior.mean
 
     @torch.no_grad()
-    def fit_linear(self, frames: FoldedFrames) -> None:
+    def init_from_pca(self, frames: FoldedFrames) -> None:
         """Set the linear part to the principal components of the patches of some frames.
 
         The scaling factor is set to one over the standard deviation of the code.
@@ -168,9 +168,11 @@ def _zero_head(channels: int, out_channels: int, num_groups: int) -> list[nn.Mod
     return [nn.GroupNorm(num_groups, channels), nn.SiLU(), head]
 
 
-def sample_of(posterior: DiagonalGaussianDistribution, draws: Draws) -> Float[Tensor, "n z y x"]:
+def sample_posterior(
+    posterior: DiagonalGaussianDistribution, generator: StackedGenerator
+) -> Float[Tensor, "n z y x"]:
     """Return a code drawn from its posterior."""
-    noise = draws.normal(posterior.mean.shape).to(posterior.mean)
+    noise = generator.normal(posterior.mean.shape).to(posterior.mean)
     return posterior.mean + posterior.std * noise
 
 
@@ -201,7 +203,7 @@ def decode_latents(
     autoencoder: Autoencoder,
     latents: Latents,
     chunk: int = 16,
-    on_window: Callable[[int, int], None] | None = None,
+    on_chunk: Callable[[int, int], None] | None = None,
 ) -> Frames:
     """Return the frames of scaled latents, clamped to [-1, 1], in their precision.
 
@@ -212,41 +214,41 @@ def decode_latents(
         autoencoder: Of images or of videos.
         latents: Of one or several videos.
         chunk: How many frames are decoded at a time.
-        on_window: Called with the number of decoded frames, from 0 on, and of all.
+        on_chunk: Called with the number of decoded frames, from 0 on, and of all.
     """
     folded = rearrange(latents, "b f c h w -> (b f) c h w")
     # an image decoder does not ask which video a frame is of
-    videos = latents.unbind() if isinstance(autoencoder, VideoDecoder) else [folded]
+    videos = latents.unbind() if isinstance(autoencoder, TemporalDecoderMixin) else [folded]
     parts: list[Tensor] = []
-    if on_window is not None:
-        on_window(0, len(folded))
+    if on_chunk is not None:
+        on_chunk(0, len(folded))
     for part in chain.from_iterable(
-        decode_windows(autoencoder, torch.split(video, chunk)) for video in videos
+        iter_decode(autoencoder, torch.split(video, chunk)) for video in videos
     ):
         parts.append(part)
-        if on_window is not None:
-            on_window(sum(map(len, parts)), len(folded))
+        if on_chunk is not None:
+            on_chunk(sum(map(len, parts)), len(folded))
     return rearrange(torch.cat(parts), "(b f) c h w -> b f c h w", f=latents.shape[1])
 
 
-def decode_windows(
+def iter_decode(
     autoencoder: Autoencoder, windows: Iterable[Float[Tensor, "_ c h w"]]
 ) -> Iterator[Float[Tensor, "f rgb height width"]]:
     """Yield the frames of the scaled latents of one video, window by window.
 
     Each is decoded when it is asked for; otherwise as `decode_latents`.
     """
-    memory = None
+    cache = None
     for latents in windows:
         code = (latents / autoencoder.config.scaling_factor).to(autoencoder.dtype)
-        if isinstance(autoencoder, VideoDecoder):
-            frames, memory = autoencoder.decode_window(code, len(code), memory)
+        if isinstance(autoencoder, TemporalDecoderMixin):
+            frames, cache = autoencoder.decode_chunk(code, len(code), cache)
         else:
             frames = autoencoder.decode(code).sample
         yield frames.to(latents.dtype).clamp(-1, 1)
 
 
-def spatial_factor(autoencoder: Autoencoder) -> int:
+def vae_scale_factor(autoencoder: Autoencoder) -> int:
     """Return how many pixels a side one position of the latents stands for."""
     config = autoencoder.config
     if isinstance(autoencoder, PatchAutoencoder):

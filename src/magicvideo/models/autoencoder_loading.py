@@ -24,11 +24,13 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     Raises:
         UserError: If the folder names none of these classes.
     """
-    loaded: Autoencoder = autoencoder_class(folder).from_pretrained(folder, local_files_only=True)
+    loaded: Autoencoder = read_autoencoder_class(folder).from_pretrained(
+        folder, local_files_only=True
+    )
     return loaded.float().eval()
 
 
-def outline_autoencoder(settings: dict[str, Any]) -> Autoencoder:
+def autoencoder_from_config_meta(settings: dict[str, Any]) -> Autoencoder:
     """Return an autoencoder without weights, on the meta device, for questions of size.
 
     Args:
@@ -48,7 +50,7 @@ def outline_autoencoder(settings: dict[str, Any]) -> Autoencoder:
     return outline
 
 
-def autoencoder_class(folder: Path) -> type[Any]:
+def read_autoencoder_class(folder: Path) -> type[Any]:
     """Return the class that the settings in a component's folder name.
 
     Raises:

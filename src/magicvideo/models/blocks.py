@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from magicvideo.models.adaptor import make_adaptor
+from magicvideo.models.adaptor import build_adaptor
 from magicvideo.models.attention import SpatialTransformer
 from magicvideo.models.temporal_attention import DirectedTemporalAttention, TemporalMode
-from magicvideo.models.temporal_conv import ConvolutionKind, convolve, make_convolution
+from magicvideo.models.temporal_conv import ConvType, apply_conv, build_conv
 from magicvideo.shapes import FoldedFrames, Tokens
 
 TimeEmbedding = Float[Tensor, "b e"]
@@ -23,7 +23,7 @@ Resized = Float[Tensor, "n _ _ _"]  # folded frames with other channels or anoth
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSettings:
+class BlockConfig:
     """What all blocks of one network share."""
 
     time_embed_dim: int
@@ -34,18 +34,18 @@ class BlockSettings:
     temporal_attention: TemporalMode
     frame_adaptor: bool
     spatial_attention: bool = True
-    convolutions: ConvolutionKind = "2d"
+    convolutions: ConvType = "2d"
 
-    def make_convolution(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    def build_conv(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
         """Return a 3x3 convolution, which sees no later frame where attention sees none."""
         causal = self.temporal_attention == "directed"
-        return make_convolution(
+        return build_conv(
             self.convolutions, in_channels, out_channels, stride=stride, causal=causal
         )
 
 
 @dataclass(frozen=True)
-class Conditions:
+class BlockContext:
     """What conditions one forward pass.
 
     Attributes:
@@ -62,26 +62,26 @@ class Conditions:
 class ResnetBlock(nn.Module):
     """Two adapted convolutions with the time embedding between them, and a residual."""
 
-    def __init__(self, in_channels: int, out_channels: int, settings: BlockSettings) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: BlockConfig) -> None:
         super().__init__()
-        frames, enabled = settings.num_frames, settings.frame_adaptor
-        self.norm1 = nn.GroupNorm(settings.num_groups, in_channels, eps=1e-5)
-        self.conv1 = settings.make_convolution(in_channels, out_channels)
-        self.adaptor1 = make_adaptor(frames, out_channels, enabled=enabled)
-        self.time_emb_proj = nn.Linear(settings.time_embed_dim, out_channels)
-        self.norm2 = nn.GroupNorm(settings.num_groups, out_channels, eps=1e-5)
-        self.conv2 = settings.make_convolution(out_channels, out_channels)
-        self.adaptor2 = make_adaptor(frames, out_channels, enabled=enabled)
+        frames, enabled = config.num_frames, config.frame_adaptor
+        self.norm1 = nn.GroupNorm(config.num_groups, in_channels, eps=1e-5)
+        self.conv1 = config.build_conv(in_channels, out_channels)
+        self.adaptor1 = build_adaptor(frames, out_channels, enabled=enabled)
+        self.time_emb_proj = nn.Linear(config.time_embed_dim, out_channels)
+        self.norm2 = nn.GroupNorm(config.num_groups, out_channels, eps=1e-5)
+        self.conv2 = config.build_conv(out_channels, out_channels)
+        self.adaptor2 = build_adaptor(frames, out_channels, enabled=enabled)
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
 
-    def forward(self, x: FoldedFrames, given: Conditions) -> Resized:
+    def forward(self, x: FoldedFrames, context: BlockContext) -> Resized:
         """Return the block's output."""
-        h = convolve(self.conv1, F.silu(self.norm1(x)), given.num_frames)
-        h = self.adaptor1(h, given.num_frames, self.time_emb_proj(given.time))
-        h = convolve(self.conv2, F.silu(self.norm2(h)), given.num_frames)
-        h = self.adaptor2(h, given.num_frames)
+        h = apply_conv(self.conv1, F.silu(self.norm1(x)), context.num_frames)
+        h = self.adaptor1(h, context.num_frames, self.time_emb_proj(context.time))
+        h = apply_conv(self.conv2, F.silu(self.norm2(h)), context.num_frames)
+        h = self.adaptor2(h, context.num_frames)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return residual + h
 
@@ -92,19 +92,19 @@ class SpatioTemporalTransformer(SpatialTransformer):
     The spatial branch keeps Stable Diffusion's residual connection and gets an adaptor of its own.
     """
 
-    def __init__(self, channels: int, num_heads: int, settings: BlockSettings) -> None:
+    def __init__(self, channels: int, num_heads: int, config: BlockConfig) -> None:
         super().__init__(
             channels,
             num_heads,
-            settings.cross_attention_dim,
-            num_groups=settings.num_groups,
-            linear_projection=settings.linear_projection,
-            self_attention=settings.spatial_attention,
+            config.cross_attention_dim,
+            num_groups=config.num_groups,
+            linear_projection=config.linear_projection,
+            self_attention=config.spatial_attention,
         )
-        self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
+        self.adaptor = build_adaptor(config.num_frames, channels, enabled=config.frame_adaptor)
         self.temporal = (
-            DirectedTemporalAttention(channels, num_heads, settings.temporal_attention)
-            if settings.temporal_attention != "none"
+            DirectedTemporalAttention(channels, num_heads, config.temporal_attention)
+            if config.temporal_attention != "none"
             else None
         )
 
@@ -117,17 +117,17 @@ class SpatioTemporalTransformer(SpatialTransformer):
 class Resample(nn.Module):
     """A 3x3 convolution with its adaptor, by which a level halves or doubles its side."""
 
-    def __init__(self, channels: int, settings: BlockSettings, *, stride: int) -> None:
+    def __init__(self, channels: int, config: BlockConfig, *, stride: int) -> None:
         super().__init__()
-        self.conv = settings.make_convolution(channels, channels, stride)
-        self.adaptor = make_adaptor(settings.num_frames, channels, enabled=settings.frame_adaptor)
+        self.conv = config.build_conv(channels, channels, stride)
+        self.adaptor = build_adaptor(config.num_frames, channels, enabled=config.frame_adaptor)
 
     def forward(self, x: FoldedFrames, num_frames: int) -> Resized:
         """Return the adapted convolution of x."""
-        return self.adaptor(convolve(self.conv, x, num_frames), num_frames)
+        return self.adaptor(apply_conv(self.conv, x, num_frames), num_frames)
 
 
-class Level(nn.Module):
+class ResAttnBlock(nn.Module):
     """Layers of a residual block and, where there is one, the attention that follows it.
 
     `gradient_checkpointing` is the switch that diffusers' `enable_gradient_checkpointing` looks
@@ -141,19 +141,19 @@ class Level(nn.Module):
         super().__init__()
         self.gradient_checkpointing = False
 
-    def _layer(self, i: int, x: FoldedFrames, given: Conditions) -> Resized:
+    def _layer(self, i: int, x: FoldedFrames, context: BlockContext) -> Resized:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._compute, i, x, given, use_reentrant=False)
-        return self._compute(i, x, given)
+            return checkpoint(self._compute, i, x, context, use_reentrant=False)
+        return self._compute(i, x, context)
 
-    def _compute(self, i: int, x: FoldedFrames, given: Conditions) -> Resized:
-        x = self.resnets[i](x, given)
+    def _compute(self, i: int, x: FoldedFrames, context: BlockContext) -> Resized:
+        x = self.resnets[i](x, context)
         if self.attentions is None or i >= len(self.attentions):
             return x
-        return self.attentions[i](x, given.tokens, given.num_frames)
+        return self.attentions[i](x, context.tokens, context.num_frames)
 
 
-class DownBlock(Level):
+class DownBlock(ResAttnBlock):
     """One level of the encoder half; every output is kept for the decoder half."""
 
     def __init__(
@@ -161,46 +161,44 @@ class DownBlock(Level):
         channels: tuple[int, int],
         num_layers: int,
         num_heads: int | None,
-        settings: BlockSettings,
+        config: BlockConfig,
         *,
         is_last: bool,
     ) -> None:
         super().__init__()
         before, after = channels
         self.resnets = nn.ModuleList(
-            ResnetBlock(before if i == 0 else after, after, settings) for i in range(num_layers)
+            ResnetBlock(before if i == 0 else after, after, config) for i in range(num_layers)
         )
-        self.attentions = _attentions(after, num_layers, num_heads, settings)
-        self.downsamplers = (
-            None if is_last else nn.ModuleList([Resample(after, settings, stride=2)])
-        )
+        self.attentions = _attentions(after, num_layers, num_heads, config)
+        self.downsamplers = None if is_last else nn.ModuleList([Resample(after, config, stride=2)])
 
-    def forward(self, x: FoldedFrames, given: Conditions) -> list[Resized]:
+    def forward(self, x: FoldedFrames, context: BlockContext) -> list[Resized]:
         """Return the output of every layer; the last is the input of the next level."""
         outputs = []
         for i in range(len(self.resnets)):
-            x = self._layer(i, x, given)
+            x = self._layer(i, x, context)
             outputs.append(x)
         if self.downsamplers is not None:
-            outputs.append(self.downsamplers[0](x, given.num_frames))
+            outputs.append(self.downsamplers[0](x, context.num_frames))
         return outputs
 
 
-class MidBlock(Level):
+class MidBlock(ResAttnBlock):
     """The deepest level: residual block, attention, residual block."""
 
-    def __init__(self, channels: int, num_heads: int, settings: BlockSettings) -> None:
+    def __init__(self, channels: int, num_heads: int, config: BlockConfig) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, settings) for _ in range(2))
-        self.attentions = nn.ModuleList([SpatioTemporalTransformer(channels, num_heads, settings)])
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, config) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatioTemporalTransformer(channels, num_heads, config)])
 
-    def forward(self, x: FoldedFrames, given: Conditions) -> FoldedFrames:
+    def forward(self, x: FoldedFrames, context: BlockContext) -> FoldedFrames:
         """Return the level's output."""
-        x = self._layer(0, x, given)
-        return self._layer(1, x, given)
+        x = self._layer(0, x, context)
+        return self._layer(1, x, context)
 
 
-class UpBlock(Level):
+class UpBlock(ResAttnBlock):
     """One level of the decoder half; each layer takes one output of the encoder half."""
 
     def __init__(
@@ -209,37 +207,35 @@ class UpBlock(Level):
         incoming: tuple[int, ...],
         skips: tuple[int, ...],
         num_heads: int | None,
-        settings: BlockSettings,
+        config: BlockConfig,
         *,
         is_last: bool,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(before + skip, channels, settings)
+            ResnetBlock(before + skip, channels, config)
             for before, skip in zip(incoming, skips, strict=True)
         )
-        self.attentions = _attentions(channels, len(skips), num_heads, settings)
-        self.upsamplers = (
-            None if is_last else nn.ModuleList([Resample(channels, settings, stride=1)])
-        )
+        self.attentions = _attentions(channels, len(skips), num_heads, config)
+        self.upsamplers = None if is_last else nn.ModuleList([Resample(channels, config, stride=1)])
 
     def forward(
-        self, x: FoldedFrames, skips: list[Resized], given: Conditions, side: torch.Size
+        self, x: FoldedFrames, skips: list[Resized], context: BlockContext, side: torch.Size
     ) -> Resized:
         """Return the level's output; the last of `skips` goes first, `side` is the next level's."""
         for i, skip in enumerate(reversed(skips)):
-            x = self._layer(i, torch.cat([x, skip], dim=1), given)
+            x = self._layer(i, torch.cat([x, skip], dim=1), context)
         if self.upsamplers is not None:
             x = F.interpolate(x, size=side, mode="nearest")
-            x = self.upsamplers[0](x, given.num_frames)
+            x = self.upsamplers[0](x, context.num_frames)
         return x
 
 
 def _attentions(
-    channels: int, num_layers: int, num_heads: int | None, settings: BlockSettings
+    channels: int, num_layers: int, num_heads: int | None, config: BlockConfig
 ) -> nn.ModuleList | None:
     if num_heads is None:
         return None
     return nn.ModuleList(
-        SpatioTemporalTransformer(channels, num_heads, settings) for _ in range(num_layers)
+        SpatioTemporalTransformer(channels, num_heads, config) for _ in range(num_layers)
     )

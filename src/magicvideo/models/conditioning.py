@@ -74,12 +74,12 @@ def embed_frames(
         frames: Pixels in [-1, 1] of any size; they are resized to what the encoder was made for.
     """
     folded = rearrange(frames, "b f c h w -> (b f) c h w")
-    prepared = prepare_for_clip(image_encoder, folded).to(image_encoder.dtype)
+    prepared = clip_preprocess(image_encoder, folded).to(image_encoder.dtype)
     unit = F.normalize(image_encoder(prepared).image_embeds.to(frames.dtype), dim=-1)
     return rearrange(unit, "(b f) e -> b f e", f=frames.shape[1])
 
 
-def prepare_for_clip(
+def clip_preprocess(
     image_encoder: CLIPVisionModelWithProjection, pixels: Float[Tensor, "n 3 _ _"]
 ) -> Float[Tensor, "n 3 h w"]:
     """Return pixels in [-1, 1] at the size and in the units that the encoder was made for."""
@@ -88,10 +88,10 @@ def prepare_for_clip(
         pixels = F.interpolate(
             pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False
         )
-    return normalise_for_clip(pixels)
+    return clip_normalize(pixels)
 
 
-def normalise_for_clip(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+def clip_normalize(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
     """Return pixels in [-1, 1] with the mean and deviation that CLIP expects."""
     mean = pixels.new_tensor(_CLIP_MEAN)[:, None, None]
     std = pixels.new_tensor(_CLIP_STD)[:, None, None]

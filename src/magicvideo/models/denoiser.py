@@ -29,7 +29,7 @@ class ConditionedDenoiser(nn.Module):
         timestep: Shaped[Tensor, "b"],
         tokens: Tokens,
         embeddings: Float[Tensor, "b e"],
-        told_by_image: Bool[Tensor, "b"],
+        use_image_condition: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents.
@@ -39,20 +39,20 @@ class ConditionedDenoiser(nn.Module):
             timestep: Diffusion step of each video.
             tokens: Text tokens of each video.
             embeddings: CLIP embedding of one frame of each video, at unit length.
-            told_by_image: Which videos are told by their embedding in place of the text.
+            use_image_condition: Which videos are told by their embedding in place of the text.
             fps: Frames a second of each video.
         """
-        images = image_tokens(self.image_conditioner, embeddings, tokens.shape[1])
-        condition = torch.where(told_by_image[:, None, None], images, tokens)
+        images = image_to_condition_tokens(self.image_conditioner, embeddings, tokens.shape[1])
+        condition = torch.where(use_image_condition[:, None, None], images, tokens)
         return self.unet(latents, timestep, condition, fps)
 
-    def save_parts(self, folder: Path) -> None:
+    def save_components(self, folder: Path) -> None:
         """Write the components `unet` and `image_conditioner` of a model folder."""
         self.unet.save_pretrained(folder / "unet")
         self.image_conditioner.save_pretrained(folder / "image_conditioner")
 
 
-def image_tokens(
+def image_to_condition_tokens(
     conditioner: ImageConditioner, embeddings: Float[Tensor, "b e"], length: int
 ) -> Tokens:
     """Return one token of each embedding, repeated to the length of a text.

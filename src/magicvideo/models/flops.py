@@ -15,7 +15,7 @@ _CONVOLUTIONS = ("aten.convolution", "aten.convolution_backward")
 
 
 @dataclass(frozen=True)
-class Flops:
+class FlopCounts:
     """Operations of a pass by kind of layer, two for each multiplication with its addition.
 
     Norms and activations count nothing. Attention is counted in full: masks save nothing.
@@ -38,7 +38,7 @@ class Flops:
         return self.convolutions + self.linear + self.attention
 
 
-def count_flops(network: nn.Module, call: Callable[[], object]) -> Flops:
+def count_flops(network: nn.Module, call: Callable[[], object]) -> FlopCounts:
     """Return the operations of what `call` does with a network.
 
     Args:
@@ -59,7 +59,7 @@ def count_flops(network: nn.Module, call: Callable[[], object]) -> Flops:
     attention = kinds.pop("aten.bmm", 0)
     by_module = {name: sum(numbers.values()) for name, numbers in counts.items()}
     by_module.pop("Global", None)
-    return Flops(convolutions, sum(kinds.values()), attention, by_module)
+    return FlopCounts(convolutions, sum(kinds.values()), attention, by_module)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -67,9 +67,9 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count_forward(
+def profile_forward(
     build: Callable[[], nn.Module], call: Callable[[nn.Module], object]
-) -> tuple[int, Flops]:
+) -> tuple[int, FlopCounts]:
     """Return a network's parameters and the operations of its forward pass.
 
     Args:
@@ -82,24 +82,24 @@ def count_forward(
 
 
 @dataclass(frozen=True)
-class TrainingPass:
+class TrainingCost:
     """What one forward and backward pass costs.
 
     Attributes:
         forward: Operations of the forward pass.
         backward: Operations of the backward pass.
-        kept_numbers: Floating-point numbers that the forward pass keeps for the backward pass,
-            parameters not counted.
-        kept_bytes: Bytes of what it keeps beside them, such as masks.
+        saved_activation_numel: Floating-point numbers that the forward pass keeps for the backward
+            pass, parameters not counted.
+        saved_other_bytes: Bytes of what it keeps beside them, such as masks.
     """
 
     forward: int
     backward: int
-    kept_numbers: int
-    kept_bytes: int
+    saved_activation_numel: int
+    saved_other_bytes: int
 
 
-def count_training_pass(network: nn.Module, loss: Callable[[], Tensor]) -> TrainingPass:
+def profile_training_step(network: nn.Module, loss: Callable[[], Tensor]) -> TrainingCost:
     """Return the cost of a forward and a backward pass.
 
     Attention is taken to keep its inputs and its result, as fused kernels do, and not its weights.
@@ -114,7 +114,7 @@ def count_training_pass(network: nn.Module, loss: Callable[[], Tensor]) -> Train
         forward = count_flops(network, lambda: results.append(loss()))
     backward = count_flops(network, results[0].backward)
     numbers, others = kept.sizes()
-    return TrainingPass(forward.total, backward.total, numbers, others)
+    return TrainingCost(forward.total, backward.total, numbers, others)
 
 
 class _Kept:

@@ -12,7 +12,7 @@ _NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding")
 
 
 @dataclass(frozen=True)
-class Inflation:
+class InflationReport:
     """What became of every key.
 
     Attributes:
@@ -25,7 +25,7 @@ class Inflation:
 
 
 @torch.no_grad()
-def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> Inflation:
+def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> InflationReport:
     """Copy an image network's weights into a video network.
 
     Source: MagicVideo initialises its denoiser from a text-to-image model. After it the video
@@ -51,13 +51,13 @@ def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> Inflatio
                 f"{list(own[name].shape)} in the video network; their settings must agree."
             )
     new = [name for name in own if name not in image_weights]
-    if missing := [name for name in new if not is_new(name)]:
+    if missing := [name for name in new if not is_temporal_key(name)]:
         raise UserError(f"The image network lacks {missing[0]}, which the video network needs.")
     for name, tensor in image_weights.items():
         own[name].copy_(tensor)
-    return Inflation(copied=list(image_weights), new=new)
+    return InflationReport(copied=list(image_weights), new=new)
 
 
-def is_new(name: str) -> bool:
+def is_temporal_key(name: str) -> bool:
     """Return whether a tensor of a video network is one that image networks lack."""
     return any(part in name for part in _NEW)

@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.unet import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, VideoUNet
 from magicvideo.shapes import Tokens
 
@@ -20,14 +20,16 @@ _NUM_LEVELS = 1000  # diffusion steps; a noise level is one of them
 _ESTIMATE_GROUPS = 8
 
 
-def blend(keys: Float[Tensor, "g 2 c h w"], num_inserted: int) -> Float[Tensor, "g k c h w"]:
+def lerp_keyframes(
+    keys: Float[Tensor, "g 2 c h w"], num_inserted: int
+) -> Float[Tensor, "g k c h w"]:
     """Return the frames between two keys by linear interpolation of the latents."""
     weights = torch.arange(1, num_inserted + 1, device=keys.device) / (num_inserted + 1)
     first, second = keys[:, :1], keys[:, 1:]
     return torch.lerp(first, second, weights.to(keys.dtype)[:, None, None, None])
 
 
-def difference(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
+def keyframe_rms_distance(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
     """Return by how much the keys of each gap differ: root mean square, and never quite zero.
 
     What blending gets wrong is in proportion to it. Measured in it, gaps of little and of much
@@ -37,7 +39,7 @@ def difference(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
     return (apart + _LEAST_DIFFERENCE).to(keys.dtype)[:, None, None, None, None]
 
 
-def one_in(every: int) -> slice:
+def every_nth(every: int) -> slice:
     """Return the places of one gap in so many: the last of each group.
 
     The same gaps are chosen however many processes a batch is spread over.
@@ -45,7 +47,7 @@ def one_in(every: int) -> slice:
     return slice(every - 1, None, every)
 
 
-class Correction(nn.Module):
+class ResidualEstimator(nn.Module):
     """Tell in one pass what blending two keys gets wrong: a few convolutions over both.
 
     Motion is a matter of neighbourhoods, and convolutions learn it from many gaps in the time in
@@ -90,24 +92,24 @@ class Correction(nn.Module):
         first, second = keys.unbind(dim=1)
         level = (noise_level.to(keys.dtype) / _NUM_LEVELS)[:, None, None, None]
         plane = level.expand(-1, 1, *keys.shape[-2:])
-        seen = torch.cat([first, second, (second - first) / unit[:, 0], plane], dim=1)
-        x = self.conv_in(seen.to(self.conv_in.weight.dtype))
+        inputs = torch.cat([first, second, (second - first) / unit[:, 0], plane], dim=1)
+        x = self.conv_in(inputs.to(self.conv_in.weight.dtype))
         for block in self.blocks:
             x = block(x, None)
         x = self.conv_out(nn.functional.silu(self.norm_out(x)))
         return rearrange(x, "g (k c) h w -> g k c h w", k=self.num_inserted).to(keys.dtype)
 
 
-class Told(NamedTuple):
+class InterpolatorOutput(NamedTuple):
     """What blending gets wrong in known gaps, and what two networks say of it, in `unit`s."""
 
-    missed: Float[Tensor, "g k c h w"]
+    residual_target: Float[Tensor, "g k c h w"]
     """The difference from the blend."""
-    correction: Float[Tensor, "g k c h w"]
+    residual_estimate: Float[Tensor, "g k c h w"]
     """That difference as the estimate has it."""
-    residuals: Float[Tensor, "n k c h w"]
+    diffusion_target: Float[Tensor, "n k c h w"]
     """What the estimate leaves of it, in the gaps that the U-Net sees."""
-    prediction: Float[Tensor, "n k c h w"]
+    diffusion_prediction: Float[Tensor, "n k c h w"]
     """What the U-Net predicts from these with noise."""
 
 
@@ -132,8 +134,8 @@ class Interpolator(ModelMixin, ConfigMixin):
     Args:
         latent_channels: Channels of the latents.
         num_inserted: New frames between two keys.
-        residual_scale: Standard deviation of the difference from the blend, where the keys' own
-            difference is one.
+        residual_scale: Standard deviation of the difference from the blend, where the
+            keys' own difference is one.
         estimate_channels: Width of the network that estimates.
         estimate_blocks: Its residual blocks.
         sample_size: Side of the latents that it was trained on.
@@ -170,7 +172,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         frame_adaptor: bool = True,
     ) -> None:
         super().__init__()
-        self.correction = Correction(
+        self.correction = ResidualEstimator(
             latent_channels, num_inserted, estimate_channels, estimate_blocks
         )
         self.unet = VideoUNet(
@@ -195,55 +197,57 @@ class Interpolator(ModelMixin, ConfigMixin):
         self,
         middle: Float[Tensor, "g k c h w"],
         keys: Float[Tensor, "g 2 c h w"],
-        seen: Float[Tensor, "g 2 c h w"],
+        noisy_keys: Float[Tensor, "g 2 c h w"],
         noise_level: Shaped[Tensor, "g"],
         add_noise: Callable[[Tensor], Tensor],
         timestep: Shaped[Tensor, "n"],
         tokens: Tokens,
         fps: Float[Tensor, "n"],
-    ) -> Told:
+    ) -> InterpolatorOutput:
         """Return what training compares: what both networks say of gaps whose frames are known.
 
         Args:
             middle: The frames between the keys.
             keys: Latents at both ends of each gap, as they are.
-            seen: The same, noised up to `noise_level`, which is all that the networks see of them.
+            noisy_keys: The same, noised up to `noise_level`: the networks' input.
             noise_level: Diffusion step up to which the keys were noised.
-            add_noise: Noises what the estimate leaves, of the `n` gaps `one_in(g / n)`, which the
-                U-Net sees.
+            add_noise: Noises what the estimate leaves, of the `n` gaps `every_nth(g / n)`,
+                which the U-Net sees.
             timestep: Up to which diffusion step, of each of these.
             tokens: Condition of these.
             fps: Frames a second of the finished video, of these.
         """
-        unit = self.unit(seen)
-        missed = (middle - blend(keys, self.config.num_inserted)) / unit
-        correction = self.correction(seen, unit, noise_level)
-        few = one_in(len(keys) // len(timestep))
-        residuals = (missed - correction.detach())[few]
+        unit = self.residual_scale_for(noisy_keys)
+        target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / unit
+        estimate = self.correction(noisy_keys, unit, noise_level)
+        few = every_nth(len(keys) // len(timestep))
+        residuals = (target - estimate.detach())[few]
         noisy = add_noise(residuals)
-        prediction = self.denoise(noisy, timestep, seen[few], noise_level[few], tokens, fps)
-        return Told(missed, correction, residuals, prediction)
+        prediction = self.denoise(noisy, timestep, noisy_keys[few], noise_level[few], tokens, fps)
+        return InterpolatorOutput(target, estimate, residuals, prediction)
 
-    def unit(self, seen: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
+    def residual_scale_for(
+        self, noisy_keys: Float[Tensor, "g 2 c h w"]
+    ) -> Float[Tensor, "g 1 1 1 1"]:
         """Return the unit in which differences from the blend are reckoned, of each gap."""
-        return self.config.residual_scale * difference(seen)
+        return self.config.residual_scale * keyframe_rms_distance(noisy_keys)
 
     def estimate(
         self,
         keys: Float[Tensor, "g 2 c h w"],
-        seen: Float[Tensor, "g 2 c h w"],
+        noisy_keys: Float[Tensor, "g 2 c h w"],
         noise_level: Shaped[Tensor, "g"],
     ) -> tuple[Float[Tensor, "g k c h w"], Float[Tensor, "g 1 1 1 1"]]:
         """Return the new frames as far as one pass can tell, and the unit of what is left.
 
         Args:
             keys: Latents at both ends of each gap, as they are.
-            seen: The same, noised up to `noise_level`, which is all that the networks see of them.
+            noisy_keys: The same, noised up to `noise_level`: the networks' input.
             noise_level: Diffusion step up to which the keys were noised.
         """
-        unit = self.unit(seen)
-        blended = blend(keys, self.config.num_inserted)
-        return blended + unit * self.correction(seen, unit, noise_level), unit
+        unit = self.residual_scale_for(noisy_keys)
+        blended = lerp_keyframes(keys, self.config.num_inserted)
+        return blended + unit * self.correction(noisy_keys, unit, noise_level), unit
 
     def denoise(
         self,
@@ -276,7 +280,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         return prediction[:, 1:-1]
 
     @torch.no_grad()
-    def start_from(self, keyframes: VideoUNet) -> None:
+    def init_from_keyframe_unet(self, keyframes: VideoUNet) -> None:
         """Take over the weights of the key-frame network.
 
         New input channels get weights of zero, and so does the last convolution, whose output is
@@ -285,7 +289,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         """
         theirs = keyframes.state_dict()
         for name, own in self.unet.state_dict().items():
-            absent = name not in theirs and (is_new(name) or ".attentions." in name)
+            absent = name not in theirs and (is_temporal_key(name) or ".attentions." in name)
             if name.startswith("level_embedding") or absent:
                 continue
             if name == "conv_in.weight":

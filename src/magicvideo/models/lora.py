@@ -14,7 +14,7 @@ BASE_MODEL = "base_model_sha256"
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LoraWeights:
     """What a LoRA adds to the weight of one layer: alpha / rank times up @ down.
 
     Attributes:
@@ -52,8 +52,8 @@ class LowRank:
 
 
 @torch.no_grad()
-def add_low_rank(
-    weights: Mapping[str, Tensor], updates: Mapping[str, LowRank], scale: float
+def merge_lora(
+    weights: Mapping[str, Tensor], updates: Mapping[str, LoraWeights], scale: float
 ) -> None:
     """Add updates, times a scale, to the weights of the same names, in place.
 
@@ -65,7 +65,7 @@ def add_low_rank(
         weight.copy_(weight.float() + update.delta(weight.shape).mul_(scale).to(weight.device))
 
 
-def standard_tensors(updates: Mapping[str, LowRank], component: str) -> dict[str, Tensor]:
+def to_peft_state_dict(updates: Mapping[str, LoraWeights], component: str) -> dict[str, Tensor]:
     """Return the tensors of a LoRA file in the layout that peft and diffusers share.
 
     The factor alpha / rank is multiplied into `up`, so that the file means the same to every

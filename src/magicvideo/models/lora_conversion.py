@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from magicvideo.errors import UserError
-from magicvideo.models.lora import LowRank
+from magicvideo.models.lora import LoraWeights
 
 # how a name ends: in peft's layout, diffusers' older ones, and kohya's
 _ENDINGS = {
@@ -42,7 +42,7 @@ PEFT_PREFIX = "base_model.model."
 _TEXT_PREFIX = "text_model."  # transformers has it in some versions
 _OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
-Updates = dict[str, dict[str, LowRank]]
+Updates = dict[str, dict[str, LoraWeights]]
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Found:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-def read_updates(
+def convert_lora_state_dict(
     tensors: Mapping[str, Tensor],
     networks: Mapping[str, Mapping[str, Tensor]],
     alphas: Mapping[str, float],
@@ -161,7 +161,7 @@ def _unknown(key: str, component: str, source: str) -> UserError:
     )
 
 
-def _update(entry: _Found, alpha: float | None, source: str) -> LowRank:
+def _update(entry: _Found, alpha: float | None, source: str) -> LoraWeights:
     if missing := {"down", "up"} - entry.tensors.keys():
         key = next(iter(entry.keys.values()))
         raise UserError(
@@ -180,4 +180,4 @@ def _update(entry: _Found, alpha: float | None, source: str) -> LowRank:
     rank = down.shape[0] if down.ndim else 0
     if rank == 0:
         raise UserError(f"{source}: {entry.keys['down']} has the rank 0; it holds nothing.")
-    return LowRank(down, up, float(rank) if alpha is None else alpha)
+    return LoraWeights(down, up, float(rank) if alpha is None else alpha)

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from magicvideo.atomic_io import part_hash, verify_sums
+from magicvideo.atomic_io import hash_component, verify_checksums
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import Autoencoder
 from magicvideo.models.autoencoder_loading import load_autoencoder
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenEncoders:
     """The parts, loaded; none of them changes in the denoiser's stages."""
 
     vae: Autoencoder
@@ -28,7 +28,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class FrozenFolders:
+class FrozenEncoderPaths:
     """Where the parts are: each in a folder of its own, inside a folder that carries its sums."""
 
     vae: Path
@@ -36,12 +36,12 @@ class FrozenFolders:
     tokenizer: Path
     image_encoder: Path
 
-    def load(self) -> Frozen:
+    def load(self) -> FrozenEncoders:
         """Return the parts in single precision, ready to evaluate."""
         image_encoder = CLIPVisionModelWithProjection.from_pretrained(
             self.image_encoder, dtype=torch.float32
         )
-        return Frozen(
+        return FrozenEncoders(
             vae=load_autoencoder(self.vae),
             text_encoder=CLIPTextModel.from_pretrained(self.text_encoder, dtype=torch.float32),
             tokenizer=CLIPTokenizer.from_pretrained(self.tokenizer),
@@ -50,10 +50,10 @@ class FrozenFolders:
 
     def hashes(self) -> dict[str, str]:
         """Return the identity of each part by its name."""
-        return {name: part_hash(folder) for name, folder in asdict(self).items()}
+        return {name: hash_component(folder) for name, folder in asdict(self).items()}
 
 
-def frozen_folders(model: Path) -> FrozenFolders:
+def resolve_frozen_encoders(model: Path) -> FrozenEncoderPaths:
     """Return the folders of the parts in a model folder, which is checked.
 
     Raises:
@@ -61,8 +61,8 @@ def frozen_folders(model: Path) -> FrozenFolders:
     """
     if not (model / "model_index.json").is_file():
         raise UserError(f"{model} is no model folder: it has no model_index.json.")
-    verify_sums(model)
-    folders = FrozenFolders(
+    verify_checksums(model)
+    folders = FrozenEncoderPaths(
         **{name: model / name for name in ("vae", "text_encoder", "tokenizer", "image_encoder")}
     )
     for name, folder in asdict(folders).items():

@@ -7,13 +7,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from magicvideo.models.attention import attended
+from magicvideo.models.attention import scaled_dot_product_attention
 from magicvideo.shapes import FoldedFrames
 
-TemporalMode: TypeAlias = Literal["directed", "printed", "bidirectional", "none"]
+TemporalMode: TypeAlias = Literal["directed", "post_softmax_mask", "bidirectional", "none"]
 
 
-class Past(NamedTuple):
+class KVCache(NamedTuple):
     """What a frame attends to of the frames before its window.
 
     Tracks are the positions of all videos, "(b h w)", and heads share the channels.
@@ -32,15 +32,16 @@ class DirectedTemporalAttention(nn.Module):
         channels: Channels of the feature map.
         num_heads: Attention heads; divides `channels`.
         mode: `directed` masks later frames before the softmax, so that a frame never reads one.
-            `printed` multiplies the triangular mask after the softmax, as the paper's formula
-            does, which leaves later frames in the normaliser (departure D3 in docs/paper_map.md).
+            `post_softmax_mask` multiplies the triangular mask after the softmax, as the paper's
+            formula does, which leaves later frames in the normaliser (departure D3 in
+            docs/paper_map.md).
             `bidirectional` has no mask.
-        reach: How many frames a frame attends to, itself included; None for all before it. Only
-            for mode `directed`.
+        window_size: How many frames a frame attends to, itself included; None for all before it.
+            Only for mode `directed`.
 
     Raises:
         ValueError: If `num_heads` does not divide `channels`, the mode is not one of these, or
-            the reach is below one or does not go with the mode.
+            the window size is below one or does not go with the mode.
     """
 
     def __init__(
@@ -48,16 +49,18 @@ class DirectedTemporalAttention(nn.Module):
         channels: int,
         num_heads: int,
         mode: TemporalMode = "directed",
-        reach: int | None = None,
+        window_size: int | None = None,
     ) -> None:
         super().__init__()
         if channels % num_heads:
             raise ValueError(f"channels={channels} is not a multiple of num_heads={num_heads}")
         if mode not in get_args(TemporalMode)[:3]:
             raise ValueError(f"mode={mode!r} is not one of {get_args(TemporalMode)[:3]}")
-        if reach is not None and (reach < 1 or mode != "directed"):
-            raise ValueError(f"reach={reach} with mode={mode!r}: it is for `directed`, from 1 on")
-        self.num_heads, self.mode, self.reach = num_heads, mode, reach
+        if window_size is not None and (window_size < 1 or mode != "directed"):
+            raise ValueError(
+                f"window_size={window_size} with mode={mode!r}: it is for `directed`, from 1 on"
+            )
+        self.num_heads, self.mode, self.window_size = num_heads, mode, window_size
         self.norm = nn.LayerNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
@@ -66,11 +69,11 @@ class DirectedTemporalAttention(nn.Module):
 
     def forward(self, x: FoldedFrames, num_frames: int) -> FoldedFrames:
         """Return the temporal branch of the block, which the caller adds to the spatial branch."""
-        return self.proceed(x, num_frames, None)[0]
+        return self.forward_chunk(x, num_frames, None)[0]
 
-    def proceed(
-        self, x: FoldedFrames, num_frames: int, past: Past | None
-    ) -> tuple[FoldedFrames, Past]:
+    def forward_chunk(
+        self, x: FoldedFrames, num_frames: int, past: KVCache | None
+    ) -> tuple[FoldedFrames, KVCache]:
         """Return the temporal branch of a window of frames, and the past of the window after it.
 
         Windows in a row give what the whole video gives at once, since no frame needs a later one.
@@ -99,22 +102,22 @@ class DirectedTemporalAttention(nn.Module):
         update = rearrange(
             self.to_out(mixed), "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3]
         )
-        forgotten = 0 if self.reach is None else max(0, k.shape[2] + 1 - self.reach)
-        return update, Past(k[:, :, forgotten:], v[:, :, forgotten:])
+        forgotten = 0 if self.window_size is None else max(0, k.shape[2] + 1 - self.window_size)
+        return update, KVCache(k[:, :, forgotten:], v[:, :, forgotten:])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.mode == "printed":
+        if self.mode == "post_softmax_mask":
             weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).tril()
             return weights @ v
         visible = self._visible(q.shape[2], k.shape[2], q.device)
         is_causal = self.mode == "directed" and visible is None
-        return attended(q, k, v, visible=visible, is_causal=is_causal)
+        return scaled_dot_product_attention(q, k, v, visible=visible, is_causal=is_causal)
 
     def _visible(self, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "q k"] | None:
         """Return which keys each query sees; None where torch's own causal mask says the same."""
-        reach = keys if self.reach is None else self.reach
-        if queries == keys <= reach or self.mode != "directed":
+        window_size = keys if self.window_size is None else self.window_size
+        if queries == keys <= window_size or self.mode != "directed":
             return None
         frame = torch.arange(keys, device=device)
         age = frame[keys - queries :, None] - frame
-        return (age >= 0) & (age < reach)
+        return (age >= 0) & (age < window_size)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from magicvideo.shapes import FoldedFrames
 
-ConvolutionKind: TypeAlias = Literal["2d", "2+1d", "3d"]
+ConvType: TypeAlias = Literal["2d", "2+1d", "3d"]
 Convolved: TypeAlias = Float[Tensor, "n _ _ _"]  # other channels, maybe another side
 
 
@@ -45,7 +45,7 @@ class InflatedConv3d(nn.Conv2d):
         return _gather(taps, num_frames, self.shifts) + self.bias[:, None, None]
 
 
-class FactorisedConv(nn.Conv2d):
+class Conv2Plus1d(nn.Conv2d):
     """The 2D convolution, then one over three frames that is the identity at the start (2+1D).
 
     Its arguments are those of `InflatedConv3d`.
@@ -66,20 +66,20 @@ class FactorisedConv(nn.Conv2d):
         return _gather(taps, num_frames, self.shifts) + self.temporal_bias[:, None, None]
 
 
-def make_convolution(
-    kind: ConvolutionKind, in_channels: int, out_channels: int, *, stride: int = 1, causal: bool
+def build_conv(
+    kind: ConvType, in_channels: int, out_channels: int, *, stride: int = 1, causal: bool
 ) -> nn.Conv2d:
     """Return a 3x3 convolution of one kind."""
     if kind == "3d":
         return InflatedConv3d(in_channels, out_channels, stride, causal=causal)
     if kind == "2+1d":
-        return FactorisedConv(in_channels, out_channels, stride, causal=causal)
+        return Conv2Plus1d(in_channels, out_channels, stride, causal=causal)
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
 
 
-def convolve(layer: nn.Module, x: FoldedFrames, num_frames: int) -> Convolved:
+def apply_conv(layer: nn.Module, x: FoldedFrames, num_frames: int) -> Convolved:
     """Return the convolution of videos by a layer of any kind."""
-    if isinstance(layer, InflatedConv3d | FactorisedConv):
+    if isinstance(layer, InflatedConv3d | Conv2Plus1d):
         return layer(x, num_frames)
     return layer(x)
 

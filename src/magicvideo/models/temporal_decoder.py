@@ -13,16 +13,16 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.models.temporal_attention import DirectedTemporalAttention, Past
+from magicvideo.models.temporal_attention import DirectedTemporalAttention, KVCache
 from magicvideo.shapes import FoldedFrames
 
 Features: TypeAlias = Float[Tensor, "n _ _ _"]
 """Of any layer: neighbours differ in all but the number of frames."""
-Memory: TypeAlias = tuple[Past, Past]
+DecoderCache: TypeAlias = tuple[KVCache, KVCache]
 """What the two layers keep of the frames before a window: never more than their reach."""
 
 
-class VideoDecoder(ABC):
+class TemporalDecoderMixin(ABC):
     """The video form of an autoencoder's decoder, which begins as the image decoder.
 
     It goes before the image class among a class's bases.
@@ -36,23 +36,23 @@ class VideoDecoder(ABC):
 
         By default every frame is a video of its own.
         """
-        return DecoderOutput(sample=self.decode_window(z, num_frames, None)[0])
+        return DecoderOutput(sample=self.decode_chunk(z, num_frames, None)[0])
 
-    def decode_window(
-        self, z: FoldedFrames, num_frames: int, memory: Memory | None
-    ) -> tuple[Features, Memory]:
+    def decode_chunk(
+        self, z: FoldedFrames, num_frames: int, cache: DecoderCache | None
+    ) -> tuple[Features, DecoderCache]:
         """Return pixels of a window of frames, and the memory for the window after it.
 
         Args:
             z: Unscaled code of the window, of one or several videos.
             num_frames: Frames of the window.
-            memory: What the window before returned; None where the videos start.
+            cache: What the window before returned; None where the videos start.
         """
-        before_mid, before_up = memory or (None, None)
+        before_mid, before_up = cache or (None, None)
         x = self._to_mid(z)
-        update, after_mid = self.temporal_mid.proceed(x, num_frames, before_mid)
+        update, after_mid = self.temporal_mid.forward_chunk(x, num_frames, before_mid)
         x = self._to_up(x + update)
-        update, after_up = self.temporal_up.proceed(x, num_frames, before_up)
+        update, after_up = self.temporal_up.forward_chunk(x, num_frames, before_up)
         return self._to_pixels(x + update, z), (after_mid, after_up)
 
     @abstractmethod

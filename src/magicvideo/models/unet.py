@@ -11,10 +11,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.models.adaptor import make_adaptor
-from magicvideo.models.blocks import BlockSettings, Conditions, DownBlock, MidBlock, UpBlock
+from magicvideo.models.adaptor import build_adaptor
+from magicvideo.models.blocks import BlockConfig, BlockContext, DownBlock, MidBlock, UpBlock
 from magicvideo.models.temporal_attention import TemporalMode
-from magicvideo.models.temporal_conv import ConvolutionKind, convolve
+from magicvideo.models.temporal_conv import ConvType, apply_conv
 from magicvideo.shapes import Latents, Tokens
 
 # the levels of Stable Diffusion, outermost first, and innermost first
@@ -86,14 +86,14 @@ class VideoUNet(ModelMixin, ConfigMixin):
         frame_adaptor: bool = True,
         noise_level: bool = False,
         spatial_attention: bool = True,
-        convolutions: ConvolutionKind = "2d",
+        convolutions: ConvType = "2d",
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
         heads = _per_level(attention_head_dim, len(channels))
         down = _heads_of(down_block_types, heads, "down_block_types")
         up = _heads_of(up_block_types, heads[::-1], "up_block_types")
-        settings = BlockSettings(
+        block_config = BlockConfig(
             time_embed_dim=4 * channels[0],
             cross_attention_dim=cross_attention_dim,
             num_groups=norm_num_groups,
@@ -104,19 +104,19 @@ class VideoUNet(ModelMixin, ConfigMixin):
             spatial_attention=spatial_attention,
             convolutions=convolutions,
         )
-        first, width = channels[0], settings.time_embed_dim
+        first, width = channels[0], block_config.time_embed_dim
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(first, width)
         self.fps_embedding = _silent_embedding(first, width)
         self.level_embedding = _silent_embedding(first, width) if noise_level else None
-        self.conv_in = settings.make_convolution(in_channels, first)
-        self.conv_in_adaptor = make_adaptor(num_frames, first, enabled=frame_adaptor)
-        self.down_blocks = _down_blocks(channels, layers_per_block, down, settings)
-        self.mid_block = MidBlock(channels[-1], heads[-1], settings)
-        self.up_blocks = _up_blocks(channels, layers_per_block, up, settings)
+        self.conv_in = block_config.build_conv(in_channels, first)
+        self.conv_in_adaptor = build_adaptor(num_frames, first, enabled=frame_adaptor)
+        self.down_blocks = _down_blocks(channels, layers_per_block, down, block_config)
+        self.mid_block = MidBlock(channels[-1], heads[-1], block_config)
+        self.up_blocks = _up_blocks(channels, layers_per_block, up, block_config)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=1e-5)
-        self.conv_out = settings.make_convolution(first, out_channels)
-        self.conv_out_adaptor = make_adaptor(num_frames, out_channels, enabled=frame_adaptor)
+        self.conv_out = block_config.build_conv(first, out_channels)
+        self.conv_out_adaptor = build_adaptor(num_frames, out_channels, enabled=frame_adaptor)
 
     def forward(
         self,
@@ -146,20 +146,20 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 f"the video has {num_frames} frames and the network at most "
                 f"{self.config.num_frames}"
             )
-        given = Conditions(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
+        context = BlockContext(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
         x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
-        x = self.conv_in_adaptor(convolve(self.conv_in, x, num_frames), num_frames)
+        x = self.conv_in_adaptor(apply_conv(self.conv_in, x, num_frames), num_frames)
         outputs = [x]
         for down in self.down_blocks:
-            outputs.extend(down(outputs[-1], given))
-        x = self.mid_block(outputs[-1], given)
+            outputs.extend(down(outputs[-1], context))
+        x = self.mid_block(outputs[-1], context)
         layers = self.config.layers_per_block + 1
         for up in self.up_blocks:
             taken, outputs = outputs[-layers:], outputs[:-layers]
             # the level above ends at the side of the last skip that this level leaves over
             side = outputs[-1].shape[-2:] if outputs else x.shape[-2:]
-            x = up(x, taken, given, side)
-        x = convolve(self.conv_out, F.silu(self.conv_norm_out(x)), num_frames)
+            x = up(x, taken, context, side)
+        x = apply_conv(self.conv_out, F.silu(self.conv_norm_out(x)), num_frames)
         x = self.conv_out_adaptor(x, num_frames)
         return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
 
@@ -205,18 +205,18 @@ def _heads_of(types: Sequence[str], heads: tuple[int, ...], name: str) -> list[i
 
 
 def _down_blocks(
-    channels: tuple[int, ...], num_layers: int, heads: list[int | None], settings: BlockSettings
+    channels: tuple[int, ...], num_layers: int, heads: list[int | None], block_config: BlockConfig
 ) -> nn.ModuleList:
     """Return the encoder half, outermost level first, as the heads are."""
     last = len(channels) - 1
     return nn.ModuleList(
-        DownBlock(widths, num_layers, heads[i], settings, is_last=i == last)
+        DownBlock(widths, num_layers, heads[i], block_config, is_last=i == last)
         for i, widths in enumerate(pairwise((channels[0], *channels)))
     )
 
 
 def _up_blocks(
-    channels: tuple[int, ...], num_layers: int, heads: list[int | None], settings: BlockSettings
+    channels: tuple[int, ...], num_layers: int, heads: list[int | None], block_config: BlockConfig
 ) -> nn.ModuleList:
     """Return the decoder half, innermost level first, as the heads are."""
     skips = _skip_channels(channels, num_layers)
@@ -226,7 +226,7 @@ def _up_blocks(
         taken = tuple(skips.pop() for _ in range(num_layers + 1))
         incoming = (before, *[width] * num_layers)
         is_last = i == len(channels) - 1
-        blocks.append(UpBlock(width, incoming, taken, heads[i], settings, is_last=is_last))
+        blocks.append(UpBlock(width, incoming, taken, heads[i], block_config, is_last=is_last))
         before = width
     return blocks
 

@@ -31,8 +31,8 @@ class Upscaler(ModelMixin, ConfigMixin):
 
     Pixels are folded, 4x4 into channels, so that the network works at the side of the small frame
     and below, which is what makes it cheap. All norms are over the channels of one position and
-    there is no attention: an output depends on what lies within `radius` and on nothing else, so
-    that a large frame can be made tile by tile.
+    there is no attention: an output depends on what lies within `receptive_radius` and on nothing
+    else, so that a large frame can be made tile by tile.
 
     Args:
         channels: Colour channels.
@@ -67,28 +67,28 @@ class Upscaler(ModelMixin, ConfigMixin):
         self.level_embedding = TimestepEmbedding(_FREQUENCIES, embed_dim)
         self.conv_in = nn.Conv2d(folded + channels, first, 3, padding=1)
         *finer, deepest = zip(widths, num_blocks, strict=True)
-        self.down_blocks = nn.ModuleList(ModulatedBlocks(*level, embed_dim) for level in finer)
+        self.down_blocks = nn.ModuleList(FiLMStack(*level, embed_dim) for level in finer)
         self.downsamplers = nn.ModuleList(
             nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1))
             for fine, coarse in pairwise(widths)
         )
-        self.mid_blocks = ModulatedBlocks(*deepest, embed_dim)
+        self.mid_blocks = FiLMStack(*deepest, embed_dim)
         self.upsamplers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2))
             for fine, coarse in pairwise(widths)
         )
-        self.up_blocks = nn.ModuleList(ModulatedBlocks(*level, embed_dim) for level in finer)
-        self.norm_out = ChannelNorm(first)
+        self.up_blocks = nn.ModuleList(FiLMStack(*level, embed_dim) for level in finer)
+        self.norm_out = LayerNorm2d(first)
         self.conv_out = _zero(nn.Conv2d(first, folded, 3, padding=1))
         self.gain_out = _zero(nn.Conv2d(first, folded, 1))
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         """Return what the sides of a small frame must be multiples of."""
         return int(2 ** (len(self.config.widths) - 1))
 
     @property
-    def radius(self) -> int:
+    def receptive_radius(self) -> int:
         """Return how far an output pixel sees to each side, in pixels of the small frame.
 
         A block reaches 2 positions, by its two convolutions. A level with reach r reaches 2 r + 1
@@ -102,14 +102,14 @@ class Upscaler(ModelMixin, ConfigMixin):
         return int(radius + 2)
 
     @property
-    def margin(self) -> int:
+    def tile_overlap(self) -> int:
         """Return by how much a tile reaches over its core: the radius, as whole multiples."""
-        return -(-self.radius // self.multiple) * self.multiple
+        return -(-self.receptive_radius // self.size_divisor) * self.size_divisor
 
     @property
-    def least_tile(self) -> int:
-        """Return the shortest side of a tile: in pixels of the small frame, its core `multiple`."""
-        return 2 * self.margin + self.multiple
+    def min_tile_size(self) -> int:
+        """Return the shortest side of a tile, in pixels of the small frame."""
+        return 2 * self.tile_overlap + self.size_divisor
 
     def forward(
         self,
@@ -123,7 +123,7 @@ class Upscaler(ModelMixin, ConfigMixin):
         Args:
             noisy: Noisy residuals.
             small: Small frames in [-1, 1], with noise of `noise_level` added; their sides are
-                multiples of `multiple`.
+                multiples of `size_divisor`.
             timestep: Diffusion step of each frame.
             noise_level: Standard deviation of the noise that was added to each small frame.
 
@@ -132,10 +132,11 @@ class Upscaler(ModelMixin, ConfigMixin):
         """
         factor = self.config.factor
         sides, expected = noisy.shape[-2:], [factor * side for side in small.shape[-2:]]
-        if list(sides) != expected or any(side % self.multiple for side in small.shape[-2:]):
+        if list(sides) != expected or any(side % self.size_divisor for side in small.shape[-2:]):
             raise ValueError(
                 f"small frames of {tuple(small.shape[-2:])} and residuals of {tuple(sides)}: the "
-                f"former must be multiples of {self.multiple}, the latter {factor} times as large"
+                f"former must be multiples of {self.size_divisor}, the latter {factor} times as "
+                "large"
             )
         embedding = F.silu(
             self.time_embedding(self.frequencies(timestep).to(noisy.dtype))
@@ -157,12 +158,12 @@ class Upscaler(ModelMixin, ConfigMixin):
         return F.pixel_shuffle(addcmul(self.conv_out(x), self.gain_out(x), folded), factor)
 
 
-def enlarge(frames: FoldedFrames, factor: int) -> LargeFrames:
+def upsample_bicubic(frames: FoldedFrames, factor: int) -> LargeFrames:
     """Return frames of `factor` times the side by cubic convolution: what residuals add to."""
     return F.interpolate(frames, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
-class ChannelNorm(nn.LayerNorm):
+class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each position, blind to all other positions."""
 
     def forward(self, x: FoldedFrames) -> FoldedFrames:
@@ -170,15 +171,15 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class ModulatedBlock(nn.Module):
+class FiLMResBlock(nn.Module):
     """Two convolutions with a residual; the embedding scales and shifts what is between them."""
 
     def __init__(self, channels: int, embed_dim: int) -> None:
         super().__init__()
-        self.norm1 = ChannelNorm(channels)
+        self.norm1 = LayerNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = nn.Linear(embed_dim, 2 * channels)
-        self.norm2 = ChannelNorm(channels)
+        self.norm2 = LayerNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: FoldedFrames, embedding: Float[Tensor, "n e"]) -> FoldedFrames:
@@ -189,11 +190,11 @@ class ModulatedBlock(nn.Module):
         return x + self.conv2(F.silu(h))
 
 
-class ModulatedBlocks(nn.ModuleList):
+class FiLMStack(nn.ModuleList):
     """Blocks one after the other, all told the same."""
 
     def __init__(self, channels: int, count: int, embed_dim: int) -> None:
-        super().__init__(ModulatedBlock(channels, embed_dim) for _ in range(count))
+        super().__init__(FiLMResBlock(channels, embed_dim) for _ in range(count))
 
     def forward(self, x: FoldedFrames, embedding: Float[Tensor, "n e"]) -> FoldedFrames:
         """Return the last block's output."""

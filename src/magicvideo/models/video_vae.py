@@ -14,17 +14,17 @@ from jaxtyping import Float
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
-from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder, sample_of
+from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder, sample_posterior
 from magicvideo.models.inflate import inflate
 from magicvideo.models.temporal_attention import DirectedTemporalAttention
-from magicvideo.models.temporal_decoder import Features, VideoDecoder
-from magicvideo.rng import Draws
+from magicvideo.models.temporal_decoder import Features, TemporalDecoderMixin
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames
 
 _ENCODER = ("encoder", "quant_conv")
 
 
-class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
+class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
     """A `PatchAutoencoder` whose decoder attends to earlier frames.
 
     The layers stand after the residual blocks at the code's side, and after the first one at twice
@@ -41,7 +41,7 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         noise_std: Standard deviation of the posterior, as a share of the code's own.
         scaling_factor: One over the standard deviation of the code.
         temporal_heads: Attention heads of both temporal layers.
-        temporal_reach: How many frames a frame attends to, itself included.
+        temporal_window_size: How many frames a frame attends to, itself included.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -60,7 +60,7 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         noise_std: float = 0.05,
         scaling_factor: float = 1.0,
         temporal_heads: int = 4,
-        temporal_reach: int = 16,
+        temporal_window_size: int = 16,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -78,13 +78,17 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
             raise ValueError(f"decoder_layers={decoder_layers}: the first must be at least 1")
         self._mid = 1 + decoder_layers[1]  # a convolution and the blocks at the code's side
         self._up = self._mid + 3  # a convolution, the shuffle and a block at twice that side
-        self.temporal_mid = DirectedTemporalAttention(coarse, temporal_heads, reach=temporal_reach)
-        self.temporal_up = DirectedTemporalAttention(fine, temporal_heads, reach=temporal_reach)
+        self.temporal_mid = DirectedTemporalAttention(
+            coarse, temporal_heads, window_size=temporal_window_size
+        )
+        self.temporal_up = DirectedTemporalAttention(
+            fine, temporal_heads, window_size=temporal_window_size
+        )
 
     def forward(
         self,
         x: FoldedFrames,
-        draws: Draws,
+        generator: StackedGenerator,
         num_frames: int = 1,
         noise_levels: Float[Tensor, " b"] | None = None,
         common_noise: float = 0.0,
@@ -95,7 +99,7 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         scaled latents of each video. All positions of a frame have `common_noise` of its variance
         in common.
         """
-        return _reconstruct(self, x, draws, num_frames, noise_levels, common_noise)
+        return _reconstruct(self, x, generator, num_frames, noise_levels, common_noise)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         return self.decoder[: self._mid](z * self.config.scaling_factor)
@@ -107,7 +111,7 @@ class VideoPatchAutoencoder(VideoDecoder, PatchAutoencoder):
         return self.decoder_linear(z) + self.decoder[self._up :](x)
 
 
-class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
+class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
     """A diffusers `AutoencoderKL` whose decoder attends to earlier frames.
 
     The layers stand after `decoder.mid_block` and after `decoder.up_blocks[0]`. Windows of frames
@@ -133,7 +137,7 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         use_post_quant_conv: Whether a convolution stands before the decoder.
         mid_block_add_attention: Whether the middle blocks have spatial attention.
         temporal_heads: Attention heads of both temporal layers.
-        temporal_reach: How many frames a frame attends to, itself included.
+        temporal_window_size: How many frames a frame attends to, itself included.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -161,7 +165,7 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
         temporal_heads: int = 8,
-        temporal_reach: int = 16,
+        temporal_window_size: int = 16,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -185,14 +189,16 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         )
         channels = block_out_channels[-1]
         self.temporal_mid = DirectedTemporalAttention(
-            channels, temporal_heads, reach=temporal_reach
+            channels, temporal_heads, window_size=temporal_window_size
         )
-        self.temporal_up = DirectedTemporalAttention(channels, temporal_heads, reach=temporal_reach)
+        self.temporal_up = DirectedTemporalAttention(
+            channels, temporal_heads, window_size=temporal_window_size
+        )
 
     def forward(
         self,
         x: FoldedFrames,
-        draws: Draws,
+        generator: StackedGenerator,
         num_frames: int = 1,
         noise_levels: Float[Tensor, " b"] | None = None,
         common_noise: float = 0.0,
@@ -203,7 +209,7 @@ class VideoAutoencoderKL(VideoDecoder, AutoencoderKL):
         scaled latents of each video. All positions of a frame have `common_noise` of its variance
         in common.
         """
-        return _reconstruct(self, x, draws, num_frames, noise_levels, common_noise)
+        return _reconstruct(self, x, generator, num_frames, noise_levels, common_noise)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
         if self.post_quant_conv is not None:
@@ -234,7 +240,7 @@ VideoAutoencoder: TypeAlias = VideoPatchAutoencoder | VideoAutoencoderKL
 
 
 def inflate_autoencoder(
-    image: Autoencoder, temporal_heads: int, temporal_reach: int
+    image: Autoencoder, temporal_heads: int, temporal_window_size: int
 ) -> VideoAutoencoder:
     """Return the video form of an image autoencoder: its weights, and silent temporal layers.
 
@@ -246,7 +252,7 @@ def inflate_autoencoder(
     """
     kind = VideoPatchAutoencoder if isinstance(image, PatchAutoencoder) else VideoAutoencoderKL
     config = {name: value for name, value in image.config.items() if not name.startswith("_")}
-    temporal = {"temporal_heads": temporal_heads, "temporal_reach": temporal_reach}
+    temporal = {"temporal_heads": temporal_heads, "temporal_window_size": temporal_window_size}
     video: VideoAutoencoder = kind(**config | temporal)
     inflate(video, image.state_dict())
     return video
@@ -261,18 +267,18 @@ def freeze_encoder(autoencoder: VideoAutoencoder) -> None:
 def _reconstruct(
     autoencoder: VideoAutoencoder,
     x: FoldedFrames,
-    draws: Draws,
+    generator: StackedGenerator,
     num_frames: int,
     noise_levels: Float[Tensor, " b"] | None,
     common_noise: float,
 ) -> tuple[FoldedFrames, Features]:
     posterior = autoencoder.encode(x).latent_dist
     if noise_levels is None:
-        code = sample_of(posterior, draws)
+        code = sample_posterior(posterior, generator)
     else:
         levels = noise_levels.repeat_interleave(num_frames) / autoencoder.config.scaling_factor
-        own = draws.normal(posterior.mean.shape)
-        common = draws.normal((*own.shape[:2], 1, 1))
+        own = generator.normal(posterior.mean.shape)
+        common = generator.normal((*own.shape[:2], 1, 1))
         noise = (1 - common_noise) ** 0.5 * own + common_noise**0.5 * common
         code = posterior.mode() + levels[:, None, None, None] * noise.to(posterior.mean)
     return autoencoder.decode(code, num_frames).sample, posterior.mean

@@ -32,7 +32,7 @@ class ModelCapabilities:
         stages: What it has networks for.
         num_inserted: New frames between two key frames.
         upscale_factor: Of the super-resolution.
-        least_tile: Shortest side of what its network can see, in pixels of the small frames.
+        min_tile_size: Shortest side of what its network can see, in pixels of the small frames.
         default_interpolation_steps: Diffusion steps of the interpolation.
         default_upscaler_steps: Diffusion steps of the super-resolution.
         loras: What is merged into its weights, in order.
@@ -51,7 +51,7 @@ class ModelCapabilities:
     stages: tuple[str, ...]
     num_inserted: int
     upscale_factor: int
-    least_tile: int
+    min_tile_size: int
     default_interpolation_steps: int
     default_upscaler_steps: int
     loras: tuple[LoraRef, ...] = ()
@@ -155,7 +155,7 @@ class ModelCapabilities:
         Raises:
             UserError: If it is for a stage that the video has not, or for tiles that cannot be.
         """
-        tile, least = bounds.upscaler_tile, self.least_tile
+        tile, least = bounds.upscaler_tile, self.min_tile_size
         if "upscaler" not in request.stages:
             if replace(bounds, decoder_frames=DEFAULT_CHUNKS.decoder_frames) != DEFAULT_CHUNKS:
                 raise UserError(
@@ -180,7 +180,7 @@ class ModelCapabilities:
         if single != bounds:
             return single
         seen = min(bounds.upscaler_tile, self.side)
-        tile = max(self.least_tile, seen // 2)
+        tile = max(self.min_tile_size, seen // 2)
         return replace(bounds, upscaler_tile=tile) if tile < seen else bounds
 
 

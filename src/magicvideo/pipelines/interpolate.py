@@ -7,11 +7,15 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.diffusion.keyframe_interpolation import fill_gaps, key_pairs, weave
-from magicvideo.diffusion.noise import draw_noise, generator_for
+from magicvideo.diffusion.keyframe_interpolation import (
+    interleave_frames,
+    pair_keyframes,
+    sample_inbetweens,
+)
+from magicvideo.diffusion.noise import correlated_noise, seeded_generator
 from magicvideo.diffusion.sampling import Scheduler
 from magicvideo.models.interpolator import Interpolator
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents, Tokens
 
 
@@ -24,7 +28,7 @@ def interpolate_latents(
     fps: float,
     seed: int,
     num_steps: int,
-    shared_noise: float,
+    noise_correlation: float,
     noise_level: int,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "1 all c h w"]:
@@ -40,21 +44,23 @@ def interpolate_latents(
         fps: Frames a second of the finished video.
         seed: The video's.
         num_steps: Diffusion steps.
-        shared_noise: Share of the noise that all frames have, as in training.
+        noise_correlation: Share of the noise that all frames have, as in training.
         noise_level: Diffusion step up to which the network's view of the keys is noised, which
             lets it tell motion from what is wrong with keys that were themselves made.
         on_step: Called with the number of finished steps.
     """
     gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
-    generator = generator_for("interpolation", seed)
-    noise = draw_noise((1, gaps * inserted, *keys.shape[2:]), Draws([generator]), shared_noise)
+    generator = seeded_generator("interpolation", seed)
+    noise = correlated_noise(
+        (1, gaps * inserted, *keys.shape[2:]), StackedGenerator([generator]), noise_correlation
+    )
     noise = rearrange(noise, "1 (g k) c h w -> g k c h w", g=gaps).to(keys)
     seen = noise_keyframes(keys, scheduler, noise_level, generator)
-    new = fill_gaps(
+    new = sample_inbetweens(
         interpolator.estimate,
         interpolator.denoise,
-        key_pairs(keys),
-        key_pairs(seen),
+        pair_keyframes(keys),
+        pair_keyframes(seen),
         noise,
         scheduler,
         num_steps,
@@ -63,7 +69,7 @@ def interpolate_latents(
         torch.full((gaps,), fps, device=keys.device),
         on_step,
     )
-    return weave(keys, new)
+    return interleave_frames(keys, new)
 
 
 def noise_keyframes(

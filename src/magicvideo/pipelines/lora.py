@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from magicvideo.atomic_io import sha256
 from magicvideo.errors import UserError
-from magicvideo.models.lora import BASE_MODEL, LowRank, add_low_rank
-from magicvideo.models.lora_conversion import PEFT_PREFIX, read_updates
+from magicvideo.models.lora import BASE_MODEL, LoraWeights, merge_lora
+from magicvideo.models.lora_conversion import PEFT_PREFIX, convert_lora_state_dict
 from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 from magicvideo.pipelines.request import LoraRef
 
@@ -42,7 +42,7 @@ class Lora:
     """
 
     use: LoraRef
-    updates: Mapping[str, Mapping[str, LowRank]]
+    updates: Mapping[str, Mapping[str, LoraWeights]]
     base: str | None
 
 
@@ -108,7 +108,7 @@ def read_lora(path: Path, scale: float, networks: Mapping[str, nn.Module]) -> Lo
     with safe_open(path, framework="pt") as file:
         notes: dict[str, str] = file.metadata() or {}
     weights = {name: dict(network.named_parameters()) for name, network in networks.items()}
-    updates = read_updates(load_file(path), weights, _alphas(path, notes), str(path))
+    updates = convert_lora_state_dict(load_file(path), weights, _alphas(path, notes), str(path))
     return Lora(use, updates, notes.get(BASE_MODEL))
 
 
@@ -134,7 +134,7 @@ def lora_hash(path: Path) -> str:
 
 def _merge(lora: Lora, component: str, network: nn.Module) -> None:
     updates = lora.updates.get(component, {})
-    add_low_rank(dict(network.named_parameters()), updates, lora.use.scale)
+    merge_lora(dict(network.named_parameters()), updates, lora.use.scale)
 
 
 def _peft_config(path: Path) -> Path | None:

@@ -10,9 +10,9 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from magicvideo.atomic_io import atomic_folder, folder_hash
+from magicvideo.atomic_io import atomic_folder, hash_folder
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder import Autoencoder, spatial_factor
+from magicvideo.models.autoencoder import Autoencoder, vae_scale_factor
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
@@ -58,7 +58,7 @@ class VideoModel(DiffusionPipeline):
         default_upscaler_steps: Diffusion steps of the super-resolution.
         interpolation_noise_level: Diffusion step up to which the interpolator's keys are noised.
         upscaler_noise_level: Deviation of the noise on the frames that the upscaler is shown.
-        shared_noise: Share of the noise that all frames of a video have, as in training.
+        noise_correlation: Share of the noise that all frames of a video have, as in training.
         license: Licence of the weights.
     """
 
@@ -88,7 +88,7 @@ class VideoModel(DiffusionPipeline):
         default_upscaler_steps: int = 2,
         interpolation_noise_level: int = 0,
         upscaler_noise_level: float = 0.0,
-        shared_noise: float = 0.0,
+        noise_correlation: float = 0.0,
         license: str | None = None,
     ) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class VideoModel(DiffusionPipeline):
             default_upscaler_steps=default_upscaler_steps,
             interpolation_noise_level=interpolation_noise_level,
             upscaler_noise_level=upscaler_noise_level,
-            shared_noise=shared_noise,
+            noise_correlation=noise_correlation,
             license=license,
         )
 
@@ -167,11 +167,11 @@ class VideoModel(DiffusionPipeline):
             default_upscaler_steps=index.default_upscaler_steps,
             interpolation_noise_level=index.interpolation_noise_level,
             upscaler_noise_level=index.upscaler_noise_level,
-            shared_noise=index.shared_noise,
+            noise_correlation=index.noise_correlation,
             license=index.license,
         )
         pipeline.loader = None if offload_device is None else loader
-        pipeline.model_hash = folder_hash(folder)
+        pipeline.model_hash = hash_folder(folder)
         if (folder / WORDS_FILE).is_file():
             pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
         return pipeline
@@ -190,7 +190,7 @@ class VideoModel(DiffusionPipeline):
             if self.words:
                 text = "".join(f"{word}\n" for word in sorted(self.words))
                 (partial / WORDS_FILE).write_text(text, encoding="utf-8")
-        self.model_hash = folder_hash(folder)
+        self.model_hash = hash_folder(folder)
         self.lora_stack.forget()  # they are part of what was written
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
@@ -269,7 +269,7 @@ class VideoModel(DiffusionPipeline):
         return ModelCapabilities(
             hash=self.model_hash,
             device=self.device.type,
-            side=self.unet.config.sample_size * spatial_factor(self.vae),
+            side=self.unet.config.sample_size * vae_scale_factor(self.vae),
             max_frames=self.unet.config.num_frames,
             max_steps=self.scheduler.config.num_train_timesteps,
             default_fps=config.default_fps,
@@ -280,7 +280,7 @@ class VideoModel(DiffusionPipeline):
             stages=tuple(name for name in STAGES if present[name]),
             num_inserted=self.interpolator.config.num_inserted if self.interpolator else 0,
             upscale_factor=self.upscaler.config.factor if self.upscaler else 1,
-            least_tile=self.upscaler.least_tile if self.upscaler else 0,
+            min_tile_size=self.upscaler.min_tile_size if self.upscaler else 0,
             default_interpolation_steps=config.default_interpolation_steps,
             default_upscaler_steps=config.default_upscaler_steps,
             loras=self.lora_stack.uses,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from magicvideo.atomic_io import folder_hash, verify_sums
+from magicvideo.atomic_io import hash_folder, verify_checksums
 from magicvideo.errors import UserError
 
 INDEX = "model_index.json"
@@ -79,7 +79,7 @@ class ModelIndex(BaseModel):
     default_upscaler_steps: int = Field(default=2, ge=1)
     interpolation_noise_level: int = Field(default=0, ge=0, lt=1000)
     upscaler_noise_level: float = Field(default=0.0, ge=0)
-    shared_noise: float = Field(default=0.0, ge=0, le=1)
+    noise_correlation: float = Field(default=0.0, ge=0, le=1)
     license: str | None = None
 
     def class_of(self, component: str) -> str | None:
@@ -121,7 +121,7 @@ def verify_model_folder(folder: Path) -> ModelIndex:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in _PICKLES:
             raise UserError(f"{path} is a pickle, which can run code; only safetensors are read.")
-    verify_sums(folder)
+    verify_checksums(folder)
     index = read_index(folder)
     for component in index.networks():
         read_safetensors_header(folder / component / WEIGHTS[component])
@@ -281,7 +281,7 @@ def summarize(folder: Path) -> ModelSummary:
             )
         )
     return ModelSummary(
-        folder, folder_hash(folder), index.license, _training_steps(folder), components
+        folder, hash_folder(folder), index.license, _training_steps(folder), components
     )
 
 

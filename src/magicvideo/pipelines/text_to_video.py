@@ -11,12 +11,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from magicvideo.diffusion.noise import noise_for
-from magicvideo.diffusion.sampling import make_scheduler, sample
+from magicvideo.diffusion.noise import initial_latent_noise
+from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
-from magicvideo.models.denoiser import image_tokens
+from magicvideo.models.denoiser import image_to_condition_tokens
 from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
 from magicvideo.pipelines.hints import prompt_hints
 from magicvideo.pipelines.image_condition import encode_image_condition
@@ -198,7 +198,7 @@ class MagicVideoPipeline(VideoModel):
             raise UserError(
                 f"The picture's embedding has {len(embedding)} values; this model's have {width}."
             )
-        image = image_tokens(conditioner, embedding[None], text.shape[1])
+        image = image_to_condition_tokens(conditioner, embedding[None], text.shape[1])
         if not request.prompt.strip():
             return image, negative
         return torch.cat([text, image], dim=1), torch.cat([negative, negative], dim=1)
@@ -213,9 +213,11 @@ class MagicVideoPipeline(VideoModel):
         """Return the latents of the key frames, in single precision like the noise."""
         config = self.unet.config
         shape = (request.num_frames, config.in_channels, config.sample_size, config.sample_size)
-        noise = noise_for(request.seed, shape, self.config.shared_noise).to(self.device)
+        noise = initial_latent_noise(request.seed, shape, self.config.noise_correlation).to(
+            self.device
+        )
         steps = request.num_inference_steps
-        return sample(
+        return sample_with_cfg(
             self.unet,
             noise,
             make_scheduler(self.scheduler.config, request.scheduler),
@@ -252,7 +254,7 @@ class MagicVideoPipeline(VideoModel):
             fps=request.video_fps,
             seed=request.seed,
             num_steps=steps,
-            shared_noise=self.config.shared_noise,
+            noise_correlation=self.config.noise_correlation,
             noise_level=noise_level,
             on_step=_reporter(progress, "interpolation", steps),
         )
@@ -264,8 +266,8 @@ class MagicVideoPipeline(VideoModel):
         bounds: ChunkSizes = DEFAULT_CHUNKS,
     ) -> Frames:
         """Return the frames of latents."""
-        on_window = None if progress is None else partial(progress, "decoding")
-        return decode_latents(self.vae, latents, bounds.decoder_frames, on_window)
+        on_chunk = None if progress is None else partial(progress, "decoding")
+        return decode_latents(self.vae, latents, bounds.decoder_frames, on_chunk)
 
     def upscale(
         self,

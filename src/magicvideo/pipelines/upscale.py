@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from magicvideo.diffusion.noise import generator_for
-from magicvideo.diffusion.sampling import Scheduler, follow
+from magicvideo.diffusion.noise import seeded_generator
+from magicvideo.diffusion.sampling import Scheduler, denoising_loop
 from magicvideo.errors import UserError
-from magicvideo.models.upscaler import Upscaler, enlarge
+from magicvideo.models.upscaler import Upscaler, upsample_bicubic
 from magicvideo.pipelines.padding import pad_to_multiple
 from magicvideo.shapes import FoldedFrames, Frames
 
@@ -135,7 +135,7 @@ class TiledUpscaler:
         noise: tuple[Tensor, Tensor] | None = None
         for part in parts:
             small = pad_to_multiple(
-                part.to(self.upscaler.device, torch.float32), self.upscaler.multiple
+                part.to(self.upscaler.device, torch.float32), self.upscaler.size_divisor
             )
             if noise is None:
                 noise = (
@@ -144,7 +144,7 @@ class TiledUpscaler:
                 )
             start, blur = noise
             residuals = self._residuals(small + self.noise_level * blur, start)
-            large = enlarge(small, config.factor) + config.residual_scale * residuals
+            large = upsample_bicubic(small, config.factor) + config.residual_scale * residuals
             height, width = (config.factor * side for side in part.shape[-2:])
             yield large[..., :height, :width].clamp(-1, 1)
 
@@ -160,7 +160,7 @@ class TiledUpscaler:
             return predict_tiled(self.upscaler, noisy[0], seen, timestep, level, tile)[None]
 
         shared = noise.expand(len(seen), -1, -1, -1)[None]
-        return follow(predict, shared, self.scheduler, self.num_steps, self.on_step)[0]
+        return denoising_loop(predict, shared, self.scheduler, self.num_steps, self.on_step)[0]
 
 
 def predict_tiled(
@@ -221,7 +221,7 @@ def _spans(side: int, tile: int, upscaler: Upscaler) -> Iterator[_Span]:
     if side <= tile:
         yield _Span(0, 0, side, side)
         return
-    least, margin, multiple = upscaler.least_tile, upscaler.margin, upscaler.multiple
+    least, margin, multiple = upscaler.min_tile_size, upscaler.tile_overlap, upscaler.size_divisor
     if tile < least:
         raise UserError(f"tile={tile} is too small for this upscaler; give {least} or more.")
     core = (tile - 2 * margin) // multiple * multiple
@@ -235,7 +235,7 @@ def _shared_noise(
 ) -> Float[Tensor, "1 c tall wide"]:
     """Return the noise that all frames of a video have, drawn whole, whatever its tiles."""
     _, channels, height, width = small.shape
-    generator = generator_for("upscaler", seed, purpose)
+    generator = seeded_generator("upscaler", seed, purpose)
     noise = torch.randn((1, channels, factor * height, factor * width), generator=generator)
     return noise.to(small.device)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.media.video_stream import Footage, Frame
-from magicvideo.models.autoencoder import decode_windows, encode_frames, spatial_factor
+from magicvideo.models.autoencoder import encode_frames, iter_decode, vae_scale_factor
 from magicvideo.models.conditioning import encode_text
 from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
 from magicvideo.pipelines.interpolate import interpolate_latents
@@ -113,7 +113,7 @@ def _interpolate(
         latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
         window, done = footage.at_once(DEFAULT_CHUNKS.decoder_frames), 0
         windows = chain.from_iterable(torch.split(part, window) for part in latents)
-        for frames in decode_windows(pipeline.vae, windows):
+        for frames in iter_decode(pipeline.vae, windows):
             done += len(frames)
             progress("decoding", done, made.num_frames)
             yield from frames[..., : made.height, : made.width].cpu()
@@ -124,7 +124,7 @@ def _encode(
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Yield the latents of the frames."""
     levels = len(pipeline.unet.config.block_out_channels)
-    multiple = int(spatial_factor(pipeline.vae) * 2 ** (levels - 1))
+    multiple = int(vae_scale_factor(pipeline.vae) * 2 ** (levels - 1))
     done = 0
     for part in footage.parts(_GAPS_AT_ONCE):
         padded = pad_to_multiple(part, multiple)[None].to(pipeline.device)
@@ -162,7 +162,7 @@ def _fill(
             fps=fps,
             seed=seed,
             num_steps=num_steps,
-            shared_noise=pipeline.config.shared_noise,
+            noise_correlation=pipeline.config.noise_correlation,
             noise_level=0,  # a camera's frames are clean
             on_step=on_step,
         )

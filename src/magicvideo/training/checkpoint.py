@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_sums
+from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_checksums
 from magicvideo.errors import UserError
 from magicvideo.training.distributed import DistributedContext, distribute_like, gather_full
 from magicvideo.training.ema import EMA
@@ -140,7 +140,7 @@ class CheckpointManager:
 
 def _fault(folder: Path) -> str | None:
     try:
-        verify_sums(folder)
+        verify_checksums(folder)
     except UserError as error:
         return str(error)
     return None

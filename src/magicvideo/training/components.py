@@ -7,13 +7,13 @@ from typing import Any
 
 from diffusers import ModelMixin
 
-from magicvideo.atomic_io import verify_sums
+from magicvideo.atomic_io import verify_checksums
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.data.shards.index import is_sharded
 from magicvideo.errors import UserError
-from magicvideo.models.inflate import is_new
-from magicvideo.models.pretrained_encoders import FrozenFolders
+from magicvideo.models.inflate import is_temporal_key
+from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 from magicvideo.training.checkpoint import load_state_dict_strict
 from magicvideo.training.recipe import LoraTrainingConfig, Recipe, StageName
 from magicvideo.training.trainer import OUTPUT
@@ -52,7 +52,7 @@ def stage_output(recipe: Recipe, name: StageName) -> Path:
             f"Stage {name} is not done: {folder} does not exist; train it first with "
             f"--stage {name}."
         )
-    verify_sums(folder)
+    verify_checksums(folder)
     return folder
 
 
@@ -78,13 +78,13 @@ def image_vae_path(recipe: Recipe) -> Path:
     return _made_by(recipe, "vae", ("autoencoder",))
 
 
-def frozen_encoder_paths(recipe: Recipe) -> FrozenFolders:
+def frozen_encoder_paths(recipe: Recipe) -> FrozenEncoderPaths:
     """Return the folders of what the denoiser stands on.
 
     Raises:
         UserError: As `component`.
     """
-    return FrozenFolders(
+    return FrozenEncoderPaths(
         vae=image_vae_path(recipe),
         text_encoder=component_path(recipe, "text_encoder"),
         tokenizer=component_path(recipe, "tokenizer"),
@@ -161,7 +161,9 @@ def load_init_weights(
     folder = init_path(recipe, name)
     if folder is None:
         return False
-    load_state_dict_strict(network, folder / WEIGHTS, leave_out=is_new if image_part else None)
+    load_state_dict_strict(
+        network, folder / WEIGHTS, leave_out=is_temporal_key if image_part else None
+    )
     stored = read_config(folder)
     network.register_to_config(**{name: stored[name] for name in _MEASURED if name in stored})
     return True
@@ -176,7 +178,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 @lru_cache
 def _verify_once(folder: Path) -> None:
     """Check a folder. It holds gigabytes and is asked for one part after the other."""
-    verify_sums(folder)
+    verify_checksums(folder)
 
 
 def _made_by(recipe: Recipe, name: str, makers: tuple[StageName, ...]) -> Path:
@@ -239,7 +241,7 @@ def frames_folder(recipe: Recipe, who: str) -> Path:
 
 
 def denoiser_dataset(
-    recipe: Recipe, name: StageName, folders: FrozenFolders
+    recipe: Recipe, name: StageName, folders: FrozenEncoderPaths
 ) -> ClipDataset | ShardDataset:
     """Return the clips of the training split for a stage of the denoiser.
 

@@ -7,10 +7,10 @@ from torch import nn
 
 from magicvideo.data.shards.index import is_sharded
 from magicvideo.models.flops import (
-    TrainingPass,
+    TrainingCost,
     count_flops,
     count_parameters,
-    count_training_pass,
+    profile_training_step,
 )
 from magicvideo.training.components import SHARD_STAGES
 from magicvideo.training.meta_stages import MetaStage, build_meta_stage
@@ -114,7 +114,7 @@ def estimate_run(recipe: Recipe) -> list[StageEstimate]:
             with torch.no_grad():
                 before = count_flops(nn.ModuleList(sketch.frozen), sketch.prepare).total
             everything = nn.ModuleList([sketch.network, *sketch.frozen])
-            passed = count_training_pass(everything, sketch.loss)
+            passed = profile_training_step(everything, sketch.loss)
         parameters = list(sketch.network.named_parameters())
         if is_sharded(recipe.data) and name in SHARD_STAGES:
             before = 0  # it was done once, when the clips were encoded
@@ -144,13 +144,13 @@ def clip_bytes(recipe: Recipe) -> tuple[int, int]:
 
 
 def _memory(
-    sketch: MetaStage, everything: int, passed: TrainingPass, settings: StageConfig, gpus: int
+    sketch: MetaStage, everything: int, passed: TrainingCost, settings: StageConfig, gpus: int
 ) -> MemoryEstimate:
     own = list(sketch.network.parameters())
     trained = sum(p.numel() for p in own if p.requires_grad)
     is_mixed = settings.mixed_precision != "no"
     number = _HALF if is_mixed else _NUMBER
-    kept = number * passed.kept_numbers + passed.kept_bytes
+    kept = number * passed.saved_activation_numel + passed.saved_other_bytes
     return MemoryEstimate(
         weights=_NUMBER * everything + (_HALF * trained if is_mixed else 0),
         gradients=_NUMBER * trained * min(gpus, 2),

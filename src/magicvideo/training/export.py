@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from magicvideo.atomic_io import atomic_folder
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder_loading import autoencoder_class
-from magicvideo.models.lora import LORA_FILE, add_low_rank
-from magicvideo.models.lora_conversion import read_updates
+from magicvideo.models.autoencoder_loading import read_autoencoder_class
+from magicvideo.models.lora import LORA_FILE, merge_lora
+from magicvideo.models.lora_conversion import convert_lora_state_dict
 from magicvideo.training.components import (
     LORA,
     OPTIONAL,
@@ -120,7 +120,7 @@ def _parts(recipe: Recipe) -> dict[str, Path]:
 def _class_of(name: str, folder: Path) -> list[str]:
     """Return a component's library and class."""
     if name == "vae":
-        kind = autoencoder_class(folder)
+        kind = read_autoencoder_class(folder)
         library = "diffusers" if kind is AutoencoderKL else "magicvideo"
         return [library, kind.__name__]
     return list(_CLASSES[name])
@@ -140,8 +140,8 @@ def _merge_lora(file: Path, product: Path) -> None:
     """Add what the adapters learned to the weights of the model that they adapt."""
     weights = {name: tensor.float() for name, tensor in load_file(file).items()}
     lora = product / LORA / LORA_FILE
-    updates = read_updates(load_file(lora), {"unet": weights}, {}, str(lora))
-    add_low_rank(weights, updates["unet"], 1.0)
+    updates = convert_lora_state_dict(load_file(lora), {"unet": weights}, {}, str(lora))
+    merge_lora(weights, updates["unet"], 1.0)
     save_file(weights, file, metadata={"format": "pt"})
 
 
@@ -155,7 +155,7 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
         "_diffusers_version": diffusers.__version__,
         **components,
         **defaults,
-        "shared_noise": recipe.noise.noise_correlation,
+        "noise_correlation": recipe.noise.noise_correlation,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

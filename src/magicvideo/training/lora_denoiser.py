@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magicvideo.errors import UserError
 from magicvideo.models.denoiser import ConditionedDenoiser
-from magicvideo.models.lora import BASE_MODEL, LORA_FILE, LowRank, standard_tensors
+from magicvideo.models.lora import BASE_MODEL, LORA_FILE, LoraWeights, to_peft_state_dict
 from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Latents, Tokens
 from magicvideo.training.components import LORA
@@ -87,10 +87,10 @@ class LoraDenoiser(nn.Module):
         """Return its U-Net, adapters included."""
         return self.base.unet
 
-    def lora_weights(self) -> dict[str, LowRank]:
+    def lora_weights(self) -> dict[str, LoraWeights]:
         """Return what the adapters add to the U-Net's weights, by name."""
         return {
-            f"{name}.weight": LowRank(down.weight, up.weight, self.alpha)
+            f"{name}.weight": LoraWeights(down.weight, up.weight, self.alpha)
             for name, (down, up) in self._pairs.items()
         }
 
@@ -100,18 +100,18 @@ class LoraDenoiser(nn.Module):
         timestep: Shaped[Tensor, "b"],
         tokens: Tokens,
         embeddings: Float[Tensor, "b e"],
-        told_by_image: Bool[Tensor, "b"],
+        use_image_condition: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, as `ConditionedDenoiser` does."""
-        return self.base(latents, timestep, tokens, embeddings, told_by_image, fps)
+        return self.base(latents, timestep, tokens, embeddings, use_image_condition, fps)
 
     @torch.no_grad()
-    def save_parts(self, folder: Path) -> None:
+    def save_components(self, folder: Path) -> None:
         """Write the LoRA in the layout that diffusers and peft share; its header names the base."""
         (folder / LORA).mkdir()
         metadata = {"format": "pt", BASE_MODEL: self.base_hash}
-        tensors = standard_tensors(self.lora_weights(), "unet")
+        tensors = to_peft_state_dict(self.lora_weights(), "unet")
         (folder / LORA / LORA_FILE).write_bytes(_serialised(tensors, metadata))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoraDenoiser":

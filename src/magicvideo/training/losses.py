@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from magicvideo.models.conditioning import prepare_for_clip
+from magicvideo.models.conditioning import clip_preprocess
 from magicvideo.shapes import FoldedFrames
 
 
@@ -39,7 +39,7 @@ def perceptual_distance(
 def _directions(
     image_encoder: CLIPVisionModelWithProjection, pixels: FoldedFrames
 ) -> list[Float[Tensor, "n l d"]]:
-    prepared = prepare_for_clip(image_encoder, pixels)
+    prepared = clip_preprocess(image_encoder, pixels)
     states = image_encoder(prepared, output_hidden_states=True).hidden_states
     return [F.normalize(state.float(), dim=-1) for state in states[1:]]
 

@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import ImageConditioner, embed_frames
 from magicvideo.models.denoiser import ConditionedDenoiser
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import freeze_encoder, inflate_autoencoder
@@ -139,7 +139,11 @@ def _denoiser(recipe: Recipe, name: StageName, size: int) -> MetaStage:
     begins = init_has(recipe, "unet") or (recipe.image is not None and not is_image)
 
     def reuses(parameter: str) -> bool:
-        return begins and not is_new(parameter) and not parameter.startswith("image_conditioner")
+        return (
+            begins
+            and not is_temporal_key(parameter)
+            and not parameter.startswith("image_conditioner")
+        )
 
     return MetaStage(network, loss, reuses, (vae, text, image), prepare)
 
@@ -164,8 +168,10 @@ def _interpolation(recipe: Recipe, size: int) -> MetaStage:
         text(ids)
 
     def loss() -> Tensor:
-        told = network(residuals, keys, keys, one, lambda clean: clean, one, tokens, one)
-        return F.mse_loss(told.prediction, residuals) + F.mse_loss(told.correction, residuals)
+        output = network(residuals, keys, keys, one, lambda clean: clean, one, tokens, one)
+        return F.mse_loss(output.diffusion_prediction, residuals) + F.mse_loss(
+            output.residual_estimate, residuals
+        )
 
     # it begins as the key-frame network, the embedding of the noise level and the estimate aside
     image = _image(recipe, size)
@@ -183,7 +189,7 @@ def _video_vae(recipe: Recipe, size: int) -> MetaStage:
     assert settings is not None
     image_encoder = _image(recipe, size).requires_grad_(requires_grad=False)
     network = inflate_autoencoder(
-        meta_vae(recipe), settings.temporal_heads, settings.temporal_reach
+        meta_vae(recipe), settings.temporal_heads, settings.temporal_window_size
     )
     freeze_encoder(network)
     frames = torch.empty(settings.num_frames, 3, size, size)
@@ -194,7 +200,7 @@ def _video_vae(recipe: Recipe, size: int) -> MetaStage:
         distance = perceptual_distance(image_encoder, made, frames)
         return F.l1_loss(made, frames) + distance + F.l1_loss(made.diff(dim=0), frames.diff(dim=0))
 
-    return MetaStage(network, loss, lambda name: not is_new(name), (image_encoder,))
+    return MetaStage(network, loss, lambda name: not is_temporal_key(name), (image_encoder,))
 
 
 def _upscaler(recipe: Recipe) -> MetaStage:

@@ -13,8 +13,8 @@ from magicvideo.data.manifest import DATASET, read_info
 from magicvideo.data.shards.index import is_sharded, read_index
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
-from magicvideo.models.autoencoder import Autoencoder, spatial_factor
-from magicvideo.models.autoencoder_loading import outline_autoencoder
+from magicvideo.models.autoencoder import Autoencoder, vae_scale_factor
+from magicvideo.models.autoencoder_loading import autoencoder_from_config_meta
 from magicvideo.training.components import inits_component, read_config
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.tasks.autoencoder import build_autoencoder
@@ -108,7 +108,7 @@ def meta_vae(recipe: Recipe) -> Autoencoder:
     """Return the image autoencoder of a recipe, without weights where no stage makes it."""
     if recipe.autoencoder is not None:
         return build_autoencoder(recipe.autoencoder.model)
-    return outline_autoencoder(init_config(recipe, "vae"))
+    return autoencoder_from_config_meta(init_config(recipe, "vae"))
 
 
 def text_config(recipe: Recipe, image_size: int) -> CLIPTextConfig:
@@ -246,7 +246,7 @@ def latent_shape(recipe: Recipe) -> tuple[int, int]:
     if recipe.autoencoder is not None:
         return recipe.autoencoder.model.latent_channels, recipe.autoencoder.model.patch_size
     vae = meta_vae(recipe)
-    return vae.config.latent_channels, spatial_factor(vae)
+    return vae.config.latent_channels, vae_scale_factor(vae)
 
 
 def _each(value: Any, num_levels: int) -> list[Any]:  # noqa: ANN401 - whatever JSON may hold

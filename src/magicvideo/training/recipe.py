@@ -118,7 +118,9 @@ class UNetConfig(StrictModel):
     )
     norm_num_groups: PositiveInt = 16
     num_frames: PositiveInt = 16
-    temporal_attention: Literal["directed", "printed", "bidirectional", "none"] = "directed"
+    temporal_attention: Literal["directed", "post_softmax_mask", "bidirectional", "none"] = (
+        "directed"
+    )
     frame_adaptor: bool = True
     spatial_attention: bool = True
     convolutions: Literal["2d", "2+1d", "3d"] = "2d"
@@ -252,7 +254,7 @@ class VideoVaeStageConfig(StageConfig):
         (1, 4), description="between frames, inclusive"
     )
     temporal_heads: PositiveInt = Field(4, description="attention heads of both new layers")
-    temporal_reach: PositiveInt = Field(
+    temporal_window_size: PositiveInt = Field(
         16, description="frames that a frame attends to, itself included"
     )
     max_latent_noise: float = Field(

@@ -6,17 +6,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.diffusion.noise import generator_for
+from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder_loading import load_autoencoder
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.denoiser import ConditionedDenoiser
-from magicvideo.models.inflate import inflate, is_new
+from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.interpolator import Interpolator
-from magicvideo.models.pretrained_encoders import Frozen
+from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import inflate_autoencoder
 from magicvideo.training.components import (
@@ -61,7 +61,7 @@ def build_task(recipe: Recipe, name: StageName) -> Task:
     Raises:
         UserError: If the data cannot be read or a stage before it is not done.
     """
-    torch.manual_seed(generator_for(recipe.seed, name, "weights").initial_seed())
+    torch.manual_seed(seeded_generator(recipe.seed, name, "weights").initial_seed())
     if name == "upscaler":
         return _upscaler_task(recipe)
     frame_size(recipe)  # refuses data of another size than the recipe's
@@ -132,7 +132,9 @@ def _video_vae_task(recipe: Recipe, dataset: ClipDataset) -> VideoVaeTask:
     settings = recipe.video_vae
     assert settings is not None
     network = inflate_autoencoder(
-        load_autoencoder(image_vae_path(recipe)), settings.temporal_heads, settings.temporal_reach
+        load_autoencoder(image_vae_path(recipe)),
+        settings.temporal_heads,
+        settings.temporal_window_size,
     )
     return VideoVaeTask(network, _image_encoder(recipe), settings, dataset, recipe.seed)
 
@@ -169,7 +171,7 @@ def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDe
 def scale_pretrained_lr(unet: VideoUNet, settings: VideoStageConfig) -> None:
     """Let what a video network has of an image network learn at its own rate, or not at all."""
     for key, parameter in unet.named_parameters():
-        if not is_new(key):
+        if not is_temporal_key(key):
             parameter.rate = settings.pretrained_lr_scale
             parameter.requires_grad_(settings.trainable == "all")
 
@@ -177,7 +179,9 @@ def scale_pretrained_lr(unet: VideoUNet, settings: VideoStageConfig) -> None:
 def freeze_temporal_parameters(network: ConditionedDenoiser) -> None:
     """Leave out of training what the image stage does not use."""
     for key, parameter in network.named_parameters():
-        parameter.requires_grad_(not is_new(key) and not key.startswith("image_conditioner"))
+        parameter.requires_grad_(
+            not is_temporal_key(key) and not key.startswith("image_conditioner")
+        )
 
 
 def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
@@ -198,7 +202,7 @@ def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
 
 def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
     weights = load_file(image_unet / WEIGHTS)
-    inflate(unet, {key: value for key, value in weights.items() if not is_new(key)})
+    inflate(unet, {key: value for key, value in weights.items() if not is_temporal_key(key)})
 
 
 def _with_adapters(recipe: Recipe, network: ConditionedDenoiser) -> Denoiser:
@@ -215,16 +219,16 @@ def _with_adapters(recipe: Recipe, network: ConditionedDenoiser) -> Denoiser:
             f"init_from={recipe.init_from} makes single pictures, and keyframes.lora adapts a "
             "model of videos; start from one, such as `magicvideo inflate` makes."
         )
-    return LoraDenoiser(network, settings, folder_hash(base.parent))
+    return LoraDenoiser(network, settings, hash_folder(base.parent))
 
 
 def _interpolation_task(
-    recipe: Recipe, frozen: Frozen, dataset: ClipDataset | ShardDataset
+    recipe: Recipe, frozen: FrozenEncoders, dataset: ClipDataset | ShardDataset
 ) -> InterpolationTask:
     """Return the task of an interpolator that starts as the key-frame network."""
     assert recipe.interpolation is not None
     network = Interpolator(**interpolator_config(recipe, dataset.info.size))
-    network.start_from(VideoUNet.from_pretrained(component_path(recipe, "unet")))
+    network.init_from_keyframe_unet(VideoUNet.from_pretrained(component_path(recipe, "unet")))
     for parameter in network.unet.parameters():
         parameter.rate = recipe.interpolation.pretrained_lr_scale
     task = InterpolationTask(

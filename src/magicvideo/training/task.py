@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from magicvideo.data.dataset import Batch
 from magicvideo.data.shards.dataset import EncodedBatch
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 
 AnyBatch: TypeAlias = Batch | EncodedBatch
 
@@ -28,14 +28,14 @@ class Task(Protocol):
         self,
         network: nn.Module,
         batch: Any,  # noqa: ANN401 (each stage has its own kind)
-        draws: Draws,
+        generator: StackedGenerator,
     ) -> dict[str, Tensor]:
         """Return `loss`, which is minimised, and the parts that are logged beside it.
 
         Args:
             network: `self.network`, possibly wrapped for several processes.
             batch: From `read`, on any device.
-            draws: The only source of random numbers, one stream a sample.
+            generator: The only source of random numbers, one stream a sample.
         """
 
     def preview(self) -> Image.Image | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from magicvideo.atomic_io import atomic_file, atomic_folder, verify_sums
-from magicvideo.diffusion.noise import generator_for, sample_draws
+from magicvideo.atomic_io import atomic_file, atomic_folder, verify_checksums
+from magicvideo.diffusion.noise import per_sample_generators, seeded_generator
 from magicvideo.errors import UserError
 from magicvideo.training.checkpoint import CheckpointManager, TrainingState, ema_weights
 from magicvideo.training.deepspeed_backend import DeepSpeedBackend, DeepSpeedState
@@ -68,7 +68,7 @@ class Trainer:
         """
         if not self.output_dir.is_dir():
             return False
-        verify_sums(self.output_dir)
+        verify_checksums(self.output_dir)
         about = json.loads((self.output_dir / STAGE).read_text(encoding="utf-8"))
         return bool(about["steps"] >= self.settings.steps)
 
@@ -187,7 +187,7 @@ class Trainer:
         """Make one update of the weights and of their averages, and return what to log."""
         settings, task, state, processes = self.settings, run.task, run.state, run.processes
         step = state.step
-        torch.manual_seed(generator_for(self.seed, self.name, step).initial_seed())
+        torch.manual_seed(seeded_generator(self.seed, self.name, step).initial_seed())
         factor = learning_rate_factor(settings, step)
         set_learning_rate(state.optimizer, factor)
         totals: dict[str, float] = {}
@@ -197,11 +197,13 @@ class Trainer:
             ) * processes.world_size + processes.rank
             batch = task.get_batch(position)
             count = settings.batch_size
-            draws = sample_draws(position * count, count, self.seed, self.name, "sample")
+            generator = per_sample_generators(
+                position * count, count, self.seed, self.name, "sample"
+            )
             is_last = micro == settings.gradient_accumulation_steps - 1
             with updates.accumulating(is_last=is_last):
                 with processes.accelerator.autocast():
-                    losses = task.losses(updates.network, batch, draws)
+                    losses = task.losses(updates.network, batch, generator)
                 self._check(losses["loss"].item(), "loss", step, batch)
                 updates.backward(losses["loss"] / settings.gradient_accumulation_steps)
             for name, value in losses.items():

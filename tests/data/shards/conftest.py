@@ -90,9 +90,9 @@ def mixed(prepared, tmp_path_factory):
 @pytest.fixture(scope="session")
 def folders(tiny_model):
     """Where the parts of the tiny model are."""
-    from magicvideo.models.pretrained_encoders import frozen_folders
+    from magicvideo.models.pretrained_encoders import resolve_frozen_encoders
 
-    return frozen_folders(tiny_model)
+    return resolve_frozen_encoders(tiny_model)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from magicvideo.atomic_io import files_hash, sha256, write_sums
+from magicvideo.atomic_io import hash_files, sha256, write_checksums
 from magicvideo.cli import run
 from magicvideo.evaluation.benchmark.prompts import prompts_hash, sample_prompts
 from magicvideo.evaluation.benchmark.protocol import Benchmark
@@ -63,7 +63,7 @@ def test_a_benchmark_becomes_a_row_beside_published_ones(values, write, command,
         | values["generation"],
     }
     assert document["identity"]["I3D, i3d.pt"] == sha256(networks["i3d"])
-    assert document["identity"]["CLIP, clip"] == files_hash(networks["clip"], CLIP_FILES)
+    assert document["identity"]["CLIP, clip"] == hash_files(networks["clip"], CLIP_FILES)
     assert document["generated"]["settings"]["num_inference_steps"] == 1
     assert document["generated"]["seeds"] == "that of prompt k is k, from 0"
     assert document["generated"]["settings"]["fps"] == 8  # 24 after two inserted frames
@@ -102,7 +102,7 @@ def test_what_scores_depend_on_is_in_the_document(values, write, command, networ
             "name": "clip",
             "features": "9 projected features of its image tower",
             "resizing": "all of a frame to 16 x 16, torch's bicubic with antialiasing, in floats",
-            "sha256": files_hash(networks["clip"], CLIP_FILES),
+            "sha256": hash_files(networks["clip"], CLIP_FILES),
         },
     }
     method = document["method"]
@@ -268,7 +268,7 @@ def test_videos_of_another_model_or_seed_are_no_part_of_an_export(tiny_model, tm
     prompts.write_text("a cat\na dog\n", encoding="utf-8")
     shutil.copytree(tiny_model, other)
     (other / "notes.txt").write_text("of another model", encoding="utf-8")
-    write_sums(other)
+    write_checksums(other)
 
     def export(model, *words):
         words = [str(prompts), str(folder), "--model", str(model), "--per-prompt", "1", *words]

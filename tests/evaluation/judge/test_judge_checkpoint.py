@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from magicvideo.atomic_io import verify_sums, write_sums
+from magicvideo.atomic_io import verify_checksums, write_checksums
 from magicvideo.errors import UserError
 from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
 
@@ -22,7 +22,7 @@ def test_a_judge_is_called_by_its_folder_and_the_shipped_one_by_what_it_knows(ju
 
 
 def test_the_folder_carries_its_sums(judge_folder):
-    verify_sums(judge_folder)
+    verify_checksums(judge_folder)
     assert sorted(path.name for path in judge_folder.iterdir()) == [
         "SHA256SUMS",
         "config.json",
@@ -50,6 +50,6 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(judge_folder):
     config = json.loads(path.read_text(encoding="utf-8"))
     config["words"] = config["words"][:-1]
     path.write_text(json.dumps(config), encoding="utf-8")
-    write_sums(judge_folder)
+    write_checksums(judge_folder)
     with pytest.raises(UserError, match="not a judge of this version"):
         load_judge(judge_folder)

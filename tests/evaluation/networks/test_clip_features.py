@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from magicvideo.data.sources.synthetic import all_scenes, draw
 from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.files import locate_folder
-from magicvideo.models.conditioning import prepare_for_clip
+from magicvideo.models.conditioning import clip_preprocess
 
 SIDE, LARGE, FRAMES, PROJECTION = 224, 256, 4, 9
 
@@ -85,7 +85,7 @@ def test_larger_frames_are_resized_nearly_as_by_transformers(clip, theirs):
     noise = np.random.default_rng(0).integers(0, 256, (FRAMES, LARGE, LARGE, 3), np.uint8)
     for frames, most, mean in ((shapes(LARGE), 3.3, 0.0043), (noise, 23.3, 0.357)):
         prepared = prepare(frames)
-        ours = prepare_for_clip(clip._image, pixels(frames))
+        ours = clip_preprocess(clip._image, pixels(frames))
         deviations = torch.tensor(CLIPImageProcessorPil().image_std)[:, None, None]
         levels = 255 * deviations * (ours - prepared["pixel_values"]).abs()
         assert levels.max().item() == pytest.approx(most, abs=0.1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from magicvideo.atomic_io import files_hash, sha256
+from magicvideo.atomic_io import hash_files, sha256
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluation.networks.extractors import I3D, Inception
@@ -106,7 +106,7 @@ def test_what_the_hub_gave_before_is_found_in_its_cache(tmp_path, monkeypatch):
     assert file.path.read_bytes() == b"weights"
     assert file.path.suffix == ".safetensors"
     clip = locate_folder(f"hub:owner/name@{revision}", "CLIP")
-    assert (clip.path, clip.sha256) == (folder, files_hash(folder, ["model.safetensors"]))
+    assert (clip.path, clip.sha256) == (folder, hash_files(folder, ["model.safetensors"]))
     with pytest.raises(UserError, match=r"name/i3d\.pt cannot be had from the hub"):
         locate_file("hub:owner/name/i3d.pt", "I3D")
     with pytest.raises(UserError, match="cannot be had from the hub"):

@@ -99,8 +99,8 @@ def decoders():
             "video_vae": {**SHARED, "steps": 2, "num_frames": 4, "temporal_heads": 2},
         },
         "variants": {
-            "frame": {"label": "one", "changes": {"video_vae": {"temporal_reach": 1}}},
-            "video": {"label": "four", "changes": {"video_vae": {"temporal_reach": 4}}},
+            "frame": {"label": "one", "changes": {"video_vae": {"temporal_window_size": 1}}},
+            "video": {"label": "four", "changes": {"video_vae": {"temporal_window_size": 4}}},
         },
     }
 

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.errors import UserError
 from studies.human_study.sources import describe_source, match_videos
 
@@ -72,7 +72,7 @@ def test_a_source_changes_with_its_videos(places, tmp_path):
 
 def test_a_model_is_known_by_its_hash(tiny_model, tmp_path):
     source = describe_source(tiny_model, PROMPTS)
-    assert (source.kind, source.hash) == ("model", folder_hash(tiny_model))
+    assert (source.kind, source.hash) == ("model", hash_folder(tiny_model))
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="has no SHA256SUMS"):
         describe_source(tmp_path, PROMPTS)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from tiny_model import INSERTED, make_tiny_pipeline
 
-from magicvideo.atomic_io import folder_hash
-from magicvideo.diffusion.keyframe_interpolation import key_pairs
+from magicvideo.atomic_io import hash_folder
+from magicvideo.diffusion.keyframe_interpolation import pair_keyframes
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
@@ -103,7 +103,7 @@ def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeyp
         keys = latents[:, :: INSERTED + 1]
         decoded = decode_latents(pipeline.vae, keys)
     assert levels.tolist() == [level, level]
-    assert torch.equal(pairs, key_pairs(keys))
+    assert torch.equal(pairs, pair_keyframes(keys))
     assert torch.equal(pairs, seen) == (level == 0)
     assert torch.allclose(found[0, [1, 2]], expected[0], atol=1e-5)
     assert torch.allclose(found[0, [4, 5]], expected[1], atol=1e-5)
@@ -162,7 +162,7 @@ def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path
     names = [line.split(" | ")[0] for line in text.splitlines() if " | 2 | " in line]
     networks = [f"| interpolation network, noise level {level}" for level in (0, 7)]
     assert names == [*networks, f"| {LATENT_BLEND}", f"| {REAL}"]
-    assert f"| model | {folder_hash(tiny_model)} |" in text
+    assert f"| model | {hash_folder(tiny_model)} |" in text
     assert text.count("| 3 |") == 2 * len(METHODS) + len(STEPS)
 
 

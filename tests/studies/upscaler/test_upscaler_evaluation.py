@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicvideo.atomic_io import folder_hash
+from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts, to_uint8
 from studies.__main__ import run
@@ -61,7 +61,7 @@ def test_the_command_fills_its_section(words, tiny_model, emoji, capsys):
     assert "2 held-out captions at the model's default settings, 13 frames at 21 a second" in page
     assert "by the stages keyframes, interpolation, upscaler, in no codec" in page
     assert "| real clips | 2 | 0.0000 [0.0000, 0.0000] |" in page
-    assert f"| model | {folder_hash(tiny_model)} |" in page
+    assert f"| model | {hash_folder(tiny_model)} |" in page
     assert "| clips in a row | " in page
     assert "Tiles: a frame of 48 pixels made in tiles of 40" in page
 

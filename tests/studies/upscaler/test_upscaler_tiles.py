@@ -12,7 +12,7 @@ class Shortsighted(Upscaler):
     """Says that it sees less far than it does, so that its tiles are too small."""
 
     @property
-    def radius(self):
+    def receptive_radius(self):
         return 1
 
 

@@ -125,12 +125,12 @@ def _written(
     model_hash: str | None,
     device: "torch.device",
 ) -> Written:
-    from magicvideo.atomic_io import folder_hash
+    from magicvideo.atomic_io import hash_folder
     from magicvideo.evaluation.benchmark.report import as_json, as_markdown, network_identities
     from magicvideo.evaluation.judge.checkpoint import SHIPPED
     from magicvideo.evaluation.provenance import provenance
 
-    hashes = network_identities(networks, folder_hash(task.judge or SHIPPED))
+    hashes = network_identities(networks, hash_folder(task.judge or SHIPPED))
     facts = provenance({"model": model_hash, **hashes}, {}, device.type)
     page = as_markdown(results, facts, task.section, task.command)
     return page, [as_json(result, facts) for result in results]

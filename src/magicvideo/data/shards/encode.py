@@ -22,7 +22,7 @@ from magicvideo.data.shards.writer import ShardJob, ShardNote, make_shard
 from magicvideo.data.sources.source import Skipped
 from magicvideo.data.workers import OnProgress
 from magicvideo.errors import UserError
-from magicvideo.models.pretrained_encoders import FrozenFolders
+from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 
 Runner: TypeAlias = Callable[
     [Callable[[ShardJob], ShardNote], Sequence[ShardJob]], Iterable[ShardNote]
@@ -51,7 +51,7 @@ class Report:
 
 def encode(
     originals: Originals,
-    folders: FrozenFolders,
+    folders: FrozenEncoderPaths,
     out: Path,
     run_jobs: Runner,
     *,
@@ -130,7 +130,7 @@ def _hashed(clip: Original) -> str:
 
 def _info(
     originals: Originals,
-    folders: FrozenFolders,
+    folders: FrozenEncoderPaths,
     variants: int,
     clips_per_shard: int,
     threads: int,

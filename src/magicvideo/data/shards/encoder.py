@@ -12,7 +12,7 @@ from magicvideo.data.backgrounds import Background
 from magicvideo.data.dataset import compose
 from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
-from magicvideo.models.pretrained_encoders import Frozen, FrozenFolders
+from magicvideo.models.pretrained_encoders import FrozenEncoderPaths, FrozenEncoders
 
 _CHUNK = 16  # frames of one pass; another number would round differently
 
@@ -38,7 +38,7 @@ class ClipEncoder:
         device: Where they work.
     """
 
-    def __init__(self, frozen: Frozen, device: torch.device) -> None:
+    def __init__(self, frozen: FrozenEncoders, device: torch.device) -> None:
         frozen.to(device)
         self.frozen, self.device = frozen, device
 
@@ -67,7 +67,7 @@ class ClipEncoder:
 
 
 @lru_cache(maxsize=1)
-def open_encoder(folders: FrozenFolders, device: str, threads: int) -> ClipEncoder:
+def open_encoder(folders: FrozenEncoderPaths, device: str, threads: int) -> ClipEncoder:
     """Return the encoder of this process, set so that the same clip gives the same bytes.
 
     Args:

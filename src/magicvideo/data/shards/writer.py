@@ -19,7 +19,7 @@ from magicvideo.data.shards.inputs import Original, ReadClip, read_original
 from magicvideo.data.shards.tar_shard import ARRAYS, array_bytes, sample_key, write_archive
 from magicvideo.data.sources.source import Skipped
 from magicvideo.media.video_reader import ClipError
-from magicvideo.models.pretrained_encoders import FrozenFolders
+from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 
 
 class ShardNote(BaseModel):
@@ -52,7 +52,7 @@ class ShardJob:
     split: Split
     originals: tuple[Original, ...]
     info: ShardInfo
-    folders: FrozenFolders
+    folders: FrozenEncoderPaths
     device: str
     out: Path
 

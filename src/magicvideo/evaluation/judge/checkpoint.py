@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from magicvideo.atomic_io import atomic_folder, verify_sums
+from magicvideo.atomic_io import atomic_folder, verify_checksums
 from magicvideo.errors import UserError
 from magicvideo.evaluation.judge.network import Judge, JudgeConfig
 
@@ -37,7 +37,7 @@ def load_judge(folder: Path) -> Judge:
         raise UserError(
             f"{folder} holds no judge; train one with `magicvideo evaluate judge DATA {folder}`."
         )
-    verify_sums(folder)
+    verify_checksums(folder)
     try:
         config = JudgeConfig.model_validate_json((folder / CONFIG).read_bytes())
         weights = load_file(folder / WEIGHTS)

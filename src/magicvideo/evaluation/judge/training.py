@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from magicvideo.atomic_io import atomic_folder, sha256, verify_sums
+from magicvideo.atomic_io import atomic_folder, sha256, verify_checksums
 from magicvideo.data.backgrounds import COLOURS, Background
 from magicvideo.data.batch_order import sample_rng
 from magicvideo.data.captions import describe, plain_caption
@@ -137,7 +137,7 @@ def _restore(
     """Load the state that is there, if any, and return the step to go on with."""
     if not folder.exists():
         return 0
-    verify_sums(folder)
+    verify_checksums(folder)
     progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
     step = int(progress.pop("step"))
     if progress != identity:

@@ -10,7 +10,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from magicvideo.errors import UserError
 from magicvideo.evaluation.networks.files import ResolvedFile
-from magicvideo.models.conditioning import prepare_for_clip
+from magicvideo.models.conditioning import clip_preprocess
 from magicvideo.pipelines.loading import load_tokenizer
 
 
@@ -60,7 +60,7 @@ class CLIPEncoder:
     @torch.inference_mode()
     def embed_frames(self, frames: Float[Tensor, "f 3 h w"]) -> Float[np.ndarray, "f d"]:
         """Return the embeddings of frames of pixels in [-1, 1], at the length that they come in."""
-        given = prepare_for_clip(self._image, frames.to(self._device))
+        given = clip_preprocess(self._image, frames.to(self._device))
         return self._image(given).image_embeds.float().cpu().numpy()
 
     @torch.inference_mode()

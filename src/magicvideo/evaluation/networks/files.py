@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from magicvideo.atomic_io import files_hash, sha256
+from magicvideo.atomic_io import hash_files, sha256
 from magicvideo.errors import UserError
 
 HUB = "hub:"
@@ -67,7 +67,7 @@ def locate_folder(given: str, what: str) -> ResolvedFile:
             f"{HUB}OWNER/REPOSITORY to download one."
         )
     name = given if given.startswith(HUB) else path.resolve().name
-    return ResolvedFile(path=path, name=name, sha256=files_hash(path, _CLIP_FILES))
+    return ResolvedFile(path=path, name=name, sha256=hash_files(path, _CLIP_FILES))
 
 
 def _from_hub(given: str) -> Path:

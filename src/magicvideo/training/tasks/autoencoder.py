@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from magicvideo.data.batch_order import read_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 from magicvideo.training.losses import image_gradient_loss
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import AutoencoderStageConfig, PatchAutoencoderConfig
@@ -51,13 +51,15 @@ class AutoencoderTask:
             subject_balance=self.settings.subject_balance,
         )
 
-    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: StackedGenerator
+    ) -> dict[str, Tensor]:
         """Return the weighted sum, the squared error and the size of the latents."""
         device = next(network.parameters()).device
         pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w").to(
             device, memory_format=torch.channels_last
         )
-        rebuilt, code = network(pixels, draws)
+        rebuilt, code = network(pixels, generator)
         squared = F.mse_loss(rebuilt, pixels)
         latents = (code * self.network.config.scaling_factor).square().mean()
         loss = (
@@ -86,7 +88,7 @@ def init_autoencoder_from_pca(network: PatchAutoencoder, dataset: ClipDataset, s
     """Let a fresh autoencoder begin as the best linear code of some frames."""
     # any seed would do, so long as these frames are not the first batches
     first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
-    network.fit_linear(first.frames[:, 0])
+    network.init_from_pca(first.frames[:, 0])
 
 
 def build_autoencoder(settings: PatchAutoencoderConfig) -> PatchAutoencoder:

@@ -12,7 +12,7 @@ from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
-from magicvideo.models.pretrained_encoders import Frozen
+from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.shapes import Frames, Latents, Tokens
 from magicvideo.training.task import AnyBatch
 
@@ -40,7 +40,7 @@ def slice_batch(batch: AnyBatch, chosen: slice) -> AnyBatch:
     )
 
 
-def encode_latents(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Latents:
+def encode_latents(frozen: FrozenEncoders, batch: AnyBatch, device: torch.device) -> Latents:
     """Return the latents of a batch."""
     if not isinstance(batch, Batch):
         return batch.latents.to(device)
@@ -48,7 +48,7 @@ def encode_latents(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Lat
     return encode_frames(frozen.vae, batch.frames.to(device))
 
 
-def batch_frames(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Frames:
+def batch_frames(frozen: FrozenEncoders, batch: AnyBatch, device: torch.device) -> Frames:
     """Return the frames of a batch, decoded where it has only their latents."""
     if isinstance(batch, Batch):
         return batch.frames.to(device)
@@ -56,7 +56,7 @@ def batch_frames(frozen: Frozen, batch: AnyBatch, device: torch.device) -> Frame
 
 
 def encode_captions(
-    frozen: Frozen, batch: AnyBatch, dropped: Bool[Tensor, " b"], device: torch.device
+    frozen: FrozenEncoders, batch: AnyBatch, dropped: Bool[Tensor, " b"], device: torch.device
 ) -> Tokens:
     """Return the tokens of the captions, and those of an empty text where captions are dropped."""
     if isinstance(batch, Batch):
@@ -69,7 +69,7 @@ def encode_captions(
 
 
 def encode_frame_embeds(
-    frozen: Frozen, batch: AnyBatch, shown: Int[Tensor, " b"], device: torch.device
+    frozen: FrozenEncoders, batch: AnyBatch, shown: Int[Tensor, " b"], device: torch.device
 ) -> Float[Tensor, "b e"]:
     """Return the CLIP embedding of one frame of each clip.
 
@@ -101,6 +101,6 @@ def preview_captions(dataset: ClipDataset | ShardDataset, count: int) -> tuple[l
     return [sample.caption for sample in samples], min(sample.fps for sample in samples)
 
 
-def _encode(frozen: Frozen, texts: list[str], device: torch.device) -> Tokens:
+def _encode(frozen: FrozenEncoders, texts: list[str], device: torch.device) -> Tokens:
     frozen.text_encoder.to(device)
     return encode_text(frozen.text_encoder, frozen.tokenizer, texts)

@@ -25,8 +25,8 @@ from magicvideo.data.batch_order import read_batch
 from magicvideo.data.captions import describe
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.models.conditioning import normalise_for_clip
-from magicvideo.rng import Draws
+from magicvideo.models.conditioning import clip_normalize
+from magicvideo.rng import StackedGenerator
 from magicvideo.training.recipe import CLIPStageConfig
 
 WORDS = "words.txt"
@@ -80,7 +80,7 @@ class CLIPTask:
         self,
         network: nn.Module,
         batch: Batch,
-        draws: Draws,  # noqa: ARG002 - this stage draws nothing
+        generator: StackedGenerator,  # noqa: ARG002 - this stage draws nothing
     ) -> dict[str, Tensor]:
         """Return the contrastive loss and the share of frames that find their caption."""
         device = next(network.parameters()).device
@@ -93,7 +93,7 @@ class CLIPTask:
         )
         output = network(
             input_ids=tokens.input_ids.to(device),
-            pixel_values=normalise_for_clip(batch.frames[:, 0].to(device)),
+            pixel_values=clip_normalize(batch.frames[:, 0].to(device)),
         )
         logits = output.logits_per_image
         own = torch.arange(len(logits), device=device)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.diffusion.loss import denoising_loss, draw_timesteps, target_of
-from magicvideo.diffusion.noise import draw_noise, noise_for
-from magicvideo.diffusion.sampling import make_scheduler, sample
+from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps
+from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise
+from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
-from magicvideo.models.inflate import is_new
-from magicvideo.models.pretrained_encoders import Frozen
-from magicvideo.rng import Draws
+from magicvideo.models.inflate import is_temporal_key
+from magicvideo.models.pretrained_encoders import FrozenEncoders
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents
 from magicvideo.training.lora_denoiser import Denoiser
 from magicvideo.training.metrics_logger import image_grid
@@ -51,7 +51,7 @@ class DenoiserTask:
     def __init__(
         self,
         network: Denoiser,
-        frozen: Frozen,
+        frozen: FrozenEncoders,
         settings: DenoiserStageConfig,
         noise: NoiseConfig,
         dataset: ClipDataset | ShardDataset,
@@ -59,7 +59,10 @@ class DenoiserTask:
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
         self.dataset, self.seed = dataset, seed
-        self.scheduler, self.shared_noise = build_training_scheduler(noise), noise.noise_correlation
+        self.scheduler, self.noise_correlation = (
+            build_training_scheduler(noise),
+            noise.noise_correlation,
+        )
         video = isinstance(settings, VideoStageConfig)
         self.num_frames = network.unet.config.num_frames if video else 1
         self.strides = settings.strides if isinstance(settings, VideoStageConfig) else (1, 1)
@@ -88,19 +91,21 @@ class DenoiserTask:
             subject_balance=self.settings.subject_balance,
         )
 
-    def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, batch: AnyBatch, generator: StackedGenerator
+    ) -> dict[str, Tensor]:
         """Return the weighted denoising error."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        dropped = draws.uniform(size) < self.settings.condition_dropout
-        by_image = draws.uniform(size) < self.image_share
-        timesteps = draw_timesteps(
+        dropped = generator.uniform(size) < self.settings.condition_dropout
+        by_image = generator.uniform(size) < self.image_share
+        timesteps = sample_timesteps(
             size,
             self.scheduler.config.num_train_timesteps,
             self.settings.terminal_step_prob,
-            draws,
+            generator,
         )
-        shown = draws.integers(self.num_frames, size)
+        shown = generator.integers(self.num_frames, size)
         with torch.no_grad():
             latents = encode_latents(self.frozen, batch, device)
             tokens = encode_captions(self.frozen, batch, dropped, device)
@@ -108,7 +113,7 @@ class DenoiserTask:
                 embeddings = encode_frame_embeds(self.frozen, batch, shown, device)
             else:
                 embeddings = tokens.new_zeros(size, self.frozen.image_encoder.config.projection_dim)
-        noise = draw_noise(tuple(latents.shape), draws, self.shared_noise).to(device)
+        noise = correlated_noise(tuple(latents.shape), generator, self.noise_correlation).to(device)
         timesteps = timesteps.to(device)
         prediction = network(
             self.scheduler.add_noise(latents, noise, timesteps),
@@ -118,7 +123,7 @@ class DenoiserTask:
             (by_image & ~dropped).to(device),
             batch.fps.to(device),
         )
-        target = target_of(self.scheduler, latents, noise, timesteps)
+        target = prediction_target(self.scheduler, latents, noise, timesteps)
         loss = denoising_loss(
             self.scheduler,
             prediction,
@@ -143,7 +148,7 @@ class DenoiserTask:
     def save(self, folder: Path) -> None:
         """Write the denoiser, or what was learned beside it, and the component `scheduler`."""
         with self._leaning_back():
-            self.network.save_parts(folder)
+            self.network.save_components(folder)
         self.scheduler.save_pretrained(folder / "scheduler")
 
     @contextmanager
@@ -172,10 +177,13 @@ class DenoiserTask:
         config = self.network.unet.config
         shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
         noise = torch.cat(
-            [noise_for(seed, shape, self.shared_noise) for seed in range(len(captions))]
+            [
+                initial_latent_noise(seed, shape, self.noise_correlation)
+                for seed in range(len(captions))
+            ]
         )
         encode = (self.frozen.text_encoder, self.frozen.tokenizer)
-        return sample(
+        return sample_with_cfg(
             self.network.unet,
             noise.to(device),
             make_scheduler(dict(self.scheduler.config), "ddim"),
@@ -192,7 +200,7 @@ def _reused(network: nn.Module) -> dict[str, Tensor]:
     return {
         name: parameter.detach().clone()
         for name, parameter in network.named_parameters()
-        if name.startswith("unet.") and not is_new(name)
+        if name.startswith("unet.") and not is_temporal_key(name)
     }
 
 

@@ -9,15 +9,20 @@ from torch import Tensor, nn
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.diffusion.keyframe_interpolation import fill_gaps, weave
-from magicvideo.diffusion.loss import denoising_loss, draw_timesteps, target_of
-from magicvideo.diffusion.noise import draw_noise, generator_for
+from magicvideo.diffusion.keyframe_interpolation import interleave_frames, sample_inbetweens
+from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps
+from magicvideo.diffusion.noise import correlated_noise, seeded_generator
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
-from magicvideo.models.interpolator import Interpolator, blend, difference, one_in
-from magicvideo.models.pretrained_encoders import Frozen
-from magicvideo.rng import Draws
+from magicvideo.models.interpolator import (
+    Interpolator,
+    every_nth,
+    keyframe_rms_distance,
+    lerp_keyframes,
+)
+from magicvideo.models.pretrained_encoders import FrozenEncoders
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import InterpolationStageConfig, NoiseConfig
@@ -52,7 +57,7 @@ class InterpolationTask:
     def __init__(
         self,
         network: Interpolator,
-        frozen: Frozen,
+        frozen: FrozenEncoders,
         settings: InterpolationStageConfig,
         noise: NoiseConfig,
         dataset: ClipDataset | ShardDataset,
@@ -60,7 +65,10 @@ class InterpolationTask:
     ) -> None:
         self.network, self.frozen, self.settings = network, frozen, settings
         self.dataset, self.seed = dataset, seed
-        self.scheduler, self.shared_noise = build_training_scheduler(noise), noise.noise_correlation
+        self.scheduler, self.noise_correlation = (
+            build_training_scheduler(noise),
+            noise.noise_correlation,
+        )
         for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
             part.requires_grad_(requires_grad=False).eval()
         network.register_to_config(residual_scale=self._residual_scale())
@@ -69,41 +77,49 @@ class InterpolationTask:
         """Return windows: a key, the frames after it, and the next key."""
         return self._windows(self.seed, position, self.settings.batch_size)
 
-    def losses(self, network: nn.Module, batch: AnyBatch, draws: Draws) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, batch: AnyBatch, generator: StackedGenerator
+    ) -> dict[str, Tensor]:
         """Return the errors of the frames between the keys: those of the estimate and the U-Net."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        few = one_in(self.settings.denoise_every)
-        dropped = draws.uniform(size) < self.settings.condition_dropout
+        few = every_nth(self.settings.denoise_every)
+        dropped = generator.uniform(size) < self.settings.condition_dropout
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(size, steps, self.settings.terminal_step_prob, draws)[few].to(
+        timesteps = sample_timesteps(size, steps, self.settings.terminal_step_prob, generator)[
+            few
+        ].to(device)
+        levels = generator.integers(self.settings.max_noise_level, size)
+        levels = levels.masked_fill(generator.uniform(size) < self.settings.clean_prob, 0).to(
             device
         )
-        levels = draws.integers(self.settings.max_noise_level, size)
-        levels = levels.masked_fill(draws.uniform(size) < self.settings.clean_prob, 0).to(device)
         latents = self._latents(batch, device)
         clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
-        noised = self.scheduler.add_noise(clean, draws.normal(clean.shape).to(device), levels)
-        seen = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
-        noise = draw_noise(tuple(middle.shape), draws, self.shared_noise)[few].to(device)
+        noised = self.scheduler.add_noise(clean, generator.normal(clean.shape).to(device), levels)
+        noisy_keys = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
+        noise = correlated_noise(tuple(middle.shape), generator, self.noise_correlation)[few].to(
+            device
+        )
         with torch.no_grad():
             tokens = encode_captions(self.frozen, slice_batch(batch, few), dropped[few], device)
-        told = network(
+        output = network(
             middle,
             clean,
-            seen,
+            noisy_keys,
             levels,
             lambda residuals: self.scheduler.add_noise(residuals, noise, timesteps),
             timesteps,
             tokens,
             batch.fps[few].to(device),
         )
-        target = target_of(self.scheduler, told.residuals, noise, timesteps)
+        target = prediction_target(self.scheduler, output.diffusion_target, noise, timesteps)
         denoising = denoising_loss(
-            self.scheduler, told.prediction, target, timesteps, self.settings.snr_gamma
+            self.scheduler, output.diffusion_prediction, target, timesteps, self.settings.snr_gamma
         )
         # not the square: in some gaps nothing can be told, and they would outweigh the others
-        estimate = F.smooth_l1_loss(told.correction.float(), told.missed.float())
+        estimate = F.smooth_l1_loss(
+            output.residual_estimate.float(), output.residual_target.float()
+        )
         return {"loss": denoising + estimate, "denoising": denoising, "estimate": estimate}
 
     @torch.no_grad()
@@ -115,8 +131,10 @@ class InterpolationTask:
         keys = latents[:, [0, -1]]
         self.frozen.to(device)
         shape = latents[:, 1:-1].shape
-        noise = draw_noise(tuple(shape), Draws([generator_for("preview")]), self.shared_noise)
-        inserted = fill_gaps(
+        noise = correlated_noise(
+            tuple(shape), StackedGenerator([seeded_generator("preview")]), self.noise_correlation
+        )
+        inserted = sample_inbetweens(
             self.network.estimate,
             self.network.denoise,
             keys,
@@ -128,7 +146,7 @@ class InterpolationTask:
             encode_text(self.frozen.text_encoder, self.frozen.tokenizer, batch.captions),
             batch.fps.to(device),
         )
-        made = decode_latents(self.frozen.vae, weave(keys, inserted))
+        made = decode_latents(self.frozen.vae, interleave_frames(keys, inserted))
         rows = torch.stack([batch_frames(self.frozen, batch, device), made], dim=1).flatten(0, 1)
         return image_grid(rows, enlarge=1)
 
@@ -144,7 +162,9 @@ class InterpolationTask:
         for position in range(_WINDOWS_FOR_SCALE):
             latents = self._latents(self._windows(self.seed + 1, position, 1), device)
             keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
-            residuals = (middle - blend(keys, middle.shape[1])) / difference(keys)
+            residuals = (middle - lerp_keyframes(keys, middle.shape[1])) / keyframe_rms_distance(
+                keys
+            )
             squares.append(residuals.square().mean())
         return float(torch.stack(squares).mean().sqrt())
 

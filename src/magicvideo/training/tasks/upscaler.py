@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from magicvideo.data.batch_order import read_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.degrade import crop_pairs, shrink_variously
-from magicvideo.diffusion.loss import denoising_loss, target_of
-from magicvideo.diffusion.noise import draw_noise, generator_for
-from magicvideo.diffusion.sampling import follow, make_scheduler
+from magicvideo.diffusion.loss import denoising_loss, prediction_target
+from magicvideo.diffusion.noise import correlated_noise, seeded_generator
+from magicvideo.diffusion.sampling import denoising_loop, make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import (
     Autoencoder,
     decode_latents,
     encode_frames,
-    spatial_factor,
+    vae_scale_factor,
 )
-from magicvideo.models.upscaler import Upscaler, enlarge
-from magicvideo.rng import Draws
+from magicvideo.models.upscaler import Upscaler, upsample_bicubic
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import NoiseConfig, UpscalerModelConfig, UpscalerStageConfig
@@ -69,7 +69,9 @@ class UpscalerTask:
         # any seed would do, so long as these frames are not the first batches
         batch = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1)
         first = _frames(batch, self.network)
-        residuals, _ = self._examples(first, Draws([generator_for(seed, "upscaler", "scale")]))
+        residuals, _ = self._examples(
+            first, StackedGenerator([seeded_generator(seed, "upscaler", "scale")])
+        )
         self.network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
     def get_batch(self, position: int) -> Batch:
@@ -83,20 +85,22 @@ class UpscalerTask:
             subject_balance=self.settings.subject_balance,
         )
 
-    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: StackedGenerator
+    ) -> dict[str, Tensor]:
         """Return the weighted denoising error of crops."""
         residuals, small = crop_pairs(
-            *self._examples(_frames(batch, network), draws),
+            *self._examples(_frames(batch, network), generator),
             self.settings.crop // self.network.config.factor,
-            draws,
+            generator,
         )
         residuals, device = residuals / self.network.config.residual_scale, small.device
         size = len(small)
-        levels = self.settings.max_noise_level * draws.uniform(size)
+        levels = self.settings.max_noise_level * generator.uniform(size)
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = draws.integers(steps, size).to(device)
-        added = levels[:, None, None, None] * draws.normal(small.shape)
-        noise = draws.normal(residuals.shape).to(device)
+        timesteps = generator.integers(steps, size).to(device)
+        added = levels[:, None, None, None] * generator.normal(small.shape)
+        noise = generator.normal(residuals.shape).to(device)
         prediction = network(
             self.scheduler.add_noise(residuals, noise, timesteps),
             small + added.to(device),
@@ -104,7 +108,7 @@ class UpscalerTask:
             levels.to(device),
         )
         # the objective speaks of videos; each crop is one of a single frame
-        target = target_of(self.scheduler, residuals[:, None], noise[:, None], timesteps)
+        target = prediction_target(self.scheduler, residuals[:, None], noise[:, None], timesteps)
         loss = denoising_loss(
             self.scheduler, prediction[:, None], target, timesteps, self.settings.snr_gamma
         )
@@ -116,16 +120,18 @@ class UpscalerTask:
         batch = read_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
         network = self.network
         frames = _frames(batch, network)
-        residuals, small = self._examples(frames, Draws([generator_for("preview")]))
+        residuals, small = self._examples(frames, StackedGenerator([seeded_generator("preview")]))
         level = torch.zeros(len(small), device=small.device)
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy[0], small, timestep.expand(len(small)), level)[None]
 
-        noise = draw_noise((1, *residuals.shape), Draws([generator_for("preview noise")]))
+        noise = correlated_noise(
+            (1, *residuals.shape), StackedGenerator([seeded_generator("preview noise")])
+        )
         scheduler = make_scheduler(dict(self.scheduler.config), "ddim")
-        made = follow(predict, noise.to(small.device), scheduler, _PREVIEW_STEPS)[0]
-        plain = enlarge(small, network.config.factor)
+        made = denoising_loop(predict, noise.to(small.device), scheduler, _PREVIEW_STEPS)[0]
+        plain = upsample_bicubic(small, network.config.factor)
         finished = plain + network.config.residual_scale * made
         return image_grid(torch.stack([plain, finished, frames], dim=1))
 
@@ -135,29 +141,29 @@ class UpscalerTask:
         self.scheduler.save_pretrained(folder / "upscaler_scheduler")
 
     @torch.no_grad()
-    def _examples(self, frames: FoldedFrames, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _examples(self, frames: FoldedFrames, generator: StackedGenerator) -> tuple[Tensor, Tensor]:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
         settings, factor = self.settings, self.network.config.factor
         with torch.autocast(frames.device.type, enabled=False):  # data are not rounded
-            small = shrink_variously(frames, factor, settings.degradation_prob, draws)
-        rebuilt = draws.uniform(len(small)) < settings.vae_roundtrip_prob
-        amounts = settings.max_latent_noise * draws.uniform(len(small))
+            small = shrink_variously(frames, factor, settings.degradation_prob, generator)
+        rebuilt = generator.uniform(len(small)) < settings.vae_roundtrip_prob
+        amounts = settings.max_latent_noise * generator.uniform(len(small))
         if rebuilt.any():
             latents = encode_frames(self.vae.to(small.device), small[rebuilt][:, None])
-            noise = draws.only(rebuilt).normal(latents.shape)
+            noise = generator.select(rebuilt).normal(latents.shape)
             noise *= amounts[rebuilt][:, None, None, None, None]
             small[rebuilt] = decode_latents(self.vae, latents + noise.to(small.device))[:, 0]
-        return frames - enlarge(small, factor), small
+        return frames - upsample_bicubic(small, factor), small
 
     def _check_sizes(self) -> None:
         size, crop, config = self.dataset.info.size, self.settings.crop, self.network.config
-        unit = config.factor * self.network.multiple
+        unit = config.factor * self.network.size_divisor
         if crop % unit or crop > size:
             raise UserError(
                 f"upscaler.crop={crop} is not a multiple of {unit} of at most {size}, the size of "
                 f"the frames in {self.dataset.folder}."
             )
-        unit = config.factor * spatial_factor(self.vae)
+        unit = config.factor * vae_scale_factor(self.vae)
         if size % unit:
             raise UserError(
                 f"The frames in {self.dataset.folder} have {size} pixels a side; the upscaler's "

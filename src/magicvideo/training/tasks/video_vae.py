@@ -12,9 +12,9 @@ from transformers import CLIPVisionModelWithProjection
 from magicvideo.data.batch_order import read_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.models.autoencoder import decode_latents, encode_frames
-from magicvideo.models.inflate import is_new
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
-from magicvideo.rng import Draws
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Frames
 from magicvideo.training.losses import image_gradient_loss, perceptual_distance
 from magicvideo.training.metrics_logger import image_grid
@@ -52,14 +52,16 @@ class VideoVaeTask:
         self.dataset, self.seed = dataset, seed
         freeze_encoder(network)
         for name, parameter in network.named_parameters():
-            if not is_new(name):
+            if not is_temporal_key(name):
                 parameter.rate = settings.pretrained_lr_scale
 
     def get_batch(self, position: int) -> Batch:
         """Return clips."""
         return self._clips(self.seed, position, self.settings.batch_size)
 
-    def losses(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: StackedGenerator
+    ) -> dict[str, Tensor]:
         """Return the weighted sum and its parts."""
         device = next(network.parameters()).device
         self.image_encoder.to(device)
@@ -67,12 +69,12 @@ class VideoVaeTask:
         pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
             memory_format=torch.channels_last
         )
-        levels = self.settings.max_latent_noise * draws.uniform(len(clips))
-        clean = draws.uniform(len(clips)) < self.settings.clean_prob
+        levels = self.settings.max_latent_noise * generator.uniform(len(clips))
+        clean = generator.uniform(len(clips)) < self.settings.clean_prob
         levels = levels.masked_fill(clean, 0.0)
         rebuilt, _ = network(
             pixels,
-            draws,
+            generator,
             self.settings.num_frames,
             levels.to(device),
             self.settings.common_latent_noise,
