@@ -11,8 +11,8 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
+from magicvideo.evaluation.metrics.image_quality import psnr
 from magicvideo.evaluation.metrics.motion import LEVELS, flicker, static_mask, temporal_change
-from magicvideo.evaluation.metrics.psnr import psnr
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.evaluation.results_page import format_estimate, markdown_table
 from magicvideo.models.autoencoder import (

@@ -13,7 +13,6 @@ import numpy as np
 from magicvideo.atomic_io import atomic_file
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.evaluation.denoising import measure_denoising_errors
 from magicvideo.evaluation.evaluator import Evaluator
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol
@@ -24,6 +23,7 @@ from magicvideo.training.components import component_path, frames_folder, image_
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.metrics_logger import FILE as LOG
+from studies.ablations.denoising import measure_denoising_errors
 from studies.ablations.experiment_runs import AblationRun
 from studies.ablations.settings import ScoringConfig
 from studies.decoders import compare_decoders

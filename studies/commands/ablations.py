@@ -5,8 +5,13 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import JudgeFolder, command_line
-from magicvideo.cli.evaluate.setup import check_target, progress, require_scipy
+from magicvideo.cli.evaluate.setup import (
+    JudgeFolder,
+    check_target,
+    command_line,
+    progress,
+    require_scipy,
+)
 from studies import PROGRAM
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import command_line
-from magicvideo.cli.evaluate.setup import check_target, load, progress, require
+from magicvideo.cli.evaluate.setup import check_target, command_line, load, progress, require
 from magicvideo.errors import UserError
 from studies import PROGRAM
 
@@ -98,9 +97,8 @@ def compare_report(
     require(("scipy",), "report", "A report")
     from magicvideo.evaluation.results_page import write_section
     from magicvideo.media.naming import slug_of
-    from studies.human_study.results import as_markdown
+    from studies.human_study.results import Votes, as_markdown
     from studies.human_study.study import read_study
-    from studies.human_study.votes import Votes
 
     page = output or study / "results.md"
     opened = read_study(study)
@@ -127,12 +125,13 @@ def _prepare(
     from magicvideo.evaluation.sheet import read_prompts
     from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
     from magicvideo.pipelines.request import GenerationSettings
-    from studies.human_study.sources import describe_source
-    from studies.human_study.study import SIDES, open_study
-    from studies.human_study.videos import (
+    from studies.human_study.study import (
+        SIDES,
+        describe_source,
         finished_clips,
         generated_clips,
         missing_pairs,
+        open_study,
         write_clips,
     )
 

@@ -6,8 +6,15 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Page, Seed
-from magicvideo.cli.evaluate.setup import prepare_section, progress, write_results
+from magicvideo.cli.evaluate.setup import (
+    DEFAULT_PAGE,
+    Data,
+    Page,
+    Seed,
+    prepare_section,
+    progress,
+    write_results,
+)
 from magicvideo.cli.option_groups import with_option_groups
 from studies import PROGRAM
 

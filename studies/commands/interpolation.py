@@ -5,15 +5,18 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import (
+from magicvideo.cli.evaluate.setup import (
     DEFAULT_PAGE,
     Data,
     JudgeFolder,
     Model,
     Page,
     Seed,
+    load,
+    prepare_section,
+    progress,
+    write_results,
 )
-from magicvideo.cli.evaluate.setup import load, prepare_section, progress, write_results
 from magicvideo.cli.option_groups import with_option_groups
 from studies import PROGRAM
 

@@ -6,8 +6,12 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import DEFAULT_PAGE, Data, Model, Page, Seed
 from magicvideo.cli.evaluate.setup import (
+    DEFAULT_PAGE,
+    Data,
+    Model,
+    Page,
+    Seed,
     check_target,
     load,
     prepare_section,
@@ -84,8 +88,7 @@ def upscaler(
     prepare_section(output, _SECTION)
     if sheet is not None:
         check_target(sheet)
-    from studies.upscaler.comparison_sheet import write_comparison_sheet
-    from studies.upscaler.evaluation import UpscalerEvaluation
+    from studies.upscaler.evaluation import UpscalerEvaluation, write_comparison_sheet
     from studies.upscaler.report import section_parts
 
     evaluation = UpscalerEvaluation(

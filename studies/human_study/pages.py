@@ -6,8 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from magicvideo.errors import UserError
+from studies.human_study.results import LONGEST_NAME, QUESTIONS, Choice, Votes, check_rater
 from studies.human_study.study import Study, other_side
-from studies.human_study.votes import LONGEST_NAME, QUESTIONS, Choice, Votes, check_rater
 
 PAGES = Path(__file__).parent / "pages"
 _ANSWERS = {"left": "left", "same": "about the same", "right": "right"}

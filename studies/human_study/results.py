@@ -1,16 +1,135 @@
-"""What the votes of a study say: win rates with their intervals, and how far raters agree."""
+"""The votes of a study and their summary."""
 
+import sqlite3
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, proportion
 from magicvideo.evaluation.results_page import markdown_table
-from studies.human_study.agreement import krippendorff_alpha
 from studies.human_study.study import Study
-from studies.human_study.votes import QUESTIONS, Choice, Vote
+
+
+def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
+    """Return Krippendorff's alpha of nominal values: 1 is full agreement, 0 is that of chance.
+
+    Source: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section D:
+    nominal data, any number of observers, missing data.
+
+    Args:
+        units: The values that each unit was given, one a rater who judged it. Those of a unit that
+            one rater judged alone are paired with nothing and count nothing.
+
+    Returns:
+        None where alpha is not defined: nothing is paired, or all paired values are the same.
+    """
+    pairable = [Counter(values) for values in units if len(values) > 1]
+    totals = Counter[str]()
+    for counts in pairable:
+        totals.update(counts)
+    number = totals.total()
+    expected = _unlike_pairs(totals)
+    if not expected:
+        return None
+    observed = sum(_unlike_pairs(counts) / (counts.total() - 1) for counts in pairable)
+    return 1 - (number - 1) * observed / expected
+
+
+def _unlike_pairs(counts: Counter[str]) -> int:
+    """Return the number of ordered pairs whose two values differ."""
+    return counts.total() ** 2 - sum(count**2 for count in counts.values())
+
+
+Choice: TypeAlias = Literal["a", "same", "b"]
+QUESTIONS = {
+    "quality": "Which video looks better?",
+    "text": "Which video shows better what the text says?",
+    "motion": "Which video moves better?",
+}
+"""What raters are asked, by the names under which votes are kept."""
+LONGEST_NAME = 40
+_PATIENCE = 30.0  # seconds that a vote waits for others to be written
+_TABLE = f"""CREATE TABLE IF NOT EXISTS votes (
+    rater TEXT NOT NULL,
+    pair INTEGER NOT NULL,
+    question TEXT NOT NULL,
+    choice TEXT NOT NULL CHECK (choice IN {get_args(Choice)}),
+    PRIMARY KEY (rater, pair, question)
+)"""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one rater answered to one question on one pair."""
+
+    rater: str
+    pair: int
+    question: str
+    choice: Choice
+
+
+class Votes:
+    """The votes of a study: one a rater, pair and question; a second replaces the first.
+
+    Args:
+        folder: The study's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "votes.sqlite"
+        with self._connection() as connection:
+            connection.execute(_TABLE)
+
+    def put(self, rater: str, pair: int, choices: Mapping[str, Choice]) -> None:
+        """Keep the answers of a rater on a pair, all of them or, if the disk fails, none."""
+        rows = [(rater, pair, question, choice) for question, choice in choices.items()]
+        with self._connection() as connection:
+            connection.executemany("INSERT OR REPLACE INTO votes VALUES (?, ?, ?, ?)", rows)
+
+    def all(self) -> list[Vote]:
+        """Return every vote, sorted."""
+        return self._select("SELECT * FROM votes ORDER BY rater, pair, question", ())
+
+    def of(self, rater: str) -> dict[int, dict[str, Choice]]:
+        """Return a rater's answers by pair and question."""
+        found: dict[int, dict[str, Choice]] = {}
+        for vote in self._select("SELECT * FROM votes WHERE rater = ?", (rater,)):
+            found.setdefault(vote.pair, {})[vote.question] = vote.choice
+        return found
+
+    def _select(self, query: str, values: tuple[str, ...]) -> list[Vote]:
+        with self._connection() as connection:
+            return [Vote(*row) for row in connection.execute(query, values)]
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection for one transaction, since the server answers on many threads."""
+        connection = sqlite3.connect(self._path, timeout=_PATIENCE)
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+
+def check_rater(name: str) -> str:
+    """Return a rater's name in the form in which it is kept.
+
+    Raises:
+        UserError: If it is empty, too long, or holds what cannot be read.
+    """
+    clean = " ".join(unicodedata.normalize("NFC", name).split())
+    if not 1 <= len(clean) <= LONGEST_NAME or not clean.isprintable():
+        raise UserError(f"A name has 1 to {LONGEST_NAME} letters; write yours in another way.")
+    return clean
+
 
 _COLUMNS = (
     "question",

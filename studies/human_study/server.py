@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from magicvideo.errors import UserError
 from studies.human_study.pages import PAGES, StudyPages
+from studies.human_study.results import Votes
 from studies.human_study.study import Study
-from studies.human_study.votes import Votes
 
 _LARGEST_FORM = 4096  # bytes
 _MOST_FIELDS = 8

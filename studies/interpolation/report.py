@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
-from magicvideo.evaluation.paired_comparison import paired_table
 from magicvideo.evaluation.results_page import format_estimate, markdown_table
-from studies.interpolation.baselines import ESTIMATE, LATENT_BLEND, network_label
 from studies.interpolation.evaluation import (
+    ESTIMATE,
+    LATENT_BLEND,
     InterpolationEvaluation,
     InterpolationScores,
+    MethodScores,
+    PulseScore,
+    network_label,
 )
-from studies.interpolation.keyframe_pulse import PulseScore
-from studies.interpolation.scores import MethodScores
+from studies.paired_comparison import paired_table
 
 _PAIRED_ABOUT = (
     "The same on the same clips, in terms of one method: differences of PSNR and SSIM, and the "

@@ -1,24 +1,521 @@
-"""The upscaler's evaluation, start to end: a model and data to all scores."""
+"""Evaluate the upscaler: quality, flicker, seams of tiles, and a sheet for the eye."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Shaped
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
-from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from studies.upscaler.generated_flicker import TemporalStats, score_generated_flicker
-from studies.upscaler.methods import (
-    UpscaleMethod,
-    check_upscaler,
-    check_vae_divisible,
-    network_method,
-    resize_methods,
-    with_vae_roundtrip,
+from magicvideo.data.degrade import shrink
+from magicvideo.diffusion.noise import seeded_generator
+from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.errors import UserError
+from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
+from magicvideo.evaluation.metrics.distribution import Features
+from magicvideo.evaluation.metrics.image_quality import psnr, ssim
+from magicvideo.evaluation.metrics.motion import (
+    LEVELS,
+    corner_mask,
+    flicker,
+    static_mask,
+    temporal_change,
 )
-from studies.upscaler.quality import Quality, score_quality
-from studies.upscaler.static_flicker import FlickerScore, score_static_flicker
-from studies.upscaler.tiles import Tiling, score_tiles
+from magicvideo.evaluation.prompt_sets import (
+    Prompt,
+    from_uint8,
+    real_videos,
+    sample_prompts,
+    to_uint8,
+)
+from magicvideo.evaluation.sheet import write_sheet
+from magicvideo.models.autoencoder import decode_latents, encode_frames, vae_scale_factor
+from magicvideo.models.conditioning import embed_frames
+from magicvideo.pipelines.request import GenerationSettings
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.upscale import upscale_frames
+from studies.paired_comparison import MethodSamples, Rows
+
+SmallVideo: TypeAlias = Float[Tensor, "f 3 h w"]
+LargeVideo: TypeAlias = Float[Tensor, "f 3 tall wide"]
+
+BICUBIC, LANCZOS = "bicubic", "Lanczos"
+_TILE = 256  # in pixels of the small frame: no more than one for what is measured here
+
+
+class UpscaleMethod(NamedTuple):
+    """One way to enlarge, called with a small video and the seed of its noise."""
+
+    name: str
+    enlarge: Callable[[SmallVideo, int], LargeVideo]
+
+
+def network_method(pipeline: MagicVideoPipeline, num_steps: int) -> UpscaleMethod:
+    """Return the way of a model's upscaler, by its default scheduler and noise level.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    check_upscaler(pipeline)
+    named = f"network, {num_steps} step{'s' if num_steps > 1 else ''}"
+    return UpscaleMethod(named, partial(_by_network, pipeline, num_steps))
+
+
+def resize_methods(pipeline: MagicVideoPipeline) -> list[UpscaleMethod]:
+    """Return bicubic and Lanczos resizing by a model's factor.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    factor = check_upscaler(pipeline)
+    kernels = {BICUBIC: Image.Resampling.BICUBIC, LANCZOS: Image.Resampling.LANCZOS}
+    return [
+        UpscaleMethod(name, partial(_by_kernel, factor, kernel)) for name, kernel in kernels.items()
+    ]
+
+
+def with_vae_roundtrip(
+    pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float
+) -> UpscaleMethod:
+    """Return a way that is shown frames as the model decodes them, in place of clean ones.
+
+    Args:
+        pipeline: Its autoencoder encodes and decodes the small frames, as one video.
+        way: How they are enlarged then.
+        noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
+            generated latents are not clean.
+    """
+    return UpscaleMethod(way.name, partial(_decoded_first, pipeline, way, noise))
+
+
+def check_vae_divisible(pipeline: MagicVideoPipeline, side: int) -> None:
+    """Refuse small frames that a model's autoencoder cannot take.
+
+    Raises:
+        UserError: If their side in pixels is no multiple of what one latent stands for.
+    """
+    multiple = vae_scale_factor(pipeline.vae)
+    if side % multiple:
+        raise UserError(
+            f"The small frames are {side} pixels wide, and this model's autoencoder needs a "
+            f"multiple of {multiple}; prepare the large ones with another --size."
+        )
+
+
+def downsample(large: LargeVideo, factor: int) -> SmallVideo:
+    """Return frames of a whole fraction of the side, as preparation would have made them.
+
+    Raises:
+        UserError: If the side is no multiple of the factor.
+    """
+    if large.shape[-1] % factor:
+        raise UserError(
+            f"Frames of {large.shape[-1]} pixels cannot be shrunk {factor} times; prepare them "
+            f"with a --size that is a multiple of {factor}."
+        )
+    return from_uint8(to_uint8(shrink(large, factor)))
+
+
+def nearest_upsample(
+    small: Shaped[Tensor, "*lead h w"], factor: int
+) -> Shaped[Tensor, "*lead tall wide"]:
+    """Return pixels, or marks of them, each repeated to a square of `factor` a side."""
+    return small.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def check_upscaler(pipeline: MagicVideoPipeline) -> int:
+    """Return the factor by which a model enlarges.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    if pipeline.upscaler is None:
+        raise UserError("This model has no upscaler; name another with --model.")
+    return int(pipeline.upscaler.config.factor)
+
+
+def upscale(
+    pipeline: MagicVideoPipeline, small: SmallVideo, num_steps: int, seed: int, tile: int
+) -> LargeVideo:
+    """Return frames by a model's upscaler, on the CPU and not yet rounded.
+
+    Args:
+        pipeline: A model with an upscaler.
+        small: What is enlarged.
+        num_steps: Diffusion steps.
+        seed: Of the noise.
+        tile: Longest side that the network sees at a time, in pixels of the small frames.
+    """
+    assert pipeline.upscaler is not None
+    assert pipeline.upscaler_scheduler is not None
+    made = upscale_frames(
+        pipeline.upscaler,
+        make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+        small[None],
+        [seed],
+        num_steps=num_steps,
+        noise_level=pipeline.config.upscaler_noise_level,
+        tile=tile,
+    )
+    return made[0].cpu()
+
+
+def _by_network(
+    pipeline: MagicVideoPipeline, num_steps: int, small: SmallVideo, seed: int
+) -> LargeVideo:
+    made = upscale(pipeline, small, num_steps, seed, tile=_TILE)
+    return from_uint8(to_uint8(made))
+
+
+def _decoded_first(
+    pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float, small: SmallVideo, seed: int
+) -> LargeVideo:
+    latents = encode_frames(pipeline.vae, small[None].to(pipeline.device))
+    drawn = torch.randn(latents.shape, generator=seeded_generator("small frames", seed)).to(latents)
+    decoded = decode_latents(pipeline.vae, latents + noise * drawn)[0].cpu()
+    return way.enlarge(from_uint8(to_uint8(decoded)), seed)
+
+
+def _by_kernel(factor: int, kernel: Image.Resampling, small: SmallVideo, _seed: int) -> LargeVideo:
+    size = (factor * small.shape[-1], factor * small.shape[-2])
+    pictures = (Image.fromarray(frame) for frame in to_uint8(small).numpy())
+    resized = np.stack([np.asarray(picture.resize(size, kernel)) for picture in pictures])
+    return from_uint8(torch.from_numpy(resized))
+
+
+_HIGHEST = 10 * math.log10(12 * 255**2)  # dB that rounding to 8 bits leaves; empty frames have more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What one way to enlarge earns.
+
+    Attributes:
+        name: The way.
+        psnr: In dB, mean over clips; of a clip at most what rounding to 8 bits leaves, 58.9.
+        ssim: Structural similarity, mean over clips.
+        frechet: Between the features of crops of its frames and of the real frames, so that
+            frames equal to the real ones have 0.
+        seconds: CPU seconds a frame.
+        samples: All of this clip by clip, by which ways are compared.
+    """
+
+    name: str
+    psnr: Estimate
+    ssim: Estimate
+    frechet: float
+    seconds: float
+    samples: MethodSamples
+
+
+@torch.no_grad()
+def score_quality(
+    ways: Sequence[UpscaleMethod],
+    image_encoder: CLIPVisionModelWithProjection,
+    videos: Iterable[Float[Tensor, "_ 3 _ _"]],
+    factor: int,
+    on_clip: Callable[[int], None],
+) -> list[Quality]:
+    """Shrink real large frames, enlarge them in every way, and compare.
+
+    Args:
+        ways: What is compared.
+        image_encoder: CLIP's image tower: the fixed map from crops to features.
+        videos: Real large frames, some a clip.
+        factor: How many times smaller they are made first.
+        on_clip: Called with the number of clips that are done.
+
+    Raises:
+        UserError: If the frames cannot be shrunk or are smaller than a crop.
+    """
+    real_features: list[Rows] = []
+    samples = {way.name: MethodSamples(real_features) for way in ways}
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    for place, real in enumerate(videos):
+        small = downsample(real, factor)
+        real_features.append(crop_features(image_encoder, real))
+        for way in ways:
+            started = time.process_time()
+            made = way.enlarge(small, place)
+            seconds[way.name].append((time.process_time() - started) / len(real))
+            features = crop_features(image_encoder, made)
+            samples[way.name].add(*_nearness(made, real), features)
+        on_clip(place + 1)
+    return [_summary(name, found, seconds[name]) for name, found in samples.items()]
+
+
+@torch.no_grad()
+def crop_features(image_encoder: CLIPVisionModelWithProjection, video: LargeVideo) -> Features:
+    """Return the CLIP embeddings, at unit length, of all whole crops of the encoder's own side.
+
+    Whole frames would be made smaller for the encoder, and what an upscaler adds would be gone.
+    Crops lie side by side from the top left corner, and are seen at full resolution.
+
+    Raises:
+        UserError: If a frame is smaller than a crop.
+    """
+    side = image_encoder.config.image_size
+    if min(video.shape[-2:]) < side:
+        raise UserError(
+            f"Frames of {min(video.shape[-2:])} pixels are smaller than the {side} that the "
+            "model's image encoder looks at; prepare larger frames."
+        )
+    squares = video.unfold(2, side, side).unfold(3, side, side)
+    crops = rearrange(squares, "f c rows columns h w -> (f rows columns) c h w")
+    device = next(image_encoder.parameters()).device
+    embeddings = embed_frames(image_encoder, crops[None].to(device))[0]
+    return embeddings.double().cpu().numpy()
+
+
+def _nearness(made: LargeVideo, real: LargeVideo) -> tuple[float, float]:
+    return min(psnr(made[None], real[None]).item(), _HIGHEST), ssim(made, real)
+
+
+def _summary(name: str, samples: MethodSamples, seconds: list[float]) -> Quality:
+    return Quality(
+        name=name,
+        psnr=mean(np.array(samples.psnr)),
+        ssim=mean(np.array(samples.ssim)),
+        frechet=samples.frechet,
+        seconds=float(np.mean(seconds)),
+        samples=samples,
+    )
+
+
+REAL = "real clips"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlickerScore:
+    """The flicker of one way to enlarge, or of the real clips.
+
+    Attributes:
+        name: The way, or `REAL`.
+        flicker: Mean absolute change from frame to frame where the small clip stands still, in
+            levels of 255, mean over clips.
+        in_corners: That in the corners of the frames, times the real clips' there; None where
+            theirs is zero.
+    """
+
+    name: str
+    flicker: Estimate
+    in_corners: Estimate | None
+
+
+@torch.no_grad()
+def score_static_flicker(
+    ways: Sequence[UpscaleMethod],
+    videos: Iterable[SmallVideo],
+    factor: int,
+    *,
+    is_large: bool,
+    on_clip: Callable[[int], None],
+) -> list[FlickerScore]:
+    """Enlarge clips in every way, and measure the change of what does not change in the small ones.
+
+    Args:
+        ways: What is compared.
+        videos: Real frames in a row. Clips in which everything moves are left out.
+        factor: How many times the side grows.
+        is_large: Whether the videos are large ones, to be shrunk first.
+        on_clip: Called with the number of clips that are done.
+
+    Returns:
+        One entry a way, and the real clips' own at the end; none where all clips were left out.
+    """
+    names = [*(way.name for way in ways), REAL]
+    figures = []
+    for place, real in enumerate(videos):
+        small = downsample(real, factor) if is_large else real
+        still = static_mask(small)
+        if still.any():
+            large = nearest_upsample(still, factor)
+            made = [_flickers(way.enlarge(small, place), large) for way in ways]
+            figures.append([*made, _flickers(real, large if is_large else still)])
+        on_clip(place + 1)
+    if not figures:
+        return []
+    by_way = np.array(figures).transpose(1, 2, 0)
+    real_corners = by_way[-1, 1]
+    return [
+        FlickerScore(
+            name=name,
+            flicker=mean(LEVELS * still),
+            in_corners=ratio_of_means(cornered, real_corners) if real_corners.any() else None,
+        )
+        for name, (still, cornered) in zip(names, by_way, strict=True)
+    ]
+
+
+def _flickers(video: Float[Tensor, "f rgb h w"], still: Bool[Tensor, "h w"]) -> tuple[float, float]:
+    """Return the flicker where a clip stands still, and that of the corners."""
+    regions = (still, corner_mask(*video.shape[-2:]))
+    where_still, in_corners = (flicker(video[None], region).item() for region in regions)
+    return where_still, in_corners
+
+
+BEFORE, FINISHED = "generated, before super-resolution", "generated, all stages"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalStats:
+    """How much videos change from frame to frame.
+
+    Attributes:
+        name: `BEFORE`, `FINISHED` or `REAL`.
+        flicker: Mean absolute change in the corners, in levels of 255.
+        change: That of whole frames.
+        times_flicker: `flicker` as a multiple of the real clips'; None where theirs is zero.
+        times_change: `change` likewise.
+    """
+
+    name: str
+    flicker: Estimate
+    change: Estimate
+    times_flicker: Estimate | None
+    times_change: Estimate | None
+
+
+@torch.no_grad()
+def score_generated_flicker(
+    pipeline: MagicVideoPipeline,
+    dataset: ClipDataset,
+    prompts: Sequence[Prompt],
+    on_video: Callable[[int], None],
+) -> list[TemporalStats]:
+    """Generate videos by all stages at the model's default settings, and measure their frames.
+
+    Frames are read in 8 bits, and no codec touches them.
+
+    Args:
+        pipeline: A model with an upscaler.
+        dataset: Clips that the prompts are captions of.
+        prompts: One for each video.
+        on_video: Called with the number of videos that are done.
+
+    Returns:
+        The videos before super-resolution, after it, and as many frames in a row of the real clips;
+        nothing where there is no prompt.
+    """
+    if not prompts:
+        return []
+    requests = [
+        pipeline.build_requests([prompt.caption], [prompt.seed], GenerationSettings())[0]
+        for prompt in prompts
+    ]
+    figures = []
+    reals = real_videos(dataset, list(prompts), requests[0].video_frames, 1)
+    for done, (request, real) in enumerate(zip(requests, reals, strict=True), start=1):
+        frames = pipeline.decode(pipeline.generate_latents(request))
+        large = pipeline.upscale(request, frames)
+        made = (from_uint8(to_uint8(video[0].cpu())) for video in (frames, large))
+        figures.append([_figures(video) for video in (*made, real)])
+        on_video(done)
+    by_row = np.array(figures).transpose(1, 2, 0)
+    return [
+        _temporal_summary(name, found, by_row[-1])
+        for name, found in zip((BEFORE, FINISHED, REAL), by_row, strict=True)
+    ]
+
+
+def _figures(video: Float[Tensor, "f 3 h w"]) -> tuple[float, float]:
+    """Return the flicker of the corners and the change of the whole."""
+    whole = video[None]
+    return flicker(whole, corner_mask(*video.shape[-2:])).item(), temporal_change(whole).item()
+
+
+def _temporal_summary(
+    name: str, figures: Float[np.ndarray, "two n"], real: Float[np.ndarray, "two n"]
+) -> TemporalStats:
+    flickers, changes = figures
+    real_flickers, real_changes = real
+    return TemporalStats(
+        name=name,
+        flicker=mean(LEVELS * flickers),
+        change=mean(LEVELS * changes),
+        times_flicker=ratio_of_means(flickers, real_flickers) if real_flickers.any() else None,
+        times_change=ratio_of_means(changes, real_changes) if real_changes.any() else None,
+    )
+
+
+_TILES_A_SIDE = 3  # so that there are tiles with others on all sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a frame that was made in tiles differs from the same frame made whole.
+
+    Attributes:
+        side: Of the small frame in pixels.
+        tile: Of the tiles in pixels of the small frame, what they see of others included.
+        greatest: The largest difference of any pixel, in levels of 255.
+        seam: Mean absolute difference of neighbours across the borders of tiles, in levels of 255.
+        whole_seam: The same of the frame that was made whole.
+    """
+
+    side: int
+    tile: int
+    greatest: float
+    seam: float
+    whole_seam: float
+
+
+@torch.no_grad()
+def score_tiles(
+    pipeline: MagicVideoPipeline, small: SmallVideo, num_steps: int, seed: int
+) -> Tiling | None:
+    """Enlarge square frames whole and in three by three tiles, and compare.
+
+    Args:
+        pipeline: A model with an upscaler.
+        small: What is enlarged.
+        num_steps: Diffusion steps.
+        seed: Of the noise.
+
+    Returns:
+        The comparison, or None where the network sees so far that tiles would be no smaller than
+        the frame.
+
+    Raises:
+        UserError: If the model has no upscaler.
+    """
+    check_upscaler(pipeline)
+    assert pipeline.upscaler is not None
+    factor, multiple = pipeline.upscaler.config.factor, pipeline.upscaler.size_divisor
+    side = _next_multiple(small.shape[-1], multiple)
+    core = _next_multiple(-(-side // _TILES_A_SIDE), multiple)
+    tile = core + 2 * _next_multiple(pipeline.upscaler.receptive_radius, multiple)
+    if tile >= side:
+        return None
+    whole, tiled = (upscale(pipeline, small, num_steps, seed, size) for size in (side, tile))
+    borders = torch.arange(factor * core, whole.shape[-1], factor * core)
+    return Tiling(
+        side=small.shape[-1],
+        tile=tile,
+        greatest=LEVELS * (tiled - whole).abs().max().item(),
+        seam=_jump(tiled, borders),
+        whole_seam=_jump(whole, borders),
+    )
+
+
+def _jump(frames: LargeVideo, borders: Tensor) -> float:
+    columns = (frames[..., borders] - frames[..., borders - 1]).abs().mean()
+    rows = (frames[..., borders, :] - frames[..., borders - 1, :]).abs().mean()
+    return LEVELS * (columns + rows).item() / 2
+
+
+def _next_multiple(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +637,34 @@ class UpscalerEvaluation:
             small_side=dataset.info.size // factor,
             moving_side=side if self.moving else side // factor,
         )
+
+
+_SHOWN = 5  # clips, side by side at full size
+
+
+@torch.no_grad()
+def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
+    """Write a PNG with a frame of each of a few clips: small, enlarged in every way, and real.
+
+    Args:
+        evaluation: Names the model and the clips, of which the first are shown.
+        path: The file, replaced.
+
+    Raises:
+        UserError: If the model has no upscaler, or the data do not fit it or are too few.
+    """
+    pipeline, factor = evaluation.pipeline, check_upscaler(evaluation.pipeline)
+    dataset = ClipDataset(evaluation.data, ("heldout",))
+    prompts = sample_prompts(dataset, evaluation.clips, evaluation.seed)[:_SHOWN]
+    reals = list(real_videos(dataset, prompts, 1, 1))
+    ways = [
+        UpscaleMethod("small, pixels repeated", lambda small, _: nearest_upsample(small, factor)),
+        *resize_methods(pipeline),
+        network_method(pipeline, pipeline.capabilities.default_upscaler_steps),
+    ]
+    rows = [
+        (way.name, [way.enlarge(downsample(real, factor), k) for k, real in enumerate(reals)])
+        for way in ways
+    ]
+    strips = [(name, torch.cat(frames)) for name, frames in (*rows, ("real", reals))]
+    write_sheet(strips, len(reals), path, cell=dataset.info.size)

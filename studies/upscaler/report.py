@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-from magicvideo.evaluation.paired_comparison import PAIRED_COLUMNS, paired_cells, paired_table
 from magicvideo.evaluation.provenance import provenance
 from magicvideo.evaluation.results_page import format_estimate, markdown_table, provenance_table
-from studies.upscaler.evaluation import UpscalerEvaluation, UpscalerScores
-from studies.upscaler.generated_flicker import TemporalStats
-from studies.upscaler.methods import BICUBIC, LANCZOS
-from studies.upscaler.quality import Quality
-from studies.upscaler.static_flicker import FlickerScore
-from studies.upscaler.tiles import Tiling
+from studies.paired_comparison import PAIRED_COLUMNS, paired_cells, paired_table
+from studies.upscaler.evaluation import (
+    BICUBIC,
+    LANCZOS,
+    FlickerScore,
+    Quality,
+    TemporalStats,
+    Tiling,
+    UpscalerEvaluation,
+    UpscalerScores,
+)
 
 _QUALITY = (
     "{clips} held-out clips, {frames} of {large} pixels from each, on plain backgrounds, shrunk to "

@@ -10,7 +10,7 @@ from magicvideo.evaluation.confidence_intervals import (
     proportion,
     ratio_of_means,
 )
-from magicvideo.evaluation.metrics.kernel import kernel_distance
+from magicvideo.evaluation.metrics.distribution import kernel_distance
 
 
 def test_wilson_interval_written_out():

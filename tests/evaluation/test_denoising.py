@@ -7,8 +7,8 @@ from tiny_model import FRAMES, SHARED_NOISE, make_tiny_pipeline
 
 from magicvideo.diffusion.noise import initial_latent_noise
 from magicvideo.errors import UserError
-from magicvideo.evaluation.denoising import measure_denoising_errors
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
+from studies.ablations.denoising import measure_denoising_errors
 
 STEPS, CLIPS, STRIDE, SEED = (199, 999), 3, 2, 5
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluation.paired_comparison import MethodSamples, paired_table
+from magicvideo.evaluation.metrics.distribution import fit_gaussian, frechet_distance
+from studies.paired_comparison import MethodSamples, paired_table
 
 CLIPS = 6
 

@@ -3,7 +3,7 @@ import torch
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.colour import background_colour
+from magicvideo.evaluation.metrics.attributes import background_colour
 from magicvideo.evaluation.prompt_sets import (
     background_only_videos,
     caption_for,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.reconstruction import score_autoencoder
+from magicvideo.evaluation.evaluator import score_autoencoder
 from magicvideo.models.autoencoder import PatchAutoencoder
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluation.metrics.r_precision import draw_pools
+from magicvideo.evaluation.metrics.text_alignment import draw_pools
 from magicvideo.evaluation.prompt_sets import (
     background_only_videos,
     caption_for,
@@ -12,17 +12,18 @@ from magicvideo.evaluation.prompt_sets import (
 from magicvideo.evaluation.protocol import read_protocol
 from magicvideo.evaluation.scores import (
     FeatureSets,
+    VideoFeatures,
     accuracy_score,
     background_matches,
     caption_scores,
     distance_score,
+    extract_features,
     ranks,
     ranks_on_one_background,
     score_videos,
     tone_matches,
     top_k,
 )
-from magicvideo.evaluation.video_features import VideoFeatures, extract_features
 
 NUM_FRAMES, STRIDE, COUNT, POOL = 5, 2, 17, 7
 

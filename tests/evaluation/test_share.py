@@ -1,7 +1,7 @@
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.share import Share, process_share
+from magicvideo.evaluation.video_cache import Share, process_share
 
 
 def test_a_single_process_has_all(monkeypatch):

@@ -3,7 +3,7 @@ import torch
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.psnr import psnr
+from magicvideo.evaluation.metrics.image_quality import psnr
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.models.video_vae import inflate_autoencoder

@@ -1,4 +1,4 @@
-"""The evaluation, start to end: a protocol and a model to a result that repeats the protocol."""
+"""The evaluation of a model by a protocol."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,22 +6,26 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 
 from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.metadata import EXTRAPOLATION, SEEDS, rate_metadata
+from magicvideo.evaluation.benchmark.features import EXTRAPOLATION, SEEDS, rate_metadata
 from magicvideo.evaluation.benchmark.prompts import prompts_hash
-from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES, SEED
+from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES, SEED, mean
 from magicvideo.evaluation.judge.network import Judge
-from magicvideo.evaluation.metrics.frechet import Features
-from magicvideo.evaluation.metrics.r_precision import draw_pools
+from magicvideo.evaluation.metrics.distribution import Features
+from magicvideo.evaluation.metrics.image_quality import psnr
+from magicvideo.evaluation.metrics.text_alignment import draw_pools
 from magicvideo.evaluation.prompt_sets import (
     Prompt,
     background_only_videos,
+    from_uint8,
     real_videos,
     sample_prompts,
+    to_uint8,
 )
 from magicvideo.evaluation.protocol import (
     AutoencoderSet,
@@ -31,12 +35,74 @@ from magicvideo.evaluation.protocol import (
     TargetRange,
 )
 from magicvideo.evaluation.provenance import provenance
-from magicvideo.evaluation.reconstruction import score_autoencoder
-from magicvideo.evaluation.scores import FeatureSets, Score, score_videos
+from magicvideo.evaluation.scores import (
+    FeatureSets,
+    Score,
+    VideoFeatures,
+    extract_features,
+    score_videos,
+)
 from magicvideo.evaluation.video_cache import generate_cached
-from magicvideo.evaluation.video_features import VideoFeatures, extract_features
+from magicvideo.models.autoencoder import (
+    Autoencoder,
+    decode_latents,
+    encode_frames,
+    vae_scale_factor,
+)
 from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.shapes import Frames
+
+
+@torch.no_grad()
+def score_autoencoder(
+    autoencoder: Autoencoder, dataset: ClipDataset, count: int, num_frames: int, seed: int
+) -> Score:
+    """Return the mean PSNR of reconstructed clips.
+
+    Beside it: the clips rounded to 8 bits, the best that a file can hold, and each frame's mean
+    colour, which knows nothing.
+
+    Raises:
+        UserError: If there are fewer than `count` clips, or the autoencoder cannot take their size.
+    """
+    size, factor = dataset.info.size, vae_scale_factor(autoencoder)
+    if size % factor:
+        raise UserError(
+            f"The clips of {dataset.folder} are {size} pixels wide, and this model's autoencoder "
+            f"needs a multiple of {factor}; prepare them with another --size."
+        )
+    if count > len(dataset):
+        raise UserError(
+            f"The protocol reconstructs {count} clips, but {dataset.folder} has {len(dataset)} in "
+            "this split; prepare more data or ask for fewer."
+        )
+    figures = []
+    for place, index in enumerate(np.random.default_rng(seed).permutation(len(dataset))[:count]):
+        rng = np.random.default_rng((seed, place))
+        frames = dataset.sample(int(index), rng, num_frames=num_frames).frames[None]
+        figures.append(_three_figures(autoencoder, frames))
+    measured, rounded, flat = np.array(figures).T
+    return Score(
+        name="psnr",
+        network="none",
+        measured=mean(measured),
+        real=mean(rounded),
+        chance=mean(flat),
+        chance_is="the mean colour of each frame",
+    )
+
+
+def _three_figures(autoencoder: Autoencoder, frames: Frames) -> Float[np.ndarray, "3"]:
+    code = encode_frames(autoencoder, frames)
+    decoded = decode_latents(autoencoder, code)
+    candidates = (
+        from_uint8(to_uint8(decoded[0]))[None],
+        from_uint8(to_uint8(frames[0]))[None],
+        frames.mean(dim=(-2, -1), keepdim=True).expand_as(frames),
+    )
+    return np.array([psnr(candidate, frames).item() for candidate in candidates])
+
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being made, the count done and the count in all."""

@@ -11,7 +11,7 @@ from magicvideo.data.manifest import Split
 from magicvideo.diffusion.sampling import SamplerName
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import KIND, Benchmark
-from magicvideo.evaluation.metrics.frechet import Divisor
+from magicvideo.evaluation.metrics.distribution import Divisor
 from magicvideo.evaluation.results_page import NAME
 
 ScoreName: TypeAlias = Literal[

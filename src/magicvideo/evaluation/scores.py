@@ -1,11 +1,12 @@
-"""Scores of generated videos, each beside what real clips and what chance would get."""
+"""Scores of generated videos, each beside those of real clips and of chance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.confidence_intervals import (
@@ -18,12 +19,49 @@ from magicvideo.evaluation.confidence_intervals import (
 )
 from magicvideo.evaluation.judge.batches import DEFAULT_TONE
 from magicvideo.evaluation.judge.network import Judge
-from magicvideo.evaluation.metrics.fid_infinity import extrapolate_to_infinity
-from magicvideo.evaluation.metrics.frechet import Features, fit_gaussian, frechet_distance
-from magicvideo.evaluation.metrics.r_precision import true_ranks
+from magicvideo.evaluation.metrics.attributes import background_colour
+from magicvideo.evaluation.metrics.distribution import (
+    Features,
+    extrapolate_to_infinity,
+    fit_gaussian,
+    frechet_distance,
+)
+from magicvideo.evaluation.metrics.motion import corner_mask, flicker, temporal_change
+from magicvideo.evaluation.metrics.text_alignment import true_ranks
 from magicvideo.evaluation.prompt_sets import Prompt, caption_for
 from magicvideo.evaluation.protocol import Protocol, ScoreName
-from magicvideo.evaluation.video_features import VideoFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures:
+    """One entry a video."""
+
+    features: Float[np.ndarray, "n d"]
+    """The judge's unit features."""
+    tones: list[str]
+    colours: list[str]
+    change: Float[np.ndarray, " n"]
+    flicker: Float[np.ndarray, " n"]
+
+
+def extract_features(judge: Judge, videos: Iterable[Float[Tensor, "f 3 h w"]]) -> VideoFeatures:
+    """Read everything off each video, one at a time, so that memory does not grow with them."""
+    features, tones, colours, changes, flickers = [], [], [], [], []
+    for video in videos:
+        frames = video[None]
+        features.append(judge.embed_videos(frames).double().numpy())
+        tones += judge.read_tones(frames)
+        colours.append(background_colour(video))
+        changes.append(temporal_change(frames).item())
+        flickers.append(flicker(frames, corner_mask(*video.shape[-2:])).item())
+    return VideoFeatures(
+        features=np.concatenate(features),
+        tones=tones,
+        colours=colours,
+        change=np.array(changes),
+        flicker=np.array(flickers),
+    )
+
 
 Hits: TypeAlias = Bool[np.ndarray, " n"]
 Test: TypeAlias = Callable[[VideoFeatures, int], Hits]

@@ -1,9 +1,13 @@
-"""Generated videos that stay on the disk, so that a long evaluation can be stopped and go on."""
+"""Generated videos kept in a folder, so that a stopped evaluation continues.
+
+Several processes can share the work: each generates its shard.
+"""
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
+from magicvideo.errors import UserError
 from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
-from magicvideo.evaluation.share import Share
 from magicvideo.pipelines.request import Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+
+
+@dataclass(frozen=True)
+class Share:
+    """Process `rank` of `count`."""
+
+    rank: int
+    count: int
+
+
+def process_share() -> Share:
+    """Return the share of this process, from RANK and WORLD_SIZE; all of it where neither is set.
+
+    Raises:
+        UserError: If they are no such numbers.
+    """
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={count} are not a process and the number of processes; "
+            "ranks run from 0 to below the number."
+        )
+    return Share(int(rank), int(count))
+
 
 # what changes the file or the last bit, but not the video
 _IMMATERIAL = ("output_scale", "threads")

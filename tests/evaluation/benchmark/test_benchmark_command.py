@@ -8,9 +8,13 @@ import pytest
 
 from magicvideo.atomic_io import hash_files, sha256, write_checksums
 from magicvideo.cli import run
-from magicvideo.evaluation.benchmark.prompts import prompts_hash, sample_prompts
+from magicvideo.evaluation.benchmark.prompts import (
+    prompts_hash,
+    read_clip_pixels,
+    reference_clips,
+    sample_prompts,
+)
 from magicvideo.evaluation.benchmark.protocol import Benchmark
-from magicvideo.evaluation.benchmark.reference import read_clip_pixels, reference_clips
 
 CLIP_FILES = ["*.json", "*.txt", "model.safetensors"]
 

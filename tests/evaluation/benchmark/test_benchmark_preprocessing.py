@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from magicvideo.evaluation.benchmark.preprocessing import image_frames, preprocess_clip
+from magicvideo.evaluation.benchmark.features import image_frames, preprocess_clip
 from magicvideo.evaluation.benchmark.protocol import FramePreprocessing
 from magicvideo.media.video_reader import ClipError
 

@@ -5,13 +5,13 @@ import pytest
 
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.prompts import (
+    ReferenceClip,
     caption_of,
     class_counts,
     prompts_hash,
     sample_prompts,
 )
 from magicvideo.evaluation.benchmark.protocol import Benchmark
-from magicvideo.evaluation.benchmark.reference import ReferenceClip
 
 
 def clips(*captions):

@@ -3,7 +3,7 @@ import pytest
 
 from magicvideo.data.manifest import read_manifest
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.reference import read_clip_pixels, reference_clips
+from magicvideo.evaluation.benchmark.prompts import read_clip_pixels, reference_clips
 from magicvideo.media.video_reader import ClipError
 
 

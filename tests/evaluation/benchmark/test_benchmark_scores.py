@@ -11,8 +11,7 @@ from magicvideo.evaluation.benchmark.features import ClipFeatures, FeatureNetwor
 from magicvideo.evaluation.benchmark.protocol import Statistics
 from magicvideo.evaluation.benchmark.scores import frame_metric_names, score
 from magicvideo.evaluation.networks.clip import CLIPEncoder
-from magicvideo.evaluation.networks.extractors import I3D, Inception
-from magicvideo.evaluation.networks.files import ResolvedFile
+from magicvideo.evaluation.networks.extractors import I3D, Inception, ResolvedFile
 
 CLIPS, REAL, IMAGES, CLASSES = 5, 6, 2, 3
 PLAIN = {

@@ -6,7 +6,7 @@ import torch
 from plain_request import PLAIN
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.external_videos import find_external_videos, vbench_name
+from magicvideo.evaluation.benchmark.prompts import find_external_videos, vbench_name
 from magicvideo.pipelines.video import write_video
 
 

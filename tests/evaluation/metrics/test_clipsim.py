@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from magicvideo.evaluation.metrics.clipsim import caption_similarity
+from magicvideo.evaluation.metrics.text_alignment import caption_similarity
 
 
 def test_it_is_the_mean_of_raw_cosines():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicvideo.data.backgrounds import COLOURS
-from magicvideo.evaluation.metrics.colour import background_colour
+from magicvideo.evaluation.metrics.attributes import background_colour
 
 FRAMES, HEIGHT, WIDTH = 3, 24, 40
 

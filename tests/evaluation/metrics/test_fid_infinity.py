@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
-from magicvideo.evaluation.metrics.fid_infinity import extrapolate_to_infinity
-from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
+from magicvideo.evaluation.metrics.distribution import (
+    extrapolate_to_infinity,
+    fit_gaussian,
+    frechet_distance,
+)
 
 
 def test_a_line_over_the_count_is_read_at_zero():

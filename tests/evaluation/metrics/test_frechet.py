@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
+from magicvideo.evaluation.metrics.distribution import Gaussian, fit_gaussian, frechet_distance
 
 
 def gaussian(covariance, mean=None):

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import gammaln, xlogy
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.inception_score import inception_score
+from magicvideo.evaluation.metrics.distribution import inception_score
 
 CLASSES = 101
 

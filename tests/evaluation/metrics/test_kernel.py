@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.kernel import PolynomialKernel, kernel_distance
+from magicvideo.evaluation.metrics.distribution import PolynomialKernel, kernel_distance
 
 
 def test_the_data_of_tf_gans_unit_test():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.precision_recall import inside_manifold
+from magicvideo.evaluation.metrics.distribution import inside_manifold
 
 
 def test_copies_are_inside_and_strangers_are_not():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from magicvideo.evaluation.metrics.psnr import psnr
+from magicvideo.evaluation.metrics.image_quality import psnr
 
 B, FRAMES, HEIGHT, WIDTH = 2, 5, 24, 32
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.r_precision import draw_pools, true_ranks
+from magicvideo.evaluation.metrics.text_alignment import draw_pools, true_ranks
 
 CAPTIONS = [f"caption {number}" for number in range(23)]
 

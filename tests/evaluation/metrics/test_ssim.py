@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from magicvideo.evaluation.metrics.ssim import ssim
+from magicvideo.evaluation.metrics.image_quality import ssim
 
 FRAMES, HEIGHT, WIDTH = 2, 17, 23
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from magicvideo.evaluation.metrics.warping import block_flow, estimated_warping_error, warping_error
+from magicvideo.evaluation.metrics.motion import block_flow, estimated_warping_error, warping_error
 
 FRAMES, HEIGHT, WIDTH = 4, 24, 40
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from magicvideo.data.sources.synthetic import all_scenes, draw
 from magicvideo.evaluation.networks.clip import CLIPEncoder
-from magicvideo.evaluation.networks.files import locate_folder
+from magicvideo.evaluation.networks.extractors import locate_folder
 from magicvideo.models.conditioning import clip_preprocess
 
 SIDE, LARGE, FRAMES, PROJECTION = 224, 256, 4, 9

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from magicvideo.atomic_io import hash_files, sha256
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluation.networks.extractors import I3D, Inception
-from magicvideo.evaluation.networks.files import locate_file, locate_folder
+from magicvideo.evaluation.metrics.distribution import fit_gaussian, frechet_distance
+from magicvideo.evaluation.networks.extractors import I3D, Inception, locate_file, locate_folder
 
 CPU = torch.device("cpu")
 REAL_I3D = os.environ.get("MAGICVIDEO_I3D")

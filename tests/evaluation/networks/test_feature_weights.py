@@ -10,11 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.networks.extractors import I3D, Inception
-from magicvideo.evaluation.networks.files import locate_file
+from magicvideo.evaluation.networks.extractors import I3D, Inception, load_weights, locate_file
 from magicvideo.evaluation.networks.i3d import KineticsI3d
 from magicvideo.evaluation.networks.inception import FidInception, resize_as_tensorflow
-from magicvideo.evaluation.networks.weights import load_weights
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_recipe import tiny_values
 
+from magicvideo.evaluation.run_report.plots import Row, sweep_curves
 from magicvideo.evaluation.run_report.results import read_results
-from magicvideo.evaluation.run_report.sweeps import Row, sweep_curves
 
 STAGES = ("autoencoder", "clip", "image")
 

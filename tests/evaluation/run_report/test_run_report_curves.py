@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from magicvideo.evaluation.run_report.curves import minmax_downsample, smoothed, start_end_mean
+from magicvideo.evaluation.run_report.plots import minmax_downsample, smoothed, start_end_mean
 from magicvideo.evaluation.run_report.run import Series
 
 

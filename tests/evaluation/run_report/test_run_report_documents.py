@@ -15,8 +15,7 @@ from magicvideo.evaluation.benchmark.run import BenchmarkResult
 from magicvideo.evaluation.benchmark.scores import MetricResult
 from magicvideo.evaluation.confidence_intervals import Estimate
 from magicvideo.evaluation.evaluator import EvaluationResult, SetResult
-from magicvideo.evaluation.networks.extractors import I3D
-from magicvideo.evaluation.networks.files import locate_file
+from magicvideo.evaluation.networks.extractors import I3D, locate_file
 from magicvideo.evaluation.protocol import TargetRange, read_any_protocol, read_protocol
 from magicvideo.evaluation.provenance import provenance
 from magicvideo.evaluation.run_report import plots

@@ -5,10 +5,10 @@ import pytest
 from tiny_recipe import tiny_values
 
 from magicvideo.training.recipe import Recipe
+from studies.ablations.page import cost_table, decoder_table, denoiser_table, upscaler_table
 from studies.ablations.plots import draw_plot
 from studies.ablations.results import VariantResult, mean_and_range, paired_difference
 from studies.ablations.settings import Experiment, ScoringConfig, Variant
-from studies.ablations.tables import cost_table, decoder_table, denoiser_table, upscaler_table
 
 SEEDS = (1, 2)
 

@@ -6,8 +6,8 @@ from networks import FRAMES, SMALL
 from torch import nn
 
 from magicvideo.models.unet import VideoUNet
-from studies.cost.convolutions import cost_of
 from studies.cost.networks import Workload
+from studies.cost.page import cost_of
 
 WORK = Workload(dict(SMALL), videos=1, frames=FRAMES, side=10, tokens=11, head_width=2)
 

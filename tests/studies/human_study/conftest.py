@@ -13,9 +13,16 @@ from magicvideo.media.naming import slug_of
 from magicvideo.media.video_io import write_pixels
 from magicvideo.pipelines.request import GenerationSettings, Request
 from studies.human_study.server import StudyServer
-from studies.human_study.sources import describe_source
-from studies.human_study.study import SIDES, Study, open_study, read_study
-from studies.human_study.videos import finished_clips, missing_pairs, write_clips
+from studies.human_study.study import (
+    SIDES,
+    Study,
+    describe_source,
+    finished_clips,
+    missing_pairs,
+    open_study,
+    read_study,
+    write_clips,
+)
 
 PROMPTS = ["a cat", "a dog", "a red heart", "two <b>boats</b>", "fox & hen"]
 COLOURS = {"a": (220, 30, 30), "b": (30, 30, 220)}

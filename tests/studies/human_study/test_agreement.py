@@ -2,7 +2,7 @@
 
 import pytest
 
-from studies.human_study.agreement import krippendorff_alpha
+from studies.human_study.results import krippendorff_alpha
 
 
 def units_of(*observers):

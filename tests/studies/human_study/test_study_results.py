@@ -1,7 +1,6 @@
 import pytest
 
-from studies.human_study.results import as_markdown, left_bias, summarize_votes
-from studies.human_study.votes import Vote
+from studies.human_study.results import Vote, as_markdown, left_bias, summarize_votes
 
 
 def votes_of(question, answers):

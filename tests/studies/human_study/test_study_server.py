@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from magicvideo.errors import UserError
+from studies.human_study.results import QUESTIONS, Votes
 from studies.human_study.server import StudyServer
-from studies.human_study.votes import QUESTIONS, Votes
 
 ANSWERS = {"quality": "left", "text": "same", "motion": "right"}
 

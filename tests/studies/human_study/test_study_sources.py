@@ -4,7 +4,7 @@ import pytest
 
 from magicvideo.atomic_io import hash_folder
 from magicvideo.errors import UserError
-from studies.human_study.sources import describe_source, match_videos
+from studies.human_study.study import describe_source, match_videos
 
 PROMPTS = ["a cat", "a dog", "a red heart", "two <b>boats</b>", "fox & hen"]
 

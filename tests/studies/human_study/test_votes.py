@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from magicvideo.errors import UserError
-from studies.human_study.votes import Vote, Votes, check_rater
+from studies.human_study.results import Vote, Votes, check_rater
 
 
 def test_a_second_vote_replaces_the_first(tmp_path):

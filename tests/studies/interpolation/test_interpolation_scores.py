@@ -6,12 +6,12 @@ from tiny_model import INSERTED, make_tiny_pipeline
 from magicvideo.atomic_io import hash_folder
 from magicvideo.diffusion.keyframe_interpolation import pair_keyframes
 from magicvideo.errors import UserError
-from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
+from magicvideo.evaluation.metrics.distribution import fit_gaussian, frechet_distance
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from studies.__main__ import run
-from studies.interpolation.baselines import (
+from studies.interpolation.evaluation import (
     ESTIMATE,
     LATENT_BLEND,
     NEAREST,
@@ -20,9 +20,9 @@ from studies.interpolation.baselines import (
     UPPER_BOUND,
     network_label,
     run_all_methods,
+    score_interpolation,
 )
 from studies.interpolation.report import methods_table, paired_tables
-from studies.interpolation.scores import score_interpolation
 
 STEPS = (1, 3)
 METHODS = (*map(network_label, STEPS), ESTIMATE, LATENT_BLEND, PIXEL_BLEND, NEAREST, UPPER_BOUND)

@@ -8,8 +8,7 @@ from magicvideo.evaluation.metrics.motion import corner_mask
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from studies.interpolation.baselines import LATENT_BLEND, REAL
-from studies.interpolation.keyframe_pulse import changes_at_keys, score_pulse
+from studies.interpolation.evaluation import LATENT_BLEND, REAL, changes_at_keys, score_pulse
 from studies.interpolation.report import pulse_table
 
 

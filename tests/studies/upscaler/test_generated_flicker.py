@@ -5,9 +5,8 @@ from tiny_model import SIDE, UPSCALING, VIDEO_FRAMES
 
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8
 from magicvideo.pipelines.request import GenerationSettings
-from studies.upscaler.generated_flicker import BEFORE, FINISHED, score_generated_flicker
+from studies.upscaler.evaluation import BEFORE, FINISHED, REAL, score_generated_flicker
 from studies.upscaler.report import generated_flicker_table
-from studies.upscaler.static_flicker import REAL
 
 
 def cornered(video):

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
-from studies.upscaler.methods import UpscaleMethod, resize_methods
-from studies.upscaler.static_flicker import REAL, score_static_flicker
+from studies.upscaler.evaluation import REAL, UpscaleMethod, resize_methods, score_static_flicker
 
 FRAMES, HEIGHT, WIDTH, FACTOR = 4, 6, 10, 2
 

@@ -8,7 +8,7 @@ from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts, to_uint8
 from studies.__main__ import run
-from studies.upscaler.generated_flicker import BEFORE, FINISHED
+from studies.upscaler.evaluation import BEFORE, FINISHED
 
 
 @pytest.fixture

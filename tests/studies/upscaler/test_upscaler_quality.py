@@ -9,16 +9,17 @@ from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames
 from magicvideo.models.upscaler import upsample_bicubic
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from studies.upscaler.methods import (
+from studies.upscaler.evaluation import (
     UpscaleMethod,
     check_vae_divisible,
+    crop_features,
     downsample,
     nearest_upsample,
     network_method,
     resize_methods,
+    score_quality,
     with_vae_roundtrip,
 )
-from studies.upscaler.quality import crop_features, score_quality
 
 FACTOR = 2
 

@@ -3,7 +3,7 @@ import torch
 
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from studies.upscaler.tiles import score_tiles
+from studies.upscaler.evaluation import score_tiles
 
 SIDE = 52
 

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import DEFAULT_WORK, Model, Work
-from magicvideo.cli.evaluate.setup import check_target, load, progress
+from magicvideo.cli.evaluate.setup import DEFAULT_WORK, Model, Work, check_target, load, progress
 
 
 def sheet(

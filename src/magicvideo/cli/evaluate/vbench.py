@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.evaluate.options import Model
-from magicvideo.cli.evaluate.setup import check_writable_folder, load, progress
+from magicvideo.cli.evaluate.setup import Model, check_writable_folder, load, progress
 
 
 def vbench(
@@ -26,8 +25,8 @@ def vbench(
       magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine
     """
     from magicvideo.evaluation.benchmark.vbench import export, plan_export
-    from magicvideo.evaluation.share import process_share
     from magicvideo.evaluation.sheet import read_prompts
+    from magicvideo.evaluation.video_cache import process_share
 
     wanted = plan_export(read_prompts(prompts), per_prompt, seed)
     check_writable_folder(output)

@@ -1,24 +1,69 @@
-"""What is read off every clip, real or generated, by the same networks in the same way."""
+"""Features of clips for a benchmark: preprocessing, extraction, and the metadata of both."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.preprocessing import ClipTensor, image_frames
+from magicvideo.evaluation.benchmark.protocol import FramePreprocessing
+from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.attributes import attributes_met, parse_scene
-from magicvideo.evaluation.metrics.clipsim import caption_similarity
-from magicvideo.evaluation.metrics.motion import LEVELS, temporal_change
-from magicvideo.evaluation.metrics.warping import estimated_warping_error
+from magicvideo.evaluation.metrics.distribution import KID, POINTS
+from magicvideo.evaluation.metrics.motion import LEVELS, estimated_warping_error, temporal_change
+from magicvideo.evaluation.metrics.text_alignment import caption_similarity
 from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.extractors import I3D, Inception
+from magicvideo.media.video_reader import ClipError
+
+ClipTensor = UInt8[Tensor, "looked 3 side side"]
+
+
+def preprocess_clip(
+    pixels: UInt8[np.ndarray, "length h w 3"], preprocessing: FramePreprocessing
+) -> ClipTensor:
+    """Return the frames of a clip that a benchmark looks at, in 8 bits.
+
+    Raises:
+        ClipError: If the clip is too short.
+    """
+    span = (preprocessing.frames - 1) * preprocessing.stride + 1
+    if len(pixels) < span:
+        raise ClipError(f"has {len(pixels)} frames, and {span} are looked at")
+    start = (len(pixels) - span) // 2
+    chosen = pixels[start : start + span : preprocessing.stride]
+    return torch.from_numpy(np.stack([_square(frame, preprocessing) for frame in chosen]))
+
+
+def image_frames(frames: ClipTensor, count: int) -> UInt8[Tensor, "images 3 side side"]:
+    """Return some frames, spread evenly; of an only one, the middle."""
+    steps = (torch.arange(count) + 0.5) * len(frames) / count
+    return frames[steps.long()]
+
+
+def _square(
+    frame: UInt8[np.ndarray, "h w 3"], preprocessing: FramePreprocessing
+) -> UInt8[np.ndarray, "3 s s"]:
+    picture = Image.fromarray(_centre(frame) if preprocessing.crop == "centre" else frame)
+    if picture.size != (preprocessing.side, preprocessing.side):
+        resampling = Image.Resampling[preprocessing.filter.upper()]
+        picture = picture.resize((preprocessing.side, preprocessing.side), resampling)
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _centre(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return frame[top : top + side, left : left + side]
+
 
 Captioned: TypeAlias = tuple[ClipTensor, str]
 """The frames of a clip, and what it is compared with."""
@@ -133,3 +178,88 @@ def _read(
     if networks.clip is not None:
         found["clip_images"] = networks.clip.embed_frames(images.to(torch.float32) / 127.5 - 1)
     return found
+
+
+EXTRAPOLATION = {"points": POINTS, "smallest_subset": "half"}
+SEEDS = "that of prompt k is k, from 0"
+"""Of the noise of generated videos."""
+METHOD = {
+    "frames": "the middle ones of each clip; of these, spread evenly, those for FID and its kin",
+    "resizing": "by Pillow in 8 bits; none where a frame has the size already",
+    "similarity": "raw cosine, mean over the frames, then over the videos",
+    "inception_splits": 1,
+    "kernel": {
+        **asdict(KID),
+        "gamma": "1 / width",
+        "unbiased": True,
+        "left_out": "pairs within one clip, such as of its frames for KID",
+        "subsets": "none: all clips at once",
+    },
+    "extrapolation": EXTRAPOLATION,
+    "intervals": {
+        "confidence": CONFIDENCE,
+        "shares": "Wilson",
+        "means": {"kind": "percentile bootstrap", "resamples": RESAMPLES},
+        "distances": "bootstrap around the measured value; of kernel distances to first order",
+    },
+}
+"""The same for every benchmark of this version of the package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedSet:
+    """Generated videos of one maker, and what is known of them before they are looked at."""
+
+    maker: str
+    clips: Iterator[Captioned]
+    prompts: list[str]
+    rates: list[float]
+    """Frames a second of each; whole when the last clip has been read."""
+    about: dict[str, Any]
+    caveats: list[str]
+
+
+def network_metadata(networks: FeatureNetworks, looks: ClipFeatures) -> dict[str, dict[str, str]]:
+    """Return of each network that looked its name, which features were taken, and of what size.
+
+    Args:
+        networks: All that could look.
+        looks: What they saw, for the width of the features.
+    """
+    judge, found = networks.judge, {}
+    if networks.i3d is None or networks.clip is None:
+        width = judge.config.feature_width
+        found["judge"] = _facts(networks.judge.name, width, judge.feature_layer, judge.resizing)
+    for role, network, features in (
+        ("I3D", networks.i3d, looks.videos),
+        ("Inception", networks.inception, looks.images),
+        ("CLIP", networks.clip, looks.clip_images),
+    ):
+        if network is not None and features is not None:
+            width = features.shape[-1]
+            found[role] = _facts(
+                network.located.name, width, network.feature_layer, network.resizing
+            )
+            found[role]["sha256"] = network.located.sha256
+    return found
+
+
+def clip_metadata(
+    looks: ClipFeatures, rates: list[float], classes: dict[str, int]
+) -> dict[str, Any]:
+    """Return what is known of a set of clips: count, clips a class, frames a second, pixels."""
+    return {
+        "count": len(rates),
+        "classes": classes,
+        "fps": rate_metadata(rates),
+        "pixels_sha256": looks.sha256,
+    }
+
+
+def rate_metadata(rates: Sequence[float]) -> dict[str, float]:
+    """Return the least, the mean and the most frames a second."""
+    return {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)}
+
+
+def _facts(name: str, width: int, layer: str, resizing: str) -> dict[str, str]:
+    return {"name": name, "features": f"{width} {layer}", "resizing": resizing}

@@ -1,14 +1,124 @@
-"""What a benchmark asks of a model: prompts with their seeds, drawn once and for all."""
+"""Reference clips of a benchmark, prompts drawn from them, and videos from elsewhere."""
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
+from magicvideo.data.manifest import MANIFEST, Split, read_info, read_manifest
+from magicvideo.data.sources.registry import open_source
+from magicvideo.data.sources.source import Candidate
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import Benchmark, Prompts
-from magicvideo.evaluation.benchmark.reference import ReferenceClip
+from magicvideo.media.video_reader import PICTURE_SUFFIXES, VIDEO_SUFFIXES, ClipError, read_whole
+from magicvideo.pipelines.video import read_request
+
+_PREPARED = ".npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceClip:
+    """A real clip: its id, its file, and all that is said of it.
+
+    In data sets of classes the one caption is the name of the class.
+    """
+
+    id: str
+    path: Path
+    captions: tuple[str, ...]
+    fps: float | None = None
+    """Where the file does not know it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPixels:
+    """The frames of a file at their own size and rate."""
+
+    pixels: UInt8[np.ndarray, "f h w 3"]
+    fps: float
+
+
+def reference_clips(folder: Path, split: Split) -> list[ReferenceClip]:
+    """Return the clips of one split that have captions, sorted by id.
+
+    Raises:
+        UserError: If the folder is no data set, has no such clip, or its clips are parts of files.
+    """
+    if (folder / MANIFEST).is_file():
+        clips = _prepared(folder, split)
+    else:
+        candidates = [one for one in open_source(folder).candidates if one.split == split]
+        if any(one.span for one in candidates):
+            raise UserError(
+                f"{folder} has clips that are parts of longer files; prepare it, and name the "
+                "prepared folder."
+            )
+        clips = [
+            ReferenceClip(id=one.id, path=one.path, captions=captions_of(one))
+            for one in candidates
+            if captions_of(one)
+        ]
+    if not clips:
+        raise UserError(
+            f"{folder} has no clip with a caption in the split {split}, which the protocol asks "
+            "for; name another folder with --reference."
+        )
+    return sorted(clips, key=lambda clip: clip.id)
+
+
+def prepared_side(folder: Path) -> int | None:
+    """Return the side of the frames of a prepared folder in pixels, None for any other folder.
+
+    Raises:
+        UserError: If the prepared folder does not say it.
+    """
+    return read_info(folder).size if (folder / MANIFEST).is_file() else None
+
+
+def captions_of(candidate: Candidate) -> tuple[str, ...]:
+    """Return all captions of a clip; sources of several keep the others beside the first."""
+    others = candidate.other_texts
+    return () if candidate.text is None else (candidate.text, *others)
+
+
+def read_clip_pixels(path: Path, fps: float | None = None) -> ClipPixels:
+    """Decode a video file, or a clip of a prepared folder, which needs its rate from the manifest.
+
+    Raises:
+        ClipError: If it cannot be used; the message is the reason.
+    """
+    if path.suffix == _PREPARED:
+        try:
+            pixels = np.load(path)
+        except (OSError, ValueError, EOFError):
+            raise ClipError("cannot be read") from None
+        return ClipPixels(pixels=_opaque(pixels), fps=fps or 1.0)
+    decoded = read_whole(path)
+    return ClipPixels(pixels=_opaque(decoded.pixels), fps=decoded.fps)
+
+
+def _opaque(pixels: UInt8[np.ndarray, "f h w c"]) -> UInt8[np.ndarray, "f h w 3"]:
+    if pixels.shape[-1] != 3:
+        raise ClipError("transparent, and there is no background to put behind it")
+    return pixels
+
+
+def _prepared(folder: Path, split: Split) -> list[ReferenceClip]:
+    return [
+        ReferenceClip(
+            id=clip.id,
+            path=folder / clip.file,
+            captions=(clip.text, *clip.other_texts),
+            fps=clip.fps,
+        )
+        for clip in read_manifest(folder)
+        if clip.split == split and clip.text is not None
+    ]
+
 
 _OF_CLASSES = ("class_mix", "even_classes")
 
@@ -107,3 +217,65 @@ def _apportion(sizes: Counter[str], count: int) -> dict[str, int]:
 
 def _sentence(wanted: Prompts, name: str) -> str:
     return wanted.sentences.get(name) or wanted.wording.format(name=name)
+
+
+_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+_NUMBERED = re.compile(r"(.+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class ExternalVideo:
+    """A file and its prompt."""
+
+    path: Path
+    prompt: str
+
+
+def find_external_videos(folder: Path) -> list[ExternalVideo]:
+    """Return the videos of a folder and its subfolders, by name.
+
+    The prompt is in `video.txt` beside `video.mp4`, or in the file as magicvideo writes it, or is
+    the name, in VBench's manner: `PROMPT-0.mp4`.
+
+    Raises:
+        UserError: If there is none, or one has no prompt.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one with videos in it.")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise UserError(
+            f"{folder} holds no video ({', '.join(sorted(_SUFFIXES))}); name another folder."
+        )
+    return [ExternalVideo(path, _prompt(path)) for path in paths]
+
+
+def vbench_name(prompt: str, number: int) -> str:
+    """Return the name that VBench reads: `PROMPT-NUMBER`.
+
+    Raises:
+        UserError: If no file can be called so.
+    """
+    name = f"{prompt}-{number}"
+    if re.search(r"[/\\\0\n]", name) or prompt.startswith(".") or len(name.encode()) > 240:
+        raise UserError(
+            f"The prompt {prompt[:40]!r} cannot be the name of a file, as VBench wants it; take "
+            "prompts without slashes, of at most 230 bytes."
+        )
+    return name
+
+
+def _prompt(path: Path) -> str:
+    beside = path.with_suffix(".txt")
+    if beside.is_file():
+        return " ".join(beside.read_text(encoding="utf-8-sig", errors="replace").split())
+    try:
+        return read_request(path).prompt
+    except UserError:
+        pass
+    if named := _NUMBERED.fullmatch(path.stem):
+        return named.group(1)
+    raise UserError(
+        f"{path} does not tell its prompt; put it into {beside.name} beside it, or call the file "
+        f"PROMPT-0{path.suffix}."
+    )

@@ -18,7 +18,7 @@ from pydantic import (
 from magicvideo.data.manifest import Split
 from magicvideo.data.sources.class_labels import readable
 from magicvideo.diffusion.sampling import SamplerName
-from magicvideo.evaluation.metrics.frechet import Divisor
+from magicvideo.evaluation.metrics.distribution import Divisor
 from magicvideo.evaluation.results_page import NAME
 
 KIND = "benchmark"

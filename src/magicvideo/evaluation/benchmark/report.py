@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from magicvideo.evaluation.benchmark.features import FeatureNetworks
-from magicvideo.evaluation.benchmark.metadata import METHOD
+from magicvideo.evaluation.benchmark.features import METHOD, FeatureNetworks
 from magicvideo.evaluation.benchmark.protocol import Crop
 from magicvideo.evaluation.benchmark.published import published_rows
 from magicvideo.evaluation.benchmark.run import BenchmarkResult

@@ -10,33 +10,30 @@ import numpy as np
 from jaxtyping import UInt8
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.external_videos import find_external_videos
 from magicvideo.evaluation.benchmark.features import (
+    SEEDS,
     Captioned,
     ClipFeatures,
+    ClipTensor,
     FeatureNetworks,
-    extract_features,
-)
-from magicvideo.evaluation.benchmark.metadata import (
-    SEEDS,
     GeneratedSet,
     clip_metadata,
+    extract_features,
     network_metadata,
+    preprocess_clip,
 )
-from magicvideo.evaluation.benchmark.preprocessing import ClipTensor, preprocess_clip
 from magicvideo.evaluation.benchmark.prompts import (
     BenchmarkPrompt,
     caption_of,
     class_counts,
+    find_external_videos,
+    prepared_side,
     prompts_hash,
+    read_clip_pixels,
+    reference_clips,
     sample_prompts,
 )
 from magicvideo.evaluation.benchmark.protocol import Benchmark
-from magicvideo.evaluation.benchmark.reference import (
-    prepared_side,
-    read_clip_pixels,
-    reference_clips,
-)
 from magicvideo.evaluation.benchmark.scores import MetricResult, score
 from magicvideo.evaluation.prompt_sets import to_uint8
 from magicvideo.evaluation.video_cache import generate_cached

@@ -16,11 +16,14 @@ from magicvideo.evaluation.confidence_intervals import (
     mean,
     proportion,
 )
-from magicvideo.evaluation.metrics.fid_infinity import extrapolate_to_infinity
-from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
-from magicvideo.evaluation.metrics.inception_score import inception_score
-from magicvideo.evaluation.metrics.kernel import kernel_distance
-from magicvideo.evaluation.metrics.precision_recall import inside_manifold
+from magicvideo.evaluation.metrics.distribution import (
+    extrapolate_to_infinity,
+    fit_gaussian,
+    frechet_distance,
+    inception_score,
+    inside_manifold,
+    kernel_distance,
+)
 from magicvideo.evaluation.networks.extractors import I3D, I3D_FEATURES, INCEPTION_FEATURES
 
 Column: TypeAlias = Literal["fid", "clip_fid", "fvd", "clipsim"]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.external_videos import vbench_name
+from magicvideo.evaluation.benchmark.prompts import vbench_name
 from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video import read_request

@@ -10,16 +10,16 @@ from magicvideo.data.manifest import Split
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, proportion
 from magicvideo.evaluation.judge.network import Judge
-from magicvideo.evaluation.metrics.r_precision import draw_pools
+from magicvideo.evaluation.metrics.text_alignment import draw_pools
 from magicvideo.evaluation.prompt_sets import real_videos, sample_prompts
 from magicvideo.evaluation.scores import (
     Test,
+    extract_features,
     ranks,
     ranks_on_one_background,
     tone_matches,
     top_k,
 )
-from magicvideo.evaluation.video_features import extract_features
 
 _PROMPTS, _POOL, _FRAMES, _STRIDE, _SEED = 200, 100, 16, 4, 2
 

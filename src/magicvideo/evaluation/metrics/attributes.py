@@ -1,4 +1,4 @@
-"""What a video of moving shapes shows, read by a program that knows how such scenes are drawn."""
+"""Attributes read from pixels alone: the background colour, and what a synthetic scene shows."""
 
 import re
 from dataclasses import asdict
@@ -9,7 +9,21 @@ from torch import Tensor
 
 from magicvideo.data.backgrounds import COLOURS, nearest_colour
 from magicvideo.data.sources.synthetic import DIRECTIONS, SHAPES, Scene, draw
-from magicvideo.evaluation.metrics.colour import background_colour
+from magicvideo.evaluation.metrics.motion import corner_mask
+
+
+def background_colour(video: Float[Tensor, "f 3 h w"]) -> str:
+    """Name the plain colour nearest to the median of the video's corners over all frames.
+
+    The median outvotes a figure that reaches into a corner or two.
+
+    Args:
+        video: Pixels in [-1, 1].
+    """
+    _, _, height, width = video.shape
+    pixels = video[..., corner_mask(height, width)].transpose(0, 1).flatten(start_dim=1)
+    return nearest_colour((pixels.median(dim=1).values + 1).mul(127.5).numpy())
+
 
 _CAPTION = re.compile(r"(\w+) (\w+) moving (\w+), (\w+) background")
 _CONTRAST = 60.0  # levels that tell a figure's pixel from the background, noise of codecs included

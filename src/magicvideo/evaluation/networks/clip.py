@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.networks.files import ResolvedFile
+from magicvideo.evaluation.networks.extractors import ResolvedFile
 from magicvideo.models.conditioning import clip_preprocess
 from magicvideo.pipelines.loading import load_tokenizer
 

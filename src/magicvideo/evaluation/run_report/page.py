@@ -10,8 +10,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from magicvideo.errors import UserError
-from magicvideo.evaluation.run_report.curves import start_end_mean
-from magicvideo.evaluation.run_report.plots import scores_plot, stage_plot, sweep_plot
+from magicvideo.evaluation.run_report.plots import (
+    scores_plot,
+    stage_plot,
+    start_end_mean,
+    sweep_plot,
+)
 from magicvideo.evaluation.run_report.results import Measured, Results, Score, flatten, humanize
 from magicvideo.evaluation.run_report.run import Run, StageRun
 

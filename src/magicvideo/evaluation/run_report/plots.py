@@ -1,20 +1,116 @@
-"""Plots as SVG that stands in a page: the same numbers give the same text."""
+"""The plots of a run's report."""
 
 import io
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from magicvideo.evaluation.run_report.curves import minmax_downsample, smoothed
-from magicvideo.evaluation.run_report.results import Measured, Results, Score, humanize
+from magicvideo.evaluation.run_report.results import Measured, Results, Score, flatten, humanize
 from magicvideo.evaluation.run_report.run import Series, StageRun
-from magicvideo.evaluation.run_report.sweeps import Row, sweep_curves
+
+_MOST = 400
+_SHARE = 50
+
+
+def minmax_downsample(series: Series) -> Series:
+    """Return the least and the largest value of each of 400 parts, so that no peak is lost."""
+    if len(series.values) <= 2 * _MOST:
+        return series
+    edges = np.linspace(0, len(series.values), _MOST + 1).astype(int)
+    places: list[int] = []
+    for first, last in pairwise(edges):
+        part = series.values[first:last]
+        places += sorted({first + int(part.argmin()), first + int(part.argmax())})
+    return Series(series.steps[places], series.values[places])
+
+
+def smoothed(series: Series) -> Series:
+    """Return the moving average over a fiftieth of the log, at 400 places or fewer."""
+    window = np.ones(1 + 2 * (len(series.values) // (2 * _SHARE)))
+    # at the ends the window is cut, and so is what it is divided by
+    sums = np.convolve(series.values, window, mode="same")
+    counts = np.convolve(np.ones_like(series.values), window, mode="same")
+    places = np.unique(np.linspace(0, len(sums) - 1, min(_MOST, len(sums))).round().astype(int))
+    return Series(series.steps[places], (sums / counts)[places])
+
+
+def start_end_mean(series: Series) -> tuple[float, float]:
+    """Return the mean of the first and of the last fiftieth of a log."""
+    count = max(1, len(series.values) // _SHARE)
+    return float(series.values[:count].mean()), float(series.values[-count:].mean())
+
+
+_LAST_DIGITS = ("device", "versions", "threads")  # all that these move of a score
+_SET = "set"
+_LABEL_LETTERS = 24  # of a value in a label
+
+
+class Row(NamedTuple):
+    """One score of one set of a file."""
+
+    set_name: str
+    results: Results
+    score: Score
+
+
+class SweepCurve(NamedTuple):
+    """Scores by the value of the setting, in its order."""
+
+    label: str
+    points: list[tuple[float, Measured]]
+
+
+def sweep_curves(rows: Sequence[Row], setting: str) -> list[SweepCurve]:
+    """Return the lines that some scores make.
+
+    Args:
+        rows: Of one measure; all have a value of the setting.
+        setting: The attribute of the protocol that differs along a line.
+
+    Returns:
+        Lines with labels of the set and of whatever tells one line from another.
+    """
+    facts = [_facts(row, setting) for row in rows]
+    names = dict.fromkeys(name for found in facts for name in found)
+    telling = [name for name in names if len({found.get(name) for found in facts}) > 1]
+    lines: dict[frozenset[tuple[str, str]], SweepCurve] = {}
+    for row, found in zip(rows, facts, strict=True):
+        line = lines.setdefault(frozenset(found.items()), SweepCurve(_label(found, telling), []))
+        line.points.append((getattr(row.results.protocol, setting), row.score.measured))
+    for line in lines.values():
+        line.points.sort(key=lambda point: point[0])
+    return list(lines.values())
+
+
+def _facts(row: Row, setting: str) -> dict[str, str]:
+    """Return all that decides a score beside the setting."""
+    protocol = row.results.protocol.model_dump(mode="json", exclude={setting, "about"})
+    identity = {
+        # `hash` keeps `data` and `prompts` apart from those of the protocol
+        name if isinstance(value, dict) else f"{name} hash": value
+        for name, value in row.results.identity.items()
+        if name not in _LAST_DIGITS
+    }
+    return {_SET: row.set_name} | flatten(
+        {"protocol": protocol.pop("name"), **protocol, **identity}
+    )
+
+
+def _label(facts: dict[str, str], telling: Sequence[str]) -> str:
+    told = [
+        f"{humanize(name)} {facts[name].removesuffix('.0')[:_LABEL_LETTERS]}"
+        for name in telling
+        if name != _SET and name in facts
+    ]
+    return ", ".join([facts[_SET], *told])
+
 
 _COLUMNS, _WIDTH, _HEIGHT = 3, 3.4, 2.3  # inches
 _RAW, _SMOOTH, _REAL, _CHANCE = "#b9c9dd", "#12438c", "#2a7f3f", "#a05a00"

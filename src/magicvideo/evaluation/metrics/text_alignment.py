@@ -1,6 +1,7 @@
-"""R-precision: does a judge rank a video's own caption first among many?
+"""How well videos match captions: R-precision in pools of captions, and CLIPSIM.
 
-The measure of AttnGAN and HumanML3D. A pool is a row of caption indices, the own one first.
+A pool is a row of caption indices, the own one first. R-precision is the measure of AttnGAN and
+HumanML3D.
 """
 
 import numpy as np
@@ -41,3 +42,18 @@ def true_ranks(similarity: Float[np.ndarray, "n pool"]) -> Int[np.ndarray, " n"]
     rivals = similarity[:, 1:] >= similarity[:, :1]
     ranks: Int[np.ndarray, " n"] = 1 + rivals.sum(axis=1)
     return ranks
+
+
+def caption_similarity(frames: Float[np.ndarray, "f d"], caption: Float[np.ndarray, " d"]) -> float:
+    """Return the cosine of each frame with the caption, mean over the frames.
+
+    The raw cosine, as Video LDM and its successors report it: neither clamped at zero nor times
+    100. CLIPSIM of a set is the mean of this over its videos.
+
+    Args:
+        frames: Embeddings of frames, of any length.
+        caption: The embedding of the caption.
+    """
+    frames, caption = frames.astype(np.float64), caption.astype(np.float64)
+    cosines = frames @ caption / np.linalg.norm(frames, axis=1) / np.linalg.norm(caption)
+    return float(cosines.mean())

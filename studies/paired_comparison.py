@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from magicvideo.evaluation.confidence_intervals import Estimate, centred_bootstrap, mean
-from magicvideo.evaluation.metrics.frechet import fit_gaussian, frechet_distance
+from magicvideo.evaluation.metrics.distribution import fit_gaussian, frechet_distance
 from magicvideo.evaluation.results_page import format_estimate, markdown_table
 
 PAIRED_COLUMNS = ("PSNR, plus dB [95 %]", "SSIM, plus [95 %]", "Frechet distance, times [95 %]")

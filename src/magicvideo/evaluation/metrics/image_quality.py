@@ -1,9 +1,28 @@
-"""Structural similarity of grey frames, as its authors define it."""
+"""PSNR and SSIM of frames against their reference frames."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from magicvideo.shapes import Frames
+
+_PEAK = 2.0  # pixels span [-1, 1]
+
+
+def psnr(frames: Frames, reference: Frames) -> Float[Tensor, " b"]:
+    """Return one decibel figure a clip: the mean squared error of all its pixels against the peak.
+
+    Args:
+        frames: Reconstructed pixels in [-1, 1].
+        reference: The original pixels, of the same shape.
+
+    Returns:
+        PSNR in dB; infinite where both are equal.
+    """
+    error = (frames.double() - reference.double()).square().mean(dim=(1, 2, 3, 4))
+    return 10 * torch.log10(_PEAK**2 / error)
+
 
 _LUMA = (0.299, 0.587, 0.114)
 _EDGE = 5  # pixels to the middle of a window: whole windows count alone
