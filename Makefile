@@ -1,6 +1,7 @@
 # make demo   a video from a prompt: make demo PROMPT="a cat face, blue background"
 # make test   every test
-# make lint   ruff and mypy
+# make lint   ruff, mypy and hadolint
+# make docs   the documentation site, in build/site
 #
 # Each sets up what it needs in .venv, once, and again when pyproject.toml or constraints.txt change.
 
@@ -13,12 +14,12 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 # the build backend is installed like all the rest, since pip would fetch it unpinned otherwise
-BUILD_BACKEND := hatchling editables
+BUILD_BACKEND := hatchling hatch-fancy-pypi-readme editables
 
 # a shell variable, so that a prompt may hold quotes
 export PROMPT
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed-core
 	@$(BIN)/magicvideo generate "$$PROMPT" --seed $(SEED) --output "$(OUTPUT)" --overwrite
@@ -31,6 +32,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv
@@ -44,6 +49,10 @@ clean:
 	$(INSTALL) $(BUILD_BACKEND)
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@ .venv/installed-core
+
+.venv/installed-docs: .venv/installed-dev
+	$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
+	@touch $@
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

@@ -159,6 +159,8 @@ def test_commands_exist(page, capsys):
         program, *arguments = _launched(shlex.split(line))
         if program == "make":
             assert arguments[0] in targets, line
+        elif program == "uv":
+            assert arguments == ["lock"], line
         elif program == "magicvideo":
             given = [argument for argument in arguments if not argument.isupper()]
             assert run([*given, "--help"]) == 0, f"{line}: {capsys.readouterr().err}"
@@ -190,14 +192,16 @@ def test_python_blocks_import_what_exists(page):
                 assert {alias.name for alias in node.names} <= set(magicvideo.__all__)
 
 
-def test_the_tree_in_the_readme_is_the_tree():
-    (tree,) = (block for block in blocks(ROOT / "README.md", "") if "src/magicvideo/" in block)
+def test_the_tree_in_contributing_is_the_tree():
+    (tree,) = (
+        block for block in blocks(ROOT / "CONTRIBUTING.md", "") if "src/magicvideo/" in block
+    )
     folders = re.findall(r"^ {2}(\w+)/", tree, re.MULTILINE)
     real = [path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
     assert sorted(folders) == sorted(real)
     for name in re.findall(r"^(\w+)/", tree, re.MULTILINE):
         assert (ROOT / name).is_dir()
-    for name in re.findall(r"(?:^|  )([\w.]+\.(?:md|toml|txt)|[A-Z]{4,}|Makefile|\.ci/run)", tree):
+    for name in re.findall(r"(?:^|  )([\w.]+\.(?:md|cff|toml|txt)|[A-Z]{4,}(?!\w|\.)|Makefile|\.ci/run)", tree):
         assert (ROOT / name).is_file(), name
 
 
