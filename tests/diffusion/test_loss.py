@@ -2,7 +2,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps, snr
+from magicvideo.diffusion.loss import (
+    denoising_loss,
+    prediction_target,
+    sample_timesteps,
+    snr,
+    temporal_mode_weights,
+)
+from magicvideo.diffusion.noise import correlated_noise, noise_covariance, seeded_generator
 from magicvideo.rng import StackedGenerator
 
 VIDEOS = 5
@@ -130,3 +137,37 @@ def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
     first, second = (StackedGenerator([torch.Generator().manual_seed(8)]) for _ in range(2))
     assert torch.equal(sample_timesteps(37, 1000, 0.0, first), second.integers(1000, 37))
     assert torch.equal(first.uniform(3), second.uniform(3))
+
+
+def test_modes_weigh_by_the_inverse_of_their_noise_up_to_the_limit():
+    covariance = noise_covariance(6, 0.8, 0.5)
+    variances, modes = torch.linalg.eigh(covariance)
+    weights = temporal_mode_weights(covariance, limit=1e9).double()
+    # without a limit it is the inverse, so each mode of an error like the noise counts alike
+    torch.testing.assert_close(weights @ covariance, torch.eye(6).double(), atol=1e-4, rtol=0)
+    limited = modes.T @ temporal_mode_weights(covariance, limit=3.0).double() @ modes
+    diagonal = limited.diagonal()
+    assert (limited - torch.diag(diagonal)).abs().max() < 1e-5
+    high = 1 / variances > 3
+    assert high.any()
+    assert not high.all()
+    torch.testing.assert_close(
+        diagonal / diagonal[-1], (1 / variances).clamp(max=3) * variances[-1], atol=1e-4, rtol=1e-4
+    )
+    assert (diagonal * variances).mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_error_like_the_noise_weighs_the_same_with_and_without_mode_weights():
+    covariance = noise_covariance(5, 0.7, 0.6)
+    generator = StackedGenerator([seeded_generator("error")])
+    error = correlated_noise((32, 5, 4, 9, 11), generator, 0.7, 0.6)
+    scheduler = make_scheduler("v_prediction")
+    arguments = (scheduler, error, torch.zeros_like(error), torch.full((32,), 500), None)
+    plain = denoising_loss(*arguments)
+    weighted = denoising_loss(*arguments, mode_weights=temporal_mode_weights(covariance, limit=1e9))
+    torch.testing.assert_close(plain, weighted, atol=0.03, rtol=0)
+    # an error that all frames share is the strongest mode of the noise, which weighs least
+    shared = error[:, :1].expand_as(error)
+    arguments = (scheduler, shared, torch.zeros_like(error), torch.full((32,), 500), None)
+    weights = temporal_mode_weights(covariance, limit=1e9)
+    assert denoising_loss(*arguments, mode_weights=weights) < 0.4 * denoising_loss(*arguments)

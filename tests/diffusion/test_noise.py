@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise, seeded_generator
+from magicvideo.diffusion.noise import (
+    correlated_noise,
+    initial_latent_noise,
+    noise_covariance,
+    seeded_generator,
+)
 from magicvideo.rng import StackedGenerator
 
 KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6282136]}
@@ -31,6 +36,22 @@ def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
     first, _, third = noise.unbind(dim=1)
     assert (first * third).mean() == pytest.approx(shared, abs=0.02)
     assert (first[0] * first[1]).mean().abs() < 0.05
+
+
+@pytest.mark.parametrize(("correlation", "decay"), [(0.0, 0.6), (0.89, 0.7), (0.5, 0.0)])
+def test_noise_has_the_covariance_that_is_stated(correlation, decay):
+    generator = StackedGenerator([seeded_generator("covariance")])
+    noise = correlated_noise((64, 6, 3, 20, 20), generator, correlation, decay).double()
+    tracks = noise.movedim(1, -1).flatten(0, -2)
+    stated = noise_covariance(6, correlation, decay)
+    assert stated.diagonal().tolist() == [1.0] * 6
+    torch.testing.assert_close(torch.cov(tracks.T), stated, atol=0.03, rtol=0)
+
+
+def test_a_longer_video_has_noise_of_the_same_kind_and_no_decay_is_the_shared_noise():
+    assert noise_covariance(5, 0.3, 0.0)[0, 3] == pytest.approx(0.3)
+    longer, shorter = noise_covariance(9, 0.4, 0.8), noise_covariance(4, 0.4, 0.8)
+    assert torch.equal(longer[:4, :4], shorter)
 
 
 def test_generators_differ_by_every_part():

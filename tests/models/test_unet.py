@@ -42,6 +42,39 @@ def test_without_temporal_attention_frames_are_apart():
 
 
 @torch.no_grad()
+def test_a_diffusion_step_of_each_frame(unet):
+    """Equal steps are the step of the video; a frame's own step changes it and later frames."""
+    latents, timestep, tokens, fps = make_inputs()
+    together = unet(latents, timestep, tokens, fps)
+    each = timestep[:, None].repeat(1, FRAMES)
+    torch.testing.assert_close(unet(latents, each, tokens, fps), together, atol=1e-5, rtol=0)
+    each[:, 3] = 0
+    moved = (unet(latents, each, tokens, fps) - together).abs().amax(dim=(0, 2, 3, 4))
+    assert moved[:3].max() == pytest.approx(0, abs=1e-5)
+    assert moved[3:].min() > 1e-4
+
+
+@torch.no_grad()
+def test_a_motion_score_is_a_condition_that_may_be_unknown():
+    torch.manual_seed(9)
+    network = make_unet(motion_condition=True)
+    inputs = make_inputs()
+    unknown = network(*inputs)
+    mixed = network(*inputs, motion=torch.tensor([float("nan"), 1.5]))
+    torch.testing.assert_close(mixed[0], unknown[0], atol=1e-5, rtol=0)
+    assert (mixed[1] - unknown[1]).abs().max() > 1e-3
+    other = network(*inputs, motion=torch.tensor([float("nan"), -0.5]))
+    assert (mixed[1] - other[1]).abs().max() > 1e-3
+    fresh = VideoUNet(**SMALL, motion_condition=True)
+    assert torch.equal(fresh(*inputs), fresh(*inputs, motion=torch.tensor([0.3, 1.5])))
+
+
+def test_a_motion_score_needs_its_embedding(unet):
+    with pytest.raises(ValueError, match="motion_condition"):
+        unet(*make_inputs(), motion=torch.tensor([0.0, 1.0]))
+
+
+@torch.no_grad()
 def test_a_longer_video_begins_as_the_shorter_one(unet):
     latents, *given = make_inputs()
     shorter = unet(latents[:, :3], *given)

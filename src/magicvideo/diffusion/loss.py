@@ -2,6 +2,7 @@
 
 from typing import Literal, TypeAlias
 
+import torch
 from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,6 +43,25 @@ def sample_timesteps(
     return drawn.masked_fill(at_last, num_train_timesteps - 1)
 
 
+def temporal_mode_weights(covariance: Float[Tensor, "f f"], limit: float) -> Float[Tensor, "f f"]:
+    """Return the matrix W that weighs each temporal mode of the error by the inverse of its noise.
+
+    With C = U diag(l) U^T the covariance of the noise over frames, the velocity's mode i has about
+    the variance l_i, so the plain squared error hardly counts the modes of motion, whose l_i are
+    small. W = s U diag(min(1 / l_i, limit)) U^T makes them count alike. The factor s keeps the
+    scale of the loss: an error with the covariance C weighs 1 a frame.
+
+    Args:
+        covariance: Of the noise, as `diffusion.noise.noise_covariance` returns it.
+        limit: The largest weight of a mode, so that the weakest ones, mostly noise of the
+            autoencoder, do not rule.
+    """
+    variances, modes = torch.linalg.eigh(covariance)
+    weights = (1 / variances.clamp_min(1e-6)).clamp(max=limit)
+    weights = weights * len(weights) / (weights * variances).sum()
+    return (modes * weights @ modes.T).float()
+
+
 def denoising_loss(
     scheduler: DDIMScheduler,
     prediction: Latents,
@@ -49,6 +69,7 @@ def denoising_loss(
     timesteps: Int[Tensor, "b"],
     snr_gamma: float | None,
     temporal_weight: float = 1.0,
+    mode_weights: Float[Tensor, "f f"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean squared error, where steps of little noise count for less.
 
@@ -69,9 +90,14 @@ def denoising_loss(
         snr_gamma: From which `s` on the weight falls; None weighs all steps alike.
         temporal_weight: Of the error's deviation from its mean over a video's frames. That part
             flickers, and is the smaller one where frames share most of their noise.
+        mode_weights: What `temporal_mode_weights` returned: the squared error e^T e over the frames
+            of a video becomes e^T W e. None weighs all temporal modes alike.
     """
     error = prediction.float() - target.float()
-    errors = error.square().flatten(1).mean(dim=1)
+    weighted = (
+        error if mode_weights is None else torch.einsum("fg,bgchw->bfchw", mode_weights, error)
+    )
+    errors = (error * weighted).flatten(1).mean(dim=1)
     if temporal_weight != 1.0:
         common = error.mean(dim=1).square().flatten(1).mean(dim=1)
         errors = temporal_weight * errors + (1 - temporal_weight) * common

@@ -3,6 +3,8 @@
 import hashlib
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents
@@ -26,28 +28,55 @@ def per_sample_generators(first: int, count: int, *parts: int | str) -> StackedG
 
 
 def correlated_noise(
-    shape: tuple[int, ...], generator: StackedGenerator, noise_correlation: float = 0.0
+    shape: tuple[int, ...],
+    generator: StackedGenerator,
+    noise_correlation: float = 0.0,
+    noise_decay: float = 0.0,
 ) -> Latents:
-    """Return standard normal noise for videos, a share of which is the same in all their frames.
+    """Return standard normal noise for videos, correlated over their frames.
 
-    Frames that start from the same noise come out alike, so that motion and not identity is left
-    for the temporal attention to learn (the mixed noise of Ge et al., 2305.10474, section 4.1).
+    The noise of two frames that lie k apart has the correlation c + (1 - c) a^k, with c the
+    `noise_correlation` and a the `noise_decay`. Both 0 is the paper's independent noise. A part c
+    of the variance that all frames share leaves motion, and not identity, for the temporal
+    attention to learn (mixed noise of Ge et al., 2305.10474, section 4.1). The rest decays over
+    time, as the latents of real clips do: then slow motion has as large a part of the noise as of
+    the data, and is not hidden below it.
+
+    Frames are drawn in order (an autoregressive process), so a longer video of the same seed and
+    length of frames begins with the same covariance, whatever its length.
 
     Args:
         shape: Of the latents, `b f c h w`.
         generator: What the noise is drawn from.
-        noise_correlation: Fraction of the variance that all frames of a video share, from 0 to 1:
-            the correlation between the noise of two frames.
+        noise_correlation: Fraction of the variance that all frames of a video share, from 0 to 1.
+        noise_decay: Correlation of the remaining noise of adjacent frames, from 0 up to below 1.
     """
     noise = generator.normal(shape)
+    if noise_decay:
+        # x_i = a x_{i-1} + sqrt(1 - a^2) n_i keeps unit variance and has the correlation a^k
+        for i in range(1, shape[1]):
+            noise[:, i].mul_((1 - noise_decay**2) ** 0.5).add_(noise[:, i - 1], alpha=noise_decay)
     if noise_correlation == 0.0:
         return noise
     common = generator.normal((shape[0], 1, *shape[2:]))
     return noise.mul_((1 - noise_correlation) ** 0.5).add_(common, alpha=noise_correlation**0.5)
 
 
+def noise_covariance(
+    num_frames: int, noise_correlation: float, noise_decay: float
+) -> Float[Tensor, "f f"]:
+    """Return the covariance over frames of `correlated_noise`, in double precision."""
+    frame = torch.arange(num_frames, dtype=torch.float64)
+    apart = (frame[:, None] - frame).abs()
+    # 0 ** 0 is 1: without decay the remaining noise is independent
+    return noise_correlation + (1 - noise_correlation) * noise_decay**apart
+
+
 def initial_latent_noise(
-    seed: int, shape: tuple[int, ...], noise_correlation: float = 0.0
+    seed: int,
+    shape: tuple[int, ...],
+    noise_correlation: float = 0.0,
+    noise_decay: float = 0.0,
 ) -> Latents:
     """Return the noise of one video, the same on every machine for the same seed.
 
@@ -55,10 +84,10 @@ def initial_latent_noise(
         seed: The video's.
         shape: Of its latents, `f c h w`.
         noise_correlation: As for `correlated_noise`.
+        noise_decay: As for `correlated_noise`.
 
     Returns:
         Noise, `1 f c h w`.
     """
-    return correlated_noise(
-        (1, *shape), StackedGenerator([seeded_generator("video", seed)]), noise_correlation
-    )
+    generator = StackedGenerator([seeded_generator("video", seed)])
+    return correlated_noise((1, *shape), generator, noise_correlation, noise_decay)

@@ -25,15 +25,15 @@ class FrameAdaptor(nn.Module):
         self.shift = nn.Parameter(torch.zeros(num_frames, channels))
 
     def forward(
-        self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "b c"] | None = None
+        self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "_ c"] | None = None
     ) -> FoldedFrames:
-        """Return S * x + B, plus one `offset` per video in the same pass over memory."""
+        """Return S * x + B, plus an `offset` per video or frame in the same pass over memory."""
         # rows for the folded frames: on a CPU the backward pass sums over fewer, adjacent axes
         batch = x.shape[0] // num_frames
         scale = self.scale[:num_frames].repeat(batch, 1)
         shift = self.shift[:num_frames].repeat(batch, 1)
         if offset is not None:
-            shift = shift + offset.repeat_interleave(num_frames, dim=0)
+            shift = shift + repeat_for_frames(offset, x.shape[0])
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 
@@ -41,12 +41,15 @@ class IdentityAdaptor(nn.Module):
     """Stands where an adaptor would, in the image network and in the ablation without adaptors."""
 
     def forward(
-        self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "b c"] | None = None
+        self,
+        x: FoldedFrames,
+        num_frames: int,  # noqa: ARG002 - the signature of `FrameAdaptor`
+        offset: Float[Tensor, "_ c"] | None = None,
     ) -> FoldedFrames:
-        """Return x, plus one `offset` per video."""
+        """Return x, plus an `offset` per video or frame."""
         if offset is None:
             return x
-        return x + offset.repeat_interleave(num_frames, dim=0)[:, :, None, None]
+        return x + repeat_for_frames(offset, x.shape[0])[:, :, None, None]
 
 
 def build_adaptor(
@@ -54,3 +57,8 @@ def build_adaptor(
 ) -> FrameAdaptor | IdentityAdaptor:
     """Return a frame adaptor, or the piece that stands in its place."""
     return FrameAdaptor(num_frames, channels) if enabled else IdentityAdaptor()
+
+
+def repeat_for_frames(rows: Float[Tensor, "n c"], num_folded: int) -> Float[Tensor, "bf c"]:
+    """Return one row per folded frame, given one row per video or one per frame."""
+    return rows.repeat_interleave(num_folded // rows.shape[0], dim=0)

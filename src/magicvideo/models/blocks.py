@@ -18,7 +18,7 @@ from magicvideo.models.temporal_attention import DirectedTemporalAttention, Temp
 from magicvideo.models.temporal_conv import ConvType, apply_conv, build_conv
 from magicvideo.shapes import FoldedFrames, Tokens
 
-TimeEmbedding = Float[Tensor, "b e"]
+TimeEmbedding = Float[Tensor, "_ e"]
 Resized = Float[Tensor, "n _ _ _"]  # folded frames with other channels or another side
 
 
@@ -49,7 +49,8 @@ class BlockContext:
     """What conditions one forward pass.
 
     Attributes:
-        time: Embedding of diffusion step and frame rate, activated, `b e`.
+        time: Embedding of diffusion step, frame rate and motion, activated: `b e`, or `(b f) e`
+            where frames have diffusion steps of their own.
         tokens: Text or image tokens, `b l d`.
         num_frames: Frames of a video, by which the batch axis unfolds.
     """

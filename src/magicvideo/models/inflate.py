@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from magicvideo.errors import UserError
 
-_NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding")
+_NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding", "motion_embedding")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.models.adaptor import build_adaptor
+from magicvideo.models.adaptor import build_adaptor, repeat_for_frames
 from magicvideo.models.blocks import BlockConfig, BlockContext, DownBlock, MidBlock, UpBlock
 from magicvideo.models.temporal_attention import TemporalMode
 from magicvideo.models.temporal_conv import ConvType, apply_conv
@@ -20,6 +20,8 @@ from magicvideo.shapes import Latents, Tokens
 # the levels of Stable Diffusion, outermost first, and innermost first
 DOWN_BLOCK_TYPES = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
 UP_BLOCK_TYPES = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+# the sinusoids are made for numbers in the hundreds, as diffusion steps are
+_MOTION_SCALE = 100.0
 _LEVELS = {
     "CrossAttnDownBlock2D": True,
     "DownBlock2D": False,
@@ -60,6 +62,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             `2+1d` adds a kernel over three frames after each, and `3d` has kernels of 3x3x3; both
             are the image network at the start, and see no later frame where the temporal attention
             is `directed`.
+        motion_condition: Whether the network is conditioned on how much a video moves.
 
     Raises:
         ValueError: If the settings do not fit each other.
@@ -87,6 +90,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         noise_level: bool = False,
         spatial_attention: bool = True,
         convolutions: ConvType = "2d",
+        motion_condition: bool = False,
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
@@ -109,6 +113,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(first, width)
         self.fps_embedding = _silent_embedding(first, width)
         self.level_embedding = _silent_embedding(first, width) if noise_level else None
+        self.motion_embedding = _silent_embedding(first, width) if motion_condition else None
         self.conv_in = block_config.build_conv(in_channels, first)
         self.conv_in_adaptor = build_adaptor(num_frames, first, enabled=frame_adaptor)
         self.down_blocks = _down_blocks(channels, layers_per_block, down, block_config)
@@ -121,24 +126,29 @@ class VideoUNet(ModelMixin, ConfigMixin):
     def forward(
         self,
         latents: Latents,
-        timestep: Shaped[Tensor, "b"],
+        timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
         tokens: Tokens,
         fps: Float[Tensor, "b"],
         noise_level: Shaped[Tensor, "b"] | None = None,
+        motion: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, in their shape (but `out_channels`).
 
         Args:
             latents: Noisy latents, of any precision; what is computed has that of the weights.
-            timestep: Diffusion step of each video.
+            timestep: Diffusion step of each video, or of each frame. A frame that is given clean
+                has step 0, whatever the step of the others.
             tokens: Condition of each video: text tokens, or tokens of image embeddings.
             fps: Frames a second of each video.
             noise_level: Diffusion step up to which the conditioning pictures of each video were
                 noised; given if and only if the network has `noise_level`.
+            motion: Motion score of each video, in standard deviations from the mean of the training
+                clips; NaN, or None for all, where it is unknown. Needs `motion_condition`.
 
         Raises:
             ValueError: If the video has more frames than the network, or the noise level is
-                missing or out of place.
+                missing or out of place, or a motion score is given to a network without
+                `motion_condition`.
         """
         num_frames = latents.shape[1]
         if num_frames > self.config.num_frames:
@@ -146,7 +156,11 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 f"the video has {num_frames} frames and the network at most "
                 f"{self.config.num_frames}"
             )
-        context = BlockContext(self._embed_time(timestep, fps, noise_level), tokens, num_frames)
+        if motion is not None and self.motion_embedding is None:
+            raise ValueError("a motion score belongs to a network with motion_condition")
+        context = BlockContext(
+            self._embed_time(timestep, fps, noise_level, motion), tokens, num_frames
+        )
         x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
         x = self.conv_in_adaptor(apply_conv(self.conv_in, x, num_frames), num_frames)
         outputs = [x]
@@ -165,19 +179,24 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     def _embed_time(
         self,
-        timestep: Shaped[Tensor, "b"],
+        timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
         fps: Float[Tensor, "b"],
         noise_level: Shaped[Tensor, "b"] | None,
-    ) -> Float[Tensor, "b d"]:
-        """Embed the diffusion step and the frame rate: emb_v = Linear(SiLU(Linear(Sin(v))))."""
+        motion: Float[Tensor, "b"] | None,
+    ) -> Float[Tensor, "_ d"]:
+        """Embed what conditions a pass beside the tokens: emb_v = Linear(SiLU(Linear(Sin(v))))."""
         dtype = self.time_embedding.linear_1.weight.dtype
-        time = self.time_embedding(self.time_proj(timestep).to(dtype))
-        time = time + self.fps_embedding(self.time_proj(fps).to(dtype))
+        steps = self.time_embedding(self.time_proj(timestep.flatten()).to(dtype))
+        video = self.fps_embedding(self.time_proj(fps).to(dtype))
         if (self.level_embedding is None) != (noise_level is None):
             raise ValueError("a noise level belongs to a network with noise_level, and to no other")
         if self.level_embedding is not None and noise_level is not None:
-            time = time + self.level_embedding(self.time_proj(noise_level).to(dtype))
-        return F.silu(time)
+            video = video + self.level_embedding(self.time_proj(noise_level).to(dtype))
+        if self.motion_embedding is not None and motion is not None:
+            embedded = self.time_proj(_MOTION_SCALE * motion.nan_to_num()).to(dtype)
+            known = (~motion.isnan()).to(dtype)[:, None]
+            video = video + self.motion_embedding(embedded) * known
+        return F.silu(steps + repeat_for_frames(video, len(steps)))
 
 
 def _silent_embedding(channels: int, width: int) -> TimestepEmbedding:
