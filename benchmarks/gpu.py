@@ -25,7 +25,7 @@ from benchmarks.stable_diffusion import IMAGE, make
 from benchmarks.unet import Work, built, forward, forward_backward
 from magicvideo.atomic_io import atomic_file
 from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
-from magicvideo.data.prepare import prepare
+from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder as clip_folder
 from magicvideo.data.sources.synthetic import write_clips
 from magicvideo.training.dry_run import StageEstimate, estimate_run
@@ -124,9 +124,10 @@ def prepare_all(folder: Path) -> Recipe:
     if not (folder / "clips").exists():
         (folder / "clips").mkdir()
         write_clips(folder / "clips", CLIPS)
-    source = clip_folder.find_clips(folder / "clips")
+    source = clip_folder.scan(folder / "clips")
     for size in (SMALL, LARGE):
-        prepare(source, folder / f"clips{size}", size, every=1 if size == SMALL else 10)
+        step = 1 if size == SMALL else 10
+        prepare(source, folder / f"clips{size}", FrameSettings.square(size, step=step))
     places = {
         "data": folder / f"clips{SMALL}",
         "output": folder / RUN,

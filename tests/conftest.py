@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from magicvideo.data.prepare import prepare
+from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
 from magicvideo.data.sources.synthetic import write_clips
 
@@ -43,7 +43,7 @@ def shapes(tmp_path_factory) -> Path:
 def prepared(shapes, tmp_path_factory) -> Path:
     """The seven videos prepared at 24 pixels, none held out; do not write into it."""
     path = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(folder.find_clips(shapes), path, TINY_SIZE)
+    prepare(folder.scan(shapes), path, FrameSettings.square(TINY_SIZE))
     return path
 
 

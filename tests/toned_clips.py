@@ -8,7 +8,7 @@ import torch
 
 from magicvideo.atomic_io import sha256
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.manifest import Attributes, Clip, DatasetInfo, write_info, write_manifest
+from magicvideo.data.manifest import Attributes, ClipRecord, DatasetInfo, write_info, write_manifest
 from magicvideo.evaluation.judge.checkpoint import save_judge
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.judge.training import judge_config
@@ -37,7 +37,14 @@ def emoji(tmp_path_factory) -> Path:
     ]
     write_info(
         folder,
-        DatasetInfo(source="test", origin="here", size=SIZE, licence="none", split_rule="by hand"),
+        DatasetInfo(
+            source="test",
+            origin="here",
+            height=SIZE,
+            width=SIZE,
+            licence="none",
+            split_rule="by hand",
+        ),
     )
     write_manifest(folder, clips)
     return folder
@@ -60,11 +67,11 @@ def judge_folder(judge, tmp_path) -> Path:
     return tmp_path / "judge"
 
 
-def _write_clip(folder: Path, base: str, tone: str | None) -> Clip:
+def _write_clip(folder: Path, base: str, tone: str | None) -> ClipRecord:
     identity = f"{base}-{tone or 'default'}".replace(" ", "-")
     path = folder / "clips" / f"{identity}.npy"
     np.save(path, _pixels(BASES.index(base), TONES[tone]))
-    return Clip(
+    return ClipRecord(
         id=identity,
         file=f"clips/{identity}.npy",
         frames=FRAMES,

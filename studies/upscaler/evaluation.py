@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from magicvideo.data import degrade
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.degrade import shrink
 from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
@@ -123,7 +123,7 @@ def downsample(large: LargeVideo, factor: int) -> SmallVideo:
             f"Frames of {large.shape[-1]} pixels cannot be shrunk {factor} times; prepare them "
             f"with a --size that is a multiple of {factor}."
         )
-    return from_uint8(to_uint8(shrink(large, factor)))
+    return from_uint8(to_uint8(degrade.downsample(large, factor)))
 
 
 def nearest_upsample(

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from magicvideo.data.backgrounds import (
     COLOURS,
     DIRECTIONS,
-    PLAIN_SHARE,
+    PLAIN_FRACTION,
     Background,
     nearest_colour,
-    paint,
     parse_background,
     random_background,
+    render_background,
 )
 from magicvideo.errors import UserError
 
-SIZE = 11
+SIZE, WIDTH = 11, 15
 
 
 def test_colours_lie_well_apart():
@@ -42,7 +42,7 @@ def test_plain_colours_and_gradients_keep_their_shares():
     rng = np.random.default_rng(0)
     drawn = [random_background(rng) for _ in range(4000)]
     plain = [background for background in drawn if background.second is None]
-    assert len(plain) / len(drawn) == pytest.approx(PLAIN_SHARE, abs=0.03)
+    assert len(plain) / len(drawn) == pytest.approx(PLAIN_FRACTION, abs=0.03)
     assert {background.colour for background in plain} == set(COLOURS)
     assert {background.direction for background in drawn} == set(DIRECTIONS)
 
@@ -54,7 +54,9 @@ def test_unknown_backgrounds_are_refused_with_the_known_ones(name):
 
 
 def test_a_plain_colour_is_the_same_everywhere():
-    painted = np.broadcast_to(paint(Background("orange"), SIZE), (SIZE, SIZE, 3))
+    painted = np.broadcast_to(
+        render_background(Background("orange"), SIZE, WIDTH), (SIZE, WIDTH, 3)
+    )
     assert (painted == COLOURS["orange"]).all()
 
 
@@ -62,15 +64,15 @@ def test_a_plain_colour_is_the_same_everywhere():
     ("direction", "where"),
     [
         ("vertical", lambda row, _: row / (SIZE - 1)),
-        ("horizontal", lambda _, column: column / (SIZE - 1)),
-        ("diagonal", lambda row, column: (row + column) / 2 / (SIZE - 1)),
+        ("horizontal", lambda _, column: column / (WIDTH - 1)),
+        ("diagonal", lambda row, column: (row / (SIZE - 1) + column / (WIDTH - 1)) / 2),
     ],
 )
 def test_a_gradient_goes_evenly_from_the_first_to_the_second(direction, where):
-    painted = paint(Background("blue", "pink", direction), SIZE)
-    assert painted.shape == (SIZE, SIZE, 3)
+    painted = render_background(Background("blue", "pink", direction), SIZE, WIDTH)
+    assert painted.shape == (SIZE, WIDTH, 3)
     first, second = np.array(COLOURS["blue"]), np.array(COLOURS["pink"])
-    for row, column in itertools.product(range(SIZE), repeat=2):
+    for row, column in itertools.product(range(SIZE), range(WIDTH)):
         share = where(row, column)
         expected = first * (1 - share) + second * share
         np.testing.assert_allclose(painted[row, column], expected, atol=1e-3)

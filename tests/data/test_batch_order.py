@@ -4,36 +4,38 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicvideo.data.batch_order import indices, read_batch, sample_rng
+from magicvideo.data.batch_order import load_batch, sample_indices, sample_rng
 from magicvideo.data.dataset import ClipDataset
 
 
 @given(st.integers(0, 99), st.integers(1, 50), st.integers(0, 3))
 def test_every_epoch_is_a_permutation(seed, length, epoch):
-    assert sorted(indices(seed, epoch * length, length, length)) == list(range(length))
+    assert sorted(sample_indices(seed, epoch * length, length, length)) == list(range(length))
 
 
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(0, 90), st.integers(0, 60))
 def test_the_order_does_not_depend_on_where_reading_begins(seed, length, first, count):
-    from_the_start = indices(seed, 0, first + count, length)
-    assert indices(seed, first, count, length) == from_the_start[first:]
+    from_the_start = sample_indices(seed, 0, first + count, length)
+    assert sample_indices(seed, first, count, length) == from_the_start[first:]
 
 
 @given(st.integers(0, 99), st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=20))
 def test_an_epoch_has_every_sample_as_often_as_its_share_says(seed, epoch, weights):
     length = len(weights)
     shares = tuple(weight / sum(weights) for weight in weights)
-    order = indices(seed, epoch * length, length, length, shares)
+    order = sample_indices(seed, epoch * length, length, length, shares)
     assert len(order) == length
     for index, share in enumerate(shares):
         assert abs(order.count(index) - length * share) < 1 + 1e-9
-    middle = indices(seed, epoch * length + length // 2, length - length // 2, length, shares)
+    middle = sample_indices(
+        seed, epoch * length + length // 2, length - length // 2, length, shares
+    )
     assert middle == order[length // 2 :]
 
 
 def test_what_a_share_rounds_to_differs_from_epoch_to_epoch():
     shares = (0.15, 0.85)
-    seen = [indices(3, 2 * epoch, 2, 2, shares).count(0) for epoch in range(400)]
+    seen = [sample_indices(3, 2 * epoch, 2, 2, shares).count(0) for epoch in range(400)]
     assert set(seen) == {0, 1}
     assert abs(sum(seen) / 400 - 0.3) < 0.08
 
@@ -46,16 +48,16 @@ def test_balanced_batches_show_every_subject_alike(prepared):
     ]
     count = len(dataset)
     assert count > 3
-    shares = dataset.shares(1.0)
+    shares = dataset.sampling_weights(1.0)
     assert shares[0] == pytest.approx(0.5)
     assert shares[1:] == pytest.approx([0.5 / (count - 1)] * (count - 1))
-    assert dataset.shares(0.0) == pytest.approx([1 / count] * count)
-    ids = read_batch(dataset, 4, 0, 8 * count, 1, subject_balance=1.0).clip_ids
+    assert dataset.sampling_weights(0.0) == pytest.approx([1 / count] * count)
+    ids = load_batch(dataset, 4, 0, 8 * count, 1, subject_balance=1.0).clip_ids
     assert abs(ids.count(dataset.clips[0].id) / len(ids) - 0.5) < 0.1
 
 
 def test_epochs_and_seeds_differ():
-    orders = [indices(seed, epoch * 31, 31, 31) for seed in range(3) for epoch in range(3)]
+    orders = [sample_indices(seed, epoch * 31, 31, 31) for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
 
 
@@ -67,8 +69,8 @@ def test_random_numbers_belong_to_a_seed_and_a_position():
 
 def test_a_batch_is_a_function_of_its_step_alone(prepared):
     unbroken = ClipDataset(prepared)
-    batches = [read_batch(unbroken, 5, step, 3, 4) for step in range(6)]
-    resumed = read_batch(ClipDataset(prepared), 5, 4, 3, 4)
+    batches = [load_batch(unbroken, 5, step, 3, 4) for step in range(6)]
+    resumed = load_batch(ClipDataset(prepared), 5, 4, 3, 4)
     assert torch.equal(batches[4].frames, resumed.frames)
     assert batches[4].captions == resumed.captions
     assert batches[4].clip_ids == resumed.clip_ids
@@ -78,15 +80,15 @@ def test_a_batch_is_a_function_of_its_step_alone(prepared):
 
 def test_an_epoch_of_batches_shows_every_clip_once(prepared):
     dataset = ClipDataset(prepared, ("train", "heldout"))
-    ids = [read_batch(dataset, 1, step, 1, 2).clip_ids[0] for step in range(len(dataset))]
+    ids = [load_batch(dataset, 1, step, 1, 2).clip_ids[0] for step in range(len(dataset))]
     assert sorted(ids) == sorted(clip.id for clip in dataset.clips)
 
 
 def test_samples_are_those_of_the_order(prepared):
     dataset = ClipDataset(prepared)
-    batch = read_batch(dataset, 2, 3, 4, 5, (1, 2))
+    batch = load_batch(dataset, 2, 3, 4, 5, (1, 2))
     for row, position in enumerate(range(12, 16)):
-        (index,) = indices(2, position, 1, len(dataset))
+        (index,) = sample_indices(2, position, 1, len(dataset))
         rng = sample_rng(2, position)
         sample = dataset.sample(index, rng, num_frames=5, strides=(1, 2))
         assert torch.equal(sample.frames, batch.frames[row])

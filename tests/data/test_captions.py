@@ -4,16 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicvideo.data.backgrounds import Background, random_background
-from magicvideo.data.captions import describe, plain_caption, subject, usable_keywords
-from magicvideo.data.manifest import Attributes, Clip
-from magicvideo.data.sources.fluent_emoji import attributes_of, listed_clips
+from magicvideo.data.captions import (
+    canonical_caption,
+    random_caption,
+    subject_phrase,
+    usable_keywords,
+)
+from magicvideo.data.manifest import Attributes, ClipRecord
+from magicvideo.data.sources.fluent_emoji import attributes_of, emoji_records
 
-LISTED = listed_clips()
+LISTED = emoji_records()
 BLUE = Background("blue")
 
 
-def make_clip(attributes=None, text=None, other_texts=()):
-    return Clip(
+def make_clip(attributes=None, text=None, alt_captions=()):
+    return ClipRecord(
         id="x",
         file="clips/x.npy",
         frames=5,
@@ -23,7 +28,7 @@ def make_clip(attributes=None, text=None, other_texts=()):
         loops=True,
         sha256="0",
         text=text,
-        other_texts=other_texts,
+        alt_captions=alt_captions,
         attributes=attributes,
     )
 
@@ -50,26 +55,26 @@ SURFER = make_clip(
     ],
 )
 def test_names_become_words(base, words):
-    assert subject(base) == words
+    assert subject_phrase(base) == words
 
 
 def test_the_canonical_caption():
-    assert plain_caption(SURFER, BLUE) == "woman surfing, medium skin tone, blue background"
-    assert plain_caption(make_clip(text="a dog runs"), None) == "a dog runs"
+    assert canonical_caption(SURFER, BLUE) == "woman surfing, medium skin tone, blue background"
+    assert canonical_caption(make_clip(text="a dog runs"), None) == "a dog runs"
     gradient = Background("blue", "pink", "diagonal")
-    assert plain_caption(make_clip(text="a dog"), gradient) == (
+    assert canonical_caption(make_clip(text="a dog"), gradient) == (
         "a dog, gradient from blue to pink background"
     )
 
 
 def test_tone_stands_beside_what_else_the_name_says():
     (clip,) = [one for one in LISTED if one.name == "man: dark skin tone, curly hair"]
-    caption = plain_caption(make_clip(attributes_of(clip)), BLUE)
+    caption = canonical_caption(make_clip(attributes_of(clip)), BLUE)
     assert caption == "man with curly hair, dark skin tone, blue background"
 
 
 def test_canonical_captions_are_all_different():
-    assert len({plain_caption(make_clip(attributes_of(clip)), None) for clip in LISTED}) == 2014
+    assert len({canonical_caption(make_clip(attributes_of(clip)), None) for clip in LISTED}) == 2014
 
 
 def test_keywords_are_words_that_add_something():
@@ -80,20 +85,20 @@ def test_keywords_are_words_that_add_something():
 def test_varied_captions_are_deterministic_and_never_wrong(index, seed):
     clip = make_clip(attributes_of(LISTED[index]))
     background = random_background(np.random.default_rng(seed))
-    caption = describe(clip, background, np.random.default_rng(seed))
-    assert caption == describe(clip, background, np.random.default_rng(seed))
+    caption = random_caption(clip, background, np.random.default_rng(seed))
+    assert caption == random_caption(clip, background, np.random.default_rng(seed))
     assert caption.strip(" ,") == caption
     assert ",," not in caption
     assert "  " not in caption
     if "background" in caption:
         assert background.phrase in caption
     if not clip.attributes.skin_tone:
-        assert "skin" not in caption.replace(subject(clip.attributes.base), "")
+        assert "skin" not in caption.replace(subject_phrase(clip.attributes.base), "")
 
 
-def shares(clip, words, count=3000):
+def sampling_weights(clip, words, count=3000):
     rng = np.random.default_rng(1)
-    captions = [describe(clip, BLUE, rng) for _ in range(count)]
+    captions = [random_caption(clip, BLUE, rng) for _ in range(count)]
     return [sum(word in caption for caption in captions) / count for word in words]
 
 
@@ -109,7 +114,7 @@ def test_each_part_is_left_out_as_often_as_stated():
 
 def test_keywords_alone_still_say_the_gender():
     rng = np.random.default_rng(2)
-    captions = [describe(SURFER, None, rng) for _ in range(500)]
+    captions = [random_caption(SURFER, None, rng) for _ in range(500)]
     without_name = [caption for caption in captions if "woman surfing" not in caption]
     assert without_name
     assert all("woman" in caption for caption in without_name)
@@ -117,21 +122,21 @@ def test_keywords_alone_still_say_the_gender():
 
 def test_wording_varies():
     rng = np.random.default_rng(3)
-    assert len({describe(SURFER, BLUE, rng) for _ in range(200)}) > 40
+    assert len({random_caption(SURFER, BLUE, rng) for _ in range(200)}) > 40
 
 
 def test_a_caption_that_came_with_the_clip_keeps_its_words():
     rng = np.random.default_rng(4)
     clip = make_clip(text="a red circle moves left, white background")
-    assert {describe(clip, None, rng) for _ in range(20)} == {clip.text}
-    assert all(clip.text in describe(clip, BLUE, rng) for _ in range(20))
+    assert {random_caption(clip, None, rng) for _ in range(20)} == {clip.text}
+    assert all(clip.text in random_caption(clip, BLUE, rng) for _ in range(20))
 
 
 def test_of_several_captions_each_is_told_as_often():
-    clip = make_clip(text="a dog", other_texts=("a pet", "fur"))
-    assert plain_caption(clip, None) == "a dog"
+    clip = make_clip(text="a dog", alt_captions=("a pet", "fur"))
+    assert canonical_caption(clip, None) == "a dog"
     rng = np.random.default_rng(0)
-    told = [describe(clip, None, rng) for _ in range(3000)]
+    told = [random_caption(clip, None, rng) for _ in range(3000)]
     assert {text: told.count(text) for text in set(told)} == {
         "a dog": pytest.approx(1000, abs=90),
         "a pet": pytest.approx(1000, abs=90),
@@ -142,12 +147,14 @@ def test_of_several_captions_each_is_told_as_often():
 def test_one_caption_costs_no_random_number():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    assert describe(make_clip(text="a dog"), None, rng) == "a dog"
+    assert random_caption(make_clip(text="a dog"), None, rng) == "a dog"
     assert rng.bit_generator.state == before
 
 
 def test_a_clip_without_a_caption_is_told_by_no_words():
     bare = make_clip()
     for behind in (None, Background("blue")):
-        assert plain_caption(bare, behind) == ""
-        assert {describe(bare, behind, np.random.default_rng(seed)) for seed in range(9)} == {""}
+        assert canonical_caption(bare, behind) == ""
+        assert {random_caption(bare, behind, np.random.default_rng(seed)) for seed in range(9)} == {
+            ""
+        }

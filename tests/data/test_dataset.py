@@ -10,10 +10,10 @@ from magicvideo.data.backgrounds import (
     DIRECTIONS,
     Background,
     nearest_colour,
-    paint,
+    render_background,
 )
-from magicvideo.data.dataset import ClipDataset, collate, compose
-from magicvideo.data.manifest import Clip, DatasetInfo, write_info, write_manifest
+from magicvideo.data.dataset import ClipDataset, collate, composite_background
+from magicvideo.data.manifest import ClipRecord, DatasetInfo, write_info, write_manifest
 from magicvideo.data.prepare import _write_array
 from magicvideo.errors import UserError
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
             pixels[..., 3] = pixels[..., 0]
         _write_array(tmp_path / f"clips/{name}.npy", pixels)
         clips.append(
-            Clip(
+            ClipRecord(
                 id=name,
                 file=f"clips/{name}.npy",
                 frames=FRAMES,
@@ -44,7 +44,9 @@ def folder(tmp_path):
                 text=f"a {name}",
             )
         )
-    info = DatasetInfo(source="test", origin="here", size=SIZE, licence="none", split_rule="none")
+    info = DatasetInfo(
+        source="test", origin="here", height=SIZE, width=SIZE, licence="none", split_rule="none"
+    )
     write_info(tmp_path, info)
     write_manifest(tmp_path, clips)
     return tmp_path
@@ -61,7 +63,7 @@ def test_composing_is_pillows_alpha_compositing(seed, colour):
         premultiplied.append(np.asarray(picture.convert("RGBa")))
         behind = Image.new("RGBA", picture.size, (*COLOURS[colour], 255))
         expected.append(np.asarray(Image.alpha_composite(behind, picture))[..., :3])
-    composed = compose(np.stack(premultiplied), Background(colour))
+    composed = composite_background(np.stack(premultiplied), Background(colour))
     in_bytes = (composed + 1) * 127.5
     difference = in_bytes.permute(0, 2, 3, 1) - torch.from_numpy(np.stack(expected)).float()
     assert difference.abs().max() <= 2  # Pillow rounds twice
@@ -70,14 +72,14 @@ def test_composing_is_pillows_alpha_compositing(seed, colour):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_gradient_shows_through_glass_as_it_was_painted(direction):
     background = Background("blue", "pink", direction)
-    frames = compose(np.zeros((2, 7, 7, 4), np.uint8), background)
-    expected = torch.from_numpy(paint(background, 7) / 127.5 - 1).permute(2, 0, 1)
+    frames = composite_background(np.zeros((2, 7, 7, 4), np.uint8), background)
+    expected = torch.from_numpy(render_background(background, 7, 7) / 127.5 - 1).permute(2, 0, 1)
     torch.testing.assert_close(frames, expected.expand(2, 3, 7, 7))
 
 
 def test_opaque_frames_are_scaled_alone():
     pixels = np.arange(2 * 5 * 5 * 3, dtype=np.uint8).reshape(2, 5, 5, 3)
-    frames = compose(pixels, None)
+    frames = composite_background(pixels, None)
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.testing.assert_close(frames, expected)
 
@@ -110,11 +112,11 @@ def test_a_background_can_be_asked_for_and_is_named(folder):
     assert [clip.id for clip in dataset.clips] == ["glass", "wall"]
     rng = np.random.default_rng(0)
     glass = dataset.sample(
-        0, rng, num_frames=FRAMES, strides=(1, 1), background="lime", wording="plain"
+        0, rng, num_frames=FRAMES, strides=(1, 1), background="lime", caption_style="plain"
     )
     assert glass.caption == "a glass, lime background"
     assert nearest_colour((glass.frames[0, :, 2, 2] + 1) * 127.5) == "lime"  # frame 0 is all glass
-    wall = dataset.sample(1, rng, num_frames=3, background="lime", wording="plain")
+    wall = dataset.sample(1, rng, num_frames=3, background="lime", caption_style="plain")
     assert wall.caption == "a wall"
 
 
@@ -187,7 +189,9 @@ def test_every_clip_without_a_caption_is_a_subject_of_its_own(folder):
     ]
     write_manifest(folder, clips)
     dataset = ClipDataset(folder)
-    shares = dict(zip([one.text for one in dataset.clips], dataset.shares(1.0), strict=True))
+    shares = dict(
+        zip([one.text for one in dataset.clips], dataset.sampling_weights(1.0), strict=True)
+    )
     assert shares == {
         "a dog": pytest.approx(1 / 10),
         None: pytest.approx(1 / 5),

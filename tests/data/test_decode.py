@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from magicvideo.atomic_io import sha256
-from magicvideo.data.decode import fingerprint, read_candidate
-from magicvideo.data.sources.source import Candidate
+from magicvideo.data.prepare import FrameSettings, decode_source_clip, fingerprint
+from magicvideo.data.sources.source import SourceClip
 from magicvideo.media.video_reader import ClipError
 
 
@@ -15,21 +15,26 @@ def candidate(tmp_path, write_video):
     frames = np.zeros((11, 16, 24, 3), np.uint8)
     frames[3:] = 255
     path = write_video(tmp_path / "clip.mp4", frames, 10)
-    return Candidate("clip", "clip.mp4", path, "train", loops=False)
+    return SourceClip("clip", "clip.mp4", path, "train", loops=False)
 
 
 def test_a_candidate_is_a_file_or_a_span_or_a_scene_of_either(candidate):
-    assert len(read_candidate(candidate, 8).pixels) == 11
-    scene = read_candidate(replace(candidate, longest_scene=True), 8)
+    assert len(decode_source_clip(candidate, FrameSettings.square(8)).pixels) == 11
+    scene = decode_source_clip(replace(candidate, longest_scene=True), FrameSettings.square(8))
     assert (len(scene.pixels), scene.fps) == (8, 10)
     assert scene.pixels.min() > 200
     span = replace(candidate, span=(0.1, 0.5))
-    assert len(read_candidate(span, 8).pixels) == 4
-    assert len(read_candidate(replace(span, longest_scene=True), 8).pixels) == 2
+    assert len(decode_source_clip(span, FrameSettings.square(8)).pixels) == 4
+    assert (
+        len(decode_source_clip(replace(span, longest_scene=True), FrameSettings.square(8)).pixels)
+        == 2
+    )
     with pytest.raises(ClipError, match="no two frames without a cut"):
-        read_candidate(replace(candidate, span=(0.2, 0.4), longest_scene=True), 8)
+        decode_source_clip(
+            replace(candidate, span=(0.2, 0.4), longest_scene=True), FrameSettings.square(8)
+        )
     with pytest.raises(ClipError, match="has 11 frames instead of 12"):
-        read_candidate(replace(candidate, frames=12), 8)
+        decode_source_clip(replace(candidate, frames=12), FrameSettings.square(8))
 
 
 def test_fingerprints_tell_apart_what_gives_other_frames(candidate):

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from magicvideo.data.doctor import examine_prepared, examine_source, is_prepared
-from magicvideo.data.prepare import prepare
+from magicvideo.data.doctor import check_prepared, check_source, is_prepared_folder
+from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
 from magicvideo.errors import UserError
 
@@ -14,9 +14,9 @@ def test_the_doctor_and_the_preparation_agree(shapes, tmp_path, workers):
     source_folder = shutil.copytree(shapes, tmp_path / "source")
     (source_folder / "clip001.mp4").write_bytes(b"")
     (source_folder / "clip002.txt").unlink()
-    source = folder.find_clips(source_folder, 0.35)
-    findings = examine_source(source, workers=workers)
-    report = prepare(source, tmp_path / "out", 8)
+    source = folder.scan(source_folder, 0.35)
+    findings = check_source(source, workers=workers)
+    report = prepare(source, tmp_path / "out", FrameSettings.square(8))
     assert [finding.file for finding in findings] == [f"clip00{n}.mp4" for n in range(7)]
     assert {f.file: f.detail for f in findings if not f.split} == {
         skipped.file: skipped.reason for skipped in report.skipped
@@ -28,11 +28,11 @@ def test_the_doctor_and_the_preparation_agree(shapes, tmp_path, workers):
 
 
 def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
-    source = folder.find_clips(shapes, 0.0)
-    some = [replace(source.candidates[0], text=None), source.candidates[1]]
+    source = folder.scan(shapes, 0.0)
+    some = [replace(source.clips[0], text=None), source.clips[1]]
     source = replace(source, candidates=some)
-    prepare(source, tmp_path / "out", 8)
-    for findings in (examine_source(source), examine_prepared(tmp_path / "out")):
+    prepare(source, tmp_path / "out", FrameSettings.square(8))
+    for findings in (check_source(source), check_prepared(tmp_path / "out")):
         assert [(finding.split, finding.detail) for finding in findings] == [
             ("train", "30 frames at 24 a second, opaque, no caption"),
             ("train", "30 frames at 24 a second, opaque"),
@@ -41,7 +41,7 @@ def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
 
 def test_a_prepared_folder_is_checked_to_the_last_byte(prepared, tmp_path):
     copy = shutil.copytree(prepared, tmp_path / "copy")
-    assert all(finding.split for finding in examine_prepared(copy))
+    assert all(finding.split for finding in check_prepared(copy))
     path = copy / "clips/clip003.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -49,7 +49,7 @@ def test_a_prepared_folder_is_checked_to_the_last_byte(prepared, tmp_path):
     (copy / "clips/clip004.npy").unlink()
     (copy / "clips/other.npy").touch()
     seen = []
-    findings = examine_prepared(copy, on_file=lambda done, total: seen.append((done, total)))
+    findings = check_prepared(copy, on_file=lambda done, total: seen.append((done, total)))
     assert {finding.file: finding.detail for finding in findings if not finding.split} == {
         "clips/clip003.npy": "damaged: its SHA-256 is not the manifest's",
         "clips/clip004.npy": "missing",
@@ -59,12 +59,12 @@ def test_a_prepared_folder_is_checked_to_the_last_byte(prepared, tmp_path):
 
 
 def test_prepared_folders_are_told_from_sources(prepared, shapes):
-    assert is_prepared(prepared)
-    assert not is_prepared(shapes)
+    assert is_prepared_folder(prepared)
+    assert not is_prepared_folder(shapes)
 
 
 def test_an_unfinished_folder_is_refused(prepared, tmp_path):
     copy = shutil.copytree(prepared, tmp_path / "copy")
     (copy / "manifest.jsonl").unlink()
     with pytest.raises(UserError, match="magicvideo data prepare"):
-        examine_prepared(copy)
+        check_prepared(copy)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicvideo.data.frame_sampling import choose_frames
+from magicvideo.data.dataset import sample_frame_indices
 
 
 @given(
@@ -17,7 +17,7 @@ from magicvideo.data.frame_sampling import choose_frames
 def test_frames_are_evenly_spaced_and_inside(length, num_frames, lowest, more, loops, seed):
     highest = lowest + more
     rng = np.random.default_rng(seed)
-    chosen, stride = choose_frames(length, num_frames, (lowest, highest), rng, loops=loops)
+    chosen, stride = sample_frame_indices(length, num_frames, (lowest, highest), rng, loops=loops)
     assert len(chosen) == num_frames
     assert chosen.min() >= 0
     assert chosen.max() < length
@@ -32,7 +32,7 @@ def test_every_stride_and_start_that_fits_is_drawn():
     drawn = set()
     for seed in range(600):
         rng = np.random.default_rng(seed)
-        chosen, stride = choose_frames(11, 5, (1, 4), rng, loops=False)
+        chosen, stride = sample_frame_indices(11, 5, (1, 4), rng, loops=False)
         drawn.add((stride, int(chosen[0])))
     starts = {1: range(7), 2: range(3)}  # five frames at stride 3 would be 13 long
     assert drawn == {(stride, start) for stride in starts for start in starts[stride]}
@@ -42,5 +42,5 @@ def test_every_stride_and_start_that_fits_is_drawn():
     ("loops", "expected"), [(True, [0, 1, 2, 0, 1, 2, 0]), (False, [0, 1, 2, 2, 2, 2, 2])]
 )
 def test_short_clips_go_round_or_hold(loops, expected):
-    chosen, stride = choose_frames(3, 7, (2, 4), np.random.default_rng(0), loops=loops)
+    chosen, stride = sample_frame_indices(3, 7, (2, 4), np.random.default_rng(0), loops=loops)
     assert (chosen.tolist(), stride) == (expected, 1)

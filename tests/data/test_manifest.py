@@ -4,7 +4,7 @@ import pytest
 
 from magicvideo.data.manifest import (
     Attributes,
-    Clip,
+    ClipRecord,
     DatasetInfo,
     read_info,
     read_manifest,
@@ -15,7 +15,7 @@ from magicvideo.errors import UserError
 
 
 def make_clip(number):
-    return Clip(
+    return ClipRecord(
         id=f"clip{number}",
         file=f"clips/clip{number}.npy",
         frames=number + 2,
@@ -25,7 +25,7 @@ def make_clip(number):
         loops=bool(number % 2),
         sha256=f"{number:064d}",
         text=f"наголовок {number}" if number % 2 else None,
-        other_texts=("a", "b") if number == 3 else (),
+        alt_captions=("a", "b") if number == 3 else (),
         attributes=None if number % 2 else Attributes(name="a: b", base="a", keywords=("x", "y")),
     )
 
@@ -62,13 +62,28 @@ def test_an_unfinished_folder_has_no_manifest(tmp_path):
 
 
 def test_info_comes_back_and_other_formats_are_refused(tmp_path):
-    info = DatasetInfo(source="s", origin="o", size=16, licence="l", split_rule="r")
+    info = DatasetInfo(source="s", origin="o", height=16, width=16, licence="l", split_rule="r")
     write_info(tmp_path, info)
     assert read_info(tmp_path) == info
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99"):
+    with pytest.raises(UserError, match="another format than 2"):
         read_info(tmp_path)
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         read_info(tmp_path)
+
+
+def test_folders_of_the_first_format_are_read(tmp_path):
+    """They had square frames, and called the frame step `every`."""
+    first = {"format": 1, "source": "s", "origin": "o", "size": 16, "every": 3}
+    content = json.dumps({**first, "licence": "l", "split_rule": "r"})
+    (tmp_path / "dataset.json").write_text(content)
+    info = read_info(tmp_path)
+    assert (info.format, info.height, info.width, info.size, info.frame_step) == (2, 16, 16, 16, 3)
+
+
+def test_a_side_is_that_of_square_frames():
+    info = DatasetInfo(source="s", origin="o", height=16, width=24, licence="l", split_rule="r")
+    with pytest.raises(UserError, match="square frames, and those of the data are 24x16"):
+        info.size  # noqa: B018

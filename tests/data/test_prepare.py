@@ -13,7 +13,7 @@ import pytest
 
 from magicvideo.atomic_io import sha256
 from magicvideo.data.manifest import read_info, read_manifest
-from magicvideo.data.prepare import clip_file, prepare
+from magicvideo.data.prepare import cache_path, prepare
 from magicvideo.data.sources import folder
 from magicvideo.data.sources.synthetic import write_clips
 from magicvideo.errors import UserError
@@ -46,7 +46,7 @@ def test_the_cache_holds_what_reading_gives(shapes, prepared):
 
 
 def test_workers_change_nothing(shapes, prepared, tmp_path):
-    report = prepare(folder.find_clips(shapes), tmp_path / "two", 24, workers=2)
+    report = prepare(folder.scan(shapes), tmp_path / "two", FrameSettings.square(24), workers=2)
     assert len(report.clips) == 7
     different = {"progress.jsonl"}  # its order is that of finishing
     one, two = contents(prepared), contents(tmp_path / "two")
@@ -55,24 +55,24 @@ def test_workers_change_nothing(shapes, prepared, tmp_path):
 
 def test_a_second_run_decodes_nothing(source, tmp_path):
     out = tmp_path / "out"
-    assert prepare(folder.find_clips(source), out, 8).num_kept == 0
+    assert prepare(folder.scan(source), out, FrameSettings.square(8)).num_kept == 0
     before = contents(out)
     stamps = {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
-    assert prepare(folder.find_clips(source), out, 8).num_kept == 7
+    assert prepare(folder.scan(source), out, FrameSettings.square(8)).num_kept == 7
     assert contents(out) == before
     assert {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()} == stamps
 
 
 def test_only_what_changed_is_decoded_again(source, tmp_path):
     out = tmp_path / "out"
-    prepare(folder.find_clips(source), out, 8)
+    prepare(folder.scan(source), out, FrameSettings.square(8))
     shutil.copy(source / "clip001.mp4", source / "clip000.mp4")
     (source / "clip002.mp4").unlink()
-    (out / clip_file("clip003")).write_bytes(b"half")
-    (out / clip_file("clip004")).unlink()
+    (out / cache_path("clip003")).write_bytes(b"half")
+    (out / cache_path("clip004")).unlink()
     (source / "clip005.txt").write_text("other words")
     (out / "clips/.partial-old.npy").write_bytes(b"left by a kill")
-    report = prepare(folder.find_clips(source), out, 8)
+    report = prepare(folder.scan(source), out, FrameSettings.square(8))
     assert report.num_kept == 3
     clips = {clip.id: clip for clip in report.clips}
     assert clips["clip000"].sha256 == clips["clip001"].sha256
@@ -87,11 +87,11 @@ def test_only_what_changed_is_decoded_again(source, tmp_path):
 
 def test_a_torn_line_of_progress_costs_one_clip(source, tmp_path):
     out = tmp_path / "out"
-    prepare(folder.find_clips(source), out, 8)
+    prepare(folder.scan(source), out, FrameSettings.square(8))
     progress = out / "progress.jsonl"
     progress.write_bytes(progress.read_bytes()[:-30])
-    assert prepare(folder.find_clips(source), out, 8).num_kept == 6
-    assert prepare(folder.find_clips(source), out, 8).num_kept == 7
+    assert prepare(folder.scan(source), out, FrameSettings.square(8)).num_kept == 6
+    assert prepare(folder.scan(source), out, FrameSettings.square(8)).num_kept == 7
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
@@ -106,10 +106,10 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "manifest.jsonl").exists()
-    report = prepare(folder.find_clips(tmp_path / "source"), out, 64)
+    report = prepare(folder.scan(tmp_path / "source"), out, FrameSettings.square(64))
     assert 5 <= report.num_kept < 23
     whole = tmp_path / "whole"
-    prepare(folder.find_clips(tmp_path / "source"), whole, 64)
+    prepare(folder.scan(tmp_path / "source"), whole, FrameSettings.square(64))
     interrupted, unbroken = contents(out), contents(whole)
     assert interrupted == unbroken
 
@@ -149,61 +149,63 @@ def _members(session):
 @pytest.mark.parametrize("every", [7, 29, 31])
 def test_one_frame_in_so_many_is_kept(shapes, prepared, tmp_path, every):
     out = tmp_path / "out"
-    prepare(folder.find_clips(shapes, 0.35), out, 24, every=every)
-    assert read_info(out).every == every
+    prepare(folder.scan(shapes, 0.35), out, FrameSettings.square(24, step=every))
+    assert read_info(out).frame_step == every
     for clip, whole in zip(read_manifest(out), read_manifest(prepared), strict=True):
         kept = np.load(out / clip.file)
         assert np.array_equal(kept, np.load(prepared / whole.file)[::every])
         assert clip.frames == len(kept) == -(-30 // every)
         assert clip.fps == pytest.approx(24 / every)
         assert (clip.id, clip.split) == (whole.id, whole.split)
-    assert prepare(folder.find_clips(shapes, 0.35), out, 24, every=every).num_kept == 7
+    assert (
+        prepare(folder.scan(shapes, 0.35), out, FrameSettings.square(24, step=every)).num_kept == 7
+    )
 
 
 def test_a_folder_is_not_gone_on_with_at_another_rate(shapes, tmp_path):
     out = tmp_path / "out"
-    prepare(folder.find_clips(shapes), out, 8, every=3)
+    prepare(folder.scan(shapes), out, FrameSettings.square(8, step=3))
     before = contents(out)
     with pytest.raises(UserError, match=r"at size 8 with --frame-step 3, not .* at size 8; name"):
-        prepare(folder.find_clips(shapes), out, 8)
+        prepare(folder.scan(shapes), out, FrameSettings.square(8))
     with pytest.raises(UserError, match=r"with --frame-step 3, not .* with --frame-step 4;"):
-        prepare(folder.find_clips(shapes), out, 8, every=4)
+        prepare(folder.scan(shapes), out, FrameSettings.square(8, step=4))
     assert contents(out) == before
     with pytest.raises(UserError, match="--frame-step 0 is not 1"):
-        prepare(folder.find_clips(shapes), tmp_path / "new", 8, every=0)
+        prepare(folder.scan(shapes), tmp_path / "new", FrameSettings.square(8, step=0))
     assert not (tmp_path / "new").exists()
 
 
 def test_what_was_prepared_before_every_was_known_is_gone_on_with(shapes, tmp_path):
     out = tmp_path / "out"
-    prepare(folder.find_clips(shapes), out, 8)
+    prepare(folder.scan(shapes), out, FrameSettings.square(8))
     said = json.loads((out / "dataset.json").read_text())
     assert said.pop("every") == 1
     (out / "dataset.json").write_text(json.dumps(said))
-    assert read_info(out).every == 1
-    assert prepare(folder.find_clips(shapes), out, 8).num_kept == 7
+    assert read_info(out).frame_step == 1
+    assert prepare(folder.scan(shapes), out, FrameSettings.square(8)).num_kept == 7
 
 
 @pytest.mark.parametrize("size", [0, 4, 12, -8, 2048])
 def test_odd_sizes_are_refused(shapes, tmp_path, size):
     with pytest.raises(UserError, match=f"size {size} is not a multiple of 8"):
-        prepare(folder.find_clips(shapes), tmp_path / "out", size)
+        prepare(folder.scan(shapes), tmp_path / "out", FrameSettings.square(size))
     assert not (tmp_path / "out").exists()
 
 
 def test_other_peoples_folders_are_left_alone(source, shapes, tmp_path):
     out = tmp_path / "out"
-    prepare(folder.find_clips(source), out, 8)
+    prepare(folder.scan(source), out, FrameSettings.square(8))
     before = contents(out)
     with pytest.raises(UserError, match=r"at size 8, not .* at size 16"):
-        prepare(folder.find_clips(source), out, 16)
+        prepare(folder.scan(source), out, FrameSettings.square(16))
     with pytest.raises(UserError, match=re.escape(f"holds {source}")):
-        prepare(folder.find_clips(shapes), out, 8)
+        prepare(folder.scan(shapes), out, FrameSettings.square(8))
     assert contents(out) == before
     with pytest.raises(UserError, match="not empty and holds no prepared data"):
-        prepare(folder.find_clips(shapes), source, 8)
+        prepare(folder.scan(shapes), source, FrameSettings.square(8))
     with pytest.raises(UserError, match="is a file"):
-        prepare(folder.find_clips(shapes), source / "clip000.txt", 8)
+        prepare(folder.scan(shapes), source / "clip000.txt", FrameSettings.square(8))
 
 
 def test_a_source_without_a_usable_clip_is_refused(tmp_path):
@@ -211,22 +213,22 @@ def test_a_source_without_a_usable_clip_is_refused(tmp_path):
     (tmp_path / "source/clip.mp4").write_bytes(b"no video")
     (tmp_path / "source/clip.txt").write_text("a caption")
     with pytest.raises(UserError, match=r"Not one of the 1 files.*clip\.mp4, damaged"):
-        prepare(folder.find_clips(tmp_path / "source"), tmp_path / "out", 8)
+        prepare(folder.scan(tmp_path / "source"), tmp_path / "out", FrameSettings.square(8))
     assert not (tmp_path / "out/manifest.jsonl").exists()
 
 
 def test_a_manifest_never_outlives_its_clips(source, tmp_path):
-    prepare(folder.find_clips(source), tmp_path / "out", 8)
+    prepare(folder.scan(source), tmp_path / "out", FrameSettings.square(8))
     for path in source.glob("*.mp4"):
         path.write_bytes(b"no video")
     with pytest.raises(UserError, match="Not one of the 7 files"):
-        prepare(folder.find_clips(source), tmp_path / "out", 8)
+        prepare(folder.scan(source), tmp_path / "out", FrameSettings.square(8))
     assert not (tmp_path / "out/manifest.jsonl").exists()
 
 
 def test_cached_files_have_safe_names_of_their_own():
     ids = ["clip", "a b", "a_b", "a/b", "A_B", "a?b", "ä", "x" * 300, "x" * 301, "..", "CON:"]
-    files = [clip_file(clip_id) for clip_id in ids]
+    files = [cache_path(clip_id) for clip_id in ids]
     assert len(set(files)) == len(ids)
     assert all(re.fullmatch(r"clips/[a-z0-9_-]{1,93}\.npy", file) for file in files)
 
@@ -234,9 +236,9 @@ def test_cached_files_have_safe_names_of_their_own():
 def test_progress_is_reported_to_the_end(shapes, tmp_path):
     seen = []
     prepare(
-        folder.find_clips(shapes),
+        folder.scan(shapes),
         tmp_path / "out",
-        8,
+        FrameSettings.square(8),
         on_clip=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(done, 7) for done in range(1, 8)]

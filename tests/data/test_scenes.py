@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from magicvideo.data.scenes import find_cuts, longest_scene
-from magicvideo.data.sources.synthetic import Scene, draw
+from magicvideo.data.sources.synthetic import Scene, render_frame
 
 
 def film(*scenes):
     """Join scenes of given lengths into one film."""
     parts = []
     for scene, frames in scenes:
-        parts += [draw(scene, time, 40) for time in np.linspace(0, 1, frames)]
+        parts += [render_frame(scene, time, 40) for time in np.linspace(0, 1, frames)]
     return np.stack(parts)
 
 

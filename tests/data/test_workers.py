@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from magicvideo.data.workers import run_each
+from magicvideo.data.workers import map_unordered
 from magicvideo.errors import UserError
 
 
@@ -19,12 +19,12 @@ def die(number):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_job_is_done_once(workers):
-    assert sorted(run_each(square, range(17), workers)) == [number**2 for number in range(17)]
+    assert sorted(map_unordered(square, range(17), workers)) == [number**2 for number in range(17)]
 
 
 def test_a_killed_worker_is_a_clear_mistake():
     with pytest.raises(UserError, match="fewer --workers"):
-        list(run_each(die, range(5), 2))
+        list(map_unordered(die, range(5), 2))
 
 
 def hang(number):
@@ -35,11 +35,11 @@ def hang(number):
 def test_a_worker_that_hangs_is_given_up_and_ends():
     started = time.monotonic()
     with pytest.raises(UserError, match="no file was finished for 3 seconds: a worker process"):
-        list(run_each(hang, range(5), 2, patience=3.0))
+        list(map_unordered(hang, range(5), 2, patience=3.0))
     assert time.monotonic() - started < 60
     assert multiprocessing.active_children() == []
 
 
 def test_no_worker_is_refused():
     with pytest.raises(UserError, match="give 1 or more"):
-        list(run_each(square, range(3), 0))
+        list(map_unordered(square, range(3), 0))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicvideo.data.batch_order import read_batch
+from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.doctor import examine_source
-from magicvideo.data.prepare import prepare
-from magicvideo.data.sources.folder import find_clips
+from magicvideo.data.doctor import check_source
+from magicvideo.data.prepare import FrameSettings, prepare
+from magicvideo.data.sources.folder import scan
 from magicvideo.media.video_reader import ClipError, read_clip, read_whole
 
 FRAMES = 13
@@ -154,17 +154,17 @@ EXPECTED = {
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_files_are_counted_and_the_rest_trains(mixed, tmp_path, workers):
-    source = find_clips(mixed)
-    report = prepare(source, tmp_path / "out", 8, workers=workers)
+    source = scan(mixed)
+    report = prepare(source, tmp_path / "out", FrameSettings.square(8), workers=workers)
     skipped = {skipped.file: skipped.reason for skipped in report.skipped}
     assert len(skipped) == len(report.skipped)
     assert skipped.keys() == EXPECTED.keys()
     for name, reason in EXPECTED.items():
         assert skipped[name].startswith(reason)
     assert sorted(clip.id for clip in report.clips) == [f"clip00{number}" for number in range(7)]
-    batch = read_batch(ClipDataset(tmp_path / "out"), 0, 0, 7, 5)
+    batch = load_batch(ClipDataset(tmp_path / "out"), 0, 0, 7, 5)
     assert len(set(batch.clip_ids)) == 7
-    doctors = {finding.file for finding in examine_source(source) if not finding.split}
+    doctors = {finding.file for finding in check_source(source) if not finding.split}
     assert doctors == skipped.keys()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from magicvideo import cli
 from magicvideo.data.backgrounds import nearest_colour
-from magicvideo.data.batch_order import read_batch
+from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import ClipDataset
 
 
@@ -33,7 +33,7 @@ def test_synthetic_clips_become_batches_whose_captions_are_true(tmp_path):
 
     dataset = ClipDataset(out)
     assert len(dataset) == train
-    batch = read_batch(dataset, seed=0, step=2, batch_size=5, num_frames=7, strides=(1, 3))
+    batch = load_batch(dataset, seed=0, step=2, batch_size=5, num_frames=7, strides=(1, 3))
     assert batch.frames.shape == (5, 7, 3, 16, 16)
     assert set(batch.fps.tolist()) <= {24, 12, 8}
     for frames, caption in zip(batch.frames, batch.captions, strict=True):

@@ -18,9 +18,9 @@ from launches import TORCHRUN, launch
 
 from magicvideo import cli
 from magicvideo.atomic_io import write_checksums
-from magicvideo.data.manifest import Clip, read_manifest, write_manifest
+from magicvideo.data.manifest import ClipRecord, read_manifest, write_manifest
 from magicvideo.data.prepare import _write_array
-from magicvideo.data.shards.index import INDEX, is_sharded, read_index
+from magicvideo.data.shards.index import INDEX, is_shard_location, read_index
 from magicvideo.errors import UserError
 
 SHARED = {
@@ -44,7 +44,7 @@ def clips(prepared, tmp_path_factory):
         pixels = np.full((20 + number, 24, 24, 4), 10 * number, np.uint8)
         _write_array(folder / f"clips/glass{number}.npy", pixels)
         known.append(
-            Clip(
+            ClipRecord(
                 id=f"glass{number}",
                 file=f"clips/glass{number}.npy",
                 frames=len(pixels),
@@ -275,6 +275,6 @@ def test_options_that_could_do_nothing_are_refused(encode, shards, tmp_path, cap
     assert not (half / INDEX).exists()
     with pytest.raises(UserError, match="holds no finished shards"):
         read_index(half)
-    assert is_sharded(half)
+    assert is_shard_location(half)
     for path in half.glob("*.tar"):
         assert path.read_bytes() == (shards / path.name).read_bytes()

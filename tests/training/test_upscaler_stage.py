@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_recipe import SHARED, tiny_values
 from torch import nn
 
-from magicvideo.data.degrade import shrink
+from magicvideo.data.degrade import downsample
 from magicvideo.data.prepare import prepare
 from magicvideo.data.sources import folder
 from magicvideo.diffusion.noise import per_sample_generators
@@ -50,7 +50,7 @@ def recipe_of(small, large, output, **changes):
 def large(shapes, tmp_path_factory):
     """The seven videos at 64 pixels, one frame in five."""
     path = tmp_path_factory.mktemp("large") / "data"
-    prepare(folder.find_clips(shapes, holdout=0.35), path, SIZE, every=5)
+    prepare(folder.scan(shapes, holdout=0.35), path, SIZE, every=5)
     return path
 
 
@@ -108,7 +108,7 @@ def test_who_knows_the_large_frame_has_no_loss(make):
     task = make(degradation_prob=0, vae_roundtrip_prob=0, max_noise_level=1e-5, batch_size=40)
     batch = task.get_batch(3)
     frames = batch.frames[:, 0]
-    oracle = KnowsAll(task, frames, shrink(frames, 4))
+    oracle = KnowsAll(task, frames, downsample(frames, 4))
     known = task.losses(oracle, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
     fresh = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
     # a plain crop is found in several places, whose residuals are not quite the same
@@ -121,7 +121,7 @@ def test_small_frames_pass_the_autoencoder(make):
     batch = task.get_batch(0)
     frames = batch.frames[:, 0]
     with torch.no_grad():
-        rebuilt = decode_latents(task.vae, encode_frames(task.vae, shrink(frames, 4)[:, None]))
+        rebuilt = decode_latents(task.vae, encode_frames(task.vae, downsample(frames, 4)[:, None]))
     oracle = KnowsAll(task, frames, rebuilt[:, 0])
     known = task.losses(oracle, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
     fresh = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
@@ -173,7 +173,7 @@ def test_residuals_have_unit_variance(make):
         degradation_prob=0, vae_roundtrip_prob=0, batch_size=60, max_noise_level=1e-5, crop=SIZE
     )
     frames = task.get_batch(5).frames[:, 0]
-    residuals = frames - upsample_bicubic(shrink(frames, 4), 4)
+    residuals = frames - upsample_bicubic(downsample(frames, 4), 4)
     scale = task.network.config.residual_scale
     assert residuals.square().mean().sqrt() == pytest.approx(scale, rel=0.15)
     again = make(

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.encode import (
-    Decoding,
-    Encoding,
+    DecodeOptions,
+    EncodeOptions,
     Holdout,
     Kind,
     LongestScene,
     encode,
     encode_into,
-    given,
+    explicit_options,
 )
 from magicvideo.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
-    from magicvideo.data.manifest import Clip
-    from magicvideo.data.shards.inputs import Originals
+    from magicvideo.data.manifest import ClipRecord
+    from magicvideo.data.shards.writer import EncodeInputs
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def fetch(
 ) -> None:
     """Fetch a data set: 2,014 animated emoji by Microsoft (MIT), 730 MB through npm.
 
-    The same command goes on where it stopped, and checks every file.
+    The same command continues where it stopped, and checks every file.
 
     Example:
       magicvideo data fetch fluent-emoji data/emoji
@@ -54,7 +54,7 @@ def fetch(
     def report(package: int, clips: int) -> None:
         typer.echo(f"package {package} of 4, {clips} clips to come (about 180 MB)...", err=True)
 
-    fresh = fetch_emoji(folder, fluent_emoji.listed_clips(), on_package=report)
+    fresh = fetch_emoji(folder, fluent_emoji.emoji_records(), on_package=report)
     typer.echo(
         f"{folder} is complete, {fresh:,} clips are new; the licence is in "
         f"{folder / fluent_emoji.MARKER}."
@@ -66,21 +66,21 @@ def fetch(
 def prepare(
     source: Annotated[Path, typer.Argument(help="A data set, or a folder of videos.")],
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
-    decoding: Decoding,
-    encoding: Encoding,
+    decoding: DecodeOptions,
+    encoding: EncodeOptions,
     workers: Annotated[
-        int, typer.Option(help="Processes that decode; with --model, shards made at a time.")
+        int, typer.Option(help="Processes that decode; with --model, shards written at a time.")
     ] = 1,
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A model, or a run with autoencoder and CLIP: OUT gets shards of what they make "
-            "of the clips, as of `magicvideo data encode`, and no frames.",
+            help="A model, or a run with autoencoder and CLIP: write encoded shards to OUT, as "
+            "`magicvideo data encode` does, and no frames.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Prepare clips once for training. The same command goes on if it stopped.
+    """Prepare clips once for training. The same command continues if it was stopped.
 
     OUT gets decoded frames, or with --model shards of latents, under torchrun or accelerate launch
     by all processes together. A folder of videos has its captions in clip.txt beside clip.mp4, or
@@ -90,25 +90,26 @@ def prepare(
     Examples:
       magicvideo data prepare data/emoji data/emoji64 --workers 4
       magicvideo data prepare my_videos data/mine --size 128 --holdout 0.1
+      magicvideo data prepare my_videos data/wide --size 128x72 --fit pad
       magicvideo data prepare data/emoji data/emoji256 --size 256 --frame-step 8
       magicvideo data prepare films data/films --source clip-list --longest-scene
       torchrun --nproc-per-node 8 -m magicvideo data prepare films SHARDS --model MODEL \
         --size 256 --device cuda
     """
     if model is not None:
-        encode_into(out, lambda: _open_undecoded(source, decoding), model, encoding, workers)
+        encode_into(out, lambda: _open_unprepared(source, decoding), model, encoding, workers)
         return
     _check_no_encoding(encoding)
 
     from magicvideo.data.prepare import prepare as prepare_source
 
+    frames = decoding.frame_settings()
     found = decoding.open_source(source)
     with _progress("preparing") as advance:
         report = prepare_source(
             found,
             out,
-            decoding.chosen_size,
-            every=decoding.chosen_frame_step,
+            frames,
             workers=workers,
             on_clip=advance,
         )
@@ -126,32 +127,32 @@ def doctor(
     holdout: Holdout = None,
     kind: Kind = None,
     longest_scene: LongestScene = False,
-    skipped: Annotated[bool, typer.Option("--skipped", help="List only what is skipped.")] = False,
+    skipped: Annotated[bool, typer.Option("--skipped", help="List only skipped files.")] = False,
 ) -> None:
-    """Say for every file what becomes of it and why. Exits with 2 if none can be used.
+    """Report for every file whether it is used, and why. Exits with 2 if none can be used.
 
     Examples:
       magicvideo data doctor my_videos
       magicvideo data doctor data/emoji64 --skipped
     """
     from magicvideo.data.doctor import (
-        examine_prepared,
-        examine_shards,
-        examine_source,
-        is_prepared,
+        check_prepared,
+        check_shards,
+        check_source,
+        is_prepared_folder,
     )
-    from magicvideo.data.shards.index import is_sharded
+    from magicvideo.data.shards.index import is_shard_location
     from magicvideo.errors import UserError
 
-    decoding = Decoding(holdout=holdout, kind=kind, longest_scene=longest_scene)
+    decoding = DecodeOptions(holdout=holdout, kind=kind, longest_scene=longest_scene)
     with _progress("examining") as advance:
-        if is_prepared(folder):
-            findings = examine_prepared(folder, workers=workers, on_file=advance)
-        elif is_sharded(folder):
-            findings = examine_shards(folder, workers=workers, on_file=advance)
+        if is_prepared_folder(folder):
+            findings = check_prepared(folder, workers=workers, on_file=advance)
+        elif is_shard_location(folder):
+            findings = check_shards(folder, workers=workers, on_file=advance)
         else:
             source = decoding.open_source(folder)
-            findings = examine_source(source, workers=workers, on_file=advance)
+            findings = check_source(source, workers=workers, on_file=advance)
     _print_findings(findings, only_skipped=skipped)
     if not any(finding.split for finding in findings):
         raise UserError(f"Not one of the {len(findings)} files in {folder} can be used.")
@@ -173,25 +174,23 @@ def synthetic(
     typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared --size 32")
 
 
-def _open_undecoded(source: Path, decoding: Decoding) -> "Originals":
-    from magicvideo.data.doctor import is_prepared
+def _open_unprepared(source: Path, decoding: DecodeOptions) -> "EncodeInputs":
+    from magicvideo.data.doctor import is_prepared_folder
     from magicvideo.errors import UserError
 
-    if is_prepared(source):
+    if is_prepared_folder(source):
         raise UserError(f"{source} is prepared already; make shards by `magicvideo data encode`.")
-    return decoding.open_undecoded(source)
+    return decoding.open_inputs(source)
 
 
-def _check_no_encoding(encoding: Encoding) -> None:
-    """Refuse what decoding alone cannot do."""
-    import os
-
-    from magicvideo.data.shards.ranks import read_rank
+def _check_no_encoding(encoding: EncodeOptions) -> None:
+    """Refuse options and processes that decoding alone has no use for."""
+    from magicvideo.data.workers import Rank
     from magicvideo.errors import UserError
 
-    for option in given(encoding):
+    for option in explicit_options(encoding):
         raise UserError(f"{option} is about shards; name --model too, or leave it out.")
-    if read_rank(os.environ).world > 1:
+    if Rank.from_env().world_size > 1:
         raise UserError(
             "Frames are decoded by one process; raise --workers in place of torchrun, or name "
             "--model for shards, which many processes make."
@@ -217,7 +216,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _count_clips(clips: "list[Clip]") -> str:
+def _count_clips(clips: "list[ClipRecord]") -> str:
     """Return "9 clips (6 train, 3 heldout)", with validation and bare clips where there are any."""
     from collections import Counter
 
@@ -238,7 +237,7 @@ def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:
 
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
-    for heading in ("file", "what becomes of it", "why"):
+    for heading in ("file", "result", "details"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         if not finding.split:

@@ -11,8 +11,9 @@ from magicvideo.cli.console import make_console, progress_bar
 from magicvideo.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
-    from magicvideo.data.shards.encode import Report, Runner
-    from magicvideo.data.shards.inputs import Originals
+    from magicvideo.data.prepare import FrameSettings
+    from magicvideo.data.shards.encode import EncodeReport, Runner
+    from magicvideo.data.shards.writer import EncodeInputs
     from magicvideo.data.sources.source import Source
     from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 
@@ -20,8 +21,8 @@ Kind = Annotated[
     str | None,
     typer.Option(
         "--source",
-        help="How a source's clips lie: webvid, msr-vtt, ucf101, clip-list, videofolder, folder "
-        "or fluent-emoji. It is found out if not given.",
+        help="Layout of a source: webvid, msr-vtt, ucf101, clip-list, videofolder, folder or "
+        "fluent-emoji. By default it is detected.",
         show_default=False,
     ),
 ]
@@ -34,22 +35,34 @@ LongestScene = Annotated[
 Holdout = Annotated[
     float | None,
     typer.Option(
-        help="Share of a folder's clips that training does not see, by a stable hash; none by "
+        help="Fraction of a folder's clips that training does not see, by a stable hash; none by "
         "default."
     ),
 ]
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How the clips of a source are found and decoded; None is what was not given."""
+class DecodeOptions:
+    """Options on how the clips of a source are found and decoded; None is what was not given."""
 
     size: Annotated[
-        int | None,
-        typer.Option(help="Side of a source's square frames, a multiple of 8; 64 by default."),
+        str | None,
+        typer.Option(
+            help="Frame size of a source in pixels, multiples of 8: one side of a square, or "
+            "WIDTHxHEIGHT; 64 by default."
+        ),
+    ] = None
+    fit: Annotated[
+        Literal["crop", "pad"] | None,
+        typer.Option(
+            help="How frames of another shape are fitted: crop their centre out (default), or pad "
+            "them with bars.",
+            show_default=False,
+        ),
     ] = None
     frame_step: Annotated[
-        int | None, typer.Option(help="Keep one frame in so many of a source; all by default.")
+        int | None,
+        typer.Option(help="Keep every N-th frame of a source; all by default.", metavar="N"),
     ] = None
     holdout: Holdout = None
     kind: Kind = None
@@ -67,33 +80,32 @@ class Decoding:
             folder, self.holdout or 0.0, kind=self.kind, longest_scene=self.longest_scene
         )
 
-    def open_undecoded(self, folder: Path) -> "Originals":
+    def open_inputs(self, folder: Path) -> "EncodeInputs":
         """Return the clips of a source, which are decoded when they are encoded.
 
         Raises:
             UserError: If a setting does not fit, or the folder is no source.
         """
-        from magicvideo.data.prepare import check_settings
-        from magicvideo.data.shards.inputs import source_originals
+        from magicvideo.data.shards.writer import inputs_from_source
 
-        size, every = self.chosen_size, self.chosen_frame_step
-        check_settings(size, every)
-        return source_originals(self.open_source(folder), size, every)
+        frames = self.frame_settings()
+        return inputs_from_source(self.open_source(folder), frames)
 
-    @property
-    def chosen_size(self) -> int:
-        """Return the side of the frames, in pixels."""
-        return _or(self.size, 64)
+    def frame_settings(self) -> "FrameSettings":
+        """Return the size of the frames, and which are kept.
 
-    @property
-    def chosen_frame_step(self) -> int:
-        """Return of how many frames one is kept."""
-        return _or(self.frame_step, 1)
+        Raises:
+            UserError: If one does not fit.
+        """
+        from magicvideo.data.prepare import FrameSettings, parse_size
+
+        height, width = parse_size(self.size or "64")
+        return FrameSettings(height, width, self.fit or "crop", _or(self.frame_step, 1))
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How clips are encoded, by the options of a command; None is what was not given."""
+class EncodeOptions:
+    """Options on how clips are encoded; None is what was not given."""
 
     variants: Annotated[
         int | None,
@@ -106,18 +118,18 @@ class Encoding:
     ] = None
     device: Annotated[
         Literal["cpu", "cuda"] | None,
-        typer.Option(help="Where the networks work; cpu by default.", show_default=False),
+        typer.Option(help="Where the encoders run; cpu by default.", show_default=False),
     ] = None
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of one shard's work; 1 by default.")
     ] = None
     ray: Annotated[
-        bool, typer.Option("--ray", help="Make the shards on the Ray cluster that is there.")
+        bool, typer.Option("--ray", help="Write the shards on the Ray cluster that is running.")
     ] = False
 
 
-def given(options: Decoding | Encoding) -> dict[str, object]:
-    """Return the options that were given, by the names that they have at the command line."""
+def explicit_options(options: DecodeOptions | EncodeOptions) -> dict[str, object]:
+    """Return the options that were given, by their names on the command line."""
     named = {"kind": "source"}
     return {
         f"--{named.get(name, name).replace('_', '-')}": value
@@ -129,21 +141,21 @@ def given(options: Decoding | Encoding) -> dict[str, object]:
 @with_option_groups
 def encode(
     source: Annotated[
-        Path, typer.Argument(help="A prepared folder, or a source, decoded on the way.")
+        Path, typer.Argument(help="A prepared folder, or a source, which is decoded first.")
     ],
     out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
     model: Annotated[
         Path,
         typer.Option(help="A model, or a run that has trained its autoencoder and CLIP."),
     ],
-    decoding: Decoding,
-    encoding: Encoding,
-    workers: Annotated[int, typer.Option(help="Shards that are made at a time.")] = 1,
+    decoding: DecodeOptions,
+    encoding: EncodeOptions,
+    workers: Annotated[int, typer.Option(help="Shards that are written at a time.")] = 1,
 ) -> None:
-    """Encode clips once into shards that training streams. The same command goes on if it stopped.
+    """Encode clips once into shards for training. The same command continues if it was stopped.
 
-    Under torchrun or accelerate launch every process makes its share of the shards. Their bytes do
-    not depend on how many processes there are.
+    Under torchrun or accelerate launch every process writes its part of the shards. Their bytes do
+    not depend on the number of processes.
 
     Examples:
       magicvideo data encode data/emoji64 data/emoji-shards --model runs/emoji
@@ -151,45 +163,44 @@ def encode(
         --size 256 --device cuda
       magicvideo data encode CLIPS SHARDS --model MODEL --size 256 --device cuda --ray
     """
-    encode_into(out, lambda: _open_originals(source, decoding), model, encoding, workers)
+    encode_into(out, lambda: _open_inputs(source, decoding), model, encoding, workers)
 
 
 def encode_into(
     out: Path,
-    open_originals: Callable[[], "Originals"],
+    open_inputs: Callable[[], "EncodeInputs"],
     model: Path,
-    encoding: Encoding,
+    encoding: EncodeOptions,
     workers: int,
 ) -> None:
-    """Make the shards that belong to this process, and say what became of them.
+    """Write the shards that belong to this process, and report the result.
 
     Args:
         out: A new folder, or one begun by the same command.
-        open_originals: Finds the clips, once the rest is known to fit.
+        open_inputs: Finds the clips, once the other settings are checked.
         model: A model folder, or a run.
-        encoding: How.
-        workers: Shards that are made at a time.
+        encoding: Options.
+        workers: Shards that are written at a time.
 
     Raises:
         UserError: If something does not fit, or no clip can be used.
     """
-    import os
     from functools import partial
 
-    from magicvideo.data.shards.encode import encode as encode_originals
-    from magicvideo.data.shards.ranks import read_rank
+    from magicvideo.data.shards.encode import encode as encode_shards
+    from magicvideo.data.workers import Rank
     from magicvideo.errors import UserError
 
-    rank = read_rank(os.environ)
-    if encoding.ray and rank.world > 1:
-        raise UserError("--ray spreads the work itself; run it as one process, without torchrun.")
-    originals = open_originals()
+    rank = Rank.from_env()
+    if encoding.ray and rank.world_size > 1:
+        raise UserError("--ray distributes the work itself; run it as one process, not torchrun.")
+    inputs = open_inputs()
     device, threads = encoding.device or "cpu", _or(encoding.threads, 1)
     run_jobs = _runner(workers, threads, device, ray=encoding.ray)
     with progress_bar(make_console(), "") as advance:
-        report = encode_originals(
-            originals,
-            _open_folders(model),
+        report = encode_shards(
+            inputs,
+            _encoder_paths(model),
             out,
             run_jobs,
             variants=_or(encoding.variants, 4),
@@ -199,7 +210,7 @@ def encode_into(
             rank=rank,
             on_shard=partial(advance, "encoding"),
         )
-    of_this = f" by process {rank.number} of {rank.world}" if rank.world > 1 else ""
+    of_this = f" by process {rank.rank} of {rank.world_size}" if rank.world_size > 1 else ""
     _print_report(report, out, of_this)
 
 
@@ -207,32 +218,32 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _print_report(report: "Report", out: Path, of_this: str) -> None:
-    typer.echo(f"{out}: {report.made:,} shards made{of_this}, {report.kept:,} from before.")
+def _print_report(report: "EncodeReport", out: Path, of_this: str) -> None:
+    typer.echo(f"{out}: {report.written:,} shards written{of_this}, {report.kept:,} from before.")
     if report.missing:
-        typer.echo(f"{report.missing:,} shards of other processes are to come, then the index.")
+        typer.echo(f"{report.missing:,} shards of other processes are missing; then the index.")
         return
     for skipped in report.skipped:
         typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
     typer.echo(f"{out}: complete, {report.clips:,} clips, {len(report.skipped):,} files skipped.")
 
 
-def _open_originals(source: Path, decoding: Decoding) -> "Originals":
-    from magicvideo.data.doctor import is_prepared
-    from magicvideo.data.shards.inputs import prepared_originals
+def _open_inputs(source: Path, decoding: DecodeOptions) -> "EncodeInputs":
+    from magicvideo.data.doctor import is_prepared_folder
+    from magicvideo.data.shards.writer import inputs_from_prepared
     from magicvideo.errors import UserError
 
-    if not is_prepared(source):
-        return decoding.open_undecoded(source)
-    for option, value in given(decoding).items():
+    if not is_prepared_folder(source):
+        return decoding.open_inputs(source)
+    for option, value in explicit_options(decoding).items():
         raise UserError(
             f"{source} is prepared already, so {option} {value} can change nothing; leave it "
             "out, or encode the source itself."
         )
-    return prepared_originals(source)
+    return inputs_from_prepared(source)
 
 
-def _open_folders(model: Path) -> "FrozenEncoderPaths":
+def _encoder_paths(model: Path) -> "FrozenEncoderPaths":
     from magicvideo.models.pretrained_encoders import resolve_frozen_encoders
     from magicvideo.training.components import frozen_encoder_paths
     from magicvideo.training.export import read_run_recipe
@@ -247,13 +258,12 @@ def _open_folders(model: Path) -> "FrozenEncoderPaths":
 def _runner(workers: int, threads: int, device: str, *, ray: bool) -> "Runner":
     from functools import partial
 
-    from magicvideo.data.shards.ray_runner import run_on_ray
-    from magicvideo.data.workers import run_each
+    from magicvideo.data.workers import map_on_ray, map_unordered
 
     _check_device(device, ray=ray)
     if ray:
-        return partial(run_on_ray, cpus=threads, gpus=1 if device == "cuda" else 0)
-    return partial(run_each, workers=workers)
+        return partial(map_on_ray, cpus=threads, gpus=1 if device == "cuda" else 0)
+    return partial(map_unordered, workers=workers)
 
 
 def _check_device(device: str, *, ray: bool) -> None:

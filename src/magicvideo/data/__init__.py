@@ -1,1 +1,1 @@
-"""Sources of clips, their preparation into a cache, and training samples out of that cache."""
+"""Sources of clips, their preparation into a cache or shards, and training samples from them."""

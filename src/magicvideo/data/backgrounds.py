@@ -1,4 +1,4 @@
-"""Backgrounds with names: what is put behind transparent clips, and read back from pictures."""
+"""Named backgrounds, which are put behind transparent clips and recognised in generated frames."""
 
 import re
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (255, 150, 205),
     "brown": (125, 70, 25),
 }
-"""Plain colours in RGB, 0 to 255. Any two lie at least 85 apart, so that a program can name what it
-sees even in a blurred picture."""
+"""Plain colours in RGB, 0 to 255. Any two are at least 85 apart, so that they differ clearly
+even in a blurred picture."""
 
 DIRECTIONS: tuple[Direction, ...] = ("vertical", "horizontal", "diagonal")
 
-PLAIN_SHARE = 0.7
-"""Share of plain colours among random backgrounds; the rest are gradients."""
+PLAIN_FRACTION = 0.7
+"""Fraction of plain colours among random backgrounds; the rest are gradients."""
 
 _GRADIENT = re.compile(r"gradient from (\w+) to (\w+)")
 
@@ -77,13 +77,13 @@ def parse_background(name: str) -> Background:
 def random_background(rng: np.random.Generator) -> Background:
     """Draw a plain colour (70 %) or a gradient between two different colours (30 %)."""
     names = list(COLOURS)
-    if rng.random() < PLAIN_SHARE:
+    if rng.random() < PLAIN_FRACTION:
         return Background(names[rng.integers(len(names))])
     first, second = rng.choice(len(names), size=2, replace=False)
     return Background(names[first], names[second], DIRECTIONS[rng.integers(len(DIRECTIONS))])
 
 
-def paint(background: Background, size: int) -> NDArray[np.float32]:
+def render_background(background: Background, height: int, width: int) -> NDArray[np.float32]:
     """Return the background as pixels in [0, 255].
 
     The shape is `h w 3`, or `1 1 3` for a plain colour, which broadcasts over a picture.
@@ -93,15 +93,15 @@ def paint(background: Background, size: int) -> NDArray[np.float32]:
     if background.second is None:
         return first[None, None]
     second = np.array(COLOURS[background.second], np.float32)
-    ramp = np.linspace(0, 1, size, dtype=np.float32)
-    down, right = ramp[:, None, None], ramp[None, :, None]
-    shares: dict[Direction, NDArray[np.float32]] = {
+    down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    right = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
+    ramps: dict[Direction, NDArray[np.float32]] = {
         "vertical": down,
         "horizontal": right,
         "diagonal": (down + right) * np.float32(0.5),
     }
-    painted: NDArray[np.float32] = first + (second - first) * shares[background.direction]
-    return np.broadcast_to(painted, (size, size, 3))
+    rendered: NDArray[np.float32] = first + (second - first) * ramps[background.direction]
+    return np.broadcast_to(rendered, (height, width, 3))
 
 
 def nearest_colour(rgb: ArrayLike) -> str:

@@ -1,7 +1,7 @@
 """The order of training samples as a pure function of the seed and the position.
 
-Nothing is remembered between batches, so a run that resumes at any step reads what the unbroken run
-would have read.
+No state is kept between batches, so a run that resumes at any step reads what the unbroken run
+would have read, whatever process or worker reads it.
 """
 
 from functools import lru_cache
@@ -9,24 +9,24 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from magicvideo.data.dataset import Batch, ClipDataset, collate
+from magicvideo.data.dataset import Batch, ClipDataset, collate, sample_systematically
 from magicvideo.data.shards.dataset import EncodedBatch, ShardDataset, collate_encoded
 
-_ORDER, _SAMPLE = 0, 1
+_ORDER, _SAMPLE = 0, 1  # streams of random numbers; 2 and 3 are those of shards
 
 
-def indices(
-    seed: int, first: int, count: int, length: int, shares: tuple[float, ...] | None = None
+def sample_indices(
+    seed: int, first: int, count: int, length: int, weights: tuple[float, ...] | None = None
 ) -> list[int]:
     """Return the sample numbers at positions `first` to `first + count - 1` of an endless order.
 
-    Every `length` positions are one epoch, a permutation of all samples. With `shares` that sum to
-    1, an epoch has each sample `length * share` times, rounded up or down at random.
+    Every `length` positions are one epoch, a permutation of all samples. With `weights` that sum to
+    1, an epoch has each sample `length * weight` times, rounded up or down at random.
     """
     chosen = []
     for position in range(first, first + count):
         epoch, place = divmod(position, length)
-        chosen.append(int(_epoch(seed, epoch, length, shares)[place]))
+        chosen.append(int(_epoch(seed, epoch, length, weights)[place]))
     return chosen
 
 
@@ -35,7 +35,7 @@ def sample_rng(seed: int, position: int) -> np.random.Generator:
     return np.random.default_rng((seed, _SAMPLE, position))
 
 
-def read_batch(
+def load_batch(
     dataset: ClipDataset,
     seed: int,
     step: int,
@@ -46,12 +46,12 @@ def read_batch(
 ) -> Batch:
     """Return the batch of a step.
 
-    Of several processes, number r of n asks for step `step * n + r`. `subject_balance` is
-    explained at `ClipDataset.shares`.
+    Of several processes, number r of n asks for step `step * n + r`.
+    `ClipDataset.sampling_weights` documents `subject_balance`.
     """
     first = step * batch_size
-    shares = dataset.shares(subject_balance) if subject_balance else None
-    chosen = indices(seed, first, batch_size, len(dataset), shares)
+    weights = dataset.sampling_weights(subject_balance) if subject_balance else None
+    chosen = sample_indices(seed, first, batch_size, len(dataset), weights)
     return collate(
         [
             dataset.sample(
@@ -62,35 +62,33 @@ def read_batch(
     )
 
 
-def read_encoded_batch(
+def load_encoded_batch(
     dataset: ShardDataset,
     seed: int,
     step: int,
     batch_size: int,
     num_frames: int,
     strides: tuple[int, int] = (1, 4),
+    subject_balance: float = 0.0,
 ) -> EncodedBatch:
-    """Return the batch of a step out of shards; steps and processes count as in `read_batch`."""
+    """Return the batch of a step from shards; the arguments are those of `load_batch`."""
     first = step * batch_size
+    chosen = dataset.sample_indices(seed, first, batch_size, subject_balance)
     return collate_encoded(
         [
             dataset.sample(
                 index, sample_rng(seed, first + place), num_frames=num_frames, strides=strides
             )
-            for place, index in enumerate(dataset.indices(seed, first, batch_size))
+            for place, index in enumerate(chosen)
         ]
     )
 
 
 @lru_cache(maxsize=4)
 def _epoch(
-    seed: int, epoch: int, length: int, shares: tuple[float, ...] | None
+    seed: int, epoch: int, length: int, weights: tuple[float, ...] | None
 ) -> NDArray[np.int64]:
     rng = np.random.default_rng((seed, _ORDER, epoch))
-    order = rng.permutation(length)
-    if shares is None:
-        return order
-    # equal steps over the samples' shares, laid end to end in the permuted order
-    ends = np.cumsum(np.array(shares)[order])
-    points = (np.arange(length) + rng.random()) * ends[-1] / length
-    return rng.permutation(order[np.searchsorted(ends, points, side="right")])
+    if weights is None:
+        return rng.permutation(length)
+    return sample_systematically(np.array(weights), length, rng)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from magicvideo.data.backgrounds import Background
-from magicvideo.data.manifest import Attributes, Clip
+from magicvideo.data.manifest import Attributes, ClipRecord
 
 KEYWORDS_ONLY = 0.15
 """Share of varied captions that say keywords instead of the name."""
@@ -16,7 +16,7 @@ _GENDER_WORDS = {"male": "man", "female": "woman"}
 _WITH_ARTICLE = ("man", "woman", "person")
 
 
-def subject(base: str) -> str:
+def subject_phrase(base: str) -> str:
     """Return the words for a base name: "man: curly hair" is a "man with curly hair".
 
     Names of emoji put hair after a colon; everything else is said as it stands.
@@ -29,7 +29,7 @@ def subject(base: str) -> str:
     return f"{who} with a beard" if what == "beard" else f"{who} with {what}"
 
 
-def plain_caption(clip: Clip, background: Background | None) -> str:
+def canonical_caption(clip: ClipRecord, background: Background | None) -> str:
     """Return the canonical caption: "woman surfing, medium skin tone, blue background".
 
     It is empty for a clip without a caption, whatever the background: the empty text is that of
@@ -45,7 +45,9 @@ def plain_caption(clip: Clip, background: Background | None) -> str:
     return ", ".join(parts)
 
 
-def describe(clip: Clip, background: Background | None, rng: np.random.Generator) -> str:
+def random_caption(
+    clip: ClipRecord, background: Background | None, rng: np.random.Generator
+) -> str:
     """Return a caption in varied wording; the same state of `rng` gives the same words.
 
     Any part but the subject may be left out. A caption that came with the clip keeps its words;
@@ -76,18 +78,18 @@ def usable_keywords(attributes: Attributes) -> list[str]:
     ]
 
 
-def _known_text(clip: Clip) -> str:
-    return subject(clip.attributes.base) if clip.attributes else (clip.text or "")
+def _known_text(clip: ClipRecord) -> str:
+    return subject_phrase(clip.attributes.base) if clip.attributes else (clip.text or "")
 
 
-def _draw_text(clip: Clip, rng: np.random.Generator) -> str:
-    texts = (_known_text(clip), *clip.other_texts)
+def _draw_text(clip: ClipRecord, rng: np.random.Generator) -> str:
+    texts = (_known_text(clip), *clip.alt_captions)
     # No draw where there is no choice, so that a run with one caption a clip repeats as before
     return texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
 
 
 def _vary_subject(attributes: Attributes, rng: np.random.Generator) -> str:
-    name = subject(attributes.base)
+    name = subject_phrase(attributes.base)
     keywords = usable_keywords(attributes)
     kind = rng.random()
     if kind < KEYWORDS_ONLY and len(keywords) > 2:

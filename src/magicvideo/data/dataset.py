@@ -1,7 +1,10 @@
-"""Training samples out of a prepared folder: frames on a background, their rate and a caption."""
+"""Training samples from a prepared folder: frames on a background, their rate and a caption."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,16 +15,18 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magicvideo.data.backgrounds import Background, paint, parse_background, random_background
-from magicvideo.data.captions import describe, plain_caption
-from magicvideo.data.frame_sampling import choose_frames
-from magicvideo.data.manifest import Clip, Split, read_info, read_manifest
+from magicvideo.data.backgrounds import (
+    Background,
+    parse_background,
+    random_background,
+    render_background,
+)
+from magicvideo.data.captions import canonical_caption, random_caption
+from magicvideo.data.manifest import ClipRecord, DatasetInfo, Split, read_info, read_manifest
 from magicvideo.errors import UserError
 from magicvideo.shapes import Frames
 
-_HEADER = 128  # bytes before the pixels in an .npy file of four axes
-
-Wording: TypeAlias = Literal["varied", "plain"]
+CaptionStyle: TypeAlias = Literal["varied", "plain"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,20 @@ class Batch:
 
 
 class ClipDataset:
-    """The clips of a prepared folder, read from the disk as they are asked for.
+    """The clips of a prepared folder, read from the disk on demand.
 
     Args:
         folder: The prepared folder.
-        splits: Which clips count.
+        splits: The splits whose clips are read.
         captioned: Whether clips without a caption are left out.
 
+    Attributes:
+        folder: The prepared folder.
+        info: Its settings.
+        clips: The clips, in the order of their ids.
+
     Raises:
-        UserError: If the folder is not prepared, a file is missing or cut, or no clip is in
+        UserError: If the folder is not prepared, a file is missing or cut off, or no clip is in
             `splits`.
     """
 
@@ -61,7 +71,7 @@ class ClipDataset:
         self, folder: Path, splits: tuple[Split, ...] = ("train",), *, captioned: bool = False
     ) -> None:
         self.folder = folder
-        self._shares: dict[float, tuple[float, ...]] = {}
+        self._weights: dict[float, tuple[float, ...]] = {}
         self.info = read_info(folder)
         self.clips = [
             clip
@@ -71,31 +81,28 @@ class ClipDataset:
         if not self.clips:
             raise UserError(
                 f"{folder} has no clip{' with a caption' * captioned} in {' or '.join(splits)}; "
-                "`magicvideo data doctor` says what became of every file."
+                "`magicvideo data doctor` reports what became of every file."
             )
         for clip in self.clips:
-            _check_file(folder / clip.file, clip, self.info.size)
+            _check_file(folder / clip.file, clip, self.info)
 
     def __len__(self) -> int:
         """Return the number of clips."""
         return len(self.clips)
 
-    def shares(self, subject_balance: float) -> tuple[float, ...]:
-        """Return how much of the training belongs to each clip; the shares sum to 1.
+    def sampling_weights(self, subject_balance: float) -> tuple[float, ...]:
+        """Return the fraction of training samples that each clip gets; they sum to 1.
 
         Args:
-            subject_balance: From 0, where every clip has the same share, to 1, where every subject
-                has, however many clips show it. A subject is the name without skin tone, or a
-                caption; a clip without a caption is one of its own.
+            subject_balance: From 0, where every clip has the same weight, to 1, where every
+                subject has (`ClipRecord.subject`), however many clips show it.
         """
-        if subject_balance in self._shares:
-            return self._shares[subject_balance]
-        subjects = [_subject(clip) for clip in self.clips]
-        clips_of = Counter(subjects)
-        weights = [clips_of[subject] ** -subject_balance for subject in subjects]
-        total = sum(weights)
-        self._shares[subject_balance] = tuple(weight / total for weight in weights)
-        return self._shares[subject_balance]
+        if subject_balance not in self._weights:
+            counts = Counter(clip.subject for clip in self.clips)
+            weights = [counts[clip.subject] ** -subject_balance for clip in self.clips]
+            total = sum(weights)
+            self._weights[subject_balance] = tuple(weight / total for weight in weights)
+        return self._weights[subject_balance]
 
     def sample(
         self,
@@ -105,42 +112,97 @@ class ClipDataset:
         num_frames: int,
         strides: tuple[int, int] = (1, 4),
         background: str | None = None,
-        wording: Wording = "varied",
+        caption_style: CaptionStyle = "varied",
     ) -> Sample:
         """Return frames of clip number `index` at a random rate and start.
 
         Args:
             index: Which clip.
             rng: Source of every random choice; an equal state gives an equal sample.
-            num_frames: How many frames; `sampling.choose_frames` says how short clips are filled.
+            num_frames: How many frames; `sample_frame_indices` documents how short clips are
+                filled.
             strides: Lowest and highest stride between frames.
             background: Its name; None draws one. Clips without transparency keep their own.
-            wording: "plain" for the canonical caption, which always names the background.
+            caption_style: "plain" for the canonical caption, which always names the background.
 
         Raises:
             UserError: If `background` is not a known name.
         """
         clip = self.clips[index]
-        chosen, stride = choose_frames(clip.frames, num_frames, strides, rng, loops=clip.loops)
+        chosen, stride = sample_frame_indices(
+            clip.frames, num_frames, strides, rng, loops=clip.loops
+        )
         pixels = self._read(clip)[chosen]
         behind = None
         if clip.channels == 4:
             behind = parse_background(background) if background else random_background(rng)
-        caption = (
-            describe(clip, behind, rng) if wording == "varied" else plain_caption(clip, behind)
-        )
-        return Sample(compose(pixels, behind), clip.fps / stride, caption, clip.id)
+        if caption_style == "varied":
+            caption = random_caption(clip, behind, rng)
+        else:
+            caption = canonical_caption(clip, behind)
+        return Sample(composite_background(pixels, behind), clip.fps / stride, caption, clip.id)
 
-    def _read(self, clip: Clip) -> NDArray[np.uint8]:
+    def _read(self, clip: ClipRecord) -> NDArray[np.uint8]:
         # A bare mmap: np.load, which parses the header again, takes five times as long as the rest
-        _check_file(self.folder / clip.file, clip, self.info.size)  # it may have gone since
-        shape = (clip.frames, self.info.size, self.info.size, clip.channels)
-        with (self.folder / clip.file).open("rb") as file:
+        path = self.folder / clip.file
+        _check_file(path, clip, self.info)  # it may have changed since
+        shape = _shape(clip, self.info)
+        header = _npy_header(shape)
+        with path.open("rb") as file:
+            if file.read(len(header)) != header:
+                raise UserError(
+                    f"{path} has other frames than the manifest says; delete it and run "
+                    "`magicvideo data prepare` again."
+                )
             mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
-        return np.frombuffer(mapped, np.uint8, offset=_HEADER).reshape(shape)
+        return np.frombuffer(mapped, np.uint8, offset=len(header)).reshape(shape)
 
 
-def compose(pixels: NDArray[np.uint8], background: Background | None) -> Float[Tensor, "f 3 h w"]:
+def sample_frame_indices(
+    length: int,
+    num_frames: int,
+    strides: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    loops: bool,
+) -> tuple[NDArray[np.intp], int]:
+    """Choose `num_frames` evenly spaced frames of a clip that has `length`, at a random rate.
+
+    The stride is drawn from `strides` (both ends included) among those at which the frames fit, and
+    the start among those that then remain. Where not even stride 1 fits, the clip starts at its
+    first frame and either starts over (`loops`) or repeats its last frame, at stride 1.
+
+    Returns:
+        The frame numbers, and the stride between them.
+    """
+    lowest, highest = strides
+    fitting = (length - 1) // (num_frames - 1) if num_frames > 1 else highest
+    if fitting < 1:
+        steps = np.arange(num_frames)
+        return (steps % length if loops else np.minimum(steps, length - 1)), 1
+    highest = min(highest, fitting)
+    stride = int(rng.integers(min(lowest, highest), highest + 1))
+    start = int(rng.integers(length - (num_frames - 1) * stride))
+    return start + stride * np.arange(num_frames), stride
+
+
+def sample_systematically(
+    weights: NDArray[np.float64], count: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw `count` items in random order, each in proportion to its weight.
+
+    Item i is drawn `count * weights[i] / sum(weights)` times, rounded up or down at random
+    (systematic sampling, Madow 1949), so that the frequencies have the least variance.
+    """
+    order = rng.permutation(len(weights))
+    ends = np.cumsum(weights[order])
+    points = (np.arange(count) + rng.random()) * ends[-1] / max(count, 1)
+    return rng.permutation(order[np.searchsorted(ends, points, side="right")])
+
+
+def composite_background(
+    pixels: NDArray[np.uint8], background: Background | None
+) -> Float[Tensor, "f 3 h w"]:
     """Put a background behind premultiplied RGBA pixels `f h w 4`; RGB pixels `f h w 3` stay.
 
     Returns:
@@ -149,8 +211,10 @@ def compose(pixels: NDArray[np.uint8], background: Background | None) -> Float[T
     planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     colour: NDArray[np.float32] = planes[:, :3].astype(np.float32)
     if background:
-        see_through = (255 - planes[:, 3:]) * np.float32(1 / 255)
-        colour += paint(background, pixels.shape[1]).transpose(2, 0, 1) * see_through
+        # "over" of Porter and Duff (1984): the colour is premultiplied by alpha already
+        transparency = (255 - planes[:, 3:]) * np.float32(1 / 255)
+        behind = render_background(background, pixels.shape[1], pixels.shape[2])
+        colour += behind.transpose(2, 0, 1) * transparency
     colour *= 2 / 255
     colour -= 1
     return torch.from_numpy(colour)
@@ -166,13 +230,23 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def _subject(clip: Clip) -> str:
-    return clip.attributes.base if clip.attributes else clip.text or clip.id
+def _shape(clip: ClipRecord, info: DatasetInfo) -> tuple[int, int, int, int]:
+    return clip.frames, info.height, info.width, clip.channels
 
 
-def _check_file(path: Path, clip: Clip, size: int) -> None:
-    pixels = clip.frames * size * size * clip.channels
+@lru_cache(maxsize=1024)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the first bytes of an .npy file of uint8."""
+    file = BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def _check_file(path: Path, clip: ClipRecord, info: DatasetInfo) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing; run `magicvideo data prepare` again.")
-    if path.stat().st_size != pixels + _HEADER:
+    shape = _shape(clip, info)
+    expected = len(_npy_header(shape)) + math.prod(shape)
+    if path.stat().st_size != expected:
         raise UserError(f"{path} is cut off; delete it and run `magicvideo data prepare` again.")

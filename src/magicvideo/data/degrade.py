@@ -18,7 +18,7 @@ _BLURS = (0.3, 1.0)
 _REACH = 3  # pixels to each side that a blur sees
 
 
-def shrink(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> SmallFrames:
+def downsample(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> SmallFrames:
     """Return frames of a whole fraction of the side.
 
     Args:
@@ -34,7 +34,7 @@ def shrink(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> SmallF
     )
 
 
-def shrink_variously(
+def random_degrade(
     frames: FoldedFrames, factor: int, share: float, generator: StackedGenerator
 ) -> SmallFrames:
     """Return small frames: a share of them by a random kernel and softened, the others by area.
@@ -48,11 +48,11 @@ def shrink_variously(
     varied = generator.uniform(len(frames)) < share
     kernels = generator.integers(len(get_args(Kernel)), len(frames))
     sigmas = _BLURS[0] + (_BLURS[1] - _BLURS[0]) * generator.uniform(len(frames))
-    small = shrink(frames, factor)
+    small = downsample(frames, factor)
     for number, kernel in enumerate(get_args(Kernel)):
         chosen = (varied & (kernels == number)).to(frames.device)
         if chosen.any():
-            small[chosen] = shrink(frames[chosen], factor, kernel)
+            small[chosen] = downsample(frames[chosen], factor, kernel)
     if varied.any():
         varied = varied.to(frames.device)
         small[varied] = blur(small[varied], sigmas.to(frames.device)[varied])
@@ -69,7 +69,7 @@ def blur(frames: FoldedFrames, sigmas: Float[Tensor, " n"]) -> FoldedFrames:
     return torch.einsum("nchwk,nk->nchw", columns.unfold(2, len(places), 1), weights)
 
 
-def crop_pairs(
+def paired_random_crop(
     large: FoldedFrames, small: SmallFrames, side: int, generator: StackedGenerator
 ) -> tuple[SmallFrames, SmallFrames]:
     """Return the same random square of large and of small frames, another in each pair.

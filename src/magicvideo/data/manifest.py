@@ -1,43 +1,51 @@
-"""The prepared folder: what it says of itself (`dataset.json`) and of each clip (`manifest.jsonl`).
+"""The files that describe a prepared folder: `dataset.json`, and `manifest.jsonl` for the clips.
 
 A prepared folder holds `clips/*.npy` beside these two files: uint8 arrays `f h w c`, where c=4 is
 premultiplied RGBA and c=3 is RGB. `manifest.jsonl` is written last, so its presence means that the
-folder is whole.
+folder is complete.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PositiveFloat,
+    Field,
     PositiveInt,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
 from magicvideo.atomic_io import atomic_file
+from magicvideo.data.text_files import TextFileError, iter_lines, read_text
 from magicvideo.errors import UserError
 
 MANIFEST = "manifest.jsonl"
 DATASET = "dataset.json"
-FORMAT = 1
+FORMAT = 2
+
+_MAX_INFO = 1 << 20  # bytes
 
 Split: TypeAlias = Literal["train", "validation", "heldout"]
 """Training reads the first, evaluation the last; the other is read where a protocol names it."""
+Fit: TypeAlias = Literal["crop", "pad"]
+"""How frames of another shape are fitted: cut at two sides, or with bars added."""
 # no other place, so that a prepared folder from elsewhere cannot name files outside itself
 ClipFile: TypeAlias = Annotated[str, StringConstraints(pattern=r"^clips/[a-z0-9_-]+\.npy$")]
+FrameRate: TypeAlias = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
+Side: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
 
 
 class Attributes(BaseModel):
-    """What is known of a clip in parts, from which captions in varied wording are made."""
+    """The parts of a description, from which captions in varied wording are made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     base: str
-    """The name less the skin tone: "woman running"."""
+    """The name without the skin tone: "woman running"."""
     keywords: tuple[str, ...] = ()
     skin_tone: str | None = None
     """None where there is no tone or the default one, which captions leave unnamed."""
@@ -45,14 +53,14 @@ class Attributes(BaseModel):
     group: str = ""
     subgroup: str = ""
     activity: str = ""
-    """The base less the gender, as an opaque key: equal for "woman running" and "man running"."""
+    """The base without the gender, as an opaque key: equal for "woman running", "man running"."""
 
 
-class Clip(BaseModel):
+class ClipRecord(BaseModel):
     """One line of the manifest: a prepared clip, with captions or the attributes to make one.
 
-    A clip may have neither: it serves the stages that learn from frames, and the text stages take
-    it as they take a clip whose caption they dropped.
+    A clip may have neither: stages without text train on it, and stages with text treat it like a
+    clip whose caption was dropped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,8 +68,8 @@ class Clip(BaseModel):
     id: str
     file: ClipFile
     """Relative to the prepared folder."""
-    frames: PositiveInt
-    fps: PositiveFloat
+    frames: Annotated[int, Field(gt=0, le=1_000_000)]
+    fps: FrameRate
     channels: Literal[3, 4]
     split: Split
     loops: bool
@@ -69,41 +77,81 @@ class Clip(BaseModel):
     sha256: str
     """Of the file in the prepared folder."""
     text: str | None = None
-    other_texts: tuple[str, ...] = ()
+    alt_captions: tuple[str, ...] = ()
     """Further captions of the same clip; training draws one of all, `text` is the canonical one."""
     attributes: Attributes | None = None
 
     @property
     def has_caption(self) -> bool:
-        """Tell whether anything is said of the clip."""
+        """Return whether the clip has a caption or attributes."""
         return bool(self.text or self.attributes)
+
+    @property
+    def subject(self) -> str:
+        """Return what the clip shows: the name without skin tone, the caption, or else the id."""
+        return self.attributes.base if self.attributes else self.text or self.id
 
 
 class DatasetInfo(BaseModel):
-    """What a prepared folder says of itself."""
+    """The settings of a prepared folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: Literal[2] = 2
     source: str
     origin: str
     """The folder that the clips were read from."""
-    size: PositiveInt
-    """Side of the square frames in pixels."""
-    every: PositiveInt = 1
-    """Of how many frames of the source one was kept; frame rates are those of what was kept."""
+    height: Side
+    """Of the frames, in pixels."""
+    width: Side
+    fit: Fit = "crop"
+    frame_step: PositiveInt = 1
+    """One frame in so many of the source was kept; frame rates are those of the kept frames."""
     licence: str
     split_rule: str
 
+    @property
+    def size(self) -> int:
+        """Return the side of square frames.
 
-def write_manifest(folder: Path, clips: list[Clip]) -> None:
+        Raises:
+            UserError: If the frames are not square.
+        """
+        return square_side(self.height, self.width)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_format_1(cls, values: Any) -> Any:  # noqa: ANN401 (any JSON value)
+        """Accept folders of format 1, which had square frames and called the frame step `every`."""
+        if not isinstance(values, dict) or values.get("format") != 1:
+            return values
+        renamed = {"size": "height", "every": "frame_step"}
+        upgraded = {renamed.get(name, name): value for name, value in values.items()}
+        return {**upgraded, "format": 2, "width": upgraded.get("height")}
+
+
+def square_side(height: int, width: int) -> int:
+    """Return the side of square frames.
+
+    Raises:
+        UserError: If the frames are not square.
+    """
+    if height != width:
+        raise UserError(
+            f"This needs square frames, and those of the data are {width}x{height}; prepare the "
+            "data with one number as --size."
+        )
+    return height
+
+
+def write_manifest(folder: Path, clips: list[ClipRecord]) -> None:
     """Write `manifest.jsonl`, one clip a line, sorted by id so that sample order is stable."""
     lines = [clip.model_dump_json(exclude_defaults=True) + "\n" for clip in clips]
     with atomic_file(folder / MANIFEST) as partial:
         partial.write_text("".join(sorted(lines)), encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> list[Clip]:
+def read_manifest(folder: Path) -> list[ClipRecord]:
     """Return the clips of a prepared folder.
 
     Raises:
@@ -115,8 +163,8 @@ def read_manifest(folder: Path) -> list[Clip]:
             f"{folder} has no {MANIFEST}; make it with `magicvideo data prepare SOURCE {folder}`."
         )
     try:
-        return [Clip.model_validate_json(line) for line in path.read_bytes().splitlines()]
-    except ValidationError:
+        return [ClipRecord.model_validate_json(line) for line in iter_lines(path)]
+    except (ValidationError, TextFileError):
         raise UserError(
             f"{path} is damaged; delete it and run `magicvideo data prepare` again."
         ) from None
@@ -129,23 +177,25 @@ def write_info(folder: Path, info: DatasetInfo) -> None:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """Return what a prepared folder says of itself.
+    """Return the settings of a prepared folder.
 
     Raises:
         UserError: If `dataset.json` is missing, damaged or of another format version.
     """
     path = folder / DATASET
-    try:
-        info = DatasetInfo.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"{folder} is not a prepared data set, it has no {DATASET}; make one with "
             "`magicvideo data prepare`."
-        ) from None
-    except ValidationError:
-        raise UserError(f"{path} is damaged; prepare the data into a new folder.") from None
-    if info.format != FORMAT:
-        raise UserError(
-            f"{path} has format {info.format}, this version reads {FORMAT}; prepare the data anew."
         )
-    return info
+    try:
+        return DatasetInfo.model_validate_json(read_text(path, _MAX_INFO))
+    except TextFileError as error:
+        raise UserError(f"{path} {error}.") from None
+    except ValidationError as error:
+        if any(mistake["loc"] == ("format",) for mistake in error.errors()):
+            raise UserError(
+                f"{path} has another format than {FORMAT}, which this version reads; prepare the "
+                "data anew."
+            ) from None
+        raise UserError(f"{path} is damaged; prepare the data into a new folder.") from None

@@ -1,40 +1,103 @@
 """Preparation: every clip of a source is decoded once into a cache that training reads quickly.
 
-A run that was killed goes on where it stopped: each finished clip is noted in `progress.jsonl`, and
-kept if the source file and the cached file are still those that the note speaks of.
+A run that was killed continues where it stopped: each finished clip is recorded in
+`progress.jsonl`, and kept if the source file and the cached file are still those of the record.
 """
 
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256 as hash_bytes
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magicvideo.atomic_io import atomic_file, remove_partial, sha256
-from magicvideo.data.decode import fingerprint, read_candidate
 from magicvideo.data.manifest import (
     DATASET,
     MANIFEST,
-    Clip,
     ClipFile,
+    ClipRecord,
     DatasetInfo,
+    Fit,
     read_info,
     write_info,
     write_manifest,
 )
-from magicvideo.data.sources.source import Candidate, Skipped, Source
-from magicvideo.data.workers import OnProgress, run_each
+from magicvideo.data.scenes import longest_scene
+from magicvideo.data.sources.source import SkippedFile, Source, SourceClip
+from magicvideo.data.workers import OnProgress, map_unordered
 from magicvideo.errors import UserError
-from magicvideo.media.video_reader import ClipError
+from magicvideo.media.video_reader import MAX_FRAMES, ClipError, DecodedClip, Pictures
 
 CLIPS = "clips"
 PROGRESS = "progress.jsonl"
 SIZE_STEP = 8
+MAX_SIDE = 1024
+
+_SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """The frames of prepared clips.
+
+    Attributes:
+        height: In pixels, a multiple of 8.
+        width: Likewise.
+        fit: How frames of another shape are fitted: "crop" cuts the centre out, "pad" adds black
+            bars, or transparent ones where the clip is transparent.
+        step: One frame in so many of the source is kept, from the first on.
+
+    Raises:
+        UserError: If one of them does not fit.
+    """
+
+    height: int
+    width: int
+    fit: Fit = "crop"
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for side in (self.height, self.width):
+            if not SIZE_STEP <= side <= MAX_SIDE or side % SIZE_STEP:
+                raise UserError(
+                    f"size {side} is not a multiple of {SIZE_STEP} between {SIZE_STEP} and "
+                    f"{MAX_SIDE}."
+                )
+        if self.fit not in get_args(Fit):
+            raise UserError(f"--fit {self.fit!r} is unknown; take {' or '.join(get_args(Fit))}.")
+        if self.step < 1:
+            raise UserError(f"--frame-step {self.step} is not 1 (all frames) or more.")
+
+    @classmethod
+    def square(cls, side: int, *, step: int = 1) -> "FrameSettings":
+        """Return the settings of square frames."""
+        return cls(side, side, step=step)
+
+    @property
+    def size(self) -> str:
+        """Return the size as the command line has it: "64", or "96x64" for 96 pixels of width."""
+        return str(self.height) if self.height == self.width else f"{self.width}x{self.height}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return the height and width of a size such as "64" or, width first, "96x64".
+
+    Raises:
+        UserError: If it is neither.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    if not match:
+        raise UserError(f"--size {text!r} is not a size; give one such as 64, or 96x64.")
+    width, height = match[1], match[2] or match[1]
+    return int(height), int(width)
 
 
 class CachedFile(BaseModel):
@@ -44,7 +107,7 @@ class CachedFile(BaseModel):
 
     id: str
     source_sha256: str
-    """Of the source file, and which part of it was taken, if not all."""
+    """Of the source file, and the part of it that was taken, if not all."""
     file: ClipFile
     bytes: int
     frames: int
@@ -54,11 +117,11 @@ class CachedFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of a source."""
+class PrepareReport:
+    """The result of a preparation."""
 
-    clips: list[Clip]
-    skipped: list[Skipped]
+    clips: list[ClipRecord]
+    skipped: list[SkippedFile]
     num_kept: int
     """Clips that an earlier run had finished."""
 
@@ -66,58 +129,126 @@ class Report:
 def prepare(
     source: Source,
     out: Path,
-    size: int,
+    frames: FrameSettings,
     *,
-    every: int = 1,
     workers: int = 1,
     on_clip: OnProgress | None = None,
-) -> Report:
+) -> PrepareReport:
     """Decode all clips of a source into `out` and write its manifest.
 
     Args:
         source: What to decode.
         out: A new folder, or one that an earlier run with the same source and settings began.
-        size: Side of the square frames in pixels, a multiple of 8.
-        every: Keep one frame in so many, from the first on, for data of large frames.
+        frames: The size of the frames, and which are kept.
         workers: Processes that decode.
-        on_clip: Called with the numbers of clips done and of all clips.
+        on_clip: Called with the numbers of finished clips and of all clips.
 
     Raises:
-        UserError: If the settings do not fit, or no clip of the source can be used.
+        UserError: If no clip of the source can be used, or `out` holds something else.
     """
-    check_settings(size, every)
     info = DatasetInfo(
         source=source.name,
         origin=str(source.folder.resolve()),
-        size=size,
-        every=every,
+        height=frames.height,
+        width=frames.width,
+        fit=frames.fit,
+        frame_step=frames.step,
         licence=source.licence,
         split_rule=source.split_rule,
     )
     _open_folder(out, info)
     finished = _clean_progress(out)
-    jobs = [(one, out, size, every, finished.get(one.id)) for one in source.candidates]
+    jobs = [(clip, out, frames, finished.get(clip.id)) for clip in source.clips]
     (out / MANIFEST).unlink(missing_ok=True)
     cached, skipped, num_kept = _cache_all(jobs, out / PROGRESS, workers, on_clip)
     skipped = [*source.skipped, *skipped]
-    clips = [as_clip(one, cached[one.id]) for one in source.candidates if one.id in cached]
+    clips = [to_clip_record(clip, cached[clip.id]) for clip in source.clips if clip.id in cached]
     if not clips:
         raise UserError(_nothing_usable(source, skipped))
-    _remove_strangers(out, clips)
+    _remove_foreign_clips(out, clips)
     write_manifest(out, clips)
-    return Report(clips, skipped, num_kept)
+    return PrepareReport(clips, skipped, num_kept)
 
 
-def _nothing_usable(source: Source, skipped: list[Skipped]) -> str:
-    """Return the sentence for a source without a usable clip, with the first reason in it."""
-    reason = f" (the first: {skipped[0].file}, {skipped[0].reason})" if skipped else ""
-    return (
-        f"Not one of the {len(source.candidates) + len(source.skipped)} files of this "
-        f"{source.name} source can be used{reason}; `magicvideo data doctor` lists them all."
-    )
+def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> DecodedClip:
+    """Decode a clip: a whole file, a time range of one, or the longest scene of either.
+
+    Args:
+        clip: What to decode.
+        frames: The size of the frames, and which are kept.
+
+    Raises:
+        ClipError: If it cannot be used; the message is the reason.
+    """
+    pictures = Pictures(clip.path, MAX_FRAMES, clip.span)
+    fitted, is_opaque, count = list[NDArray[np.uint8]](), True, 0
+    for picture in pictures:
+        if clip.longest_scene or count % frames.step == 0:
+            pixels, opaque = fit_frame(picture, frames.height, frames.width, frames.fit)
+            fitted.append(pixels)
+            is_opaque &= opaque
+        count += 1
+    if count < 2:
+        raise ClipError("a still picture" if count else "no frame can be decoded")
+    if clip.frames and count != clip.frames:
+        raise ClipError(f"has {count} frames instead of {clip.frames}")
+    clips = np.stack([pixels[..., :3] if is_opaque else pixels for pixels in fitted])
+    if clip.longest_scene:
+        clips = longest_scene(clips)
+        if len(clips) < 2:
+            raise ClipError("no two frames without a cut between them")
+        clips = clips[:: frames.step]
+    return DecodedClip(clips, pictures.fps / frames.step)
 
 
-def clip_file(clip_id: str) -> str:
+def fit_frame(
+    picture: Image.Image, height: int, width: int, fit: Fit
+) -> tuple[NDArray[np.uint8], bool]:
+    """Return a frame in another size, and whether it was opaque.
+
+    Args:
+        picture: RGB, or premultiplied RGBA.
+        height: Of the result, in pixels.
+        width: Likewise.
+        fit: "crop" keeps the largest centred part of the shape of the result; "pad" keeps the whole
+            picture and adds bars of zeros, which are black or transparent.
+    """
+    if fit == "crop":
+        crop_width = min(picture.width, round(picture.height * width / height))
+        crop_height = min(picture.height, round(picture.width * height / width))
+        left, top = (picture.width - crop_width) // 2, (picture.height - crop_height) // 2
+        box = (left, top, left + crop_width, top + crop_height)
+        pixels = _resize(picture, (width, height), box)
+    else:
+        scale = min(width / picture.width, height / picture.height)
+        inner_width = min(width, max(1, round(picture.width * scale)))
+        inner_height = min(height, max(1, round(picture.height * scale)))
+        box = (0, 0, picture.width, picture.height)
+        pixels = _resize(picture, (inner_width, inner_height), box)
+    is_opaque = pixels.shape[-1] == 3 or bool(pixels[..., 3].min() == 255)
+    down, right = height - pixels.shape[0], width - pixels.shape[1]
+    bars = ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0))
+    return (np.pad(pixels, bars) if down or right else pixels), is_opaque
+
+
+def fingerprint(clip: SourceClip) -> str:
+    """Return a text that changes whenever the clip would give other frames.
+
+    Raises:
+        ClipError: If the file cannot be read.
+    """
+    path = clip.path
+    try:
+        status = path.stat() if path.is_file() else None
+        digest = _sha256(path, status.st_size, status.st_mtime_ns) if status else ""
+    except OSError as error:
+        raise ClipError(f"cannot be read ({error.strerror})") from None
+    if clip.span:
+        digest += f" from {clip.span[0]!r} to {clip.span[1]!r}"
+    return digest + " longest scene" * clip.longest_scene
+
+
+def cache_path(clip_id: str) -> str:
     """Return where a clip is cached: its id, made safe for every file system and kept unique."""
     safe = re.sub(r"[^a-z0-9_-]", "_", clip_id.lower())[:80]
     if safe != clip_id:
@@ -125,16 +256,53 @@ def clip_file(clip_id: str) -> str:
     return f"{CLIPS}/{safe}.npy"
 
 
-def check_settings(size: int, every: int) -> None:
-    """Check the side of frames and the step between those that are kept.
+def read_progress(out: Path) -> dict[str, CachedFile]:
+    """Return the finished clips of a folder by id, without the line that a kill cut off."""
+    path = out / PROGRESS
+    finished = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValidationError):
+            cached = CachedFile.model_validate_json(line)
+            finished[cached.id] = cached
+    return finished
 
-    Raises:
-        UserError: If one does not fit.
-    """
-    if size < SIZE_STEP or size % SIZE_STEP or size > 1024:
-        raise UserError(f"size {size} is not a multiple of {SIZE_STEP} between 8 and 1024.")
-    if every < 1:
-        raise UserError(f"--frame-step {every} is not 1 (all frames) or more.")
+
+def to_clip_record(clip: SourceClip, cached: CachedFile) -> ClipRecord:
+    """Return the line of the manifest for a decoded clip."""
+    return ClipRecord.model_validate(
+        {
+            **cached.model_dump(include={"id", "file", "frames", "fps", "channels", "sha256"}),
+            "split": clip.split,
+            "loops": clip.loops,
+            "text": clip.text,
+            "alt_captions": clip.alt_captions,
+            "attributes": clip.attributes,
+        }
+    )
+
+
+@lru_cache(maxsize=4)
+def _sha256(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 (part of the key)
+    # Clips of one long video come one after another, and its bytes are read once for all of them
+    return sha256(path)
+
+
+def _resize(
+    picture: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> NDArray[np.uint8]:
+    """Return a part of a picture in another size: the mean of areas, or bicubic to enlarge."""
+    shrinks = box[2] - box[0] >= size[0] and box[3] - box[1] >= size[1]
+    kernel = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    return np.asarray(picture.resize(size, kernel, box=box))
+
+
+def _nothing_usable(source: Source, skipped: list[SkippedFile]) -> str:
+    """Return the sentence for a source without a usable clip, with the first reason in it."""
+    reason = f" (the first: {skipped[0].file}, {skipped[0].reason})" if skipped else ""
+    return (
+        f"Not one of the {len(source.clips) + len(source.skipped)} files of this "
+        f"{source.name} source can be used{reason}; `magicvideo data doctor` lists them all."
+    )
 
 
 def _open_folder(out: Path, info: DatasetInfo) -> None:
@@ -147,7 +315,7 @@ def _open_folder(out: Path, info: DatasetInfo) -> None:
         write_info(out, info)
         return
     existing = read_info(out)
-    before, now = _described(existing), _described(info)
+    before, now = _describe(existing), _describe(info)
     if before != now:
         raise UserError(f"{out} holds {before}, not {now}; name a new folder.")
     write_info(out, info)
@@ -156,24 +324,15 @@ def _open_folder(out: Path, info: DatasetInfo) -> None:
     remove_partial(out / CLIPS)
 
 
-def _described(info: DatasetInfo) -> str:
-    kept = "" if info.every == 1 else f" with --frame-step {info.every}"
-    return f"{info.origin} at size {info.size}{kept}"
-
-
-def read_progress(out: Path) -> dict[str, CachedFile]:
-    """Return what is finished in a prepared folder, by clip id, less the line that a kill cut."""
-    path = out / PROGRESS
-    finished = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValidationError):
-            cached = CachedFile.model_validate_json(line)
-            finished[cached.id] = cached
-    return finished
+def _describe(info: DatasetInfo) -> str:
+    frames = FrameSettings(info.height, info.width, info.fit, info.frame_step)
+    fit = "" if frames.fit == "crop" else f" with --fit {frames.fit}"
+    step = "" if frames.step == 1 else f" with --frame-step {frames.step}"
+    return f"{info.origin} at size {frames.size}{fit}{step}"
 
 
 def _clean_progress(out: Path) -> dict[str, CachedFile]:
-    """Return what is finished, and write it back without the line that a kill cut."""
+    """Return the finished clips, and write them back without the line that a kill cut off."""
     finished = read_progress(out)
     with atomic_file(out / PROGRESS) as partial:
         lines = [cached.model_dump_json() + "\n" for cached in finished.values()]
@@ -181,51 +340,51 @@ def _clean_progress(out: Path) -> dict[str, CachedFile]:
     return finished
 
 
-_Job: TypeAlias = tuple[Candidate, Path, int, int, CachedFile | None]
+_Job: TypeAlias = tuple[SourceClip, Path, FrameSettings, CachedFile | None]
 
 
 def _cache_all(
     jobs: list[_Job], progress: Path, workers: int, on_clip: OnProgress | None
-) -> tuple[dict[str, CachedFile], list[Skipped], int]:
-    """Return the cached files by clip id, what was skipped, and how many were there before."""
-    cached, skipped, num_kept = dict[str, CachedFile](), list[Skipped](), 0
-    with progress.open("a", encoding="utf-8") as notes:
-        for done, result in enumerate(run_each(_cache, jobs, workers), start=1):
-            if isinstance(result, Skipped):
+) -> tuple[dict[str, CachedFile], list[SkippedFile], int]:
+    """Return the cached files by clip id, the skipped files, and how many were cached before."""
+    cached, skipped, num_kept = dict[str, CachedFile](), list[SkippedFile](), 0
+    with progress.open("a", encoding="utf-8") as log:
+        for done, result in enumerate(map_unordered(_cache, jobs, workers), start=1):
+            if isinstance(result, SkippedFile):
                 skipped.append(result)
             else:
                 one, kept = result
                 cached[one.id] = one
                 num_kept += kept
-                notes.write("" if kept else one.model_dump_json() + "\n")
-                notes.flush()
+                log.write("" if kept else one.model_dump_json() + "\n")
+                log.flush()
             if on_clip:
                 on_clip(done, len(jobs))
     return cached, skipped, num_kept
 
 
-def _cache(job: _Job) -> tuple[CachedFile, bool] | Skipped:
-    """Return the cached file and whether an earlier run had made it."""
-    candidate, out, size, every, finished = job
-    file = clip_file(candidate.id)
+def _cache(job: _Job) -> tuple[CachedFile, bool] | SkippedFile:
+    """Return the cached file and whether an earlier run had written it."""
+    clip, out, frames, finished = job
+    file = cache_path(clip.id)
     target = out / file
     try:
-        source_sha256 = fingerprint(candidate)
+        source_sha256 = fingerprint(clip)
         if finished and finished.source_sha256 == source_sha256 and _is_whole(target, finished):
             return finished, True
-        decoded = read_candidate(candidate, size)
+        decoded = decode_source_clip(clip, frames)
     except ClipError as error:
-        return Skipped(candidate.file, str(error))
-    pixels = np.ascontiguousarray(decoded.pixels[::every])
+        return SkippedFile(clip.file, str(error))
+    pixels = np.ascontiguousarray(decoded.pixels)
     with atomic_file(target) as partial:
         _write_array(partial, pixels)
     cached = CachedFile(
-        id=candidate.id,
+        id=clip.id,
         source_sha256=source_sha256,
         file=file,
         bytes=target.stat().st_size,
         frames=len(pixels),
-        fps=decoded.fps / every,
+        fps=decoded.fps,
         channels=pixels.shape[-1],
         sha256=sha256(target),
     )
@@ -244,21 +403,7 @@ def _is_whole(target: Path, finished: CachedFile) -> bool:
     return target.is_file() and target.stat().st_size == finished.bytes
 
 
-def as_clip(candidate: Candidate, cached: CachedFile) -> Clip:
-    """Return the line of the manifest for a decoded candidate."""
-    return Clip.model_validate(
-        {
-            **cached.model_dump(include={"id", "file", "frames", "fps", "channels", "sha256"}),
-            "split": candidate.split,
-            "loops": candidate.loops,
-            "text": candidate.text,
-            "other_texts": candidate.other_texts,
-            "attributes": candidate.attributes,
-        }
-    )
-
-
-def _remove_strangers(out: Path, clips: list[Clip]) -> None:
+def _remove_foreign_clips(out: Path, clips: list[ClipRecord]) -> None:
     known = {out / clip.file for clip in clips}
     for path in (out / CLIPS).glob("*.npy"):
         if path not in known:

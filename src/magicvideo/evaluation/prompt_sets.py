@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from magicvideo.data.backgrounds import COLOURS, parse_background
-from magicvideo.data.captions import plain_caption
+from magicvideo.data.captions import canonical_caption
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.evaluation.judge.batches import tone_of
@@ -52,7 +52,7 @@ def caption_for(dataset: ClipDataset, prompt: Prompt, background: str | None) ->
     """Return the caption of a prompt's clip on another background."""
     clip = dataset.clips[prompt.index]
     named = parse_background(background) if background and clip.channels == 4 else None
-    return plain_caption(clip, named)
+    return canonical_caption(clip, named)
 
 
 def real_videos(
@@ -66,7 +66,7 @@ def real_videos(
             num_frames=num_frames,
             strides=(stride, stride),
             background=prompt.background,
-            wording="plain",
+            caption_style="plain",
         )
         yield from_uint8(to_uint8(sample.frames))
 
@@ -98,7 +98,7 @@ def _prompt(dataset: ClipDataset, index: int, colour: str, seed: int) -> Prompt:
     return Prompt(
         index=index,
         background=background,
-        caption=plain_caption(clip, named),
+        caption=canonical_caption(clip, named),
         tone=tone_of(clip),
         seed=seed,
     )

@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 from magicvideo.atomic_io import verify_checksums
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.data.shards.index import is_sharded
+from magicvideo.data.shards.index import is_shard_location
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
@@ -232,7 +232,7 @@ def frames_folder(recipe: Recipe, who: str) -> Path:
     Raises:
         UserError: If the recipe's data are shards.
     """
-    if isinstance(recipe.data, str) or is_sharded(recipe.data):
+    if isinstance(recipe.data, str) or is_shard_location(recipe.data):
         raise UserError(
             f"{who} needs frames, and data={recipe.data} are shards, which have none; run it with "
             "data=PREPARED_FOLDER."
@@ -248,7 +248,7 @@ def denoiser_dataset(
     Raises:
         UserError: If they cannot be read, or shards do not fit the recipe.
     """
-    if not is_sharded(recipe.data):
+    if not is_shard_location(recipe.data):
         return frame_dataset(recipe, name)
     dataset = ShardDataset(
         recipe.data, ("train",), window=recipe.shards.window, cache=recipe.shards.cache
@@ -259,10 +259,4 @@ def denoiser_dataset(
                 f"The shards in {recipe.data} were encoded with another {part} than this recipe "
                 "stands on; encode the clips anew with --model, naming this run or its start."
             )
-    if recipe.stages()[name].subject_balance:
-        raise UserError(
-            f"{name}.subject_balance={recipe.stages()[name].subject_balance} needs to know the "
-            f"subject of every clip, which shards do not say; set {name}.subject_balance=0, or "
-            "data to a prepared folder."
-        )
     return dataset

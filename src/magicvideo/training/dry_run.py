@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from magicvideo.data.shards.index import is_sharded
+from magicvideo.data.shards.index import is_shard_location
 from magicvideo.models.flops import (
     TrainingCost,
     count_flops,
@@ -116,7 +116,7 @@ def estimate_run(recipe: Recipe) -> list[StageEstimate]:
             everything = nn.ModuleList([sketch.network, *sketch.frozen])
             passed = profile_training_step(everything, sketch.loss)
         parameters = list(sketch.network.named_parameters())
-        if is_sharded(recipe.data) and name in SHARD_STAGES:
+        if is_shard_location(recipe.data) and name in SHARD_STAGES:
             before = 0  # it was done once, when the clips were encoded
         operations = passed.forward + passed.backward + sketch.prepared * before
         plans.append(

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from magicvideo.data.manifest import DATASET, read_info
-from magicvideo.data.shards.index import is_sharded, read_index
+from magicvideo.data.shards.index import is_shard_location, read_index
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
 from magicvideo.models.autoencoder import Autoencoder, vae_scale_factor
@@ -44,7 +44,7 @@ def frame_size(recipe: Recipe) -> int:
         UserError: If neither is there, or they differ.
     """
     data = recipe.data
-    if isinstance(data, str) or is_sharded(data):
+    if isinstance(data, str) or is_shard_location(data):
         size = read_index(data).info.size
     elif recipe.size is not None and not (data / DATASET).is_file():
         return recipe.size

@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from magicvideo.data.paths import Location, as_location
 from magicvideo.data.shards.dataset import CACHE
+from magicvideo.data.shards.index import PathOrUrl, parse_path_or_url
 from magicvideo.errors import UserError
 
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
@@ -332,7 +332,7 @@ ComponentName: TypeAlias = Literal[
     "upscaler_scheduler",
 ]
 
-DataLocation: TypeAlias = Annotated[Location, BeforeValidator(as_location)]
+DataLocation: TypeAlias = Annotated[PathOrUrl, BeforeValidator(parse_path_or_url)]
 
 
 class GenerationDefaults(StrictModel):

@@ -7,11 +7,11 @@ import pytest
 from random_shards import members
 
 from magicvideo.atomic_io import sha256
-from magicvideo.data.manifest import Clip, read_manifest, write_manifest
+from magicvideo.data.manifest import ClipRecord, read_manifest, write_manifest
 from magicvideo.data.prepare import _write_array
-from magicvideo.data.shards.index import Shard, ShardIndex, ShardInfo, write_index
-from magicvideo.data.shards.tar_shard import write_archive
-from magicvideo.data.workers import run_each
+from magicvideo.data.shards.index import ShardIndex, ShardInfo, ShardRecord, write_index
+from magicvideo.data.shards.tar_shard import add_member, open_archive
+from magicvideo.data.workers import map_unordered
 
 GLASS_FRAMES, SIDE = 18, 24  # more frames than pass the networks at a time
 
@@ -26,9 +26,11 @@ def write_shards(tmp_path):
         shards = []
         for number, clips in enumerate(counts):
             path = folder / f"train-{number:06d}.tar"
-            write_archive(path, members(number, clips, variants))
+            with open_archive(path) as archive:
+                for member in members(number, clips, variants):
+                    add_member(archive, *member)
             shards.append(
-                Shard(
+                ShardRecord(
                     file=path.name,
                     split="train",
                     bytes=path.stat().st_size,
@@ -40,8 +42,10 @@ def write_shards(tmp_path):
         info = ShardInfo(
             source="test",
             origin="here",
-            size=24,
-            every=1,
+            height=24,
+            width=24,
+            fit="crop",
+            frame_step=1,
             licence="none",
             split_rule="none",
             variants=variants,
@@ -57,7 +61,7 @@ def write_shards(tmp_path):
 
 
 def run_here(function, jobs):
-    return run_each(function, jobs, 1)
+    return map_unordered(function, jobs, 1)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +74,7 @@ def mixed(prepared, tmp_path_factory):
     )
     pixels[..., 3] = 128
     _write_array(folder / "clips/glass.npy", pixels)
-    glass = Clip(
+    glass = ClipRecord(
         id="glass",
         file="clips/glass.npy",
         frames=GLASS_FRAMES,
@@ -99,10 +103,10 @@ def folders(tiny_model):
 def encode_mixed(mixed, folders):
     """A function that encodes the eight clips, two or three in a shard."""
     from magicvideo.data.shards.encode import encode
-    from magicvideo.data.shards.inputs import prepared_originals
+    from magicvideo.data.shards.writer import inputs_from_prepared
 
     def run(out, run_jobs=run_here, source=mixed, **settings):
         chosen = {"variants": 3, "clips_per_shard": 2, **settings}
-        return encode(prepared_originals(source), folders, out, run_jobs, **chosen)
+        return encode(inputs_from_prepared(source), folders, out, run_jobs, **chosen)
 
     return run

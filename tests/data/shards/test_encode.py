@@ -8,15 +8,16 @@ import torch
 
 from magicvideo.atomic_io import sha256
 from magicvideo.data.backgrounds import parse_background
-from magicvideo.data.dataset import ClipDataset, compose
-from magicvideo.data.doctor import examine_shards
+from magicvideo.data.dataset import ClipDataset, composite_background
+from magicvideo.data.doctor import check_shards
 from magicvideo.data.manifest import write_manifest
+from magicvideo.data.prepare import FrameSettings
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.data.shards.encode import assign, encode
+from magicvideo.data.shards.encode import assign_clips_to_shards, encode
 from magicvideo.data.shards.index import INDEX, read_index
-from magicvideo.data.shards.inputs import prepared_originals, source_originals
-from magicvideo.data.shards.ranks import Rank, read_rank
+from magicvideo.data.shards.writer import inputs_from_prepared, inputs_from_source
 from magicvideo.data.sources import folder as folder_source
+from magicvideo.data.workers import Rank
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
@@ -34,15 +35,15 @@ def contents(folder):
 @pytest.fixture(scope="session")
 def whole(mixed, folders, tmp_path_factory):
     """The eight clips encoded by one process; do not write into it."""
-    from magicvideo.data.workers import run_each
+    from magicvideo.data.workers import map_unordered
 
     out = tmp_path_factory.mktemp("encoded") / "shards"
-    originals = prepared_originals(mixed)
+    inputs = inputs_from_prepared(mixed)
     report = encode(
-        originals,
+        inputs,
         folders,
         out,
-        lambda function, jobs: run_each(function, jobs, 1),
+        lambda function, jobs: map_unordered(function, jobs, 1),
         variants=3,
         clips_per_shard=2,
     )
@@ -54,17 +55,17 @@ def test_samples_are_what_the_networks_make_of_the_clips(whole, mixed, folders):
     frozen = folders.load()
     pixels = ClipDataset(mixed, ("train", "heldout"))
     shards = ShardDataset(whole, ("train", "heldout"))
-    opened = [shards._files.open(n) for n in range(len(shards._files.shards))]
-    keys = {shard.note(k[0]).id: (shard, k) for shard in opened for k in shard.clips}
+    opened = [shards._cache.open(n) for n in range(len(shards._cache.shards))]
+    keys = {shard.metadata(k[0]).id: (shard, k) for shard in opened for k in shard.clips}
     assert set(keys) == {clip.id for clip in pixels.clips}
     for clip in pixels.clips:
         shard, variants = keys[clip.id]
         assert len(variants) == (3 if clip.channels == 4 else 1)
         for key in variants:
-            note = shard.note(key)
+            note = shard.metadata(key)
             behind = parse_background(note.background) if note.background else None
             assert (behind is None) == (clip.channels == 3)
-            frames = compose(np.load(mixed / clip.file), behind)[None]
+            frames = composite_background(np.load(mixed / clip.file), behind)[None]
             with torch.no_grad():
                 expected = {
                     "latents": encode_frames(frozen.vae, frames)[0],
@@ -84,10 +85,10 @@ def test_samples_are_what_the_networks_make_of_the_clips(whole, mixed, folders):
 def test_samples_say_where_they_are_from(whole, shapes):
     shards = ShardDataset(whole)
     note = next(
-        shard.note(keys[0])
-        for shard in map(shards._files.open, range(len(shards._files.shards)))
+        shard.metadata(keys[0])
+        for shard in map(shards._cache.open, range(len(shards._cache.shards)))
         for keys in shard.clips
-        if shard.note(keys[0]).background is None
+        if shard.metadata(keys[0]).background is None
     )
     name = note.id if note.id.endswith(".mp4") else f"{note.id}.mp4"
     assert note.source_sha256 == sha256(shapes / name)
@@ -96,11 +97,11 @@ def test_samples_say_where_they_are_from(whole, shapes):
 
 def test_variants_differ_and_depend_on_the_clip_alone(whole):
     shards = ShardDataset(whole)
-    for number in range(len(shards._files.shards)):
-        shard = shards._files.open(number)
+    for number in range(len(shards._cache.shards)):
+        shard = shards._cache.open(number)
         for keys in shard.clips:
-            if shard.note(keys[0]).id == "glass":
-                notes = [shard.note(key) for key in keys]
+            if shard.metadata(keys[0]).id == "glass":
+                notes = [shard.metadata(key) for key in keys]
     assert len({note.background for note in notes}) == 3
     assert all("glass" in note.caption for note in notes)
 
@@ -118,12 +119,12 @@ def test_what_is_there_is_kept_and_what_is_broken_or_changed_is_made_again(
 ):
     out = tmp_path / "shards"
     shutil.copytree(whole, out)
-    assert all(finding.split for finding in examine_shards(out))
+    assert all(finding.split for finding in check_shards(out))
     shards = sorted(out.glob("*.tar"))
     content = shards[1].read_bytes()
     shards[1].write_bytes(content[:-1] + b"x")
     shards[2].rename(out / "elsewhere")
-    findings = examine_shards(out)
+    findings = check_shards(out)
     assert [finding.split is None for finding in findings] == [False, True, True, False]
     assert findings[1].detail == "damaged: its SHA-256 is not the index's"
     (out / "elsewhere").rename(shards[2])
@@ -134,7 +135,7 @@ def test_what_is_there_is_kept_and_what_is_broken_or_changed_is_made_again(
     shards[2].with_suffix(".json").unlink()
     (out / f".partial-{shards[2].stem}-abc.tar").write_bytes(b"half")
     report = encode_mixed(out)
-    assert (report.made, report.kept) == (2, len(shards) - 2)
+    assert (report.written, report.kept) == (2, len(shards) - 2)
     assert contents(out) == contents(whole)
     assert not list(out.glob(".partial-*"))
     changed = [path.stat().st_mtime_ns != date for path, date in zip(shards, dates, strict=True)]
@@ -157,30 +158,30 @@ def test_what_is_there_is_kept_and_what_is_broken_or_changed_is_made_again(
 def test_clips_of_a_source_are_decoded_on_the_way_and_bad_ones_skipped(
     shapes, prepared, folders, tmp_path
 ):
-    from magicvideo.data.workers import run_each
+    from magicvideo.data.workers import map_unordered
 
     videos = tmp_path / "videos"
     shutil.copytree(shapes, videos)
     victim = sorted(videos.glob("*.mp4"))[2]
     victim.write_bytes(victim.read_bytes()[:300])
-    originals = source_originals(folder_source.find_clips(videos, holdout=0.35), 24, 1)
-    report = encode(originals, folders, tmp_path / "shards", lambda f, jobs: run_each(f, jobs, 1))
+    inputs = inputs_from_source(folder_source.scan(videos, holdout=0.35), FrameSettings.square(24))
+    report = encode(inputs, folders, tmp_path / "shards", lambda f, jobs: map_unordered(f, jobs, 1))
     assert report.clips == 6
     assert [one.file for one in report.skipped] == [victim.name]
     by_id = {clip.id: clip for clip in ClipDataset(prepared, ("train", "heldout")).clips}
     shards = ShardDataset(tmp_path / "shards", ("train", "heldout"))
-    shard = shards._files.open(0)
+    shard = shards._cache.open(0)
     for (key,) in shard.clips:
-        note = shard.note(key)
+        note = shard.metadata(key)
         assert note.source_sha256 == sha256(videos / note.file)
         assert len(shard.array(key, "latents")) == by_id[note.id].frames
         assert note.fps == by_id[note.id].fps
 
 
 def test_the_assignment_is_a_function_of_the_clips(mixed):
-    clips = prepared_originals(mixed).clips
-    shards = assign(clips, 3)
-    assert assign(clips[::-1], 3) == shards
+    clips = inputs_from_prepared(mixed).clips
+    shards = assign_clips_to_shards(clips, 3)
+    assert assign_clips_to_shards(clips[::-1], 3) == shards
     assert sorted(one.id for _, _, chosen in shards for one in chosen) == sorted(
         one.id for one in clips
     )
@@ -205,8 +206,8 @@ def test_other_settings_and_foreign_folders_are_refused(whole, encode_mixed, tmp
 
 
 def test_ranks_are_read_as_torchrun_sets_them():
-    assert read_rank({}) == Rank(0, 1, 0)
-    assert read_rank({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Rank(5, 8, 1)
+    assert Rank.from_env({}) == Rank(0, 1, 0)
+    assert Rank.from_env({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Rank(5, 8, 1)
     for said in ({"RANK": "2"}, {"RANK": "8", "WORLD_SIZE": "8"}, {"RANK": "x", "WORLD_SIZE": "2"}):
-        with pytest.raises(UserError, match="do not name one of several processes"):
-            read_rank(said)
+        with pytest.raises(UserError, match="is not a process and the number of processes"):
+            Rank.from_env(said)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from magicvideo.data.shards.fp16_scaling import pack, unpack
+from magicvideo.data.shards.tar_shard import from_scaled_fp16, to_scaled_fp16
 
 NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2.0**-110 else 0.0)
 
@@ -14,26 +14,26 @@ NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2
 @settings(max_examples=50, deadline=None)
 @given(arrays(np.float32, (3, 5), elements=NUMBERS))
 def test_what_comes_back_is_rounded_to_11_bits_and_no_further(values):
-    stored, scale = pack(values)
+    stored, scale = to_scaled_fp16(values)
     assert np.isfinite(stored).all()
-    back = unpack(stored, scale).numpy()
+    back = from_scaled_fp16(stored, scale).numpy()
     smallest = np.abs(values).max() * 2.0**-28
     assert (np.abs(back - values) <= np.maximum(np.abs(values), smallest) * 2.0**-11).all()
 
 
 @pytest.mark.parametrize("largest", [1e-12, 3.0, 65504.0, 70000.0, 1e20])
 def test_the_scale_is_a_power_of_two_and_the_largest_fills_the_range(largest):
-    stored, scale = pack(np.array([largest, -largest / 3], np.float32))
+    stored, scale = to_scaled_fp16(np.array([largest, -largest / 3], np.float32))
     assert math.frexp(scale)[0] == 0.5
     assert 2**14 <= stored[0] <= 2**15
 
 
 def test_nothing_but_zeros_stays_zeros():
-    stored, scale = pack(np.zeros((2, 3), np.float32))
-    assert not unpack(stored, scale).any()
+    stored, scale = to_scaled_fp16(np.zeros((2, 3), np.float32))
+    assert not from_scaled_fp16(stored, scale).any()
 
 
 def test_numbers_too_small_for_a_scale_lose_digits_and_nothing_else():
     values = np.array([1e-43, -3e-39, 0.0], np.float32)
-    back = unpack(*pack(values)).numpy()
+    back = from_scaled_fp16(*to_scaled_fp16(values)).numpy()
     np.testing.assert_allclose(back, values, rtol=2.0**-11, atol=2.0**-148)

@@ -4,7 +4,7 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from magicvideo.data.shards.ray_runner import run_on_ray  # noqa: E402
+from magicvideo.data.workers import map_on_ray  # noqa: E402
 from magicvideo.errors import UserError  # noqa: E402
 
 
@@ -17,15 +17,15 @@ def cluster():
 
 def test_ray_is_asked_for_by_name_where_there_is_no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match="no Ray cluster to be found"):
-        next(run_on_ray(len, ["a"], cpus=1, gpus=0))
+    with pytest.raises(UserError, match="No Ray cluster was found"):
+        next(map_on_ray(len, ["a"], cpus=1, gpus=0))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_shards_made_on_ray_are_those_made_here(encode_mixed, tmp_path):
     def on_ray(function, jobs):
-        return run_on_ray(function, jobs, cpus=1, gpus=0)
+        return map_on_ray(function, jobs, cpus=1, gpus=0)
 
     report = encode_mixed(tmp_path / "there", run_jobs=on_ray, clips_per_shard=4)
     assert report.missing == 0

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from magicvideo.data.batch_order import read_encoded_batch
+from magicvideo.data.batch_order import load_encoded_batch
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.data.shards.index import INDEX, is_sharded, read_index
+from magicvideo.data.shards.index import INDEX, is_shard_location, read_index
 from magicvideo.errors import UserError
 
 
@@ -24,7 +24,7 @@ def upload():
 
 
 def batches(dataset, steps, seed=5):
-    return [read_encoded_batch(dataset, seed, step, 3, 4, (1, 2)) for step in steps]
+    return [load_encoded_batch(dataset, seed, step, 3, 4, (1, 2)) for step in steps]
 
 
 def assert_equal(one, other):
@@ -103,13 +103,13 @@ def test_folders_without_an_index_and_unknown_places_are_refused(write_shards, t
     with pytest.raises(UserError, match="nosuch://bucket/x cannot be opened"):
         ShardDataset("nosuch://bucket/x")
     folder = write_shards([2])
-    assert is_sharded(folder)
-    assert not is_sharded(tmp_path)
+    assert is_shard_location(folder)
+    assert not is_shard_location(tmp_path)
     with pytest.raises(UserError, match="has no clip in heldout"):
         ShardDataset(folder, ("heldout",))
     content = (folder / INDEX).read_text()
-    (folder / INDEX).write_text(content.replace('"format": 1', '"format": 9'))
-    with pytest.raises(UserError, match="has format 9, this version reads 1"):
+    (folder / INDEX).write_text(content.replace('"format":2', '"format":9'))
+    with pytest.raises(UserError, match="is damaged or of another version"):
         read_index(folder)
     (folder / INDEX).write_text(content[:-5])
     with pytest.raises(UserError, match="is damaged or of another version"):

@@ -6,15 +6,22 @@ import numpy as np
 import pytest
 from random_shards import SHAPES, members
 
-from magicvideo.data.shards.fp16_scaling import unpack
 from magicvideo.data.shards.index import read_index
-from magicvideo.data.shards.tar_shard import ARRAYS, ShardFile, write_archive
+from magicvideo.data.shards.tar_shard import (
+    ARRAY_AXES,
+    ShardReader,
+    add_member,
+    from_scaled_fp16,
+    open_archive,
+)
 from magicvideo.errors import UserError
 
 
 def test_the_bytes_depend_on_the_members_alone(tmp_path):
     for name in ("one.tar", "two.tar"):
-        write_archive(tmp_path / name, members(3, 2, 2))
+        with open_archive(tmp_path / name) as archive:
+            for member in members(3, 2, 2):
+                add_member(archive, *member)
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
     with tarfile.open(tmp_path / "one.tar") as archive:
         about = archive.getmembers()[0]
@@ -23,11 +30,11 @@ def test_the_bytes_depend_on_the_members_alone(tmp_path):
 
 def test_samples_are_read_where_they_lie(write_shards):
     folder = write_shards([2, 3], variants=2)
-    shard = ShardFile(folder / "train-000001.tar", read_index(folder).shards[1])
+    shard = ShardReader(folder / "train-000001.tar", read_index(folder).shards[1])
     assert shard.clips[2] == ["00002-00", "00002-01"]
-    note = shard.note("00002-01")
-    assert note.caption == "clip 2 of 1, variant 1"
-    latents = unpack(shard.array("00002-01", "latents"), note.latents_scale).numpy()
+    metadata = shard.metadata("00002-01")
+    assert metadata.caption == "clip 2 of 1, variant 1"
+    latents = from_scaled_fp16(shard.array("00002-01", "latents"), metadata.latents_scale).numpy()
     rng = np.random.default_rng((1, 2, 1))
     np.testing.assert_allclose(latents, rng.normal(12, 1, SHAPES["latents"]), rtol=2**-11)
 
@@ -41,8 +48,8 @@ def test_webdataset_reads_the_shards(write_shards):
     gc.collect()  # the library leaves files to the collector, which warns of it
     assert len(found) == 10
     assert found[-1]["json"]["caption"] == "clip 2 of 1, variant 1"
-    shard = ShardFile(folder / "train-000001.tar", read_index(folder).shards[1])
-    for name in ARRAYS:
+    shard = ShardReader(folder / "train-000001.tar", read_index(folder).shards[1])
+    for name in ARRAY_AXES:
         assert found[-1][f"{name}.npy"].dtype == np.float16
         np.testing.assert_array_equal(found[-1][f"{name}.npy"], shard.array("00002-01", name))
 
@@ -53,17 +60,17 @@ def test_a_damaged_shard_is_named(write_shards):
     whole = path.read_bytes()
     path.write_bytes(whole[:-700])
     with pytest.raises(UserError, match=r"train-000000\.tar is cut off or changed: it has"):
-        ShardFile(path, shard)
+        ShardReader(path, shard)
     path.write_bytes(b"x" * len(whole))
     with pytest.raises(UserError, match=r"train-000000\.tar is damaged"):
-        ShardFile(path, shard)
+        ShardReader(path, shard)
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("00000-00.json"), io.BytesIO())
-    broken = ShardFile(path, shard.model_copy(update={"bytes": path.stat().st_size, "clips": 1}))
+    broken = ShardReader(path, shard.model_copy(update={"bytes": path.stat().st_size, "clips": 1}))
     with pytest.raises(UserError, match=r"train-000000\.tar is damaged"):
-        broken.note("00000-00")
+        broken.metadata("00000-00")
     with pytest.raises(UserError, match=r"train-000000\.tar is damaged"):
         broken.array("00000-00", "latents")
     path.unlink()
     with pytest.raises(UserError, match=r"train-000000\.tar is missing"):
-        ShardFile(path, shard)
+        ShardReader(path, shard)

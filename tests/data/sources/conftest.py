@@ -22,10 +22,10 @@ def put_clips(tmp_path_factory, write_video):
 @pytest.fixture
 def prepared_clips(tmp_path):
     """A function that prepares a source and returns its clips by id, and what was skipped."""
-    from magicvideo.data.prepare import prepare
+    from magicvideo.data.prepare import FrameSettings, prepare
 
     def run(source):
-        report = prepare(source, tmp_path / "out", 8)
+        report = prepare(source, tmp_path / "out", FrameSettings.square(8))
         return {clip.id: clip for clip in report.clips}, {
             skipped.file: skipped.reason for skipped in report.skipped
         }

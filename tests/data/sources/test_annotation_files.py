@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from magicvideo.data.sources.annotation_files import read_json, read_rows
+from magicvideo.data.sources.annotation_list import read_json, read_rows
 from magicvideo.errors import UserError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from magicvideo.data.sources.class_labels import readable
+from magicvideo.data.sources.annotation_list import label_to_prompt
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ from magicvideo.data.sources.class_labels import readable
     ],
 )
 def test_class_names_become_words(label, words):
-    assert readable(label) == words
+    assert label_to_prompt(label) == words

@@ -4,9 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from magicvideo.data.doctor import examine_source
-from magicvideo.data.prepare import prepare
-from magicvideo.data.sources.clip_list import find_clips, parse_time
+from magicvideo.data.doctor import check_source
+from magicvideo.data.prepare import FrameSettings, prepare
+from magicvideo.data.sources.clip_list import parse_time, scan
 from magicvideo.data.sources.registry import open_source
 from magicvideo.errors import UserError
 
@@ -82,7 +82,7 @@ def test_several_clips_come_out_of_one_film(films, prepared_clips, tmp_path):
         "other_5.000_6.000": (10, FPS, "heldout"),
         "other.mp4_0.000_0.400": (4, FPS, "train"),
     }
-    assert {name: (clip.text, clip.other_texts) for name, clip in clips.items()} == {
+    assert {name: (clip.text, clip.alt_captions) for name, clip in clips.items()} == {
         "QMi8.1": (None, ()),
         "QMi8.2": (None, ()),
         "other_5.000_6.000": ("one end", ()),
@@ -106,26 +106,26 @@ def test_spans_that_cannot_be_cut_are_skipped(films, prepared_clips):
         {"video_id": "QMi8", "start": 9, "end": 12},
         {"video_id": "other", "start": 3, "end": 3.05},
     )
-    source = find_clips(films)
+    source = scan(films)
     clips, skipped = prepared_clips(source)
     assert list(clips) == ["QMi8_1.000_2.000"]
     film = "part1/QMi8.mp4 from {} seconds"
     assert skipped == {
         film.format("2 to 2"): "its start is not before its end (clips.jsonl, line 2)",
         film.format("-1 to 2"): "its start is not before its end (clips.jsonl, line 3)",
-        film.format("1 to 2"): "listed again in clips.jsonl, line 4, passed over",
+        film.format("1 to 2"): "listed again in clips.jsonl, line 4, ignored",
         film.format("5 to 6.5"): "ends at 6.5 seconds, and the video at 6.00",
         film.format("9 to 12"): "ends at 12 seconds, and the video at 6.00",
         "other.mp4 from 3 to 3.05 seconds": "a still picture",
     }
-    assert {one.file: one.detail for one in examine_source(source) if not one.split} == skipped
+    assert {one.file: one.detail for one in check_source(source) if not one.split} == skipped
 
 
 def test_a_clip_that_is_cut_elsewhere_is_decoded_again(films, tmp_path):
     def run(end):
         entry = {"video_id": "QMi8", "clip_id": "a", "start": 1, "end": end}
         write(films, entry, {"video_id": "QMi8", "clip_id": "b", "start": 2, "end": 3})
-        report = prepare(find_clips(films), tmp_path / "out", 8)
+        report = prepare(scan(films), tmp_path / "out", FrameSettings.square(8))
         return report.num_kept, [clip.frames for clip in report.clips]
 
     assert run(1.5) == (0, [5, 10])
@@ -135,12 +135,12 @@ def test_a_clip_that_is_cut_elsewhere_is_decoded_again(films, tmp_path):
 
 def test_the_longest_scene_of_a_span_is_taken(films, prepared_clips, tmp_path):
     write(films, {"video_id": "QMi8", "start": 3, "end": "5"})
-    plain = prepare(open_source(films), tmp_path / "plain", 8)
+    plain = prepare(open_source(films), tmp_path / "plain", FrameSettings.square(8))
     clips, _ = prepared_clips(open_source(films, longest_scene=True))
     assert [clip.frames for clip in plain.clips] == [20]
     (clip,) = clips.values()
     assert clip.frames == 15  # the film is cut at 3.5 seconds
-    again = prepare(open_source(films), tmp_path / "out", 8)
+    again = prepare(open_source(films), tmp_path / "out", FrameSettings.square(8))
     assert [clip.frames for clip in again.clips] == [20]
 
 
@@ -149,9 +149,9 @@ def test_all_clips_of_a_film_are_on_one_side(tmp_path, film):
         (tmp_path / f"film{number}.mp4").write_bytes(film)
     spans = [{"span": [start, start + 1]} for start in range(3)]
     write(tmp_path, *({"video_id": f"film{number}", "clip": spans} for number in range(20)))
-    source = find_clips(tmp_path, 0.4)
+    source = scan(tmp_path, 0.4)
     sides = {}
-    for one in source.candidates:
+    for one in source.clips:
         sides.setdefault(one.path, set()).add(one.split)
     assert all(len(side) == 1 for side in sides.values())
     assert len({split for (split,) in sides.values()}) == 2
@@ -173,7 +173,7 @@ def test_all_clips_of_a_film_are_on_one_side(tmp_path, film):
 def test_broken_entries_are_named_by_line(films, entry, message):
     write(films, {"video_id": "QMi8", "start": 1, "end": 2}, entry)
     with pytest.raises(UserError, match=re.escape(message)):
-        find_clips(films)
+        scan(films)
 
 
 def test_a_json_list_will_do_and_other_files_are_none(films):
@@ -181,7 +181,7 @@ def test_a_json_list_will_do_and_other_files_are_none(films):
     assert open_source(films).name == "folder"
     (films / "clips.json").write_text('[{"video_id": "other", "start": 1, "end": 2}]')
     source = open_source(films)
-    assert (source.name, [one.span for one in source.candidates]) == ("clip-list", [(1.0, 2.0)])
+    assert (source.name, [one.span for one in source.clips]) == ("clip-list", [(1.0, 2.0)])
 
 
 def test_no_list_and_no_film_are_refused(tmp_path, films):
@@ -191,4 +191,4 @@ def test_no_list_and_no_film_are_refused(tmp_path, films):
     (films / "other.mp4").unlink()
     (films / "part1/QMi8.mp4").unlink()
     with pytest.raises(UserError, match="looked for gone first"):
-        find_clips(tmp_path)
+        scan(tmp_path)

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from magicvideo.data.sources.fetch import SHA512, fetch
-from magicvideo.data.sources.fluent_emoji import ListedClip, listed_clips
+from magicvideo.data.sources.fluent_emoji import EmojiRecord, emoji_records
 from magicvideo.errors import UserError
 
 NPM = f"""#!{sys.executable}
@@ -27,7 +27,7 @@ shutil.copy(shelf / name, folder)
 
 
 def make_clip(code, package, content):
-    return ListedClip(
+    return EmojiRecord(
         code=code,
         name=code,
         base=code,
@@ -192,5 +192,5 @@ def test_other_folders_are_left_alone(tmp_path):
 
 
 def test_there_is_a_sum_for_every_package():
-    assert {clip.package for clip in listed_clips()} == set(SHA512)
+    assert {clip.package for clip in emoji_records()} == set(SHA512)
     assert {len(digest) for digest in SHA512.values()} == {128}

@@ -3,9 +3,9 @@ from collections import Counter
 
 import pytest
 
-from magicvideo.data.sources.fluent_emoji import MARKER, NOTICE, find_clips, listed_clips
+from magicvideo.data.sources.fluent_emoji import MARKER, NOTICE, emoji_records, scan
 
-LISTED = listed_clips()
+LISTED = emoji_records()
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def source(tmp_path_factory):
     for clip in LISTED[1:]:
         (folder / f"clips/{clip.code}.webp").touch()
     (folder / "clips/0000.webp").touch()
-    return find_clips(folder)
+    return scan(folder)
 
 
 def test_the_list_is_whole():
@@ -33,7 +33,7 @@ def test_the_list_is_whole():
 
 
 def test_a_missing_and_a_foreign_file_are_reported(source):
-    assert len(source.candidates) == 2013
+    assert len(source.clips) == 2013
     reasons = {skipped.file: skipped.reason for skipped in source.skipped}
     assert reasons == {
         f"clips/{LISTED[0].code}.webp": "missing; fetch it with `magicvideo data fetch`",
@@ -43,7 +43,7 @@ def test_a_missing_and_a_foreign_file_are_reported(source):
 
 def test_held_out_are_combinations_whose_parts_are_trained_on(source):
     pairs = {"train": set(), "heldout": set()}
-    for candidate in source.candidates:
+    for candidate in source.clips:
         known = candidate.attributes
         pairs[candidate.split].add((known.base, known.skin_tone))
     assert len(pairs["heldout"]) == 146
@@ -54,7 +54,7 @@ def test_held_out_are_combinations_whose_parts_are_trained_on(source):
 
 
 def test_the_split_is_the_one_that_weights_were_trained_on(source):
-    heldout = sorted(one.attributes.name for one in source.candidates if one.split == "heldout")
+    heldout = sorted(one.attributes.name for one in source.clips if one.split == "heldout")
     assert heldout[:3] == [
         "OK hand",
         "Santa Claus: medium-light skin tone",
@@ -63,7 +63,7 @@ def test_the_split_is_the_one_that_weights_were_trained_on(source):
 
 
 def test_attributes_and_counts_come_from_the_list(source):
-    (surfer,) = [one for one in source.candidates if one.id == "1f3c4-1f3fd-200d-2640-fe0f"]
+    (surfer,) = [one for one in source.clips if one.id == "1f3c4-1f3fd-200d-2640-fe0f"]
     assert surfer.attributes.base == "woman surfing"
     assert surfer.attributes.skin_tone == "medium"
     assert surfer.attributes.gender == "female"

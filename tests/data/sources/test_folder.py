@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from magicvideo.data.sources.folder import find_clips
+from magicvideo.data.sources.folder import scan
+from magicvideo.data.sources.video_index import printable
 from magicvideo.errors import UserError
 
 
@@ -15,7 +16,7 @@ def make(folder, **files):
 
 
 def texts(source):
-    return {candidate.id: candidate.text for candidate in source.candidates}
+    return {candidate.id: candidate.text for candidate in source.clips}
 
 
 def reasons(source):
@@ -33,21 +34,23 @@ def test_captions_stand_beside_clips(tmp_path):
         d_DOT_mkv="",
         d_DOT_txt=" \n",
         e_DOT_avi="",
-        e_DOT_txt=b"\xff\xfe",
+        e_DOT_txt=b"\xff\xff",
         notes_DOT_txt="no clip has this name",
         photo_DOT_jpg="",
         _DOT_hidden_DOT_mp4="",
         _DOT_git__x_DOT_mp4="",
     )
-    source = find_clips(tmp_path)
+    source = scan(tmp_path)
     assert texts(source) == {"a": "a dog runs", "sub/b": "a cat"}
-    assert {candidate.split for candidate in source.candidates} == {"train"}
-    assert not any(candidate.loops for candidate in source.candidates)
+    assert {candidate.split for candidate in source.clips} == {"train"}
+    assert not any(candidate.loops for candidate in source.clips)
     found = reasons(source)
     assert found.pop("c.gif") == "no caption: neither c.txt nor a line in the metadata"
     assert found.pop("d.mkv") == "its caption is empty"
-    assert found.pop("e.avi") == "e.txt is not UTF-8 text"
-    assert found.pop("notes.txt") == "text, and no video of the same name beside it"
+    assert found.pop("e.avi") == "e.txt is not UTF-8 text; save it as UTF-8"
+    assert found.pop("notes.txt") == (
+        "text, and no video of the same name beside it, or another text file counts"
+    )
     assert found.pop("photo.jpg").startswith("no video by its suffix (.avi, .gif")
     assert found == {}
 
@@ -87,18 +90,18 @@ def test_metadata_gives_captions_and_splits(tmp_path, form):
     )
     make(tmp_path, outside_DOT_mp4="")
     write_rows(folder, form)
-    source = find_clips(folder)
+    source = scan(folder)
     assert texts(source) == {"a": "a dog", "sub/b": 'a "cat", white', "c": "own words"}
-    assert {one.id: one.split for one in source.candidates} == {
+    assert {one.id: one.split for one in source.clips} == {
         "a": "heldout",
         "sub/b": "train",
         "c": "train",
     }
     assert reasons(source) == {
         "gone.mp4": "in the metadata, but there is no file",
-        "'../outside.mp4'": "outside the folder",
-        "'/etc/passwd.mp4'": "outside the folder",
-        "a.mp4": f"listed again in line {6 + (form == 'csv')}, passed over",
+        "../outside.mp4": "in the metadata, but there is no file",
+        "/etc/passwd.mp4": "in the metadata, but there is no file",
+        "a.mp4": f"listed again in line {6 + (form == 'csv')}, ignored",
     }
 
 
@@ -109,8 +112,8 @@ def test_metadata_gives_captions_and_splits(tmp_path, form):
         ("metadata.jsonl", '{"file_name": 3, "text": "x"}', "line 1 has no file_name"),
         ("metadata.jsonl", '\n{"file_name": "a', "line 2 is not JSON"),
         ("metadata.jsonl", "[1]", "line 1 is not a JSON object"),
-        ("metadata.jsonl", b"\xff\xfe", "is not UTF-8"),
-        ("metadata.csv", "file,caption\na.mp4,x\n", "it has file, caption"),
+        ("metadata.jsonl", b"\xff\xff", "is not UTF-8"),
+        ("metadata.csv", "name,words\na.mp4,x\n", "it has name, words"),
         ("metadata.csv", "file_name,text\na.mp4\n", "line 2 has no text"),
         ("metadata.csv", "file_name,text\na.mp4,a,b\n", "line 2 has more fields than the heading"),
         ("metadata.csv", f'file_name,text\na.mp4,"{"x" * 200_000}"\n', "is not CSV"),
@@ -120,41 +123,44 @@ def test_metadata_gives_captions_and_splits(tmp_path, form):
 def test_broken_metadata_is_named_by_line(tmp_path, name, content, message):
     make(tmp_path, a_DOT_mp4="", **{name.replace(".", "_DOT_"): content})
     with pytest.raises(UserError, match=message):
-        find_clips(tmp_path)
+        scan(tmp_path)
 
 
 def test_two_metadata_files_are_one_too_many(tmp_path):
     make(tmp_path, metadata_DOT_csv="file_name,text\n", metadata_DOT_jsonl="")
-    with pytest.raises(UserError, match="keep one of them"):
-        find_clips(tmp_path)
+    with pytest.raises(UserError, match="keep one list of captions"):
+        scan(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["\0.mp4", "\ud800.mp4"])
 def test_impossible_file_names_are_skipped(tmp_path, name):
     make(tmp_path, metadata_DOT_jsonl=json.dumps({"file_name": name, "text": "x"}))
-    (skipped,) = find_clips(tmp_path).skipped
-    assert (skipped.file, skipped.reason) == (ascii(name), "no valid file name")
+    (skipped,) = scan(tmp_path).skipped
+    assert (skipped.file, skipped.reason) == (
+        printable(name),
+        "in the metadata, but there is no file",
+    )
 
 
 def test_captions_that_no_file_can_hold_are_skipped(tmp_path):
     make(tmp_path, a_DOT_mp4="", metadata_DOT_jsonl='{"file_name": "a.mp4", "text": "\\ud800"}')
-    assert reasons(find_clips(tmp_path)) == {"a.mp4": "its caption is not UTF-8 text"}
+    assert reasons(scan(tmp_path)) == {"a.mp4": "its caption is not UTF-8 text"}
 
 
 def test_names_that_are_not_utf8_are_skipped(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
-    assert reasons(find_clips(tmp_path)) == {"caf\\xe9.mp4": "its name is not UTF-8; rename it"}
+    assert reasons(scan(tmp_path)) == {"caf\\xe9.mp4": "its name is not UTF-8; rename it"}
 
 
 def test_a_caption_that_never_ends_is_not_waited_for(tmp_path):
     make(tmp_path, a_DOT_mp4="")
     os.mkfifo(tmp_path / "a.txt")
-    assert "no caption" in reasons(find_clips(tmp_path))["a.mp4"]
+    assert reasons(scan(tmp_path)) == {"a.mp4": "a.txt is not a regular file"}
 
 
 def test_clips_that_differ_by_suffix_have_ids_of_their_own(tmp_path):
     make(tmp_path, a_DOT_mp4="", a_DOT_gif="", a_DOT_txt="both", b_DOT_mp4="", b_DOT_txt="one")
-    assert sorted(texts(find_clips(tmp_path))) == ["a.gif", "a.mp4", "b"]
+    assert sorted(texts(scan(tmp_path))) == ["a.gif", "a.mp4", "b"]
 
 
 def test_a_share_is_held_out_unless_the_metadata_says(tmp_path):
@@ -164,8 +170,8 @@ def test_a_share_is_held_out_unless_the_metadata_says(tmp_path):
         {"file_name": f"clip{number}.mp4", "text": "x", "split": "train"} for number in range(20)
     ]
     make(tmp_path, metadata_DOT_jsonl="\n".join(map(json.dumps, rows)))
-    source = find_clips(tmp_path, holdout=0.5)
-    heldout = {int(one.id[4:]) for one in source.candidates if one.split == "heldout"}
+    source = scan(tmp_path, holdout=0.5)
+    heldout = {int(one.id[4:]) for one in source.clips if one.split == "heldout"}
     assert min(heldout) >= 20
     assert 4 < len(heldout) < 16
     assert "0.5" in source.split_rule
@@ -173,5 +179,5 @@ def test_a_share_is_held_out_unless_the_metadata_says(tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_holdout_that_is_no_share_is_refused(tmp_path, share):
-    with pytest.raises(UserError, match="is not a share"):
-        find_clips(tmp_path, share)
+    with pytest.raises(UserError, match="is not a fraction"):
+        scan(tmp_path, share)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from magicvideo.data.sources.msr_vtt import find_clips
+from magicvideo.data.sources.msr_vtt import scan
 from magicvideo.data.sources.registry import open_source
 from magicvideo.errors import UserError
 
@@ -45,9 +45,9 @@ def msr_vtt(tmp_path, put_clips):
 def test_all_captions_are_kept_and_the_splits_are_the_official_ones(msr_vtt, prepared_clips):
     source = open_source(msr_vtt)
     assert source.name == "msr-vtt"
-    assert {one.span for one in source.candidates} == {None}
+    assert {one.span for one in source.clips} == {None}
     clips, skipped = prepared_clips(source)
-    assert {name: (clip.split, clip.text, clip.other_texts) for name, clip in clips.items()} == {
+    assert {name: (clip.split, clip.text, clip.alt_captions) for name, clip in clips.items()} == {
         "video0": ("train", "a car drives", ("a red car", "a red car")),
         "video1": ("validation", "a man cooks", ()),
         "video7": ("heldout", "a dog", ()),
@@ -64,7 +64,7 @@ def test_a_list_in_annotation_will_do(tmp_path, put_clips):
     put_clips(tmp_path, "videos/all/video7.mp4")
     (tmp_path / "annotation").mkdir()
     (tmp_path / "annotation/MSR_VTT.json").write_text(json.dumps(TEST))
-    assert [one.id for one in open_source(tmp_path).candidates] == ["video7"]
+    assert [one.id for one in open_source(tmp_path).clips] == ["video7"]
 
 
 def test_there_is_no_other_split(msr_vtt):
@@ -88,7 +88,7 @@ def test_broken_lists_are_named_by_place(tmp_path, put_clips, content, message):
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "test_videodatainfo.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        find_clips(tmp_path)
+        scan(tmp_path)
 
 
 def test_a_folder_without_a_list_is_refused(tmp_path):

@@ -9,7 +9,7 @@ def test_sources_are_known_by_what_lies_in_them(shapes, tmp_path):
     assert open_source(shapes).name == "folder"
     (tmp_path / MARKER).touch()
     source = open_source(tmp_path)
-    assert (source.name, len(source.candidates), len(source.skipped)) == ("fluent-emoji", 0, 2014)
+    assert (source.name, len(source.clips), len(source.skipped)) == ("fluent-emoji", 0, 2014)
     with pytest.raises(UserError, match="without a split of their own, which fluent-emoji has"):
         open_source(tmp_path, holdout=0.1)
 
@@ -18,7 +18,7 @@ def test_a_layout_can_be_named(tmp_path, put_clips):
     put_clips(tmp_path, "train/fox/a.mp4")
     assert open_source(tmp_path).name == "videofolder"
     source = open_source(tmp_path, kind="folder")
-    assert (source.name, len(source.candidates), len(source.skipped)) == ("folder", 0, 1)
+    assert (source.name, len(source.clips), len(source.skipped)) == ("folder", 0, 1)
     every = "fluent-emoji, msr-vtt, ucf101, webvid, clip-list, videofolder, folder"
     with pytest.raises(UserError, match=f"--source 'emoji' is not known; take {every}"):
         open_source(tmp_path, kind="emoji")
@@ -27,7 +27,7 @@ def test_a_layout_can_be_named(tmp_path, put_clips):
 
 
 def test_no_layout_takes_anybodys_videos_for_its_own(shapes):
-    assert [layout.name for layout in layouts() if layout.is_here(shapes)] == ["folder"]
+    assert [layout.name for layout in layouts() if layout.matches(shapes)] == ["folder"]
 
 
 def test_no_folder_and_an_empty_one_are_refused(tmp_path):

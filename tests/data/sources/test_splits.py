@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicvideo.data.sources.splits import heldout_combinations, split_by_hash
+from magicvideo.data.sources.source import heldout_combinations, split_by_hash
 
 TONES = ("default", "light", "medium-light", "medium", "medium-dark", "dark")
 

@@ -8,7 +8,7 @@ from magicvideo.data.sources.synthetic import (
     FRAMES,
     SIZE,
     all_scenes,
-    draw,
+    render_frame,
     write_clips,
 )
 from magicvideo.errors import UserError
@@ -32,7 +32,7 @@ def centre(pixels, colour):
 @pytest.mark.parametrize("number", range(0, 400, 29))
 def test_the_caption_says_what_is_seen(number):
     scene = all_scenes()[number]
-    first, middle, last = (draw(scene, time) for time in (0.0, 0.5, 1.0))
+    first, middle, last = (render_frame(scene, time) for time in (0.0, 0.5, 1.0))
     assert nearest_colour(middle[SIZE // 2, SIZE // 2]) == scene.colour
     assert nearest_colour(first[0, 0]) == scene.background
     moved = centre(last, scene.colour) - centre(first, scene.colour)
@@ -47,7 +47,7 @@ def test_shapes_differ_and_are_those_named():
             if (scene.shape, scene.colour, scene.direction, scene.background)
             == (shape, "red", "up", "white")
         ]
-        green = draw(scene, 0.5)[..., 1].astype(int)
+        green = render_frame(scene, 0.5)[..., 1].astype(int)
         return ((255 - green) / (255 - COLOURS["red"][1])).mean()
 
     radius = 0.16
@@ -66,7 +66,7 @@ def test_clips_are_videos_of_their_scenes(tmp_path):
         path = tmp_path / f"new/clip00{number}.mp4"
         decoded = read_clip(path, SIZE)
         assert (len(decoded.pixels), decoded.fps) == (FRAMES, FPS)
-        difference = decoded.pixels[10].astype(int) - draw(scene, 10 / (FRAMES - 1))
+        difference = decoded.pixels[10].astype(int) - render_frame(scene, 10 / (FRAMES - 1))
         assert np.abs(difference).mean() < 6  # what H.264 with halved colour leaves
         assert path.with_suffix(".txt").read_text() == scene.caption + "\n"
 

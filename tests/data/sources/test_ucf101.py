@@ -1,7 +1,7 @@
 import pytest
 
 from magicvideo.data.sources.registry import open_source
-from magicvideo.data.sources.ucf101 import find_clips
+from magicvideo.data.sources.ucf101 import scan
 from magicvideo.errors import UserError
 
 TRAIN = """ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r
@@ -52,7 +52,7 @@ def test_another_official_split_will_do(tmp_path, put_clips):
     write_lists(tmp_path, "03")
     source = open_source(tmp_path)
     assert source.split_rule == "UCF-101's own: trainlist03.txt trains, testlist03.txt does not."
-    assert [one.text for one in source.candidates] == ["yo yo"]
+    assert [one.text for one in source.clips] == ["yo yo"]
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_broken_lists_are_named_by_line(tmp_path, put_clips, changed, message):
     put_clips(tmp_path, "YoYo/v_YoYo_g25_c05.avi")
     write_lists(tmp_path, **changed)
     with pytest.raises(UserError, match=message):
-        find_clips(tmp_path)
+        scan(tmp_path)
 
 
 def test_lists_that_are_not_text_are_refused(tmp_path):
     write_lists(tmp_path)
     (tmp_path / "testlist01.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"testlist01\.txt is not UTF-8"):
-        find_clips(tmp_path)
+        scan(tmp_path)
 
 
 def test_a_folder_without_lists_is_refused(tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from magicvideo.data.sources.registry import open_source
-from magicvideo.data.sources.videofolder import find_clips
+from magicvideo.data.sources.videofolder import scan
 from magicvideo.errors import UserError
 
 
@@ -45,9 +45,9 @@ def test_metadata_in_split_folders_gives_captions(tmp_path, put_clips, prepared_
         "train/c.mp4": "its caption is empty",
         "train/d.mp4": "no line in the metadata",
         "test/f.gif": "no line in the metadata",
-        "train/a.mp4": "listed again in train/metadata.jsonl, line 4, passed over",
-        "train/gone.mp4": "in the metadata, but there is no file",
-        "'../../outside.mp4'": "no file in the folder (train/metadata.jsonl, line 6)",
+        "train/a.mp4": "listed again in train/metadata.jsonl, line 4, ignored",
+        "gone.mp4": "in train/metadata.jsonl, line 5, but there is no file",
+        "../../outside.mp4": "in train/metadata.jsonl, line 6, but there is no file",
     }
 
 
@@ -56,7 +56,7 @@ def test_class_folders_are_captions_where_there_is_no_metadata(tmp_path, put_cli
     put_clips(tmp_path, "data/eval/RidingHorse/b.mp4", "data/train/c.mp4")
     source = open_source(tmp_path)
     assert source.name == "videofolder"
-    assert {one.id: (one.split, one.text) for one in source.candidates} == {
+    assert {one.id: (one.split, one.text) for one in source.clips} == {
         "data/train/RidingHorse/a": ("train", "riding horse"),
         "data/train/walking_dog/a": ("train", "walking dog"),
         "data/eval/RidingHorse/b": ("heldout", "riding horse"),
@@ -67,13 +67,13 @@ def test_class_folders_are_captions_where_there_is_no_metadata(tmp_path, put_cli
 def test_classes_without_splits_and_metadata_at_the_top_can_be_asked_for(tmp_path, put_clips):
     put_clips(tmp_path, "cat/a.mp4", "cat/a.webm", "test/b.mp4")
     source = open_source(tmp_path, kind="videofolder")
-    assert {one.id: one.text for one in source.candidates} == {
+    assert {one.id: one.text for one in source.clips} == {
         "cat/a.mp4": "cat",
         "cat/a.webm": "cat",
     }
     write_rows(tmp_path / "metadata.jsonl", {"file_name": "test/b.mp4", "text": "a bird"})
     assert open_source(tmp_path).name == "folder"
-    (one,) = open_source(tmp_path, kind="videofolder").candidates
+    (one,) = open_source(tmp_path, kind="videofolder").clips
     assert (one.text, one.split) == ("a bird", "heldout")
 
 
@@ -85,7 +85,7 @@ def test_captions_beside_the_videos_make_it_a_plain_folder(tmp_path, put_clips):
 
 def test_a_share_of_train_can_be_held_out(tmp_path, put_clips):
     put_clips(tmp_path, *(f"train/fox/{number}.mp4" for number in range(30)), "val/fox/x.mp4")
-    splits = [one.split for one in find_clips(tmp_path, 0.4).candidates]
+    splits = [one.split for one in scan(tmp_path, 0.4).clips]
     assert splits.count("validation") == 1
     assert 5 < splits.count("heldout") < 20
 

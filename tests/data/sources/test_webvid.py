@@ -3,7 +3,7 @@ import re
 import pytest
 
 from magicvideo.data.sources.registry import open_source
-from magicvideo.data.sources.webvid import find_clips
+from magicvideo.data.sources.webvid import scan
 from magicvideo.errors import UserError
 
 HEAD = "videoid,contentUrl,duration,page_dir,name\n"
@@ -32,7 +32,7 @@ def webvid(tmp_path, put_clips):
 def test_listed_videos_become_clips(webvid, prepared_clips):
     source = open_source(webvid)
     assert source.name == "webvid"
-    assert {one.id: one.file for one in source.candidates}["11"] == "videos/001_050/11.mp4"
+    assert {one.id: one.file for one in source.clips}["11"] == "videos/001_050/11.mp4"
     clips, skipped = prepared_clips(source)
     assert {name: (clip.text, clip.split) for name, clip in clips.items()} == {
         "11": ("Fox, running in snow", "train"),
@@ -41,7 +41,7 @@ def test_listed_videos_become_clips(webvid, prepared_clips):
     }
     lists = "results_2M_train.csv, results_2M_val.csv"
     assert skipped.pop("051_100/14.mp4") == "no caption (results_2M_train.csv, line 5)"
-    again = "listed again in results_2M_train.csv, line 6, passed over"
+    again = "listed again in results_2M_train.csv, line 6, ignored"
     assert skipped.pop("videos/001_050/11.mp4") == again
     assert list(skipped) == [lists]
     reasons = [one.reason for one in source.skipped if one.file == lists]
@@ -55,15 +55,15 @@ def test_a_share_of_the_training_lists_can_be_held_out(tmp_path, put_clips):
     put_clips(tmp_path, *(f"{number}.mp4" for number in range(30)))
     rows = "".join(f"{number},a caption\n" for number in range(30))
     (tmp_path / "mine.csv").write_text("videoid,name\n" + rows)
-    heldout = [one for one in find_clips(tmp_path, 0.4).candidates if one.split == "heldout"]
+    heldout = [one for one in scan(tmp_path, 0.4).clips if one.split == "heldout"]
     assert 5 < len(heldout) < 20
-    assert "0.4 of the other clips" in find_clips(tmp_path, 0.4).split_rule
+    assert "0.4 of the other clips" in scan(tmp_path, 0.4).split_rule
 
 
 def test_videos_that_are_all_missing_are_a_mistake(tmp_path):
     (tmp_path / "results_2M_train.csv").write_text(TRAIN)
     with pytest.raises(UserError, match=r"Not one of the 5 clips .* looked for 001_050/11 first"):
-        find_clips(tmp_path)
+        scan(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_broken_lists_are_named_by_line(tmp_path, put_clips, rows, message):
     put_clips(tmp_path, "1.mp4")
     (tmp_path / "train.csv").write_text(HEAD + rows)
     with pytest.raises(UserError, match=message):
-        find_clips(tmp_path)
+        scan(tmp_path)
 
 
 def test_a_folder_without_a_list_is_refused(tmp_path):
@@ -92,6 +92,6 @@ def test_names_that_lead_out_of_the_folder_lead_nowhere(tmp_path, put_clips):
     folder = tmp_path / "inside"
     put_clips(tmp_path, "inside/1.mp4", "outside.mp4")
     (folder / "a.csv").write_text("videoid,page_dir,name\n1,,x\noutside,..,y\n/etc/passwd,,z\n")
-    source = find_clips(folder)
-    assert [one.id for one in source.candidates] == ["1"]
+    source = scan(folder)
+    assert [one.id for one in source.clips] == ["1"]
     assert "2 of 3 clips have no video here (the first: ../outside)" in source.skipped[0].reason

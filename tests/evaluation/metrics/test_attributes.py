@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from magicvideo.data.sources.synthetic import SIZE, Scene, all_scenes, draw
+from magicvideo.data.sources.synthetic import SIZE, Scene, all_scenes, render_frame
 from magicvideo.evaluation.metrics.attributes import attributes_met, parse_scene, read_scene
 from magicvideo.evaluation.prompt_sets import from_uint8
 
@@ -10,7 +10,7 @@ FRAMES = 5
 
 
 def render(scene, size=SIZE):
-    pixels = np.stack([draw(scene, time, size) for time in np.linspace(0, 1, FRAMES)])
+    pixels = np.stack([render_frame(scene, time, size) for time in np.linspace(0, 1, FRAMES)])
     return from_uint8(torch.from_numpy(pixels))
 
 

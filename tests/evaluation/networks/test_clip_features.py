@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_model import make_tiny_pipeline
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from magicvideo.data.sources.synthetic import all_scenes, draw
+from magicvideo.data.sources.synthetic import all_scenes, render_frame
 from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.extractors import locate_folder
 from magicvideo.models.conditioning import clip_preprocess
@@ -61,7 +61,7 @@ def pixels(frames):
 
 
 def shapes(size):
-    return np.stack([draw(scene, 0.3, size) for scene in all_scenes()[:FRAMES]])
+    return np.stack([render_frame(scene, 0.3, size) for scene in all_scenes()[:FRAMES]])
 
 
 def test_frames_of_its_own_size_are_embedded_as_by_transformers(clip, theirs):

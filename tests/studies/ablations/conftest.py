@@ -4,7 +4,7 @@ import pytest
 import yaml
 from tiny_recipe import SHARED, tiny_values
 
-from magicvideo.data.prepare import prepare
+from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
 from studies.ablations.settings import read_ablations
 
@@ -109,7 +109,7 @@ def decoders():
 def upscalers(shapes, tmp_path):
     """An experiment on upscalers of two scales, on clips of which some are held out."""
     for name, size in (("small", 24), ("large", 64)):
-        prepare(folder.find_clips(shapes, holdout=0.7), tmp_path / name, size)
+        prepare(folder.scan(shapes, holdout=0.7), tmp_path / name, FrameSettings.square(size))
     upscaler = {
         "data": str(tmp_path / "large"),
         "steps": 2,

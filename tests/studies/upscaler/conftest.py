@@ -7,7 +7,7 @@ import pytest
 from tiny_model import make_tiny_pipeline
 
 from magicvideo.atomic_io import sha256
-from magicvideo.data.manifest import Attributes, Clip, DatasetInfo, write_info, write_manifest
+from magicvideo.data.manifest import Attributes, ClipRecord, DatasetInfo, write_info, write_manifest
 
 LARGE, LARGE_FRAMES, LARGE_CLIPS = 48, 7, 4
 
@@ -25,20 +25,27 @@ def large_clips(tmp_path_factory) -> Path:
     clips = [_write_clip(folder, number) for number in range(LARGE_CLIPS)]
     write_info(
         folder,
-        DatasetInfo(source="test", origin="here", size=LARGE, licence="none", split_rule="all"),
+        DatasetInfo(
+            source="test",
+            origin="here",
+            height=LARGE,
+            width=LARGE,
+            licence="none",
+            split_rule="all",
+        ),
     )
     write_manifest(folder, clips)
     return folder
 
 
-def _write_clip(folder: Path, number: int) -> Clip:
+def _write_clip(folder: Path, number: int) -> ClipRecord:
     pixels = np.zeros((LARGE_FRAMES, LARGE, LARGE, 4), np.uint8)
     for place, frame in enumerate(pixels):
         top = 8 + (3 + number) * (place % 4)
         frame[top : top + 11, 5:19] = (250 - 40 * number, 30 * number, 90, 255)
     path = folder / "clips" / f"{number}.npy"
     np.save(path, pixels)
-    return Clip(
+    return ClipRecord(
         id=str(number),
         file=f"clips/{number}.npy",
         frames=LARGE_FRAMES,

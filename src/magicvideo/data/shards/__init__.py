@@ -1,1 +1,1 @@
-"""Encoded clips in tar shards in WebDataset's layout: the format, and reading for training."""
+"""Encoded clips in tar shards in WebDataset's layout: format, writer, and reader for training."""

@@ -1,11 +1,12 @@
-"""Encoding, start to end: clips to shards, split among processes that need not know of each other.
+"""Encoding clips into shards, by processes that need not know of each other.
 
 Which clip belongs into which shard depends on the clips alone, and the bytes of a shard on its
-clips and the settings. So process r of n makes every nth shard from the rth on, what a killed run
-finished is kept, and whichever process finds that all shards are there writes the index.
+clips and the settings. So process r of n writes every nth shard from the rth on, shards of a killed
+run are kept, and whichever process finds that all shards are there writes the index.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,43 +16,54 @@ from pydantic import ValidationError
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.data.manifest import Split
-from magicvideo.data.shards.index import INDEX, SETTINGS, ShardIndex, ShardInfo, write_index
-from magicvideo.data.shards.inputs import Original, Originals
-from magicvideo.data.shards.ranks import Rank
-from magicvideo.data.shards.writer import ShardJob, ShardNote, make_shard
-from magicvideo.data.sources.source import Skipped
-from magicvideo.data.workers import OnProgress
+from magicvideo.data.shards.index import (
+    INDEX,
+    SETTINGS,
+    ShardIndex,
+    ShardInfo,
+    ShardRecord,
+    write_index,
+)
+from magicvideo.data.shards.writer import (
+    EncodeInput,
+    EncodeInputs,
+    ShardJob,
+    ShardManifest,
+    write_shard,
+)
+from magicvideo.data.sources.source import SkippedFile
+from magicvideo.data.workers import OnProgress, Rank
 from magicvideo.errors import UserError
 from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 
 Runner: TypeAlias = Callable[
-    [Callable[[ShardJob], ShardNote], Sequence[ShardJob]], Iterable[ShardNote]
+    [Callable[[ShardJob], ShardManifest], Sequence[ShardJob]], Iterable[ShardManifest]
 ]
-"""Runs a function over jobs, in any order."""
+"""Applies a function to jobs and yields the results in any order."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What one process did.
+class EncodeReport:
+    """The result of one process.
 
     Attributes:
-        made: Shards that it made.
-        kept: Shards of its own that an earlier run had made.
+        written: Shards that it wrote.
+        kept: Shards of its own that an earlier run had written.
         missing: Shards of other processes that are not there yet; without any the index is written.
-        clips: In all shards, so far as they are there.
-        skipped: What became no clip, of the source and in the shards that are there.
+        clips: In all shards that are there.
+        skipped: Files that became no clip, of the source and in the shards that are there.
     """
 
-    made: int
+    written: int
     kept: int
     missing: int
     clips: int
-    skipped: list[Skipped]
+    skipped: list[SkippedFile]
 
 
 def encode(
-    originals: Originals,
-    folders: FrozenEncoderPaths,
+    inputs: EncodeInputs,
+    encoders: FrozenEncoderPaths,
     out: Path,
     run_jobs: Runner,
     *,
@@ -61,76 +73,77 @@ def encode(
     device: Literal["cpu", "cuda"] = "cpu",
     rank: Rank = Rank(),  # noqa: B008 (frozen)
     on_shard: OnProgress | None = None,
-) -> Report:
+) -> EncodeReport:
     """Encode the shards that belong to this process, and write the index if all are there then.
 
     Args:
-        originals: The clips.
-        folders: The parts that encode.
+        inputs: The clips.
+        encoders: Where the encoders are.
         out: A new folder, or one that an earlier run with the same settings began.
-        run_jobs: Runs the work, here or elsewhere.
-        variants: Of each clip that can be shown or told in several ways.
+        run_jobs: Runs the jobs, on this machine or elsewhere.
+        variants: Samples of each clip that has several backgrounds or captions.
         clips_per_shard: The last shard of a split may have fewer.
         threads: Of the CPU, for each job; the bytes depend on it.
-        device: Where the networks work; the bytes depend on it.
+        device: Where the encoders run; the bytes depend on it.
         rank: Which of several processes this is.
-        on_shard: Called with the numbers of this process's shards done and of all of them.
+        on_shard: Called with the numbers of this process's finished shards and of all of them.
 
     Raises:
         UserError: If a setting does not fit, `out` holds something else, or no clip can be used.
     """
-    info = _info(originals, folders, variants, clips_per_shard, threads, device)
-    where = f"cuda:{rank.local}" if device == "cuda" and rank.world > 1 else device
+    info = _shard_info(inputs, encoders, variants, clips_per_shard, threads, device)
+    is_split = device == "cuda" and rank.world_size > 1
+    where = f"cuda:{rank.local_rank}" if is_split else device
     _open_folder(out, info)
     jobs = [
-        ShardJob(name, split, clips, info, folders, where, out)
-        for name, split, clips in assign(originals.clips, clips_per_shard)
+        ShardJob(name, split, clips, inputs.frames, info, encoders, where, out)
+        for name, split, clips in assign_clips_to_shards(inputs.clips, clips_per_shard)
     ]
-    own = jobs[rank.number :: rank.world]
+    own = jobs[rank.rank :: rank.world_size]
     waiting = [job for job in own if job.finished() is None]
     if waiting:
         (out / INDEX).unlink(missing_ok=True)
     kept = len(own) - len(waiting)
-    for done, _ in enumerate(run_jobs(make_shard, waiting), start=kept + 1):
+    for done, _ in enumerate(run_jobs(write_shard, waiting), start=kept + 1):
         if on_shard:
             on_shard(done, len(own))
-    notes = [note for job in jobs if (note := job.finished())]
-    skipped = [Skipped(*one) for note in notes for one in note.skipped]
-    report = Report(
-        made=len(waiting),
+    manifests = [manifest for job in jobs if (manifest := job.finished())]
+    skipped = [SkippedFile(*one) for manifest in manifests for one in manifest.skipped]
+    report = EncodeReport(
+        written=len(waiting),
         kept=kept,
-        missing=len(jobs) - len(notes),
-        clips=sum(note.shard.clips for note in notes),
-        skipped=[*originals.skipped, *skipped],
+        missing=len(jobs) - len(manifests),
+        clips=sum(manifest.shard.clips for manifest in manifests),
+        skipped=[*inputs.skipped, *skipped],
     )
     if not report.missing:
-        _finish(out, info, notes, report)
+        _finish(out, info, manifests, report)
     return report
 
 
-def assign(
-    clips: Sequence[Original], clips_per_shard: int
-) -> list[tuple[str, Split, tuple[Original, ...]]]:
+def assign_clips_to_shards(
+    clips: Sequence[EncodeInput], clips_per_shard: int
+) -> list[tuple[str, Split, tuple[EncodeInput, ...]]]:
     """Return the name, split and clips of every shard, a pure function of the clips.
 
-    Clips lie in the order of a hash of their ids, so that each shard is a fair sample of its split.
+    Clips are ordered by a hash of their ids, so that each shard is a random sample of its split.
     """
     shards = []
     for split in sorted({clip.split for clip in clips}):
-        own = sorted((clip for clip in clips if clip.split == split), key=_hashed)
+        own = sorted((clip for clip in clips if clip.split == split), key=_id_hash)
         for number, start in enumerate(range(0, len(own), clips_per_shard)):
             chosen = tuple(own[start : start + clips_per_shard])
             shards.append((f"{split}-{number:06d}", split, chosen))
     return shards
 
 
-def _hashed(clip: Original) -> str:
+def _id_hash(clip: EncodeInput) -> str:
     return hashlib.sha256(clip.id.encode()).hexdigest()
 
 
-def _info(
-    originals: Originals,
-    folders: FrozenEncoderPaths,
+def _shard_info(
+    inputs: EncodeInputs,
+    encoders: FrozenEncoderPaths,
     variants: int,
     clips_per_shard: int,
     threads: int,
@@ -138,15 +151,17 @@ def _info(
 ) -> ShardInfo:
     try:
         return ShardInfo(
-            source=originals.source,
-            origin=originals.origin,
-            size=originals.size,
-            every=originals.every,
-            licence=originals.licence,
-            split_rule=originals.split_rule,
+            source=inputs.source,
+            origin=inputs.origin,
+            height=inputs.frames.height,
+            width=inputs.frames.width,
+            fit=inputs.frames.fit,
+            frame_step=inputs.frames.step,
+            licence=inputs.licence,
+            split_rule=inputs.split_rule,
             variants=variants,
             clips_per_shard=clips_per_shard,
-            parts=folders.hashes(),
+            parts=encoders.hashes(),
             device=device,
             threads=threads,
         )
@@ -159,21 +174,21 @@ def _info(
 
 
 def _open_folder(out: Path, info: ShardInfo) -> None:
-    """Begin a folder, or compare what it was begun with."""
+    """Create a folder, or compare the settings that it was created with."""
     path = out / SETTINGS
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder to encode into.")
     if path.is_file():
         _compare(path, info)
         return
-    if out.exists() and not _holds_only_beginnings(out):
+    if out.exists() and not _holds_only_settings(out):
         raise UserError(f"{out} is not empty and holds no shards; name a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _holds_only_beginnings(out: Path) -> bool:
+def _holds_only_settings(out: Path) -> bool:
     """Return whether a folder is empty, or another process is just writing its settings."""
     return all(SETTINGS.partition(".")[0] in path.name for path in out.iterdir())
 
@@ -182,7 +197,9 @@ def _compare(path: Path, info: ShardInfo) -> None:
     try:
         before = ShardInfo.model_validate_json(path.read_bytes())
     except ValidationError:
-        raise UserError(f"{path} is damaged; encode into a new folder.") from None
+        raise UserError(
+            f"{path} is damaged or of another version; encode into a new folder."
+        ) from None
     for name, value in info:
         was = getattr(before, name)
         if was != value:
@@ -192,16 +209,31 @@ def _compare(path: Path, info: ShardInfo) -> None:
             )
 
 
-def _finish(out: Path, info: ShardInfo, notes: list[ShardNote], report: Report) -> None:
-    """Write the index, without shards that hold nothing, and remove those of clips that left."""
+def _finish(
+    out: Path, info: ShardInfo, manifests: list[ShardManifest], report: EncodeReport
+) -> None:
+    """Write the index, and remove shards whose clips have left the source."""
     if not report.clips:
         reasons = [f" (the first: {one.file}, {one.reason})" for one in report.skipped]
         first = reasons[0] if reasons else ""
         raise UserError(f"Not one clip of {info.origin} can be encoded{first}.")
-    index = ShardIndex(info=info, shards=tuple(note.shard for note in notes))
-    known = {note.shard.file for note in notes}
+    known = {manifest.shard.file for manifest in manifests}
     for path in out.glob("*-[0-9]*.tar"):
         if path.name not in known:
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink()
-    write_index(out, index)
+    write_index(out, ShardIndex(info=info, shards=_with_subject_counts(manifests)))
+
+
+def _with_subject_counts(manifests: list[ShardManifest]) -> tuple[ShardRecord, ...]:
+    """Return the entries of the index, with the number of clips of each clip's subject."""
+    counts = Counter(
+        (manifest.shard.split, subject) for manifest in manifests for subject in manifest.subjects
+    )
+    records = []
+    for manifest in manifests:
+        split = manifest.shard.split
+        own = tuple(counts[split, subject] for subject in manifest.subjects)
+        update = {"subject_counts": own} if max(own, default=1) > 1 else {}
+        records.append(manifest.shard.model_copy(update=update))
+    return tuple(records)

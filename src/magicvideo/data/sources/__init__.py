@@ -1,1 +1,1 @@
-"""Where clips come from: one module a source, each of which yields candidates for preparation."""
+"""Sources of clips: one module for each layout of data sets, which returns a `Source`."""

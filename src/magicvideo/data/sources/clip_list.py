@@ -21,10 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.sources.annotation_files import Row, read_rows
-from magicvideo.data.sources.annotation_list import ListedClips
-from magicvideo.data.sources.source import Source
-from magicvideo.data.sources.splits import check_share, share_rule, split_by_hash, split_named
+from magicvideo.data.sources.annotation_list import AnnotatedClips, Row, read_rows
+from magicvideo.data.sources.source import (
+    Source,
+    check_holdout,
+    holdout_description,
+    parse_split,
+    split_by_hash,
+)
 from magicvideo.errors import UserError
 from magicvideo.media.time_ranges import Span
 from magicvideo.media.video_reader import VIDEO_SUFFIXES
@@ -33,11 +37,11 @@ NAME = "clip-list"
 LICENCE = "not stated; the owners of the videos decide"
 
 _OTHERS = ("metadata.jsonl", "metadata.json")
-_LOOKS = '{"video_id": "x", "start": 1.5, "end": "00:00:04.000"}'
+_EXAMPLE = '{"video_id": "x", "start": 1.5, "end": "00:00:04.000"}'
 
 
-def is_here(folder: Path) -> bool:
-    """Tell whether a folder has this layout, from the first entry of every list."""
+def matches(folder: Path) -> bool:
+    """Return whether a folder has this layout, from the first entry of every list."""
     for path in _lists(folder):
         try:
             first = next(read_rows(path), None)
@@ -48,29 +52,29 @@ def is_here(folder: Path) -> bool:
     return False
 
 
-def find_clips(folder: Path, holdout: float = 0.0) -> Source:
+def scan(folder: Path, holdout: float = 0.0) -> Source:
     """Return the clips of all lists at the top of a folder.
 
     Args:
         folder: Where the lists are.
-        holdout: Share of the videos, by the hash of their id, whose clips are held out. Clips whose
-            entry names a split other than train follow that.
+        holdout: Fraction of the videos, by the hash of their id, whose clips are held out. Clips
+            whose entry names a split other than train follow that.
 
     Raises:
         UserError: If there is no list, one is broken, or not one of the videos is there.
     """
-    check_share(holdout)
+    check_holdout(holdout)
     lists = _lists(folder)
-    wanted = f".jsonl or .json list of clips at its top, with entries such as {_LOOKS}"
-    clips = ListedClips.of(folder, lists, wanted)
+    wanted = f".jsonl or .json list of clips at its top, with entries such as {_EXAMPLE}"
+    clips = AnnotatedClips.from_lists(folder, lists, wanted)
     for path in lists:
         for where, entry in read_rows(path):
             place = f"{path.name}, {where}"
             for row in _clips_of(entry, place):
-                _offer(clips, row, place, holdout)
-    rule = "Held out: what the list names so"
+                _add(clips, row, place, holdout)
+    rule = "Held out: clips that the list names so"
     if holdout:
-        rule += share_rule(holdout, "the other videos")
+        rule += holdout_description(holdout, "the other videos")
     return clips.source(NAME, LICENCE, f"{rule}.")
 
 
@@ -103,19 +107,19 @@ def _clips_of(entry: Row, place: str) -> Iterator[Row]:
         return
     inner = entry["clip"]
     if not isinstance(inner, list) or not all(isinstance(one, dict) for one in inner):
-        raise UserError(f"{place}: `clip` is not a list of objects; mend it.")
+        raise UserError(f"{place}: `clip` is not a list of objects; correct it.")
     shared = {key: value for key, value in entry.items() if key != "clip"}
     yield from ({**shared, **one} for one in inner)
 
 
-def _offer(clips: ListedClips, row: Row, place: str, holdout: float) -> None:
+def _add(clips: AnnotatedClips, row: Row, place: str, holdout: float) -> None:
     video = row.get("video_id")
     if not isinstance(video, str) or not video:
         raise UserError(
-            f"{place} has no video_id (it has {', '.join(row)}); an entry is such as {_LOOKS}."
+            f"{place} has no video_id (it has {', '.join(row)}); an entry is such as {_EXAMPLE}."
         )
     span = _span(row, place)
-    clips.offer(
+    clips.add(
         _clip_id(row, video, span),
         [video],
         _split(row, video, place, holdout),
@@ -131,7 +135,7 @@ def _span(row: Row, place: str) -> Span:
     times = list(map(parse_time, values)) if isinstance(values, list) else []
     if len(times) != 2 or times[0] is None or times[1] is None:
         raise UserError(
-            f"{place}: {values!r} is not a start and an end in seconds or HH:MM:SS.mmm; mend it."
+            f"{place}: {values!r} is not a start and an end in seconds or HH:MM:SS.mmm; correct it."
         )
     return times[0], times[1]
 
@@ -148,10 +152,10 @@ def _captions(row: Row, place: str) -> list[str]:
     given = row.get("caption", row.get("text")) or []
     captions = [given] if isinstance(given, str) else given
     if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
-        raise UserError(f"{place}: the caption is neither a text nor a list of texts; mend it.")
+        raise UserError(f"{place}: the caption is neither a text nor a list of texts; correct it.")
     return captions
 
 
 def _split(row: Row, video: str, place: str, holdout: float) -> Split:
-    split = split_named(row.get("split") or "train", place)
+    split = parse_split(row.get("split") or "train", place)
     return split_by_hash(video, holdout) if split == "train" else split

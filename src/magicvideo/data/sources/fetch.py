@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from magicvideo.atomic_io import atomic_file, remove_partial, sha256
-from magicvideo.data.sources.fluent_emoji import CLIPS, MARKER, NOTICE, ListedClip
+from magicvideo.data.sources.fluent_emoji import CLIPS, MARKER, NOTICE, EmojiRecord
 from magicvideo.errors import UserError
 
 PACKAGES = "packages"
@@ -34,7 +34,7 @@ _ASSETS = "package/assets"
 
 def fetch(
     folder: Path,
-    listed: Sequence[ListedClip],
+    listed: Sequence[EmojiRecord],
     sha512: Mapping[int, str] = SHA512,
     on_package: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -56,7 +56,7 @@ def fetch(
             the one expected.
     """
     _open_folder(folder)
-    missing: dict[int, list[ListedClip]] = defaultdict(list)
+    missing: dict[int, list[EmojiRecord]] = defaultdict(list)
     for clip in listed:
         if not _is_whole(clip_path(folder, clip), clip.sha256):
             missing[clip.package].append(clip)
@@ -70,7 +70,7 @@ def fetch(
     return sum(map(len, missing.values()))
 
 
-def clip_path(folder: Path, clip: ListedClip) -> Path:
+def clip_path(folder: Path, clip: EmojiRecord) -> Path:
     """Return where a fetched clip lies."""
     return folder / CLIPS / f"{clip.code}.webp"
 
@@ -129,7 +129,7 @@ def _sha512(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _extract(tarball: Path, folder: Path, clips: list[ListedClip]) -> None:
+def _extract(tarball: Path, folder: Path, clips: list[EmojiRecord]) -> None:
     """Take only listed names out; where they go is made from the list, never from the archive."""
     wanted = {f"{_ASSETS}/{clip.code}.webp": clip for clip in clips}
     with tarfile.open(tarball) as archive:

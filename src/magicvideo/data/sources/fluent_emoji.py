@@ -14,8 +14,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from magicvideo.data.manifest import Attributes
-from magicvideo.data.sources.source import Candidate, Skipped, Source
-from magicvideo.data.sources.splits import COMBINATION_RULE, heldout_combinations
+from magicvideo.data.sources.source import (
+    COMBINATION_RULE,
+    SkippedFile,
+    Source,
+    SourceClip,
+    heldout_combinations,
+)
 from magicvideo.errors import UserError
 
 NAME = "fluent-emoji"
@@ -49,7 +54,7 @@ SOFTWARE
 """
 
 
-class ListedClip(BaseModel):
+class EmojiRecord(BaseModel):
     """One line of the shipped list."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,33 +74,33 @@ class ListedClip(BaseModel):
     sha256: str
 
 
-def listed_clips() -> list[ListedClip]:
+def emoji_records() -> list[EmojiRecord]:
     """Return the shipped list."""
     text = (files(__package__) / "fluent_emoji_mit.jsonl").read_text(encoding="utf-8")
-    return [ListedClip.model_validate_json(line) for line in text.splitlines()]
+    return [EmojiRecord.model_validate_json(line) for line in text.splitlines()]
 
 
-def is_here(folder: Path) -> bool:
-    """Tell whether a folder was fetched."""
+def matches(folder: Path) -> bool:
+    """Return whether a folder was fetched."""
     return (folder / MARKER).is_file()
 
 
-def find_clips(folder: Path) -> Source:
+def scan(folder: Path) -> Source:
     """Return the clips of a fetched folder; those that are missing are skipped with a reason.
 
     Raises:
         UserError: If it was not fetched.
     """
-    if not is_here(folder):
+    if not matches(folder):
         raise UserError(
             f"{folder} has no {MARKER}, so it holds no fetched emoji; get them with "
             f"`magicvideo data fetch {NAME} {folder}`."
         )
-    listed = listed_clips()
+    listed = emoji_records()
     heldout = _heldout(listed)
     present = {path.stem: path for path in (folder / CLIPS).glob("*.webp")}
     candidates = [
-        Candidate(
+        SourceClip(
             id=clip.code,
             file=f"{CLIPS}/{clip.code}.webp",
             path=present[clip.code],
@@ -108,26 +113,28 @@ def find_clips(folder: Path) -> Source:
         if clip.code in present
     ]
     skipped = [
-        Skipped(f"{CLIPS}/{clip.code}.webp", "missing; fetch it with `magicvideo data fetch`")
+        SkippedFile(f"{CLIPS}/{clip.code}.webp", "missing; fetch it with `magicvideo data fetch`")
         for clip in listed
         if clip.code not in present
     ]
     foreign = sorted(set(present) - {clip.code for clip in listed})
-    skipped += [Skipped(f"{CLIPS}/{code}.webp", "not in the list of MIT clips") for code in foreign]
+    skipped += [
+        SkippedFile(f"{CLIPS}/{code}.webp", "not in the list of MIT clips") for code in foreign
+    ]
     licence = "MIT, Copyright (c) Microsoft Corporation"
     return Source(NAME, folder, licence, COMBINATION_RULE, candidates, skipped)
 
 
-def attributes_of(clip: ListedClip) -> Attributes:
-    """Return what the list says of a clip, as the manifest keeps it."""
+def attributes_of(clip: EmojiRecord) -> Attributes:
+    """Return the attributes of a clip in the manifest."""
     known = clip.model_dump(include=set(Attributes.model_fields))
     return Attributes.model_validate(known)
 
 
-def _heldout(listed: list[ListedClip]) -> set[tuple[str, str]]:
+def _heldout(listed: list[EmojiRecord]) -> set[tuple[str, str]]:
     in_tones = {clip.base for clip in listed if clip.skin_tone}
     return heldout_combinations([_pair(clip) for clip in listed if clip.base in in_tones])
 
 
-def _pair(clip: ListedClip) -> tuple[str, str]:
+def _pair(clip: EmojiRecord) -> tuple[str, str]:
     return clip.base, clip.skin_tone or "default"

@@ -2,7 +2,7 @@
 
 The files lie at the top of the folder or in `annotation`, such as `train_val_videodatainfo.json`
 and `test_videodatainfo.json`. Videos lie anywhere below as `video0.mp4`, already cut: `start time`
-and `end time` are those of the film they came from, and are passed over. All captions are kept, as
+and `end time` refer to the original film and are ignored. All captions are kept, as
 often as they were given. Xu et al., MSR-VTT: A Large Video Description Dataset for Bridging Video
 and Language, CVPR 2016
 """
@@ -13,10 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from magicvideo.data.sources.annotation_files import read_json
-from magicvideo.data.sources.annotation_list import ListedClips
-from magicvideo.data.sources.source import Source
-from magicvideo.data.sources.splits import split_named
+from magicvideo.data.sources.annotation_list import AnnotatedClips, read_json
+from magicvideo.data.sources.source import Source, parse_split
 from magicvideo.errors import UserError
 
 NAME = "msr-vtt"
@@ -41,12 +39,12 @@ class _Lists(BaseModel):
     sentences: list[_Sentence]
 
 
-def is_here(folder: Path) -> bool:
-    """Tell whether a folder has this layout."""
+def matches(folder: Path) -> bool:
+    """Return whether a folder has this layout."""
     return any(_lists(folder))
 
 
-def find_clips(folder: Path) -> Source:
+def scan(folder: Path) -> Source:
     """Return the clips of all lists in the folder; a clip in several counts once.
 
     Raises:
@@ -57,7 +55,7 @@ def find_clips(folder: Path) -> Source:
         f"JSON file with {' and '.join(_KEYS)}, such as train_val_videodatainfo.json, at its top "
         "or in annotation"
     )
-    clips = ListedClips.of(folder, lists, wanted)
+    clips = AnnotatedClips.from_lists(folder, lists, wanted)
     read = {path.name: _read(path) for path in lists}
     captions = _captions(read.values())
     seen = set[str]()
@@ -67,10 +65,10 @@ def find_clips(folder: Path) -> Source:
                 continue
             seen.add(video.video_id)
             where = f"{name}, videos[{number}]"
-            clips.offer(
+            clips.add(
                 video.video_id,
                 [video.video_id],
-                split_named(video.split, where),
+                parse_split(video.split, where),
                 captions.get(video.video_id, []),
                 where=where,
             )
@@ -107,4 +105,4 @@ def _read(path: Path) -> _Lists:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {place} is wrong ({first['msg']}); mend it.") from None
+        raise UserError(f"{path}: {place} is wrong ({first['msg']}); correct it.") from None

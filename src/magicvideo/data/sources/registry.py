@@ -1,4 +1,4 @@
-"""Which source a folder is: every layout that is read, and how it is known."""
+"""All layouts of data sets that are read, and how the layout of a folder is found."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,33 +17,33 @@ from magicvideo.data.sources import (
 from magicvideo.data.sources.source import Source
 from magicvideo.errors import UserError
 
-_Find: TypeAlias = Callable[[Path, float], Source]
+_Scan: TypeAlias = Callable[[Path, float], Source]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the clips of one kind of data set lie in a folder."""
+    """The layout of one kind of data set in a folder."""
 
     name: str
-    is_here: Callable[[Path], bool]
-    find_clips: _Find
-    """Takes the folder and the share of clips to be held out."""
+    matches: Callable[[Path], bool]
+    scan: _Scan
+    """Takes the folder and the fraction of clips to hold out."""
 
 
 def layouts() -> list[Layout]:
-    """Return every layout; the first that is here counts, and the last is always here."""
+    """Return every layout; the first that matches counts, and the last always does."""
     return [
         Layout(
             fluent_emoji.NAME,
-            fluent_emoji.is_here,
-            _with_own_split(fluent_emoji.NAME, fluent_emoji.find_clips),
+            fluent_emoji.matches,
+            _with_own_split(fluent_emoji.NAME, fluent_emoji.scan),
         ),
-        Layout(msr_vtt.NAME, msr_vtt.is_here, _with_own_split(msr_vtt.NAME, msr_vtt.find_clips)),
-        Layout(ucf101.NAME, ucf101.is_here, _with_own_split(ucf101.NAME, ucf101.find_clips)),
-        Layout(webvid.NAME, webvid.is_here, webvid.find_clips),
-        Layout(clip_list.NAME, clip_list.is_here, clip_list.find_clips),
-        Layout(videofolder.NAME, videofolder.is_here, videofolder.find_clips),
-        Layout(folder.NAME, lambda _: True, folder.find_clips),
+        Layout(msr_vtt.NAME, msr_vtt.matches, _with_own_split(msr_vtt.NAME, msr_vtt.scan)),
+        Layout(ucf101.NAME, ucf101.matches, _with_own_split(ucf101.NAME, ucf101.scan)),
+        Layout(webvid.NAME, webvid.matches, webvid.scan),
+        Layout(clip_list.NAME, clip_list.matches, clip_list.scan),
+        Layout(videofolder.NAME, videofolder.matches, videofolder.scan),
+        Layout(folder.NAME, lambda _: True, folder.scan),
     ]
 
 
@@ -54,8 +54,8 @@ def open_source(
 
     Args:
         path: The folder.
-        holdout: Share of the clips that training does not see, of sources without an own split.
-        kind: Name of its layout; None finds it out.
+        holdout: Fraction of the clips that training does not see, of sources without an own split.
+        kind: Name of its layout; None detects it.
         longest_scene: Whether a clip is only its longest stretch without a cut.
 
     Raises:
@@ -63,30 +63,30 @@ def open_source(
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; name one with clips in it.")
-    source = _layout(path, kind).find_clips(path, holdout)
-    if not source.candidates and not source.skipped:
+    source = _layout(path, kind).scan(path, holdout)
+    if not source.clips and not source.skipped:
         raise UserError(f"{path} holds no file; put videos with captions into it.")
     if longest_scene:
-        chosen = [replace(one, longest_scene=True) for one in source.candidates]
-        return replace(source, candidates=chosen)
+        chosen = [replace(one, longest_scene=True) for one in source.clips]
+        return replace(source, clips=chosen)
     return source
 
 
 def _layout(path: Path, kind: str | None) -> Layout:
     known = {layout.name: layout for layout in layouts()}
     if kind is None:
-        return next(layout for layout in known.values() if layout.is_here(path))
+        return next(layout for layout in known.values() if layout.matches(path))
     if kind not in known:
         raise UserError(f"--source {kind!r} is not known; take {', '.join(known)}.")
     return known[kind]
 
 
-def _with_own_split(name: str, find: Callable[[Path], Source]) -> _Find:
-    def find_clips(path: Path, holdout: float) -> Source:
+def _with_own_split(name: str, scan_folder: Callable[[Path], Source]) -> _Scan:
+    def scan(path: Path, holdout: float) -> Source:
         if holdout:
             raise UserError(
                 f"--holdout is for sources without a split of their own, which {name} has."
             )
-        return find(path)
+        return scan_folder(path)
 
-    return find_clips
+    return scan

@@ -59,7 +59,7 @@ def all_scenes() -> list[Scene]:
     return [scenes[place] for place in order]
 
 
-def draw(scene: Scene, time: float, size: int = SIZE) -> NDArray[np.uint8]:
+def render_frame(scene: Scene, time: float, size: int = SIZE) -> NDArray[np.uint8]:
     """Return one frame `h w 3`; `time` runs from 0 to 1, at 0.5 the shape is in the middle."""
     side = size * _SUPERSAMPLING
     picture = Image.new("RGB", (side, side), COLOURS[scene.background])
@@ -103,6 +103,6 @@ def _encode(path: Path, scene: Scene) -> None:
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         for number in range(FRAMES):
-            pixels = draw(scene, number / (FRAMES - 1))
+            pixels = render_frame(scene, number / (FRAMES - 1))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())

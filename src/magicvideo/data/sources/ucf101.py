@@ -10,10 +10,9 @@ Human Actions Classes From Videos in The Wild, https://arxiv.org/abs/1212.0402
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from magicvideo.data.sources.annotation_list import ListedClips
-from magicvideo.data.sources.class_labels import readable
+from magicvideo.data.sources.annotation_list import AnnotatedClips, label_to_prompt
 from magicvideo.data.sources.source import Source
-from magicvideo.data.sources.video_index import contents
+from magicvideo.data.sources.video_index import summarize_folder
 from magicvideo.errors import UserError
 
 NAME = "ucf101"
@@ -24,12 +23,12 @@ _CLASSES = "classInd.txt"
 _NUMBERS = ("01", "02", "03")
 
 
-def is_here(folder: Path) -> bool:
-    """Tell whether a folder has this layout."""
+def matches(folder: Path) -> bool:
+    """Return whether a folder has this layout."""
     return _lists(folder) is not None
 
 
-def find_clips(folder: Path) -> Source:
+def scan(folder: Path) -> Source:
     """Return the clips of an official split.
 
     Raises:
@@ -39,21 +38,21 @@ def find_clips(folder: Path) -> Source:
     if not lists:
         raise UserError(
             f"{folder} has no {_CLASSES} beside trainlist01.txt and testlist01.txt, at its top or "
-            f"in {_PLACES[1]}; {contents(folder)}."
+            f"in {_PLACES[1]}; {summarize_folder(folder)}."
         )
     classes, train, test = lists
     numbers = dict(_read_classes(classes))
-    clips = ListedClips(folder, f"{train.name}, {test.name}")
+    clips = AnnotatedClips(folder, f"{train.name}, {test.name}")
     for path in (train, test):
         for number, words in _lines(path):
             where = f"{path.name}, line {number}"
             name = PurePosixPath(words[0])
             _check_class(path, number, words, numbers)
-            clips.offer(
+            clips.add(
                 name.stem,
                 [str(name), name.name],
                 "train" if path is train else "heldout",
-                [readable(name.parent.name)],
+                [label_to_prompt(name.parent.name)],
                 where=where,
             )
     return clips.source(NAME, LICENCE, f"UCF-101's own: {train.name} trains, {test.name} does not.")
@@ -86,7 +85,7 @@ def _read_classes(path: Path) -> Iterator[tuple[str, str]]:
         if len(words) != 2 or not words[0].isdigit():
             raise UserError(
                 f"{path}, line {number} is not a number and a class, such as "
-                "`1 ApplyEyeMakeup`; mend that line."
+                "`1 ApplyEyeMakeup`; correct that line."
             )
         yield words[1], words[0]
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from magicvideo.data.manifest import MANIFEST, Split, read_info, read_manifest
 from magicvideo.data.sources.registry import open_source
-from magicvideo.data.sources.source import Candidate
+from magicvideo.data.sources.source import SourceClip
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import Benchmark, Prompts
 from magicvideo.media.video_reader import PICTURE_SUFFIXES, VIDEO_SUFFIXES, ClipError, read_whole
@@ -51,7 +51,7 @@ def reference_clips(folder: Path, split: Split) -> list[ReferenceClip]:
     if (folder / MANIFEST).is_file():
         clips = _prepared(folder, split)
     else:
-        candidates = [one for one in open_source(folder).candidates if one.split == split]
+        candidates = [one for one in open_source(folder).clips if one.split == split]
         if any(one.span for one in candidates):
             raise UserError(
                 f"{folder} has clips that are parts of longer files; prepare it, and name the "
@@ -79,9 +79,9 @@ def prepared_side(folder: Path) -> int | None:
     return read_info(folder).size if (folder / MANIFEST).is_file() else None
 
 
-def captions_of(candidate: Candidate) -> tuple[str, ...]:
+def captions_of(candidate: SourceClip) -> tuple[str, ...]:
     """Return all captions of a clip; sources of several keep the others beside the first."""
-    others = candidate.other_texts
+    others = candidate.alt_captions
     return () if candidate.text is None else (candidate.text, *others)
 
 
@@ -112,7 +112,7 @@ def _prepared(folder: Path, split: Split) -> list[ReferenceClip]:
         ReferenceClip(
             id=clip.id,
             path=folder / clip.file,
-            captions=(clip.text, *clip.other_texts),
+            captions=(clip.text, *clip.alt_captions),
             fps=clip.fps,
         )
         for clip in read_manifest(folder)

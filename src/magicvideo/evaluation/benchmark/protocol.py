@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from magicvideo.data.manifest import Split
-from magicvideo.data.sources.class_labels import readable
+from magicvideo.data.sources.annotation_list import label_to_prompt
 from magicvideo.diffusion.sampling import SamplerName
 from magicvideo.evaluation.metrics.distribution import Divisor
 from magicvideo.evaluation.results_page import NAME
@@ -62,7 +62,7 @@ class Prompts(_Settings):
             given = yaml.safe_load(_SENTENCES[given].read_text(encoding="utf-8"))
         if not isinstance(given, dict):
             return given
-        return {readable(str(name)): sentence for name, sentence in given.items()}
+        return {label_to_prompt(str(name)): sentence for name, sentence in given.items()}
 
 
 class Generation(_Settings):

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from magicvideo.data.backgrounds import parse_background, random_background
-from magicvideo.data.batch_order import indices, sample_rng
-from magicvideo.data.captions import plain_caption
+from magicvideo.data.batch_order import sample_indices, sample_rng
+from magicvideo.data.captions import canonical_caption
 from magicvideo.data.dataset import ClipDataset, Sample
-from magicvideo.data.manifest import Attributes, Clip
+from magicvideo.data.manifest import Attributes, ClipRecord
 from magicvideo.shapes import Frames
 
 DEFAULT_TONE = "default"
@@ -61,7 +61,7 @@ class JudgeBatchSampler:
         first = step * batch_size
         fewest, most = self.num_frames
         num_frames = int(np.random.default_rng((self.seed, step)).integers(fewest, most + 1))
-        chosen = indices(self.seed, first, batch_size, len(self.dataset))
+        chosen = sample_indices(self.seed, first, batch_size, len(self.dataset))
         drawn = [
             self._draw(index, num_frames, sample_rng(self.seed, first + place))
             for place, index in enumerate(chosen)
@@ -87,7 +87,7 @@ class JudgeBatchSampler:
             num_frames=num_frames,
             strides=(max(1, widest // 2), widest),
             background=own.background,
-            wording="varied" if rng.random() < _VARIED_WORDING else "plain",
+            caption_style="varied" if rng.random() < _VARIED_WORDING else "plain",
         )
         return _Drawn(sample, own, self._rivals(own, rng))
 
@@ -105,7 +105,7 @@ class JudgeBatchSampler:
         return _Pair(index, name if self.dataset.clips[index].channels == 4 else None)
 
     def _plain(self, pair: "_Pair") -> str:
-        return plain_caption(
+        return canonical_caption(
             self.dataset.clips[pair.index],
             parse_background(pair.background) if pair.background else None,
         )
@@ -128,7 +128,7 @@ class _Drawn:
     rivals: list[_Pair]
 
 
-def tone_of(clip: Clip) -> str:
+def tone_of(clip: ClipRecord) -> str:
     """Return the named skin tone, or `DEFAULT_TONE` where there is none."""
     tone = clip.attributes.skin_tone if clip.attributes else None
     return tone or DEFAULT_TONE
@@ -141,7 +141,7 @@ _KEYS: tuple[Callable[[Attributes], str], ...] = (
 )
 
 
-def _families(clips: list[Clip], key: Callable[[Attributes], str]) -> list[list[int]]:
+def _families(clips: list[ClipRecord], key: Callable[[Attributes], str]) -> list[list[int]]:
     """Return for every clip those that share its key; for clips without attributes, all."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from magicvideo.atomic_io import atomic_folder, sha256, verify_checksums
 from magicvideo.data.backgrounds import COLOURS, Background
 from magicvideo.data.batch_order import sample_rng
-from magicvideo.data.captions import describe, plain_caption
+from magicvideo.data.captions import canonical_caption, random_caption
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import MANIFEST
 from magicvideo.errors import UserError
@@ -51,9 +51,9 @@ def judge_config(dataset: ClipDataset) -> JudgeConfig:
     behind = [Background(name) for name in COLOURS]
     captions = []
     for place, clip in enumerate(dataset.clips):
-        captions += [plain_caption(clip, behind[place % len(behind)])]
+        captions += [canonical_caption(clip, behind[place % len(behind)])]
         rng = sample_rng(0, place)
-        captions += [describe(clip, behind[0], rng) for _ in range(_WORDINGS)]
+        captions += [random_caption(clip, behind[0], rng) for _ in range(_WORDINGS)]
     return JudgeConfig(words=count_words(captions, _VOCABULARY), tones=(DEFAULT_TONE, *tones))
 
 

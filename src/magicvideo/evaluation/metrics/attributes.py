@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from magicvideo.data.backgrounds import COLOURS, nearest_colour
-from magicvideo.data.sources.synthetic import DIRECTIONS, SHAPES, Scene, draw
+from magicvideo.data.sources.synthetic import DIRECTIONS, SHAPES, Scene, render_frame
 from magicvideo.evaluation.metrics.motion import corner_mask
 
 
@@ -82,7 +82,7 @@ def _shape(masks: Masks) -> str:
     size = masks.shape[-1]
     overlaps = {}
     for shape in SHAPES:
-        drawn = draw(Scene(shape, "black", "right", "white"), 0.5, size)
+        drawn = render_frame(Scene(shape, "black", "right", "white"), 0.5, size)
         template = _centred(np.linalg.norm(drawn - 255.0, axis=-1) > _CONTRAST)
         common = (centred & template).sum(axis=(1, 2))
         overlaps[shape] = float((common / (centred | template).sum(axis=(1, 2))).mean())

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.data.batch_order import read_batch
+from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.rng import StackedGenerator
@@ -42,7 +42,7 @@ class AutoencoderTask:
 
     def get_batch(self, position: int) -> Batch:
         """Return single frames."""
-        return read_batch(
+        return load_batch(
             self.dataset,
             self.seed,
             position,
@@ -73,7 +73,7 @@ class AutoencoderTask:
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Return frames above their reconstructions."""
-        batch = read_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
+        batch = load_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
         frames = batch.frames.to(next(self.network.parameters()).device)
         rebuilt = decode_latents(self.network, encode_frames(self.network, frames))
         rows = torch.stack([frames[:, 0], rebuilt[:, 0]])
@@ -87,7 +87,7 @@ class AutoencoderTask:
 def init_autoencoder_from_pca(network: PatchAutoencoder, dataset: ClipDataset, seed: int) -> None:
     """Let a fresh autoencoder begin as the best linear code of some frames."""
     # any seed would do, so long as these frames are not the first batches
-    first = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
+    first = load_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
     network.init_from_pca(first.frames[:, 0])
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from magicvideo.data.batch_order import read_batch, read_encoded_batch
+from magicvideo.data.batch_order import load_batch, load_encoded_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.models.autoencoder import decode_latents, encode_frames
@@ -29,8 +29,10 @@ def get_batch(
 ) -> AnyBatch:
     """Return the batch at a position, as `data.order` explains."""
     if isinstance(dataset, ShardDataset):
-        return read_encoded_batch(dataset, seed, position, batch_size, num_frames, strides)
-    return read_batch(dataset, seed, position, batch_size, num_frames, strides, subject_balance)
+        return load_encoded_batch(
+            dataset, seed, position, batch_size, num_frames, strides, subject_balance
+        )
+    return load_batch(dataset, seed, position, batch_size, num_frames, strides, subject_balance)
 
 
 def slice_batch(batch: AnyBatch, chosen: slice) -> AnyBatch:
@@ -95,7 +97,7 @@ def preview_captions(dataset: ClipDataset | ShardDataset, count: int) -> tuple[l
     chosen = np.linspace(0, len(dataset) - 1, count).astype(int)
     rng = np.random.default_rng(0)
     samples = [
-        dataset.sample(int(i), rng, num_frames=1, strides=(slowed, slowed), wording="plain")
+        dataset.sample(int(i), rng, num_frames=1, strides=(slowed, slowed), caption_style="plain")
         for i in chosen
     ]
     return [sample.caption for sample in samples], min(sample.fps for sample in samples)

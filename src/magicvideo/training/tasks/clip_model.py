@@ -21,8 +21,8 @@ from transformers import (
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.data.backgrounds import random_background
-from magicvideo.data.batch_order import read_batch
-from magicvideo.data.captions import describe
+from magicvideo.data.batch_order import load_batch
+from magicvideo.data.captions import random_caption
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.models.conditioning import clip_normalize
@@ -67,7 +67,7 @@ class CLIPTask:
 
     def get_batch(self, position: int) -> Batch:
         """Return single frames with their captions."""
-        return read_batch(
+        return load_batch(
             self.dataset,
             self.seed,
             position,
@@ -190,7 +190,7 @@ def iter_captions(dataset: ClipDataset, seed: int) -> Iterator[str]:
     for clip in dataset.clips:
         for _ in range(_WORDINGS):
             background = random_background(rng) if clip.channels == 4 else None
-            yield describe(clip, background, rng)
+            yield random_caption(clip, background, rng)
 
 
 def vocabulary(captions: list[str]) -> list[str]:

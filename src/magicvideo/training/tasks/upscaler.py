@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from magicvideo.data.batch_order import read_batch
+from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import Batch, ClipDataset
-from magicvideo.data.degrade import crop_pairs, shrink_variously
+from magicvideo.data.degrade import paired_random_crop, random_degrade
 from magicvideo.diffusion.loss import denoising_loss, prediction_target
 from magicvideo.diffusion.noise import correlated_noise, seeded_generator
 from magicvideo.diffusion.sampling import denoising_loop, make_scheduler
@@ -67,7 +67,7 @@ class UpscalerTask:
         self.scheduler = build_training_scheduler(_PROCESS)
         self._check_sizes()
         # any seed would do, so long as these frames are not the first batches
-        batch = read_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1)
+        batch = load_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1)
         first = _frames(batch, self.network)
         residuals, _ = self._examples(
             first, StackedGenerator([seeded_generator(seed, "upscaler", "scale")])
@@ -76,7 +76,7 @@ class UpscalerTask:
 
     def get_batch(self, position: int) -> Batch:
         """Return single frames."""
-        return read_batch(
+        return load_batch(
             self.dataset,
             self.seed,
             position,
@@ -89,7 +89,7 @@ class UpscalerTask:
         self, network: nn.Module, batch: Batch, generator: StackedGenerator
     ) -> dict[str, Tensor]:
         """Return the weighted denoising error of crops."""
-        residuals, small = crop_pairs(
+        residuals, small = paired_random_crop(
             *self._examples(_frames(batch, network), generator),
             self.settings.crop // self.network.config.factor,
             generator,
@@ -117,7 +117,7 @@ class UpscalerTask:
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Return some frames, a row each: enlarged, the same with its residual, and real."""
-        batch = read_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
+        batch = load_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
         network = self.network
         frames = _frames(batch, network)
         residuals, small = self._examples(frames, StackedGenerator([seeded_generator("preview")]))
@@ -145,7 +145,7 @@ class UpscalerTask:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
         settings, factor = self.settings, self.network.config.factor
         with torch.autocast(frames.device.type, enabled=False):  # data are not rounded
-            small = shrink_variously(frames, factor, settings.degradation_prob, generator)
+            small = random_degrade(frames, factor, settings.degradation_prob, generator)
         rebuilt = generator.uniform(len(small)) < settings.vae_roundtrip_prob
         amounts = settings.max_latent_noise * generator.uniform(len(small))
         if rebuilt.any():

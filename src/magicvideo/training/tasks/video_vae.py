@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from magicvideo.data.batch_order import read_batch
+from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.inflate import is_temporal_key
@@ -112,7 +112,7 @@ class VideoVaeTask:
         self.network.save_pretrained(folder / "vae")
 
     def _clips(self, seed: int, position: int, batch_size: int) -> Batch:
-        return read_batch(
+        return load_batch(
             self.dataset,
             seed,
             position,
