@@ -30,7 +30,7 @@ def test_the_doctor_and_the_preparation_agree(shapes, tmp_path, workers):
 def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
     source = folder.scan(shapes, 0.0)
     some = [replace(source.clips[0], text=None), source.clips[1]]
-    source = replace(source, candidates=some)
+    source = replace(source, clips=some)
     prepare(source, tmp_path / "out", FrameSettings.square(8))
     for findings in (check_source(source), check_prepared(tmp_path / "out")):
         assert [(finding.split, finding.detail) for finding in findings] == [
