@@ -11,7 +11,7 @@ from transformers import (
     CLIPTextModel,
 )
 
-from magicvideo.convert.key_mapping import (
+from magicvideo.convert.single_file import (
     map_clip_key,
     map_open_clip_key,
     map_unet_key,

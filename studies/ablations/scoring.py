@@ -17,7 +17,7 @@ from magicvideo.evaluation.evaluator import Evaluator
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol
 from magicvideo.evaluation.provenance import provenance
-from magicvideo.models.autoencoder_loading import load_autoencoder
+from magicvideo.models.video_vae import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.components import component_path, frames_folder, image_vae_path
 from magicvideo.training.dry_run import estimate_run

@@ -68,7 +68,7 @@ def decoders(
     from magicvideo.data.dataset import ClipDataset
     from magicvideo.evaluation.provenance import provenance
     from magicvideo.evaluation.results_page import provenance_table
-    from magicvideo.models.autoencoder_loading import load_autoencoder
+    from magicvideo.models.video_vae import load_autoencoder
     from studies.decoders import (
         WEIGHTS,
         DecoderComparison,

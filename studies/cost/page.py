@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from magicvideo.models.adaptor import FrameAdaptor
+from magicvideo.models.blocks import ConvType
 from magicvideo.models.flops import FlopCounts, count_flops, count_parameters, profile_forward
 from magicvideo.models.sd_presets import AUTOENCODER
-from magicvideo.models.temporal_conv import ConvType
 from studies.cost.networks import (
     FLOOR,
     NETWORKS,

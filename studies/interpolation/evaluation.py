@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.diffusion.keyframe_interpolation import interleave_frames, pair_keyframes
 from magicvideo.diffusion.noise import seeded_generator
+from magicvideo.diffusion.sampling import interleave_frames, pair_keyframes
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluation.judge.network import Judge

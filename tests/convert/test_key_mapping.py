@@ -7,7 +7,7 @@ from diffusers.loaders import single_file_utils as reference
 from image_models import original_layout, stored_parts
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from magicvideo.convert.infer_config import text_config, unet_config, vae_config
+from magicvideo.convert.single_file import text_config, unet_config, vae_config
 
 FOUR = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "sample_size": 64}
 DOWN = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from magicvideo.diffusion.keyframe_interpolation import (
+from magicvideo.diffusion.sampling import (
     interleave_frames,
+    make_scheduler,
     pair_keyframes,
     sample_inbetweens,
 )
-from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.models.interpolator import lerp_keyframes
 
 SHAPE = (2, 4, 3, 5, 6)  # b f c h w

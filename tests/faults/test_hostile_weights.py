@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from magicvideo.atomic_io import sha256, verify_checksums, write_checksums
-from magicvideo.convert.safe_load import read_checkpoint
+from magicvideo.convert.diffusers_folder import read_checkpoint
 from magicvideo.errors import UserError
 from magicvideo.pipelines.model_folder import (
     read_json,

@@ -7,12 +7,12 @@ from networks import randomise
 
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import PatchAutoencoder, vae_scale_factor
-from magicvideo.models.autoencoder_loading import (
+from magicvideo.models.video_vae import (
     AUTOENCODERS,
     autoencoder_from_config_meta,
+    inflate_autoencoder,
     load_autoencoder,
 )
-from magicvideo.models.video_vae import inflate_autoencoder
 from magicvideo.pipelines.model_folder import CLASSES
 
 

@@ -1,8 +1,11 @@
 import torch
 from networks import SMALL, TOKENS, VIDEOS, make_inputs, make_unet, randomise
 
-from magicvideo.models.conditioning import ImageConditioner
-from magicvideo.models.denoiser import ConditionedDenoiser, image_to_condition_tokens
+from magicvideo.models.conditioning import (
+    ConditionedDenoiser,
+    ImageConditioner,
+    image_to_condition_tokens,
+)
 
 EMBEDDING, WIDTH = 9, SMALL["cross_attention_dim"]
 

@@ -15,8 +15,12 @@ from networks import make_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from magicvideo.errors import UserError
-from magicvideo.models.lora import LoraWeights, merge_lora, to_peft_state_dict
-from magicvideo.models.lora_conversion import convert_lora_state_dict
+from magicvideo.models.lora import (
+    LoraWeights,
+    convert_lora_state_dict,
+    merge_lora,
+    to_peft_state_dict,
+)
 
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_TO_Q = f"lora_unet_{TO_Q.replace('.', '_')}"

@@ -3,13 +3,12 @@ import torch
 from networks import FRAMES, SMALL, make_inputs, make_unet, randomise
 from torch.nn import functional as F
 
-from magicvideo.models.inflate import inflate, is_temporal_key
-from magicvideo.models.temporal_conv import (
+from magicvideo.models.blocks import (
     Conv2Plus1d,
     InflatedConv3d,
-    apply_conv,
     build_conv,
 )
+from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.unet import VideoUNet
 
 VIDEOS, IN, OUT, HEIGHT, WIDTH = 2, 3, 5, 7, 6
@@ -69,7 +68,7 @@ def test_the_factorised_kernel_is_one_over_space_and_then_one_over_time(causal, 
 def test_each_starts_as_the_2d_convolution(kind):
     layer, x = build_conv(kind, IN, OUT, stride=2, causal=False), videos(4)
     expected = F.conv2d(x, layer.weight, layer.bias, 2, 1)
-    torch.testing.assert_close(apply_conv(layer, x, 4), expected)
+    torch.testing.assert_close(layer(x, 4), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

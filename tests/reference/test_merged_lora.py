@@ -18,8 +18,7 @@ from networks import FRAMES, SMALL, make_inputs, make_unet, randomise
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from magicvideo.models.lora import merge_lora
-from magicvideo.models.lora_conversion import convert_lora_state_dict
+from magicvideo.models.lora import convert_lora_state_dict, merge_lora
 
 # diffusers warns of an import that it makes itself
 pytestmark = pytest.mark.filterwarnings("ignore:`Transformer2DModelOutput`:FutureWarning")

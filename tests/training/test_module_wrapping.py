@@ -11,8 +11,7 @@ from torch import nn
 
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import PatchAutoencoder
-from magicvideo.models.conditioning import ImageConditioner
-from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.conditioning import ConditionedDenoiser, ImageConditioner
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.models.video_vae import VideoAutoencoderKL
 from magicvideo.training.distributed import enable_activation_checkpointing, wrap_units

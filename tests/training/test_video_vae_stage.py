@@ -9,7 +9,7 @@ from einops import rearrange
 from safetensors.torch import load_file
 
 from magicvideo.models.autoencoder import decode_latents, encode_frames
-from magicvideo.models.autoencoder_loading import load_autoencoder
+from magicvideo.models.video_vae import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.rng import StackedGenerator
 from magicvideo.training.components import component_path, image_vae_path

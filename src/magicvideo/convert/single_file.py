@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,258 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from magicvideo.convert.checkpoint import ComponentState, SDCheckpoint
-from magicvideo.convert.diffusers_folder import vision_part
-from magicvideo.convert.infer_config import is_open_clip, text_config, unet_config, vae_config
-from magicvideo.convert.key_mapping import (
-    OPEN_CLIP,
-    StoredKey,
-    map_clip_key,
-    map_open_clip_key,
-    map_unet_key,
-    map_vae_key,
+from magicvideo.convert.diffusers_folder import (
+    ComponentState,
+    SDCheckpoint,
+    read_checkpoint,
+    vision_part,
 )
-from magicvideo.convert.safe_load import read_checkpoint
 from magicvideo.errors import UserError
 from magicvideo.pipelines.loading import load_tokenizer
+
+UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+OPEN_CLIP = "cond_stage_model.model."
+
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_PROJECTION = re.compile(r"self_attn\.([qkv])_proj\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class StoredKey:
+    """Where a tensor is stored.
+
+    Attributes:
+        name: Of the stored tensor.
+        third: Which third of its rows is meant, or None for all of it.
+    """
+
+    name: str
+    third: int | None = None
+
+
+def map_unet_key(name: str, layers_per_block: int, attends_up: tuple[bool, ...]) -> StoredKey:
+    """Return where a tensor of the U-Net is stored.
+
+    Args:
+        name: As in `UNet2DConditionModel`.
+        layers_per_block: Residual blocks a level of the first half.
+        attends_up: Whether each level of the second half has attention.
+    """
+    for ours, theirs in _UNET_ENDS.items():
+        if name.startswith(f"{ours}."):
+            return StoredKey(UNET + theirs + name.removeprefix(ours))
+    half, _, rest = name.partition(".")
+    row = layers_per_block + 1
+    if half == "mid_block":
+        kind, number, rest = rest.split(".", 2)
+        block = f"middle_block.{2 * int(number) if kind == 'resnets' else 1}"
+        return StoredKey(f"{UNET}{block}.{_in_layer(kind, rest)}")
+    level, kind, number, rest = rest.split(".", 3)
+    if half == "down_blocks":
+        layer = (
+            (int(level) + 1) * row if kind == "downsamplers" else int(level) * row + int(number) + 1
+        )
+        part = {"resnets": "0", "attentions": "1", "downsamplers": "0.op"}[kind]
+        block = f"input_blocks.{layer}.{part}"
+    else:
+        layer = int(level) * row + (layers_per_block if kind == "upsamplers" else int(number))
+        after = 2 if attends_up[int(level)] else 1
+        part = {"resnets": "0", "attentions": "1", "upsamplers": f"{after}.conv"}[kind]
+        block = f"output_blocks.{layer}.{part}"
+    return StoredKey(f"{UNET}{block}.{_in_layer(kind, rest)}")
+
+
+def map_vae_key(name: str, num_levels: int) -> StoredKey:
+    """Return where a tensor of the autoencoder is stored.
+
+    Args:
+        name: As in `AutoencoderKL`.
+        num_levels: Levels of either half.
+    """
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    name = name.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+    name = re.sub(r"down_blocks\.(\d+)\.", r"down.\1.", name)
+    name = re.sub(
+        r"up_blocks\.(\d+)\.", lambda found: f"up.{num_levels - 1 - int(found[1])}.", name
+    )
+    name = re.sub(
+        r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", name
+    )
+    name = name.replace(".resnets.", ".block.")
+    if ".mid_block.attentions.0." in name:
+        half, rest = name.split(".mid_block.attentions.0.")
+        layer, _, kind = rest.rpartition(".")
+        name = f"{half}.mid.attn_1.{_VAE_ATTENTION[layer]}.{kind}"
+    return StoredKey(VAE + name)
+
+
+def map_clip_key(name: str) -> StoredKey:
+    """Return where a tensor of Stable Diffusion 1.x's text encoder is stored.
+
+    Args:
+        name: As in `CLIPTextModel`, without `text_model.`.
+    """
+    return StoredKey(f"{CLIP}text_model.{name}")
+
+
+def map_open_clip_key(name: str) -> StoredKey:
+    """Return where a tensor of Stable Diffusion 2.x's text encoder is stored.
+
+    Args:
+        name: As in `CLIPTextModel`, without `text_model.`.
+    """
+    if name in _OPEN_CLIP_ENDS:
+        return StoredKey(OPEN_CLIP + _OPEN_CLIP_ENDS[name])
+    number, rest = name.removeprefix("encoder.layers.").split(".", 1)
+    layer = f"{OPEN_CLIP}transformer.resblocks.{number}."
+    if found := _PROJECTION.fullmatch(rest):
+        return StoredKey(f"{layer}attn.in_proj_{found[2]}", "qkv".index(found[1]))
+    for ours, theirs in _OPEN_CLIP_LAYER.items():
+        rest = rest.replace(ours, theirs)
+    return StoredKey(layer + rest)
+
+
+def _in_layer(kind: str, rest: str) -> str:
+    if kind == "resnets":
+        layer, _, end = rest.partition(".")
+        return f"{_UNET_RESNET[layer]}.{end}"
+    return rest.removeprefix("conv.") if kind in ("downsamplers", "upsamplers") else rest
+
+
+# what shapes do not show is the same in all of Stable Diffusion 1.x and 2.x
+_HEADS, _HEAD_WIDTH, _GROUPS = 8, 64, 32
+_SIDE, _SCALING = 64, 0.18215
+
+
+def unet_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `UNet2DConditionModel`.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
+    layers = next(i for i in range(2, 99) if f"{UNET}input_blocks.{i}.0.op.weight" in tensors) - 1
+    row = layers + 1
+    starts: list[str] = []
+    channels: list[int] = []
+    while f"{UNET}input_blocks.{len(starts) * row + 1}.0.in_layers.2.weight" in tensors:
+        start = f"{UNET}input_blocks.{len(starts) * row + 1}."
+        starts.append(start)
+        channels.append(len(tensors[f"{start}0.in_layers.2.weight"]))
+    middle = f"{UNET}middle_block.1."
+    linear = tensors[f"{middle}proj_in.weight"].ndim == 2
+    attends = [f"{start}1.proj_in.weight" in tensors for start in starts]
+    return {
+        "sample_size": _SIDE,
+        "in_channels": tensors[f"{UNET}input_blocks.0.0.weight"].shape[1],
+        "out_channels": len(tensors[f"{UNET}out.2.weight"]),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple(
+            "CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)
+        ),
+        "block_out_channels": tuple(channels),
+        "layers_per_block": layers,
+        "cross_attention_dim": tensors[f"{middle}transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "attention_head_dim": tuple(c // _HEAD_WIDTH for c in channels) if linear else _HEADS,
+        "norm_num_groups": _GROUPS,
+        "use_linear_projection": linear,
+    }
+
+
+def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `AutoencoderKL`.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
+    channels: list[int] = []
+    while (name := f"{VAE}encoder.down.{len(channels)}.block.0.conv2.weight") in tensors:
+        channels.append(len(tensors[name]))
+    layers = 1
+    while f"{VAE}encoder.down.0.block.{layers}.conv2.weight" in tensors:
+        layers += 1
+    return {
+        "in_channels": tensors[f"{VAE}encoder.conv_in.weight"].shape[1],
+        "out_channels": len(tensors[f"{VAE}decoder.conv_out.weight"]),
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "block_out_channels": tuple(channels),
+        "layers_per_block": layers,
+        "latent_channels": tensors[f"{VAE}post_quant_conv.weight"].shape[1],
+        "norm_num_groups": _GROUPS,
+        "sample_size": 8 * _SIDE,
+        "scaling_factor": _SCALING,
+    }
+
+
+def text_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the settings of `CLIPTextModel`.
+
+    Stable Diffusion 2.x reads OpenCLIP's tower up to the last layer but one.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
+    if is_open_clip(tensors):
+        start, layer, inner = OPEN_CLIP, "transformer.resblocks", "mlp.c_fc"
+        vocabulary, positions = "token_embedding.weight", "positional_embedding"
+    else:
+        start, layer, inner = f"{CLIP}text_model.", "encoder.layers", "mlp.fc1"
+        vocabulary, positions = (
+            f"embeddings.{kind}_embedding.weight" for kind in ("token", "position")
+        )
+    size, width = tensors[start + vocabulary].shape
+    count = 0
+    while f"{start}{layer}.{count}.{inner}.weight" in tensors:
+        count += 1
+    return {
+        "vocab_size": size,
+        "hidden_size": width,
+        "intermediate_size": len(tensors[f"{start}{layer}.0.{inner}.weight"]),
+        "num_hidden_layers": count - 1 if is_open_clip(tensors) else count,
+        "num_attention_heads": width // _HEAD_WIDTH,
+        "max_position_embeddings": len(tensors[start + positions]),
+        "hidden_act": "gelu" if is_open_clip(tensors) else "quick_gelu",
+    }
+
+
+def is_open_clip(tensors: dict[str, Tensor]) -> bool:
+    """Return whether the text encoder is OpenCLIP's, as in Stable Diffusion 2.x."""
+    return any(name.startswith(OPEN_CLIP) for name in tensors)
+
 
 # what such files hold beside the networks; anything else is refused as unknown
 _NO_PLACE = {

@@ -15,8 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from magicvideo.convert.checkpoint import ComponentState, SDCheckpoint
-from magicvideo.convert.diffusers_folder import open_diffusers_folder
+from magicvideo.convert.diffusers_folder import ComponentState, SDCheckpoint, open_diffusers_folder
 from magicvideo.convert.single_file import open_single_file
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import vae_scale_factor

@@ -7,6 +7,7 @@ package goes through `encode_frames` and `decode_latents`. So do their video for
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeAlias
@@ -21,9 +22,60 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.models.temporal_decoder import TemporalDecoderMixin
+from magicvideo.models.temporal_attention import DirectedTemporalAttention, KVCache
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames, Frames, Latents
+
+Features: TypeAlias = Float[Tensor, "n _ _ _"]
+"""Of any layer: neighbours differ in all but the number of frames."""
+DecoderCache: TypeAlias = tuple[KVCache, KVCache]
+"""What the two layers keep of the frames before a window: never more than their reach."""
+
+
+class TemporalDecoderMixin(ABC):
+    """The video form of an autoencoder's decoder, which begins as the image decoder.
+
+    It goes before the image class among a class's bases.
+    """
+
+    temporal_mid: DirectedTemporalAttention
+    temporal_up: DirectedTemporalAttention
+
+    def decode(self, z: FoldedFrames, num_frames: int = 1) -> DecoderOutput:
+        """Return pixels of the unscaled codes of videos, each `num_frames` long.
+
+        By default every frame is a video of its own.
+        """
+        return DecoderOutput(sample=self.decode_chunk(z, num_frames, None)[0])
+
+    def decode_chunk(
+        self, z: FoldedFrames, num_frames: int, cache: DecoderCache | None
+    ) -> tuple[Features, DecoderCache]:
+        """Return pixels of a window of frames, and the memory for the window after it.
+
+        Args:
+            z: Unscaled code of the window, of one or several videos.
+            num_frames: Frames of the window.
+            cache: What the window before returned; None where the videos start.
+        """
+        before_mid, before_up = cache or (None, None)
+        x = self._to_mid(z)
+        update, after_mid = self.temporal_mid.forward_chunk(x, num_frames, before_mid)
+        x = self._to_up(x + update)
+        update, after_up = self.temporal_up.forward_chunk(x, num_frames, before_up)
+        return self._to_pixels(x + update, z), (after_mid, after_up)
+
+    @abstractmethod
+    def _to_mid(self, z: FoldedFrames) -> Features:
+        """Return the features after the middle block."""
+
+    @abstractmethod
+    def _to_up(self, x: Features) -> Features:
+        """Return the features after the first up block, from those after the middle block."""
+
+    @abstractmethod
+    def _to_pixels(self, x: Features, z: FoldedFrames) -> Features:
+        """Return pixels, from the features after the first up block and the code itself."""
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
@@ -84,14 +136,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
             *(ResidualBlock(coarse, norm_num_groups) for _ in range(encoder_layers[1])),
             *_zero_head(coarse, latent_channels, norm_num_groups),
         )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(latent_channels, coarse, 3, padding=1),
-            *(ResidualBlock(coarse, norm_num_groups) for _ in range(decoder_layers[1])),
-            nn.Conv2d(coarse, 4 * fine, 1),
-            nn.PixelShuffle(2),
-            *(ResidualBlock(fine, norm_num_groups) for _ in range(decoder_layers[0])),
-            *_zero_head(fine, pixels, norm_num_groups),
-            nn.PixelShuffle(half),
+        self.decoder = PatchDecoder(
+            latent_channels, pixels, half, (fine, coarse), decoder_layers, norm_num_groups
         )
 
     def encode(self, x: FoldedFrames) -> AutoencoderKLOutput:
@@ -142,6 +188,63 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.decoder_linear.bias.copy_(channels.float())
         variance = variances[-self.config.latent_channels :].mean()
         self.register_to_config(scaling_factor=float(variance**-0.5))
+
+
+class PatchDecoder(nn.Sequential):
+    """The convolutional decoder of a `PatchAutoencoder`, in three stages.
+
+    `to_mid` works at the side of the latents, `to_up` doubles the side and ends after the first
+    residual block there, `to_pixels` does the rest. A video decoder adds temporal attention after
+    the first two. All modules are registered in one flat sequence, whose numbers are the names in
+    the state dict.
+
+    Args:
+        latent_channels: Channels of the latents.
+        pixel_channels: Channels of the last convolution, which the pixel shuffle spreads in space.
+        upscale_factor: Of that pixel shuffle.
+        widths: Channels at twice the side of the latents, and at their side.
+        num_layers: Residual blocks at these two sides.
+        num_groups: Groups of the group norms.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        pixel_channels: int,
+        upscale_factor: int,
+        widths: tuple[int, int],
+        num_layers: Sequence[int],
+        num_groups: int,
+    ) -> None:
+        fine, coarse = widths
+        mid = [
+            nn.Conv2d(latent_channels, coarse, 3, padding=1),
+            *(ResidualBlock(coarse, num_groups) for _ in range(num_layers[1])),
+        ]
+        upsample = [nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)]
+        blocks = [ResidualBlock(fine, num_groups) for _ in range(num_layers[0])]
+        head = [*_zero_head(fine, pixel_channels, num_groups), nn.PixelShuffle(upscale_factor)]
+        super().__init__(*mid, *upsample, *blocks, *head)
+        # plain tuples: torch would register lists of modules a second time, under other names
+        self._stages = (tuple(mid), (*upsample, *blocks[:1]), (*blocks[1:], *head))
+
+    def to_mid(self, z: FoldedFrames) -> Features:
+        """Return the features at the side of the latents."""
+        return _run(self._stages[0], z)
+
+    def to_up(self, x: Features) -> Features:
+        """Return the features at twice that side, after the first residual block there."""
+        return _run(self._stages[1], x)
+
+    def to_pixels(self, x: Features) -> Features:
+        """Return the correction of the linear decoder's pixels."""
+        return _run(self._stages[2], x)
+
+
+def _run(modules: Iterable[nn.Module], x: Features) -> Features:
+    for module in modules:
+        x = module(x)
+    return x
 
 
 class ResidualBlock(nn.Module):

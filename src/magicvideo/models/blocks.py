@@ -1,12 +1,16 @@
-"""The blocks of the video U-Net: shared 2D convolutions with adaptors, and the two attentions.
+"""The blocks of the video U-Net: 2D convolutions with adaptors, spatial and temporal attention.
 
-Names of shared parameters are those of diffusers' `UNet2DConditionModel`. What is new has `adaptor`
-or `temporal` in its name.
+Source: MagicVideo, Figure 3. Parameters that the image network has carry the names of diffusers'
+`UNet2DConditionModel`. Parameters that only the video network has contain `adaptor` or `temporal`.
+
+The convolutions along time (`2+1d` and `3d`) are the paper's ablation of its adaptors.
 """
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,8 +19,117 @@ from torch.utils.checkpoint import checkpoint
 from magicvideo.models.adaptor import build_adaptor
 from magicvideo.models.attention import SpatialTransformer
 from magicvideo.models.temporal_attention import DirectedTemporalAttention, TemporalMode
-from magicvideo.models.temporal_conv import ConvType, apply_conv, build_conv
 from magicvideo.shapes import FoldedFrames, Tokens
+
+ConvType: TypeAlias = Literal["2d", "2+1d", "3d"]
+Convolved: TypeAlias = Float[Tensor, "n _ _ _"]  # other channels, possibly another side
+
+
+class FrameConv2d(nn.Conv2d):
+    """A 2D kernel that all frames share: MagicVideo's convolution, which an adaptor follows.
+
+    It takes `num_frames` as the convolutions over time below do, so that blocks call all of them
+    alike. Its constructor is that of `nn.Conv2d`, by which peft creates the layers of an adapter.
+    """
+
+    def forward(self, x: FoldedFrames, num_frames: int = 1) -> Convolved:  # noqa: ARG002
+        """Return the convolution of each frame."""
+        return super().forward(x)
+
+
+class InflatedConv3d(nn.Conv2d):
+    """A 3x3x3 kernel: y_i = W_0 * x_i + W_1 * x_(i-s) + W_2 * x_(i-t) + bias.
+
+    W_0 is the 2D kernel under its own name, so that image weights load. W_1 and W_2 are zero at
+    the start, where the network therefore equals the image network.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: In space; time is never strided.
+        causal: True for the two frames before (s, t = 1, 2), so that no frame depends on a later
+            one; False for the frame before and the frame after (s, t = 1, -1). Frames beyond
+            either end of the video are zero.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, causal: bool) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.shifts = _shifts(causal=causal)
+        # W_1 and W_2 stacked along the output channels. Four axes and not five: torch's
+        # channels_last memory format is defined for four.
+        shape = (len(self.shifts) * out_channels, in_channels, 3, 3)
+        self.temporal_weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: FoldedFrames, num_frames: int = 1) -> Convolved:
+        """Return the convolution of videos of `num_frames` frames."""
+        kernels = torch.cat([self.weight, self.temporal_weight])
+        taps = F.conv2d(x, kernels, None, self.stride, self.padding)
+        assert self.bias is not None
+        return _sum_taps(taps, num_frames, self.shifts) + self.bias[:, None, None]
+
+
+class Conv2Plus1d(nn.Conv2d):
+    """A factorised kernel, (2+1)D: a 3x3 convolution in space, then one over three frames.
+
+    Source of the factorisation: Tran et al., "A Closer Look at Spatiotemporal Convolutions for
+    Action Recognition" (1711.11248). The kernel over time is the identity at the start.
+
+    Its arguments are those of `InflatedConv3d`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, causal: bool) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.shifts = _shifts(causal=causal)
+        current = torch.eye(out_channels)
+        neighbours = torch.zeros(len(self.shifts) * out_channels, out_channels)
+        self.temporal_weight = nn.Parameter(torch.cat([current, neighbours]))
+        self.temporal_bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: FoldedFrames, num_frames: int = 1) -> Convolved:
+        """Return the convolution of videos of `num_frames` frames."""
+        # a kernel of one pixel is a linear layer over channels, which is faster on a CPU
+        rows = rearrange(super().forward(x), "n c h w -> n h w c")
+        taps = rearrange(F.linear(rows, self.temporal_weight), "n h w c -> n c h w")
+        return _sum_taps(taps, num_frames, self.shifts) + self.temporal_bias[:, None, None]
+
+
+def build_conv(
+    kind: ConvType, in_channels: int, out_channels: int, *, stride: int = 1, causal: bool
+) -> FrameConv2d | InflatedConv3d | Conv2Plus1d:
+    """Return a 3x3 convolution whose forward pass takes folded frames and `num_frames`."""
+    if kind == "3d":
+        return InflatedConv3d(in_channels, out_channels, stride, causal=causal)
+    if kind == "2+1d":
+        return Conv2Plus1d(in_channels, out_channels, stride, causal=causal)
+    return FrameConv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+def _shifts(*, causal: bool) -> tuple[int, int]:
+    """Return how many frames back the two other taps of a temporal kernel read."""
+    return (1, 2) if causal else (1, -1)
+
+
+def _sum_taps(taps: Convolved, num_frames: int, shifts: tuple[int, int]) -> Convolved:
+    """Return y_i = a_i + sum over s of b_s(i - s), where the channels of `taps` are [a, b_s, ...].
+
+    Convolving once with stacked kernels and shifting the results costs one pass over the input,
+    where three convolutions would read it three times.
+    """
+    # channels last, so that slices along frames are contiguous
+    rows = rearrange(taps, "(b f) c h w -> b f h w c", f=num_frames)
+    total, *others = rows.chunk(1 + len(shifts), dim=-1)
+    for other, shift in zip(others, shifts, strict=True):
+        total = total + _shift_frames(other, shift)
+    return rearrange(total, "b f h w c -> (b f) c h w")
+
+
+def _shift_frames(x: Float[Tensor, "b f h w c"], shift: int) -> Float[Tensor, "b f h w c"]:
+    """Move every frame `shift` places later (earlier where negative) and fill with zeros."""
+    far = min(abs(shift), x.shape[1])
+    if shift > 0:
+        return F.pad(x[:, : x.shape[1] - far], (0, 0, 0, 0, 0, 0, far, 0))
+    return F.pad(x[:, far:], (0, 0, 0, 0, 0, 0, 0, far))
+
 
 TimeEmbedding = Float[Tensor, "_ e"]
 Resized = Float[Tensor, "n _ _ _"]  # folded frames with other channels or another side
@@ -24,7 +137,7 @@ Resized = Float[Tensor, "n _ _ _"]  # folded frames with other channels or anoth
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What all blocks of one network share."""
+    """Configuration shared by all blocks of one network; see `VideoUNet` for the arguments."""
 
     time_embed_dim: int
     cross_attention_dim: int
@@ -37,7 +150,7 @@ class BlockConfig:
     convolutions: ConvType = "2d"
 
     def build_conv(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-        """Return a 3x3 convolution, which sees no later frame where attention sees none."""
+        """Return a 3x3 convolution; it is causal in time if temporal attention is `directed`."""
         causal = self.temporal_attention == "directed"
         return build_conv(
             self.convolutions, in_channels, out_channels, stride=stride, causal=causal
@@ -46,13 +159,13 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What conditions one forward pass.
+    """Inputs of every block in one forward pass.
 
     Attributes:
-        time: Embedding of diffusion step, frame rate and motion, activated: `b e`, or `(b f) e`
-            where frames have diffusion steps of their own.
+        time: Embedding of timestep, frame rate and motion, after SiLU: `b e`, or `(b f) e` if
+            every frame has a timestep of its own.
         tokens: Text or image tokens, `b l d`.
-        num_frames: Frames of a video, by which the batch axis unfolds.
+        num_frames: Frames of each video: the batch axis is `(b f)`.
     """
 
     time: TimeEmbedding
@@ -61,7 +174,7 @@ class BlockContext:
 
 
 class ResnetBlock(nn.Module):
-    """Two adapted convolutions with the time embedding between them, and a residual."""
+    """Residual block: norm, SiLU, convolution and adaptor, twice; time is added after the first."""
 
     def __init__(self, in_channels: int, out_channels: int, config: BlockConfig) -> None:
         super().__init__()
@@ -79,18 +192,19 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: FoldedFrames, context: BlockContext) -> Resized:
         """Return the block's output."""
-        h = apply_conv(self.conv1, F.silu(self.norm1(x)), context.num_frames)
+        h = self.conv1(F.silu(self.norm1(x)), context.num_frames)
         h = self.adaptor1(h, context.num_frames, self.time_emb_proj(context.time))
-        h = apply_conv(self.conv2, F.silu(self.norm2(h)), context.num_frames)
+        h = self.conv2(F.silu(self.norm2(h)), context.num_frames)
         h = self.adaptor2(h, context.num_frames)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return residual + h
 
 
 class SpatioTemporalTransformer(SpatialTransformer):
-    """Figure 3b: spatial and directed temporal attention read the same features and are summed.
+    """Spatial transformer and directed temporal attention in parallel (Figure 3b).
 
-    The spatial branch keeps Stable Diffusion's residual connection and gets an adaptor of its own.
+    y = Adaptor(x + S-Attn(x)) + T-Attn(x). Both branches read the same features; the residual
+    connection belongs to the spatial branch, as in Stable Diffusion.
     """
 
     def __init__(self, channels: int, num_heads: int, config: BlockConfig) -> None:
@@ -110,13 +224,13 @@ class SpatioTemporalTransformer(SpatialTransformer):
         )
 
     def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
-        """Return the sum of both branches."""
+        """Return the sum of the spatial and the temporal branch."""
         spatial = self.adaptor(super().forward(x, condition, num_frames), num_frames)
         return spatial if self.temporal is None else spatial + self.temporal(x, num_frames)
 
 
 class Resample(nn.Module):
-    """A 3x3 convolution with its adaptor, by which a level halves or doubles its side."""
+    """A 3x3 convolution with its adaptor, for downsampling (stride 2) or after upsampling."""
 
     def __init__(self, channels: int, config: BlockConfig, *, stride: int) -> None:
         super().__init__()
@@ -124,15 +238,15 @@ class Resample(nn.Module):
         self.adaptor = build_adaptor(config.num_frames, channels, enabled=config.frame_adaptor)
 
     def forward(self, x: FoldedFrames, num_frames: int) -> Resized:
-        """Return the adapted convolution of x."""
-        return self.adaptor(apply_conv(self.conv, x, num_frames), num_frames)
+        """Return the convolution after its adaptor."""
+        return self.adaptor(self.conv(x, num_frames), num_frames)
 
 
 class ResAttnBlock(nn.Module):
-    """Layers of a residual block and, where there is one, the attention that follows it.
+    """Layers of one resolution: a residual block each, followed by attention where there is any.
 
-    `gradient_checkpointing` is the switch that diffusers' `enable_gradient_checkpointing` looks
-    for: of a layer its inputs alone are kept, and the backward pass computes the rest again.
+    diffusers' `enable_gradient_checkpointing` sets `gradient_checkpointing`. Only the inputs of a
+    layer are then saved, and the backward pass computes its activations again.
     """
 
     resnets: nn.ModuleList
@@ -155,7 +269,7 @@ class ResAttnBlock(nn.Module):
 
 
 class DownBlock(ResAttnBlock):
-    """One level of the encoder half; every output is kept for the decoder half."""
+    """One resolution of the encoder; every output becomes a skip connection."""
 
     def __init__(
         self,
@@ -175,7 +289,7 @@ class DownBlock(ResAttnBlock):
         self.downsamplers = None if is_last else nn.ModuleList([Resample(after, config, stride=2)])
 
     def forward(self, x: FoldedFrames, context: BlockContext) -> list[Resized]:
-        """Return the output of every layer; the last is the input of the next level."""
+        """Return the output of every layer; the last one is the input of the next block."""
         outputs = []
         for i in range(len(self.resnets)):
             x = self._layer(i, x, context)
@@ -186,7 +300,7 @@ class DownBlock(ResAttnBlock):
 
 
 class MidBlock(ResAttnBlock):
-    """The deepest level: residual block, attention, residual block."""
+    """The lowest resolution: residual block, attention, residual block."""
 
     def __init__(self, channels: int, num_heads: int, config: BlockConfig) -> None:
         super().__init__()
@@ -194,13 +308,13 @@ class MidBlock(ResAttnBlock):
         self.attentions = nn.ModuleList([SpatioTemporalTransformer(channels, num_heads, config)])
 
     def forward(self, x: FoldedFrames, context: BlockContext) -> FoldedFrames:
-        """Return the level's output."""
+        """Return the block's output."""
         x = self._layer(0, x, context)
         return self._layer(1, x, context)
 
 
 class UpBlock(ResAttnBlock):
-    """One level of the decoder half; each layer takes one output of the encoder half."""
+    """One resolution of the decoder; each layer concatenates one skip connection."""
 
     def __init__(
         self,
@@ -223,7 +337,14 @@ class UpBlock(ResAttnBlock):
     def forward(
         self, x: FoldedFrames, skips: list[Resized], context: BlockContext, side: torch.Size
     ) -> Resized:
-        """Return the level's output; the last of `skips` goes first, `side` is the next level's."""
+        """Return the block's output.
+
+        Args:
+            x: Output of the block below.
+            skips: Outputs of the encoder at this resolution; the last one is used first.
+            context: Inputs of every block.
+            side: Height and width of the next resolution, which upsampling must reach exactly.
+        """
         for i, skip in enumerate(reversed(skips)):
             x = self._layer(i, torch.cat([x, skip], dim=1), context)
         if self.upsamplers is not None:

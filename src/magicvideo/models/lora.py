@@ -1,11 +1,13 @@
 """Low-rank updates of a network's layers, as a LoRA holds them, and adding them to the weights."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from magicvideo.errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls such a file."""
@@ -84,3 +86,176 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     """Return a shape without the sides of a 1x1 kernel."""
     first, *kernel = shape
     return (first,) if math.prod(kernel) == 1 else (first, *kernel)
+
+
+# how a name ends: in peft's layout, diffusers' older ones, and kohya's
+_ENDINGS = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+}
+# what is of another kind, by a part of its names
+_OTHERS = {
+    "lora_te2_": "Stable Diffusion XL",
+    "text_encoder_2.": "Stable Diffusion XL",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lora_mid": "a LoRA in Tucker form",
+    "lora_embedding": "an embedding",
+    ".bias": "a LoRA with biases",
+    "diff": "a change of whole tensors",
+}
+_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
+PEFT_PREFIX = "base_model.model."
+_TEXT_PREFIX = "text_model."  # transformers has it in some versions
+_OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+Updates = dict[str, dict[str, LoraWeights]]
+
+
+@dataclass
+class _Found:
+    """What a file holds for one layer, with the names by which it does."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def convert_lora_state_dict(
+    tensors: Mapping[str, Tensor],
+    networks: Mapping[str, Mapping[str, Tensor]],
+    alphas: Mapping[str, float],
+    source: str,
+) -> Updates:
+    """Return the updates that a LoRA file holds, by component and name of the weight.
+
+    Args:
+        tensors: Of the file.
+        networks: The weights of `unet` and, where the file may have it, of `text_encoder`.
+        alphas: By component, where the file says it elsewhere; it is the rank by default.
+        source: What the file is called.
+
+    Raises:
+        UserError: If a tensor is unknown, misshapen, not finite, or without its partner.
+    """
+    places = {name: _layers(weights) for name, weights in networks.items()}
+    found: dict[tuple[str, str], _Found] = {}
+    for key, tensor in tensors.items():
+        module, kind = _split(key, source)
+        component, layer = _place(module, places)
+        if layer is None:
+            raise _unknown(key, component, source)
+        entry = found.setdefault((component, layer), _Found())
+        if kind in entry.tensors:
+            raise UserError(f"{source} says the same of {layer} twice: {entry.keys[kind]}, {key}.")
+        entry.tensors[kind], entry.keys[kind] = tensor, key
+    if not found:
+        raise UserError(f"{source} is empty; take a file that holds a LoRA.")
+    updates: Updates = {}
+    for (component, layer), entry in found.items():
+        update = _update(entry, alphas.get(component), source)
+        weight = networks[component][f"{layer}.weight"]
+        if not update.fits(weight.shape):
+            raise UserError(
+                f"{source}: {entry.keys['down']} has the shape {list(update.down.shape)} and "
+                f"{entry.keys['up']} {list(update.up.shape)}, and the layer of this model "
+                f"{list(weight.shape)}; the LoRA was made for another base model."
+            )
+        updates.setdefault(component, {})[f"{layer}.weight"] = update
+    return updates
+
+
+def _layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return a network's layers with a weight: by their own names, and by kohya's flat ones."""
+    layers = {}
+    for name in weights:
+        if name.endswith(".weight") and weights[name].ndim >= 2:
+            layer = name.removesuffix(".weight")
+            short = layer.removeprefix(_TEXT_PREFIX)
+            layers[short] = layers[short.replace(".", "_")] = layer
+    return layers
+
+
+def _split(key: str, source: str) -> tuple[str, str]:
+    """Return what a name says of the layer, and whether it is `down`, `up` or `alpha`."""
+    for ending, kind in _ENDINGS.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), kind
+    for part, what in _OTHERS.items():
+        if part in key:
+            raise UserError(
+                f"{source} holds {key}: it is {what}, which is not supported; take a plain LoRA "
+                "of linear layers and convolutions."
+            )
+    raise UserError(f"{source} holds {key}, which is no part of a LoRA that is known here.")
+
+
+def _place(module: str, places: Mapping[str, Mapping[str, str]]) -> tuple[str, str | None]:
+    """Return the component and the layer that a name means; None for one that is not there."""
+    for prefix, component in _KOHYA.items():
+        if module.startswith(prefix):
+            flat = module.removeprefix(prefix).removeprefix("text_model_")
+            return component, places.get(component, {}).get(flat)
+    component = "text_encoder" if module.startswith("text_encoder.") else "unet"
+    bare = module.replace(PEFT_PREFIX, "").removeprefix(f"{component}.").replace(".processor", "")
+    if component == "text_encoder":
+        bare = bare.removeprefix(_TEXT_PREFIX)
+    return component, next(
+        (places[component][name] for name in _spellings(bare) if name in places.get(component, {})),
+        None,
+    )
+
+
+def _spellings(module: str) -> Iterator[str]:
+    """Give a layer's name, and what it is called since an older layout."""
+    yield module
+    before, _, last = module.rpartition(".")
+    if last == "to_out":
+        yield f"{module}.0"
+    if last in _OLD_TEXT_NAMES:
+        yield f"{before}.{_OLD_TEXT_NAMES[last]}"
+
+
+def _unknown(key: str, component: str, source: str) -> UserError:
+    for part, what in _OTHERS.items():
+        if part in key:
+            return UserError(
+                f"{source} holds {key}: it is of {what}, which is not supported; take a LoRA of "
+                "Stable Diffusion 1.x."
+            )
+    return UserError(
+        f"{source} holds {key}, and the {component} of this model has no such layer; the LoRA was "
+        "made for another base model."
+    )
+
+
+def _update(entry: _Found, alpha: float | None, source: str) -> LoraWeights:
+    if missing := {"down", "up"} - entry.tensors.keys():
+        key = next(iter(entry.keys.values()))
+        raise UserError(
+            f"{source} holds {key} and not the matrix {sorted(missing)[0]} that goes with it; take "
+            "a complete copy."
+        )
+    for kind, tensor in entry.tensors.items():
+        if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            raise UserError(f"{source}: {entry.keys[kind]} is damaged: it has no finite numbers.")
+    down, up = entry.tensors["down"], entry.tensors["up"]
+    if "alpha" in entry.tensors:
+        stored = entry.tensors["alpha"]
+        if math.prod(stored.shape) != 1:
+            raise UserError(f"{source}: {entry.keys['alpha']} is not one number.")
+        alpha = float(stored)
+    rank = down.shape[0] if down.ndim else 0
+    if rank == 0:
+        raise UserError(f"{source}: {entry.keys['down']} has the rank 0; it holds nothing.")
+    return LoraWeights(down, up, float(rank) if alpha is None else alpha)

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from magicvideo.atomic_io import hash_component, verify_checksums
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import Autoencoder
-from magicvideo.models.autoencoder_loading import load_autoencoder
+from magicvideo.models.video_vae import load_autoencoder
 
 
 @dataclass(frozen=True)

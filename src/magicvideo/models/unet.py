@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magicvideo.models.adaptor import build_adaptor, repeat_for_frames
-from magicvideo.models.blocks import BlockConfig, BlockContext, DownBlock, MidBlock, UpBlock
+from magicvideo.models.blocks import (
+    BlockConfig,
+    BlockContext,
+    ConvType,
+    DownBlock,
+    MidBlock,
+    UpBlock,
+)
 from magicvideo.models.temporal_attention import TemporalMode
-from magicvideo.models.temporal_conv import ConvType, apply_conv
 from magicvideo.shapes import Latents, Tokens
 
 # the levels of Stable Diffusion, outermost first, and innermost first
@@ -162,7 +168,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             self._embed_time(timestep, fps, noise_level, motion), tokens, num_frames
         )
         x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
-        x = self.conv_in_adaptor(apply_conv(self.conv_in, x, num_frames), num_frames)
+        x = self.conv_in_adaptor(self.conv_in(x, num_frames), num_frames)
         outputs = [x]
         for down in self.down_blocks:
             outputs.extend(down(outputs[-1], context))
@@ -173,7 +179,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             # the level above ends at the side of the last skip that this level leaves over
             side = outputs[-1].shape[-2:] if outputs else x.shape[-2:]
             x = up(x, taken, context, side)
-        x = apply_conv(self.conv_out, F.silu(self.conv_norm_out(x)), num_frames)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)), num_frames)
         x = self.conv_out_adaptor(x, num_frames)
         return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
 

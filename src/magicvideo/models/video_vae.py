@@ -5,19 +5,28 @@ Stable Diffusion's, are taken over by name (`inflate_autoencoder`). New tensors 
 `temporal_mid` and `temporal_up`.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
-from magicvideo.models.autoencoder import Autoencoder, PatchAutoencoder, sample_posterior
+from magicvideo.errors import UserError
+from magicvideo.models.autoencoder import (
+    Autoencoder,
+    Features,
+    PatchAutoencoder,
+    TemporalDecoderMixin,
+    sample_posterior,
+)
 from magicvideo.models.inflate import inflate
 from magicvideo.models.temporal_attention import DirectedTemporalAttention
-from magicvideo.models.temporal_decoder import Features, TemporalDecoderMixin
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames
 
@@ -76,8 +85,6 @@ class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
         fine, coarse = widths
         if decoder_layers[0] < 1:
             raise ValueError(f"decoder_layers={decoder_layers}: the first must be at least 1")
-        self._mid = 1 + decoder_layers[1]  # a convolution and the blocks at the code's side
-        self._up = self._mid + 3  # a convolution, the shuffle and a block at twice that side
         self.temporal_mid = DirectedTemporalAttention(
             coarse, temporal_heads, window_size=temporal_window_size
         )
@@ -102,13 +109,13 @@ class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
         return _reconstruct(self, x, generator, num_frames, noise_levels, common_noise)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
-        return self.decoder[: self._mid](z * self.config.scaling_factor)
+        return self.decoder.to_mid(z * self.config.scaling_factor)
 
     def _to_up(self, x: Features) -> Features:
-        return self.decoder[self._mid : self._up](x)
+        return self.decoder.to_up(x)
 
     def _to_pixels(self, x: Features, z: FoldedFrames) -> Features:
-        return self.decoder_linear(z) + self.decoder[self._up :](x)
+        return self.decoder_linear(z) + self.decoder.to_pixels(x)
 
 
 class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
@@ -282,3 +289,56 @@ def _reconstruct(
         noise = (1 - common_noise) ** 0.5 * own + common_noise**0.5 * common
         code = posterior.mode() + levels[:, None, None, None] * noise.to(posterior.mean)
     return autoencoder.decode(code, num_frames).sample, posterior.mean
+
+
+AUTOENCODERS: Mapping[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (PatchAutoencoder, AutoencoderKL, VideoPatchAutoencoder, VideoAutoencoderKL)
+}
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """Return the autoencoder in a component's folder, in single precision, ready to evaluate.
+
+    Raises:
+        UserError: If the folder names none of these classes.
+    """
+    loaded: Autoencoder = read_autoencoder_class(folder).from_pretrained(
+        folder, local_files_only=True
+    )
+    return loaded.float().eval()
+
+
+def autoencoder_from_config_meta(settings: dict[str, Any]) -> Autoencoder:
+    """Return an autoencoder without weights, on the meta device, for questions of size.
+
+    Args:
+        settings: As they are stored, with the name of the class.
+
+    Raises:
+        UserError: If they name none of these classes.
+    """
+    kind = AUTOENCODERS.get(settings.get("_class_name", ""))
+    if kind is None:
+        raise UserError(
+            f"The settings of an autoencoder must name one of the classes {', '.join(AUTOENCODERS)}"
+            f" as _class_name; they name {settings.get('_class_name')!r}."
+        )
+    with torch.device("meta"):
+        outline: Autoencoder = kind.from_config(settings)
+    return outline
+
+
+def read_autoencoder_class(folder: Path) -> type[Any]:
+    """Return the class that the settings in a component's folder name.
+
+    Raises:
+        UserError: If it is none of these classes.
+    """
+    try:
+        return AUTOENCODERS[json.loads((folder / "config.json").read_text())["_class_name"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} holds no autoencoder: its config.json must name the class "
+            f"{', '.join(AUTOENCODERS)}; take the folder vae of a model or of a stage's product."
+        ) from None

@@ -7,13 +7,13 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.diffusion.keyframe_interpolation import (
+from magicvideo.diffusion.noise import correlated_noise, seeded_generator
+from magicvideo.diffusion.sampling import (
+    Scheduler,
     interleave_frames,
     pair_keyframes,
     sample_inbetweens,
 )
-from magicvideo.diffusion.noise import correlated_noise, seeded_generator
-from magicvideo.diffusion.sampling import Scheduler
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents, Tokens

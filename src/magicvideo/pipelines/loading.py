@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder_loading import AUTOENCODERS
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
+from magicvideo.models.video_vae import AUTOENCODERS
 from magicvideo.pipelines.model_folder import (
     WEIGHTS,
     check_keys,

@@ -14,8 +14,13 @@ from torch import Tensor, nn
 
 from magicvideo.atomic_io import sha256
 from magicvideo.errors import UserError
-from magicvideo.models.lora import BASE_MODEL, LoraWeights, merge_lora
-from magicvideo.models.lora_conversion import PEFT_PREFIX, convert_lora_state_dict
+from magicvideo.models.lora import (
+    BASE_MODEL,
+    PEFT_PREFIX,
+    LoraWeights,
+    convert_lora_state_dict,
+    merge_lora,
+)
 from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 from magicvideo.pipelines.request import LoraRef
 

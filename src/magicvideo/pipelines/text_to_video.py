@@ -15,8 +15,7 @@ from magicvideo.diffusion.noise import initial_latent_noise
 from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents
-from magicvideo.models.conditioning import encode_text
-from magicvideo.models.denoiser import image_to_condition_tokens
+from magicvideo.models.conditioning import encode_text, image_to_condition_tokens
 from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
 from magicvideo.pipelines.hints import prompt_hints
 from magicvideo.pipelines.image_condition import encode_image_condition

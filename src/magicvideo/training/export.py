@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from magicvideo.atomic_io import atomic_folder
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder_loading import read_autoencoder_class
-from magicvideo.models.lora import LORA_FILE, merge_lora
-from magicvideo.models.lora_conversion import convert_lora_state_dict
+from magicvideo.models.lora import LORA_FILE, convert_lora_state_dict, merge_lora
+from magicvideo.models.video_vae import read_autoencoder_class
 from magicvideo.training.components import (
     LORA,
     OPTIONAL,

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from magicvideo.errors import UserError
-from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.conditioning import ConditionedDenoiser
 from magicvideo.models.lora import BASE_MODEL, LORA_FILE, LoraWeights, to_peft_state_dict
 from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Latents, Tokens

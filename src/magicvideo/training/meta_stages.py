@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 
 from magicvideo.models.autoencoder import decode_latents, encode_frames
-from magicvideo.models.conditioning import ImageConditioner, embed_frames
-from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.conditioning import ConditionedDenoiser, ImageConditioner, embed_frames
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet

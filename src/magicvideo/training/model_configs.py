@@ -14,7 +14,7 @@ from magicvideo.data.shards.index import is_shard_location, read_index
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
 from magicvideo.models.autoencoder import Autoencoder, vae_scale_factor
-from magicvideo.models.autoencoder_loading import autoencoder_from_config_meta
+from magicvideo.models.video_vae import autoencoder_from_config_meta
 from magicvideo.training.components import inits_component, read_config
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.tasks.autoencoder import build_autoencoder

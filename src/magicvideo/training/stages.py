@@ -11,14 +11,12 @@ from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder_loading import load_autoencoder
-from magicvideo.models.conditioning import ImageConditioner
-from magicvideo.models.denoiser import ConditionedDenoiser
+from magicvideo.models.conditioning import ConditionedDenoiser, ImageConditioner
 from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.models.unet import VideoUNet
-from magicvideo.models.video_vae import inflate_autoencoder
+from magicvideo.models.video_vae import inflate_autoencoder, load_autoencoder
 from magicvideo.training.components import (
     WEIGHTS,
     component_path,

@@ -4,7 +4,7 @@ import torch
 from tiny_model import INSERTED, make_tiny_pipeline
 
 from magicvideo.atomic_io import hash_folder
-from magicvideo.diffusion.keyframe_interpolation import pair_keyframes
+from magicvideo.diffusion.sampling import pair_keyframes
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.distribution import fit_gaussian, frechet_distance
 from magicvideo.evaluation.prompt_sets import from_uint8, real_videos, sample_prompts, to_uint8

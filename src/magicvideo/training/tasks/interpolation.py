@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.shards.dataset import ShardDataset
-from magicvideo.diffusion.keyframe_interpolation import interleave_frames, sample_inbetweens
 from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps
 from magicvideo.diffusion.noise import correlated_noise, seeded_generator
-from magicvideo.diffusion.sampling import make_scheduler
+from magicvideo.diffusion.sampling import interleave_frames, make_scheduler, sample_inbetweens
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.interpolator import (
