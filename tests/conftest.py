@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
@@ -72,3 +73,13 @@ def tiny_model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny_pipeline().save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def moving_square():
+    """Five frames of 18x26: a red square wanders over blue."""
+    pixels = np.zeros((5, 18, 26, 3), np.uint8)
+    pixels[:] = (30, 60, 200)
+    for index in range(5):
+        pixels[index, 4:12, 2 + 3 * index : 10 + 3 * index] = (230, 40, 20)
+    return rearrange(torch.from_numpy(pixels).float() / 127.5 - 1, "f h w c -> f c h w")

@@ -11,7 +11,7 @@ import magicvideo
 
 ROOT = Path(magicvideo.__file__).parent
 STUDIES = ROOT.parents[1] / "studies"
-BASE = {"atomic_io", "errors", "rng", "shapes"}
+BASE = {"atomic_io", "errors", "limits", "rng", "shapes"}
 NETWORKS = {"diffusion", "models"}
 # each part, and the others that it may import
 ALLOWED = {
@@ -19,8 +19,9 @@ ALLOWED = {
     "__main__": {"cli"},
     "atomic_io": {"errors"},
     "errors": set(),
+    "limits": {"errors"},
     "rng": set(),
-    "shapes": set(),
+    "shapes": {"errors"},
     "media": BASE,
     "models": BASE,
     "diffusion": BASE,

@@ -1,31 +1,43 @@
-"""Files that are whole or absent: atomic writing, and folders that carry their SHA-256 sums."""
+"""Files that are whole or absent: atomic writing, folders with SHA-256 sums, locks on outputs."""
 
 import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
+import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from magicvideo.errors import UserError
 
 CHECKSUMS_FILE = "SHA256SUMS"
 PARTIAL = ".partial-"
+LOCK = ".magicvideo-lock"
+"""Name of the lock inside a folder, and the beginning of the name of one beside a file."""
 
 
 @contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it takes the target's place.
 
     The bytes are flushed to the disk before the rename, so a kill or a full disk leaves either the
     old file or the new one. The temporary path keeps the target's suffix, since encoders choose a
-    format by it. Whatever goes wrong, no partial file stays behind.
+    format by it. Whatever goes wrong, no partial file stays behind. Where a place refuses to change
+    modes (network shares, sticks), the file keeps the mode that the place gives.
+
+    Args:
+        target: The file.
+        overwrite: Whether it may exist at the end.
 
     Raises:
+        FileExistsError: If it does, and may not.
         OSError: If the disk refuses to write, also where safetensors says so. It names `target`.
     """
     handle, name = tempfile.mkstemp(
@@ -37,8 +49,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
         with _naming(target):
             yield partial
             _flush(partial)
-            partial.chmod(0o666 & ~_umask())
-            partial.replace(target)
+            _change_mode(partial, 0o666)
+            if overwrite:
+                partial.replace(target)
+            else:
+                _publish_new(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,18 +75,71 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         with _naming(target):
             yield partial
             write_checksums(partial)
-            mask = _umask()
             for path in partial.rglob("*"):
                 if path.is_file():
                     _flush(path)
-                    path.chmod(0o666 & ~mask)  # safetensors' files are their owner's alone
-            partial.chmod(0o777 & ~mask)
+                    _change_mode(path, 0o666)  # safetensors' files are their owner's alone
+            _change_mode(partial, 0o777)
             if target.exists():
                 target.rename(old)
             partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def lock_output(target: Path, *, inside: bool = False) -> Iterator[None]:
+    """Hold the lock of an output, so that no other process writes it at the same time.
+
+    The lock is a file that names its holder. A killed process holds none, since the operating
+    system releases the lock; the file that it leaves is taken over by the next.
+
+    Args:
+        target: A file or folder that is going to be written. Its folder must exist.
+        inside: Whether the lock lies inside `target`, a folder that stays in its place.
+
+    Raises:
+        UserError: If another process holds the lock; it is named.
+    """
+    path = target / LOCK if inside else target.parent / f"{LOCK}-{_name_key(target.name)}"
+    lock = FileLock(path)
+    try:
+        with warnings.catch_warnings():
+            # a place without locks, where a plain file has to do
+            warnings.simplefilter("ignore")
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{target} is being written by {_holder(path)}; wait until it ends, or choose another "
+            "output."
+        ) from None
+    except (OSError, NotImplementedError):
+        yield  # a place where nothing can be locked; writing says what is wrong, if anything is
+        return
+    try:
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        # while it is held: whoever opened the file before sees that it has no name any more
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _name_key(name: str) -> str:
+    """Return the same for two names that some file systems take for one."""
+    folded = unicodedata.normalize("NFC", name).casefold()
+    return hashlib.sha256(folded.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _holder(path: Path) -> str:
+    try:
+        said = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+    except OSError:
+        said = ""
+    return said if said.startswith("process ") and said.isprintable() else "another process"
 
 
 def remove_partial(folder: Path, stem: str = "") -> None:
@@ -186,6 +254,23 @@ def _sums(folder: Path, files: Iterable[Path]) -> str:
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _change_mode(path: Path, mode: int) -> None:
+    """Give a path the usual mode; that it cannot be had costs no file."""
+    with suppress(OSError, NotImplementedError):
+        path.chmod(mode & ~_umask())
+
+
+def _publish_new(partial: Path, target: Path) -> None:
+    """Give a file its name, unless another has it by now."""
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError:  # the place has no hard links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        partial.replace(target)
 
 
 def _umask() -> int:

@@ -7,3 +7,7 @@ class UserError(ValueError):
     Its message is one sentence for people. The command line prints it without a traceback and
     exits with code 2; the library raises it like any `ValueError`.
     """
+
+
+class ClipError(Exception):
+    """A clip that cannot be used; the message is the reason, worded to follow "skipped: "."""

@@ -16,7 +16,27 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from magicvideo.errors import UserError
+
 Frames: TypeAlias = Float[Tensor, "b f rgb height width"]
 Latents: TypeAlias = Float[Tensor, "b f c h w"]
 Tokens: TypeAlias = Float[Tensor, "b l d"]
 FoldedFrames: TypeAlias = Float[Tensor, "n c h w"]
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Refuse numbers that are infinite or no numbers, before they are written or shown.
+
+    Args:
+        values: Any floating-point tensor.
+        what: What they are, as the start of the sentence.
+
+    Raises:
+        UserError: If one is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).sum())
+        raise UserError(
+            f"{what} hold {bad:,} of {values.numel():,} numbers that are not finite (NaN or "
+            "infinite), so nothing was written; the weights, a LoRA or half precision are to blame."
+        )

@@ -96,7 +96,7 @@ def compare_report(
     """
     require(("scipy",), "report", "A report")
     from magicvideo.evaluation.results_page import write_section
-    from magicvideo.media.naming import slug_of
+    from magicvideo.media.outputs import slugify
     from studies.human_study.results import Votes, as_markdown
     from studies.human_study.study import read_study
 
@@ -109,7 +109,7 @@ def compare_report(
             f"{study} holds no vote yet; serve it with `python -m studies compare --study "
             f"{study}` and let people answer."
         )
-    name = slug_of(study.resolve().name)
+    name = slugify(study.resolve().name)
     text = as_markdown(
         opened, votes, command_line(["compare-report", study], {"output": output}, PROGRAM)
     )

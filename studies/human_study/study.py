@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magicvideo.atomic_io import CHECKSUMS_FILE, atomic_file, hash_folder, sha256
 from magicvideo.errors import UserError
-from magicvideo.media.naming import slug_of
-from magicvideo.media.video_io import to_pixels, write_pixels
-from magicvideo.media.video_stream import Footage, open_footage
+from magicvideo.media.outputs import slugify
+from magicvideo.media.video_io import to_uint8, write_pixels
+from magicvideo.media.video_stream import VideoStream, open_video_stream
 from magicvideo.pipelines.model_folder import INDEX
 from magicvideo.pipelines.request import GenerationSettings, resolve_seeds
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -181,13 +181,13 @@ def match_videos(folder: Path, prompts: list[str]) -> list[Path]:
     waiting: dict[str, Iterator[Path]] = {}
     for prompt, wanted in Counter(prompts).items():
         found = [path for path in files if carried[path] == prompt] or [
-            path for path in files if carried[path] is None and slug_of(prompt) in _slugs(path)
+            path for path in files if carried[path] is None and slugify(prompt) in _slugs(path)
         ]
         if len(found) != wanted:
             raise UserError(
                 f"{folder} holds {len(found)} videos of {prompt!r} and the prompts name it "
                 f"{wanted} times; a video is found by the prompt that its file carries, or by a "
-                f"name like {slug_of(prompt)}.mp4."
+                f"name like {slugify(prompt)}.mp4."
             )
         waiting[prompt] = iter(found)
     return [next(waiting[prompt]) for prompt in prompts]
@@ -206,7 +206,7 @@ def _slugs(path: Path) -> set[str]:
     stems = {
         stem for name in (path.stem, unnumbered) for stem in (name, re.sub(r"-\d+$", "", name))
     }
-    return {slug_of(stem) for stem in stems}
+    return {slugify(stem) for stem in stems}
 
 
 Clip: TypeAlias = tuple[Iterable[UInt8[np.ndarray, "h w 3"]], float]
@@ -234,7 +234,7 @@ def generated_clips(
         prompts, resolve_seeds(study.seed, len(prompts)), study.settings
     )
     for request in (requests[pair] for pair in pairs):
-        yield to_pixels(pipeline.generate(request).frames, request.output_scale), request.video_fps
+        yield to_uint8(pipeline.generate(request).frames, request.output_scale), request.video_fps
 
 
 def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator[Clip]:
@@ -245,8 +245,8 @@ def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator
     """
     paths = match_videos(folder, list(study.prompts))
     for pair in pairs:
-        footage = open_footage(paths[pair])
-        yield _enlarged(footage), footage.fps
+        video = open_video_stream(paths[pair])
+        yield _enlarged(video), video.fps
 
 
 def write_clips(
@@ -262,10 +262,10 @@ def write_clips(
         yield done
 
 
-def _enlarged(footage: Footage) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    factor = _enlargement(footage.height, footage.width)
-    for frame in footage.frames:
-        yield to_pixels(frame[None], factor)[0]
+def _enlarged(video: VideoStream) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    factor = _enlargement(video.height, video.width)
+    for frame in video.frames:
+        yield to_uint8(frame[None], factor)[0]
 
 
 def _enlargement(height: int, width: int) -> int:

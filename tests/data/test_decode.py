@@ -6,7 +6,7 @@ import pytest
 from magicvideo.atomic_io import sha256
 from magicvideo.data.prepare import FrameSettings, decode_source_clip, fingerprint
 from magicvideo.data.sources.source import SourceClip
-from magicvideo.media.video_reader import ClipError
+from magicvideo.errors import ClipError
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
 from magicvideo.atomic_io import hash_folder
 from magicvideo.cli import run
-from magicvideo.media.video_io import to_pixels
-from magicvideo.media.video_stream import open_footage
+from magicvideo.media.video_io import to_uint8
+from magicvideo.media.video_stream import open_video_stream
 from magicvideo.pipelines.loading import load_component
 from magicvideo.pipelines.video import write_video
 
@@ -180,7 +180,7 @@ def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, 
     with Image.open("x.gif") as x, Image.open("y.webp") as y, Image.open("z.webp") as z:
         assert (y.n_frames, y.size) == (VIDEO_FRAMES, x.size)
         assert (z.n_frames, z.size) == (FRAMES, (UPSCALING * SIDE,) * 2)
-    rates = [open_footage(Path(name)).fps for name in ("x.gif", "y.webp", "z.webp")]
+    rates = [open_video_stream(Path(name)).fps for name in ("x.gif", "y.webp", "z.webp")]
     assert rates[1:] == pytest.approx([rates[0] * (INSERTED + 1), rates[0]], rel=0.1)
     assert run(["upscale", "x.gif", "--output", "z.webp", *model]) == 2
     assert run(["interpolate", "no.mp4", "--output", "w.webp", *model]) == 2
@@ -210,7 +210,7 @@ def test_videos_become_others_beside_them(command, tiny_model, tmp_path, capsys)
         capsys.readouterr()
     names = sorted(path.name for path in (tmp_path / "mine").iterdir())
     assert names == ["in-interpolated.mp4", "in-upscaled.mp4", "in.mp4"]
-    footage = [open_footage(tmp_path / "mine" / name) for name in names]
+    footage = [open_video_stream(tmp_path / "mine" / name) for name in names]
     assert [one.num_frames for one in footage] == [VIDEO_FRAMES, FRAMES, FRAMES]
     assert [one.height for one in footage] == [SIDE, UPSCALING * SIDE, SIDE]
     assert [one.fps for one in footage] == [7.0 * (INSERTED + 1), 7.0, 7.0]
@@ -228,9 +228,9 @@ def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeyp
         assert len(list(tmp_path.iterdir())) == 2  # the other is not finished yet
         if len(written) == 3:
             raise KeyboardInterrupt
-        return to_pixels(frame)
+        return to_uint8(frame)
 
-    monkeypatch.setattr("magicvideo.media.video_stream.to_pixels", press_ctrl_c)
+    monkeypatch.setattr("magicvideo.media.video_stream.to_uint8", press_ctrl_c)
     assert run([verb, "in.mp4", "--model", str(tiny_model)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 

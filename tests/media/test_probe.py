@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magicvideo.errors import ClipError
 from magicvideo.media import video_reader
-from magicvideo.media.probe import outline_clip, stream_frames
-from magicvideo.media.video_reader import ClipError, read_whole
+from magicvideo.media.video_reader import iter_frames, probe_video, read_clip_native
 
 FRAMES, HEIGHT, WIDTH = 11, 16, 24
 
@@ -30,29 +30,29 @@ def path(request, frames, tmp_path, write_video):
 
 
 def test_a_stream_has_the_frames_of_the_whole(path):
-    whole = read_whole(path)
-    found = outline_clip(path)
+    whole = read_clip_native(path)
+    found = probe_video(path)
     assert (found.num_frames, found.height, found.width) == whole.pixels.shape[:3]
     assert found.fps == whole.fps
-    streamed = np.stack(list(stream_frames(path)))
+    streamed = np.stack(list(iter_frames(path)))
     np.testing.assert_array_equal(streamed[..., :3], whole.pixels)
     assert (streamed[..., 3:] == 255).all()
 
 
 def test_no_length_is_too_long(path, monkeypatch):
-    monkeypatch.setattr(video_reader, "MAX_FRAMES", FRAMES - 1)
-    monkeypatch.setattr(video_reader, "MAX_BYTES", 1)
+    monkeypatch.setattr(video_reader, "MAX_CLIP_FRAMES", FRAMES - 1)
+    monkeypatch.setattr(video_reader, "MAX_CLIP_BYTES", 1)
     with pytest.raises(ClipError, match="more than"):
-        read_whole(path)
-    assert outline_clip(path).num_frames == len(list(stream_frames(path))) == FRAMES
+        read_clip_native(path)
+    assert probe_video(path).num_frames == len(list(iter_frames(path))) == FRAMES
 
 
 def test_frames_are_decoded_when_they_are_asked_for(frames, tmp_path, write_video):
     path = write_video(tmp_path / "clip.avi", frames, 12, "mpeg4")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ClipError, match=r"damaged|cut off"):
-        outline_clip(path)
-    stream = stream_frames(path)
+        probe_video(path)
+    stream = iter_frames(path)
     assert next(stream).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(ClipError, match=r"damaged|cut off"):
         list(stream)
@@ -61,7 +61,7 @@ def test_frames_are_decoded_when_they_are_asked_for(frames, tmp_path, write_vide
 def test_stills_and_changing_sizes_are_refused(frames, tmp_path, write_video):
     Image.fromarray(frames[0]).save(tmp_path / "still.gif")
     with pytest.raises(ClipError, match="a still picture"):
-        outline_clip(tmp_path / "still.gif")
+        probe_video(tmp_path / "still.gif")
     parts = [
         write_video(tmp_path / f"{n}.ts", frames[:, :, : WIDTH // n], 12, "mpeg2video")
         for n in (1, 2)
@@ -69,4 +69,4 @@ def test_stills_and_changing_sizes_are_refused(frames, tmp_path, write_video):
     both = tmp_path / "both.ts"
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
     with pytest.raises(ClipError, match="frames of different sizes"):
-        outline_clip(both)
+        probe_video(both)

@@ -1,4 +1,6 @@
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,9 +11,8 @@ from einops import rearrange
 from PIL import Image, ImageSequence
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_io import to_pixels, write_pixels
-from magicvideo.pipelines.request import ImageCondition
-from magicvideo.pipelines.video import read_request, write_video
+from magicvideo.media.video_io import read_text, to_uint8, write_pixels
+from magicvideo.media.video_reader import probe_video
 
 OUTPUTS = ["x.mp4", "x.webm", "x.webp", "x.gif", "x"]
 
@@ -27,32 +28,33 @@ def shown(path):
     return np.stack(frames), durations
 
 
+def write(frames, path, *, fps=7.0, enlarge=1, text=""):
+    write_pixels(to_uint8(frames, enlarge), fps, text, path)
+
+
 def bytes_of(path):
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [file.read_bytes() for file in files]
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_every_format_gives_the_request_back(tmp_path, moving_square, request_of, name):
-    long = ImageCondition.of(
-        "a.png", np.random.default_rng(0).standard_normal(768).astype(np.float32)
-    )
-    request = request_of(image_condition=long)
-    write_video(moving_square, request, tmp_path / name)
-    assert read_request(tmp_path / name) == request
+def test_every_format_gives_the_text_back(tmp_path, moving_square, name):
+    text = json.dumps({"prompt": "a cät\nsays \"hi\"; it's 'fine' \\ = # 猫", "long": "x" * 4000})
+    write(moving_square, tmp_path / name, text=text)
+    assert read_text(tmp_path / name) == text
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_the_same_video_gives_the_same_bytes(tmp_path, moving_square, request_of, name):
+def test_the_same_video_gives_the_same_bytes(tmp_path, moving_square, name):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        write_video(moving_square, request_of(), tmp_path / folder / name)
+        write(moving_square, tmp_path / folder / name, enlarge=2)
     assert bytes_of(tmp_path / "one" / name) == bytes_of(tmp_path / "two" / name)
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm"])
-def test_containers_hold_what_browsers_play(tmp_path, moving_square, request_of, name):
-    write_video(moving_square, request_of(fps=7.5), tmp_path / name)
+def test_containers_hold_what_browsers_play(tmp_path, moving_square, name):
+    write(moving_square, tmp_path / name, fps=7.5, enlarge=2)
     with av.open(str(tmp_path / name)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == Fraction(15, 2)
@@ -62,24 +64,22 @@ def test_containers_hold_what_browsers_play(tmp_path, moving_square, request_of,
             frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709).to_ndarray()
             for frame in container.decode(video=0)
         ]
-    shown, expected = np.stack(frames), to_pixels(moving_square, 2)
+    shown, expected = np.stack(frames), to_uint8(moving_square, 2)
     assert shown.shape == expected.shape == (5, 36, 52, 3)
     # far from edges only the codec's rounding is left
     assert np.abs(shown[:, 30:, 30:].astype(int) - expected[:, 30:, 30:]).max() <= 6
     assert np.abs(shown.astype(int) - expected).mean() < 6
 
 
-def test_the_index_of_an_mp4_comes_first(tmp_path, moving_square, request_of):
-    write_video(moving_square, request_of(), tmp_path / "x.mp4")
+def test_the_index_of_an_mp4_comes_first(tmp_path, moving_square):
+    write(moving_square, tmp_path / "x.mp4", enlarge=2)
     content = (tmp_path / "x.mp4").read_bytes()
     assert 0 < content.find(b"moov") < content.find(b"mdat")
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("x.gif", 3), ("x.webp", 12)])
-def test_animations_loop_and_keep_time_and_colours(
-    tmp_path, moving_square, request_of, name, tolerance
-):
-    write_video(moving_square, request_of(fps=7.0, output_scale=1), tmp_path / name)
+def test_animations_loop_and_keep_time_and_colours(tmp_path, moving_square, name, tolerance):
+    write(moving_square, tmp_path / name)
     with Image.open(tmp_path / name) as animation:
         assert animation.info["loop"] == 0
     frames, durations = shown(tmp_path / name)
@@ -90,22 +90,20 @@ def test_animations_loop_and_keep_time_and_colours(
     assert np.ptp(background, axis=0).max() <= tolerance
 
 
-def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path, request_of):
+def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path):
     frames = torch.full((5, 3, 18, 26), 0.37)
     frames[:, :, :, :11] = torch.rand(5, 3, 18, 11) * 2 - 1
-    write_video(frames, request_of(output_scale=1), tmp_path / "x.gif")
+    write(frames, tmp_path / "x.gif")
     plain = shown(tmp_path / "x.gif")[0][:, :, 11:]
     assert np.ptp(plain, axis=(0, 1, 2)).max() == 0
     assert np.abs(plain[0] - round(1.37 * 127.5)).max() <= 8
 
 
 @pytest.mark.parametrize(("name", "unit"), [("x.gif", 10), ("x.webp", 1)])
-def test_frames_that_are_equal_or_nearly_stay_frames(
-    tmp_path, moving_square, request_of, name, unit
-):
+def test_frames_that_are_equal_or_nearly_stay_frames(tmp_path, moving_square, name, unit):
     stops = moving_square[[0, 0, 0, 1, 1, 2, 3, 3]]
     stops[4] += 2 / 255  # a level: less than the coding changes
-    write_video(stops, request_of(fps=24.0, output_scale=1), tmp_path / name)
+    write(stops, tmp_path / name, fps=24.0)
     frames, durations = shown(tmp_path / name)
     assert len(frames) == 8
     assert np.ptp(frames[:3], axis=0).max() == np.ptp(frames[6:], axis=0).max() == 0
@@ -114,7 +112,7 @@ def test_frames_that_are_equal_or_nearly_stay_frames(
 
 
 def test_a_gif_shows_no_frame_for_less_than_players_do(tmp_path, moving_square):
-    frames = to_pixels(moving_square[[0, 1, 2, 3, 4, 0, 1, 2]])
+    frames = to_uint8(moving_square[[0, 1, 2, 3, 4, 0, 1, 2]])
     for fps, kept in ((50, 8), (100, 4), (120, 4), (33, 8)):
         write_pixels(frames, float(fps), "", tmp_path / f"{fps}.gif")
         pictures, durations = shown(tmp_path / f"{fps}.gif")
@@ -132,41 +130,41 @@ def clip_of(background):
     return rearrange(torch.from_numpy(background).float() / 127.5 - 1, "f h w c -> f c h w")
 
 
-def test_a_webp_has_no_pulse(tmp_path, request_of):
+def test_a_webp_has_no_pulse(tmp_path):
     slope = np.linspace(20, 220, 64 * 96).reshape(64, 96, 1).repeat(3, axis=2).astype(np.uint8)
     clip = clip_of(np.stack([slope] * 21))
-    write_video(clip, request_of(output_scale=1), tmp_path / "x.webp")
+    write(clip, tmp_path / "x.webp")
     frames, _ = shown(tmp_path / "x.webp")
     assert np.ptp(frames[:, :16], axis=0).max() == 0  # above the square nothing is coded anew
     changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
     assert changes.max() < 1.5 * np.median(changes)
-    assert np.abs(frames - to_pixels(clip)).mean() < 2
+    assert np.abs(frames - to_uint8(clip)).mean() < 2
 
 
-def test_a_webp_keeps_slow_changes(tmp_path, request_of):
+def test_a_webp_keeps_slow_changes(tmp_path):
     grey = np.arange(60, 91, dtype=np.uint8)  # a level a frame
     clip = clip_of(np.broadcast_to(grey[:, None, None, None], (31, 64, 96, 3)).copy())
-    write_video(clip, request_of(output_scale=1), tmp_path / "x.webp")
+    write(clip, tmp_path / "x.webp")
     frames, _ = shown(tmp_path / "x.webp")
     assert np.abs(frames[:, :16].mean(axis=(1, 2, 3)) - grey).max() < 4.5
 
 
-def test_png_frames_are_exact(tmp_path, moving_square, request_of):
-    write_video(moving_square, request_of(output_scale=1), tmp_path / "x")
+def test_png_frames_are_exact(tmp_path, moving_square):
+    write(moving_square, tmp_path / "x")
     files = sorted((tmp_path / "x").iterdir())
     assert [file.name for file in files] == [f"{index:03}.png" for index in range(5)]
-    for file, expected in zip(files, to_pixels(moving_square), strict=True):
+    for file, expected in zip(files, to_uint8(moving_square), strict=True):
         with Image.open(file) as frame:
             np.testing.assert_array_equal(np.asarray(frame), expected)
 
 
 def test_pixels_are_rounded_and_clamped():
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 1.5]).view(5, 1, 1, 1).expand(5, 3, 2, 7)
-    assert to_pixels(values)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_enlargement_keeps_plain_areas_and_the_place_of_things(moving_square):
-    small, large = to_pixels(moving_square), to_pixels(moving_square, 3)
+    small, large = to_uint8(moving_square), to_uint8(moving_square, 3)
     assert large.shape == (5, 54, 78, 3)
     assert (large[:, 45:] == (30, 60, 200)).all()
     averaged = large.reshape(5, 18, 3, 26, 3, 3).mean(axis=(2, 4))
@@ -174,32 +172,68 @@ def test_enlargement_keeps_plain_areas_and_the_place_of_things(moving_square):
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_one_frame_is_a_video_too(tmp_path, moving_square, request_of, name):
-    write_video(moving_square[:1], request_of(num_frames=1), tmp_path / name)
-    assert read_request(tmp_path / name).num_frames == 1
+def test_one_frame_is_a_video_too(tmp_path, moving_square, name):
+    write(moving_square[:1], tmp_path / name, enlarge=2)
+    assert len(bytes_of(tmp_path / name)) == 1
 
 
-def test_odd_sides_are_refused_where_the_codec_has_none(tmp_path, moving_square, request_of):
+def test_odd_sides_are_refused_where_the_codec_has_none(tmp_path, moving_square):
     odd = moving_square[..., :17]
     with pytest.raises(UserError, match="Frames of 17x18 have an odd side"):
-        write_video(odd, request_of(output_scale=1), tmp_path / "x.mp4")
+        write(odd, tmp_path / "x.mp4")
     assert list(tmp_path.iterdir()) == []
-    write_video(odd, request_of(output_scale=1), tmp_path / "x.gif")
+    write(odd, tmp_path / "x.gif")
 
 
-def test_files_without_a_request_are_refused(tmp_path, write_video):
+def test_files_without_a_text_and_unreadable_ones_are_told_apart(tmp_path, write_video):
     Image.new("RGB", (3, 5)).save(tmp_path / "plain.gif")
+    write_video(tmp_path / "plain.mp4", np.zeros((3, 16, 32, 3), np.uint8))
+    for name in ("plain.gif", "plain.mp4"):
+        assert read_text(tmp_path / name) is None
     (tmp_path / "text.webp").write_text("not a picture")
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "empty").mkdir()
-    write_video(tmp_path / "plain.mp4", np.zeros((3, 16, 32, 3), np.uint8))
     for name, sentence in {
-        "plain.gif": "does not say how it was made",
-        "plain.mp4": "does not say how it was made",
         "text.webp": "cannot be read as a video",
         "text.mp4": "cannot be read as a video",
         "none.mp4": "does not exist",
         "empty": "000.png does not exist",
     }.items():
         with pytest.raises(UserError, match=sentence):
-            read_request(tmp_path / name)
+            read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_frames_that_are_not_finite_are_never_written(tmp_path, moving_square, name, bad):
+    frames = moving_square.clone()
+    frames[2, 1, 3, 4] = bad
+    with pytest.raises(UserError, match=r"The frames hold 1 of 7,020 numbers that are not finite"):
+        write(frames, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_with_colons_are_files(tmp_path, moving_square, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "concat:x.webm", "file:y.mp4"):
+        write(moving_square, Path(name), text="made")
+        assert read_text(Path(name)) == "made"
+        assert probe_video(Path(name)).num_frames == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "12:30.mp4",
+        "concat:x.webm",
+        "file:y.mp4",
+    ]
+
+
+def test_an_output_that_appeared_meanwhile_is_not_replaced(tmp_path, moving_square):
+    target = tmp_path / "x.webp"
+
+    def frames():
+        yield from to_uint8(moving_square)
+        target.write_bytes(b"of another program")
+
+    with pytest.raises(UserError, match=r"x\.webp exists"):
+        write_pixels(frames(), 7.0, "", target)
+    assert target.read_bytes() == b"of another program"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.webp"]

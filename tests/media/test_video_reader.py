@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicvideo.media.video_reader import ClipError, read_clip
+from magicvideo.errors import ClipError
+from magicvideo.media.video_reader import read_clip
 
 FRAMES, HEIGHT, WIDTH = 11, 48, 80
 
@@ -118,7 +119,7 @@ def test_a_span_is_cut_to_the_frame(
     tmp_path, levels, write_video, suffix, codec, span, first, count
 ):
     path = write_video(tmp_path / f"clip{suffix}", levels, Fraction(6), codec)
-    decoded = read_clip(path, 8, span=span)
+    decoded = read_clip(path, 8, time_range=span)
     assert decoded.fps == pytest.approx(6)
     assert decoded.pixels.shape == (count, 8, 8, 3)
     expected = 8 * np.arange(first, first + count)
@@ -137,20 +138,20 @@ def test_a_span_is_spoilt_by_damage_after_its_key_frame_alone(tmp_path, write_vi
     content = bytearray(path.read_bytes())
     content[start : start + size] = bytes(size)
     path.write_bytes(content)
-    assert len(read_clip(path, 8, span=(2.0, 3.0)).pixels) == 6
+    assert len(read_clip(path, 8, time_range=(2.0, 3.0)).pixels) == 6
     for span in ((0.5, 1.0), (1.3, 1.8)):
         with pytest.raises(ClipError, match="1 frames are damaged"):
-            read_clip(path, 8, span=span)
+            read_clip(path, 8, time_range=span)
 
 
 def test_spans_beyond_a_file_are_refused(tmp_path, levels, write_video):
     path = write_video(tmp_path / "clip.mp4", levels, 6, movflags="faststart")
-    assert len(read_clip(path, 8, span=(4.5, 5.2)).pixels) == 3  # off by a rounded list
+    assert len(read_clip(path, 8, time_range=(4.5, 5.2)).pixels) == 3  # off by a rounded list
     with pytest.raises(ClipError, match=r"ends at 5\.3 seconds, and the video at 5\.00"):
-        read_clip(path, 8, span=(4.5, 5.3))
+        read_clip(path, 8, time_range=(4.5, 5.3))
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(ClipError, match=r"damaged|cut off"):
-        read_clip(path, 8, span=(4.0, 5.0))
+        read_clip(path, 8, time_range=(4.0, 5.0))
 
 
 def test_pictures_have_no_spans(tmp_path, frames):
@@ -158,15 +159,15 @@ def test_pictures_have_no_spans(tmp_path, frames):
     path = tmp_path / "clip.gif"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)
     with pytest.raises(ClipError, match="no part can be taken"):
-        read_clip(path, 8, span=(0.0, 0.2))
+        read_clip(path, 8, time_range=(0.0, 0.2))
 
 
 def test_a_long_film_may_be_cut(tmp_path, write_video, monkeypatch):
-    monkeypatch.setattr("magicvideo.media.video_reader.MAX_FRAMES", 30)
+    monkeypatch.setattr("magicvideo.media.video_reader.MAX_CLIP_FRAMES", 30)
     level = np.zeros((40, 16, 16, 3), np.uint8)
     path = write_video(tmp_path / "clip.mp4", level, 10)
     with pytest.raises(ClipError, match="more than 30 frames"):
         read_clip(path, 8)
     with pytest.raises(ClipError, match="more than 30 frames"):
-        read_clip(path, 8, span=(0.0, 3.5))
-    assert len(read_clip(path, 8, span=(1.0, 3.5)).pixels) == 25
+        read_clip(path, 8, time_range=(0.0, 3.5))
+    assert len(read_clip(path, 8, time_range=(1.0, 3.5)).pixels) == 25

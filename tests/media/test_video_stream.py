@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_io import to_pixels, write_pixels
-from magicvideo.media.video_stream import Footage, open_footage, write_footage
+from magicvideo.media.video_io import to_uint8, write_pixels
+from magicvideo.media.video_stream import VideoStream, open_video_stream, write_video_stream
 
 
 def bytes_of(path):
@@ -17,15 +17,15 @@ def bytes_of(path):
 
 @pytest.fixture
 def square(moving_square):
-    return Footage(iter(moving_square), 5, 18, 26, 12.5)
+    return VideoStream(iter(moving_square), 5, 18, 26, 12.5)
 
 
 def test_files_are_read_at_their_own_size(tmp_path, square, moving_square):
-    write_footage(square, tmp_path / "a.mp4")
-    footage = open_footage(tmp_path / "a.mp4")
-    assert footage.fps == pytest.approx(12.5)
-    assert (footage.num_frames, footage.height, footage.width) == (5, 18, 26)
-    frames = torch.stack(list(footage.frames))
+    write_video_stream(square, tmp_path / "a.mp4")
+    stream = open_video_stream(tmp_path / "a.mp4")
+    assert stream.fps == pytest.approx(12.5)
+    assert (stream.num_frames, stream.height, stream.width) == (5, 18, 26)
+    frames = torch.stack(list(stream.frames))
     assert frames.shape == (5, 3, 18, 26)
     assert (frames - moving_square).abs().mean() < 0.05
 
@@ -35,9 +35,9 @@ def test_transparent_pictures_lie_on_white(tmp_path):
     solid = Image.new("RGBA", (6, 4), (200, 0, 0, 255))
     path = tmp_path / "a.webp"
     clear.save(path, save_all=True, append_images=[solid], duration=100, lossless=True)
-    footage = open_footage(path)
-    first, second = footage.frames
-    assert footage.fps == 10
+    stream = open_video_stream(path)
+    first, second = stream.frames
+    assert stream.fps == 10
     assert (first == 1).all()
     assert np.allclose((second[:, 0, 0] + 1) * 127.5, [200, 0, 0], atol=1e-3)
 
@@ -45,20 +45,20 @@ def test_transparent_pictures_lie_on_white(tmp_path):
 def test_what_is_no_video_is_named(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"a\.mp4 cannot be used"):
-        open_footage(tmp_path / "a.mp4")
+        open_video_stream(tmp_path / "a.mp4")
     with pytest.raises(UserError, match="cannot be read"):
-        open_footage(tmp_path / "b.mp4")
+        open_video_stream(tmp_path / "b.mp4")
 
 
 def test_damage_is_noticed_before_any_work_and_after_it_began(tmp_path, square):
     path = tmp_path / "a.webm"
-    write_footage(square, path)
-    footage, whole = open_footage(path), path.read_bytes()
+    write_video_stream(square, path)
+    stream, whole = open_video_stream(path), path.read_bytes()
     path.write_bytes(whole[:-90])
     with pytest.raises(UserError, match=r"a\.webm cannot be used: cut off"):
-        open_footage(path)
+        open_video_stream(path)
     with pytest.raises(UserError, match=r"a\.webm cannot be used: cut off"):
-        list(footage.frames)
+        list(stream.frames)
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
@@ -67,8 +67,8 @@ def test_frame_by_frame_and_at_once_give_the_same_bytes(tmp_path, square, moving
     one.parent.mkdir()
     two.parent.mkdir()
     told = []
-    write_footage(square, one, progress=lambda *event: told.append(event))
-    write_pixels(to_pixels(moving_square), 12.5, "", two)
+    write_video_stream(square, one, progress=lambda *event: told.append(event))
+    write_pixels(to_uint8(moving_square), 12.5, "", two)
     assert bytes_of(one) == bytes_of(two)
     assert told == [("writing", done, 5) for done in range(1, 6)]
 
@@ -83,15 +83,15 @@ def test_all_but_gif_hold_no_frame(tmp_path, square, moving_square, name):
             handed.append(frame)
             yield frame
 
-    footage = replace(square, frames=frames())
-    write_footage(footage, tmp_path / name, progress=lambda *event: written.append(event))
+    stream = replace(square, frames=frames())
+    write_video_stream(stream, tmp_path / name, progress=lambda *event: written.append(event))
     assert len(written) == 5
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
 def test_an_interruption_leaves_what_was_there(tmp_path, square, moving_square, name):
     target = tmp_path / name
-    write_footage(square, target)
+    write_video_stream(square, target)
 
     def interrupted():
         yield from moving_square[:3]
@@ -99,7 +99,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, square, moving_square, 
 
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with pytest.raises(KeyboardInterrupt):
-        write_footage(replace(square, frames=interrupted()), target, overwrite=True)
+        write_video_stream(replace(square, frames=interrupted()), target, overwrite=True)
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
@@ -116,7 +116,7 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(
     tmp_path, square, name, changes, sentence
 ):
     with pytest.raises(UserError, match=sentence):
-        write_footage(replace(square, **changes), tmp_path / name)
+        write_video_stream(replace(square, **changes), tmp_path / name)
     assert len(list(square.frames)) == 5
     assert list(tmp_path.iterdir()) == []
 
@@ -126,11 +126,11 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(
     [(1, 1, 16), (256, 256, 16), (240, 320, 13), (512, 512, 4), (720, 1280, 1), (4000, 4000, 1)],
 )
 def test_of_large_frames_fewer_are_taken_at_a_time(square, height, width, expected):
-    footage = replace(square, height=height, width=width)
-    assert footage.at_once(16) == expected
+    stream = replace(square, height=height, width=width)
+    assert stream.frames_per_batch(16) == expected
 
 
 def test_parts_have_all_frames(square, moving_square):
-    parts = list(square.parts(2))
+    parts = list(square.batches(2))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat(parts), moving_square)

@@ -1,7 +1,4 @@
-import numpy as np
 import pytest
-import torch
-from einops import rearrange
 
 from magicvideo.pipelines.request import Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -41,13 +38,3 @@ def request_of():
         return Request(**{**values, **changes})
 
     return make
-
-
-@pytest.fixture(scope="session")
-def moving_square():
-    """Five frames of 18x26: a red square wanders over blue."""
-    pixels = np.zeros((5, 18, 26, 3), np.uint8)
-    pixels[:] = (30, 60, 200)
-    for index in range(5):
-        pixels[index, 4:12, 2 + 3 * index : 10 + 3 * index] = (230, 40, 20)
-    return rearrange(torch.from_numpy(pixels).float() / 127.5 - 1, "f h w c -> f c h w")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import Footage
+from magicvideo.media.video_stream import VideoStream
 from magicvideo.pipelines.loading import load_component
 from magicvideo.pipelines.model import VideoModel
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -49,7 +49,8 @@ def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
         (upscale_video, {"upscaler"}),
     ):
         made, expected = (
-            iter(run(m, Footage(moving_square, 5, 18, 26, 5.0), num_steps=1).frames) for m in models
+            iter(run(m, VideoStream(moving_square, 5, 18, 26, 5.0), num_steps=1).frames)
+            for m in models
         )
         assert torch.equal(next(made), next(expected))
         assert in_memory(stagewise) == held

@@ -10,7 +10,7 @@ from tiny_model import AUTOENCODER, INSERTED, UPSCALING
 
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import Footage
+from magicvideo.media.video_stream import VideoStream
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.video_vae import VideoPatchAutoencoder
@@ -25,7 +25,7 @@ STEP = INSERTED + 1
 
 
 def footage_of(frames, fps=5.0):
-    return Footage(iter(frames), len(frames), *frames.shape[-2:], fps)
+    return VideoStream(iter(frames), len(frames), *frames.shape[-2:], fps)
 
 
 def random_frames(length, height=24, width=24):
@@ -75,7 +75,7 @@ def test_of_large_frames_fewer_gaps_are_filled_at_a_time(pipeline, monkeypatch):
     interpolated(pipeline, random_frames(9, 24, 30))
     assert seen == [8]
     seen.clear()
-    monkeypatch.setattr("magicvideo.media.video_stream._USUAL_AREA", 24 * 30 // 5 + 1)
+    monkeypatch.setattr("magicvideo.media.video_stream._FULL_BATCH_AREA", 24 * 30 // 5 + 1)
     interpolated(pipeline, random_frames(9, 24, 30))
     assert seen == [3, 3, 2]
 
@@ -203,7 +203,7 @@ def test_longer_footage_holds_no_more_frames(pipeline, run):
             for network in (pipeline.vae, pipeline.interpolator, pipeline.upscaler)
             for module in network.modules()
         ]
-        made = run(pipeline, Footage(frames(), length, 24, 24, 5.0), num_steps=1)
+        made = run(pipeline, VideoStream(frames(), length, 24, 24, 5.0), num_steps=1)
         ahead = [
             len(held) * (made.num_frames / length) - done for done, _ in enumerate(made.frames)
         ]
@@ -220,7 +220,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from magicvideo.media.video_stream import Footage, open_footage, write_footage
+from magicvideo.media.video_stream import VideoStream, open_video_stream, write_video_stream
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video
 
@@ -233,10 +233,10 @@ def stills(length):
 
 pipeline = MagicVideoPipeline.from_pretrained(sys.argv[1])
 for length in (30, 150):
-    write_footage(Footage(stills(length), length, 64, 96, 9.0), Path(f"{length}.mp4"))
+    write_video_stream(VideoStream(stills(length), length, 64, 96, 9.0), Path(f"{length}.mp4"))
     for run in (interpolate_video, upscale_video):
-        made = run(pipeline, open_footage(Path(f"{length}.mp4")), num_steps=1)
-        write_footage(made, Path(f"{length}-{run.__name__}.mp4"))
+        made = run(pipeline, open_video_stream(Path(f"{length}.mp4")), num_steps=1)
+        write_video_stream(made, Path(f"{length}-{run.__name__}.mp4"))
     print(peak())
 """
 

@@ -82,8 +82,7 @@ class Target:
         Raises:
             UserError: If a name is not possible, taken or not writable.
         """
-        from magicvideo.media.naming import output_paths
-        from magicvideo.media.outputs import check_output, check_writable
+        from magicvideo.media.outputs import check_output, check_writable, output_paths
         from magicvideo.pipelines.latent_checkpoint import check_no_latents
 
         paths = output_paths(self.output, names, seeds, self.format)

@@ -9,10 +9,10 @@ from magicvideo.cli.console import load_pipeline, make_console, progress_bar
 from magicvideo.cli.generate_options import Device, Model, Overwrite
 from magicvideo.errors import UserError
 
-Footage = Annotated[
+VideoArgument = Annotated[
     Path, typer.Argument(help="A video file, a GIF or an animated WebP, of any length.")
 ]
-FootageOutput = Annotated[
+VideoOutputOption = Annotated[
     Path | None,
     typer.Option(
         "--output",
@@ -22,8 +22,8 @@ FootageOutput = Annotated[
         "file beside the video.",
     ),
 ]
-FootageSeed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
-FootageSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +32,11 @@ def register(app: typer.Typer) -> None:
 
 
 def interpolate(
-    footage: Footage,
-    output: FootageOutput = None,
+    video: VideoArgument,
+    output: VideoOutputOption = None,
     prompt: Annotated[str, typer.Option(help="What it shows, in words.")] = "",
-    seed: FootageSeed = 0,
-    steps: FootageSteps = None,
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
     overwrite: Overwrite = False,
     model: Model = None,
     device: Device = None,
@@ -49,32 +49,32 @@ def interpolate(
       magicvideo interpolate clip.mp4
       magicvideo interpolate clip.gif --output smooth.mp4
     """
-    target = choose_target(footage, output, "interpolated", overwrite=overwrite)
-    from magicvideo.media.naming import storable
-    from magicvideo.media.video_stream import open_footage, write_footage
+    target = choose_target(video, output, "interpolated", overwrite=overwrite)
+    from magicvideo.media.outputs import ensure_encodable_size
+    from magicvideo.media.video_stream import open_video_stream, write_video_stream
     from magicvideo.pipelines.video_to_video import interpolate_video
 
     console = make_console()
     with console.status("Looking through the video"):
-        clip = open_footage(footage)
+        clip = open_video_stream(video)
     if output is None:
-        target = storable(target, clip.height, clip.width)
+        target = ensure_encodable_size(target, clip.height, clip.width)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
         made = interpolate_video(
             pipeline, clip, prompt=prompt, seed=seed, num_steps=steps, progress=progress
         )
-        write_footage(made, target, overwrite=overwrite, progress=progress)
+        write_video_stream(made, target, overwrite=overwrite, progress=progress)
     typer.echo(
         f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} a second)"
     )
 
 
-def choose_target(footage: Path, output: Path | None, made: str, *, overwrite: bool) -> Path:
+def choose_target(video: Path, output: Path | None, made: str, *, overwrite: bool) -> Path:
     """Return where what is made of a video goes, after checking that it can.
 
     Args:
-        footage: The video.
+        video: The video.
         output: What was asked for; None for a name beside the video.
         made: What that name says of it.
         overwrite: Whether an existing output is replaced.
@@ -82,11 +82,10 @@ def choose_target(footage: Path, output: Path | None, made: str, *, overwrite: b
     Raises:
         UserError: If there is no such video, or the output exists or cannot be written.
     """
-    from magicvideo.media.naming import beside
-    from magicvideo.media.outputs import check_output
+    from magicvideo.media.outputs import check_output, sibling_path
 
-    if not footage.exists():
-        raise UserError(f"{footage} cannot be used: there is no such file.")
-    target = beside(footage, made) if output is None else output
+    if not video.exists():
+        raise UserError(f"{video} cannot be used: there is no such file.")
+    target = sibling_path(video, made) if output is None else output
     check_output(target, overwrite=overwrite)
     return target

@@ -5,10 +5,10 @@ import typer
 from magicvideo.cli.console import load_pipeline, make_console, progress_bar
 from magicvideo.cli.generate_options import Device, Model, Overwrite
 from magicvideo.cli.interpolate import (
-    Footage,
-    FootageOutput,
-    FootageSeed,
-    FootageSteps,
+    SeedOption,
+    StepsOption,
+    VideoArgument,
+    VideoOutputOption,
     choose_target,
 )
 
@@ -19,10 +19,10 @@ def register(app: typer.Typer) -> None:
 
 
 def upscale(
-    footage: Footage,
-    output: FootageOutput = None,
-    seed: FootageSeed = 0,
-    steps: FootageSteps = None,
+    video: VideoArgument,
+    output: VideoOutputOption = None,
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
     overwrite: Overwrite = False,
     model: Model = None,
     device: Device = None,
@@ -33,16 +33,16 @@ def upscale(
       magicvideo upscale clip.mp4
       magicvideo upscale clip.gif --output large.mp4
     """
-    target = choose_target(footage, output, "upscaled", overwrite=overwrite)
-    from magicvideo.media.video_stream import open_footage, write_footage
+    target = choose_target(video, output, "upscaled", overwrite=overwrite)
+    from magicvideo.media.video_stream import open_video_stream, write_video_stream
     from magicvideo.pipelines.video_to_video import upscale_video
 
     console = make_console()
     with console.status("Looking through the video"):
-        clip = open_footage(footage)
+        clip = open_video_stream(video)
     pipeline = load_pipeline(console, model, device)
     with progress_bar(console, "") as progress:
         made = upscale_video(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
-        write_footage(made, target, overwrite=overwrite, progress=progress)
+        write_video_stream(made, target, overwrite=overwrite, progress=progress)
     before, after = (f"{one.width}x{one.height}" for one in (clip, made))
     typer.echo(f"{target} ({before} became {after})")

@@ -10,7 +10,7 @@ from magicvideo.data.prepare import CLIPS, FrameSettings, decode_source_clip
 from magicvideo.data.shards.index import ShardRecord, read_index
 from magicvideo.data.sources.source import Source, SourceClip
 from magicvideo.data.workers import OnProgress, map_unordered
-from magicvideo.media.video_reader import ClipError
+from magicvideo.errors import ClipError
 
 _FRAMES = FrameSettings(64, 64)  # a clip that can be decoded at one size can be decoded at any
 
@@ -90,9 +90,8 @@ def _check_clip(candidate: SourceClip) -> Finding:
         return Finding(candidate.file, None, str(error))
     frames, _, _, channels = decoded.pixels.shape
     has_caption = bool(candidate.text or candidate.attributes)
-    return Finding(
-        candidate.file, candidate.split, _describe(frames, decoded.fps, channels, has_caption)
-    )
+    detail = _describe(frames, decoded.fps, channels, has_caption)
+    return Finding(candidate.file, candidate.split, ", ".join([detail, *decoded.changes]))
 
 
 def _check_cached(folder: Path, clip: ClipRecord) -> Finding:

@@ -32,8 +32,9 @@ from magicvideo.data.manifest import (
 from magicvideo.data.scenes import longest_scene
 from magicvideo.data.sources.source import SkippedFile, Source, SourceClip
 from magicvideo.data.workers import OnProgress, map_unordered
-from magicvideo.errors import UserError
-from magicvideo.media.video_reader import MAX_FRAMES, ClipError, DecodedClip, Pictures
+from magicvideo.errors import ClipError, UserError
+from magicvideo.limits import MAX_CLIP_FRAMES
+from magicvideo.media.video_reader import DecodedClip, FrameReader
 
 CLIPS = "clips"
 PROGRESS = "progress.jsonl"
@@ -180,9 +181,9 @@ def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> DecodedClip:
     Raises:
         ClipError: If it cannot be used; the message is the reason.
     """
-    pictures = Pictures(clip.path, MAX_FRAMES, clip.span)
+    reader = FrameReader(clip.path, MAX_CLIP_FRAMES, clip.span)
     fitted, is_opaque, count = list[NDArray[np.uint8]](), True, 0
-    for picture in pictures:
+    for picture in reader:
         if clip.longest_scene or count % frames.step == 0:
             pixels, opaque = fit_frame(picture, frames.height, frames.width, frames.fit)
             fitted.append(pixels)
@@ -198,7 +199,7 @@ def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> DecodedClip:
         if len(clips) < 2:
             raise ClipError("no two frames without a cut between them")
         clips = clips[:: frames.step]
-    return DecodedClip(clips, pictures.fps / frames.step)
+    return DecodedClip(clips, reader.fps / frames.step, tuple(sorted(reader.changes)))
 
 
 def fit_frame(

@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from magicvideo.errors import UserError
-
-MAX_BYTES = 64 << 20
-"""Largest file that is read as a whole."""
-MAX_LINE = 1 << 20
-"""Longest line, in characters, of a file that is read line by line."""
+from magicvideo.limits import MAX_LINE_LENGTH, MAX_TEXT_BYTES
 
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -42,7 +38,7 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Return the content of a text file, without a byte order mark.
 
     Raises:
@@ -57,7 +53,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
         return path.read_text(encoding=_encoding(path))
 
 
-def iter_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[str]:
+def iter_lines(path: Path, max_line: int = MAX_LINE_LENGTH) -> Iterator[str]:
     r"""Yield the lines of a text file with their ends, without a byte order mark.
 
     Lines end at `\n` alone, as JSON Lines and CSV want it.

@@ -1,25 +1,147 @@
-"""GIF, animated WebP and PNG frames through Pillow."""
+"""GIF, animated WebP and PNG frames, read and written through Pillow."""
 
 import io
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int16, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from magicvideo.media.safe_image import open_limited
-from magicvideo.media.video_reader import MAX_PIXELS
+from magicvideo.errors import ClipError
+from magicvideo.limits import MAX_ANIMATION_FRAMES, MAX_ANIMATION_PIXELS, MAX_FRAME_PIXELS
+from magicvideo.media.frame_display import apply_orientation, check_frame_size, exif_orientation
+from magicvideo.media.images import open_image_limited
 
 _TEXT_TAG = 270  # EXIF's ImageDescription
 _PNG_KEY = "Comment"
 _CLEAR = 255  # in the palette of a GIF: what was there stays
 _BLOCK = 16  # pixels a side of what WebP codes at a time
 _UNSEEN = 3  # levels of 255 by which a block may be off; coding it anew changes more
-_LEAST_GIF_DELAY = 20  # milliseconds; players show a frame of less for 100
+_MIN_GIF_DELAY = 20  # milliseconds; players show a frame of less for 100
+_SLOWED_DELAY = 10  # milliseconds; browsers show a frame of this or less for `_DEFAULT_DELAY`
+_DEFAULT_DELAY = 100
 _ANIMATED, _WITH_EXIF, _WITH_ALPHA = 0x02, 0x08, 0x10  # bits of a WebP's header
+
+
+def read_animation(path: Path, max_frames: int) -> Generator[Image.Image, None, float]:
+    """Yield the frames of a GIF or WebP in mode RGBa (premultiplied); return frames a second.
+
+    A frame of 10 milliseconds or less, or of no stated duration, counts 100, as in browsers. A
+    GIF's bytes after its end mark are passed over, and the mark itself may be missing.
+
+    Args:
+        path: The file.
+        max_frames: Frames that it may have.
+
+    Raises:
+        ClipError: If it is none, damaged, cut off, or over the limits.
+    """
+    max_frames = min(max_frames, MAX_ANIMATION_FRAMES)
+    if path.suffix.lower() == ".gif":
+        with _translate_errors():
+            _check_gif(path, max_frames)
+    durations: list[float] = []
+    with _translate_errors():
+        animation = Image.open(path, formats=("GIF", "WEBP"))
+    with animation:
+        with _translate_errors():
+            check_frame_size(*animation.size)
+            num_frames = getattr(animation, "n_frames", 1)
+            orientation = exif_orientation(animation)
+        _check_total(num_frames, max_frames, *animation.size)
+        for number in range(num_frames):
+            with _translate_errors():
+                animation.seek(number)
+                animation.load()
+                shown = float(animation.info.get("duration") or 0)
+                durations.append(shown if shown > _SLOWED_DELAY else _DEFAULT_DELAY)
+                frame = animation.convert("RGBA").convert("RGBa")
+            yield apply_orientation(frame, orientation)
+    return 1000 / float(np.mean(durations))
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ClipError(f"frames of more than {MAX_FRAME_PIXELS:,} pixels") from None
+        except UnidentifiedImageError:
+            raise ClipError("not a picture file") from None
+        except (
+            OSError,
+            EOFError,
+            SyntaxError,
+            ValueError,
+            IndexError,
+            TypeError,
+            MemoryError,
+        ) as error:
+            raise ClipError(f"damaged or cut off ({error})") from None
+
+
+def _check_total(num_frames: int, max_frames: int, width: int, height: int) -> None:
+    """Refuse animations that take long to decode, however few bytes they have."""
+    if num_frames > max_frames:
+        raise ClipError(f"more than {max_frames:,} frames; cut it into shorter clips")
+    if num_frames * width * height > MAX_ANIMATION_PIXELS:
+        raise ClipError(
+            f"{num_frames} frames of {width}x{height}, more than {MAX_ANIMATION_PIXELS:,} pixels "
+            "together; cut it into shorter clips or make a video of it"
+        )
+
+
+def _check_gif(path: Path, max_frames: int) -> None:
+    """Go through the blocks of a GIF without decoding any, and refuse one that was cut off.
+
+    Pillow would walk through a million frames before it says how many there are, and shows the part
+    of a frame that is there.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"GIF8":
+            raise ClipError("not a GIF file")
+        file.read(2)
+        screen = _take(file, 7)
+        width, height = (int.from_bytes(screen[at : at + 2], "little") for at in (0, 2))
+        check_frame_size(width, height)
+        _skip_palette(file, screen[4])
+        num_frames = 0
+        while (kind := file.read(1)) not in (b"", b";"):
+            if kind == b"!":
+                _take(file, 1)
+                _skip_blocks(file)
+            elif kind == b",":
+                num_frames += 1
+                _check_total(num_frames, max_frames, width, height)
+                _skip_palette(file, _take(file, 9)[8])
+                _take(file, 1)
+                _skip_blocks(file)
+            elif kind != b"\0":  # which some encoders leave between blocks
+                raise ClipError("damaged or cut off (a block of a kind that GIF does not have)")
+
+
+def _skip_palette(file: io.BufferedReader, flags: int) -> None:
+    if flags & 0x80:
+        _take(file, 3 << (flags & 7) + 1)
+
+
+def _skip_blocks(file: io.BufferedReader) -> None:
+    while size := _take(file, 1)[0]:
+        _take(file, size)
+
+
+def _take(file: io.BufferedReader, size: int) -> bytes:
+    content = file.read(size)
+    if len(content) < size:
+        raise ClipError("damaged or cut off (it ends inside a block)")
+    return content
 
 
 def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str) -> None:
@@ -89,7 +211,7 @@ def write_png(path: Path, frame: UInt8[np.ndarray, "h w 3"], text: str) -> None:
 
 def read_animation_text(path: Path) -> str | None:
     """Return the text in a GIF, WebP or PNG file, or None."""
-    with open_limited(path, MAX_PIXELS) as picture:
+    with open_image_limited(path, MAX_FRAME_PIXELS, ("GIF", "WEBP", "PNG")) as picture:
         if picture.format == "WEBP":
             return picture.getexif().get(_TEXT_TAG)
         picture.load()
@@ -112,12 +234,12 @@ def _gif_frames(frames: int, fps: float) -> tuple[list[int], list[int]]:
     kept: list[int] = []
     shown: list[int] = []
     for index, duration in enumerate(islice(_durations(fps, unit=10), frames)):
-        if shown and shown[-1] < _LEAST_GIF_DELAY:
+        if shown and shown[-1] < _MIN_GIF_DELAY:
             shown[-1] += duration
         else:
             kept.append(index)
             shown.append(duration)
-    shown[-1] = max(shown[-1], _LEAST_GIF_DELAY)
+    shown[-1] = max(shown[-1], _MIN_GIF_DELAY)
     return kept, shown
 
 

@@ -1,29 +1,61 @@
-"""Writing a video with a text that travels in the file, and reading that text back."""
+"""Writing a video with a text that travels in the file, and reading that text back.
+
+The same frames and text give the same bytes.
+"""
 
 import secrets
 import shutil
 from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+    VideoReformatter,
+)
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.errors import UserError
+from magicvideo.errors import ClipError, UserError
+from magicvideo.limits import MAX_CLIP_BYTES
 from magicvideo.media.animated_images import (
     read_animation_text,
     write_gif,
     write_png,
     write_webp,
 )
-from magicvideo.media.formats import FIRST_FRAME, format_of
-from magicvideo.media.outputs import check_output, disk_in_words
-from magicvideo.media.video_containers import check_sides, read_container_text, write_container
-from magicvideo.media.video_reader import MAX_BYTES
+from magicvideo.media.outputs import FIRST_FRAME, check_output, format_of, translate_disk_errors
+from magicvideo.media.video_reader import read_comment
+from magicvideo.shapes import check_finite
+
+# yuv420p and an index at the front are what every browser plays; "bitexact" leaves out the random
+# identifiers and library versions that would make two files of one video differ
+_CODECS = {
+    "mp4": (
+        "libx264",
+        # what looks ahead (B-frames, macroblock trees) does not always encode frames alike
+        {"crf": "14", "preset": "slow", "bf": "0", "x264-params": "mbtree=0:rc-lookahead=0"},
+        {"movflags": "+faststart", "fflags": "+bitexact"},
+    ),
+    "webm": (
+        "libvpx-vp9",
+        {"crf": "18", "b": "0", "row-mt": "0"},
+        {"fflags": "+bitexact"},
+    ),
+}
+# FFmpeg's SWS_ACCURATE_RND and SWS_FULL_CHR_H_INT, by number: PyAV 17 has no names for them
+_ACCURATE = Interpolation.BICUBIC.value | 0x40000 | 0x2000
 
 
 def write_pixels(
@@ -36,19 +68,26 @@ def write_pixels(
 ) -> None:
     """Write frames and a text that travels in the file; the suffix tells the format.
 
-    The same frames and text give the same bytes. Nothing half-written is ever left.
-    A GIF is encoded when all frames are there, the others frame by frame.
+    The same frames and text give the same bytes. Nothing half-written is ever left. A GIF is
+    encoded when all frames are there, the others frame by frame.
+
+    Args:
+        pixels: RGB, one frame or more.
+        fps: Frames a second.
+        text: ASCII that `read_text` returns.
+        path: `.mp4`, `.webm`, `.webp` or `.gif`; a name without suffix is a folder of PNG frames.
+        overwrite: Whether an existing output is replaced.
 
     Raises:
         UserError: If the output exists or cannot be written.
     """
     check_output(path, overwrite=overwrite)
     kind = format_of(path)
-    with disk_in_words(path):
+    with translate_disk_errors(path):
         if kind == "png":
             _write_folder(path, pixels, text)
             return
-        with atomic_file(path) as partial:
+        with atomic_file(path, overwrite=overwrite) as partial:
             if kind == "gif":
                 # its palette is that of all frames
                 held = pixels if isinstance(pixels, np.ndarray) else np.stack(list(pixels))
@@ -56,7 +95,7 @@ def write_pixels(
             elif kind == "webp":
                 write_webp(partial, pixels, fps, text)
             else:
-                write_container(partial, pixels, fps, text)
+                _write_container(partial, pixels, fps, text)
 
 
 def check_frames(path: Path, num_frames: int, height: int, width: int) -> None:
@@ -64,22 +103,31 @@ def check_frames(path: Path, num_frames: int, height: int, width: int) -> None:
 
     Raises:
         UserError: If it stores no odd sides and one is odd, or is GIF, which is encoded when all
-            frames are in memory, and they are more than `MAX_BYTES`.
+            frames are in memory, and they are more than `MAX_CLIP_BYTES`.
     """
     kind = format_of(path)
     if kind in ("mp4", "webm"):
-        check_sides(path, height, width)
-    elif kind == "gif" and num_frames * height * width * 3 > MAX_BYTES:
+        _check_even_sides(path, height, width)
+    elif kind == "gif" and num_frames * height * width * 3 > MAX_CLIP_BYTES:
         raise UserError(
             f"{path} would have {num_frames} frames of {width}x{height} in memory at once, more "
-            f"than {MAX_BYTES:,} bytes; write .mp4, .webm, .webp or PNG frames."
+            f"than {MAX_CLIP_BYTES:,} bytes; write .mp4, .webm, .webp or PNG frames."
         )
 
 
-def to_pixels(
+def to_uint8(
     frames: Float[Tensor, "f 3 h w"], enlarge: int = 1
 ) -> UInt8[np.ndarray, "f height width 3"]:
-    """Return frames as bytes, enlarged by a whole factor with Lanczos' filter."""
+    """Return frames as bytes, enlarged by a whole factor with Lanczos' filter.
+
+    Args:
+        frames: Pixels in [-1, 1]; what lies outside is clamped.
+        enlarge: The factor.
+
+    Raises:
+        UserError: If a number is not finite: black frames would hide what went wrong.
+    """
+    check_finite(frames, "The frames")
     scaled = ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     pixels = rearrange(scaled, "f c h w -> f h w c").contiguous().cpu().numpy()
     if enlarge == 1:
@@ -87,6 +135,67 @@ def to_pixels(
     size = (pixels.shape[2] * enlarge, pixels.shape[1] * enlarge)
     pictures = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in pixels]
     return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def _write_container(
+    path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float, text: str
+) -> None:
+    """Encode a video as H.264 in MP4 or VP9 in WebM, by the path's suffix.
+
+    Colours follow BT.709 and the file says so. Frames are encoded as they come, and not kept.
+
+    Args:
+        path: File to write.
+        pixels: RGB, one frame or more.
+        fps: Frames a second.
+        text: Comment of the file.
+
+    Raises:
+        UserError: If a side is odd, which these formats do not have.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    codec, options, container_options = _CODECS[kind]
+    frames = iter(pixels)
+    first = next(frames)
+    height, width = first.shape[:2]
+    _check_even_sides(path, height, width)
+    with av.open(f"file:{path}", "w", format=kind, options=container_options) as container:
+        container.metadata["comment"] = text
+        stream = container.add_stream(
+            codec, rate=Fraction(fps).limit_denominator(1000), options=options
+        )
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1  # the bytes depend on how the work is shared
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        context.color_range = ColorRange.MPEG
+        reformatter = VideoReformatter()
+        for frame in chain([first], frames):
+            picture = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_ACCURATE,
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def _check_even_sides(path: Path, height: int, width: int) -> None:
+    """Find out whether a video container stores frames of a size.
+
+    Raises:
+        UserError: If a side is odd.
+    """
+    if height % 2 or width % 2:
+        raise UserError(
+            f"Frames of {width}x{height} have an odd side, which {path.suffix} does not store; "
+            "write .webp, .gif or PNG frames, or let `generate` enlarge by 2."
+        )
 
 
 def _write_folder(path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], text: str) -> None:
@@ -116,6 +225,6 @@ def read_text(path: Path) -> str | None:
         raise UserError(f"{source} does not exist.")
     by_pillow = source.suffix.lower() in (".gif", ".webp", ".png")
     try:
-        return read_animation_text(source) if by_pillow else read_container_text(source)
-    except (OSError, SyntaxError, ValueError) as error:
+        return read_animation_text(source) if by_pillow else read_comment(source)
+    except (ClipError, OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{source} cannot be read as a video: {error}.") from None

@@ -1,9 +1,12 @@
-"""Video files to frames, with guards against files that are broken or huge."""
+"""Video files and animations to frames: the one way in, with guards against broken and huge files.
 
-import os
+`open_media` alone opens a container. `FrameReader` yields the frames of a file as they are shown;
+`read_clip`, `read_clip_native`, `probe_video` and `iter_frames` are built on it.
+"""
+
 import stat
-import warnings
-from collections.abc import Callable, Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,65 +16,97 @@ from typing import TypeAlias
 
 import av
 import numpy as np
+from av.codec.context import CodecContext
 from av.container import InputContainer
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from magicvideo.media.container_metadata import stated_duration, stated_end
-from magicvideo.media.image_ops import centre_square, upright
-from magicvideo.media.time_ranges import Span, SpanFrames
+from magicvideo.errors import ClipError
+from magicvideo.limits import MAX_CLIP_BYTES, MAX_CLIP_FRAMES, MAX_FRAME_PIXELS
+from magicvideo.media.animated_images import read_animation
+from magicvideo.media.frame_display import FrameDisplay, check_frame_size, deinterlace
 
-MAX_PIXELS = 4096 * 2304
-"""Largest frame that is decoded; 8192 x 8192 in a 200 kB file is an attack or a mistake."""
-MAX_FRAMES = 5000
-"""Longest clip; its frames are held in memory while it is prepared."""
-MAX_BYTES = 1 << 30
-"""Of all frames of a video that is held in memory at its own size."""
-
-PICTURE_SUFFIXES = frozenset({".gif", ".webp"})
+ANIMATION_SUFFIXES = frozenset({".gif", ".webp"})
 MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})
 VIDEO_SUFFIXES = MATROSKA_SUFFIXES | {".mp4", ".m4v", ".mov", ".avi"}
 
-_SLACK = 1.5  # frames by which a file may fall short of the duration that it states
-_UNTIMED_FRAME = 100.0  # milliseconds that browsers give to a frame that states no duration
+TimeRange: TypeAlias = tuple[float, float]
+"""Start and end in seconds from the first frame of a file; the end is no longer shown."""
 
-Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
+_Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
 
-
-class ClipError(Exception):
-    """A clip that cannot be used; the message is the reason, worded to follow "skipped: "."""
+# Each reads one file and opens no other. Left out are those that follow lists of files or addresses
+# (concat, hls, dash, image2, sdp), devices, and demuxers that take any text for a video.
+_DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,dv,mxf,nut,ivf,yuv4mpegpipe"
+_MATROSKA_HEADER, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+# FFmpeg's own decoders of VP8 and VP9 drop the alpha channel, libvpx keeps it
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_SLACK = 1.5  # frames by which a file may fall short of the duration that it declares
+_TIME_ROUNDING = 0.0005  # seconds: Matroska states times in whole milliseconds
+_RATES = (0.01, 1000.0)  # frames a second that a file may have
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """The frames of a file: uint8 `f h w c`, c=4 premultiplied RGBA or c=3 RGB."""
+    """The frames of a file.
+
+    Attributes:
+        pixels: Uint8 `f h w c`, c=4 premultiplied RGBA or c=3 RGB.
+        fps: Frames a second; the mean rate where they are of unequal duration.
+        changes: What was done to show the frames, in words for people, such as "deinterlaced".
+    """
 
     pixels: NDArray[np.uint8]
+    fps: float
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What there is to know of a file but for its pixels.
+
+    Attributes:
+        num_frames: Two or more.
+        height: Of all frames as they are shown, in pixels.
+        width: Likewise.
+        fps: Frames a second; the mean rate where they are of unequal duration.
+    """
+
+    num_frames: int
+    height: int
+    width: int
     fps: float
 
 
 def read_clip(
-    path: Path, size: int, *, expected_frames: int | None = None, span: Span | None = None
+    path: Path,
+    size: int,
+    *,
+    expected_frames: int | None = None,
+    time_range: TimeRange | None = None,
 ) -> DecodedClip:
-    """Decode a file, or a span of a video, and cut its centre square out, `size` pixels a side.
+    """Decode a file, or a part of a video, and cut its centre square out, `size` pixels a side.
 
-    GIF and WebP keep their transparency; video files give RGB, turned upright where they carry a
-    rotation. Frames of unequal duration are taken as evenly spaced at their mean rate. A span is
-    reached by its nearest key frame, so that a clip of an hour's video costs no hour.
+    Frames are shown as `media.frame_display` says. Frames of unequal duration count as evenly
+    spaced at their mean rate. A part is reached by the key frame before it, so that a clip of an
+    hour's video does not take an hour.
 
     Raises:
         ClipError: If the file is no video, damaged, cut off, a still, over the limits, has not
-            `expected_frames`, or ends before the span does.
+            `expected_frames`, or ends before the time range does.
     """
-    clip = _read(path, partial(centre_square, size=size), span)
+    clip = _read(path, partial(center_crop_resize, size=size), time_range)
     if expected_frames and len(clip.pixels) != expected_frames:
         raise ClipError(f"has {len(clip.pixels)} frames instead of {expected_frames}")
     return clip
 
 
-def read_whole(path: Path) -> DecodedClip:
+def read_clip_native(path: Path) -> DecodedClip:
     """Decode a whole file at its own size; otherwise as `read_clip`.
 
     Raises:
@@ -83,54 +118,53 @@ def read_whole(path: Path) -> DecodedClip:
         nonlocal size
         frame = np.asarray(picture)
         size += frame.nbytes
-        if size > MAX_BYTES:
-            raise ClipError(f"more than {MAX_BYTES:,} bytes of pixels; cut it into shorter clips")
+        if size > MAX_CLIP_BYTES:
+            raise ClipError(
+                f"more than {MAX_CLIP_BYTES:,} bytes of pixels; cut it into shorter clips"
+            )
         return frame
 
     return _read(path, keep)
 
 
-def _read(path: Path, fit: Fit, span: Span | None = None) -> DecodedClip:
-    pictures = Pictures(path, MAX_FRAMES, span)
-    frames = [fit(picture) for picture in pictures]
-    if all(frame.shape[-1] == 4 and frame[..., 3].min() == 255 for frame in frames):
-        frames = [frame[..., :3] for frame in frames]
-    check_clip(len(frames), len({frame.shape for frame in frames}))
-    return DecodedClip(np.stack(frames), pictures.fps)
+def probe_video(path: Path) -> VideoInfo:
+    """Decode a whole file of any length and keep nothing, to find out whether it can be used.
 
-
-class Pictures:
-    """The pictures of a file at its own size, to be gone through once.
-
-    GIF and WebP give premultiplied RGBA, video files RGB. What makes a file unusable is a
-    `ClipError` where it is noticed, a missing end after the last picture.
-
-    Args:
-        path: The file.
-        most: Frames that it may have.
-        span: The part that is wanted, of a video file.
-
-    Attributes:
-        fps: Frames a second, there after the last picture.
+    Raises:
+        ClipError: If it is no video, damaged, cut off, a still, or its frames are too large.
     """
-
-    fps: float
-
-    def __init__(self, path: Path, most: int, span: Span | None = None) -> None:
-        self._path, self._most, self._span = path, most, span
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        """Yield the pictures."""
-        _check_file(self._path)
-        if self._path.suffix.lower() not in PICTURE_SUFFIXES:
-            self.fps = yield from _read_video(self._path, self._most, self._span)
-        elif self._span:
-            raise ClipError("a GIF or WebP, of which no part can be taken")
-        else:
-            self.fps = yield from _read_animation(self._path, self._most)
+    reader = FrameReader(path, sys.maxsize)
+    num_frames, sizes = 0, set()
+    for picture in reader:
+        num_frames += 1
+        sizes.add(picture.size)
+    validate_clip(num_frames, len(sizes))
+    width, height = sizes.pop()
+    return VideoInfo(num_frames, height, width, reader.fps)
 
 
-def check_clip(num_frames: int, num_sizes: int) -> None:
+def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    """Yield the frames of a file of any length: c=4 premultiplied RGBA, or c=3 RGB.
+
+    Raises:
+        ClipError: As for `probe_video`, where it is noticed.
+    """
+    return map(np.asarray, FrameReader(path, sys.maxsize))
+
+
+def center_crop_resize(picture: Image.Image, size: int) -> UInt8[np.ndarray, "size size c"]:
+    """Return the centre square of a picture, `size` pixels a side."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    resized = picture.resize(
+        (size, size),
+        Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC,
+        box=(left, top, left + side, top + side),
+    )
+    return np.asarray(resized)
+
+
+def validate_clip(num_frames: int, num_sizes: int) -> None:
     """Refuse stills, and frames of several sizes.
 
     Raises:
@@ -142,139 +176,125 @@ def check_clip(num_frames: int, num_sizes: int) -> None:
         raise ClipError("frames of different sizes")
 
 
-def _check_file(path: Path) -> None:
+def _read(path: Path, fit: _Fit, time_range: TimeRange | None = None) -> DecodedClip:
+    reader = FrameReader(path, MAX_CLIP_FRAMES, time_range)
+    frames = [fit(picture) for picture in reader]
+    validate_clip(len(frames), len({frame.shape for frame in frames}))
+    if all(frame.shape[-1] == 4 and frame[..., 3].min() == 255 for frame in frames):
+        frames = [frame[..., :3] for frame in frames]
+    return DecodedClip(np.stack(frames), reader.fps, tuple(sorted(reader.changes)))
+
+
+class FrameReader:
+    """The frames of a file as they are shown, at its own size, to be iterated once.
+
+    Files with transparency give pictures of mode RGBa (premultiplied), others RGB. What makes a
+    file unusable is a `ClipError` where it is noticed, a missing end after the last picture.
+
+    Args:
+        path: The file.
+        max_frames: Frames that it may have.
+        time_range: The part that is wanted, of a video file.
+
+    Attributes:
+        fps: Frames a second, set after the last picture.
+        changes: What was done to show the frames, in words for people.
+    """
+
+    fps: float
+
+    def __init__(self, path: Path, max_frames: int, time_range: TimeRange | None = None) -> None:
+        self._path, self._max_frames, self._time_range = path, max_frames, time_range
+        self.changes: set[str] = set()
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """Yield the pictures."""
+        check_file(self._path)
+        if self._path.suffix.lower() not in ANIMATION_SUFFIXES:
+            self.fps = yield from self._read_video()
+        elif self._time_range:
+            raise ClipError("a GIF or WebP, of which no part can be taken")
+        else:
+            self.fps = yield from read_animation(self._path, self._max_frames)
+
+    def _read_video(self) -> Generator[Image.Image, None, float]:
+        """Yield the pictures; return frames a second."""
+        with open_media(self._path) as container:
+            stream = _choose_stream(container)
+            check_frame_size(stream.codec_context.width, stream.codec_context.height)
+            self._check_count(0 if self._time_range else stream.frames)
+            timing = _Timing(stream)
+            decoded = (
+                _decode_range(container, stream, timing, self._time_range)
+                if self._time_range
+                else _decode_all(container, stream, timing)
+            )
+            display = FrameDisplay(
+                stream.sample_aspect_ratio,
+                # the fourth byte of uncompressed captures is padding
+                keep_alpha=not ("avi" in container.format.name and stream.name == "rawvideo"),
+                changes=self.changes,
+            )
+            for frame in deinterlace(self._check(decoded), self.changes):
+                yield display.show(frame)
+            return timing.rate()
+
+    def _check(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        for number, frame in enumerate(frames, start=1):
+            check_frame_size(frame.width, frame.height)
+            self._check_count(number)
+            yield frame
+
+    def _check_count(self, num_frames: int) -> None:
+        if num_frames > self._max_frames:
+            raise ClipError(f"more than {self._max_frames:,} frames; cut it into shorter clips")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file, or empty.
+
+    Raises:
+        ClipError: If it is missing, a folder, a pipe or a device, or has no bytes.
+    """
     try:
         status = path.stat()
-    except OSError as error:
-        raise ClipError(f"cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ClipError(f"cannot be read ({reason})") from None
     if not stat.S_ISREG(status.st_mode):
         raise ClipError("not a regular file")
     if status.st_size == 0:
         raise ClipError("empty file")
 
 
-def _read_animation(path: Path, most: int) -> Generator[Image.Image, None, float]:
-    """Yield premultiplied RGBA; return frames a second."""
-    if path.suffix.lower() == ".gif":
-        _check_gif(path, most)
-    durations: list[float] = []
-    with _picture_errors():
-        animation = Image.open(path)
-    with animation:
-        with _picture_errors():
-            _check_frame_size(*animation.size)
-            count = getattr(animation, "n_frames", 1)
-        _check_count(count, most)
-        for number in range(count):
-            with _picture_errors():
-                animation.seek(number)
-                animation.load()
-                durations.append(float(animation.info.get("duration") or _UNTIMED_FRAME))
-                picture = animation.convert("RGBA").convert("RGBa")
-            yield picture
-    return 1000 / float(np.mean(durations))
-
-
 @contextmanager
-def _picture_errors() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            yield
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ClipError(f"frames of more than {MAX_PIXELS:,} pixels") from None
-        except UnidentifiedImageError:
-            raise ClipError("not a picture file") from None
-        except (OSError, EOFError, SyntaxError, ValueError, IndexError, MemoryError) as error:
-            raise ClipError(f"damaged or cut off ({error})") from None
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a video file; nothing else in the program opens one.
 
+    The name is always that of a file, never a protocol or an address; the file is read by one of
+    the demuxers that open no other; frames over the limit are refused by the decoder.
 
-def _check_gif(path: Path, most: int) -> None:
-    with path.open("rb") as file:
-        if file.read(4) != b"GIF8":
-            raise ClipError("not a GIF file")
-        file.seek(-1, os.SEEK_END)
-        if file.read() != b";":
-            raise ClipError("damaged or cut off (its end mark is not there)")
-    # Counted without decoding: Pillow would walk through a million frames before it says so
-    with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
-        for number, _ in enumerate(container.demux()):
-            _check_count(number, most)
-
-
-def _check_segment(path: Path) -> None:
-    """Compare the size that a Matroska or WebM file states with its own.
-
-    Frames are stored out of order, so a file that lost its end may still show its last frame.
+    Raises:
+        ClipError: If it is no video or damaged, also where that is noticed inside the context.
     """
-    size, end = path.stat().st_size, stated_end(path)
-    if end is not None and end > size:
-        raise ClipError(f"cut off: {size:,} of {end:,} bytes are there")
-
-
-def _read_video(path: Path, most: int, span: Span | None) -> Generator[Image.Image, None, float]:
-    """Yield RGB; return frames a second."""
-    if path.suffix.lower() in MATROSKA_SUFFIXES:
-        with _video_errors():
+    check_file(path)
+    with _translate_errors():
+        if path.suffix.lower() in MATROSKA_SUFFIXES:
             _check_segment(path)
-    with _video_errors(), av.open(str(path), options={"max_pixels": str(MAX_PIXELS)}) as container:
-        if not container.streams.video:
-            raise ClipError("only sound" if container.streams.audio else "no video stream")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise ClipError("a kind of video that cannot be decoded")
-        _check_frame_size(stream.codec_context.width, stream.codec_context.height)
-        _check_count(0 if span else stream.frames, most)
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        stream.codec_context.thread_count = 1
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise ClipError("no frame rate")
-        if span:
-            shown = _decode_span(container, stream, rate, span)
-        else:
-            shown = _decode(container, stream, rate)
-        for number, frame in enumerate(shown, start=1):
-            _check_frame_size(frame.width, frame.height)
-            _check_count(number, most)
-            yield upright(frame)
-        return float(rate)
-
-
-def _decode(container: InputContainer, stream: VideoStream, rate: Fraction) -> Iterator[VideoFrame]:
-    num_packets, num_frames, end = 0, 0, 0.0
-    for packet in container.demux(stream):
-        num_packets += packet.size > 0
-        for frame in packet.decode():
-            if frame.is_corrupt:
-                raise ClipError(f"frame {num_frames} is damaged")
-            yield frame
-            num_frames += 1
-            end = (frame.time or 0.0) + float(1 / rate)
-    if num_packets < stream.frames:
-        raise ClipError(f"cut off: {num_packets} of {stream.frames} frames are there")
-    declared = stated_duration(container, stream)
-    if not stream.frames and end < declared - _SLACK / rate:
-        raise ClipError(f"cut off: {end:.2f} of {declared:.2f} seconds are there")
-
-
-def _decode_span(
-    container: InputContainer, stream: VideoStream, rate: Fraction, span: Span
-) -> Iterator[VideoFrame]:
-    declared, slack = stated_duration(container, stream), float(_SLACK / rate)
-    if declared and span[1] > declared + slack:
-        raise ClipError(f"ends at {span[1]:g} seconds, and the video at {declared:.2f}")
-    shown = SpanFrames(container, stream, span)
-    yield from shown
-    since, last = shown.seen or (span[1], span[0])
-    if since > span[0] + slack or (shown.next is None and last + slack < span[1] - 1 / rate):
-        raise ClipError(f"cut off: not all of {span[0]:g} to {span[1]:g} seconds is there")
-    if shown.num_lost:
-        raise ClipError(f"{shown.num_lost} frames are damaged between a key frame and its end")
+        container = av.open(
+            f"file:{path}",
+            options={
+                "protocol_whitelist": "file",
+                "format_whitelist": _DEMUXERS,
+                "max_pixels": str(MAX_FRAME_PIXELS),
+            },
+        )
+        with container:
+            yield container
 
 
 @contextmanager
-def _video_errors() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
@@ -283,13 +303,259 @@ def _video_errors() -> Iterator[None]:
         raise ClipError(f"damaged or no video ({error})") from None
 
 
-def _check_frame_size(width: int, height: int) -> None:
-    if not width * height:  # what FFmpeg says after its own check of max_pixels
-        raise ClipError(f"frames of more than {MAX_PIXELS:,} pixels, or of no stated size")
-    if width * height > MAX_PIXELS:
-        raise ClipError(f"frames of {width}x{height}, more than {MAX_PIXELS:,} pixels")
+def _choose_stream(container: InputContainer) -> VideoStream:
+    """Return the video that players show: no cover picture, and the default one of several."""
+    hidden = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & hidden]
+    if not streams:
+        raise ClipError("only sound" if container.streams.audio else "no video stream")
+    defaults = [stream for stream in streams if stream.disposition & Disposition.default]
+    stream = (defaults or streams)[0]
+    if stream.codec_context is None:
+        raise ClipError("a kind of video that cannot be decoded")
+    return stream
 
 
-def _check_count(frames: int, most: int) -> None:
-    if frames > most:
-        raise ClipError(f"more than {most:,} frames; cut it into shorter clips")
+def _make_decoder(stream: VideoStream) -> VideoCodecContext:
+    """Return a decoder that keeps transparency, on one thread."""
+    context: CodecContext = stream.codec_context
+    alpha_mode = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode")
+    if alpha_mode == "1" and context.name in _ALPHA_DECODERS:
+        context = CodecContext.create(_ALPHA_DECODERS[context.name], "r")
+    assert isinstance(context, VideoCodecContext)
+    context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    context.thread_count = 1
+    return context
+
+
+class _Timing:
+    """When the frames of a stream are shown, and how many a second that makes."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._unit = stream.time_base or Fraction(1, av.time_base)
+        self._stated = [
+            rate
+            for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate)
+            if rate and _RATES[0] <= rate <= _RATES[1]
+        ]
+        self._count = 0
+        self._first: Fraction | None = None
+        self._last = Fraction(0)
+
+    def add(self, frame: VideoFrame) -> None:
+        """Take the time of a frame into account."""
+        pts = frame.dts if frame.pts is None else frame.pts
+        if pts is not None:
+            self._last = pts * self._unit
+            self._first = self._last if self._first is None else self._first
+            self._count += 1
+
+    @property
+    def last(self) -> float:
+        """Return when the last frame is shown, in seconds."""
+        return float(self._last)
+
+    @property
+    def interval(self) -> float:
+        """Return seconds of a frame: as stated, or the mean so far where that is longer."""
+        stated = float(1 / self._stated[0]) if self._stated else 0.0
+        mean = float(self._elapsed() / (self._count - 1)) if self._count > 1 else 0.0
+        return max(stated, mean)
+
+    def rate(self) -> float:
+        """Return the mean number of frames a second.
+
+        It is the stated rate where the times of the frames are that rate's, rounded to the units of
+        the file.
+
+        Raises:
+            ClipError: If there is none between 0.01 and 1,000.
+        """
+        elapsed = self._elapsed()
+        if elapsed <= 0:  # one frame, or a file without times
+            if not self._stated:
+                raise ClipError("no frame rate")
+            return float(self._stated[0])
+        rounding = max(self._unit, Fraction(1, 1000)) * Fraction(3, 2)
+        for rate in self._stated:
+            if abs(elapsed - (self._count - 1) / rate) <= rounding:
+                return float(rate)
+        measured = float((self._count - 1) / elapsed)
+        if not _RATES[0] <= measured <= _RATES[1]:
+            raise ClipError(f"{measured:.3g} frames a second")
+        return measured
+
+    def _elapsed(self) -> Fraction:
+        return Fraction(0) if self._first is None else self._last - self._first
+
+
+def _decode_all(
+    container: InputContainer, stream: VideoStream, timing: _Timing
+) -> Iterator[VideoFrame]:
+    """Yield all frames, and refuse the file after the last one if some are missing."""
+    decoder = _make_decoder(stream)
+    # of a file with a whole index; what an edit list hides is not in it, nor empty frames of AVI
+    num_indexed = sum(entry.size > 0 for entry in stream.index_entries) if stream.frames else 0
+    num_packets, num_frames, end = 0, 0, 0.0
+    for packet in container.demux(stream):
+        num_packets += packet.size > 0
+        seconds = float((packet.duration or 0) * (packet.time_base or 0))
+        for frame in _decode_packet(decoder, packet):
+            if frame.is_corrupt:
+                raise ClipError(f"frame {num_frames} is damaged")
+            timing.add(frame)
+            yield frame
+            num_frames += 1
+            end = max(end, timing.last + max(seconds, timing.interval))
+    if num_packets < num_indexed:
+        raise ClipError(f"cut off: {num_packets} of {num_indexed} frames are there")
+    declared = _declared_duration(container, stream)
+    if not num_indexed and end < declared - _SLACK * timing.interval:
+        raise ClipError(f"cut off: {end:.2f} of {declared:.2f} seconds are there")
+
+
+def _decode_packet(
+    decoder: VideoCodecContext, packet: "av.Packet[VideoStream]"
+) -> list[VideoFrame]:
+    if decoder is packet.stream.codec_context:
+        return packet.decode()
+    # the last packet of a demuxer is empty and flushes the decoder
+    return decoder.decode(packet if packet.size else None)
+
+
+def _decode_range(
+    container: InputContainer, stream: VideoStream, timing: _Timing, wanted: TimeRange
+) -> Iterator[VideoFrame]:
+    """Yield the frames of a time range, and refuse the file if some are missing."""
+    declared = _declared_duration(container, stream)
+    slack = _SLACK * timing.interval
+    if declared and wanted[1] > declared + slack:
+        raise ClipError(f"ends at {wanted[1]:g} seconds, and the video at {declared:.2f}")
+    trimmed = _TrimmedFrames(container, stream, wanted)
+    for frame in trimmed:
+        timing.add(frame)
+        yield frame
+    since, last = trimmed.decoded_range or (wanted[1], wanted[0])
+    frame_end = last + max(timing.interval, trimmed.last_duration)
+    is_short = trimmed.next_time is None and frame_end + slack < wanted[1]
+    if since > wanted[0] + slack or is_short:
+        raise ClipError(f"cut off: not all of {wanted[0]:g} to {wanted[1]:g} seconds is there")
+    if trimmed.num_lost:
+        raise ClipError(f"{trimmed.num_lost} frames are damaged between a key frame and its end")
+
+
+class _TrimmedFrames:
+    """The frames that are shown within a time range, to be iterated once, and what was seen of it.
+
+    Attributes:
+        next_time: When the first frame after the range is shown; None if there is none.
+        last_duration: Seconds that the last packet states for its frame, or 0.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream, wanted: TimeRange) -> None:
+        self._container, self._stream, self._wanted = container, stream, wanted
+        self._second = float(stream.time_base or Fraction(1, av.time_base))
+        self._origin = stream.start_time or 0
+        self._stored: list[float] = []
+        self._decoded: list[float] = []
+        self._num_corrupt = 0
+        self.next_time: float | None = None
+        self.last_duration = 0.0
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        start, end = (seconds - _TIME_ROUNDING for seconds in self._wanted)
+        for frame in self._from_key_frame():
+            time = self._seconds(frame.pts or 0)
+            if time >= end:
+                self.next_time = time
+                return
+            self._decoded.append(time)
+            self._num_corrupt += frame.is_corrupt
+            if time >= start:
+                yield frame
+
+    @property
+    def decoded_range(self) -> TimeRange | None:
+        """Return when the first and the last decoded frame are shown; None if there is none."""
+        return (self._decoded[0], self._decoded[-1]) if self._decoded else None
+
+    @property
+    def num_lost(self) -> int:
+        """Return how many frames from the key frame on are missing or damaged.
+
+        Those before the range count, since the frames in it are coded as changes from them.
+        """
+        if not self._decoded:
+            return 0
+        first, end = self._decoded[0], self._wanted[1] - _TIME_ROUNDING
+        stored = sum(first <= time < end for time in self._stored)
+        return max(stored - len(self._decoded), 0) + self._num_corrupt
+
+    def _from_key_frame(self) -> Iterator[VideoFrame]:
+        decoder = _make_decoder(self._stream)
+        place = self._origin + int(self._wanted[0] / self._second)
+        self._container.seek(place, stream=self._stream)
+        for packet in self._container.demux(self._stream):
+            if packet.size and packet.pts is not None:
+                self._stored.append(self._seconds(packet.pts))
+                self.last_duration = (packet.duration or 0) * self._second
+            yield from _decode_packet(decoder, packet)
+
+    def _seconds(self, pts: int) -> float:
+        return (pts - self._origin) * self._second
+
+
+def _check_segment(path: Path) -> None:
+    """Compare the size that a Matroska or WebM file states with its own.
+
+    Frames are stored out of order, so a file that lost its end may still show its last frame.
+    """
+    size, end = path.stat().st_size, _declared_size(path)
+    if end is not None and end > size:
+        raise ClipError(f"cut off: {size:,} of {end:,} bytes are there")
+
+
+def _declared_size(path: Path) -> int | None:
+    """Return how many bytes a Matroska or WebM file says that it has.
+
+    None stands for a size of all ones, "not known", as in recordings of live streams.
+
+    Raises:
+        ValueError: If it does not begin as such a file does.
+    """
+    with path.open("rb") as file:
+        for element in (_MATROSKA_HEADER, _MATROSKA_SEGMENT):
+            head = file.read(5)
+            if head[:4] != element or len(head) < 5 or not head[4]:
+                raise ValueError("its Matroska header is not readable")
+            more = 8 - head[4].bit_length()
+            unknown = (1 << 7 * (more + 1)) - 1
+            size = int.from_bytes(head[4:] + file.read(more), "big") & unknown
+            end = file.tell() + size
+            if element == _MATROSKA_HEADER:
+                file.seek(end)
+    return None if size == unknown else end
+
+
+def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
+    """Return seconds, or 0 where a file does not say how long its video lasts."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if "DURATION" in stream.metadata:  # Matroska and WebM: 00:00:01.334000000
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return 0.0
+
+
+def read_comment(path: Path) -> str | None:
+    """Return the comment of a video file, the text that `media.video_writer` stores there.
+
+    Raises:
+        ClipError: If the file cannot be opened.
+    """
+    with open_media(path) as container:
+        # Matroska writes the names of its tags in capitals
+        found = {key.lower(): value for key, value in container.metadata.items()}
+    return found.get("comment")

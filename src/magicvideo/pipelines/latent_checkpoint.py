@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
-from magicvideo.media.outputs import disk_in_words
+from magicvideo.media.outputs import translate_disk_errors
 from magicvideo.pipelines.request import Request, from_json
 from magicvideo.shapes import Latents
 
@@ -27,7 +27,7 @@ def write_latents(path: Path, latents: Latents, request: Request) -> None:
         UserError: If the file cannot be written.
     """
     metadata = {_REQUEST: request.to_json()}
-    with disk_in_words(path), atomic_file(path) as partial:
+    with translate_disk_errors(path), atomic_file(path) as partial:
         save_file({_LATENTS: latents.cpu().contiguous()}, partial, metadata=metadata)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_io import read_text, to_pixels, write_pixels
+from magicvideo.media.video_io import read_text, to_uint8, write_pixels
 from magicvideo.pipelines.request import Request, from_json
 from magicvideo.shapes import Frames
 
@@ -62,7 +62,7 @@ def write_video(
     Raises:
         UserError: If the output exists or cannot be written.
     """
-    pixels = to_pixels(frames, request.output_scale)
+    pixels = to_uint8(frames, request.output_scale)
     write_pixels(pixels, request.video_fps, request.to_json(), path, overwrite=overwrite)
 
 

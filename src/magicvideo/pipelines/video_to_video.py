@@ -1,4 +1,4 @@
-"""Single stages on a user's own footage, frame by frame or gap by gap."""
+"""Single stages on a user's own video, frame by frame or gap by gap."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import Footage, Frame
+from magicvideo.media.video_stream import Frame, VideoStream
 from magicvideo.models.autoencoder import encode_frames, iter_decode, vae_scale_factor
 from magicvideo.models.conditioning import encode_text
 from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
@@ -25,20 +25,20 @@ _GAPS_AT_ONCE = 15  # the paper's number for one video
 
 def interpolate_video(
     pipeline: MagicVideoPipeline,
-    footage: Footage,
+    video: VideoStream,
     *,
     prompt: str = "",
     seed: int = 0,
     num_steps: int | None = None,
     progress: Progress | None = None,
-) -> Footage:
-    """Return the footage with new frames between every two of its own.
+) -> VideoStream:
+    """Return the video with new frames between every two of its own.
 
     All frames, the given ones too, pass through the autoencoder, so that they look alike.
 
     Args:
         pipeline: A model with an interpolator.
-        footage: Two frames or more, of any size.
+        video: Two frames or more, of any size.
         prompt: What it shows; may be empty.
         seed: Of the noise.
         num_steps: Diffusion steps; by default the model's own.
@@ -52,27 +52,27 @@ def interpolate_video(
     inserted = pipeline.interpolator.config.num_inserted
     steps = num_steps or pipeline.config.default_interpolation_steps
     made = replace(
-        footage,
-        num_frames=footage.num_frames + (footage.num_frames - 1) * inserted,
-        fps=footage.fps * (inserted + 1),
+        video,
+        num_frames=video.num_frames + (video.num_frames - 1) * inserted,
+        fps=video.fps * (inserted + 1),
     )
-    frames = _interpolate(pipeline, footage, made, prompt, seed, steps, progress or _untold)
+    frames = _interpolate(pipeline, video, made, prompt, seed, steps, progress or _untold)
     return replace(made, frames=frames)
 
 
 def upscale_video(
     pipeline: MagicVideoPipeline,
-    footage: Footage,
+    video: VideoStream,
     *,
     seed: int = 0,
     num_steps: int | None = None,
     progress: Progress | None = None,
-) -> Footage:
-    """Return the footage at a larger size, frame by frame and tile by tile.
+) -> VideoStream:
+    """Return the video at a larger size, frame by frame and tile by tile.
 
     Args:
         pipeline: A model with an upscaler.
-        footage: Of any size.
+        video: Of any size.
         seed: Of the noise, which is the same in all frames.
         num_steps: Diffusion steps; by default the model's own.
         progress: Called with a stage, the finished steps and their number.
@@ -84,34 +84,32 @@ def upscale_video(
         raise UserError("This model has no stage upscaler; name another with --model.")
     factor = pipeline.upscaler.config.factor
     steps = num_steps or pipeline.config.default_upscaler_steps
-    frames = _upscale(pipeline, footage, seed, steps, progress or _untold)
-    return replace(
-        footage, frames=frames, height=factor * footage.height, width=factor * footage.width
-    )
+    frames = _upscale(pipeline, video, seed, steps, progress or _untold)
+    return replace(video, frames=frames, height=factor * video.height, width=factor * video.width)
 
 
 @torch.no_grad()
 def _interpolate(
     pipeline: MagicVideoPipeline,
-    footage: Footage,
-    made: Footage,
+    video: VideoStream,
+    made: VideoStream,
     prompt: str,
     seed: int,
     num_steps: int,
     progress: Progress,
 ) -> Iterator[Frame]:
-    progress("encoding", 0, footage.num_frames)
-    at_once = footage.at_once(_GAPS_AT_ONCE)
-    num_batches = -(-(footage.num_frames - 1) // at_once)
+    progress("encoding", 0, video.num_frames)
+    at_once = video.frames_per_batch(_GAPS_AT_ONCE)
+    num_batches = -(-(video.num_frames - 1) // at_once)
     on_step = _counting(progress, "interpolation", num_batches * num_steps)
     progress("decoding", 0, made.num_frames)
     with pipeline.load_components("text_encoder"):
         tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
     # both at once, since a long video is not made one stage after the other
     with pipeline.load_components("vae", "interpolator"):
-        keys = _gaps(_encode(pipeline, footage, progress), at_once)
+        keys = _gaps(_encode(pipeline, video, progress), at_once)
         latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
-        window, done = footage.at_once(DEFAULT_CHUNKS.decoder_frames), 0
+        window, done = video.frames_per_batch(DEFAULT_CHUNKS.decoder_frames), 0
         windows = chain.from_iterable(torch.split(part, window) for part in latents)
         for frames in iter_decode(pipeline.vae, windows):
             done += len(frames)
@@ -120,17 +118,17 @@ def _interpolate(
 
 
 def _encode(
-    pipeline: MagicVideoPipeline, footage: Footage, progress: Progress
+    pipeline: MagicVideoPipeline, video: VideoStream, progress: Progress
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Yield the latents of the frames."""
     levels = len(pipeline.unet.config.block_out_channels)
     multiple = int(vae_scale_factor(pipeline.vae) * 2 ** (levels - 1))
     done = 0
-    for part in footage.parts(_GAPS_AT_ONCE):
+    for part in video.batches(_GAPS_AT_ONCE):
         padded = pad_to_multiple(part, multiple)[None].to(pipeline.device)
         latents = encode_frames(pipeline.vae, padded)[0]
         done += len(part)
-        progress("encoding", done, footage.num_frames)
+        progress("encoding", done, video.num_frames)
         yield from latents
 
 
@@ -171,9 +169,9 @@ def _fill(
 
 @torch.no_grad()
 def _upscale(
-    pipeline: MagicVideoPipeline, footage: Footage, seed: int, num_steps: int, progress: Progress
+    pipeline: MagicVideoPipeline, video: VideoStream, seed: int, num_steps: int, progress: Progress
 ) -> Iterator[Frame]:
-    num_parts = -(-footage.num_frames // footage.at_once(DEFAULT_CHUNKS.upscaler_frames))
+    num_parts = -(-video.num_frames // video.frames_per_batch(DEFAULT_CHUNKS.upscaler_frames))
     on_step = _counting(progress, "super-resolution", num_parts * num_steps)
     with pipeline.load_components("upscaler"):
         assert pipeline.upscaler is not None
@@ -181,7 +179,7 @@ def _upscale(
         for large in upscale_batches(
             pipeline.upscaler,
             make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
-            footage.parts(DEFAULT_CHUNKS.upscaler_frames),
+            video.batches(DEFAULT_CHUNKS.upscaler_frames),
             seed,
             num_steps=num_steps,
             noise_level=0.0,  # a camera's frames are clean

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from magicvideo.errors import ClipError
 from magicvideo.evaluation.benchmark.features import image_frames, preprocess_clip
 from magicvideo.evaluation.benchmark.protocol import FramePreprocessing
-from magicvideo.media.video_reader import ClipError
 
 
 def reading(**changes):

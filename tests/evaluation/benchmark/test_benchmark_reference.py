@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from magicvideo.data.manifest import read_manifest
-from magicvideo.errors import UserError
+from magicvideo.errors import ClipError, UserError
 from magicvideo.evaluation.benchmark.prompts import read_clip_pixels, reference_clips
-from magicvideo.media.video_reader import ClipError
 
 
 def test_a_folder_of_videos_with_captions(shapes):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from plain_request import PLAIN
 
-from magicvideo.media.naming import slug_of
+from magicvideo.media.outputs import slugify
 from magicvideo.media.video_io import write_pixels
 from magicvideo.pipelines.request import GenerationSettings, Request
 from studies.human_study.server import StudyServer
@@ -56,7 +56,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
         for number, prompt in enumerate(PROMPTS):
             pixels = np.full((3, 22, 32, 3), COLOURS[side], np.uint8)
             text = request_of(prompt, side).to_json() if side == "a" else "by hand"
-            stem = f"clip{number}" if side == "a" else f"{slug_of(prompt)}-{number}"
+            stem = f"clip{number}" if side == "a" else f"{slugify(prompt)}-{number}"
             write_pixels(pixels, 6.0, text, root / name / f"{stem}.mp4")
     return {side: root / name for side, name in FOLDERS.items()}
 

@@ -39,8 +39,7 @@ from magicvideo.data.shards.tar_shard import (
     to_scaled_fp16,
 )
 from magicvideo.data.sources.source import SkippedFile, Source, SourceClip
-from magicvideo.errors import UserError
-from magicvideo.media.video_reader import ClipError
+from magicvideo.errors import ClipError, UserError
 from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
 from magicvideo.models.pretrained_encoders import FrozenEncoderPaths, FrozenEncoders

@@ -18,7 +18,7 @@ from magicvideo.data.sources.video_index import (
 )
 from magicvideo.data.text_files import TextFileError, iter_lines, read_text
 from magicvideo.errors import UserError
-from magicvideo.media.time_ranges import Span
+from magicvideo.media.video_reader import TimeRange
 
 Row: TypeAlias = dict[str, Any]
 
@@ -170,7 +170,7 @@ class AnnotatedClips:
         captions: Sequence[str],
         *,
         where: str,
-        span: Span | None = None,
+        span: TimeRange | None = None,
         needs_caption: bool = True,
     ) -> None:
         """Add an entry, or record why it becomes no clip.
@@ -234,7 +234,7 @@ class AnnotatedClips:
         self,
         clip_id: str,
         texts: list[str],
-        span: Span | None,
+        span: TimeRange | None,
         where: str,
         *,
         needs_caption: bool,

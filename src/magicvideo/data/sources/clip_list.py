@@ -30,8 +30,7 @@ from magicvideo.data.sources.source import (
     split_by_hash,
 )
 from magicvideo.errors import UserError
-from magicvideo.media.time_ranges import Span
-from magicvideo.media.video_reader import VIDEO_SUFFIXES
+from magicvideo.media.video_reader import VIDEO_SUFFIXES, TimeRange
 
 NAME = "clip-list"
 LICENCE = "not stated; the owners of the videos decide"
@@ -130,7 +129,7 @@ def _add(clips: AnnotatedClips, row: Row, place: str, holdout: float) -> None:
     )
 
 
-def _span(row: Row, place: str) -> Span:
+def _span(row: Row, place: str) -> TimeRange:
     values = row["span"] if "span" in row else [row.get("start"), row.get("end")]
     times = list(map(parse_time, values)) if isinstance(values, list) else []
     if len(times) != 2 or times[0] is None or times[1] is None:
@@ -140,7 +139,7 @@ def _span(row: Row, place: str) -> Span:
     return times[0], times[1]
 
 
-def _clip_id(row: Row, video: str, span: Span) -> str:
+def _clip_id(row: Row, video: str, span: TimeRange) -> str:
     given = row.get("clip_id")
     if not isinstance(given, str) or not given:
         return f"{video}_{span[0]:.3f}_{span[1]:.3f}"

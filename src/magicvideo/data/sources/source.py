@@ -8,7 +8,7 @@ from typing import Any
 
 from magicvideo.data.manifest import Attributes, Split
 from magicvideo.errors import UserError
-from magicvideo.media.time_ranges import Span
+from magicvideo.media.video_reader import TimeRange
 
 COMBINATION_RULE = (
     "Held out: the pairs of base and skin tone (the default tone is one) whose SHA-256 is 0 modulo "
@@ -40,7 +40,7 @@ class SourceClip:
     attributes: Attributes | None = None
     frames: int | None = None
     """Number of frames by the source's own list; another number is an error."""
-    span: Span | None = None
+    span: TimeRange | None = None
     """The part of the file that the clip is; None for all of it."""
     longest_scene: bool = False
     """Whether the clip is only its longest stretch without a cut."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_reader import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from magicvideo.media.video_reader import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 
-SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+SUFFIXES = VIDEO_SUFFIXES | ANIMATION_SUFFIXES
 
 MAX_FILES = 5_000_000
 """Most files of one source; a link to a whole disk is a mistake."""

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from magicvideo.errors import UserError
+from magicvideo.errors import ClipError, UserError
 from magicvideo.evaluation.benchmark.protocol import FramePreprocessing
 from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES
 from magicvideo.evaluation.judge.network import Judge
@@ -21,7 +21,6 @@ from magicvideo.evaluation.metrics.motion import LEVELS, estimated_warping_error
 from magicvideo.evaluation.metrics.text_alignment import caption_similarity
 from magicvideo.evaluation.networks.clip import CLIPEncoder
 from magicvideo.evaluation.networks.extractors import I3D, Inception
-from magicvideo.media.video_reader import ClipError
 
 ClipTensor = UInt8[Tensor, "looked 3 side side"]
 

@@ -14,7 +14,12 @@ from magicvideo.data.sources.registry import open_source
 from magicvideo.data.sources.source import SourceClip
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import Benchmark, Prompts
-from magicvideo.media.video_reader import PICTURE_SUFFIXES, VIDEO_SUFFIXES, ClipError, read_whole
+from magicvideo.media.video_reader import (
+    ANIMATION_SUFFIXES,
+    VIDEO_SUFFIXES,
+    ClipError,
+    read_clip_native,
+)
 from magicvideo.pipelines.video import read_request
 
 _PREPARED = ".npy"
@@ -97,7 +102,7 @@ def read_clip_pixels(path: Path, fps: float | None = None) -> ClipPixels:
         except (OSError, ValueError, EOFError):
             raise ClipError("cannot be read") from None
         return ClipPixels(pixels=_opaque(pixels), fps=fps or 1.0)
-    decoded = read_whole(path)
+    decoded = read_clip_native(path)
     return ClipPixels(pixels=_opaque(decoded.pixels), fps=decoded.fps)
 
 
@@ -219,7 +224,7 @@ def _sentence(wanted: Prompts, name: str) -> str:
     return wanted.sentences.get(name) or wanted.wording.format(name=name)
 
 
-_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+_SUFFIXES = VIDEO_SUFFIXES | ANIMATION_SUFFIXES
 _NUMBERED = re.compile(r"(.+)-(\d+)")
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import UInt8
 
-from magicvideo.errors import UserError
+from magicvideo.errors import ClipError, UserError
 from magicvideo.evaluation.benchmark.features import (
     SEEDS,
     Captioned,
@@ -37,7 +37,6 @@ from magicvideo.evaluation.benchmark.protocol import Benchmark
 from magicvideo.evaluation.benchmark.scores import MetricResult, score
 from magicvideo.evaluation.prompt_sets import to_uint8
 from magicvideo.evaluation.video_cache import generate_cached
-from magicvideo.media.video_reader import ClipError
 from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 

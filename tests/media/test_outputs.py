@@ -5,22 +5,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicvideo.errors import UserError
-from magicvideo.media.formats import FORMATS, format_of
-from magicvideo.media.naming import beside, output_paths, slug_of, storable
+from magicvideo.media.outputs import (
+    FORMATS,
+    ensure_encodable_size,
+    format_of,
+    output_paths,
+    sibling_path,
+    slugify,
+)
 
 
 @given(st.text())
 def test_no_prompt_leads_out_of_the_folder(prompt):
-    path = Path("folder") / f"{slug_of(prompt)}.mp4"
+    path = Path("folder") / f"{slugify(prompt)}.mp4"
     assert path.parent == Path("folder")
     assert path.name.isascii()
     assert 0 < len(path.stem) <= 60
 
 
 def test_slugs_are_readable():
-    assert slug_of("  A wóman, SURFING!  ") == "a-woman-surfing"
-    assert slug_of("../../etc/passwd") == "etc-passwd"
-    assert slug_of("猫") == "video"
+    assert slugify("  A wóman, SURFING!  ") == "a-woman-surfing"
+    assert slugify("../../etc/passwd") == "etc-passwd"
+    assert slugify("猫") == "video"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,7 @@ def test_slugs_are_readable():
     ],
 )
 def test_what_is_made_of_a_video_lies_beside_it(video, expected):
-    assert beside(Path(video), "upscaled") == Path(expected)
+    assert sibling_path(Path(video), "upscaled") == Path(expected)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,7 @@ def test_what_is_made_of_a_video_lies_beside_it(video, expected):
     ],
 )
 def test_a_made_name_is_one_that_stores_odd_sides(name, sides, expected):
-    assert storable(Path(name), *sides) == Path(expected)
+    assert ensure_encodable_size(Path(name), *sides) == Path(expected)
 
 
 @pytest.mark.parametrize(

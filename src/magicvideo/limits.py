@@ -1,0 +1,72 @@
+"""Limits on what files from elsewhere may claim: one table, read before anything is allocated.
+
+A small file can state a huge frame, a million layers or text nested without end. Each limit lies
+well above what honest files need; what exceeds one is refused with a sentence that names it.
+"""
+
+import json
+
+from magicvideo.errors import UserError
+
+# Video and pictures
+MAX_FRAME_PIXELS = 4096 * 4096
+"""Of a frame that is decoded: 5.3K cameras fit, and a decoder's reference frames stay in memory."""
+MAX_CLIP_FRAMES = 5000
+"""Of a training clip; its frames are in memory while it is prepared."""
+MAX_CLIP_BYTES = 1 << 30
+"""Of all decoded frames of a clip that is held at its own size."""
+MAX_ANIMATION_FRAMES = 20_000
+"""Of a GIF or WebP, whose frames take time to find even where each is a few bytes."""
+MAX_ANIMATION_PIXELS = 1 << 30
+"""Of all frames of a GIF or WebP together: 1,024 frames of 1024x1024."""
+MAX_IMAGE_PIXELS = 50_000_000
+"""Of a still picture, the largest that cameras make; converting it takes about 1 GB."""
+
+# Text
+MAX_TEXT_BYTES = 64 << 20
+"""Of a file of prompts, captions, metadata, settings or JSON."""
+MAX_LINE_LENGTH = 1 << 20
+"""Characters of a line of a file that is read line by line."""
+
+# Model folders and checkpoints
+MAX_HEADER_BYTES = 100 << 20
+"""Of the JSON header of a safetensors file; the format's own limit."""
+MAX_LAYERS = 1000
+"""Of layers, blocks or levels that a config asks for."""
+MAX_WIDTH = 1 << 16
+"""Of channels, heads or features of a layer."""
+MAX_VOCABULARY = 1 << 21
+"""Of tokens."""
+MAX_TRAIN_TIMESTEPS = 100_000
+"""Of steps of a noise schedule, each of which is a number in memory."""
+MAX_TOKENS = 1 << 16
+"""Of a prompt."""
+MAX_THREADS = 4096
+"""Of the CPU, in the settings of a video; never more are started than there are cores."""
+
+
+def check_count(name: str, value: object, most: int) -> None:
+    """Refuse a count from a file that is no whole number from 0 to `most`.
+
+    Args:
+        name: What is counted, as the start of the sentence.
+        value: What the file says.
+        most: The limit, one of this module's.
+
+    Raises:
+        UserError: If the count is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise UserError(f"{name} is {value!r:.60}; it must be a whole number from 0 to {most:,}.")
+
+
+def parse_json(text: str | bytes) -> object:
+    """Parse JSON that a stranger may have written.
+
+    Raises:
+        ValueError: If it is not JSON, or nested too deeply for the parser.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

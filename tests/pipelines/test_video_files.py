@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from magicvideo.errors import UserError
+from magicvideo.pipelines.request import ImageCondition
+from magicvideo.pipelines.video import read_request, write_video
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
+def test_every_format_gives_the_request_back(tmp_path, moving_square, request_of, name):
+    long = ImageCondition.of(
+        "a.png", np.random.default_rng(0).standard_normal(768).astype(np.float32)
+    )
+    request = request_of(image_condition=long)
+    write_video(moving_square, request, tmp_path / name)
+    assert read_request(tmp_path / name) == request
+
+
+def test_files_without_a_request_are_refused(tmp_path):
+    Image.new("RGB", (3, 5)).save(tmp_path / "plain.gif")
+    with pytest.raises(UserError, match="does not say how it was made"):
+        read_request(tmp_path / "plain.gif")
