@@ -1,4 +1,5 @@
 # make demo   a video from a prompt: make demo PROMPT="a cat face, blue background"
+# make studio the page and the API on this machine: make studio PORT=8000
 # make test   every test
 # make lint   ruff, mypy and hadolint
 # make docs   the documentation site, in build/site
@@ -10,6 +11,7 @@ PROMPT ?= cat face, green background
 OUTPUT ?= demo.mp4
 SEED ?= 2
 WORKERS ?= 2
+PORT ?= 7860
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -19,11 +21,18 @@ BUILD_BACKEND := hatchling hatch-fancy-pypi-readme editables
 # a shell variable, so that a prompt may hold quotes
 export PROMPT
 
+<<<<<<< HEAD
 .PHONY: demo test lint docs clean
+=======
+.PHONY: demo studio test lint clean
+>>>>>>> b752aa4 (Add the studio: job table, queue, workers, API, page, ComfyUI nodes)
 
 demo: .venv/installed-core
 	@$(BIN)/magicvideo generate "$$PROMPT" --seed $(SEED) --output "$(OUTPUT)" --overwrite
 	@echo "The video is $(abspath $(OUTPUT))"
+
+studio: .venv/installed-studio
+	@$(BIN)/magicvideo studio --port $(PORT)
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
@@ -44,6 +53,11 @@ clean:
 	$(INSTALL) $(BUILD_BACKEND)
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
+
+.venv/installed-studio: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) $(BUILD_BACKEND)
+	$(INSTALL) --no-build-isolation --editable '.[studio]'
+	@touch $@ .venv/installed-core
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) $(BUILD_BACKEND)

@@ -31,7 +31,10 @@ ALLOWED = {
     "convert": BASE | {"pipelines"} | NETWORKS,
     "training": BASE | {"data"} | NETWORKS,
     "evaluation": BASE | {"data", "media", "pipelines"} | NETWORKS,
-    "cli": BASE | {"convert", "data", "evaluation", "media", "pipelines", "training"} | NETWORKS,
+    "studio": BASE | {"data", "media", "pipelines"} | NETWORKS,
+    "cli": BASE
+    | {"convert", "data", "evaluation", "media", "pipelines", "studio", "training"}
+    | NETWORKS,
 }
 HEAVY = {"accelerate", "av", "diffusers", "numpy", "PIL", "scipy", "torch", "transformers"}
 DRAWERS = {"common", "core", "helpers", "lib", "misc", "tools", "util", "utils"}

@@ -19,6 +19,7 @@ from magicvideo.cli import (
     inflate,
     info,
     interpolate,
+    studio,
     train,
     upscale,
 )
@@ -59,7 +60,18 @@ def _options(
     """Hold the options that stand before every verb."""
 
 
-for verb in (generate, interpolate, upscale, data, inflate, train, export, evaluate, info):
+for verb in (
+    generate,
+    interpolate,
+    upscale,
+    studio,
+    data,
+    inflate,
+    train,
+    export,
+    evaluate,
+    info,
+):
     verb.register(app)
 
 

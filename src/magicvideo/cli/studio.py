@@ -1,0 +1,237 @@
+"""`magicvideo studio`: a page and an API on this machine, with a queue behind them."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from magicvideo.cli.generate_options import Model
+from magicvideo.errors import UserError
+
+if TYPE_CHECKING:
+    from magicvideo.studio.config import StudioConfig
+    from magicvideo.studio.security import Access
+
+_PACKAGES = ("fastapi", "gradio", "huey", "sqlalchemy", "uvicorn", "prometheus_client", "httpx")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("studio")(studio)
+
+
+def studio(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 7860,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Folder of jobs and videos; by default ~/.magicvideo/studio."),
+    ] = None,
+    model: Model = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu, mps, cuda or cuda:N; several make videos side by side."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads of each worker.")
+    ] = None,
+    loras: Annotated[
+        Path | None, typer.Option(help="Folder of LoRA files that requests may name.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of training runs, for the Train tab.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared data set, for the Data tab.")] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="File of clients: a name, a space and a token on each line."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Further host name under which the server is reached."),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MAGICVIDEO_DATABASE", help="Job table: sqlite:///FILE or postgresql://..."
+        ),
+    ] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MAGICVIDEO_QUEUE", help="Queue: sqlite:///FILE, redis://... or postgresql://..."
+        ),
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(help="Results: a folder, or an fsspec URL such as s3://...")
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(help="URL told of finished videos; signed with MAGICVIDEO_WEBHOOK_SECRET."),
+    ] = None,
+    max_queued: Annotated[int, typer.Option(min=1, help="Most waiting videos.")] = 200,
+    max_per_client: Annotated[
+        int, typer.Option(min=1, help="Most unfinished videos of one client.")
+    ] = 100,
+    max_gigabytes: Annotated[
+        float, typer.Option(help="Videos are kept up to this size; the oldest go first.")
+    ] = 20.0,
+    keep_hours: Annotated[
+        float | None, typer.Option(help="Hours that a video is kept; by default without end.")
+    ] = None,
+    job_minutes: Annotated[float, typer.Option(help="Longest time that a video may take.")] = 60.0,
+    server_only: Annotated[
+        bool, typer.Option("--server-only", help="Start no worker; they run elsewhere.")
+    ] = False,
+    worker_only: Annotated[
+        bool, typer.Option("--worker-only", help="Serve nothing; make videos of a shared queue.")
+    ] = False,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Serve the API alone.")] = False,
+) -> None:
+    """Open the studio: a page to make, compare and keep videos, and the API /v1/videos.
+
+    Examples:
+      magicvideo studio
+      magicvideo studio --port 8000 --loras loras/ --runs runs/
+      magicvideo studio --host 0.0.0.0 --tokens clients.txt
+      magicvideo studio --worker-only --database postgresql://db/studio --queue redis://db
+    """
+    _require(page=not no_page)
+    from magicvideo.studio.config import MEGABYTE, Limits, StudioConfig, default_home
+
+    limits = Limits(
+        queued_jobs=max_queued,
+        client_jobs=max_per_client,
+        stored_bytes=int(max_gigabytes * 1000 * MEGABYTE),
+        result_seconds=None if keep_hours is None else keep_hours * 3600,
+        job_seconds=job_minutes * 60,
+    )
+    config = StudioConfig(
+        home=(home or default_home()).expanduser().resolve(),
+        model=model,
+        database=database,
+        queue=queue,
+        files=files,
+        loras=loras,
+        runs=runs,
+        data=data,
+        threads=threads,
+        webhook=webhook,
+        webhook_secret=os.environ.get("MAGICVIDEO_WEBHOOK_SECRET"),
+        limits=limits,
+    )
+    devices = device or _usual_devices()
+    if worker_only:
+        _work(config, devices)
+        return
+    access = _access(host, tokens, allow_host or [])
+    _serve(config, access, host, port, [] if server_only else devices, devices[0], page=not no_page)
+
+
+def _serve(
+    config: "StudioConfig",
+    access: "Access",
+    host: str,
+    port: int,
+    devices: list[str],
+    planned_for: str,
+    *,
+    page: bool,
+) -> None:
+    from magicvideo.studio.api import create_app
+    from magicvideo.studio.metrics import Metrics
+    from magicvideo.studio.server import Address, WorkerProcesses, serve
+    from magicvideo.studio.service import Studio
+
+    studio = Studio(config, planned_for.partition(":")[0])
+    app = create_app(studio, Metrics(studio.store))
+    if page:
+        from magicvideo.studio.page import mount_page
+
+        app = mount_page(app, studio)
+
+    def announce(at: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{'127.0.0.1' if shown in ('0.0.0.0', '[::]') else shown}:{at}/"
+        if access.tokens and host not in ("127.0.0.1", "localhost", "::1"):
+            typer.echo("Hint: everybody with a token can use it, unencrypted.", err=True)
+        if len(access.tokens) == 1:
+            address += f"?token={next(iter(access.tokens))}"
+        typer.echo(f"The studio is at {address} (Ctrl-C ends it; videos are kept).")
+
+    serve(
+        app,
+        studio,
+        access,
+        Address(host=host, port=port),
+        WorkerProcesses(config, devices),
+        announce,
+    )
+
+
+def _work(config: "StudioConfig", devices: list[str]) -> None:
+    from magicvideo.studio.worker import run_worker
+
+    if len(devices) > 1:
+        raise UserError("A worker has one device; start one for each.")
+    typer.echo(f"A worker on {devices[0]} takes videos of the queue; Ctrl-C ends it.")
+    run_worker(config, devices[0])
+
+
+def _access(host: str, tokens: Path | None, names: list[str]) -> "Access":
+    """Return who may speak to the server: with a token, unless only this machine reaches it."""
+    from magicvideo.studio.config import LOOPBACK_HOSTS
+    from magicvideo.studio.security import Access
+
+    clients = {} if tokens is None else _read_tokens(tokens)
+    if (token := os.environ.get("MAGICVIDEO_TOKEN")) is not None:
+        clients[token] = "owner"
+    if host in LOOPBACK_HOSTS:
+        return Access(tokens=clients, hosts=(*LOOPBACK_HOSTS, *names))
+    if not clients:
+        clients = {secrets.token_urlsafe(24): "owner"}
+    hosts = ("*",) if host in ("0.0.0.0", "::") and not names else (host, *LOOPBACK_HOSTS, *names)
+    return Access(tokens=clients, hosts=hosts)
+
+
+def _read_tokens(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from None
+    clients: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, token = line.strip().partition(" ")
+        if len(token.strip()) < 16:
+            raise UserError(
+                f"Line {number} of {path} is no name, space and token of 16 characters or more."
+            )
+        clients[token.strip()] = name
+    if not clients:
+        raise UserError(f"{path} holds no client; write a name, a space and a token on a line.")
+    return clients
+
+
+def _usual_devices() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["mps" if torch.backends.mps.is_available() else "cpu"]
+
+
+def _require(*, page: bool) -> None:
+    from importlib.util import find_spec
+
+    needed = [name for name in _PACKAGES if page or name != "gradio"]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UserError(
+            f"The studio needs {', '.join(missing)}; install magicvideo with its extra, "
+            "`pip install 'magicvideo[studio]'`."
+        )

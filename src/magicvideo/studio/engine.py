@@ -1,0 +1,477 @@
+"""Where the studio meets the pipeline: planning a request, and making a video in stages.
+
+Nothing else in the studio imports a network. The server plans with a pipeline that has no weights
+in memory; a worker has one with all of them.
+"""
+
+import hashlib
+import io
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from magicvideo.errors import UserError
+from magicvideo.media.video_io import to_pixels, write_pixels
+from magicvideo.pipelines.capabilities import ModelCapabilities
+from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
+from magicvideo.pipelines.hints import prompt_hints
+from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
+from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
+from magicvideo.pipelines.request import (
+    GenerationSettings,
+    ImageCondition,
+    Request,
+    from_json,
+    resolve_seeds,
+)
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.video import read_request
+from magicvideo.shapes import Frames, Latents
+from magicvideo.studio.files import FileStore
+from magicvideo.studio.parameters import VideoParameters
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""Called with a stage, the steps done in it and their number; may raise to stop the work."""
+Show: TypeAlias = Callable[[Frames], None]
+"""Called with the frames that can be seen so far, pixels in [-1, 1]."""
+
+_SLOWEST_KEYS = 3.0  # key frames a second; the network has seen nothing slower
+_SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 16, 4, 160
+_PREVIEW_SIDE = 256
+_SUFFIXES = {  # by the first bytes of a file
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"\x1a\x45\xdf\xa3": ".webm",
+}
+# seconds of one step until a worker has measured its own; only their ratios matter
+_TYPICAL = {
+    "key frames": 0.3,
+    "interpolation": 1.0,
+    "decoding": 0.02,
+    "super-resolution": 0.15,
+    "writing": 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked request.
+
+    Attributes:
+        request: Complete but for the picture, which the worker adds.
+        seconds: Length of the video.
+        size: Width and height, such as `256x256`.
+        fingerprint: SHA-256 of all that decides the bytes of the file.
+        warnings: Sentences for the client.
+    """
+
+    request: Request
+    seconds: float
+    size: str
+    fingerprint: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished video, as files."""
+
+    video: Path
+    thumbnail: bytes
+    spritesheet: bytes
+    request: Request
+
+
+class Engine:
+    """One model.
+
+    Args:
+        model: Model folder, or None for the shipped model.
+        device: Where its networks are; None loads none of them, which is enough for planning.
+        loras: Folder of the LoRA files that requests may name.
+        threads: CPU threads, which decide the last bits of a video.
+
+    Raises:
+        UserError: If the folder is no whole model.
+    """
+
+    def __init__(
+        self,
+        model: Path | None = None,
+        *,
+        device: str | None = None,
+        loras: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.name = (model or BUNDLED_MODEL_DIR).resolve().name
+        self._threads = threads
+        if threads is not None and device is not None:
+            torch.set_num_threads(threads)
+        if device is None:
+            self._pipeline = MagicVideoPipeline.from_pretrained(model, offload_device="cpu")
+        else:
+            self._pipeline = MagicVideoPipeline.from_pretrained(model).to(device)
+        self._loras, self._merged = loras, [("", 0.0)][:0]
+        self._lock = threading.RLock()
+        self._step_seconds = dict(_TYPICAL)
+
+    @property
+    def capabilities(self) -> ModelCapabilities:
+        """Return what the model can do, and does by default."""
+        return self._pipeline.capabilities
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Tell whether a video can begin with a picture."""
+        return self._pipeline.image_encoder is not None
+
+    def read(self, text: str) -> Request:
+        """Return the request in a job's record.
+
+        Raises:
+            UserError: If the text is no request.
+        """
+        request = from_json(text)
+        if request is None:
+            raise UserError("The record of the video holds no request.")
+        return request
+
+    def lora_names(self) -> list[str]:
+        """Return the names of the LoRA files that requests may use."""
+        if self._loras is None:
+            return []
+        return sorted(path.stem for path in self._loras.glob("*.safetensors"))
+
+    # -- planning ---------------------------------------------------------------------------------
+
+    def plan(
+        self, parameters: VideoParameters, picture_sha256: str | None = None, device: str = "cpu"
+    ) -> Plan:
+        """Check parameters against the model and complete them.
+
+        Args:
+            parameters: What was asked for, with a seed.
+            picture_sha256: Identity of the picture to begin with.
+            device: Kind of device of the workers.
+
+        Raises:
+            UserError: If the model cannot do it.
+        """
+        if picture_sha256 is not None and not self.takes_pictures:
+            raise UserError("This model takes no picture; leave input_reference out.")
+        with self._with_loras(parameters.loras()):
+            model = self.capabilities
+            settings = _settings(parameters, model)
+            placeholder = (
+                None if picture_sha256 is None else ImageCondition(name="picture", embedding="")
+            )
+            seeds = resolve_seeds(parameters.seed, 1)
+            (request,) = model.build_requests([parameters.prompt], seeds, settings, placeholder)
+        threads = self._threads or torch.get_num_threads()
+        request = replace(request, device=device, threads=threads)
+        facts = asdict(request) | {"image_condition": picture_sha256, "format": parameters.format}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        side = _side(request, model) * request.output_scale
+        texts = dict.fromkeys([parameters.prompt, parameters.negative_prompt or ""])
+        hints = [
+            hint
+            for text in texts
+            for hint in prompt_hints(text, self._pipeline.tokenizer, self._pipeline.words)
+        ]
+        return Plan(
+            request=request,
+            seconds=request.video_frames / request.video_fps,
+            size=f"{side}x{side}",
+            fingerprint=digest,
+            warnings=tuple(hints),
+        )
+
+    # -- making -----------------------------------------------------------------------------------
+
+    def make(
+        self,
+        job_id: str,
+        parameters: VideoParameters,
+        picture: Path | None,
+        files: FileStore,
+        scratch: Path,
+        report: Report,
+        show: Show,
+    ) -> Made:
+        """Make one video, from the newest latents that an earlier attempt kept.
+
+        Args:
+            job_id: Names the files.
+            parameters: Complete, with a seed.
+            picture: The picture to begin with, on this machine.
+            files: Where latents are kept between stages.
+            scratch: Local folder for the finished file.
+            report: Told of every step; what it raises ends the work.
+            show: Told of frames as soon as there are any.
+
+        Raises:
+            UserError: If the request cannot be fulfilled.
+        """
+        with self._with_loras(parameters.loras()), torch.no_grad():
+            pipeline = self._pipeline
+            settings = _settings(parameters, self.capabilities)
+            seeds = resolve_seeds(parameters.seed, 1)
+            (request,) = pipeline.build_requests([parameters.prompt], seeds, settings, picture)
+            latents = self._latents(job_id, request, files, scratch, report, show)
+            frames = pipeline.decode(latents, report)
+            show(frames)
+            if "upscaler" in request.stages:
+                frames = pipeline.upscale(request, frames, report, DEFAULT_CHUNKS)
+        report("writing", 0, 1)
+        video = scratch / f"{job_id}.{parameters.format}"
+        pixels = to_pixels(frames[0].cpu(), request.output_scale)
+        write_pixels(pixels, request.video_fps, request.to_json(), video, overwrite=True)
+        report("writing", 1, 1)
+        return Made(video, _thumbnail(pixels), _spritesheet(pixels), request)
+
+    def forget(self, job_id: str, files: FileStore, scratch: Path) -> None:
+        """Remove what `make` kept of a job."""
+        files.remove([_kept(job_id, stage) for stage in ("keyframes", "interpolation")])
+        for path in scratch.glob(f"{job_id}*"):
+            path.unlink(missing_ok=True)
+
+    def expected_seconds(self, request: Request) -> dict[str, tuple[int, float]]:
+        """Return, by stage, the number of steps and the seconds of one, as measured last."""
+        steps = {"key frames": request.num_inference_steps}
+        if "interpolation" in request.stages:
+            steps["interpolation"] = request.interpolation_steps
+        steps["decoding"] = request.video_frames
+        if "upscaler" in request.stages:
+            steps["super-resolution"] = request.upscaler_steps * -(
+                -request.video_frames // DEFAULT_CHUNKS.upscaler_frames
+            )
+        steps["writing"] = 1
+        return {stage: (count, self._step_seconds[stage]) for stage, count in steps.items()}
+
+    def learn_seconds(self, stage: str, steps: int, seconds: float) -> None:
+        """Note how long a stage took, for the estimates of later jobs."""
+        if steps and stage in self._step_seconds:
+            self._step_seconds[stage] = seconds / steps
+
+    def _latents(
+        self,
+        job_id: str,
+        request: Request,
+        files: FileStore,
+        scratch: Path,
+        report: Report,
+        show: Show,
+    ) -> Latents:
+        pipeline = self._pipeline
+        if "interpolation" in request.stages:
+            kept = _read_kept(job_id, "interpolation", request, files, scratch)
+            if kept is not None:
+                return kept.to(pipeline.device)
+        tokens, negative = pipeline.encode_condition(request)
+        keys = _read_kept(job_id, "keyframes", request, files, scratch)
+        if keys is None:
+            keys = pipeline.sample_keyframes(request, tokens, negative, report)
+            _keep(job_id, "keyframes", keys, request, files, scratch)
+        keys = keys.to(pipeline.device)
+        show(pipeline.decode(keys))
+        if "interpolation" not in request.stages:
+            return keys
+        latents = pipeline.interpolate(request, keys, tokens, report)
+        _keep(job_id, "interpolation", latents, request, files, scratch)
+        return latents
+
+    @contextmanager
+    def _with_loras(self, wanted: list[tuple[str, float]]) -> Iterator[None]:
+        """Have exactly the wanted LoRAs in the model; they stay until others are wanted."""
+        with self._lock:
+            if wanted != self._merged:
+                self._pipeline.unload_loras()
+                self._merged = []
+                for name, scale in wanted:
+                    self._pipeline.load_lora(self._lora_path(name), scale)
+                self._merged = wanted
+            yield
+
+    def _lora_path(self, name: str) -> Path:
+        if self._loras is None or name not in self.lora_names():
+            known = ", ".join(self.lora_names()) or "none"
+            raise UserError(f"There is no LoRA {name!r} on this server; there is: {known}.")
+        return self._loras / f"{name}.safetensors"
+
+
+def read_recipe(content: bytes) -> dict[str, str | int | float]:
+    """Return the settings in a file that magicvideo wrote, as parameters of a request.
+
+    Args:
+        content: The uploaded file.
+
+    Raises:
+        UserError: If it says nothing about how it was made.
+    """
+    suffix = next((end for start, end in _SUFFIXES.items() if content.startswith(start)), ".mp4")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"upload{suffix}"
+        path.write_bytes(content)
+        try:
+            return parameters_of(read_request(path))
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), "The file")) from None
+
+
+def parameters_of(request: Request) -> dict[str, str | int | float]:
+    """Return a request as the parameters that ask for it again."""
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "frames": request.num_frames,
+        "fps": request.fps,
+        "steps": request.num_inference_steps,
+        "guidance": request.guidance_scale,
+        "guidance_stop": request.guidance_stop,
+        "scheduler": request.scheduler,
+        "stages": ",".join(request.stages),
+        "interpolation_steps": request.interpolation_steps,
+        "upscaler_steps": request.upscaler_steps,
+    }
+
+
+def preview_bytes(frames: Frames) -> bytes:
+    """Return frames as a small animated WebP, quick to make rather than small."""
+    pixels = to_pixels(frames[0].cpu())
+    side = max(pixels.shape[1:3])
+    scale = max(1, _PREVIEW_SIDE // side)
+    size = (pixels.shape[2] * scale, pixels.shape[1] * scale)
+    pictures = [Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in pixels]
+    holder = io.BytesIO()
+    duration = round(2500 / len(pictures))
+    pictures[0].save(
+        holder,
+        format="WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=duration,
+        loop=0,
+        quality=70,
+        method=0,
+    )
+    return holder.getvalue()
+
+
+def _settings(parameters: VideoParameters, model: ModelCapabilities) -> GenerationSettings:
+    """Return the pipeline's settings; `seconds` and `size` become frames, rate and enlargement."""
+    stages = None if parameters.stages is None else tuple(parameters.stages.split(","))
+    frames, fps = _frames_and_rate(parameters, model, stages or model.stages)
+    return GenerationSettings(
+        negative_prompt=parameters.negative_prompt or "",
+        num_frames=frames,
+        fps=fps,
+        num_inference_steps=parameters.steps,
+        guidance_scale=parameters.guidance,
+        guidance_stop=parameters.guidance_stop,
+        scheduler=parameters.scheduler,
+        output_scale=_output_scale(parameters.size, model, stages or model.stages),
+        stages=stages,
+        interpolation_steps=parameters.interpolation_steps,
+        upscaler_steps=parameters.upscaler_steps,
+    )
+
+
+def _frames_and_rate(
+    parameters: VideoParameters, model: ModelCapabilities, stages: tuple[str, ...]
+) -> tuple[int | None, float | None]:
+    if parameters.seconds is None:
+        return parameters.frames, parameters.fps
+    if parameters.frames is not None:
+        raise UserError("seconds and frames both tell the length; give one of them.")
+    fps = parameters.fps or model.default_fps
+    least = 2 if "interpolation" in stages else 1
+    frames = max(least, round(parameters.seconds * fps))
+    if frames > model.max_frames and parameters.fps is None:
+        frames, fps = model.max_frames, model.max_frames / parameters.seconds
+    if frames > model.max_frames or fps < _SLOWEST_KEYS:
+        longest = model.max_frames / (parameters.fps or _SLOWEST_KEYS)
+        raise UserError(
+            f"seconds is {parameters.seconds:g}; this model makes at most {longest:.1f} seconds"
+            f"{f' at {fps:g} key frames a second' if parameters.fps else ''}."
+        )
+    return frames, fps
+
+
+def _output_scale(
+    size: str | None, model: ModelCapabilities, stages: tuple[str, ...]
+) -> int | None:
+    if size is None:
+        return None
+    width, height = map(int, size.split("x"))
+    side = model.side * (model.upscale_factor if "upscaler" in stages else 1)
+    if width != height or width % side or not 1 <= width // side <= 8:
+        allowed = ", ".join(f"{side * factor}x{side * factor}" for factor in (1, 2, 4, 8))
+        raise UserError(f"size is {size}; this model makes squares such as {allowed}.")
+    return width // side
+
+
+def _side(request: Request, model: ModelCapabilities) -> int:
+    return model.side * (model.upscale_factor if "upscaler" in request.stages else 1)
+
+
+def _kept(job_id: str, stage: str) -> str:
+    return f"{job_id}-{stage}.safetensors"
+
+
+def _keep(
+    job_id: str, stage: str, latents: Latents, request: Request, files: FileStore, scratch: Path
+) -> None:
+    path = scratch / _kept(job_id, stage)
+    write_latents(path, latents, request)
+    files.put(path.name, path)
+    path.unlink()
+
+
+def _read_kept(
+    job_id: str, stage: str, request: Request, files: FileStore, scratch: Path
+) -> Latents | None:
+    """Return the latents of an earlier attempt, if they are whole and of the same request."""
+    name = _kept(job_id, stage)
+    if not files.exists(name):
+        return None
+    path = files.fetch(name, scratch / name)
+    try:
+        kept, latents = read_latents(path)
+    except UserError:
+        return None
+    finally:
+        path.unlink(missing_ok=True)
+    return latents if kept == request else None
+
+
+def _thumbnail(pixels: np.ndarray) -> bytes:
+    holder = io.BytesIO()
+    Image.fromarray(pixels[len(pixels) // 3]).save(holder, format="WEBP", quality=85)
+    return holder.getvalue()
+
+
+def _spritesheet(pixels: np.ndarray) -> bytes:
+    """Return evenly spaced frames, row by row, as one JPEG."""
+    chosen = np.linspace(0, len(pixels) - 1, min(_SHEET_FRAMES, len(pixels))).round().astype(int)
+    columns = min(_SHEET_COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * _SHEET_SIDE, rows * _SHEET_SIDE), "white")
+    for place, index in enumerate(chosen):
+        picture = Image.fromarray(pixels[index])
+        picture.thumbnail((_SHEET_SIDE, _SHEET_SIDE))
+        row, column = divmod(place, columns)
+        sheet.paste(picture, (column * _SHEET_SIDE, row * _SHEET_SIDE))
+    holder = io.BytesIO()
+    sheet.save(holder, format="JPEG", quality=85)
+    return holder.getvalue()
