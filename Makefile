@@ -21,11 +21,7 @@ BUILD_BACKEND := hatchling hatch-fancy-pypi-readme editables
 # a shell variable, so that a prompt may hold quotes
 export PROMPT
 
-<<<<<<< HEAD
-.PHONY: demo test lint docs clean
-=======
-.PHONY: demo studio test lint clean
->>>>>>> b752aa4 (Add the studio: job table, queue, workers, API, page, ComfyUI nodes)
+.PHONY: demo studio test lint docs clean
 
 demo: .venv/installed-core
 	@$(BIN)/magicvideo generate "$$PROMPT" --seed $(SEED) --output "$(OUTPUT)" --overwrite
