@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException
 
 from magicvideo.studio.files import PREVIEW
 from magicvideo.studio.jobs import SILENCE, Job
-from magicvideo.studio.metrics import Metrics
+from magicvideo.studio.metrics import MeasuredApp, Metrics
 from magicvideo.studio.parameters import Text, VideoParameters
 from magicvideo.studio.responses import (
     ApiError,
@@ -34,7 +34,7 @@ from magicvideo.studio.responses import (
     poll_after,
     video_object,
 )
-from magicvideo.studio.security import CLIENT_HEADER
+from magicvideo.studio.security import CLIENT_HEADER, BodyError
 from magicvideo.studio.service import Studio
 
 _MAX_FIELDS = 40
@@ -104,18 +104,7 @@ def create_app(studio: Studio, metrics: Metrics) -> FastAPI:
     app.include_router(_operator_routes(studio, metrics))
     _add_error_answers(app)
 
-    @app.middleware("http")
-    async def _measure(
-        request: Request, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        began = time.perf_counter()
-        response = await answer(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        seconds = time.perf_counter() - began
-        metrics.observe_request(request.method, path, response.status_code, seconds)
-        return response
-
+    app.add_middleware(MeasuredApp, metrics=metrics)
     return app
 
 
@@ -135,6 +124,10 @@ def _add_error_answers(app: FastAPI) -> None:
         message = f"{place} cannot be {str(first.get('input'))[:60]!r}: {first['msg']}."
         body = error_body(422, message, code=str(first["type"]), param=place)
         return JSONResponse(body, 422)
+
+    @app.exception_handler(BodyError)
+    async def _body_error(_: Request, error: BodyError) -> JSONResponse:
+        return JSONResponse(error.body, error.status_code, headers=error.headers)
 
     @app.exception_handler(HTTPException)
     async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -369,6 +362,8 @@ async def _read_fields(request: Request) -> tuple[dict[str, Any], bytes | None]:
         form = await request.form(
             max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
         )
+    except BodyError:
+        raise
     except (MultiPartException, HTTPException) as error:
         reason = getattr(error, "message", None) or getattr(error, "detail", "")
         message = f"The form cannot be read: {reason}"

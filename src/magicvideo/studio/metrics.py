@@ -1,5 +1,6 @@
 """Numbers for Prometheus: jobs by state, workers, stored bytes, and times of requests and jobs."""
 
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -7,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from magicvideo.studio.jobs import SILENCE, JobStore
+from magicvideo.studio.security import AsgiApp, Message, Receive, Scope, Send
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -43,6 +45,34 @@ class Metrics:
     def text(self) -> bytes:
         """Return all of them in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class MeasuredApp:
+    """An ASGI layer that observes each request up to the start of its answer.
+
+    Args:
+        app: What answers.
+        metrics: What is told.
+    """
+
+    def __init__(self, app: AsgiApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def observe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                seconds = time.perf_counter() - began
+                self._metrics.observe_request(scope["method"], route, message["status"], seconds)
+            await send(message)
+
+        await self._app(scope, receive, observe)
 
 
 class _Jobs(Collector):

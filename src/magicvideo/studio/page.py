@@ -106,8 +106,8 @@ class Page:
     def _build_create(self) -> "_Create":
         traits, engine = self._studio.engine.capabilities, self._studio.engine
         longest = round(traits.max_frames / 3.0, 1)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=300):
+        with gr.Row(equal_height=False, elem_id="create"):
+            with gr.Column(min_width=280, elem_id="ask"):
                 prompt = gr.Textbox(
                     label="Prompt",
                     placeholder="What the video shows, such as: panda, green background",
@@ -131,6 +131,7 @@ class Page:
                     cancel = gr.Button(
                         "Cancel", variant="stop", interactive=False, elem_id="cancel"
                     )
+            with gr.Column(min_width=280, elem_id="refine"):
                 gr.Examples(
                     [[text] for text in EXAMPLES],
                     inputs=[prompt],
@@ -180,7 +181,7 @@ class Page:
                         height=110,
                         elem_id="recipe",
                     )
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(min_width=280, elem_id="watch"):
                 stage = gr.HTML(self._markup.stage(None, "", None), elem_id="stage")
         job_id = gr.BrowserState("", storage_key="magicvideo-job", secret="magicvideo")
         timer = gr.Timer(_TICK, active=False)
@@ -501,4 +502,13 @@ def _theme() -> gr.themes.Base:
         neutral_hue=gr.themes.colors.slate,
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+        body_text_color_subdued="*neutral_600",
+        input_placeholder_color="*neutral_500",
     )

@@ -13,6 +13,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.exceptions import HTTPException
+
 from magicvideo.studio.config import LOOPBACK_HOSTS, Limits
 from magicvideo.studio.responses import error_body
 
@@ -134,7 +136,7 @@ class Gate:
         if not (length.isascii() and length.isdigit()):
             return 400, error_body(400, "Content-Length is no number.", code="invalid_length")
         if int(length) > self._limits.body_bytes:
-            return 413, _too_large(self._limits)
+            return 413, error_body(413, _too_large(self._limits), code="request_too_large")
         return None
 
     def _login(self, scope: Scope) -> Callable[[Send], Awaitable[None]] | None:
@@ -155,12 +157,12 @@ class Gate:
         return answer
 
 
-class _BodyError(Exception):
-    """A request's body is too large or too slow."""
+class BodyError(HTTPException):
+    """A request's body is too large or too slow; whoever reads it answers so."""
 
-    def __init__(self, status: int, body: dict[str, Any]) -> None:
-        super().__init__(status)
-        self.status, self.body = status, body
+    def __init__(self, status: int, code: str, sentence: str) -> None:
+        super().__init__(status, sentence, {"connection": "close"})
+        self.body = error_body(status, sentence, code=code)
 
 
 class _Guarded:
@@ -170,7 +172,6 @@ class _Guarded:
         self._receive, self._send, self._limits = receive, send, limits
         self._size, self._is_whole, self._has_answered = 0, False, False
         self._deadline = 0.0
-        self._broken: _BodyError | None = None
 
     async def run(self, app: AsgiApp, scope: Scope) -> None:
         clock = asyncio.get_running_loop().time
@@ -178,13 +179,10 @@ class _Guarded:
         self._deadline = clock() + allowed
         try:
             await app(scope, self.receive, self.send)
-        except _BodyError as error:
+        except BodyError as error:
             if not self._has_answered:
                 headers = {b"connection": b"close"}
-                await answer_json(self.send, error.status, error.body, headers)
-        except TimeoutError:
-            if self._broken is None:
-                return  # the client does not read: uvicorn closes the connection
+                await answer_json(self.send, error.status_code, error.body, headers)
 
     async def receive(self) -> Message:
         if self._is_whole:
@@ -195,13 +193,13 @@ class _Guarded:
                 self._receive(), max(0.0, min(left, self._limits.receive_seconds))
             )
         except TimeoutError:
-            body = error_body(408, "The request did not arrive in time.", code="request_timeout")
-            raise _BodyError(408, body) from None
+            sentence = "The request did not arrive in time."
+            raise BodyError(408, "request_timeout", sentence) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
             if self._size > self._limits.body_bytes:
-                raise _BodyError(413, _too_large(self._limits))
+                raise BodyError(413, "request_too_large", _too_large(self._limits))
         return message
 
     async def send(self, message: Message) -> None:
@@ -230,9 +228,8 @@ async def answer_json(
     await send({"type": "http.response.body", "body": content})
 
 
-def _too_large(limits: Limits) -> dict[str, Any]:
-    message = f"The request is larger than {limits.body_bytes:,} bytes."
-    return error_body(413, message, code="request_too_large")
+def _too_large(limits: Limits) -> str:
+    return f"The request is larger than {limits.body_bytes:,} bytes."
 
 
 def _digest(token: str) -> bytes:
