@@ -1,6 +1,5 @@
 """`python -m studies compare` and `compare-report`: a blind study by people, and what it says."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +49,7 @@ def compare(
       python -m studies compare models/old models/new --prompts prompts.txt
       python -m studies compare --study runs/compare
     """
-    require(("jinja2",), "report", "A study")
+    require(("fastapi", "uvicorn", "jinja2"), "studio", "A study")
     from magicvideo.pipelines.request import GenerationSettings
     from studies.human_study.study import read_study
 
@@ -156,12 +155,12 @@ def _prepare(
 
 def _serve(study: "Study", folder: Path, host: str, port: int) -> None:
     """Serve a study until Ctrl-C, which is how a study is meant to end."""
-    from studies.human_study.server import LOOPBACK, StudyServer
+    from magicvideo.studio.config import LOOPBACK_HOSTS
+    from studies.human_study.server import serve_study
 
-    with StudyServer(study, folder, host, port) as server:
-        typer.echo(f"{server.address} shows the study; Ctrl-C ends it, and votes are kept.")
-        if host not in LOOPBACK:
-            typer.echo("Hint: everybody who reaches this machine can vote, unencrypted.", err=True)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+    server = serve_study(study, folder, host, port)
+    typer.echo(f"{server.address} shows the study; Ctrl-C ends it, and votes are kept.")
+    if host not in LOOPBACK_HOSTS:
+        typer.echo("Hint: everybody who reaches this machine can vote, unencrypted.", err=True)
+    server.run()
     typer.echo(f"Count the votes: python -m studies compare-report {folder}")

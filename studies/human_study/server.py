@@ -1,38 +1,38 @@
-"""The page of a study on a web server for a few raters, from the standard library."""
+"""The page of a study as an app, behind the same gate and server as the studio's."""
 
-import re
 import sqlite3
-import sys
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
+
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
 
 from magicvideo.errors import UserError
+from magicvideo.studio.config import LOOPBACK_HOSTS, Limits
+from magicvideo.studio.http_server import HttpServer
+from magicvideo.studio.security import Access, machine_names
 from studies.human_study.pages import PAGES, StudyPages
 from studies.human_study.results import Votes
 from studies.human_study.study import Study
 
 _LARGEST_FORM = 4096  # bytes
 _MOST_FIELDS = 8
-LOOPBACK = ("127.0.0.1", "localhost")
-"""Hosts that only this machine reaches."""
 _SECONDS = 30.0  # that a browser may be silent for
-_STATIC = {"/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8"}
+_CONNECTIONS = 300
+_STATIC = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; media-src 'self'; style-src 'self'; script-src 'self'; "
         "img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
 }
-_RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 
 
-class StudyServer(ThreadingHTTPServer):
-    """Serves one study; nothing of a request becomes a path or a part of a query.
+def serve_study(study: Study, folder: Path, host: str, port: int) -> HttpServer:
+    """Return a server of one study; nothing of a request becomes a path or a part of a query.
 
     Args:
         study: What is compared.
@@ -43,130 +43,75 @@ class StudyServer(ThreadingHTTPServer):
     Raises:
         UserError: If the address cannot be used.
     """
+    everywhere = host in ("0.0.0.0", "::")
+    names = machine_names() if everywhere else (host,)
+    access = Access(hosts=(*LOOPBACK_HOSTS, *names), any_address=everywhere)
+    limits = Limits(body_bytes=_LARGEST_FORM, receive_seconds=_SECONDS, connections=_CONNECTIONS)
+    return HttpServer(create_study_app(study, folder), access, limits, host, port)
 
-    daemon_threads = True
 
-    def __init__(self, study: Study, folder: Path, host: str, port: int) -> None:
-        self.booth = StudyPages(study, Votes(folder))
-        self.is_private = host in LOOPBACK
-        self.videos = {f"/video/{name}": path for name, path in study.videos(folder).items()}
+def create_study_app(study: Study, folder: Path) -> FastAPI:
+    """Return the app of one study."""
+    pages = StudyPages(study, Votes(folder))
+    videos = study.videos(folder)
+    app = FastAPI(title="study", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def _refuse(_: Request, error: HTTPException) -> Response:
+        sentence = "There is no such page." if error.status_code == 404 else f"{error.detail}"
+        return PlainTextResponse(sentence, error.status_code, headers=_HEADERS)
+
+    @app.exception_handler(sqlite3.Error)
+    async def _unavailable(_: Request, __: sqlite3.Error) -> Response:
+        sentence = "The answers cannot be reached now; send them again."
+        return PlainTextResponse(sentence, 503, headers={**_HEADERS, "Retry-After": "5"})
+
+    @app.get("/")
+    def show_welcome() -> Response:
+        return _page(pages.welcome())
+
+    @app.get("/pair")
+    def show_pair(request: Request) -> Response:
         try:
-            super().__init__((host, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"{host}:{port} cannot be listened on ({error}); choose others with --host and "
-                "--port."
-            ) from None
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Pass over browsers that close a connection early, as they do with videos."""
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
-    @property
-    def address(self) -> str:
-        """Return where a browser on this machine finds the first page."""
-        host, port = self.server_address[:2]
-        return f"http://{host!s}:{port}/"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: StudyServer
-    server_version, sys_version = "study", ""
-    timeout = _SECONDS
-
-    def do_GET(self) -> None:
-        """Answer with a page or a video."""
-        address = urlsplit(self.path)
-        if address.path == "/":
-            self._page(self.server.booth.welcome())
-        elif address.path == "/pair":
-            self._pair(address.query)
-        elif address.path in _STATIC:
-            content = (PAGES / address.path.removeprefix("/")).read_bytes()
-            self._answer(HTTPStatus.OK, content, {"Content-Type": _STATIC[address.path]})
-        elif address.path in self.server.videos:
-            self._video(self.server.videos[address.path].read_bytes())
-        else:
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
-
-    def do_POST(self) -> None:
-        """Keep the answers of a form."""
-        size = self.headers.get("Content-Length", "")
-        if not (size.isascii() and size.isdigit() and len(size) < 8):
-            self._refuse(HTTPStatus.LENGTH_REQUIRED, "The form states no length.")
-        elif int(size) > _LARGEST_FORM:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The form is too large.")
-        elif self.path != "/vote":
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
-        elif self._is_foreign():
-            self._refuse(HTTPStatus.FORBIDDEN, "The form is from another site.")
-        else:
-            self._vote(self.rfile.read(int(size)))
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Write no line for each request: it would be one for every piece of a video."""
-
-    def _pair(self, query: str) -> None:
-        try:
-            fields = _fields(query)
+            fields = _fields(request.url.query)
             place = fields.get("place")
             if place is not None and not (place.isascii() and place.isdigit() and len(place) < 8):
                 raise UserError("There is no such pair.")
-            page = self.server.booth.pair(
-                fields.get("rater", ""), None if place is None else int(place)
-            )
+            number = None if place is None else int(place)
+            return _page(pages.pair(fields.get("rater", ""), number))
         except UserError as error:
-            self._page(self.server.booth.welcome(str(error)), HTTPStatus.BAD_REQUEST)
-        else:
-            self._page(page)
+            return _page(pages.welcome(str(error)), 400)
 
-    def _vote(self, body: bytes) -> None:
+    @app.post("/vote")
+    async def keep_vote(request: Request) -> Response:
+        body = await request.body()  # one that is cut before its end raises and is not kept
         try:
-            rater = self.server.booth.vote(_fields(body.decode("ascii", "replace")))
+            fields = _fields(body.decode("ascii", "replace"))
+            rater = await to_thread.run_sync(pages.vote, fields)
         except UserError as error:
-            self._page(self.server.booth.welcome(str(error)), HTTPStatus.BAD_REQUEST)
-        except sqlite3.Error:
-            self._refuse(
-                HTTPStatus.SERVICE_UNAVAILABLE, "The answers could not be kept; send them again."
-            )
-        else:
-            place = f"/pair?{urlencode({'rater': rater})}"
-            self._answer(HTTPStatus.SEE_OTHER, b"", {"Location": place})
+            return _page(pages.welcome(str(error)), 400)
+        place = f"/pair?{urlencode({'rater': rater})}"
+        return Response(status_code=303, headers={**_HEADERS, "Location": place})
 
-    def _video(self, content: bytes) -> None:
-        """Answer with a video or the piece of it that was asked for, as Safari does."""
-        headers = {"Content-Type": "video/mp4", "Accept-Ranges": "bytes"}
-        asked = _RANGE.fullmatch(self.headers.get("Range", ""))
-        if asked is None:
-            self._answer(HTTPStatus.OK, content, headers)
-            return
-        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
-        if first > last:
-            self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "There is no such piece.")
-            return
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self._answer(HTTPStatus.PARTIAL_CONTENT, content[first : last + 1], headers)
+    @app.get("/video/{name}")
+    def send_video(name: str) -> Response:
+        path = videos.get(name)
+        if path is None or not path.is_file():
+            raise HTTPException(404)
+        return FileResponse(path, media_type="video/mp4", headers=_HEADERS)
 
-    def _is_foreign(self) -> bool:
-        """Tell whether a form is from a page of another site, which a browser lets happen."""
-        host = self.headers.get("Host", "")
-        is_renamed = self.server.is_private and host.rsplit(":", 1)[0] not in LOOPBACK
-        origin = self.headers.get("Origin")
-        return is_renamed or (origin is not None and urlsplit(origin).netloc != host)
+    @app.get("/{name}")
+    def send_static(name: str) -> Response:
+        if name not in _STATIC:
+            raise HTTPException(404)
+        headers = {**_HEADERS, "Content-Type": _STATIC[name]}
+        return Response((PAGES / name).read_bytes(), headers=headers)
 
-    def _page(self, text: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self._answer(status, text.encode(), {"Content-Type": "text/html; charset=utf-8"})
+    return app
 
-    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        self._answer(status, sentence.encode(), {"Content-Type": "text/plain; charset=utf-8"})
 
-    def _answer(self, status: HTTPStatus, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (headers | _HEADERS | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+def _page(text: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(text, status, headers=_HEADERS)
 
 
 def _fields(text: str) -> dict[str, str]:

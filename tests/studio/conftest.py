@@ -1,6 +1,5 @@
 """A studio with a tiny model: real server, real HTTP, and a worker in a thread."""
 
-import asyncio
 import contextlib
 import io
 import os
@@ -15,16 +14,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 from sqlalchemy import create_engine, text
 
 from magicvideo.studio.api import create_app
 from magicvideo.studio.config import Limits, StudioConfig
 from magicvideo.studio.engine import Engine
+from magicvideo.studio.http_server import HttpServer
 from magicvideo.studio.metrics import Metrics
-from magicvideo.studio.security import Access, Gate
-from magicvideo.studio.server import TimedProtocol
+from magicvideo.studio.security import Access
 from magicvideo.studio.service import Studio
 from magicvideo.studio.worker import Worker
 
@@ -40,31 +38,15 @@ class RunningStudio:
         app = create_app(self.studio, self.metrics)
         if wrap is not None:
             app = wrap(app, self.studio)
-        gate = Gate(app, access or Access(), config.limits)
-        settings = uvicorn.Config(
-            gate,
-            port=0,
-            http=TimedProtocol,
-            ws="none",
-            log_level="warning",
-            limit_concurrency=config.limits.connections,
-            timeout_graceful_shutdown=2,
-        )
-        self.server = uvicorn.Server(settings)
-        self.threads = [threading.Thread(target=self._serve, daemon=True)]
+        self.server = HttpServer(app, access or Access(), config.limits, "127.0.0.1", 0)
+        self.port, self.url = self.server.port, self.server.address.rstrip("/")
+        self.threads = [threading.Thread(target=self.server.run, daemon=True)]
         self.worker = Worker(config, "cpu", engines[1]) if worker else None
         if self.worker is not None:
             self.threads.append(threading.Thread(target=self.worker.run, daemon=True))
         for thread in self.threads:
             thread.start()
-        while not self.server.started:
-            time.sleep(0.02)
-        self.port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
-
-    def _serve(self):
-        asyncio.run(self.server.serve())
 
     def create(self, **fields):
         """Send a form; returns the answer."""
@@ -88,7 +70,7 @@ class RunningStudio:
 
     def close(self):
         self.http.close()
-        self.server.should_exit = True
+        self.server.stop()
         if self.worker is not None:
             self.worker.stop()
         for thread in self.threads:

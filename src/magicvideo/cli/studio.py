@@ -143,6 +143,7 @@ def _serve(
     page: bool,
 ) -> None:
     from magicvideo.studio.api import create_app
+    from magicvideo.studio.config import LOOPBACK_HOSTS
     from magicvideo.studio.metrics import Metrics
     from magicvideo.studio.server import Address, WorkerProcesses, serve
     from magicvideo.studio.service import Studio
@@ -154,10 +155,8 @@ def _serve(
 
         app = mount_page(app, studio)
 
-    def announce(at: int) -> None:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{'127.0.0.1' if shown in ('0.0.0.0', '[::]') else shown}:{at}/"
-        if access.tokens and host not in ("127.0.0.1", "localhost", "::1"):
+    def announce(address: str) -> None:
+        if host not in LOOPBACK_HOSTS:
             typer.echo("Hint: everybody with a token can use it, unencrypted.", err=True)
         if len(access.tokens) == 1:
             address += f"?token={next(iter(access.tokens))}"
@@ -185,7 +184,7 @@ def _work(config: "StudioConfig", devices: list[str]) -> None:
 def _access(host: str, tokens: Path | None, names: list[str]) -> "Access":
     """Return who may speak to the server: with a token, unless only this machine reaches it."""
     from magicvideo.studio.config import LOOPBACK_HOSTS
-    from magicvideo.studio.security import Access
+    from magicvideo.studio.security import Access, machine_names
 
     clients = {} if tokens is None else _read_tokens(tokens)
     if (token := os.environ.get("MAGICVIDEO_TOKEN")) is not None:
@@ -194,8 +193,9 @@ def _access(host: str, tokens: Path | None, names: list[str]) -> "Access":
         return Access(tokens=clients, hosts=(*LOOPBACK_HOSTS, *names))
     if not clients:
         clients = {secrets.token_urlsafe(24): "owner"}
-    hosts = ("*",) if host in ("0.0.0.0", "::") and not names else (host, *LOOPBACK_HOSTS, *names)
-    return Access(tokens=clients, hosts=hosts)
+    everywhere = host in ("0.0.0.0", "::")
+    known = (*LOOPBACK_HOSTS, *names, *(machine_names() if everywhere else (host,)))
+    return Access(tokens=clients, hosts=known, any_address=everywhere)
 
 
 def _read_tokens(path: Path) -> dict[str, str]:

@@ -4,9 +4,10 @@ A run that was killed continues where it stopped: each finished clip is recorded
 `progress.jsonl`, and kept if the source file and the cached file are still those of the record.
 """
 
+import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256 as hash_bytes
 from pathlib import Path
@@ -38,6 +39,7 @@ from magicvideo.media.video_reader import DecodedClip, FrameReader
 
 CLIPS = "clips"
 PROGRESS = "progress.jsonl"
+SKIPPED = "skipped.jsonl"
 SIZE_STEP = 8
 MAX_SIDE = 1024
 
@@ -167,6 +169,7 @@ def prepare(
     if not clips:
         raise UserError(_nothing_usable(source, skipped))
     _remove_foreign_clips(out, clips)
+    _write_skipped(out, skipped)
     write_manifest(out, clips)
     return PrepareReport(clips, skipped, num_kept)
 
@@ -295,6 +298,13 @@ def _resize(
     shrinks = box[2] - box[0] >= size[0] and box[3] - box[1] >= size[1]
     kernel = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     return np.asarray(picture.resize(size, kernel, box=box))
+
+
+def _write_skipped(out: Path, skipped: list[SkippedFile]) -> None:
+    """Write `skipped.jsonl`: what became no clip and why, one file a line, sorted."""
+    lines = sorted(json.dumps(asdict(file)) + "\n" for file in skipped)
+    with atomic_file(out / SKIPPED) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def _nothing_usable(source: Source, skipped: list[SkippedFile]) -> str:

@@ -25,12 +25,7 @@ class Markup:
         self._templates = Environment(
             loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
-        media = self._templates.get_template("media.html").module
-        self._templates.globals.update(
-            media=media.media,
-            status_of=self.status,
-            settings_of=settings_of,
-        )
+        self._templates.globals.update(status_of=self.status, settings_of=settings_of)
 
     def title(self, model: str) -> str:
         """Return the head of the page."""

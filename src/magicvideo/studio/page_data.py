@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from magicvideo.data.captions import plain_caption
-from magicvideo.data.manifest import Clip, read_info, read_manifest
+from magicvideo.data.captions import canonical_caption
+from magicvideo.data.manifest import ClipRecord, read_info, read_manifest
+from magicvideo.data.prepare import SKIPPED
 from magicvideo.errors import UserError
 
 _LOG = "log.jsonl"
-SKIPPED = "skipped.jsonl"
 _MOST_POINTS = 600
 _MOST_RUNS = 200
 _SHEET_BYTES = 8_000_000
@@ -143,8 +143,8 @@ class DataView:
         shown = [self._show(clip) for clip in found[:_CLIPS]]
         frames = sum(clip.frames for clip in clips)
         summary = (
-            f"{len(clips):,} clips of {info.size} pixels with {frames:,} frames from "
-            f"{info.source}; {len(found):,} have these words, {len(shown)} are shown."
+            f"{len(clips):,} clips of {info.width}x{info.height} pixels with {frames:,} frames "
+            f"from {info.source}; {len(found):,} have these words, {len(shown)} are shown."
         )
         return summary, [clip for clip in shown if clip is not None]
 
@@ -157,7 +157,7 @@ class DataView:
         lines = [_json_object(line) for line in path.read_bytes().splitlines()]
         return [(str(line.get("file", "")), str(line.get("reason", ""))) for line in lines]
 
-    def _show(self, clip: Clip) -> ShownClip | None:
+    def _show(self, clip: ClipRecord) -> ShownClip | None:
         assert self._folder is not None
         try:
             frames = np.load(self._folder / clip.file, mmap_mode="r", allow_pickle=False)
@@ -180,8 +180,8 @@ class DataView:
         return ShownClip(clip.id, _caption(clip), facts, _data_address(holder.getvalue(), "webp"))
 
 
-def _caption(clip: Clip) -> str:
-    return plain_caption(clip, None) if clip.has_caption else ""
+def _caption(clip: ClipRecord) -> str:
+    return canonical_caption(clip, None) if clip.has_caption else ""
 
 
 def _small(frame: np.ndarray) -> Image.Image:

@@ -6,7 +6,9 @@ A plain ASGI layer, so that it also covers the mounted page.
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
+import socket
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
@@ -46,12 +48,14 @@ class Access:
 
     Attributes:
         tokens: Clients by token; empty where everybody on this machine is one client.
-        hosts: Names under which the server may be reached; `*` allows any, which only a server
-            with tokens should.
+        hosts: Names under which the server may be reached.
+        any_address: Whether it may be reached under any IP address, too. That is safe where it
+            listens on all: a page of another site can only bind a name to this server's address.
     """
 
     tokens: Mapping[str, str] = field(default_factory=dict)
     hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    any_address: bool = False
 
     def client_of(self, headers: Mapping[str, str]) -> str | None:
         """Return whose request it is, or None without a valid token."""
@@ -72,7 +76,8 @@ class Access:
 
     def allows_host(self, host: str) -> bool:
         """Tell whether a Host header names this server."""
-        return "*" in self.hosts or _host_name(host) in self.hosts
+        name = _host_name(host)
+        return name in self.hosts or (self.any_address and _is_address(name))
 
 
 class Gate:
@@ -249,6 +254,20 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def machine_names() -> tuple[str, ...]:
+    """Return the names under which other machines may know this one."""
+    name = socket.gethostname().lower()
+    return tuple(dict.fromkeys((name, f"{name}.local", socket.getfqdn().lower())))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _netloc(origin: str) -> str:

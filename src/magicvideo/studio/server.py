@@ -1,30 +1,25 @@
 """The server process: the app on uvicorn, the workers it starts, and what is done now and then."""
 
-import asyncio
 import logging
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import uvicorn
 from fastapi import FastAPI
 from filelock import FileLock, Timeout
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from magicvideo.errors import UserError
 from magicvideo.studio.config import StudioConfig, config_to_json
-from magicvideo.studio.security import Access, Gate
+from magicvideo.studio.http_server import HttpServer
+from magicvideo.studio.security import Access
 from magicvideo.studio.service import Studio
 from magicvideo.studio.webhooks import Webhook
 
 logger = logging.getLogger(__name__)
 
-_HEADER_SECONDS = 15.0
 _MAINTAIN_SECONDS = 3.0
 _RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0)
 _STOP_SECONDS = 20.0
@@ -97,34 +92,13 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-class TimedProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, which closes connections whose request line never comes."""
-
-    _header_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock."""
-        super().connection_made(transport)
-        self._header_timer = self.loop.call_later(_HEADER_SECONDS, self._check_headers)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-        super().connection_lost(exc)
-
-    def _check_headers(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
-
-
 def serve(
     app: FastAPI,
     studio: Studio,
     access: Access,
     address: Address,
     workers: WorkerProcesses,
-    announce: Callable[[int], None],
+    announce: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -134,12 +108,13 @@ def serve(
         access: Who may speak to it.
         address: Where to listen; port 0 takes a free one.
         workers: Processes that are started with the server and end with it.
-        announce: Called with the port once the server listens.
+        announce: Called with the address of the page once the server listens.
 
     Raises:
         UserError: If another server has the same home, or the address cannot be used.
     """
     config = studio.config
+    webhook = _webhook(config)
     lock = FileLock(config.home / "locks" / "server.lock")
     try:
         lock.acquire(timeout=0)
@@ -147,50 +122,20 @@ def serve(
         raise UserError(
             f"Another server runs on {config.home}; stop it, or name another folder with --home."
         ) from None
-    with lock, _listening(address) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                Gate(app, access, config.limits),
-                http=TimedProtocol,
-                ws="none",
-                log_level="warning",
-                access_log=False,
-                limit_concurrency=config.limits.connections,
-                h11_max_incomplete_event_size=32 * 1024,
-                timeout_keep_alive=15,
-                timeout_graceful_shutdown=5,
-                server_header=False,
-                backlog=512,
-            )
-        )
-        webhook = _webhook(config)
+    with lock:
+        server = HttpServer(app, access, config.limits, address.host, address.port)
         stopping = threading.Event()
         upkeep = threading.Thread(
             target=_maintain, args=(studio, webhook, workers, stopping), daemon=True
         )
         upkeep.start()
-        announce(listener.getsockname()[1])
+        announce(server.address)
         try:
-            asyncio.run(server.serve([listener]))
+            server.run()
         finally:
             stopping.set()
             upkeep.join(_STOP_SECONDS)
             workers.stop()
-
-
-@contextmanager
-def _listening(address: Address) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address.host, address.port))
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"{address.host}:{address.port} cannot be listened on ({error}); choose others "
-                "with --host and --port."
-            ) from None
-        yield listener
 
 
 def _maintain(

@@ -12,7 +12,8 @@ from plain_request import PLAIN
 from magicvideo.media.outputs import slugify
 from magicvideo.media.video_io import write_pixels
 from magicvideo.pipelines.request import GenerationSettings, Request
-from studies.human_study.server import StudyServer
+from magicvideo.studio.http_server import HttpServer
+from studies.human_study.server import serve_study
 from studies.human_study.study import (
     SIDES,
     Study,
@@ -94,12 +95,12 @@ def telling(study, made, places) -> list[str]:
 
 
 @pytest.fixture
-def server(study, made, tmp_path) -> Iterator[StudyServer]:
+def server(study, made, tmp_path) -> Iterator[HttpServer]:
     """A running server whose votes go into a folder of the test."""
     (tmp_path / "videos").symlink_to(made / "videos")
-    with StudyServer(study, tmp_path, "127.0.0.1", 0) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    running = serve_study(study, tmp_path, "127.0.0.1", 0)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    yield running
+    running.stop()
+    thread.join()
