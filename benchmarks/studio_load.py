@@ -67,10 +67,14 @@ async def run(url: str, clients: int, seconds: float, pause: float, steps: int) 
     ) as client:
         first = (await client.post("/v1/videos", json={"prompt": "panda", "steps": 1})).json()["id"]
         process = listener_of(httpx.URL(url).port or 80)
-        asking = [ask(client, f"/v1/videos/{first}", until, pause) for _ in range(clients)]
-        made, sizes, *times = await asyncio.gather(
-            keep_busy(client, until, steps), watch_memory(process, until), *asking
-        )
+        asking = [
+            asyncio.create_task(ask(client, f"/v1/videos/{first}", until, pause))
+            for _ in range(clients)
+        ]
+        memory = asyncio.create_task(watch_memory(process, until))
+        made = await keep_busy(client, until, steps)
+        sizes = await memory
+        times = [await task for task in asking]
     calls = sorted(seconds for one in times for seconds in one)
     quarter = max(1, len(sizes) // 4)
     print(
