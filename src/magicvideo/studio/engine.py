@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_io import to_pixels, write_pixels
+from magicvideo.media.video_io import to_uint8, write_pixels
 from magicvideo.pipelines.capabilities import ModelCapabilities
 from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
 from magicvideo.pipelines.hints import prompt_hints
@@ -234,7 +234,7 @@ class Engine:
                 frames = pipeline.upscale(request, frames, report, DEFAULT_CHUNKS)
         report("writing", 0, 1)
         video = scratch / f"{job_id}.{parameters.format}"
-        pixels = to_pixels(frames[0].cpu(), request.output_scale)
+        pixels = to_uint8(frames[0].cpu(), request.output_scale)
         write_pixels(pixels, request.video_fps, request.to_json(), video, overwrite=True)
         report("writing", 1, 1)
         return Made(video, _thumbnail(pixels), _spritesheet(pixels), request)
@@ -348,7 +348,7 @@ def parameters_of(request: Request) -> dict[str, str | int | float]:
 
 def preview_bytes(frames: Frames) -> bytes:
     """Return frames as a small animated WebP, quick to make rather than small."""
-    pixels = to_pixels(frames[0].cpu())
+    pixels = to_uint8(frames[0].cpu())
     side = max(pixels.shape[1:3])
     scale = max(1, _PREVIEW_SIDE // side)
     size = (pixels.shape[2] * scale, pixels.shape[1] * scale)
