@@ -1,25 +1,99 @@
-"""Captions of clips: one canonical wording, and varied ones for training."""
+"""Captions of clips: one canonical wording, and natural ones for training.
+
+Clips of emoji are described by parts (`Attributes`), and their captions are made of four: the
+subject, in its official name, in a phrase that people would use, or in keywords; the skin tone; the
+background; and the order of these. `sources/fluent_emoji_phrases.jsonl` has the phrases of every
+activity, `sources/fluent_emoji_words.json` the words for people, tones, colours and backgrounds.
+Both also have held-out wordings, which `heldout_caption` uses and training never sees.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Literal, TypeAlias
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from magicvideo.data.backgrounds import Background
 from magicvideo.data.manifest import Attributes, ClipRecord
+from magicvideo.data.sources.fluent_emoji import emoji_records
+from magicvideo.errors import UserError
 
+OFFICIAL_NAME = 0.3
+"""Fraction of varied captions that use the official name, or keywords, and no phrase."""
 KEYWORDS_ONLY = 0.15
-"""Share of varied captions that say keywords instead of the name."""
+"""Fraction of those that list keywords instead of the name."""
 KEYWORDS_ADDED = 0.25
-"""Share of varied captions that say keywords after the name."""
+"""Fraction of those that list keywords after the name."""
 TONE_LEFT_OUT = 0.1
+YELLOW_NAMED = 0.1
+"""Fraction of captions that name the default tone, yellow, where there are others."""
+TONE_BEFORE_NOUN = 0.3
+"""Fraction of tones that are told before the noun: "a dark-skinned man"."""
+GENDER_ADDED = 0.7
+"""Fraction of phrases without a word for the person ("surfer") to which one is added."""
 BACKGROUND_LEFT_OUT = 0.15
+BACKGROUND_CANONICAL = 0.3
+BACKGROUND_FIRST = 0.1
+"""Fraction of backgrounds that are named before the subject."""
+
+Kind: TypeAlias = Literal["male", "female", "person"]
 
 _GENDER_WORDS = {"male": "man", "female": "woman"}
 _WITH_ARTICLE = ("man", "woman", "person")
+_ARTICLE = 0.6  # fraction of phrases that begin with "a man" and not with "man"
+_SLOT = re.compile(r"(\ban? )?\{who\}")
+# where "someone" fits: "someone juggling", and not "someone student"
+_SOMEONE = re.compile(r"\{who\} (\w+ing|who|whose|that|with|in|on|at|out|from)\b")
+
+
+class _Phrases(BaseModel):
+    """The wordings of one activity; `{who}`, `{people}` and `{gender}` are slots."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    activity: str
+    base: str
+    phrases: tuple[str, ...]
+    heldout: tuple[str, ...]
+
+
+class _BackgroundForms(BaseModel):
+    """Wordings of a background, after the subject, before it, and for evaluation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after: tuple[str, ...]
+    before: tuple[str, ...]
+    heldout: tuple[str, ...]
+
+
+class _Words(BaseModel):
+    """The words for the slots of phrases, for tones and for backgrounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    who: dict[Kind, tuple[str, ...]]
+    people: dict[Kind, tuple[str, ...]]
+    gender: dict[Kind, tuple[str, ...]]
+    who_without_article: tuple[str, ...]
+    who_not_for: dict[str, tuple[str, ...]]
+    """Words that do not fit activities of a prefix: a judge is no girl."""
+    tone_before_who: dict[str, tuple[str, ...]]
+    tone_after: dict[str, tuple[str, ...]]
+    colours: dict[str, tuple[str, ...]]
+    plain_background: _BackgroundForms
+    gradient_background: _BackgroundForms
 
 
 def subject_phrase(base: str) -> str:
     """Return the words for a base name: "man: curly hair" is a "man with curly hair".
 
-    Names of emoji put hair after a colon; everything else is said as it stands.
+    Names of emoji have hair after a colon; all others are used unchanged.
     """
     who, _, what = base.partition(": ")
     if not what:
@@ -37,7 +111,7 @@ def canonical_caption(clip: ClipRecord, background: Background | None) -> str:
     """
     if not clip.has_caption:
         return ""
-    parts = [_known_text(clip)]
+    parts = [_canonical_subject(clip)]
     if clip.attributes and clip.attributes.skin_tone:
         parts.append(f"{clip.attributes.skin_tone} skin tone")
     if background:
@@ -48,26 +122,47 @@ def canonical_caption(clip: ClipRecord, background: Background | None) -> str:
 def random_caption(
     clip: ClipRecord, background: Background | None, rng: np.random.Generator
 ) -> str:
-    """Return a caption in varied wording; the same state of `rng` gives the same words.
+    """Return a caption in natural wording, a pure function of the arguments and the state of `rng`.
 
     Any part but the subject may be left out. A caption that came with the clip keeps its words;
-    where several came, each is as likely. A clip without one has the empty text, like those whose
-    caption is dropped.
+    where several came, each is equally likely. A clip without one has the empty text, like those
+    whose caption is dropped.
     """
     if not clip.has_caption:
         return ""
-    parts = [_vary_subject(clip.attributes, rng) if clip.attributes else _draw_text(clip, rng)]
-    tone = clip.attributes.skin_tone if clip.attributes else None
-    if tone and rng.random() >= TONE_LEFT_OUT:
-        parts.append((", {} skin tone", " with {} skin tone", ", {} skin")[rng.integers(3)])
-        parts[-1] = parts[-1].format(tone)
+    known = clip.attributes
+    caption = _describe(known, rng) if known else _draw_text(clip, rng)
     if background and rng.random() >= BACKGROUND_LEFT_OUT:
-        _add_background(parts, background, rng)
-    return "".join(parts)
+        caption = _add_background(caption, background, rng)
+    return caption
+
+
+def heldout_caption(
+    clip: ClipRecord, background: Background | None, rng: np.random.Generator
+) -> str:
+    """Return a paraphrase whose words for subject and background training never uses.
+
+    It names everything: the gender where the clip has one, the tone and the background.
+
+    Raises:
+        UserError: If there is none for the clip: only clips of emoji have paraphrases.
+    """
+    attributes = clip.attributes
+    if attributes is None or attributes.activity not in _phrases():
+        raise UserError(f"The clip {clip.id} has no held-out paraphrases; only emoji have.")
+    words = _words()
+    phrase = _pick(_phrases()[attributes.activity].heldout, rng)
+    caption = _fill(phrase, attributes, "", rng, gender_added=1.0)
+    if attributes.skin_tone:
+        caption += _pick(words.tone_after[attributes.skin_tone], rng)
+    if background:
+        forms = words.gradient_background if background.second else words.plain_background
+        caption += _background_text(_pick(forms.heldout, rng), background, rng)
+    return caption
 
 
 def usable_keywords(attributes: Attributes) -> list[str]:
-    """Return the keywords that say something: words that are not the name itself."""
+    """Return the keywords that add something: words that are not the name itself."""
     return [
         word
         for word in attributes.keywords
@@ -78,17 +173,36 @@ def usable_keywords(attributes: Attributes) -> list[str]:
     ]
 
 
-def _known_text(clip: ClipRecord) -> str:
+def _canonical_subject(clip: ClipRecord) -> str:
     return subject_phrase(clip.attributes.base) if clip.attributes else (clip.text or "")
 
 
 def _draw_text(clip: ClipRecord, rng: np.random.Generator) -> str:
-    texts = (_known_text(clip), *clip.alt_captions)
+    texts = (_canonical_subject(clip), *clip.alt_captions)
     # No draw where there is no choice, so that a run with one caption a clip repeats as before
     return texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
 
 
-def _vary_subject(attributes: Attributes, rng: np.random.Generator) -> str:
+def _describe(attributes: Attributes, rng: np.random.Generator) -> str:
+    """Return words for the subject and its skin tone."""
+    words, known = _words(), _phrases().get(attributes.activity)
+    tone = attributes.skin_tone
+    if tone and rng.random() < TONE_LEFT_OUT:
+        tone = None
+    elif not tone and attributes.activity in _toned_activities() and rng.random() < YELLOW_NAMED:
+        tone = "none"
+    if known is None or rng.random() < OFFICIAL_NAME:
+        caption, before = _official_subject(attributes, rng), ""
+    else:
+        phrase = _pick(known.phrases, rng)
+        is_before = tone and "{who}" in phrase and rng.random() < TONE_BEFORE_NOUN
+        before = _pick(words.tone_before_who[tone], rng) if tone and is_before else ""
+        caption = _fill(phrase, attributes, before, rng, gender_added=GENDER_ADDED)
+    return caption if before or not tone else caption + _pick(words.tone_after[tone], rng)
+
+
+def _official_subject(attributes: Attributes, rng: np.random.Generator) -> str:
+    """Return the official name, with keywords after it or instead of it in some captions."""
     name = subject_phrase(attributes.base)
     keywords = usable_keywords(attributes)
     kind = rng.random()
@@ -105,19 +219,113 @@ def _vary_subject(attributes: Attributes, rng: np.random.Generator) -> str:
     return name
 
 
+def _fill(
+    phrase: str,
+    attributes: Attributes,
+    tone: str,
+    rng: np.random.Generator,
+    *,
+    gender_added: float,
+) -> str:
+    """Return a phrase with words in its slots.
+
+    Args:
+        phrase: With or without slots.
+        attributes: Of the clip.
+        tone: What is told of the skin before the person, or nothing.
+        rng: Source of every choice.
+        gender_added: Fraction of phrases without a slot that get a word for the person, where the
+            activity exists with other genders, too.
+    """
+    words = _words()
+    kind: Kind = "person"
+    if attributes.gender in ("male", "female"):
+        kind = "male" if attributes.gender == "male" else "female"
+    unfit = {
+        word
+        for prefix, unfit_words in words.who_not_for.items()
+        if attributes.activity.startswith(prefix)
+        for word in unfit_words
+    }
+    if tone or not _SOMEONE.match(phrase):
+        unfit |= set(words.who_without_article)
+    who = _pick([word for word in words.who[kind] if word not in unfit], rng)
+    if phrase.startswith("{who}") and who not in words.who_without_article:
+        phrase = f"a {phrase}" if rng.random() < _ARTICLE else phrase
+    has_person = any(slot in phrase for slot in ("{who}", "{people}", "{gender}"))
+    is_one_of_several = attributes.activity in _gendered_activities()
+    if not has_person and kind != "person" and is_one_of_several and rng.random() < gender_added:
+        forms = [f"{who}, {phrase}", f"{phrase}, {who}"]
+        if not phrase.startswith(("a ", "an ", "the ")):
+            forms.append(f"{_pick(words.gender[kind], rng)} {phrase}")
+        phrase = _pick(forms, rng)
+    noun = f"{tone} {who}" if tone else who
+    phrase = _SLOT.sub(lambda found: f"{_article(noun)} {noun}" if found[1] else noun, phrase)
+    phrase = phrase.replace("{people}", _pick(words.people[kind], rng))
+    phrase = phrase.replace("{gender}", _pick(words.gender[kind], rng))
+    return " ".join(phrase.split())
+
+
+def _add_background(caption: str, background: Background, rng: np.random.Generator) -> str:
+    forms = _words().gradient_background if background.second else _words().plain_background
+    kind = rng.random()
+    if kind < BACKGROUND_CANONICAL:
+        return f"{caption}, {background.phrase}"
+    if kind < BACKGROUND_CANONICAL + BACKGROUND_FIRST:
+        return _background_text(_pick(forms.before, rng), background, rng) + caption
+    return caption + _background_text(_pick(forms.after, rng), background, rng)
+
+
+def _background_text(form: str, background: Background, rng: np.random.Generator) -> str:
+    """Return a wording with the names of colours in it, half of them the canonical ones."""
+    names = []
+    for colour in (background.colour, background.second or background.colour):
+        is_canonical = rng.random() < 0.5
+        names.append(colour if is_canonical else _pick(_words().colours[colour], rng))
+    first, second = names
+    with_article = f"{_article(first)} {first}"
+    slots = {"colour": first, "a_colour": with_article, "first": first, "second": second}
+    return form.format(**slots, a_first=with_article)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
 def _choose(words: list[str], count: int, rng: np.random.Generator) -> list[str]:
     order = rng.permutation(len(words))[:count]
     return [words[place] for place in order]
 
 
-def _add_background(parts: list[str], background: Background, rng: np.random.Generator) -> None:
-    article = "an" if background.name[0] in "aeiou" else "a"
-    form = rng.integers(8)
-    if form < 4:
-        parts.append(f", {background.phrase}")
-    elif form < 6:
-        parts.append(f" on {article} {background.phrase}")
-    elif form < 7:
-        parts.append(f" against {article} {background.phrase}")
-    else:
-        parts.insert(0, f"{background.phrase}, ")
+@lru_cache(maxsize=1)
+def _phrases() -> dict[str, _Phrases]:
+    """Return the wordings by activity."""
+    lines = _resource("fluent_emoji_phrases.jsonl").splitlines()
+    return {entry.activity: entry for entry in map(_Phrases.model_validate_json, lines)}
+
+
+@lru_cache(maxsize=1)
+def _words() -> _Words:
+    return TypeAdapter(_Words).validate_python(json.loads(_resource("fluent_emoji_words.json")))
+
+
+@lru_cache(maxsize=1)
+def _toned_activities() -> frozenset[str]:
+    """Return the activities that exist in several skin tones."""
+    return frozenset(record.activity for record in emoji_records() if record.skin_tone)
+
+
+@lru_cache(maxsize=1)
+def _gendered_activities() -> frozenset[str]:
+    """Return the activities that exist with several genders, or with one and with none."""
+    pairs = {(record.activity, record.gender) for record in emoji_records()}
+    counts = Counter(activity for activity, _ in pairs)
+    return frozenset(activity for activity, count in counts.items() if count > 1)
+
+
+def _resource(name: str) -> str:
+    return (files("magicvideo.data.sources") / name).read_text(encoding="utf-8")
