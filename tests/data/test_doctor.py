@@ -1,11 +1,18 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from magicvideo.data.doctor import check_prepared, check_source, is_prepared_folder
+from magicvideo.data.doctor import (
+    check_prepared,
+    check_source,
+    count_by_cause,
+    is_prepared_folder,
+)
 from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
+from magicvideo.data.sources.source import Source, SourceClip
 from magicvideo.errors import UserError
 
 
@@ -24,7 +31,7 @@ def test_the_doctor_and_the_preparation_agree(shapes, tmp_path, workers):
     assert {f.file: f.split for f in findings if f.split} == {
         f"{clip.id}.mp4": clip.split for clip in report.clips
     }
-    assert findings[0].detail == "30 frames at 24 a second, opaque"
+    assert findings[0].detail == "64x64 pixels, 30 frames at 24 a second, opaque"
 
 
 def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
@@ -32,10 +39,11 @@ def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
     some = [replace(source.clips[0], text=None), source.clips[1]]
     source = replace(source, clips=some)
     prepare(source, tmp_path / "out", FrameSettings.square(8))
-    for findings in (check_source(source), check_prepared(tmp_path / "out")):
+    checks = (("64x64", check_source(source)), ("8x8", check_prepared(tmp_path / "out")))
+    for size, findings in checks:
         assert [(finding.split, finding.detail) for finding in findings] == [
-            ("train", "30 frames at 24 a second, opaque, no caption"),
-            ("train", "30 frames at 24 a second, opaque"),
+            ("train", f"{size} pixels, 30 frames at 24 a second, opaque, no caption"),
+            ("train", f"{size} pixels, 30 frames at 24 a second, opaque"),
         ]
 
 
@@ -68,3 +76,41 @@ def test_an_unfinished_folder_is_refused(prepared, tmp_path):
     (copy / "manifest.jsonl").unlink()
     with pytest.raises(UserError, match="magicvideo data prepare"):
         check_prepared(copy)
+
+
+def small_source(tmp_path, write_video, frames, caption="a ferret runs"):
+    path = write_video(tmp_path / "clip.mp4", frames, 4)
+    clip = SourceClip("clip", "clip.mp4", path, "train", loops=False, text=caption)
+    return Source("folder", tmp_path, "", "", [clip], [])
+
+
+def test_what_is_likely_not_wanted_is_a_warning(tmp_path, write_video):
+    source = small_source(tmp_path, write_video, np.zeros((3, 24, 56, 3), np.uint8))
+    unknown = {"a ferret runs": ["ferret"]}
+    (finding,) = check_source(source, FrameSettings.square(32), unknown_words=unknown.get)
+    assert finding.split == "train"
+    assert finding.detail == ("56x24 pixels, 3 frames at 4 a second, opaque, cropped to 43% of it")
+    assert finding.warnings == (
+        "only 3 frames, fewer than the 16 of a training sample",
+        "only 4 frames a second",
+        "enlarged to 32x32 pixels, which adds no detail",
+        "more than half of each frame is cut off; --fit pad keeps all of it",
+        'the model has not seen "ferret"',
+    )
+
+
+def test_padding_keeps_all_of_a_frame(tmp_path, write_video):
+    source = small_source(tmp_path, write_video, np.zeros((3, 24, 56, 3), np.uint8))
+    (finding,) = check_source(source, FrameSettings(32, 32, "pad"))
+    assert finding.detail.endswith("opaque, padded with bars")
+    assert len(finding.warnings) == 2  # of few frames and their rate: 56 pixels become 32
+
+
+def test_reasons_that_differ_in_numbers_are_one_cause():
+    reasons = ["cut off: 46 of 120 frames are there", "cut off: 1,046 of 2,000 frames are there"]
+    words = ['the model has not seen "a", "b"', 'the model has not seen "c"', "no caption"]
+    assert count_by_cause([*reasons, *words]) == [
+        ("cut off: N of N frames are there", 2),
+        ("the model has not seen a word", 2),
+        ("no caption", 1),
+    ]

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from magicvideo.atomic_io import sha256
+from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import read_info, read_manifest
-from magicvideo.data.prepare import FrameSettings, cache_path, prepare
+from magicvideo.data.prepare import FrameSettings, cache_path, fit_frame, parse_size, prepare
 from magicvideo.data.sources import folder
 from magicvideo.data.sources.synthetic import write_clips
 from magicvideo.errors import UserError
@@ -246,3 +248,84 @@ def test_progress_is_reported_to_the_end(shapes, tmp_path):
     assert seen == [(done, 7) for done in range(1, 8)]
     lines = (tmp_path / "out/progress.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == {f"clip00{n}" for n in range(7)}
+
+
+def stripes(height, width):
+    """Four frames whose columns are red, green and blue thirds."""
+    frames = np.zeros((4, height, width, 3), np.uint8)
+    for third in range(3):
+        frames[:, :, third * width // 3 : (third + 1) * width // 3, third] = 255
+    return frames
+
+
+def test_a_crop_keeps_the_centre_in_the_shape_of_the_result():
+    picture = Image.fromarray(stripes(20, 60)[0])
+    square, opaque = fit_frame(picture, 8, 8, "crop")
+    assert opaque
+    assert (square == (0, 255, 0)).all()  # the middle third alone
+    wide, _ = fit_frame(picture, 8, 24, "crop")
+    assert wide.shape == (8, 24, 3)
+    assert wide[4, [2, 12, 22]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    tall, _ = fit_frame(picture.rotate(90, expand=True), 16, 8, "crop")
+    assert tall.shape == (16, 8, 3)
+
+
+def test_padding_keeps_the_whole_frame_between_bars():
+    picture = Image.fromarray(stripes(20, 60)[0])
+    padded, opaque = fit_frame(picture, 24, 24, "pad")
+    assert opaque
+    assert padded.shape == (24, 24, 3)
+    assert not padded[:8].any()
+    assert not padded[16:].any()
+    assert padded[12, [2, 12, 22]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    glass = Image.fromarray(np.full((20, 60, 4), 100, np.uint8), "RGBa")
+    padded, opaque = fit_frame(glass, 24, 24, "pad")
+    assert not opaque
+    assert not padded[:8].any()
+    assert (padded[8:16] == 100).all()
+
+
+def test_frames_of_any_shape_are_prepared_and_read(tmp_path, write_video):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_video(source / "a.mp4", stripes(20, 60))
+    (source / "a.txt").write_text("stripes")
+    out = tmp_path / "out"
+    prepare(folder.scan(source), out, FrameSettings(16, 48, "pad"))
+    info = read_info(out)
+    assert (info.height, info.width, info.fit) == (16, 48, "pad")
+    dataset = ClipDataset(out)
+    sample = dataset.sample(0, np.random.default_rng(0), num_frames=2)
+    assert sample.frames.shape == (2, 3, 16, 48)
+    red, green, blue = sample.frames[0, :, 8, [6, 24, 42]].T
+    assert (red.argmax(), green.argmax(), blue.argmax()) == (0, 1, 2)
+    with pytest.raises(UserError, match=r"at size 48x16 with --fit pad, not .* at size 16; name"):
+        prepare(folder.scan(source), out, FrameSettings.square(16))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64", (64, 64)), ("96x64", (64, 96)), (" 8X16 ", (16, 8))]
+)
+def test_sizes_are_read_width_first(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "64x", "64*32", "-8", "6.4", "64x64x3"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(UserError, match="is not a size; give one such as 64, or 96x64"):
+        parse_size(text)
+
+
+def test_a_second_preparation_of_one_folder_is_refused_while_the_first_runs(shapes, tmp_path):
+    refused = []
+
+    def prepare_again(done, _):
+        if done == 1:
+            with pytest.raises(UserError, match=r"out is being written by process \d+ on") as error:
+                prepare(folder.scan(shapes), tmp_path / "out", FrameSettings.square(8))
+            refused.append(error)
+
+    frames = FrameSettings.square(8)
+    report = prepare(folder.scan(shapes), tmp_path / "out", frames, on_clip=prepare_again)
+    assert (len(report.clips), len(refused)) == (7, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

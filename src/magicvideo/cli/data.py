@@ -10,9 +10,6 @@ import typer
 from magicvideo.cli.encode import (
     DecodeOptions,
     EncodeOptions,
-    Holdout,
-    Kind,
-    LongestScene,
     encode,
     encode_into,
     explicit_options,
@@ -121,18 +118,27 @@ def prepare(
     )
 
 
+@with_option_groups
 def doctor(
     folder: Annotated[Path, typer.Argument(help="A source, a prepared folder, or shards.")],
+    decoding: DecodeOptions,
     workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
-    holdout: Holdout = None,
-    kind: Kind = None,
-    longest_scene: LongestScene = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model: report the words of captions that it has not been trained on.",
+            show_default=False,
+        ),
+    ] = None,
     skipped: Annotated[bool, typer.Option("--skipped", help="List only skipped files.")] = False,
 ) -> None:
-    """Report for every file whether it is used, and why. Exits with 2 if none can be used.
+    """Report for every file whether it is used, its properties, and what is likely not wanted.
+
+    Sizes, rates, crops, transparency, and what is done to show a file (HDR, interlacing, rotation)
+    are those of a preparation with the same options. Exits with 2 if no file can be used.
 
     Examples:
-      magicvideo data doctor my_videos
+      magicvideo data doctor my_videos --size 128
       magicvideo data doctor data/emoji64 --skipped
     """
     from magicvideo.data.doctor import (
@@ -144,15 +150,22 @@ def doctor(
     from magicvideo.data.shards.index import is_shard_location
     from magicvideo.errors import UserError
 
-    decoding = DecodeOptions(holdout=holdout, kind=kind, longest_scene=longest_scene)
+    is_source = not is_prepared_folder(folder) and not is_shard_location(folder)
+    if not is_source:
+        _check_no_decoding(folder, decoding, model)
     with _progress("examining") as advance:
-        if is_prepared_folder(folder):
+        if is_source:
+            findings = check_source(
+                decoding.open_source(folder),
+                decoding.frame_settings(),
+                unknown_words=_word_check(model) if model else None,
+                workers=workers,
+                on_file=advance,
+            )
+        elif is_prepared_folder(folder):
             findings = check_prepared(folder, workers=workers, on_file=advance)
-        elif is_shard_location(folder):
-            findings = check_shards(folder, workers=workers, on_file=advance)
         else:
-            source = decoding.open_source(folder)
-            findings = check_source(source, workers=workers, on_file=advance)
+            findings = check_shards(folder, workers=workers, on_file=advance)
     _print_findings(findings, only_skipped=skipped)
     if not any(finding.split for finding in findings):
         raise UserError(f"Not one of the {len(findings)} files in {folder} can be used.")
@@ -229,11 +242,37 @@ def _count_clips(clips: "list[ClipRecord]") -> str:
     return f"{text}, {bare:,} without a caption" if bare else text
 
 
+def _check_no_decoding(folder: Path, decoding: DecodeOptions, model: Path | None) -> None:
+    """Refuse options that only a source has a use for."""
+    from magicvideo.errors import UserError
+
+    options = {**explicit_options(decoding), **({"--model": model} if model else {})}
+    for option in options:
+        raise UserError(f"{folder} is prepared already, so {option} can change nothing.")
+
+
+def _word_check(model: Path) -> Callable[[str], list[str]]:
+    """Return a function that finds the words of a caption that a model has not seen."""
+    from functools import partial
+
+    from magicvideo.data.text_files import TextFileError, read_text
+    from magicvideo.errors import UserError
+    from magicvideo.pipelines.hints import WORDS_FILE, unknown_words
+
+    try:
+        words = frozenset(read_text(model / WORDS_FILE).split())
+    except TextFileError as error:
+        raise UserError(f"{model / WORDS_FILE} {error}; name a model that has one.") from None
+    return partial(unknown_words, words=words)
+
+
 def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:
     from collections import Counter
 
     from rich.console import Console
     from rich.table import Table
+
+    from magicvideo.data.doctor import count_by_cause
 
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
@@ -243,11 +282,13 @@ def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:
         if not finding.split:
             table.add_row(finding.file, "skipped", finding.detail, style="yellow")
         elif not only_skipped:
-            table.add_row(finding.file, f"used: {finding.split}", finding.detail)
+            details = "\n".join([finding.detail, *(f"! {text}" for text in finding.warnings)])
+            table.add_row(finding.file, f"used: {finding.split}", details)
     if table.row_count:
         console.print(table)
     totals = Counter(finding.split or "skipped" for finding in findings)
     console.print(", ".join(f"{count:,} {what}" for what, count in totals.most_common()))
-    reasons = Counter(finding.detail for finding in findings if not finding.split)
-    for reason, count in reasons.most_common():
-        console.print(f"  {count:,} x {reason}")
+    for cause, count in count_by_cause(one.detail for one in findings if not one.split):
+        console.print(f"  {count:,} skipped: {cause}")
+    for cause, count in count_by_cause(text for one in findings for text in one.warnings):
+        console.print(f"  {count:,} with a warning: {cause}")

@@ -1,27 +1,42 @@
-"""Checks of every file of a source, a prepared folder or shards, with the reasons."""
+"""Checks of every file of a source, a prepared folder or shards, with reasons and warnings."""
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from magicvideo.atomic_io import sha256
 from magicvideo.data.manifest import DATASET, ClipRecord, Split, read_info, read_manifest
-from magicvideo.data.prepare import CLIPS, FrameSettings, decode_source_clip
+from magicvideo.data.prepare import CLIPS, FittedClip, FrameSettings, decode_source_clip
 from magicvideo.data.shards.index import ShardRecord, read_index
 from magicvideo.data.sources.source import Source, SourceClip
 from magicvideo.data.workers import OnProgress, map_unordered
 from magicvideo.errors import ClipError
 
-_FRAMES = FrameSettings(64, 64)  # a clip that can be decoded at one size can be decoded at any
+FEW_FRAMES = 16
+"""Frames of a training sample of the shipped recipes; shorter clips repeat their last frame."""
+FEW_FRAMES_A_SECOND = 5.0
+LARGE_CROP = 0.5
+"""Fraction of a frame; if less of it is kept, a warning says so."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One file: used in a split, with its properties, or skipped, with the reason."""
+    """One file: used in a split, with its properties, or skipped, with the reason.
+
+    Attributes:
+        file: Its path in the source, in a form that can be printed.
+        split: None if it is skipped.
+        detail: Properties, or the reason.
+        warnings: What is likely not wanted, of a file that is used.
+    """
 
     file: str
     split: Split | None
     detail: str
+    warnings: tuple[str, ...] = ()
 
 
 def is_prepared_folder(folder: Path) -> bool:
@@ -30,11 +45,31 @@ def is_prepared_folder(folder: Path) -> bool:
 
 
 def check_source(
-    source: Source, *, workers: int = 1, on_file: OnProgress | None = None
+    source: Source,
+    frames: FrameSettings | None = None,
+    *,
+    unknown_words: Callable[[str], list[str]] | None = None,
+    workers: int = 1,
+    on_file: OnProgress | None = None,
 ) -> list[Finding]:
-    """Decode every clip of a source as preparation would, and keep nothing."""
+    """Decode every clip of a source as preparation would, and keep nothing.
+
+    Args:
+        source: The clips.
+        frames: The settings of the preparation; 64 pixels a side by default.
+        unknown_words: Returns the words of a caption that a model has not been trained on.
+        workers: Processes that decode.
+        on_file: Called with the numbers of finished files and of all files.
+    """
     findings = [Finding(skipped.file, None, skipped.reason) for skipped in source.skipped]
-    for done, finding in enumerate(map_unordered(_check_clip, source.clips, workers), start=1):
+    captions = {clip.file: clip.text for clip in source.clips if clip.text}
+    check = partial(_check_clip, frames or FrameSettings.square(64))
+    for done, finding in enumerate(map_unordered(check, source.clips, workers), start=1):
+        caption = captions.get(finding.file)
+        if unknown_words and caption and finding.split and (words := unknown_words(caption)):
+            quoted = ", ".join(f'"{word}"' for word in words)
+            warning = f"the model has not seen {quoted}"
+            finding = replace(finding, warnings=(*finding.warnings, warning))
         findings.append(finding)
         if on_file:
             on_file(done, len(source.clips))
@@ -49,7 +84,7 @@ def check_prepared(
     Raises:
         UserError: If the folder was not prepared to the end, or its manifest is damaged.
     """
-    read_info(folder)
+    info = read_info(folder)
     clips = read_manifest(folder)
     known = {folder / clip.file for clip in clips}
     findings = [
@@ -57,7 +92,7 @@ def check_prepared(
         for path in (folder / CLIPS).iterdir()
         if path not in known
     ]
-    check = partial(_check_cached, folder)
+    check = partial(_check_cached, folder, f"{info.width}x{info.height}")
     for done, finding in enumerate(map_unordered(check, clips, workers), start=1):
         findings.append(finding)
         if on_file:
@@ -83,24 +118,66 @@ def check_shards(
     return sorted(findings, key=lambda finding: finding.file)
 
 
-def _check_clip(candidate: SourceClip) -> Finding:
+def count_by_cause(texts: Iterable[str]) -> list[tuple[str, int]]:
+    """Return causes with their counts, the most frequent first.
+
+    Reasons and warnings that differ only in numbers or quoted words have one cause: "cut off: 46 of
+    120 frames are there" is "cut off: N of N frames are there".
+    """
+    causes = Counter(re.sub(r'"[^"]*"(, "[^"]*")*', "a word", _NUMBER.sub("N", t)) for t in texts)
+    return causes.most_common()
+
+
+_NUMBER = re.compile(r"\b\d[\d.,:]*(x\d+)?\b")
+
+
+def _check_clip(frames: FrameSettings, clip: SourceClip) -> Finding:
     try:
-        decoded = decode_source_clip(candidate, _FRAMES)
+        fitted = decode_source_clip(clip, frames)
     except ClipError as error:
-        return Finding(candidate.file, None, str(error))
-    frames, _, _, channels = decoded.pixels.shape
-    has_caption = bool(candidate.text or candidate.attributes)
-    detail = _describe(frames, decoded.fps, channels, has_caption)
-    return Finding(candidate.file, candidate.split, ", ".join([detail, *decoded.changes]))
+        return Finding(clip.file, None, str(error))
+    has_caption = bool(clip.text or clip.attributes)
+    size = f"{fitted.source_width}x{fitted.source_height}"
+    count, _, _, channels = fitted.pixels.shape
+    detail = _describe(count, fitted.fps, size, channels, has_caption)
+    kept = _kept_fraction(fitted, frames)
+    if kept < 1 and frames.fit == "crop":
+        detail += f", cropped to {kept:.0%} of it"
+    elif kept < 1:
+        detail += ", padded with bars"
+    detail = ", ".join([detail, *fitted.changes])
+    return Finding(clip.file, clip.split, detail, _warnings(fitted, frames, kept))
 
 
-def _check_cached(folder: Path, clip: ClipRecord) -> Finding:
+def _warnings(fitted: FittedClip, frames: FrameSettings, kept: float) -> tuple[str, ...]:
+    found = []
+    count = len(fitted.pixels)
+    if count < FEW_FRAMES:
+        found.append(f"only {count} frames, fewer than the {FEW_FRAMES} of a training sample")
+    if fitted.fps < FEW_FRAMES_A_SECOND:
+        found.append(f"only {fitted.fps:.3g} frames a second")
+    sides = (fitted.source_height / frames.height, fitted.source_width / frames.width)
+    # a crop is as large as the side that fits less often, padding as the one that fits more often
+    if (min(sides) if frames.fit == "crop" else max(sides)) < 1:
+        found.append(f"enlarged to {frames.width}x{frames.height} pixels, which adds no detail")
+    if frames.fit == "crop" and kept < LARGE_CROP:
+        found.append("more than half of each frame is cut off; --fit pad keeps all of it")
+    return tuple(found)
+
+
+def _kept_fraction(fitted: FittedClip, frames: FrameSettings) -> float:
+    """Return how much of a frame of the source a crop to the wanted shape keeps."""
+    shapes = (fitted.source_width / fitted.source_height, frames.width / frames.height)
+    return min(shapes) / max(shapes)
+
+
+def _check_cached(folder: Path, size: str, clip: ClipRecord) -> Finding:
     path = folder / clip.file
     if not path.is_file():
         return Finding(clip.file, None, "missing")
     if sha256(path) != clip.sha256:
         return Finding(clip.file, None, "damaged: its SHA-256 is not the manifest's")
-    detail = _describe(clip.frames, clip.fps, clip.channels, clip.has_caption)
+    detail = _describe(clip.frames, clip.fps, size, clip.channels, clip.has_caption)
     return Finding(clip.file, clip.split, detail)
 
 
@@ -113,6 +190,7 @@ def _check_shard(folder: Path, shard: ShardRecord) -> Finding:
     return Finding(shard.file, shard.split, f"{shard.clips} clips, {shard.samples} samples")
 
 
-def _describe(frames: int, fps: float, channels: int, has_caption: bool) -> str:
+def _describe(frames: int, fps: float, size: str, channels: int, has_caption: bool) -> str:
     kind = "transparent" if channels == 4 else "opaque"
-    return f"{frames} frames at {fps:.4g} a second, {kind}{'' if has_caption else ', no caption'}"
+    caption = "" if has_caption else ", no caption"
+    return f"{size} pixels, {frames} frames at {fps:.4g} a second, {kind}{caption}"

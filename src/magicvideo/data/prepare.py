@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from magicvideo.atomic_io import atomic_file, remove_partial, sha256
+from magicvideo.atomic_io import atomic_file, lock_output, remove_partial, sha256
 from magicvideo.data.manifest import (
     DATASET,
     MANIFEST,
@@ -35,7 +35,7 @@ from magicvideo.data.sources.source import SkippedFile, Source, SourceClip
 from magicvideo.data.workers import OnProgress, map_unordered
 from magicvideo.errors import ClipError, UserError
 from magicvideo.limits import MAX_CLIP_FRAMES
-from magicvideo.media.video_reader import DecodedClip, FrameReader
+from magicvideo.media.video_reader import FrameReader
 
 CLIPS = "clips"
 PROGRESS = "progress.jsonl"
@@ -120,6 +120,25 @@ class CachedFile(BaseModel):
 
 
 @dataclass(frozen=True)
+class FittedClip:
+    """The decoded frames of a clip in the size of the preparation.
+
+    Attributes:
+        pixels: Uint8 `f h w c`, c=4 premultiplied RGBA or c=3 RGB.
+        fps: Frames a second.
+        source_height: Of the first frame as it is shown, in pixels.
+        source_width: Likewise.
+        changes: What was done to show the frames, such as "deinterlaced".
+    """
+
+    pixels: NDArray[np.uint8]
+    fps: float
+    source_height: int
+    source_width: int
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PrepareReport:
     """The result of a preparation."""
 
@@ -159,7 +178,15 @@ def prepare(
         licence=source.licence,
         split_rule=source.split_rule,
     )
-    _open_folder(out, info)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with lock_output(out.absolute()):
+        _open_folder(out, info)
+        return _prepare_all(source, out, frames, workers, on_clip)
+
+
+def _prepare_all(
+    source: Source, out: Path, frames: FrameSettings, workers: int, on_clip: OnProgress | None
+) -> PrepareReport:
     finished = _clean_progress(out)
     jobs = [(clip, out, frames, finished.get(clip.id)) for clip in source.clips]
     (out / MANIFEST).unlink(missing_ok=True)
@@ -174,7 +201,7 @@ def prepare(
     return PrepareReport(clips, skipped, num_kept)
 
 
-def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> DecodedClip:
+def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> FittedClip:
     """Decode a clip: a whole file, a time range of one, or the longest scene of either.
 
     Args:
@@ -185,8 +212,9 @@ def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> DecodedClip:
         ClipError: If it cannot be used; the message is the reason.
     """
     reader = FrameReader(clip.path, MAX_CLIP_FRAMES, clip.span)
-    fitted, is_opaque, count = list[NDArray[np.uint8]](), True, 0
+    fitted, is_opaque, count, size = list[NDArray[np.uint8]](), True, 0, (1, 1)
     for picture in reader:
+        size = picture.size if count == 0 else size
         if clip.longest_scene or count % frames.step == 0:
             pixels, opaque = fit_frame(picture, frames.height, frames.width, frames.fit)
             fitted.append(pixels)
@@ -202,7 +230,13 @@ def decode_source_clip(clip: SourceClip, frames: FrameSettings) -> DecodedClip:
         if len(clips) < 2:
             raise ClipError("no two frames without a cut between them")
         clips = clips[:: frames.step]
-    return DecodedClip(clips, reader.fps / frames.step, tuple(sorted(reader.changes)))
+    return FittedClip(
+        clips,
+        reader.fps / frames.step,
+        source_height=size[1],
+        source_width=size[0],
+        changes=tuple(sorted(reader.changes)),
+    )
 
 
 def fit_frame(
