@@ -56,7 +56,7 @@ def test_both_attentions_read_the_same_features_and_are_summed():
     spatial = SpatialTransformer(8, 4, 9, num_groups=2, linear_projection=False)
     spatial.load_state_dict({name: block.state_dict()[name] for name in spatial.state_dict()})
     expected = adapt(block.adaptor, spatial(x, TOKENS, FRAMES)) + block.temporal(x, FRAMES)
-    torch.testing.assert_close(block(x, TOKENS, FRAMES), expected)
+    torch.testing.assert_close(block(x, BlockContext(GIVEN_TIME, TOKENS, FRAMES)), expected)
 
 
 @pytest.mark.parametrize(("stride", "side"), [(1, (5, 7)), (2, (3, 4))])
@@ -64,6 +64,6 @@ def test_both_attentions_read_the_same_features_and_are_summed():
 def test_resampling_is_a_convolution_with_its_adaptor(stride, side):
     layer, x = randomise(Resample(6, SETTINGS, stride=stride)), features(6)
     expected = F.conv2d(x, layer.conv.weight, layer.conv.bias, stride=stride, padding=1)
-    made = layer(x, FRAMES)
+    made = layer(x, BlockContext(GIVEN_TIME, TOKENS, FRAMES))
     assert made.shape[-2:] == side
     torch.testing.assert_close(made, adapt(layer.adaptor, expected))

@@ -54,6 +54,42 @@ def test_a_diffusion_step_of_each_frame(unet):
     assert moved[3:].min() > 1e-4
 
 
+@pytest.mark.parametrize("given", [1, 2, 4])
+@torch.no_grad()
+def test_later_frames_from_a_cache_of_the_given_ones(given):
+    torch.manual_seed(11)
+    unet = make_unet(motion_condition=True)
+    latents, timestep, tokens, fps = make_inputs()
+    motion = torch.tensor([0.7, float("nan")])
+    each = timestep[:, None].repeat(1, FRAMES)
+    each[:, :given] = 0
+    whole = unet(latents, each, tokens, fps, motion=motion)
+    cache = unet.cache_frames(latents[:, :given], tokens, fps, motion)
+    later = unet(latents[:, given:], timestep, tokens, fps, motion=motion, past=cache)
+    torch.testing.assert_close(later, whole[:, given:], atol=2e-5, rtol=0)
+    second = slice(1, 2)
+    alone = unet(
+        latents[second, given:],
+        timestep[second],
+        tokens[second],
+        fps[second],
+        motion=motion[second],
+        past=cache.select_videos(second, VIDEOS),
+    )
+    torch.testing.assert_close(alone, later[second], atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="at most"):
+        unet(latents, timestep, tokens, fps, past=cache)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temporal_attention": "bidirectional"}, {"convolutions": "3d"}]
+)
+def test_frames_that_depend_on_later_ones_are_not_cached(changes):
+    latents, _, tokens, fps = make_inputs()
+    with pytest.raises(ValueError, match="computed once"):
+        make_unet(**changes).cache_frames(latents, tokens, fps)
+
+
 @torch.no_grad()
 def test_a_motion_score_is_a_condition_that_may_be_unknown():
     torch.manual_seed(9)

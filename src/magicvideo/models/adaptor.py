@@ -25,13 +25,25 @@ class FrameAdaptor(nn.Module):
         self.shift = nn.Parameter(torch.zeros(num_frames, channels))
 
     def forward(
-        self, x: FoldedFrames, num_frames: int, offset: Float[Tensor, "_ c"] | None = None
+        self,
+        x: FoldedFrames,
+        num_frames: int,
+        offset: Float[Tensor, "_ c"] | None = None,
+        first_frame: int = 0,
     ) -> FoldedFrames:
-        """Return S * x + B, plus an `offset` per video or frame in the same pass over memory."""
+        """Return S * x + B, plus an `offset` per video or frame in the same pass over memory.
+
+        Args:
+            x: Output of the convolution.
+            num_frames: Frames of each video in `x`.
+            offset: What to add, one row per video or one per frame.
+            first_frame: Where in the video the first of these frames stands.
+        """
         # rows for the folded frames: on a CPU the backward pass sums over fewer, adjacent axes
         batch = x.shape[0] // num_frames
-        scale = self.scale[:num_frames].repeat(batch, 1)
-        shift = self.shift[:num_frames].repeat(batch, 1)
+        rows = slice(first_frame, first_frame + num_frames)
+        scale = self.scale[rows].repeat(batch, 1)
+        shift = self.shift[rows].repeat(batch, 1)
         if offset is not None:
             shift = shift + repeat_for_frames(offset, x.shape[0])
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
@@ -45,6 +57,7 @@ class IdentityAdaptor(nn.Module):
         x: FoldedFrames,
         num_frames: int,  # noqa: ARG002 - the signature of `FrameAdaptor`
         offset: Float[Tensor, "_ c"] | None = None,
+        first_frame: int = 0,  # noqa: ARG002 - likewise
     ) -> FoldedFrames:
         """Return x, plus an `offset` per video or frame."""
         if offset is None:

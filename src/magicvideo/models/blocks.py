@@ -6,7 +6,7 @@ Source: MagicVideo, Figure 3. Parameters that the image network has carry the na
 The convolutions along time (`2+1d` and `3d`) are the paper's ablation of its adaptors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,7 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from magicvideo.models.adaptor import build_adaptor
 from magicvideo.models.attention import SpatialTransformer
-from magicvideo.models.temporal_attention import DirectedTemporalAttention, TemporalMode
+from magicvideo.models.temporal_attention import (
+    DirectedTemporalAttention,
+    KVCache,
+    TemporalMode,
+)
 from magicvideo.shapes import FoldedFrames, Tokens
 
 ConvType: TypeAlias = Literal["2d", "2+1d", "3d"]
@@ -158,6 +162,35 @@ class BlockConfig:
 
 
 @dataclass(frozen=True)
+class FrameCache:
+    """Keys and values of the first frames of videos, for computing the later frames alone.
+
+    Directed attention makes it exact: the first frames never depend on later ones.
+
+    Attributes:
+        num_frames: How many frames of each video.
+        layers: What every temporal attention of the network keeps of them.
+    """
+
+    num_frames: int
+    layers: dict[nn.Module, KVCache] = field(default_factory=dict)
+
+    def select_videos(self, chosen: slice, num_videos: int) -> "FrameCache":
+        """Return the cache of some of `num_videos` videos."""
+        picked = {}
+        for layer, (keys, values) in self.layers.items():
+            k, v = (
+                rearrange(
+                    rearrange(t, "(b p) m f d -> b p m f d", b=num_videos)[chosen],
+                    "b p m f d -> (b p) m f d",
+                )
+                for t in (keys, values)
+            )
+            picked[layer] = KVCache(k, v)
+        return FrameCache(self.num_frames, picked)
+
+
+@dataclass(frozen=True)
 class BlockContext:
     """Inputs of every block in one forward pass.
 
@@ -165,12 +198,21 @@ class BlockContext:
         time: Embedding of timestep, frame rate and motion, after SiLU: `b e`, or `(b f) e` if
             every frame has a timestep of its own.
         tokens: Text or image tokens, `b l d`.
-        num_frames: Frames of each video: the batch axis is `(b f)`.
+        num_frames: Computed frames of each video: the batch axis is `(b f)`.
+        past: Cache of the frames before them.
+        record: Cache to fill with what later frames need of these.
     """
 
     time: TimeEmbedding
     tokens: Tokens
     num_frames: int
+    past: "FrameCache | None" = None
+    record: "FrameCache | None" = None
+
+    @property
+    def first_frame(self) -> int:
+        """Position in the video of the first frame that is computed."""
+        return 0 if self.past is None else self.past.num_frames
 
 
 class ResnetBlock(nn.Module):
@@ -193,9 +235,11 @@ class ResnetBlock(nn.Module):
     def forward(self, x: FoldedFrames, context: BlockContext) -> Resized:
         """Return the block's output."""
         h = self.conv1(F.silu(self.norm1(x)), context.num_frames)
-        h = self.adaptor1(h, context.num_frames, self.time_emb_proj(context.time))
+        h = self.adaptor1(
+            h, context.num_frames, self.time_emb_proj(context.time), context.first_frame
+        )
         h = self.conv2(F.silu(self.norm2(h)), context.num_frames)
-        h = self.adaptor2(h, context.num_frames)
+        h = self.adaptor2(h, context.num_frames, first_frame=context.first_frame)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return residual + h
 
@@ -223,10 +267,20 @@ class SpatioTemporalTransformer(SpatialTransformer):
             else None
         )
 
-    def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
-        """Return the sum of the spatial and the temporal branch."""
-        spatial = self.adaptor(super().forward(x, condition, num_frames), num_frames)
-        return spatial if self.temporal is None else spatial + self.temporal(x, num_frames)
+    def forward(  # type: ignore[override]
+        self, x: FoldedFrames, context: BlockContext
+    ) -> FoldedFrames:
+        """Return the sum of both branches."""
+        frames = context.num_frames
+        spatial = super().forward(x, context.tokens, frames)
+        spatial = self.adaptor(spatial, frames, first_frame=context.first_frame)
+        if self.temporal is None:
+            return spatial
+        past = None if context.past is None else context.past.layers[self.temporal]
+        update, kept = self.temporal.forward_chunk(x, frames, past)
+        if context.record is not None:
+            context.record.layers[self.temporal] = kept
+        return spatial + update
 
 
 class Resample(nn.Module):
@@ -237,9 +291,10 @@ class Resample(nn.Module):
         self.conv = config.build_conv(channels, channels, stride)
         self.adaptor = build_adaptor(config.num_frames, channels, enabled=config.frame_adaptor)
 
-    def forward(self, x: FoldedFrames, num_frames: int) -> Resized:
+    def forward(self, x: FoldedFrames, context: BlockContext) -> Resized:
         """Return the convolution after its adaptor."""
-        return self.adaptor(self.conv(x, num_frames), num_frames)
+        x = self.conv(x, context.num_frames)
+        return self.adaptor(x, context.num_frames, first_frame=context.first_frame)
 
 
 class ResAttnBlock(nn.Module):
@@ -265,7 +320,7 @@ class ResAttnBlock(nn.Module):
         x = self.resnets[i](x, context)
         if self.attentions is None or i >= len(self.attentions):
             return x
-        return self.attentions[i](x, context.tokens, context.num_frames)
+        return self.attentions[i](x, context)
 
 
 class DownBlock(ResAttnBlock):
@@ -295,7 +350,7 @@ class DownBlock(ResAttnBlock):
             x = self._layer(i, x, context)
             outputs.append(x)
         if self.downsamplers is not None:
-            outputs.append(self.downsamplers[0](x, context.num_frames))
+            outputs.append(self.downsamplers[0](x, context))
         return outputs
 
 
@@ -349,7 +404,7 @@ class UpBlock(ResAttnBlock):
             x = self._layer(i, torch.cat([x, skip], dim=1), context)
         if self.upsamplers is not None:
             x = F.interpolate(x, size=side, mode="nearest")
-            x = self.upsamplers[0](x, context.num_frames)
+            x = self.upsamplers[0](x, context)
         return x
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -17,6 +18,7 @@ from magicvideo.models.blocks import (
     BlockContext,
     ConvType,
     DownBlock,
+    FrameCache,
     MidBlock,
     UpBlock,
 )
@@ -137,6 +139,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         fps: Float[Tensor, "b"],
         noise_level: Shaped[Tensor, "b"] | None = None,
         motion: Float[Tensor, "b"] | None = None,
+        past: FrameCache | None = None,
+        record: FrameCache | None = None,
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, in their shape (but `out_channels`).
 
@@ -150,6 +154,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 noised; given if and only if the network has `noise_level`.
             motion: Motion score of each video, in standard deviations from the mean of the training
                 clips; NaN, or None for all, where it is unknown. Needs `motion_condition`.
+            past: Cache of the frames that stand before these in each video (`cache_frames`).
+            record: An empty cache to fill with what later frames need of these.
 
         Raises:
             ValueError: If the video has more frames than the network, or the noise level is
@@ -157,18 +163,20 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 `motion_condition`.
         """
         num_frames = latents.shape[1]
-        if num_frames > self.config.num_frames:
+        all_frames = num_frames + (0 if past is None else past.num_frames)
+        if all_frames > self.config.num_frames:
             raise ValueError(
-                f"the video has {num_frames} frames and the network at most "
+                f"the video has {all_frames} frames and the network at most "
                 f"{self.config.num_frames}"
             )
         if motion is not None and self.motion_embedding is None:
             raise ValueError("a motion score belongs to a network with motion_condition")
-        context = BlockContext(
-            self._embed_time(timestep, fps, noise_level, motion), tokens, num_frames
-        )
+        time = self._embed_time(timestep, fps, noise_level, motion)
+        context = BlockContext(time, tokens, num_frames, past, record)
         x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
-        x = self.conv_in_adaptor(self.conv_in(x, num_frames), num_frames)
+        first = context.first_frame
+        x = self.conv_in(x, num_frames)
+        x = self.conv_in_adaptor(x, num_frames, first_frame=first)
         outputs = [x]
         for down in self.down_blocks:
             outputs.extend(down(outputs[-1], context))
@@ -180,8 +188,46 @@ class VideoUNet(ModelMixin, ConfigMixin):
             side = outputs[-1].shape[-2:] if outputs else x.shape[-2:]
             x = up(x, taken, context, side)
         x = self.conv_out(F.silu(self.conv_norm_out(x)), num_frames)
-        x = self.conv_out_adaptor(x, num_frames)
+        x = self.conv_out_adaptor(x, num_frames, first_frame=first)
         return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
+
+    @torch.no_grad()
+    def cache_frames(
+        self,
+        latents: Latents,
+        tokens: Tokens,
+        fps: Float[Tensor, "b"],
+        motion: Float[Tensor, "b"] | None = None,
+    ) -> FrameCache:
+        """Return what later frames need of given, clean first frames, computed once.
+
+        A forward pass over the frames after them, with the result as `past`, equals to rounding the
+        pass over all frames in which the given ones have diffusion step 0.
+
+        Args:
+            latents: The first frames of each video, without noise, `b f c h w`.
+            tokens: Condition of each video.
+            fps: Frames a second of each video.
+            motion: As for `forward`.
+
+        Raises:
+            ValueError: If frames of this network depend on later ones: its temporal attention is
+                not directed, or its convolutions span frames.
+        """
+        if self.config.temporal_attention not in ("directed", "none"):
+            raise ValueError(
+                f"temporal_attention={self.config.temporal_attention!r} lets frames depend on "
+                "later ones; only with 'directed' can the first frames be computed once"
+            )
+        if self.config.convolutions != "2d":
+            raise ValueError(
+                f"convolutions={self.config.convolutions!r} span frames; only with '2d' can the "
+                "first frames be computed once"
+            )
+        cache = FrameCache(latents.shape[1])
+        timestep = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        self(latents, timestep, tokens, fps, motion=motion, record=cache)
+        return cache
 
     def _embed_time(
         self,
