@@ -112,7 +112,7 @@ def test_a_person_makes_cancels_finds_and_reads_back(config, shipped, screen, tm
     try:
         page = screen(studio.url)
         assert page.get_by_role("heading", name="magicvideo studio").is_visible()
-        page.get_by_label("Prompt", exact=True).fill(EXAMPLES[3])
+        page.get_by_label("Prompt", exact=True).fill(EXAMPLES[-1])
         page.get_by_role("button", name="Settings").click()
         set_slider(page, "Steps", 4)
         page.get_by_role("button", name="Generate").click()
@@ -127,7 +127,7 @@ def test_a_person_makes_cancels_finds_and_reads_back(config, shipped, screen, tm
         seed = page.get_by_label("Seed", exact=True).input_value()
         assert re.fullmatch(r"\d+", seed)
         (done,) = studio.studio.store.find()[0]
-        assert (done.prompt, str(done.parameters["seed"])) == (EXAMPLES[3], seed)
+        assert (done.prompt, str(done.parameters["seed"])) == (EXAMPLES[-1], seed)
 
         page.get_by_label("Prompt", exact=True).fill("fox, blue background")
         set_slider(page, "Steps", 50)
@@ -161,7 +161,7 @@ def test_a_person_makes_cancels_finds_and_reads_back(config, shipped, screen, tm
         page.get_by_role("button", name="Settings").click()
         page.locator("#recipe input[type=file]").set_input_files(file)
         page.wait_for_function(
-            f"document.querySelector('#prompt textarea').value === {EXAMPLES[3]!r}"
+            f"document.querySelector('#prompt textarea').value === {EXAMPLES[-1]!r}"
         )
         assert page.get_by_label("Seed", exact=True).input_value() == seed
         assert page.get_by_label("Keep this seed").is_checked()

@@ -21,12 +21,12 @@ from magicvideo.studio.security import CLIENT_HEADER, LOCAL_CLIENT
 from magicvideo.studio.service import Studio
 
 EXAMPLES = (
-    "woman cook, medium skin tone, yellow background",
-    "guard, dark skin tone, white background",
-    "man juggling, light skin tone, blue background",
-    "panda, green background",
+    "guard, medium-light skin tone, yellow background",
+    "woman cook, dark skin tone, cyan background",
+    "man juggling, light skin tone, red background",
+    "beer mug, green background",
     "sailboat, blue background",
-    "beer mug, red background",
+    "panda, lime background",
 )
 _FORMATS = ("mp4", "webm", "webp", "gif")
 _RANDOM_SEEDS = 2**32
