@@ -109,6 +109,7 @@ class Page:
         with gr.Row(equal_height=False, elem_id="create"):
             with gr.Column(min_width=280, elem_id="ask"):
                 prompt = gr.Textbox(
+                    "",
                     label="Prompt",
                     placeholder="What the video shows, such as: panda, green background",
                     lines=2,
@@ -140,7 +141,7 @@ class Page:
                 )
                 with gr.Accordion("Settings", open=False):
                     with gr.Row():
-                        seed = gr.Textbox(label="Seed", max_length=19, elem_id="seed")
+                        seed = gr.Textbox("", label="Seed", max_length=19, elem_id="seed")
                         keep_seed = gr.Checkbox(label="Keep this seed", elem_id="keep-seed")
                     fps = gr.Slider(
                         2,
@@ -162,7 +163,7 @@ class Page:
                         label="Guidance",
                         info="How closely to follow the prompt; 1 is no guidance.",
                     )
-                    negative = gr.Textbox(label="Negative prompt", lines=1)
+                    negative = gr.Textbox("", label="Negative prompt", lines=1)
                     file_format = gr.Radio(_FORMATS, value="mp4", label="Format")
                     lora = gr.Dropdown(
                         engine.lora_names(),
@@ -319,7 +320,7 @@ class Page:
         self, page: gr.Blocks, tabs: gr.Tabs, tab: gr.Tab, create: "_Create"
     ) -> None:
         search = gr.Textbox(
-            label="Search prompts", placeholder="Words of the prompt", elem_id="search"
+            "", label="Search prompts", placeholder="Words of the prompt", elem_id="search"
         )
         compare = gr.HTML("", js_on_load=_CLICKS, elem_id="compare")
         gallery = gr.HTML("", js_on_load=_CLICKS, elem_id="gallery")
@@ -462,7 +463,7 @@ class Page:
         if not self._data.is_there:
             gr.HTML(self._markup.note(self._data.hint()))
             return
-        search = gr.Textbox(label="Search captions", placeholder="Words of the caption")
+        search = gr.Textbox("", label="Search captions", placeholder="Words of the caption")
         shown = gr.HTML("")
         looks = {"inputs": [search], "outputs": [shown], **_QUIET}
         tab.select(self._show_data, **looks)
