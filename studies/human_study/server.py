@@ -54,7 +54,9 @@ def create_study_app(study: Study, folder: Path) -> FastAPI:
     """Return the app of one study."""
     pages = StudyPages(study, Votes(folder))
     videos = study.videos(folder)
-    app = FastAPI(title="study", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="study", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
 
     @app.exception_handler(HTTPException)
     async def _refuse(_: Request, error: HTTPException) -> Response:

@@ -75,7 +75,7 @@ class RunningStudio:
             self.worker.stop()
         for thread in self.threads:
             thread.join(30)
-        self.studio.store.close()
+        self.studio.close()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,8 @@ def postgres(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*as_other, program / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
+    control = [*as_other, program / "pg_ctl", "-D", data, "-w", "-t", "300"]
+    control += ["-l", folder / "log"]
     subprocess.run([*control, "-o", settings, "start"], check=True, **QUIET)
     yield f"postgresql://studio@127.0.0.1:{port}/postgres"
     subprocess.run([*control, "-m", "immediate", "stop"], check=True, **QUIET)

@@ -48,7 +48,7 @@ def test_events_arrive_signed_and_again_until_accepted(open_studio, receiver):
     assert len(got) == 2
     webhook.send_all(store)
     assert len(got) == 2  # the refused one waits a little
-    store.postpone_notice(done["id"], -1)
+    store.postpone_notice(done["id"], -1.0)
     webhook.send_all(store)
     webhook.send_all(store)
     assert len(got) == 3
@@ -69,7 +69,7 @@ def test_an_absent_receiver_is_tried_less_and_less_and_given_up(open_studio):
         webhook.send_all(store)
         job = store.get(done["id"])
         waits.append(job.notice_at)
-        store.postpone_notice(done["id"], -1) if not job.notified else None
+        store.postpone_notice(done["id"], -1.0) if not job.notified else None
         assert len(waits) < 20
     assert store.get(done["id"]).notified
 

@@ -98,6 +98,7 @@ def create_app(studio: Studio, metrics: Metrics) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
         responses=_ERRORS,
+        redirect_slashes=False,
     )
     app.state.studio = studio
     app.include_router(_video_routes(studio, metrics))

@@ -62,7 +62,10 @@ class JobQueue:
 
     def close(self) -> None:
         """Close the connection."""
-        self._huey.storage.close()
+        storage = self._huey.storage
+        storage.close()
+        if (pool := getattr(storage, "pool", None)) is not None:
+            pool.disconnect()  # of Redis, whose storage leaves its connections open
 
 
 def _make_video(job_id: str) -> str:

@@ -136,6 +136,7 @@ def serve(
             stopping.set()
             upkeep.join(_STOP_SECONDS)
             workers.stop()
+            studio.close()
 
 
 def _maintain(

@@ -172,6 +172,11 @@ class Studio:
         if was is not None and was.state != "running":
             self._remove_deleted()
 
+    def close(self) -> None:
+        """Close the connections to table and queue."""
+        self.store.close()
+        self.queue.close()
+
     def local_file(self, name: str) -> Path:
         """Return a stored file on this machine's disk; one from elsewhere is fetched first.
 

@@ -97,6 +97,8 @@ class Worker:
                 self._work()
                 self.store.dismiss(self.name)
             self._check_parent()
+        self.store.close()
+        self.queue.close()
 
     def stop(self, *_: int | FrameType | None) -> None:
         """End after the current step; its job is queued again."""
