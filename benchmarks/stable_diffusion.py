@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 from magicvideo import MagicVideoPipeline
 from magicvideo.convert.extract_unet import export_image_model
 from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
-from magicvideo.pipelines.loading import load_component
+from magicvideo.pipelines.component_loading import load_component
 from magicvideo.training.tasks.clip_model import train_tokenizer
 from studies.cost.networks import PAPER
 

@@ -41,6 +41,7 @@ DRAWERS = {"common", "core", "helpers", "lib", "misc", "tools", "util", "utils"}
 TREES = {
     path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted(ROOT.rglob("*.py"))
+    if path.relative_to(ROOT).parts[0] != "weights"
 }
 
 

@@ -104,10 +104,12 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         upscaler_scheduler=DDIMScheduler(
             prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
         ),
-        default_fps=7.0,
-        default_steps=3,
-        default_interpolation_steps=2,
-        default_upscaler_steps=2,
+        generation_defaults={
+            "fps": 7.0,
+            "num_inference_steps": 3,
+            "interpolation_steps": 2,
+            "upscaler_steps": 2,
+        },
         interpolation_noise_level=30,
         upscaler_noise_level=0.1,
         noise_correlation=SHARED_NOISE,
@@ -123,6 +125,12 @@ def make_tiny_pipeline() -> MagicVideoPipeline:
         _make_random(network)
     pipeline.words = frozenset(WORDS)
     return pipeline
+
+
+def frames_of(pipeline: MagicVideoPipeline, *prompts: object, **settings: object) -> torch.Tensor:
+    """Return the frames of all videos of a call, in [-1, 1]."""
+    output = pipeline(*prompts, **settings, progress=lambda *_: None)
+    return torch.stack([video.frames for video in output.videos])
 
 
 @torch.no_grad()

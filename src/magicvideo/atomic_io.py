@@ -185,7 +185,11 @@ def verify_checksums(folder: Path) -> None:
     } - {CHECKSUMS_FILE}
     if missing := sorted(set(expected) - present):
         raise UserError(f"{folder} lacks {missing[0]}; take a complete copy of the folder.")
-    if foreign := sorted(present - set(expected)):
+    # a repository on the Hub has files of its own beside those of the folder
+    foreign = sorted(
+        name for name in present - set(expected) if name != "README.md" and name[0] != "."
+    )
+    if foreign:
         raise UserError(f"{folder / foreign[0]} does not belong to the folder; remove it.")
     for name, digest in expected.items():
         if sha256(folder / name) != digest:

@@ -179,7 +179,7 @@ def _score_upscaler(run: AblationRun, scoring: ScoringConfig, progress: Progress
     ).run(lambda what, done, total: progress(f"{run.name}: {what}", done, total))
     flicker = {row.name: row.flicker.value for row in scores.stillness}
     # the network's ways come first, by their steps, and resizing after them
-    steps = sorted({*scoring.upscaler_steps, pipeline.capabilities.default_upscaler_steps})
+    steps = sorted({*scoring.upscaler_steps, pipeline.capabilities.default("upscaler_steps")})
     return {
         "upscaler": {
             "factor": scores.large_side // scores.small_side,

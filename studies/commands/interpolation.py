@@ -71,7 +71,7 @@ def interpolation(
     from studies.interpolation.report import section_parts
 
     pipeline, judge_folder = load(model), judge or SHIPPED
-    default_steps = pipeline.capabilities.default_interpolation_steps
+    default_steps = pipeline.capabilities.default("interpolation_steps")
     default_level = pipeline.config.interpolation_noise_level
     evaluation = InterpolationEvaluation(
         pipeline=pipeline,

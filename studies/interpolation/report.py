@@ -116,7 +116,7 @@ def pulse_table(seams: Sequence[PulseScore]) -> str:
 
 def _about(evaluation: InterpolationEvaluation) -> str:
     capabilities, keys = evaluation.pipeline.capabilities, evaluation.keys
-    inserted, default = capabilities.num_inserted, capabilities.default_interpolation_steps
+    inserted, default = capabilities.num_inserted, capabilities.default("interpolation_steps")
     return _ABOUT.format(
         clips=evaluation.clips,
         frames=keys + (keys - 1) * inserted,

@@ -19,7 +19,6 @@ from transformers import CLIPVisionModelWithProjection
 from magicvideo.data import degrade
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.diffusion.noise import seeded_generator
-from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.evaluation.confidence_intervals import Estimate, mean, ratio_of_means
 from magicvideo.evaluation.metrics.distribution import Features
@@ -160,7 +159,7 @@ def upscale(
     assert pipeline.upscaler_scheduler is not None
     made = upscale_frames(
         pipeline.upscaler,
-        make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+        pipeline.scheduler_for("upscaler"),
         small[None],
         [seed],
         num_steps=num_steps,
@@ -587,7 +586,7 @@ class UpscalerEvaluation:
         pipeline, factor = self.pipeline, check_upscaler(self.pipeline)
         dataset = ClipDataset(self.data, ("heldout",))
         moving = ClipDataset(self.moving, ("heldout",)) if self.moving else dataset
-        default = pipeline.capabilities.default_upscaler_steps
+        default = pipeline.capabilities.default("upscaler_steps")
         curve = [network_method(pipeline, steps) for steps in sorted({*self.steps, default})]
         chosen, resized = network_method(pipeline, default), resize_methods(pipeline)
         moving_prompts = sample_prompts(moving, self.moving_clips, self.seed)
@@ -660,7 +659,7 @@ def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
     ways = [
         UpscaleMethod("small, pixels repeated", lambda small, _: nearest_upsample(small, factor)),
         *resize_methods(pipeline),
-        network_method(pipeline, pipeline.capabilities.default_upscaler_steps),
+        network_method(pipeline, pipeline.capabilities.default("upscaler_steps")),
     ]
     rows = [
         (way.name, [way.enlarge(downsample(real, factor), k) for k, real in enumerate(reals)])

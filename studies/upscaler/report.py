@@ -60,7 +60,7 @@ def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> lis
         large=scores.large_side,
         small=scores.small_side,
         crop=pipeline.image_encoder.config.image_size,
-        scheduler=pipeline.config.default_scheduler,
+        scheduler=pipeline.capabilities.default("scheduler"),
         noise=pipeline.config.upscaler_noise_level,
     )
     stillness = _STILLNESS.format(
@@ -182,7 +182,7 @@ def _finished_about(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> s
     return _FINISHED.format(
         videos=evaluation.generated,
         frames=capabilities.max_frames + (capabilities.max_frames - 1) * capabilities.num_inserted,
-        fps=capabilities.default_fps * (capabilities.num_inserted + 1),
+        fps=capabilities.default("fps") * (capabilities.num_inserted + 1),
         stages=", ".join(capabilities.stages),
         side=scores.moving_side if evaluation.moving else scores.large_side,
     )

@@ -1,9 +1,12 @@
 import io
 import re
 
+import pytest
+import torch
 from rich.console import Console
 
-from magicvideo.cli.console import progress_bar
+from magicvideo.cli.console import choose_device, progress_bar
+from magicvideo.errors import UserError
 
 
 def shown_by(place, *events):
@@ -33,3 +36,23 @@ def test_every_stage_has_its_own_bar():
 
 def test_a_bar_waits_for_the_first_stage():
     assert shown_by("")[-1].startswith("reading")
+
+
+@pytest.mark.parametrize(("typed", "found"), [("cpu", "cpu"), (" CPU", "cpu"), (None, "cpu")])
+def test_devices_are_found_by_any_spelling(monkeypatch, typed, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(typed) == found
+
+
+def test_one_of_several_gpus_is_taken_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(name) for name in ("CUDA", "cuda:1", None)] == ["cuda", "cuda:1", "cuda"]
+    with pytest.raises(UserError, match=r"'cuda:2' here; there are: cpu, cuda, cuda:0, cuda:1; "):
+        choose_device("cuda:2")
+
+
+def test_a_gpu_that_is_not_there_names_the_variable_that_hides_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"no device 'cuda:1' here; .* CUDA_VISIBLE_DEVICES"):
+        choose_device("cuda:1")

@@ -190,7 +190,7 @@ def test_a_configuration_that_fetches_code_or_other_weights(folder, change):
         ({"vae": ["diffusers", "VideoUNet"]}, "must be PatchAutoencoder or AutoencoderKL or V"),
         ({"unet": None}, "is not understood: unet"),
         ({"safety": ["x", "Y"]}, "is not understood: safety"),
-        ({"default_fps": "fast"}, "is not understood: default_fps"),
+        ({"generation_defaults": {"fps": "fast"}}, "is not understood: generation_defaults"),
     ],
 )
 def test_an_index_that_names_other_things(folder, change, sentence):

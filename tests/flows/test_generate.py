@@ -19,7 +19,7 @@ from magicvideo.atomic_io import hash_folder
 from magicvideo.cli import run
 from magicvideo.media.video_io import to_uint8
 from magicvideo.media.video_stream import open_video_stream
-from magicvideo.pipelines.loading import load_component
+from magicvideo.pipelines.component_loading import load_component
 from magicvideo.pipelines.video import write_video
 
 COMMAND = [
@@ -91,14 +91,14 @@ def test_a_whole_model_makes_the_bytes_of_the_command(command, tiny_model, tmp_p
 def test_the_command_never_holds_more_than_the_largest_stage(command, tmp_path, monkeypatch):
     loaded, sizes, held = weakref.WeakSet(), {}, []
 
-    def watch(folder, component, class_name, dtype):
-        network = load_component(folder, component, class_name, dtype)
+    def watch(folder, component, class_name, dtype, variant):
+        network = load_component(folder, component, class_name, dtype, variant)
         loaded.add(network)
         sizes[component] = sum(p.numel() for p in network.parameters())
         held.append(sum(p.numel() for one in loaded for p in one.parameters()))
         return network
 
-    monkeypatch.setattr("magicvideo.pipelines.offload.load_component", watch)
+    monkeypatch.setattr("magicvideo.pipelines.component_loading.load_component", watch)
     Image.new("RGB", (7, 5), "red").save(tmp_path / "face.png")
     assert command("a cat", "a dog", "--image", "face.png", "--output", "out") == 0
     assert len(sizes) == 7

@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from tiny_model import frames_of
 from tiny_recipe import SHARED, STAGES, tiny_values
 
 from magicvideo import MagicVideoPipeline, cli
@@ -24,12 +25,12 @@ ALL_STAGES = (*STAGES, "upscaler")
 @pytest.fixture(scope="module")
 def exact():
     """The frames that the shipped model makes on the CPU."""
-    return MagicVideoPipeline.from_pretrained()(PROMPT, seed=3, num_inference_steps=4).frames
+    return frames_of(MagicVideoPipeline.from_pretrained(), PROMPT, seed=3, num_inference_steps=4)
 
 
 def made_on_gpu(dtype):
     pipeline = MagicVideoPipeline.from_pretrained(torch_dtype=dtype).to("cuda")
-    return pipeline(PROMPT, seed=3, num_inference_steps=4).frames.float().cpu()
+    return frames_of(pipeline, PROMPT, seed=3, num_inference_steps=4).float().cpu()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_a_video_is_that_of_the_cpu(dtype, levels, exact):
 def test_a_model_loaded_stage_by_stage_makes_the_same_and_lets_go(exact):
     before = torch.cuda.memory_allocated()
     pipeline = MagicVideoPipeline.from_pretrained(offload_device="cuda")
-    made = pipeline(PROMPT, seed=3, num_inference_steps=4).frames
+    made = frames_of(pipeline, PROMPT, seed=3, num_inference_steps=4)
     assert 255 * (made.cpu() - exact).abs().mean() < 1
     del made
     assert torch.cuda.memory_allocated() - before < 2**20

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import SIDE, VIDEO_FRAMES
+from tiny_model import SIDE, UPSCALING, VIDEO_FRAMES
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
-from magicvideo.pipelines.request import GenerationSettings
+from magicvideo.pipelines.request import DEFAULT_CHUNKS, ChunkSizes, GenerationSettings
 
 WIDE = 60  # pixels a side, more than a tile of the tiny model has at least
 
@@ -20,8 +19,13 @@ def request_(pipeline):
 
 @pytest.fixture
 def capabilities(pipeline):
-    """Those of the tiny model, with frames that tiles can divide."""
-    return replace(pipeline.capabilities, side=WIDE)
+    return pipeline.capabilities
+
+
+@pytest.fixture
+def wide(request_):
+    """A request for frames that tiles can divide."""
+    return replace(request_, height=UPSCALING * WIDE, width=UPSCALING * WIDE)
 
 
 def watched(network, argument):
@@ -36,14 +40,14 @@ def watched(network, argument):
 @torch.no_grad()
 def test_no_network_sees_more_than_its_bounds_and_the_video_is_the_same(pipeline, request_):
     frames = torch.rand(1, 5, 3, WIDE, WIDE) * 2 - 1
-    bounds = ChunkSizes(decoder_frames=3, upscaler_frames=2, upscaler_tile=40)
+    chunks = ChunkSizes(decoder_frames=3, upscaler_frames=2, upscaler_tile=40)
     latents = pipeline.generate_latents(request_)
     assert latents.shape[1] == VIDEO_FRAMES
     decoder, decoded = watched(pipeline.vae.decoder_linear, 0)
     upscaler, enlarged = watched(pipeline.upscaler, 1)
     made = (
-        pipeline.decode(latents, bounds=bounds),
-        pipeline.upscale(request_, frames, bounds=bounds),
+        pipeline.decode(latents, chunks=chunks),
+        pipeline.upscale(request_, frames, chunks=chunks),
     )
     for handle in (decoder, upscaler):
         handle.remove()
@@ -58,22 +62,22 @@ def test_no_network_sees_more_than_its_bounds_and_the_video_is_the_same(pipeline
 
 def test_bounds_reach_the_whole_flow(pipeline, request_):
     handle, shapes = watched(pipeline.upscaler, 1)
-    video = pipeline.generate(request_, bounds=ChunkSizes(upscaler_frames=1))
+    video = pipeline.generate(request_, chunks=ChunkSizes(upscaler_frames=1))
     handle.remove()
     assert {shape[0] for shape in shapes} == {1}
     torch.testing.assert_close(video.frames, pipeline.generate(request_).frames, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("tile", [26, WIDE - 1, DEFAULT_CHUNKS.upscaler_tile])
-def test_tiles_that_divide_the_frames_are_taken(capabilities, request_, tile):
+def test_tiles_that_divide_the_frames_are_taken(capabilities, wide, tile):
     assert capabilities.min_tile_size == 26
-    capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=tile))
+    capabilities.check_chunks(wide, ChunkSizes(upscaler_tile=tile))
 
 
 @pytest.mark.parametrize("tile", [25, WIDE])
-def test_tiles_that_do_not_are_refused(capabilities, request_, tile):
-    with pytest.raises(UserError, match=f"tile is {tile}; it must be a whole number from 26 to 59"):
-        capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=tile))
+def test_tiles_that_do_not_are_refused(capabilities, wide, tile):
+    with pytest.raises(UserError, match=f"tile is {tile}; it must be an integer from 26 to 59"):
+        capabilities.check_chunks(wide, ChunkSizes(upscaler_tile=tile))
 
 
 def test_frames_below_the_least_tile_have_none(pipeline, request_):
@@ -81,16 +85,16 @@ def test_frames_below_the_least_tile_have_none(pipeline, request_):
         pipeline.capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=20))
 
 
-def test_bounds_are_lowered_until_nothing_is_left(capabilities, request_):
-    lowered = [capabilities.reduce_memory(request_, DEFAULT_CHUNKS)]
-    while (after := capabilities.reduce_memory(request_, lowered[-1])) != lowered[-1]:
+def test_bounds_are_lowered_until_nothing_is_left(capabilities, wide):
+    lowered = [capabilities.reduce_memory(wide, DEFAULT_CHUNKS)]
+    while (after := capabilities.reduce_memory(wide, lowered[-1])) != lowered[-1]:
         lowered.append(after)
     single = {"decoder_frames": 1, "upscaler_frames": 1}
     assert lowered == [
         ChunkSizes(**single),
         *(ChunkSizes(**single, upscaler_tile=n) for n in (30, 26)),
     ]
-    alone = replace(request_, stages=("keyframes",))
+    alone = replace(wide, stages=("keyframes",))
     assert capabilities.reduce_memory(alone, DEFAULT_CHUNKS) == ChunkSizes(decoder_frames=1)
     for bounds in lowered:
         capabilities.check_chunks(request_, bounds)

@@ -32,5 +32,50 @@ def test_without_a_list_of_words_nothing_is_said(pipeline):
 
 def test_hints_name_the_nearest_word_where_one_is_near(pipeline):
     hints = prompt_hints("sufring xylophone", pipeline.tokenizer, WORDS)
-    assert any('"sufring"; the nearest that it knows is "surfing"' in hint for hint in hints)
-    assert any(hint.endswith('the word "xylophone".') for hint in hints)
+    assert any(
+        '"sufring" is in none of the training captions; the nearest known word is "surfing"' in hint
+        for hint in hints
+    )
+    assert any(hint == '"xylophone" is in none of the training captions.' for hint in hints)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("\U0001f98a", ["\U0001f98a"]),
+        ("cat \U0001f98a\U0001f98a", ["\U0001f98a"]),
+        ("\U0001f44d\U0001f3fd cat", ["\U0001f44d\U0001f3fd"]),  # with a skin tone
+        (
+            "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+            ["\U0001f468\u200d\U0001f469\u200d\U0001f467"],
+        ),
+        ("\u732b", ["\u732b"]),  # a cat in one ideograph
+        ("\u732b surfing", ["\u732b"]),
+        ("a cat, b", []),
+    ],
+)
+def test_emoji_and_words_of_one_character_are_words(prompt, unknown):
+    assert unknown_words(prompt, WORDS) == unknown
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hint"),
+    [
+        ("(cat:1.4)", 'has "(cat:1.4)"; weights in parentheses are not read'),
+        ("((cat)) surfing", 'has "((cat))"; weights in parentheses are not read'),
+        ("[cat:woman:0.5]", "square brackets are not read"),
+        ("cat BREAK woman", 'has "BREAK"; such keywords are not read'),
+        ("<lora:style:0.8> cat", "add --lora style.safetensors:0.8."),
+        ("<lora:style> cat", "add --lora style.safetensors."),
+    ],
+)
+def test_the_syntax_of_web_interfaces_is_pointed_out(pipeline, prompt, hint):
+    hints = prompt_hints(prompt, pipeline.tokenizer, WORDS)
+    assert any(hint in one for one in hints)
+    assert not any('"lora"' in one or '"style"' in one for one in hints)
+
+
+@pytest.mark.parametrize("prompt", ["a cat (blue background)", "woman, [cat]", "A CAT AND A WOMAN"])
+def test_plain_punctuation_is_no_syntax(pipeline, prompt):
+    hints = prompt_hints(prompt, pipeline.tokenizer, WORDS)
+    assert not any("not read" in hint for hint in hints)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from loras import ALPHA, SPATIAL, in_peft_names, random_updates, write_style
 from safetensors.torch import load_file, save_file
+from tiny_model import frames_of
 
 from magicvideo.atomic_io import hash_folder, sha256
 from magicvideo.errors import UserError
 from magicvideo.models.lora import BASE_MODEL
 from magicvideo.pipelines.lora import lora_hash, read_lora
-from magicvideo.pipelines.request import GenerationSettings, LoraRef, from_json
+from magicvideo.pipelines.request import GenerationSettings, LoraRef, request_from_json
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 STAGES = ("keyframes",)
@@ -30,10 +31,10 @@ def style(pipeline, tmp_path_factory):
 
 def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tmp_path):
     other = write_style(tmp_path / "other.safetensors", model, alpha=3.0)
-    plain = model("a cat", seed=3, stages=STAGES).frames
-    model.load_lora(style, 0.5)
+    plain = frames_of(model, "a cat", seed=3, stages=STAGES)
+    model.load_lora_weights(style, scale=0.5)
     first = model("a cat", seed=3, stages=STAGES).videos[0]
-    model.load_lora(other)
+    model.load_lora_weights(other)
     both = model("a cat", seed=3, stages=STAGES).videos[0]
     assert (first.frames - plain[0]).abs().mean() > 1e-3
     assert (both.frames - first.frames).abs().mean() > 1e-3
@@ -42,16 +43,16 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
         LoraRef(name="other.safetensors", sha256=sha256(other), scale=1.0),
     )
     assert both.request.loras == uses
-    assert from_json(both.request.to_json()) == both.request
+    assert request_from_json(both.request.to_json()) == both.request
     with pytest.raises(UserError, match=r"other\.safetensors is loaded already"):
-        model.load_lora(other, 0.2)
+        model.load_lora_weights(other, scale=0.2)
     with pytest.raises(UserError, match=r"made with the LoRA style\.safetensors .* at 0\.5, and "):
         model.generate(first.request)
     (unstyled,) = pipeline.build_requests(["a cat"], [3], GenerationSettings(stages=STAGES))
     with pytest.raises(UserError, match="made with no LoRA, and the model has the LoRA style"):
         model.generate(unstyled)
-    model.unload_loras()
-    assert torch.equal(model("a cat", seed=3, stages=STAGES).frames, plain)
+    model.unload_lora_weights()
+    assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES), plain)
     with pytest.raises(UserError, match="and the model has no LoRA"):
         model.generate(first.request)
 
@@ -59,21 +60,21 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
 def test_a_model_loaded_stage_by_stage_makes_the_same(model, tiny_model, style):
     stagewise = MagicVideoPipeline.from_pretrained(tiny_model, offload_device="cpu")
     for each in (model, stagewise):
-        each.load_lora(style, -0.4)
-    expected = model("a cat", seed=3, stages=STAGES)
-    found = stagewise("a cat", seed=3, stages=STAGES)
+        each.load_lora_weights(style, scale=-0.4)
+    expected = model("a cat", seed=3, stages=STAGES).videos[0]
+    found = stagewise("a cat", seed=3, stages=STAGES).videos[0]
     assert torch.equal(found.frames, expected.frames)
-    assert found.videos[0].request == expected.videos[0].request
+    assert found.request == expected.request
 
 
 def test_a_saved_model_has_its_loras_inside(model, style, tmp_path):
-    model.load_lora(style)
-    styled = model("a cat", seed=3, stages=STAGES)
+    model.load_lora_weights(style)
+    styled = model("a cat", seed=3, stages=STAGES).videos[0]
     model.save_pretrained(tmp_path / "styled")
     again = MagicVideoPipeline.from_pretrained(tmp_path / "styled")
     for each in (model, again):
         video = each("a cat", seed=3, stages=STAGES).videos[0]
-        assert torch.equal(video.frames, styled.frames[0])
+        assert torch.equal(video.frames, styled.frames)
         assert (video.request.loras, video.request.model) == ((), hash_folder(tmp_path / "styled"))
 
 
@@ -90,7 +91,7 @@ def test_peft_keeps_alpha_in_a_file_beside(pipeline, tmp_path):
     networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     config.write_text(json.dumps({"r": 3, "lora_alpha": ALPHA, "use_dora": False}))
     lora = read_lora(path, 1.0, networks)
-    assert {update.alpha for update in lora.updates["unet"].values()} == {ALPHA}
+    assert {update.alpha for update in lora.weights["unet"].values()} == {ALPHA}
     config.write_text(json.dumps({"r": 3, "lora_alpha": 1.0, "use_rslora": True}))
     assert lora_hash(path) != lora.use.sha256  # another alpha is another LoRA
     with pytest.raises(UserError, match="was made with use_rslora=True, which is not supported"):
@@ -102,10 +103,10 @@ def test_another_base_is_a_hint_and_alpha_in_the_header_counts(model, tmp_path, 
     path = tmp_path / "x.safetensors"
     notes = json.dumps({"unet.r": 3, "unet.lora_alpha": 7})
     save_file(tensors, path, {BASE_MODEL: "ab" * 32, "lora_adapter_metadata": notes})
-    model.load_lora(path)
+    model.load_lora_weights(path)
     assert f"was trained on the model {'ab' * 32}" in caplog.text
     (lora,) = model.lora_stack.loras
-    assert {update.alpha for update in lora.updates["unet"].values()} == {7.0}
+    assert {update.alpha for update in lora.weights["unet"].values()} == {7.0}
 
 
 def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
@@ -126,10 +127,10 @@ def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
         (wide, r"\[3, 1024\] .* made for another base model"),
     ):
         with pytest.raises(UserError, match=sentence):
-            model.load_lora(path)
+            model.load_lora_weights(path)
     for scale in (float("nan"), 11.0):
         with pytest.raises(UserError, match=r"The scale of the LoRA is .* from -10 to 10"):
-            model.load_lora(style, scale)
-    assert model.lora_stack.uses == ()
+            model.load_lora_weights(style, scale=scale)
+    assert model.lora_stack.refs == ()
     for key, tensor in model.unet.state_dict().items():
         assert torch.equal(tensor, weights[key]), key

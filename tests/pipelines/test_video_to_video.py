@@ -15,8 +15,8 @@ from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines import video_to_video
-from magicvideo.pipelines.chunking import ChunkSizes
 from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.request import ChunkSizes
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
 from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video

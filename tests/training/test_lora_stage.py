@@ -90,7 +90,7 @@ def test_the_exported_model_is_the_base_with_the_lora(adapted, model, tmp_path):
     merged = MagicVideoPipeline.from_pretrained(tmp_path / "merged").unet.state_dict()
     base = MagicVideoPipeline.from_pretrained(model)
     before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
-    base.load_lora(lora_of(adapted))
+    base.load_lora_weights(lora_of(adapted))
     changed = set()
     for name, tensor in base.unet.state_dict().items():
         torch.testing.assert_close(tensor, merged[name], atol=0, rtol=0)

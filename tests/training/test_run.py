@@ -153,7 +153,7 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     steps = json.loads((tmp_path / "model" / "training.json").read_text())["steps"]
     assert steps == dict.fromkeys(STAGES, 4)
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    assert index["default_fps"] == trained.defaults.fps
+    assert index["generation_defaults"]["fps"] == trained.defaults.fps
     for config in (tmp_path / "model").rglob("config.json"):
         assert "_name_or_path" not in json.loads(config.read_text()), config  # a folder of training
 

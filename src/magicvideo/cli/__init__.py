@@ -1,9 +1,10 @@
-"""The command line: `magicvideo VERB`, one module a verb.
+"""The command line: `magicvideo VERB`, one module a command.
 
-The modules import nothing heavy until their verb is called, so that `--help` answers at once.
+The modules import nothing heavy until their command is called, so that `--help` answers at once.
 """
 
 import errno
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -21,9 +22,8 @@ from magicvideo.cli import (
     interpolate,
     studio,
     train,
-    upscale,
 )
-from magicvideo.cli.memory_options import is_out_of_memory, out_of_memory_error
+from magicvideo.cli.console import is_out_of_memory, out_of_memory_error
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -57,31 +57,24 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Hold the options that stand before every verb."""
+    """Hold the options that stand before every command."""
 
 
-for verb in (
-    generate,
-    interpolate,
-    upscale,
-    studio,
-    data,
-    inflate,
-    train,
-    export,
-    evaluate,
-    info,
-):
-    verb.register(app)
+for command in (generate, interpolate, studio, data, inflate, train, export, evaluate, info):
+    command.register(app)
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show a file's name must not end the work
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; mistakes become one sentence on stderr."""
+    """Run one command and return its exit code; invalid input becomes one sentence on stderr."""
     return run_app(app, arguments, "magicvideo")
 
 
@@ -113,6 +106,8 @@ def _complain(sentence: str) -> int:
 
 def _usage(message: str, command: str) -> str:
     message = message.rstrip(".?").replace(". Did", "; did")
+    if message.startswith("No such option: -") and not message.startswith("No such option: --"):
+        message += "; write -- before a prompt that begins with a hyphen"
     return f"{message}; `{command} --help` shows what there is."
 
 

@@ -1,10 +1,13 @@
-"""What the verbs that make pictures share: their console, their model, their progress bar."""
+"""What the commands that make videos share: console, model, progress bars, out of memory."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from magicvideo.errors import UserError
 
@@ -12,6 +15,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Model = Annotated[
+    Path | None, typer.Option(help="Model folder.", show_default="the model of the package")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="cuda if there is a GPU, or cpu"),
+]
+
+# What torch says on each of its devices: CUDA and MPS, cuBLAS, the CPU on Linux and elsewhere
+_SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+_WANTED = re.compile(r"allocate (\d+(?:\.\d+)?)\.? (bytes|\w+iB)")
 
 
 def make_console() -> "Console":
@@ -35,32 +51,49 @@ def load_pipeline(
 
     Args:
         console: Shows that a model is being loaded.
-        model: The model folder; None for the model that is shipped.
-        device: `cpu`, `cuda` or `mps`; None for the GPU if there is one.
+        model: The model folder; None for the model that comes with the package.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; None for the GPU if there is one.
         whole: All networks are loaded at once, for evaluation, which makes hundreds of videos.
 
     Raises:
         UserError: If the folder is no whole model, or the device is not there.
     """
     with console.status("Loading the model"):
-        import torch
         from transformers.utils import logging as transformers_logging
 
         from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
-        present = {
-            "cpu": True,
-            "cuda": torch.cuda.is_available(),
-            "mps": torch.backends.mps.is_available(),
-        }
-        device = device or ("cuda" if present["cuda"] else "cpu")
-        if not present.get(device, False):
-            usable = ", ".join(name for name, there in present.items() if there)
-            raise UserError(f"There is no device {device!r} here; what there is: {usable}.")
+        place = choose_device(device)
         transformers_logging.disable_progress_bar()
         if whole:
-            return MagicVideoPipeline.from_pretrained(model).to(device)
-        return MagicVideoPipeline.from_pretrained(model, offload_device=device)
+            return MagicVideoPipeline.from_pretrained(model).to(place)
+        return MagicVideoPipeline.from_pretrained(model, offload_device=place)
+
+
+def choose_device(device: str | None) -> str:
+    """Return a device that is there.
+
+    Args:
+        device: As typed, in small or capital letters; None for the GPU if there is one.
+
+    Raises:
+        UserError: If it is not there. It names those that are.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    present = ["cpu", *(["cuda"] if gpus else [])]
+    present += [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    if device is None:
+        return "cuda" if gpus else "cpu"
+    name = device.strip().lower()
+    if name in present or (name == "cuda:0" and gpus):
+        return name
+    advice = ""
+    if name.startswith("cuda:"):
+        advice = "; CUDA_VISIBLE_DEVICES hides GPUs, and the others are counted from 0"
+    raise UserError(f"There is no device {device!r} here; there are: {', '.join(present)}{advice}.")
 
 
 @contextmanager
@@ -86,3 +119,36 @@ def progress_bar(console: "Console", place: str) -> Iterator[Callable[[str, int,
             bar.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ended, on whatever device."""
+    signs = any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
+
+
+def out_of_memory_error(error: BaseException, advice: str) -> UserError:
+    """Return the one sentence about the end of memory.
+
+    Args:
+        error: One of which `is_out_of_memory` is true.
+        advice: What to do, as the second half of the sentence.
+    """
+    wanted = _WANTED.search(str(error))
+    asked = f" ({wanted[1]} {wanted[2]} more were asked for)" if wanted else ""
+    return UserError(f"There is not enough memory{asked}; {advice}.")
+
+
+@contextmanager
+def report_out_of_memory(advice: str) -> Iterator[None]:
+    """Turn the end of memory into one sentence.
+
+    Raises:
+        UserError: In its place.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(error, advice) from None

@@ -1,48 +1,202 @@
-"""`magicvideo generate`: a prompt, or a picture, to a video file."""
+"""`magicvideo generate`: a prompt, or an image, to a video file."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.decode_job import DecodeJob
-from magicvideo.cli.generate_options import Choices, Networks, Target, Texts
-from magicvideo.cli.lora_option import load_recorded_loras
-from magicvideo.cli.memory_options import Memory, report_out_of_memory
+from magicvideo.cli.console import (
+    Device,
+    Model,
+    Overwrite,
+    is_out_of_memory,
+    load_pipeline,
+    make_console,
+    out_of_memory_error,
+    progress_bar,
+    report_out_of_memory,
+)
 from magicvideo.cli.option_groups import with_option_groups
 from magicvideo.errors import UserError
+from magicvideo.pipelines.request import (
+    ChunkSizes,
+    GenerationSettings,
+    check_text,
+    cli_flag,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from magicvideo.pipelines.request import Request
+    from magicvideo.pipelines.request import LoraRef, Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+    from magicvideo.shapes import Latents
 
-Reproduce = Annotated[Path | None, typer.Option(help="Make this video again, byte for byte.")]
+Reproduce = Annotated[
+    Path | None,
+    typer.Option(help="Make the video in this file again, byte for byte.", show_default=False),
+]
 Resume = Annotated[
     Path | None,
-    typer.Option(help="Finish this output, whose latents were kept when it was cut short."),
+    typer.Option(
+        help="Finish this output, whose latents were kept when it was interrupted.",
+        show_default=False,
+    ),
 ]
 
 
+@dataclass(frozen=True)
+class PromptOptions:
+    """The prompts: one video each."""
+
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What the video shows; several prompts make several videos.", show_default=False
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", help="Text file of further prompts, one a line.", show_default=False
+        ),
+    ] = None
+
+    def read(self, image: Path | None) -> tuple[list[str], list[str]]:
+        """Return the prompts, and what each video is named after.
+
+        Raises:
+            UserError: If one is empty or no text, or there is none and no image in its place.
+        """
+        texts = [*(self.prompt or []), *(read_prompts(self.prompts) if self.prompts else [])]
+        if image is not None and not texts:
+            return [""], [image.stem]
+        if not texts or not all(text.strip() for text in texts):
+            raise UserError("The prompt is empty; say what the video should show.")
+        for text in texts:
+            check_text("The prompt", text)
+        return texts, texts
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the videos go."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file (.mp4, .webm, .webp, .gif), a folder, or a pattern with {index}, {slug} "
+            "and {seed}.",
+            show_default="made from the prompt and the seed",
+        ),
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="mp4, webm, webp, gif, or png for a folder of frames.",
+            show_default="by the suffix, or mp4",
+        ),
+    ] = None
+    overwrite: Overwrite = False
+
+    def for_copy_of(self, video: Path) -> "OutputOptions":
+        """Return these options, or if none is given a made name in the format of a video."""
+        if self.output is not None or self.format is not None:
+            return self
+        suffix = video.suffix.lower().removeprefix(".")
+        return replace(self, format="png" if video.is_dir() else suffix)
+
+    def paths(self, names: list[str], seeds: list[int]) -> list[Path]:
+        """Return where the videos go, after checking that they can.
+
+        Raises:
+            UserError: If a name is not possible, taken or not writable.
+        """
+        from magicvideo.media.outputs import check_output, check_writable, output_paths
+        from magicvideo.pipelines.latent_checkpoint import LATENTS_SUFFIX, check_no_latents
+
+        paths = output_paths(self.output, names, seeds, self.format)
+        for path in paths:
+            if len(paths) > 1 and not path.parent.exists():  # it is made with the first video
+                check_writable(path.parent.parent)
+            else:
+                check_output(path, overwrite=self.overwrite, longest_suffix=LATENTS_SUFFIX)
+            if not self.overwrite:
+                check_no_latents(path)
+        return paths
+
+
+@dataclass(frozen=True)
+class ConditionOptions:
+    """What decides a video beside the prompt and the settings."""
+
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="An image as condition, in place of the text or beside it.", show_default=False
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the first video; the others count up from it.", show_default="random"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What makes the videos, and on which device."""
+
+    model: Model = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="FILE[:SCALE]",
+            help="A LoRA (.safetensors) and its scale, 1 by default; several add up.",
+            show_default="none",
+        ),
+    ] = None
+    device: Device = None
+
+    def load(self, console: "Console") -> "MagicVideoPipeline":
+        """Return the model with the LoRAs in it.
+
+        Raises:
+            UserError: If one cannot be read or they do not fit, or the device is not there.
+        """
+        pipeline = load_pipeline(console, self.model, self.device)
+        for text in self.lora or []:
+            path, scale = _split_lora(text)
+            pipeline.load_lora_weights(path, scale=1.0 if scale is None else scale)
+        return pipeline
+
+
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("generate")(generate)
 
 
 @with_option_groups
 def generate(
-    texts: Texts,
-    target: Target,
-    choices: Choices,
-    networks: Networks,
-    memory: Memory,
+    prompts: PromptOptions,
+    output: OutputOptions,
+    condition: ConditionOptions,
+    settings: GenerationSettings,
+    model: ModelOptions,
+    chunks: ChunkSizes,
     reproduce: Reproduce = None,
     resume: Resume = None,
 ) -> None:
-    """Make a video from a prompt, or from a picture. Each file tells how to make it again.
+    """Make a video from a prompt or an image. Each file records how to make it again.
 
     Examples:
       magicvideo generate "a woman surfing, blue background"
@@ -56,82 +210,100 @@ def generate(
     """
     from magicvideo.pipelines.request import resolve_seeds
 
-    settings = choices.settings()
-    half = DecodeJob(networks.model, networks.device, memory.bounds(), target.overwrite)
-    told: list[object] = [texts.prompt or None, texts.prompts]
-    told += [] if choices == Choices() else [choices]
+    job = DecodeJob(model.model, model.device, chunks, output.overwrite)
+    given: list[object] = [prompts.prompt or None, prompts.prompts]
+    given += [None if condition == ConditionOptions() else condition, settings.chosen() or None]
     if resume is not None:
-        _check_alone("--resume", *told, reproduce, target.output, target.format, networks.lora)
-        _finish(resume, half)
+        _check_alone("--resume", *given, reproduce, output.output, output.format, model.lora)
+        _finish(resume, job)
         return
     if reproduce is not None:
-        _check_alone("--reproduce", *told, networks.device)
-        _remake(reproduce, target.for_copy_of(reproduce), networks, half)
+        _check_alone("--reproduce", *given, model.device)
+        _remake(reproduce, output.for_copy_of(reproduce), model, job)
         return
-    prompts, names = texts.read(choices.image)
-    seeds = resolve_seeds(choices.seed, len(prompts))
-    paths = target.paths(names, seeds)
+    texts, names = prompts.read(condition.image)
+    seeds = resolve_seeds(condition.seed, len(texts))
+    paths = output.paths(names, seeds)
     console = make_console()
-    pipeline = networks.load(console)
-    requests = pipeline.build_requests(prompts, seeds, settings, choices.image)
+    pipeline = model.load(console)
+    requests = pipeline.build_requests(texts, seeds, settings, condition.image)
     with report_out_of_memory("ask for fewer --frames, or take another --device"):
-        _make(console, pipeline, requests, paths, half, networks.lora or [])
+        _make(console, pipeline, requests, paths, job, model.lora or [])
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the lines of a text file, without empty ones.
+
+    Raises:
+        UserError: If the file cannot be read, is no text in UTF-8 or holds no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8; save it as such.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{path} holds no prompt; write one a line.")
+    return found
 
 
 def _check_alone(name: str, *others: object) -> None:
-    """Refuse options beside one that names a file which says all of them."""
+    """Refuse options beside one that names a file which holds all of them."""
     if any(value is not None for value in others):
         raise UserError(
             f"{name} takes the prompt and all settings from the file; leave the others out."
         )
 
 
-def _remake(video: Path, target: Target, networks: Networks, half: DecodeJob) -> None:
+def _remake(video: Path, output: OutputOptions, model: ModelOptions, job: "DecodeJob") -> None:
     """Make a video again from what its file says."""
-    from dataclasses import replace
     from importlib.metadata import version
 
     from magicvideo.pipelines.video import read_request
 
     request = read_request(video)
+    request.check_reproducible()
     name = request.image_condition.name if request.image_condition else request.prompt
-    paths = target.paths([name], [request.seed])
+    paths = output.paths([name], [request.seed])
     import torch
 
     console = make_console()
-    pipeline = load_pipeline(console, networks.model, request.device)
+    pipeline = load_pipeline(console, model.model, request.device)
     if request.version != version("magicvideo"):
         console.print(
             f"Hint: {video} was made by version {request.version}; bytes may differ.", markup=False
         )
     torch.set_num_threads(request.threads)
     # threads decide the last bits here, too
-    load_recorded_loras(pipeline, request.loras, networks.lora or [])
+    load_recorded_loras(pipeline, request.loras, model.lora or [])
     again = replace(request, version=version("magicvideo"))
-    _make(console, pipeline, [again], paths, half, networks.lora or [])
+    _make(console, pipeline, [again], paths, job, model.lora or [])
 
 
-def _finish(output: Path, half: DecodeJob) -> None:
+def _finish(output: Path, job: "DecodeJob") -> None:
     """Make the rest of a video whose latents are there."""
     from magicvideo.media.outputs import check_output
-    from magicvideo.pipelines.latent_checkpoint import latents_path, read_latents
+    from magicvideo.pipelines.latent_checkpoint import output_of, read_latents
 
-    request, latents = read_latents(latents_path(output))
-    check_output(output, overwrite=half.overwrite)
+    output, latents_file = output_of(output)
+    request, latents = read_latents(latents_file)
+    check_output(output, overwrite=job.overwrite)
     import torch
 
     console = make_console()
-    pipeline = load_pipeline(console, half.model, half.device or request.device)
+    pipeline = load_pipeline(console, job.model, job.device or request.device)
     pipeline.capabilities.validate(request)
-    pipeline.capabilities.check_chunks(request, half.bounds)
+    pipeline.capabilities.check_chunks(request, job.chunks)
     if pipeline.device.type != request.device:
         console.print(
             f"Hint: the latents are from {request.device}; made again there, the last bits differ.",
             markup=False,
         )
     torch.set_num_threads(request.threads)
-    half.make(console, "", pipeline, request, latents.to(pipeline.device), output)
-    _tell(output, request, half, [use.name for use in request.loras])
+    job.make(console, "", pipeline, request, latents.to(pipeline.device), output)
+    _print_result(output, request, job, [ref.name for ref in request.loras])
 
 
 def _make(
@@ -139,14 +311,14 @@ def _make(
     pipeline: "MagicVideoPipeline",
     requests: list["Request"],
     paths: list[Path],
-    half: DecodeJob,
+    job: "DecodeJob",
     loras: list[str],
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
     from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
 
     for request in requests:
-        pipeline.capabilities.check_chunks(request, half.bounds)
+        pipeline.capabilities.check_chunks(request, job.chunks)
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
         if len(paths) > 1:
@@ -154,17 +326,147 @@ def _make(
         with progress_bar(console, place) as progress:
             latents = pipeline.generate_latents(request, progress)
         write_latents(latents_path(path), latents, request)
-        half.make(console, place, pipeline, request, latents, path)
-        _tell(path, request, half, loras)
+        job.make(console, place, pipeline, request, latents, path)
+        _print_result(path, request, job, loras)
 
 
-def _tell(path: Path, request: "Request", half: DecodeJob, loras: list[str]) -> None:
-    """Say where a video is and how to make it again."""
+def _print_result(path: Path, request: "Request", job: "DecodeJob", loras: list[str]) -> None:
+    """Print where a video is and how to make it again."""
     again = ["magicvideo", "generate", "--reproduce", str(path)]
-    again += ["--model", str(half.model)] if half.model else []
-    again += half.bounds.to_cli_args()  # they decide last bits
+    again += ["--model", str(job.model)] if job.model else []
+    again += job.chunks.to_cli_args()  # they decide last bits
     again += [word for lora in loras for word in ("--lora", lora)]
     again += ["--output", str(path.with_name(f"again-{path.name}"))]
     again += [] if path.suffix else ["--format", "png"]
     typer.echo(f"{path} (seed {request.seed})")
     typer.echo(f"Make it again: {shlex.join(again)}")
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """How latents become files: whatever ends it, one line says how to continue.
+
+    Attributes:
+        model: The model folder; None for the one of the package.
+        device: The device that was named, if one was.
+        chunks: What is in the networks at once.
+        overwrite: Whether existing outputs are replaced.
+    """
+
+    model: Path | None
+    device: str | None
+    chunks: ChunkSizes
+    overwrite: bool
+
+    def make(
+        self,
+        console: "Console",
+        place: str,
+        pipeline: "MagicVideoPipeline",
+        request: "Request",
+        latents: "Latents",
+        output: Path,
+    ) -> None:
+        """Write the video of latents that are kept beside its place, and delete them.
+
+        Args:
+            console: Shows the progress.
+            place: Which of several videos this is, before what the progress says.
+            pipeline: The model.
+            request: What the latents were made from.
+            latents: On the model's device.
+            output: Where the video goes.
+
+        Raises:
+            UserError: If the file cannot be written, or memory ends.
+        """
+        from magicvideo.pipelines.latent_checkpoint import latents_path
+        from magicvideo.pipelines.video import write_video
+
+        with (
+            self._say_how_to_continue(pipeline, request, output),
+            progress_bar(console, place) as progress,
+        ):
+            video = pipeline.decode_and_upscale(request, latents, progress, self.chunks)
+            progress("writing", 0, 1)
+            write_video(video.frames, request, output, overwrite=self.overwrite)
+        latents_path(output).unlink(missing_ok=True)
+
+    @contextmanager
+    def _say_how_to_continue(
+        self, pipeline: "MagicVideoPipeline", request: "Request", output: Path
+    ) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                self._print_command(output, self.device, self.chunks)
+                raise
+            device = self.device
+            chunks = pipeline.capabilities.reduce_memory(request, self.chunks)
+            if chunks != self.chunks:
+                changed = " and ".join(_changed_flags(self.chunks, chunks))
+                advice = f"lower {changed} as above, or take another --device"
+            elif pipeline.device.type != "cpu":
+                device = "cpu"
+                advice = "take --device cpu as above"
+            else:
+                advice = "close other programs, or take a machine with more"
+            self._print_command(output, device, chunks)
+            raise out_of_memory_error(error, advice) from None
+
+    def _print_command(self, output: Path, device: str | None, chunks: ChunkSizes) -> None:
+        words = ["magicvideo", "generate", "--resume", str(output)]
+        words += ["--model", str(self.model)] if self.model else []
+        words += ["--device", device] if device else []
+        words += [*chunks.to_cli_args(), *(["--overwrite"] if self.overwrite else [])]
+        typer.echo(f"The latents are kept; continue with: {shlex.join(words)}", err=True)
+
+
+def _changed_flags(before: ChunkSizes, after: ChunkSizes) -> list[str]:
+    old = asdict(before)
+    return [cli_flag(name) for name, value in asdict(after).items() if value != old[name]]
+
+
+def load_recorded_loras(
+    pipeline: "MagicVideoPipeline", recorded: tuple["LoraRef", ...], given: list[str]
+) -> None:
+    """Merge the LoRAs of a video into a loaded model, out of the files that were named.
+
+    Raises:
+        UserError: If a file is missing, foreign or another than it was, or its scale is.
+    """
+    from magicvideo.pipelines.lora import lora_hash
+
+    files = {lora_hash(path): (path, scale) for path, scale in map(_split_lora, given)}
+    for ref in recorded:
+        if ref.sha256 not in files:
+            raise UserError(
+                f"The video was made with the LoRA {ref.name} of SHA-256 {ref.sha256}, which is "
+                f"{'none of those named' if files else 'not named'}; name its file with --lora."
+            )
+        path, scale = files[ref.sha256]
+        if scale not in (None, ref.scale):
+            raise UserError(
+                f"The scale of {path} is {scale:g} and was {ref.scale:g} in the video; leave the "
+                "scale out."
+            )
+    known = {ref.sha256 for ref in recorded}
+    if foreign := [path for key, (path, _) in files.items() if key not in known]:
+        raise UserError(f"The video was made without the LoRA {foreign[0]}; leave it out.")
+    for ref in recorded:
+        pipeline.load_lora_weights(files[ref.sha256][0], scale=ref.scale)
+
+
+def _split_lora(text: str) -> tuple[Path, float | None]:
+    """Return the file and the scale of FILE[:SCALE]; a colon may be part of the file's name."""
+    name, _, last = text.rpartition(":")
+    if not name or Path(text).exists() or last.endswith(".safetensors"):
+        return Path(text), None
+    try:
+        return Path(name), float(last)
+    except ValueError:
+        raise UserError(
+            f"The scale {last!r} of the LoRA {name} is no number; write --lora {name}:0.8, or "
+            "leave it out."
+        ) from None

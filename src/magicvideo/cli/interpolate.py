@@ -1,49 +1,61 @@
-"""`magicvideo interpolate`: new frames between those of any video."""
+"""`magicvideo interpolate` and `magicvideo upscale`: single stages on any video."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from magicvideo.cli.console import load_pipeline, make_console, progress_bar
-from magicvideo.cli.generate_options import Device, Model, Overwrite
+from magicvideo.cli.console import (
+    Device,
+    Model,
+    Overwrite,
+    load_pipeline,
+    make_console,
+    progress_bar,
+)
 from magicvideo.errors import UserError
 
-VideoArgument = Annotated[
+VideoFile = Annotated[
     Path, typer.Argument(help="A video file, a GIF or an animated WebP, of any length.")
 ]
-VideoOutputOption = Annotated[
+VideoOutputFile = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
         help="A file (.mp4, .webm, .webp, .gif), or a name without a suffix for a folder of PNG "
-        "frames. A GIF needs all frames in memory; the others take any number. By default a new "
-        "file beside the video.",
+        "frames. A GIF needs all frames in memory; the others take any number.",
+        show_default="a new file beside the video",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
-StepsOption = Annotated[int | None, typer.Option(min=1, max=1000, help="Diffusion steps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="Diffusion steps.", show_default="the model's own"),
+]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the commands."""
     app.command("interpolate")(interpolate)
+    app.command("upscale")(upscale)
 
 
 def interpolate(
-    video: VideoArgument,
-    output: VideoOutputOption = None,
-    prompt: Annotated[str, typer.Option(help="What it shows, in words.")] = "",
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
+    video: VideoFile,
+    output: VideoOutputFile = None,
+    prompt: Annotated[
+        str, typer.Option(help="What it shows, in words.", show_default="nothing")
+    ] = "",
+    seed: Seed = 0,
+    steps: Steps = None,
     overwrite: Overwrite = False,
     model: Model = None,
     device: Device = None,
 ) -> None:
     """Put new frames between the frames of a video: the same motion at a higher rate, no sound.
 
-    Frames count as evenly spaced, at the video's mean rate.
+    Frames are taken as evenly spaced, at the video's mean rate.
 
     Examples:
       magicvideo interpolate clip.mp4
@@ -55,7 +67,7 @@ def interpolate(
     from magicvideo.pipelines.video_to_video import interpolate_video
 
     console = make_console()
-    with console.status("Looking through the video"):
+    with console.status("Checking the video"):
         clip = open_video_stream(video)
     if output is None:
         target = ensure_encodable_size(target, clip.height, clip.width)
@@ -68,6 +80,36 @@ def interpolate(
     typer.echo(
         f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} a second)"
     )
+
+
+def upscale(
+    video: VideoFile,
+    output: VideoOutputFile = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    overwrite: Overwrite = False,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Make a video larger by diffusion, frame by frame; large frames are made in tiles, no sound.
+
+    Examples:
+      magicvideo upscale clip.mp4
+      magicvideo upscale clip.gif --output large.mp4
+    """
+    target = choose_target(video, output, "upscaled", overwrite=overwrite)
+    from magicvideo.media.video_stream import open_video_stream, write_video_stream
+    from magicvideo.pipelines.video_to_video import upscale_video
+
+    console = make_console()
+    with console.status("Checking the video"):
+        clip = open_video_stream(video)
+    pipeline = load_pipeline(console, model, device)
+    with progress_bar(console, "") as progress:
+        made = upscale_video(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
+        write_video_stream(made, target, overwrite=overwrite, progress=progress)
+    before, after = (f"{one.width}x{one.height}" for one in (clip, made))
+    typer.echo(f"{target} ({before} became {after})")
 
 
 def choose_target(video: Path, output: Path | None, made: str, *, overwrite: bool) -> Path:

@@ -1,37 +1,58 @@
-"""Options that belong together, as one argument of the verb that takes them."""
+"""Options that belong together, as one argument of the command that takes them."""
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+
+import typer
 
 
-def with_option_groups(verb: Callable[..., None]) -> Callable[..., None]:
-    """Return a verb whose command line has an option for each field of the groups that it takes.
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose command line has an option for each field of the groups it takes.
 
     Args:
-        verb: Each of its arguments is an option, or a group: a dataclass whose fields are options.
-            They stand in the help in their order. No two options have the same name.
+        command: Each of its arguments is an option, or a group: a dataclass whose fields are
+            options. A field is one by its annotation, as typer's; or by its metadata, as those of
+            `pipelines.request`, from which its flag and help are taken. They stand in the help in
+            their order. No two options have the same name.
     """
-    taken = signature(verb).parameters
+    taken = signature(command).parameters
     groups: dict[str, type[Any]] = {
         name: one.annotation
         for name, one in taken.items()
         if isinstance(one.annotation, type) and is_dataclass(one.annotation)
     }
-    members = {name: signature(group).parameters for name, group in groups.items()}
+    members = {name: _options_of(group) for name, group in groups.items()}
 
-    @wraps(verb)
-    def told(**values: Any) -> None:  # noqa: ANN401 - whatever the options hold
+    @wraps(command)
+    def gather(**values: Any) -> None:  # noqa: ANN401 - whatever the options hold
         gathered = {
             name: group(**{member: values.pop(member) for member in members[name]})
             for name, group in groups.items()
         }
-        verb(**gathered, **values)
+        command(**gathered, **values)
 
     options = [one for name in taken for one in members.get(name, {name: taken[name]}).values()]
-    told.__signature__ = Signature(  # type: ignore[attr-defined]
+    gather.__signature__ = Signature(  # type: ignore[attr-defined]
         [one.replace(kind=Parameter.KEYWORD_ONLY) for one in options]
     )
-    return told
+    return gather
+
+
+def _options_of(group: type[Any]) -> dict[str, Parameter]:
+    """Return the options of a group by the names of its fields."""
+    parameters = dict(signature(group).parameters)
+    types = get_type_hints(group)
+    for one in fields(group):
+        if "help" not in one.metadata:
+            continue
+        flag = one.metadata["flag"] or f"--{one.name.replace('_', '-')}"
+        usual = one.metadata["usual"]
+        option = typer.Option(
+            flag, help=one.metadata["help"], show_default=True if usual is None else usual
+        )
+        kind = str | None if types[one.name] == tuple[str, ...] | None else types[one.name]
+        parameters[one.name] = parameters[one.name].replace(annotation=Annotated[kind, option])
+    return parameters

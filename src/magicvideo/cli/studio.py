@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicvideo.cli.generate_options import Model
+from magicvideo.cli.console import Model
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:

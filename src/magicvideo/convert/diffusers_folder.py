@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.loading import load_tokenizer
-from magicvideo.pipelines.model_folder import INDEX, read_json, read_safetensors_header
+from magicvideo.models.components import INDEX_FILE
+from magicvideo.pipelines.component_loading import load_tokenizer
+from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 
 
 @dataclass(frozen=True)
@@ -276,11 +277,11 @@ def vision_part(folder: Path) -> ComponentState:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    if not (folder / INDEX).is_file():
+    if not (folder / INDEX_FILE).is_file():
         raise UserError(
-            f"{folder} is not Stable Diffusion in diffusers' format: it has no {INDEX}."
+            f"{folder} is not Stable Diffusion in diffusers' format: it has no {INDEX_FILE}."
         )
-    index = read_json(folder / INDEX)
+    index = read_json(folder / INDEX_FILE)
     if index.get("_class_name") == "MagicVideoPipeline":
         raise UserError(f"{folder} is a model of magicvideo already; there is nothing to inflate.")
     known = {*_TAKEN, "safety_checker", "feature_extractor", "image_encoder"}
@@ -291,7 +292,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
                 f"inflated, with {', '.join(sorted(known))}."
             )
     if missing := [name for name in _TAKEN if not _is_component(index.get(name))]:
-        raise UserError(f"{folder / INDEX} names no {missing[0]}; take a complete copy.")
+        raise UserError(f"{folder / INDEX_FILE} names no {missing[0]}; take a complete copy.")
     return index
 
 

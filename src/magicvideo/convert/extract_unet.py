@@ -15,8 +15,9 @@ from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.models.blocks import SpatioTemporalTransformer
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.unet import VideoUNet
-from magicvideo.pipelines.loading import load_component
+from magicvideo.pipelines.component_loading import load_component
 from magicvideo.pipelines.model_folder import verify_model_folder
+from magicvideo.pipelines.request import USUAL_DEFAULTS, GenerationSettings
 
 # the convolution before each adaptor, by the adaptor's name in its block
 _CONVOLUTIONS = {
@@ -61,8 +62,9 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionRe
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
     index = verify_model_folder(model)
+    defaults = GenerationSettings(**index.generation_defaults).over(USUAL_DEFAULTS)
     unet = load_component(model, "unet", "VideoUNet", torch.float32)
-    image, extraction = extract_image_unet(unet, index.default_fps)
+    image, extraction = extract_image_unet(unet, defaults.fps)
     if half:
         image.half()
         broken = [name for name, x in image.state_dict().items() if not x.isfinite().all()]

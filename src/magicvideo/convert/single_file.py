@@ -18,7 +18,7 @@ from magicvideo.convert.diffusers_folder import (
     vision_part,
 )
 from magicvideo.errors import UserError
-from magicvideo.pipelines.loading import load_tokenizer
+from magicvideo.pipelines.component_loading import load_tokenizer
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."

@@ -139,7 +139,7 @@ def build_video_pipeline(
         scheduler=parts.scheduler,
         image_encoder=image,
         image_conditioner=conditioner,
-        default_guidance_scale=_GUIDANCE,
+        generation_defaults={"guidance_scale": _GUIDANCE},
     )
     return pipeline, accounts
 

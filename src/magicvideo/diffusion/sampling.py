@@ -1,12 +1,15 @@
 """From noise to latents: the loop over diffusion steps, with classifier-free guidance."""
 
+import inspect
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import SchedulerMixin
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -15,26 +18,119 @@ from magicvideo.errors import UserError
 from magicvideo.shapes import Latents, Tokens
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-SamplerName: TypeAlias = Literal["ddim", "dpm++"]
-Scheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
+SamplerName: TypeAlias = Literal["ddim", "dpm++", "unipc", "euler", "lcm"]
+Scheduler: TypeAlias = SchedulerMixin
+# by name, since some import scipy, which takes its time
+SCHEDULERS: Mapping[str, str] = {
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
+_ALGORITHM = {"dpm++": {"algorithm_type": "dpmsolver++"}}
 
 
-def make_scheduler(config: dict[str, Any], sampler: str) -> Scheduler:
+def make_scheduler(
+    config: Mapping[str, Any], sampler: str, options: Mapping[str, Any] | None = None
+) -> Scheduler:
     """Return diffusers' scheduler for a model's stored scheduler configuration.
 
     Args:
         config: Configuration of the scheduler that the model was trained with.
-        sampler: `ddim` (the paper's kind, deterministic) or `dpm++` (DPM-Solver++, second order).
+        sampler: `ddim` (the paper's kind, deterministic), `dpm++` (DPM-Solver++, second order),
+            `unipc`, `euler`, or `lcm` (stochastic, for few steps).
+        options: Configuration values in place of those that follow from `config`.
 
     Raises:
         UserError: If the sampler has another name.
     """
-    if sampler == "ddim":
-        return DDIMScheduler.from_config(config)
-    if sampler == "dpm++":
-        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
-    allowed = " and ".join(get_args(SamplerName))
-    raise UserError(f"The sampler {sampler!r} is not known; choose one of {allowed}.")
+    if sampler not in SCHEDULERS:
+        raise UserError(
+            f"The sampler {sampler!r} is not known; choose one of {', '.join(SCHEDULERS)}."
+        )
+    values = {**_ALGORITHM.get(sampler, {}), **(options or {})}
+    kind = getattr(diffusers, SCHEDULERS[sampler])
+    scheduler: Scheduler = kind.from_config(dict(config), **values)
+    return scheduler
+
+
+def describe_scheduler(scheduler: object, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and options by which `make_scheduler` makes a scheduler again.
+
+    Args:
+        scheduler: One of diffusers'.
+        config: Configuration of the scheduler that the model was trained with.
+
+    Raises:
+        UserError: If it is of another class than those of `SCHEDULERS`.
+    """
+    names = [name for name, kind in SCHEDULERS.items() if type(scheduler).__name__ == kind]
+    if not names:
+        allowed = ", ".join(SCHEDULERS.values())
+        raise UserError(
+            f"The scheduler {type(scheduler).__name__} is not supported; assign one of {allowed}."
+        )
+    own: Mapping[str, Any] = scheduler.config  # type: ignore[attr-defined]
+    usual = make_scheduler(config, names[0]).config
+    settings = inspect.signature(type(scheduler).__init__).parameters
+    options = {
+        name: own[name]
+        for name in settings
+        if name in own and name in usual and own[name] != usual[name]
+    }
+    return names[0], options
+
+
+@dataclass
+class GuidedDenoiser:
+    """A denoiser with classifier-free guidance; its fields may change between steps.
+
+    Source: Ho and Salimans, 2207.12598: the prediction is moved away from what the negative tokens
+    give, e = e_neg + s (e_pos - e_neg).
+
+    Attributes:
+        denoise: Maps (noisy latents, timestep `b`, tokens, fps) to its prediction.
+        tokens: Condition of each video.
+        negative_tokens: What to move away from, usually the empty prompt; the shape of `tokens`.
+        fps: Frame rate of each video.
+        guidance_scale: s; 1 is the plain conditional model.
+        guidance_stop: Fraction of the steps after which guidance ends. The last ones settle what
+            is nearly clean; there the plain model does as well and costs half (Kynkäänniemi et
+            al., 2404.07724).
+        num_steps: Diffusion steps.
+    """
+
+    denoise: Denoiser
+    tokens: Tokens
+    negative_tokens: Tokens
+    fps: Float[Tensor, "b"]
+    guidance_scale: float
+    guidance_stop: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        """Count from the first step, with guidance unless the scale is 1."""
+        self._is_guided = self.guidance_scale != 1.0
+        self._guided_steps = math.ceil(self.guidance_stop * self.num_steps)
+        self._steps = itertools.count()
+
+    def set_guidance_scale(self, scale: float) -> None:
+        """Change the scale for the steps to come; at 1 and below, as in diffusers, it is off."""
+        if scale != self.guidance_scale:
+            self.guidance_scale, self._is_guided = scale, scale > 1
+
+    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Return the prediction for noisy latents, with guidance."""
+        is_guided = next(self._steps) < self._guided_steps and self._is_guided
+        if not is_guided:
+            return self.denoise(latents, timestep, self.tokens, self.fps)
+        condition = torch.cat([self.negative_tokens, self.tokens])
+        rates = torch.cat([self.fps, self.fps])
+        doubled = self.denoise(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), condition, rates)
+        # the difference of two predictions is taken in the precision of the latents
+        negative, positive = doubled.to(latents.dtype).chunk(2)
+        return negative + self.guidance_scale * (positive - negative)
 
 
 @torch.no_grad()
@@ -53,33 +149,21 @@ def sample_with_cfg(
     """Return the latents that the denoiser makes of noise.
 
     Args:
-        denoise: Maps (noisy latents, timestep `b`, tokens, fps) to its prediction.
+        denoise: As for `GuidedDenoiser`, and so are tokens, fps and guidance.
         noise: Standard normal.
-        scheduler: Tells the steps and goes from one to the next.
+        scheduler: Gives the steps and leads from one to the next.
         num_steps: Evaluations of the denoiser (each of two videos, while guidance is on).
-        guidance_scale: 1 is the plain conditional model; above it, predictions are pushed away
-            from what `negative_tokens` gives (Ho and Salimans, 2207.12598).
+        guidance_scale: 1 is the plain conditional model.
         tokens: Condition of each video.
-        negative_tokens: What to move away from, usually the empty prompt; the shape of `tokens`.
+        negative_tokens: What to move away from, usually the empty prompt.
         fps: Frame rate of each video.
         on_step: Called with the number of finished steps.
-        guidance_stop: Share of the steps after which guidance ends. The last ones settle what is
-            nearly clean; there the plain model does as well and costs half (Kynkäänniemi et al.,
-            2404.07724).
+        guidance_stop: Fraction of the steps after which guidance ends.
     """
-    guided_steps = 0 if guidance_scale == 1.0 else math.ceil(guidance_stop * num_steps)
-    condition, rates = torch.cat([negative_tokens, tokens]), torch.cat([fps, fps])
-    steps = itertools.count()
-
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        if next(steps) >= guided_steps:
-            return denoise(latents, timestep, tokens, fps)
-        doubled = denoise(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), condition, rates)
-        # the difference of two predictions is taken in the precision of the latents
-        negative, positive = doubled.to(latents.dtype).chunk(2)
-        return negative + guidance_scale * (positive - negative)
-
-    return denoising_loop(predict, noise, scheduler, num_steps, on_step)
+    guided = GuidedDenoiser(
+        denoise, tokens, negative_tokens, fps, guidance_scale, guidance_stop, num_steps
+    )
+    return denoising_loop(guided, noise, scheduler, num_steps, on_step)
 
 
 @torch.no_grad()
@@ -89,8 +173,10 @@ def denoising_loop(
     scheduler: Scheduler,
     num_steps: int,
     on_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int, Tensor, Latents], Latents | None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Latents:
-    """Return what is at the end of the scheduler's way from noise, step by step.
+    """Return the latents at the end of the scheduler's steps from noise.
 
     All but the predictions keep the precision of the noise, so that small steps are not lost.
 
@@ -98,18 +184,30 @@ def denoising_loop(
         predict: Maps (noisy latents, timestep `b`) to the noise or the velocity in them, in any
             precision.
         noise: Standard normal.
-        scheduler: Tells the steps and goes from one to the next.
+        scheduler: Gives the steps and leads from one to the next.
         num_steps: Calls of `predict`.
         on_step: Called with the number of finished steps.
+        after_step: Called with the number of a step, from 0 on, its timestep and its latents; it
+            returns the latents to continue with, or None to end here.
+        generator: Of the noise that a stochastic scheduler adds.
     """
     scheduler.set_timesteps(num_steps, device=noise.device)
+    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+    noise_source = {"generator": generator} if takes_noise else {}
     latents = noise * scheduler.init_noise_sigma
-    for done, timestep in enumerate(scheduler.timesteps, start=1):
+    for step, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         prediction = predict(scaled, timestep.expand(len(scaled))).to(latents.dtype)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **noise_source)[
+            0
+        ]
         if on_step is not None:
-            on_step(done)
+            on_step(step + 1)
+        if after_step is not None:
+            following = after_step(step, timestep, latents)
+            if following is None:
+                break
+            latents = following
     return latents
 
 

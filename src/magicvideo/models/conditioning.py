@@ -51,11 +51,20 @@ class ImageConditioner(ModelMixin, ConfigMixin):
 
 
 def encode_text(
-    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
+    text_encoder: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    device: torch.device | None = None,
 ) -> Tokens:
     """Return the last hidden states of the text encoder, padded to the tokenizer's length.
 
     A longer prompt is cut; `generate` tells its user which words are lost.
+
+    Args:
+        text_encoder: CLIP's.
+        tokenizer: Its own.
+        prompts: Texts.
+        device: Where the encoder computes, if its weights are elsewhere between calls (offloaded).
     """
     batch = tokenizer(
         prompts,
@@ -64,7 +73,8 @@ def encode_text(
         truncation=True,
         return_tensors="pt",
     )
-    device = next(text_encoder.parameters()).device
+    if device is None:
+        device = next(text_encoder.parameters()).device
     return text_encoder(batch.input_ids.to(device)).last_hidden_state
 
 

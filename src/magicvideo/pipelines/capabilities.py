@@ -1,17 +1,24 @@
-"""From what a caller chooses to complete requests, within what a model can do."""
+"""What a loaded model can do, and complete requests within it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any
 
 import torch
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
-from magicvideo.pipelines.request import GenerationSettings, ImageCondition, LoraRef, Request
+from magicvideo.pipelines.request import (
+    DEFAULT_CHUNKS,
+    ChunkSizes,
+    GenerationSettings,
+    ImageCondition,
+    LoraRef,
+    Request,
+)
 
-T = TypeVar("T")
 _PLEASANT_SIDE = 256  # pixels: files enlarge smaller frames by default
+_MOST_LCM_STEPS = 50  # diffusers' scheduler picks its steps among that many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,47 +28,43 @@ class ModelCapabilities:
     Attributes:
         hash: Of its folder, or None for a model that was never saved.
         device: Kind of device that it is on.
-        side: Pixels a side of its frames.
-        max_frames: The most frames of a video.
+        side: Pixels a side of the key frames that it was trained on.
+        vae_scale_factor: Pixels a side of one position of the latents.
+        max_frames: The most key frames of a video.
         max_steps: The most diffusion steps.
-        default_fps: Frames a second.
-        default_steps: Diffusion steps.
-        default_guidance_scale: Guidance.
-        default_guidance_stop: Share of the steps after which it ends.
-        default_scheduler: `ddim` or `dpm++`.
+        defaults: Settings where a caller gives none.
+        scheduler_options: Configuration of the default scheduler beside its name.
         stages: What it has networks for.
         num_inserted: New frames between two key frames.
         upscale_factor: Of the super-resolution.
-        min_tile_size: Shortest side of what its network can see, in pixels of the small frames.
-        default_interpolation_steps: Diffusion steps of the interpolation.
-        default_upscaler_steps: Diffusion steps of the super-resolution.
+        min_tile_size: Shortest side of what the upscaler can see, in pixels of the small frames.
         loras: What is merged into its weights, in order.
     """
 
     hash: str | None
     device: str
     side: int
+    vae_scale_factor: int
     max_frames: int
     max_steps: int
-    default_fps: float
-    default_steps: int
-    default_guidance_scale: float
-    default_guidance_stop: float
-    default_scheduler: str
+    defaults: GenerationSettings
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[str, ...]
     num_inserted: int
     upscale_factor: int
     min_tile_size: int
-    default_interpolation_steps: int
-    default_upscaler_steps: int
     loras: tuple[LoraRef, ...] = ()
+
+    def default(self, name: str) -> Any:  # noqa: ANN401 - of the setting's type
+        """Return the model's default of a generation setting, by the setting's name."""
+        return getattr(self.defaults, name)
 
     def build_requests(
         self,
-        prompts: list[str],
-        seeds: list[int],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
         settings: GenerationSettings,
-        picture: ImageCondition | None,
+        image_condition: ImageCondition | None,
     ) -> list[Request]:
         """Return one complete request for each prompt.
 
@@ -70,44 +73,79 @@ class ModelCapabilities:
         """
         if not prompts:
             raise UserError("There is no prompt; say what the video should show.")
-        stages = _or(settings.stages, self.stages)
-        side = self.side * (self.upscale_factor if "upscaler" in stages else 1)
-        requests = [
-            Request(
-                prompt=prompt,
-                negative_prompt=settings.negative_prompt,
-                image_condition=picture,
-                seed=seed,
-                num_frames=_or(settings.num_frames, self.max_frames),
-                fps=float(_or(settings.fps, self.default_fps)),
-                num_inference_steps=_or(settings.num_inference_steps, self.default_steps),
-                guidance_scale=float(_or(settings.guidance_scale, self.default_guidance_scale)),
-                guidance_stop=float(_or(settings.guidance_stop, self.default_guidance_stop)),
-                scheduler=_or(settings.scheduler, self.default_scheduler),
-                output_scale=_or(settings.output_scale, max(1, _PLEASANT_SIDE // side)),
-                stages=stages,
-                num_inserted=self.num_inserted if "interpolation" in stages else 0,
-                interpolation_steps=_or(
-                    settings.interpolation_steps, self.default_interpolation_steps
-                ),
-                upscaler_steps=_or(settings.upscaler_steps, self.default_upscaler_steps),
-                model=self.hash,
-                device=self.device,
-                threads=torch.get_num_threads(),
-                version=version("magicvideo"),
-                loras=self.loras,
-            )
+        return [
+            self.build_request(prompt, seed, settings, image_condition)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        for request in requests:
-            self.validate(request)
-        return requests
+
+    def build_request(
+        self,
+        prompt: str,
+        seed: int,
+        settings: GenerationSettings,
+        image_condition: ImageCondition | None,
+        unrecorded: tuple[str, ...] = (),
+    ) -> Request:
+        """Return one complete request.
+
+        Args:
+            prompt: Text.
+            seed: Of the noise.
+            settings: What the caller chose.
+            image_condition: An image beside the text or in its place.
+            unrecorded: Names of inputs that the request does not hold.
+
+        Raises:
+            UserError: If a value is out of the model's range.
+        """
+        chosen = {**self.defaults.chosen(), **settings.chosen()}
+        stages = chosen.setdefault("stages", self.stages)
+        side = self.side * (self.upscale_factor if "upscaler" in stages else 1)
+        height, width = chosen.setdefault("height", side), chosen.setdefault("width", side)
+        chosen.setdefault("num_frames", self.max_frames)
+        chosen.setdefault("output_scale", max(1, _PLEASANT_SIDE // min(height, width)))
+        chosen.setdefault("negative_prompt", "")
+        request = Request(
+            **chosen,
+            prompt=prompt,
+            image_condition=image_condition,
+            seed=seed,
+            num_inserted=self.num_inserted if "interpolation" in stages else 0,
+            scheduler_options=self.scheduler_options if settings.scheduler is None else {},
+            model=self.hash,
+            device=self.device,
+            threads=torch.get_num_threads(),
+            version=version("magicvideo"),
+            loras=self.loras,
+            unrecorded=unrecorded,
+        )
+        self.validate(request)
+        return request
+
+    def latent_size(self, request: Request) -> tuple[int, int]:
+        """Return height and width of the latents of a request's key frames.
+
+        Raises:
+            UserError: If the model makes no videos of this size.
+        """
+        unit = self.vae_scale_factor
+        if "upscaler" in request.stages:
+            unit *= self.upscale_factor
+        for name in ("height", "width"):
+            value = getattr(request, name)
+            if value % unit:
+                near = max(unit, round(value / unit) * unit)
+                raise UserError(
+                    f"The {name} is {value}; with these stages the model makes multiples of "
+                    f"{unit}, such as {near}."
+                )
+        return request.height // unit, request.width // unit
 
     def validate(self, request: Request) -> None:
         """Refuse a request that the model cannot fulfil.
 
         Raises:
-            UserError: If it wants too many frames or steps, or another model.
+            UserError: If it wants too many frames or steps, another size or another model.
         """
         if request.num_frames > self.max_frames:
             raise UserError(
@@ -118,6 +156,12 @@ class ModelCapabilities:
         if most > self.max_steps:
             raise UserError(
                 f"The number of steps is {most}; this model knows at most {self.max_steps}."
+            )
+        latent_steps = max(request.num_inference_steps, request.interpolation_steps)
+        if request.scheduler == "lcm" and latent_steps > _MOST_LCM_STEPS:
+            raise UserError(
+                f"The number of steps is {latent_steps}; the scheduler lcm takes at most "
+                f"{_MOST_LCM_STEPS}."
             )
         if absent := [name for name in request.stages if name not in self.stages]:
             raise UserError(
@@ -133,6 +177,7 @@ class ModelCapabilities:
                 f"The video was made by the model {request.model}, and the one loaded is "
                 f"{self.hash}; name the right folder with --model."
             )
+        self.latent_size(request)
 
     def check_loras(self, request: Request) -> None:
         """Refuse a request for other LoRAs than the model has.
@@ -141,53 +186,54 @@ class ModelCapabilities:
             UserError: If one is missing, too many, another, at another scale or in another place.
         """
         wanted, there = (
-            [(use.sha256, use.scale) for use in loras] for loras in (request.loras, self.loras)
+            [(ref.sha256, ref.scale) for ref in loras] for loras in (request.loras, self.loras)
         )
         if wanted != there:  # a file may have another name than it had
             raise UserError(
-                f"The video was made with {_named(request.loras)}, and the model has "
-                f"{_named(self.loras)}; load the same files at the same scales, in this order."
+                f"The video was made with {_describe(request.loras)}, and the model has "
+                f"{_describe(self.loras)}; load the same files at the same scales, in this order."
             )
 
-    def check_chunks(self, request: Request, bounds: ChunkSizes) -> None:
-        """Refuse a bound that would hold nothing back in a video.
+    def check_chunks(self, request: Request, chunks: ChunkSizes) -> None:
+        """Refuse a chunk size that would change nothing in a video.
 
         Raises:
             UserError: If it is for a stage that the video has not, or for tiles that cannot be.
         """
-        tile, least = bounds.upscaler_tile, self.min_tile_size
+        tile, least = chunks.upscaler_tile, self.min_tile_size
+        longest = self._upscaled_side(request)
         if "upscaler" not in request.stages:
-            if replace(bounds, decoder_frames=DEFAULT_CHUNKS.decoder_frames) != DEFAULT_CHUNKS:
+            if replace(chunks, decoder_frames=DEFAULT_CHUNKS.decoder_frames) != DEFAULT_CHUNKS:
                 raise UserError(
                     "The video has no stage upscaler; leave --upscaler-frames and --upscaler-tile "
                     "out."
                 )
-        elif tile != DEFAULT_CHUNKS.upscaler_tile and not least <= tile < self.side:
-            if least >= self.side:
+        elif tile != DEFAULT_CHUNKS.upscaler_tile and not least <= tile < longest:
+            if least >= longest:
                 raise UserError(
                     f"The tile is {tile}, and this upscaler sees {least} pixels or more, which "
-                    f"frames of {self.side} have not; leave --upscaler-tile out."
+                    f"frames of {longest} have not; leave --upscaler-tile out."
                 )
             raise UserError(
-                f"The tile is {tile}; it must be a whole number from {least} to {self.side - 1}."
+                f"The tile is {tile}; it must be an integer from {least} to {longest - 1}."
             )
 
-    def reduce_memory(self, request: Request, bounds: ChunkSizes) -> ChunkSizes:
-        """Return bounds by which a video takes less memory, or the same if there are none."""
+    def reduce_memory(self, request: Request, chunks: ChunkSizes) -> ChunkSizes:
+        """Return sizes by which a video takes less memory, or the same if there are none."""
         if "upscaler" not in request.stages:
-            return replace(bounds, decoder_frames=1)
-        single = replace(bounds, decoder_frames=1, upscaler_frames=1)
-        if single != bounds:
+            return replace(chunks, decoder_frames=1)
+        single = replace(chunks, decoder_frames=1, upscaler_frames=1)
+        if single != chunks:
             return single
-        seen = min(bounds.upscaler_tile, self.side)
+        seen = min(chunks.upscaler_tile, self._upscaled_side(request))
         tile = max(self.min_tile_size, seen // 2)
-        return replace(bounds, upscaler_tile=tile) if tile < seen else bounds
+        return replace(chunks, upscaler_tile=tile) if tile < seen else chunks
+
+    def _upscaled_side(self, request: Request) -> int:
+        """Return the longest side of the frames that the upscaler sees."""
+        return max(request.height, request.width) // self.upscale_factor
 
 
-def _named(loras: tuple[LoraRef, ...]) -> str:
-    shown = (f"{use.name} (SHA-256 {use.sha256[:12]}...) at {use.scale:g}" for use in loras)
+def _describe(loras: tuple[LoraRef, ...]) -> str:
+    shown = (f"{ref.name} (SHA-256 {ref.sha256[:12]}...) at {ref.scale:g}" for ref in loras)
     return f"the LoRA {', '.join(shown)}" if loras else "no LoRA"
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value

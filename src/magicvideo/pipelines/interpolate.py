@@ -1,4 +1,4 @@
-"""Flow 1, second stage: from key latents to the latents of the whole video."""
+"""Interpolation, the second stage: from the latents of key frames to those of all frames."""
 
 from collections.abc import Callable
 
@@ -32,21 +32,22 @@ def interpolate_latents(
     noise_level: int,
     on_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "1 all c h w"]:
-    """Return a video's latents: its keys unchanged, and new frames in every gap.
+    """Return a video's latents: its key frames unchanged, and new frames between them.
 
-    All gaps of the video are one batch.
+    All pairs of key frames are one batch.
 
     Args:
         interpolator: The network.
-        scheduler: Tells the diffusion steps.
+        scheduler: Gives the diffusion steps.
         keys: Latents of the key frames of one video, two or more.
         tokens: Its condition.
-        fps: Frames a second of the finished video.
+        fps: Frames per second of the finished video.
         seed: The video's.
         num_steps: Diffusion steps.
-        noise_correlation: Share of the noise that all frames have, as in training.
-        noise_level: Diffusion step up to which the network's view of the keys is noised, which
-            lets it tell motion from what is wrong with keys that were themselves made.
+        noise_correlation: Correlation between the noise of two frames, as in training.
+        noise_level: Diffusion step up to which the network's view of the key frames is noised
+            (conditioning augmentation), so that it does not take errors of generated key frames
+            for motion.
         on_step: Called with the number of finished steps.
     """
     gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
@@ -75,8 +76,11 @@ def interpolate_latents(
 def noise_keyframes(
     keys: Latents, scheduler: Scheduler, noise_level: int, generator: torch.Generator
 ) -> Latents:
-    """Return keys noised up to a diffusion step, as the network sees them; at 0 as they are."""
+    """Return key frames noised up to a diffusion step, as the network sees them; at 0 unchanged."""
     if noise_level == 0:
         return keys
     noise = torch.randn(keys.shape, generator=generator).to(keys)
-    return scheduler.add_noise(keys, noise, torch.tensor([noise_level], device=keys.device))
+    # x_t = sqrt(a_t) x + sqrt(1 - a_t) noise, whatever form the solver's own add_noise has
+    alpha = scheduler.alphas_cumprod.to(keys)[noise_level]
+    noisy: Latents = alpha**0.5 * keys + (1 - alpha) ** 0.5 * noise
+    return noisy

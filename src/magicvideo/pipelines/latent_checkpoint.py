@@ -1,4 +1,4 @@
-"""Finished latents on the disk, so that what fails after them costs little to repeat."""
+"""Latents of an unfinished video on the disk, from which `--resume` continues."""
 
 import shlex
 from pathlib import Path
@@ -9,15 +9,23 @@ from safetensors.torch import save_file
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
 from magicvideo.media.outputs import translate_disk_errors
-from magicvideo.pipelines.request import Request, from_json
+from magicvideo.pipelines.request import Request, request_from_json
 from magicvideo.shapes import Latents
 
+LATENTS_SUFFIX = ".latents"
 _LATENTS, _REQUEST = "latents", "request"
 
 
 def latents_path(output: Path) -> Path:
     """Return where the latents of an unfinished output are kept: beside it."""
-    return output.with_name(f"{output.name}.latents")
+    return output.with_name(f"{output.name}{LATENTS_SUFFIX}")
+
+
+def output_of(path: Path) -> tuple[Path, Path]:
+    """Return an unfinished output and its latents, either of which may be named."""
+    if path.name.endswith(LATENTS_SUFFIX) and path.is_file():
+        return path.with_name(path.name.removesuffix(LATENTS_SUFFIX)), path
+    return path, latents_path(path)
 
 
 def write_latents(path: Path, latents: Latents, request: Request) -> None:
@@ -40,7 +48,7 @@ def check_no_latents(output: Path) -> None:
     path = latents_path(output)
     if path.exists():
         raise UserError(
-            f"{path} holds a video that was cut short; finish it with `magicvideo generate "
+            f"{path} holds an unfinished video; finish it with `magicvideo generate "
             f"--resume {shlex.quote(str(output))}`, choose another name, or add --overwrite."
         )
 
@@ -52,10 +60,10 @@ def read_latents(path: Path) -> tuple[Request, Latents]:
         UserError: If the file is missing, damaged or of another kind.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; there is nothing to go on from.")
+        raise UserError(f"{path} does not exist; there is nothing to continue from.")
     try:
         with safe_open(path, framework="pt") as file:
-            request = from_json((file.metadata() or {}).get(_REQUEST, ""))
+            request = request_from_json((file.metadata() or {}).get(_REQUEST, ""))
             latents = file.get_tensor(_LATENTS)
     except (SafetensorError, OSError):
         raise UserError(f"{path} holds no latents of a video; make the video anew.") from None

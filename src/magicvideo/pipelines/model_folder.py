@@ -1,96 +1,80 @@
-"""A model folder as it lies on the disk: what it says of itself, checked before torch is loaded."""
+"""A model folder on the disk: found, and checked before torch is loaded."""
 
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from magicvideo.atomic_io import hash_folder, verify_checksums
 from magicvideo.errors import UserError
+from magicvideo.models.components import (
+    COMPONENTS,
+    INDEX_FILE,
+    OPTIONAL,
+    PIPELINE_CLASS,
+    PIPELINE_FILE,
+    WEIGHTS,
+)
+from magicvideo.pipelines.request import GenerationSettings
 
-INDEX = "model_index.json"
 TRAINING = "training.json"
 BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "weights" / "emoji"
-# the classes that a component may have; a folder can name no other, so that it cannot run code
-CLASSES = {
-    "vae": (
-        "PatchAutoencoder",
-        "AutoencoderKL",
-        "VideoPatchAutoencoder",
-        "VideoAutoencoderKL",
-    ),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer",),
-    "image_encoder": ("CLIPVisionModelWithProjection",),
-    "image_conditioner": ("ImageConditioner",),
-    "unet": ("VideoUNet",),
-    "scheduler": ("DDIMScheduler",),
-    "interpolator": ("Interpolator",),
-    "upscaler": ("Upscaler",),
-    "upscaler_scheduler": ("DDIMScheduler",),
-}
-# a model without them takes no pictures, or lacks the stages that follow the key frames
-OPTIONAL = frozenset(
-    {"image_encoder", "image_conditioner", "interpolator", "upscaler", "upscaler_scheduler"}
-)
-WEIGHTS = {
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "image_encoder": "model.safetensors",
-    "image_conditioner": "diffusion_pytorch_model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "interpolator": "diffusion_pytorch_model.safetensors",
-    "upscaler": "diffusion_pytorch_model.safetensors",
-}
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_WIDEST_HEADER = 2_000_000  # twenty thousand tensors; the format allows fifty times as much
-_WIDTHS = {"BOOL": 1, "I8": 1, "U8": 1, "F16": 2, "BF16": 2, "I16": 2, "F32": 4, "I32": 4}
-_WIDTHS |= {"F64": 8, "I64": 8}
+_LONGEST_HEADER = 2_000_000  # twenty thousand tensors; the format allows fifty times as much
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelIndex(BaseModel):
-    """`model_index.json`: a class for each component, and the model's own defaults."""
+    """`model_index.json`: a class for each component, and the pipeline's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    class_name: str = Field(alias="_class_name")
+    class_name: tuple[str, str] | str = Field(alias="_class_name")
     diffusers_version: str = Field(alias="_diffusers_version", default="")
     name_or_path: str = Field(alias="_name_or_path", default="")
-    vae: tuple[str, str]
-    text_encoder: tuple[str, str]
-    tokenizer: tuple[str, str]
-    image_encoder: tuple[str, str] | tuple[None, None] = (None, None)
-    image_conditioner: tuple[str, str] | tuple[None, None] = (None, None)
-    unet: tuple[str, str]
-    scheduler: tuple[str, str]
-    interpolator: tuple[str, str] | tuple[None, None] = (None, None)
-    upscaler: tuple[str, str] | tuple[None, None] = (None, None)
-    upscaler_scheduler: tuple[str, str] | tuple[None, None] = (None, None)
-    default_fps: float = 8.0
-    default_steps: int = 25
-    default_guidance_scale: float = 4.0
-    default_guidance_stop: float = Field(default=1.0, ge=0, le=1)
-    default_scheduler: str = "ddim"
-    default_interpolation_steps: int = Field(default=8, ge=1)
-    default_upscaler_steps: int = Field(default=2, ge=1)
+    components: dict[str, tuple[str, str] | tuple[None, None]]
+    generation_defaults: dict[str, Any] = {}
     interpolation_noise_level: int = Field(default=0, ge=0, lt=1000)
     upscaler_noise_level: float = Field(default=0.0, ge=0)
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     license: str | None = None
 
+    @field_validator("class_name")
+    @classmethod
+    def _check_class(cls, name: tuple[str, str] | str) -> tuple[str, str] | str:
+        expected = (PIPELINE_FILE.removesuffix(".py"), PIPELINE_CLASS)
+        if name not in (PIPELINE_CLASS, expected):
+            raise ValueError(f"the class of the pipeline must be {PIPELINE_CLASS}")
+        return name
+
+    @field_validator("generation_defaults")
+    @classmethod
+    def _check_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return GenerationSettings(**values).chosen()
+        except TypeError:
+            known = GenerationSettings.__dataclass_fields__
+            foreign = sorted(values.keys() - known.keys())
+            raise ValueError(f"{', '.join(foreign)} is no generation setting") from None
+
     def class_of(self, component: str) -> str | None:
         """Return the name of a component's class, or None if the model lacks the component."""
-        library_and_class: tuple[str | None, str | None] = getattr(self, component)
-        return library_and_class[1]
+        return self.components.get(component, (None, None))[1]
 
     def networks(self) -> dict[str, str]:
         """Return the components that have weights, with the names of their classes."""
         found = {name: self.class_of(name) for name in WEIGHTS}
         return {name: class_name for name, class_name in found.items() if class_name is not None}
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the arguments of the pipeline beside its components."""
+        own = {"class_name", "diffusers_version", "name_or_path", "components"}
+        return {name: value for name, value in self if name not in own}
 
 
 @dataclass(frozen=True)
@@ -101,31 +85,137 @@ class TensorInfo:
     shape: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def numel(self) -> int:
         """Return the number of values."""
         return math.prod(self.shape)
 
 
-def verify_model_folder(folder: Path) -> ModelIndex:
+def find_model_folder(
+    name_or_path: str | Path | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """Return the model folder that is meant, downloaded if it is a repository on the Hub.
+
+    Args:
+        name_or_path: A folder; or, as a string, `owner/name` of a repository; None for the model
+            that comes with the package.
+        revision: Branch, tag or commit of the repository.
+        cache_dir: Folder of downloads.
+        token: Access token of the Hub.
+        local_files_only: Use what was downloaded before; download nothing.
+        force_download: Download again.
+
+    Raises:
+        UserError: If the repository cannot be had.
+    """
+    if name_or_path is None:
+        return BUNDLED_MODEL_DIR
+    folder = Path(name_or_path)
+    is_repository = isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name_or_path)
+    if folder.exists() or not is_repository:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                str(name_or_path),
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                ignore_patterns=[f"*{suffix}" for suffix in sorted(_PICKLES)],
+            )
+        )
+    except RevisionNotFoundError:
+        raise UserError(f"The repository {name_or_path} has no revision {revision}.") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"There is neither a model folder {name_or_path} nor a repository of this name on the "
+            "Hub; check the name, or give a token if it is private."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"The repository {name_or_path} was not downloaded before, and cannot be now; check "
+            "the connection, or name a model folder."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"The repository {name_or_path} cannot be downloaded: {error}.") from None
+
+
+def verify_model_folder(folder: Path, variant: str | None = None) -> ModelIndex:
     """Check a whole model folder and return its index.
 
     Every file is compared with `SHA256SUMS`, and every weights file with its own header.
 
+    Args:
+        folder: The model folder.
+        variant: Of the weights that are asked for.
+
     Raises:
-        UserError: If the folder is no model, or a file is missing, foreign, damaged or a pickle.
+        UserError: If the folder is no model, or a file is missing, foreign, damaged or a pickle,
+            or no component has the variant.
     """
     if not folder.is_dir():
         raise UserError(f"The model folder {folder} does not exist.")
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder} is not a model folder: it has no {INDEX}.")
+    if not (folder / INDEX_FILE).is_file():
+        raise UserError(f"{folder} is not a model folder: it has no {INDEX_FILE}.")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in _PICKLES:
             raise UserError(f"{path} is a pickle, which can run code; only safetensors are read.")
     verify_checksums(folder)
     index = read_index(folder)
-    for component in index.networks():
-        read_safetensors_header(folder / component / WEIGHTS[component])
+    files = [file for name in index.networks() for file in weights_files(folder / name, variant)]
+    for file in files:
+        read_safetensors_header(file)
+    if variant is not None and not any(f".{variant}" in file.name for file in files):
+        raise UserError(
+            f"You are trying to load the model files of the `variant={variant}`, but no such "
+            f"modeling files are available; {folder} has none of this variant."
+        )
     return index
+
+
+def weights_files(component: Path, variant: str | None = None) -> list[Path]:
+    """Return the weights files of a component: one, or those that its weights are split into.
+
+    Args:
+        component: Folder of the component.
+        variant: Take the files of this variant if the component has them.
+
+    Raises:
+        UserError: If the list of the split files is damaged, or names a file elsewhere.
+    """
+    plain = component / str(WEIGHTS[component.name])
+    stem = plain.name.removesuffix(".safetensors")
+    candidates = [(plain, component / f"{plain.name}.index.json")]
+    if variant is not None:
+        whole = component / f"{stem}.{variant}.safetensors"
+        candidates.insert(0, (whole, component / f"{plain.name}.index.{variant}.json"))
+    for whole, shards in candidates:
+        if whole.is_file():
+            return [whole]
+        if shards.is_file():
+            names = read_json(shards).get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+                raise UserError(f"{shards} lists no files; take a fresh copy of the folder.")
+            files = [component / name for name in sorted(set(names.values()))]
+            if any(file.parent != component or "/" in file.name for file in files):
+                raise UserError(f"{shards} names a file outside of its folder.")
+            return files
+    return [plain]
 
 
 def read_index(folder: Path) -> ModelIndex:
@@ -134,20 +224,23 @@ def read_index(folder: Path) -> ModelIndex:
     Raises:
         UserError: If it cannot be read or names a class that a model may not have.
     """
-    path = folder / INDEX
+    path = folder / INDEX_FILE
+    content = read_json(path)
+    components = {name: content.pop(name) for name in COMPONENTS if name in content}
     try:
-        index = ModelIndex.model_validate(read_json(path))
+        index = ModelIndex.model_validate({**content, "components": components})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path} is not understood: {place}: {first['msg']}.") from None
-    for component, allowed in CLASSES.items():
-        if component in OPTIONAL and index.class_of(component) is None:
+    for name, component in COMPONENTS.items():
+        class_name = index.class_of(name)
+        if name in OPTIONAL and class_name is None:
             continue
-        if index.class_of(component) not in allowed:
+        if class_name not in component.classes:
             raise UserError(
-                f"{path} names the class {index.class_of(component)} for {component}; "
-                f"it must be {' or '.join(allowed)}."
+                f"{path} names the class {class_name} for {name}; "
+                f"it must be {' or '.join(component.classes)}."
             )
     return index
 
@@ -175,42 +268,24 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         UserError: If the file is missing, cut short or no safetensors file.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise UserError(f"{path} is missing; take a complete copy of the folder.")
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > _WIDEST_HEADER:
-                raise ValueError("no header is that long")
-            text = file.read(length).decode("utf-8")
-        if not text.startswith("{"):
-            raise ValueError("no header begins so")
-        header: dict[str, Any] = json.loads(text)
-        header.pop("__metadata__", None)
-        tensors = {
-            name: TensorInfo(entry["dtype"], tuple(entry["shape"]))
-            for name, entry in header.items()
+        if length > _LONGEST_HEADER:
+            raise ValueError("no header is that long")
+        with safe_open(path, framework="np") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {
+            name: TensorInfo(one.get_dtype(), tuple(one.get_shape()))
+            for name, one in slices.items()
         }
-        end = _end_of_data([(tensors[name], header[name]["data_offsets"]) for name in tensors])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
-        raise UserError(f"{path} is not a safetensors file; copy it again.") from None
-    size = path.stat().st_size
-    if size != 8 + length + end:
-        raise UserError(
-            f"{path} has {size} bytes where its header promises {8 + length + end}; copy it again."
-        )
-    return tensors
-
-
-def _end_of_data(places: list[tuple[TensorInfo, list[int]]]) -> int:
-    """Return where the last tensor ends; they follow one another without gaps and overlaps."""
-    end = 0
-    for tensor, (first, last) in sorted(places, key=lambda place: place[1]):
-        whole = all(type(number) is int and number >= 0 for number in (*tensor.shape, first, last))
-        if not whole or first != end or last - first != tensor.count * _WIDTHS[tensor.dtype]:
-            raise ValueError("tensors do not lie one after the other")
-        end = last
-    return end
+    except (ValueError, SafetensorError, struct.error) as error:
+        reason = str(error).strip().rstrip(".") or "it is too short"
+        raise UserError(f"{path} is not a safetensors file ({reason}); copy it again.") from None
 
 
 def check_keys(
@@ -249,7 +324,7 @@ class ComponentSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What `magicvideo info` says of a model; `training` is steps a stage, where it is known."""
+    """What `magicvideo info` says of a model; `training` is steps by stage, where it is known."""
 
     folder: Path
     hash: str
@@ -266,17 +341,21 @@ def summarize(folder: Path) -> ModelSummary:
     """
     index = verify_model_folder(folder)
     components = []
-    for name in CLASSES:
+    for name in COMPONENTS:
         class_name = index.class_of(name)
         if class_name is None:
             continue
-        tensors = read_safetensors_header(folder / name / WEIGHTS[name]) if name in WEIGHTS else {}
+        tensors = [
+            info
+            for file in (weights_files(folder / name) if name in WEIGHTS else [])
+            for info in read_safetensors_header(file).values()
+        ]
         files = [path for path in (folder / name).rglob("*") if path.is_file()]
         components.append(
             ComponentSummary(
                 name=name,
                 class_name=class_name,
-                parameters=sum(tensor.count for tensor in tensors.values()),
+                parameters=sum(tensor.numel for tensor in tensors),
                 size=sum(path.stat().st_size for path in files),
             )
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magicvideo.errors import UserError
 from magicvideo.pipelines.request import GenerationSettings, Request
-from magicvideo.pipelines.text_to_video import MagicVideoPipeline, Progress
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline, ProgressCallback
 from magicvideo.shapes import Frames, Latents
 
 
@@ -43,7 +43,7 @@ def sample_keyframe_latents(
     seed: int,
     settings: GenerationSettings,
     image: Float[Tensor, "n h w c"] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> StagedLatents:
     """Return the latents of key frames.
 
@@ -69,7 +69,7 @@ def interpolate_staged(
     pipeline: MagicVideoPipeline,
     keys: StagedLatents,
     steps: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> StagedLatents:
     """Return the latents of all frames, from those of key frames.
 
@@ -94,7 +94,7 @@ def interpolate_staged(
 
 @torch.no_grad()
 def decode_staged(
-    pipeline: MagicVideoPipeline, staged: StagedLatents, progress: Progress | None = None
+    pipeline: MagicVideoPipeline, staged: StagedLatents, progress: ProgressCallback | None = None
 ) -> Float[Tensor, "f h w c"]:
     """Return the frames of latents."""
     with pipeline.load_components("vae"):
@@ -107,7 +107,7 @@ def upscale_images(
     images: Float[Tensor, "f h w c"],
     request: Request,
     steps: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "f tall wide c"]:
     """Return frames at the model's larger size.
 

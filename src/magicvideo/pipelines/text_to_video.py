@@ -1,161 +1,853 @@
-"""The pipeline: from a prompt or a picture to frames, by the networks of one model folder."""
+"""The pipeline: from a prompt or an image to frames, by the components of one model folder."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import logging as diffusers_logging
+from diffusers.video_processor import VideoProcessor
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from magicvideo.diffusion.noise import initial_latent_noise
-from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
+from magicvideo.atomic_io import atomic_folder, hash_folder
+from magicvideo.diffusion.noise import initial_latent_noise, seeded_generator
+from magicvideo.diffusion.sampling import (
+    GuidedDenoiser,
+    Scheduler,
+    denoising_loop,
+    describe_scheduler,
+    make_scheduler,
+)
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder import decode_latents
-from magicvideo.models.conditioning import encode_text, image_to_condition_tokens
-from magicvideo.pipelines.chunking import DEFAULT_CHUNKS, ChunkSizes
-from magicvideo.pipelines.hints import prompt_hints
-from magicvideo.pipelines.image_condition import encode_image_condition
+from magicvideo.models.autoencoder import Autoencoder, decode_latents, vae_scale_factor
+from magicvideo.models.components import COMPONENTS, OPTIONAL, WEIGHTS, write_model_index
+from magicvideo.models.conditioning import (
+    ImageConditioner,
+    encode_text,
+    image_to_condition_tokens,
+)
+from magicvideo.models.interpolator import Interpolator
+from magicvideo.models.unet import VideoUNet
+from magicvideo.models.upscaler import Upscaler
+from magicvideo.pipelines.capabilities import ModelCapabilities
+from magicvideo.pipelines.component_loading import (
+    LazyComponentLoader,
+    load_scheduler,
+    load_tokenizer,
+    resolve_dtypes,
+)
+from magicvideo.pipelines.hints import WORDS_FILE, prompt_hints
+from magicvideo.pipelines.image_condition import embedding_of, encode_image_condition
 from magicvideo.pipelines.interpolate import interpolate_latents
-from magicvideo.pipelines.model import VideoModel
-from magicvideo.pipelines.request import GenerationSettings, Request, resolve_seeds
+from magicvideo.pipelines.lora import ADAPTED_COMPONENTS, LoraStack, locate_lora, read_lora
+from magicvideo.pipelines.model_folder import find_model_folder, verify_model_folder
+from magicvideo.pipelines.request import (
+    DEFAULT_CHUNKS,
+    STAGES,
+    USUAL_DEFAULTS,
+    ChunkSizes,
+    GenerationSettings,
+    ImageCondition,
+    Request,
+    check_integer,
+    check_text,
+    resolve_seeds,
+)
 from magicvideo.pipelines.upscale import upscale_frames
 from magicvideo.pipelines.video import Video, VideoOutput
 from magicvideo.shapes import Frames, Latents, Tokens
 
 logger = logging.getLogger(__name__)
+# what diffusers logs of its own pipelines comes from here, and so it does of ours
+_loading_logger = diffusers_logging.get_logger(DiffusionPipeline.__module__)
 
-Progress: TypeAlias = Callable[[str, int, int], None]
+ProgressCallback: TypeAlias = Callable[[str, int, int], None]
+"""Called with a stage, the steps done in it, from 0 on, and their number."""
+StepEndCallback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
+"""As in diffusers: called with pipeline, step, timestep and tensors; it may return new tensors."""
+ImageInput: TypeAlias = Image.Image | str | Path
+P = TypeVar("P", bound="MagicVideoPipeline")
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
 
 
-class MagicVideoPipeline(VideoModel):
-    """Text to video, and picture to video, by latent diffusion.
+@dataclass(eq=False)
+class CallInputs:
+    """What a call may give for one video beside its request.
 
-    Source: MagicVideo (2211.11018): key frames, interpolation, decoding, super-resolution.
-    `generate` is the flow, in order; `VideoModel` tells what the networks are.
+    Attributes:
+        latents: Initial noise of the key frames.
+        prompt_embeds: Condition in place of the encoded prompt.
+        negative_prompt_embeds: What guidance moves away from, in place of the encoded text.
+        callback: Called after every step of the key frames.
+        callback_tensors: Names of the tensors that it is called with.
+        altered: Names of what made the video differ from its request; the loop adds to it.
     """
 
-    def __call__(
+    latents: Latents | None = None
+    prompt_embeds: Tokens | None = None
+    negative_prompt_embeds: Tokens | None = None
+    callback: StepEndCallback | None = None
+    callback_tensors: Sequence[str] = ()
+    altered: list[str] = field(default_factory=list)
+
+    def given(self) -> tuple[str, ...]:
+        """Return the names of the tensors that decide the video and are not in a request."""
+        names = ("latents", "prompt_embeds", "negative_prompt_embeds")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+
+class MagicVideoPipeline(DiffusionPipeline):
+    """Text to video, and image to video, by latent diffusion.
+
+    Source: MagicVideo (2211.11018): key frames, interpolation, decoding, super-resolution.
+    `generate` is the flow, in order.
+
+    Args:
+        vae: Autoencoder between pixels and latents.
+        text_encoder: CLIP's text encoder.
+        tokenizer: The text encoder's own.
+        unet: The denoiser of key frames.
+        scheduler: The noise schedule that the denoisers of latents were trained with.
+        image_encoder: CLIP's image encoder with its projection, or None.
+        image_conditioner: From image embeddings to tokens, or None; images need both.
+        interpolator: The denoiser of the frames between key frames, or None.
+        upscaler: The denoiser of large frames, or None.
+        upscaler_scheduler: The noise schedule that it was trained with, or None.
+        generation_defaults: Values of `GenerationSettings` where a call gives none.
+        interpolation_noise_level: Diffusion step up to which the interpolator's key frames are
+            noised.
+        upscaler_noise_level: Standard deviation of the noise on the upscaler's input frames.
+        noise_correlation: Correlation between the noise of two frames of a video, as in training.
+        license: Licence of the weights.
+    """
+
+    _optional_components = sorted(OPTIONAL)
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+    ]
+    model_cpu_offload_seq = (
+        "text_encoder->image_encoder->image_conditioner->unet->interpolator->vae->upscaler"
+    )
+
+    vae: Autoencoder
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: VideoUNet
+    scheduler: Scheduler
+    image_encoder: CLIPVisionModelWithProjection | None
+    image_conditioner: ImageConditioner | None
+    interpolator: Interpolator | None
+    upscaler: Upscaler | None
+    upscaler_scheduler: Scheduler | None
+    model_hash: str | None = None
+    words: frozenset[str] = frozenset()
+    loader: LazyComponentLoader | None = None
+
+    def __init__(
         self,
-        prompt: str | list[str] = "",
+        vae: Autoencoder | None,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: VideoUNet | None,
+        scheduler: SchedulerMixin | None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        image_conditioner: ImageConditioner | None = None,
+        interpolator: Interpolator | None = None,
+        upscaler: Upscaler | None = None,
+        upscaler_scheduler: SchedulerMixin | None = None,
+        generation_defaults: Mapping[str, Any] | None = None,
+        interpolation_noise_level: int = 0,
+        upscaler_noise_level: float = 0.0,
+        noise_correlation: float = 0.0,
+        license: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.lora_stack = LoraStack()
+        self.chunks = DEFAULT_CHUNKS
+        self._trained_scheduler = scheduler
+        self._interrupt = False
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            image_conditioner=image_conditioner,
+            unet=unet,
+            scheduler=scheduler,
+            interpolator=interpolator,
+            upscaler=upscaler,
+            upscaler_scheduler=upscaler_scheduler,
+        )
+        self.register_to_config(
+            generation_defaults=GenerationSettings(**(generation_defaults or {})).chosen(),
+            interpolation_noise_level=interpolation_noise_level,
+            upscaler_noise_level=upscaler_noise_level,
+            noise_correlation=noise_correlation,
+            license=license,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; a model whose networks are replaced is no longer that of its folder."""
+        if name in WEIGHTS and name in self.__dict__ and self.__dict__[name] is not value:
+            self.model_hash = None
+        super().__setattr__(name, value)
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls: type[P],
+        pretrained_model_name_or_path: str | Path | None = None,
         *,
-        negative_prompt: str = "",
-        image: Image.Image | str | Path | None = None,
-        num_frames: int | None = None,
-        fps: float | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_stop: float | None = None,
-        seed: int | list[int] | None = None,
-        scheduler: str | None = None,
-        stages: tuple[str, ...] | None = None,
-        interpolation_steps: int | None = None,
-        upscaler_steps: int | None = None,
-        progress: Progress | None = None,
-    ) -> VideoOutput:
-        """Make one video for each prompt.
+        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        device_map: torch.device | str | None = None,
+        offload_device: torch.device | str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        use_safetensors: bool = True,
+        **overrides: Any,  # noqa: ANN401 - components and configuration, as in diffusers
+    ) -> P:
+        """Load a model; without an argument, the emoji model that comes with the package.
+
+        Every file is checked against `SHA256SUMS` and every tensor against its network. Weights
+        are read from safetensors only.
 
         Args:
-            prompt: Text, or several.
-            negative_prompt: What guidance moves away from.
-            image: A picture as condition, in place of the text or beside it.
-            num_frames: Key frames, at most and by default as many as the denoiser was trained
-                with. Interpolation puts new frames between them.
-            fps: Key frames a second: the network paces the motion by it.
-            num_inference_steps: Diffusion steps of the key frames.
-            guidance_scale: 1 is no guidance.
-            guidance_stop: Share of those steps after which guidance ends; 1 guides all of them.
-            seed: One for each prompt, or that of the first, from which the others count on. By
-                default a random one, to be found in the request of each video.
-            scheduler: `ddim` or `dpm++`.
-            stages: `keyframes`, and any of `interpolation` and `upscaler` after it; by default all
-                that the model has.
-            interpolation_steps: Diffusion steps of the interpolation.
-            upscaler_steps: Diffusion steps of the super-resolution.
-            progress: Called with a stage, the steps done in it, from 0 on, and their number; of
-                decoding these are frames.
+            pretrained_model_name_or_path: A model folder, or `owner/name` of a repository on the
+                Hugging Face Hub.
+            torch_dtype: Of the weights in memory, float32 by default; or one for each component,
+                with `default` for the others.
+            dtype: The same, by its newer name.
+            variant: Load `*.VARIANT.safetensors` where a component has it, such as `fp16`.
+            revision: Branch, tag or commit of the repository.
+            device_map: Device on which the components are placed, the CPU by default.
+            offload_device: A device: every stage loads its components there when it begins and
+                frees them at its end, so that memory holds one stage at a time.
+            cache_dir: Folder of downloads.
+            token: Access token of the Hub.
+            local_files_only: Use what was downloaded before; download nothing.
+            force_download: Download again.
+            use_safetensors: Must stay True; other weights are never read.
+            overrides: Components, which are then not loaded, and values of the configuration.
 
         Raises:
-            UserError: If a value is out of its range.
+            UserError: If the folder is no whole model. It names the file or the tensor.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        settings = GenerationSettings(
-            negative_prompt=negative_prompt,
-            num_frames=num_frames,
-            fps=fps,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_stop=guidance_stop,
-            scheduler=scheduler,
-            stages=stages,
-            interpolation_steps=interpolation_steps,
-            upscaler_steps=upscaler_steps,
+        if not use_safetensors:
+            raise UserError("Weights are read from safetensors only; leave use_safetensors out.")
+        folder = find_model_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
-        requests = self.build_requests(prompts, resolve_seeds(seed, len(prompts)), settings, image)
-        return VideoOutput([self.generate(request, progress) for request in requests])
+        index = verify_model_folder(folder, variant)
+        values = index.configuration()
+        if unknown := sorted(overrides.keys() - COMPONENTS.keys() - values.keys()):
+            raise UserError(
+                f"from_pretrained does not know {unknown[0]}; beside its own arguments it takes "
+                f"the components {', '.join(COMPONENTS)}, and {', '.join(values)}."
+            )
+        device = torch.device(offload_device or device_map or "cpu")
+        dtypes = resolve_dtypes(dtype if dtype is not None else torch_dtype)
+        loader = LazyComponentLoader(folder, index, dtypes, device, variant)
+        parts: dict[str, Any] = {}
+        for name in COMPONENTS:
+            class_name = index.class_of(name)
+            if name in overrides or class_name is None:
+                parts[name] = overrides.get(name)
+                continue
+            if name == "tokenizer":
+                parts[name] = load_tokenizer(folder / name)
+            elif name not in WEIGHTS:
+                parts[name] = load_scheduler(folder / name, class_name)
+            else:
+                parts[name] = loader.build(name) if offload_device else loader.load(name)
+            _loading_logger.info(f"Loaded {name} as {class_name} from `{name}` of {folder}.")
+        configuration = {name: overrides.get(name, value) for name, value in values.items()}
+        pipeline = cls(**parts, **configuration)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path or folder))
+        pipeline.loader = loader if offload_device else None
+        # with other networks than the folder's it is another model
+        pipeline.model_hash = None if overrides.keys() & WEIGHTS.keys() else hash_folder(folder)
+        if (folder / WORDS_FILE).is_file():
+            pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
+        return pipeline
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **hub_options: Any,  # noqa: ANN401 - those of diffusers
+    ) -> None:
+        """Write the model as a folder that `from_pretrained` accepts; an older model is replaced.
+
+        Args:
+            save_directory: The folder.
+            safe_serialization: Weights are written as safetensors, also if it is False.
+            variant: Name the weights `*.VARIANT.safetensors`.
+            max_shard_size: Split larger weights files, such as `"2GB"`.
+            push_to_hub: Upload the folder, too.
+            hub_options: `repo_id`, `commit_message`, `private`, `token` and `create_pr` of the
+                upload.
+
+        Raises:
+            UserError: If the folder exists and holds something that is no model, or the weights
+                are not in memory.
+        """
+        folder = Path(save_directory)
+        if foreign := sorted(hub_options.keys() - set(_HUB_OPTIONS)):
+            raise UserError(f"save_pretrained has no option {foreign[0]}.")
+        if folder.exists() and any(folder.iterdir()) and not (folder / self.config_name).is_file():
+            raise UserError(f"{folder} exists and is no model folder; choose another name.")
+        networks = [getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None]
+        if any(parameter.is_meta for network in networks for parameter in network.parameters()):
+            raise UserError(
+                "The weights are offloaded; load the model without offload_device and without "
+                "offloading to save it."
+            )
+        if not safe_serialization:
+            logger.warning("Weights are always written as safetensors.")
+        with atomic_folder(folder) as partial_folder:
+            super().save_pretrained(partial_folder, variant=variant, max_shard_size=max_shard_size)
+            index = self._dict_from_json_file(partial_folder / self.config_name)
+            write_model_index(partial_folder, index)
+            if self.words:
+                text = "".join(f"{word}\n" for word in sorted(self.words))
+                (partial_folder / WORDS_FILE).write_text(text, encoding="utf-8")
+        self.model_hash = hash_folder(folder)
+        self.lora_stack.bake()  # they are part of what was written
+        if push_to_hub:
+            self._upload(folder, **{"repo_id": folder.name, **hub_options})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+    ) -> str:
+        """Write the model and upload it to a repository on the Hugging Face Hub.
+
+        Args:
+            repo_id: `owner/name`; it is made if it does not exist.
+            commit_message: Of the upload.
+            private: Whether a new repository is private.
+            token: Access token of the Hub.
+            create_pr: Open a pull request in place of a commit.
+            safe_serialization: As for `save_pretrained`.
+            variant: As for `save_pretrained`.
+            max_shard_size: As for `save_pretrained`.
+
+        Returns:
+            Address of the commit.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(
+                folder, safe_serialization, variant=variant, max_shard_size=max_shard_size
+            )
+            return self._upload(folder, repo_id, commit_message, private, token, create_pr)
+
+    def _upload(
+        self,
+        folder: Path,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        from huggingface_hub import create_repo, upload_folder
+
+        created = create_repo(repo_id, private=private, token=token, exist_ok=True)
+        done = upload_folder(
+            repo_id=created.repo_id,
+            folder_path=folder,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            token=token,
+            create_pr=create_pr,
+        )
+        return str(done)
+
+    # ------------------------------------------------------------------ devices and memory
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the networks are, or are loaded when their stage begins."""
+        return super().device if self.loader is None else self.loader.device
+
+    def to(self: P, *args: Any, **kwargs: Any) -> P:  # noqa: ANN401 - as torch.nn.Module.to
+        """Move the networks to a device or a dtype, as `torch.nn.Module.to`."""
+        if self.loader is None:
+            moved: P = super().to(*args, **kwargs)
+            return moved
+        kwargs.pop("silence_dtype_warnings", None)
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        self.loader.place(device, dtype)
+        for name in self.loader.classes:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, self.loader.build(name))
+        return self
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one frame at a time."""
+        self.chunks = replace(self.chunks, decoder_frames=1)
+
+    def disable_vae_slicing(self) -> None:
+        """Decode several frames at a time again."""
+        self.chunks = replace(self.chunks, decoder_frames=DEFAULT_CHUNKS.decoder_frames)
+
+    @contextmanager
+    def load_components(self, *names: str) -> Iterator[None]:
+        """Have the weights of some networks in memory for the duration of the block.
+
+        With `offload_device` they are loaded here and freed at the end; with diffusers' offloading
+        they are moved to the device, since hooks alone act on calls of `forward` only. Otherwise
+        all have their weights all the time. Networks that a model lacks are passed over.
+        """
+        present = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.loader is None:
+            for network in present.values():
+                hook = getattr(network, "_hf_hook", None)
+                if hook is not None:
+                    hook.pre_forward(network)
+            yield
+            return
+        try:
+            for name in present:
+                network = self.loader.load(name)
+                self.lora_stack.merge_into(name, network)
+                object.__setattr__(self, name, network)
+            yield
+        finally:
+            for name, empty in present.items():
+                object.__setattr__(self, name, empty)
+
+    # ------------------------------------------------------------------ LoRA
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        *,
+        weight_name: str | None = None,
+        scale: float = 1.0,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Merge a LoRA into U-Net and text encoder, on top of those that were loaded before.
+
+        Requests and files of videos name it.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A safetensors file in the layout of peft,
+                diffusers or kohya; a folder or repository that holds one; or its tensors.
+            adapter_name: Name for `set_adapters`, by default `default_0`, `default_1` and so on.
+            weight_name: Name of the file in a folder or repository.
+            scale: Factor of its weights.
+            revision: Of the repository.
+            token: Access token of the Hub.
+            cache_dir: Folder of downloads.
+            local_files_only: Download nothing.
+
+        Raises:
+            UserError: If the file cannot be read, or a tensor in it does not fit this model.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        if not isinstance(source, Mapping):
+            source = locate_lora(
+                source,
+                weight_name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        networks = self._adapted_networks()
+        lora = read_lora(source, scale, networks)
+        if lora.base not in (None, self.model_hash):
+            logger.warning(
+                f"{lora.ref.name} was trained on the model {lora.base}, and this is "
+                f"{self.model_hash}."
+            )
+        self.lora_stack.add(lora, adapter_name, networks if self.loader is None else {})
+
+    def set_adapters(
+        self,
+        adapter_names: str | Sequence[str],
+        adapter_weights: float | Sequence[float] | None = None,
+    ) -> None:
+        """Use some of the loaded LoRAs, and no others, each at a scale.
+
+        Args:
+            adapter_names: One or several.
+            adapter_weights: Scale of all of them, or of each; 1 by default.
+
+        Raises:
+            UserError: If a name is unknown, or the numbers of names and scales differ.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        given = 1.0 if adapter_weights is None else adapter_weights
+        scales = [given] * len(names) if isinstance(given, int | float) else list(given)
+        self.lora_stack.activate(names, scales, self._merged_networks())
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Return the names of the loaded LoRAs that each component has."""
+        return self.lora_stack.names_by_component()
+
+    def get_active_adapters(self) -> list[str]:
+        """Return the names of the LoRAs in use, in order."""
+        return self.lora_stack.active_names()
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Take some LoRAs out."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self.lora_stack.delete(names, self._merged_networks())
+
+    def disable_lora(self) -> None:
+        """Use no LoRA until `enable_lora`."""
+        self.lora_stack.switch(enabled=False, networks=self._merged_networks())
+
+    def enable_lora(self) -> None:
+        """Use the LoRAs again that `disable_lora` left out."""
+        self.lora_stack.switch(enabled=True, networks=self._merged_networks())
+
+    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+        """Keep the LoRAs in use for good: `unload_lora_weights` does not take them out.
+
+        Args:
+            lora_scale: Multiplies their scales.
+        """
+        self.lora_stack.fuse(lora_scale, self._merged_networks())
+
+    def unfuse_lora(self) -> None:
+        """Undo `fuse_lora`; the LoRAs stay loaded."""
+        self.lora_stack.unfuse()
+
+    def unload_lora_weights(self) -> None:
+        """Take out all LoRAs but fused ones; weights are as before to the last bit."""
+        self.lora_stack.unload(self._merged_networks())
+
+    def _adapted_networks(self) -> dict[str, torch.nn.Module]:
+        return {name: getattr(self, name) for name in ADAPTED_COMPONENTS}
+
+    def _merged_networks(self) -> dict[str, torch.nn.Module]:
+        """Return the networks whose weights hold the LoRAs: none if every stage loads its own."""
+        return self._adapted_networks() if self.loader is None else {}
+
+    # ------------------------------------------------------------------ requests
+
+    @property
+    def image_condition_models(self) -> tuple[CLIPVisionModelWithProjection, ImageConditioner]:
+        """Return what turns an image into tokens.
+
+        Raises:
+            UserError: If this model has no such networks.
+        """
+        if self.image_encoder is None or self.image_conditioner is None:
+            raise UserError(
+                "This model takes no image, since it has no image encoder; leave the image "
+                "out, or choose a model with one (`magicvideo info` lists what a model has)."
+            )
+        return self.image_encoder, self.image_conditioner
+
+    @property
+    def capabilities(self) -> ModelCapabilities:
+        """Return what this model can do, and does by default."""
+        present = {
+            "keyframes": True,
+            "interpolation": self.interpolator is not None,
+            "upscaler": self.upscaler is not None,
+        }
+        defaults = GenerationSettings(**self.config.generation_defaults)
+        name, options = self._default_scheduler(defaults)
+        return ModelCapabilities(
+            hash=self.model_hash,
+            device=self._execution_device.type,
+            vae_scale_factor=vae_scale_factor(self.vae),
+            side=self.unet.config.sample_size * vae_scale_factor(self.vae),
+            max_frames=self.unet.config.num_frames,
+            max_steps=self._trained_scheduler.config.num_train_timesteps,
+            defaults=replace(defaults.over(USUAL_DEFAULTS), scheduler=name),
+            scheduler_options=options,
+            stages=tuple(name for name in STAGES if present[name]),
+            num_inserted=self.interpolator.config.num_inserted if self.interpolator else 0,
+            upscale_factor=self.upscaler.config.factor if self.upscaler else 1,
+            min_tile_size=self.upscaler.min_tile_size if self.upscaler else 0,
+            loras=self.lora_stack.refs,
+        )
+
+    def _default_scheduler(self, defaults: GenerationSettings) -> tuple[str, dict[str, Any]]:
+        """Return the name and the options of the scheduler where a call names none."""
+        trained = self._trained_scheduler
+        if self.scheduler is trained and type(trained) is DDIMScheduler:
+            return defaults.over(USUAL_DEFAULTS).scheduler or "ddim", {}
+        return describe_scheduler(self.scheduler, trained.config)
 
     def build_requests(
         self,
-        prompts: list[str],
-        seeds: list[int],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
         settings: GenerationSettings,
-        image: Image.Image | str | Path | None = None,
+        image: ImageInput | None = None,
     ) -> list[Request]:
         """Return one complete request for each prompt, and log hints on the prompts.
 
         Raises:
             UserError: If a value is out of the model's range.
         """
-        picture = None
-        if image is not None:
-            with self.load_components("image_encoder"):
-                picture = encode_image_condition(self.image_condition_models[0], image)
-        requests = self.capabilities.build_requests(prompts, seeds, settings, picture)
-        for text in dict.fromkeys([*prompts, settings.negative_prompt]):
+        condition = None if image is None else self.encode_image(image)
+        requests = self.capabilities.build_requests(prompts, seeds, settings, condition)
+        self._log_hints([*prompts, settings.negative_prompt or ""])
+        return requests
+
+    def encode_image(self, image: ImageInput) -> ImageCondition:
+        """Return an image as condition: its CLIP embedding.
+
+        Raises:
+            UserError: If the model takes no image, or the file is missing or no image.
+        """
+        self.image_condition_models  # noqa: B018 - refuses before anything is loaded
+        with self.load_components("image_encoder"):
+            encoder, _ = self.image_condition_models
+            return encode_image_condition(encoder, image, self._execution_device)
+
+    def _log_hints(self, texts: Sequence[str]) -> None:
+        if self.tokenizer is None:
+            return
+        for text in dict.fromkeys(texts):
             for hint in prompt_hints(text, self.tokenizer, self.words):
                 logger.warning(hint)
-        return requests
+
+    # ------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        image: ImageInput | None = None,
+        height: SupportsIndex | None = None,
+        width: SupportsIndex | None = None,
+        num_frames: SupportsIndex | None = None,
+        fps: SupportsFloat | None = None,
+        num_inference_steps: SupportsIndex | None = None,
+        guidance_scale: SupportsFloat | None = None,
+        guidance_stop: SupportsFloat | None = None,
+        num_videos_per_prompt: SupportsIndex = 1,
+        seed: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Latents | None = None,
+        prompt_embeds: Tokens | None = None,
+        negative_prompt_embeds: Tokens | None = None,
+        scheduler: str | None = None,
+        stages: str | Sequence[str] | None = None,
+        interpolation_steps: SupportsIndex | None = None,
+        upscaler_steps: SupportsIndex | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepEndCallback
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        progress: ProgressCallback | None = None,
+    ) -> VideoOutput | tuple[Any, list[Video]]:
+        """Make `num_videos_per_prompt` videos for each prompt.
+
+        Videos are made one at a time, so that a seed gives the same video in any batch.
+
+        Args:
+            prompt: Text, or several.
+            negative_prompt: What guidance moves away from; one text, or one for each prompt.
+            image: An image as condition, in place of the text or beside it.
+            height: Of the finished video, in pixels; by default what the model was trained for.
+            width: Likewise.
+            num_frames: Key frames, at most and by default as many as the denoiser was trained
+                with. Interpolation inserts new frames between them.
+            fps: Key frames per second: the network paces the motion by it.
+            num_inference_steps: Diffusion steps of the key frames.
+            guidance_scale: 1 is no guidance.
+            guidance_stop: Fraction of those steps after which guidance ends; 1 guides all of them.
+            num_videos_per_prompt: Videos of each prompt, with a seed each.
+            seed: One for each video, or that of the first, from which the others count up. By
+                default random ones, to be found in the request of each video.
+            generator: The seeds are drawn from it in place of `seed`; or one for each video.
+            latents: Initial noise of the key frames, `b f c h w`, in place of noise by seed.
+            prompt_embeds: Condition in place of `prompt`, `b l d`, as `encode_prompt` returns it.
+            negative_prompt_embeds: Likewise in place of `negative_prompt`.
+            scheduler: `ddim`, `dpm++`, `unipc`, `euler` or `lcm`. By default the one that was
+                assigned to `pipeline.scheduler`, or else the model's own.
+            stages: `keyframes`, and any of `interpolation` and `upscaler` after it; by default all
+                that the model has.
+            interpolation_steps: Diffusion steps of the interpolation.
+            upscaler_steps: Diffusion steps of the super-resolution.
+            output_type: `pil`, `np`, `pt` or `latent`.
+            return_dict: Return a `VideoOutput`; otherwise the tuple of its fields.
+            callback_on_step_end: Called after each step of the key frames of each video with the
+                pipeline, the step, the timestep and a dict of tensors; what it returns takes their
+                place. It may set `pipeline._interrupt`: the call then ends with this video.
+            callback_on_step_end_tensor_inputs: Names of these tensors.
+            progress: Called with a stage, the steps done in it, from 0 on, and their number; of
+                decoding these are frames. It takes the place of the progress bars.
+
+        Raises:
+            UserError: If a value is out of its range.
+        """
+        if output_type not in _OUTPUT_TYPES:
+            raise UserError(
+                f"The output type {output_type!r} is not known; choose {', '.join(_OUTPUT_TYPES)}."
+            )
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        for name in callback_on_step_end_tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                raise UserError(
+                    f"The callback cannot get {name!r}; it can get "
+                    f"{', '.join(self._callback_tensor_inputs)}."
+                )
+        # numpy's numbers and any sequences become plain ones in it
+        chosen: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "num_frames": num_frames,
+            "fps": fps,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "guidance_stop": guidance_stop,
+            "scheduler": scheduler,
+            "stages": stages,
+            "interpolation_steps": interpolation_steps,
+            "upscaler_steps": upscaler_steps,
+        }
+        settings = GenerationSettings(**chosen)
+        per_prompt = check_integer("num_videos_per_prompt", num_videos_per_prompt, 1, 10_000)
+        prompts, negatives = _pair_prompts(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            has_image=image is not None,
+        )
+        condition = None if image is None else self.encode_image(image)
+        count = len(prompts) * per_prompt
+        seeds = _draw_seeds(generator, seed, count)
+        if latents is not None and len(latents) != count:
+            raise UserError(f"{len(latents)} latents were given for {count} videos.")
+        self._log_hints([*prompts, *negatives])
+        self._interrupt = False
+        videos: list[Video] = []
+        made: list[Tensor] = []
+        shown = progress or self._show_progress()
+        for number in range(count):
+            place = number // per_prompt
+            inputs = CallInputs(
+                latents=None if latents is None else latents[number, None],
+                prompt_embeds=_row(prompt_embeds, place),
+                negative_prompt_embeds=_row(negative_prompt_embeds, place),
+                callback=callback_on_step_end,
+                callback_tensors=tuple(callback_on_step_end_tensor_inputs),
+            )
+            request = self.capabilities.build_request(
+                prompts[place],
+                seeds[number],
+                replace(settings, negative_prompt=negatives[place]),
+                condition,
+                inputs.given(),
+            )
+            result = self.generate_latents(request, shown, inputs)
+            request = replace(request, unrecorded=(*request.unrecorded, *inputs.altered))
+            if self._interrupt:
+                stages = tuple(name for name in request.stages if name != "interpolation")
+                request = replace(request, stages=stages, num_inserted=0)
+            if output_type == "latent":
+                made.append(result)
+            else:
+                videos.append(self.decode_and_upscale(request, result, shown))
+            if self._interrupt:
+                break
+        self.maybe_free_model_hooks()
+        frames = torch.cat(made) if made else _postprocess(videos, output_type)
+        output = VideoOutput(frames=frames, videos=videos)
+        return output if return_dict else (output.frames, output.videos)
 
     def generate(
         self,
         request: Request,
-        progress: Progress | None = None,
-        bounds: ChunkSizes = DEFAULT_CHUNKS,
+        progress: ProgressCallback | None = None,
+        chunks: ChunkSizes | None = None,
     ) -> Video:
         """Make one video: the whole flow.
 
-        Videos are made one at a time, so that a seed gives the same video in any company. Between
-        its two halves `latent_checkpoint.write_latents` can keep what the first one made.
+        Between its two halves `latent_checkpoint.write_latents` can keep what the first one made.
 
         Args:
             request: What to make.
             progress: Called with a stage, the steps done in it and their number.
-            bounds: What decoder and upscaler see at a time.
+            chunks: What decoder and upscaler process at once, by default `self.chunks`.
 
         Raises:
             UserError: If the request is for another model, or beyond this one.
         """
-        return self.decode_and_upscale(
-            request, self.generate_latents(request, progress), progress, bounds
-        )
+        request.check_reproducible()
+        latents = self.generate_latents(request, progress)
+        return self.decode_and_upscale(request, latents, progress, chunks)
 
     @torch.no_grad()
-    def generate_latents(self, request: Request, progress: Progress | None = None) -> Latents:
+    def generate_latents(
+        self,
+        request: Request,
+        progress: ProgressCallback | None = None,
+        inputs: CallInputs | None = None,
+    ) -> Latents:
         """Return the latents of all frames: the first half of the flow.
 
         Raises:
             UserError: If the request is for another model, or beyond this one.
         """
+        inputs = inputs or CallInputs()
         self.capabilities.validate(request)
         self.capabilities.check_loras(request)
         with self.load_components("text_encoder", "image_conditioner"):
-            tokens, negative_tokens = self.encode_condition(request)
+            tokens, negative_tokens = self.encode_condition(request, inputs)
         with self.load_components("unet"):
-            keys = self.sample_keyframes(request, tokens, negative_tokens, progress)
-        if "interpolation" not in request.stages:
+            keys = self.sample_keyframes(request, tokens, negative_tokens, progress, inputs)
+        if "interpolation" not in request.stages or self._interrupt:
             return keys
         with self.load_components("interpolator"):
             return self.interpolate(request, keys, tokens, progress)
@@ -165,8 +857,8 @@ class MagicVideoPipeline(VideoModel):
         self,
         request: Request,
         latents: Latents,
-        progress: Progress | None = None,
-        bounds: ChunkSizes = DEFAULT_CHUNKS,
+        progress: ProgressCallback | None = None,
+        chunks: ChunkSizes | None = None,
     ) -> Video:
         """Return the video of finished latents: the second half of the flow.
 
@@ -174,31 +866,82 @@ class MagicVideoPipeline(VideoModel):
             UserError: If a tile is too small for the upscaler.
         """
         with self.load_components("vae"):
-            frames = self.decode(latents, progress, bounds)
+            frames = self.decode(latents, progress, chunks)
         if "upscaler" in request.stages:
             with self.load_components("upscaler"):
-                frames = self.upscale(request, frames, progress, bounds)
+                frames = self.upscale(request, frames, progress, chunks)
         return Video(frames[0].cpu(), request)
 
-    def encode_condition(self, request: Request) -> tuple[Tokens, Tokens]:
+    # ------------------------------------------------------------------ stages
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tokens, Tokens | None]:
+        """Return what `prompt_embeds` and `negative_prompt_embeds` of a call may be.
+
+        Args:
+            prompt: Text, or several.
+            negative_prompt: One text for all, or one for each prompt.
+            num_videos_per_prompt: How often each row is repeated.
+            do_classifier_free_guidance: Whether the negative prompts are encoded, too.
+            device: Where the result goes, by default where the networks are.
+        """
+        prompts, negatives = _pair_prompts(prompt, negative_prompt, None, None, has_image=True)
+        place = torch.device(device) if device is not None else self._execution_device
+        with self.load_components("text_encoder"):
+            prompt_embeds = self._encode_texts(prompts, num_videos_per_prompt).to(place)
+            negative_prompt_embeds = None
+            if do_classifier_free_guidance:
+                encoded = self._encode_texts(negatives, num_videos_per_prompt)
+                negative_prompt_embeds = encoded.to(place)
+        return prompt_embeds, negative_prompt_embeds
+
+    def _encode_texts(self, texts: Sequence[str], copies: int = 1) -> Tokens:
+        encoded = encode_text(
+            self.text_encoder, self.tokenizer, list(texts), self._execution_device
+        )
+        return encoded.repeat_interleave(copies, dim=0)
+
+    def encode_condition(
+        self, request: Request, inputs: CallInputs | None = None
+    ) -> tuple[Tokens, Tokens]:
         """Return the tokens of the condition, and those that guidance moves away from.
 
-        A picture alone takes the place of the text, as in training. Beside a text its tokens are
+        An image alone takes the place of the text, as in training. Beside a text its tokens are
         joined to the text's, and attention weighs them; no training stage has seen such pairs.
         """
-        text = encode_text(self.text_encoder, self.tokenizer, [request.prompt])
-        negative = encode_text(self.text_encoder, self.tokenizer, [request.negative_prompt])
+        inputs = inputs or CallInputs()
+        device = self._execution_device
+        text, negative = inputs.prompt_embeds, inputs.negative_prompt_embeds
+        if text is None:
+            text = self._encode_texts([request.prompt])
+        if negative is None:
+            guided = request.guidance_scale != 1.0
+            # without guidance it is never looked at, and there may be no text encoder
+            negative = self._encode_texts([request.negative_prompt]) if guided else text
+        text, negative = text.to(device), negative.to(device)
+        if text.shape[-1] != negative.shape[-1] or text.shape[1] != negative.shape[1]:
+            raise UserError(
+                f"prompt_embeds have the shape {list(text.shape)} and negative_prompt_embeds "
+                f"{list(negative.shape)}; give both in one shape."
+            )
         if request.image_condition is None:
             return text, negative
         _, conditioner = self.image_condition_models
-        embedding = torch.from_numpy(request.image_condition.values()).to(self.device, self.dtype)
+        embedding = torch.from_numpy(embedding_of(request.image_condition)).to(device, self.dtype)
         width = conditioner.config.embedding_dim
         if len(embedding) != width:
             raise UserError(
-                f"The picture's embedding has {len(embedding)} values; this model's have {width}."
+                f"The image's embedding has {len(embedding)} values; this model's have {width}."
             )
         image = image_to_condition_tokens(conditioner, embedding[None], text.shape[1])
-        if not request.prompt.strip():
+        if not request.prompt.strip() and inputs.prompt_embeds is None:
             return image, negative
         return torch.cat([text, image], dim=1), torch.cat([negative, negative], dim=1)
 
@@ -207,39 +950,102 @@ class MagicVideoPipeline(VideoModel):
         request: Request,
         tokens: Tokens,
         negative_tokens: Tokens,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
+        inputs: CallInputs | None = None,
     ) -> Latents:
         """Return the latents of the key frames, in single precision like the noise."""
-        config = self.unet.config
-        shape = (request.num_frames, config.in_channels, config.sample_size, config.sample_size)
-        noise = initial_latent_noise(request.seed, shape, self.config.noise_correlation).to(
-            self.device
-        )
-        steps = request.num_inference_steps
-        return sample_with_cfg(
+        inputs = inputs or CallInputs()
+        device = self._execution_device
+        height, width = self.capabilities.latent_size(request)
+        shape = (request.num_frames, self.unet.config.in_channels, height, width)
+        noise = inputs.latents
+        if noise is None:
+            noise = initial_latent_noise(request.seed, shape, self.config.noise_correlation)
+        _check_latents(noise, (1, *shape))
+        guided = GuidedDenoiser(
             self.unet,
-            noise,
-            make_scheduler(self.scheduler.config, request.scheduler),
-            steps,
-            request.guidance_scale,
             tokens,
             negative_tokens,
-            torch.tensor([request.fps], device=self.device),
-            _reporter(progress, "key frames", steps),
+            torch.tensor([request.fps], device=device),
+            request.guidance_scale,
             request.guidance_stop,
+            request.num_inference_steps,
         )
+        scheduler = self.scheduler_for("keyframes", request)
+        self._guidance_scale = request.guidance_scale
+        after_step = partial(self._call_back, guided, inputs) if inputs.callback else None
+        latents: Latents = denoising_loop(
+            guided,
+            noise.to(device, torch.float32),
+            scheduler,
+            request.num_inference_steps,
+            _count_steps(progress, "key frames", request.num_inference_steps),
+            after_step,
+            seeded_generator("sampler", request.seed),
+        )
+        self._num_timesteps = len(scheduler.timesteps)
+        return latents
+
+    def scheduler_for(self, stage: str, request: Request | None = None) -> Scheduler:
+        """Return a fresh scheduler for a stage.
+
+        Args:
+            stage: `keyframes`, `interpolation` or `upscaler`.
+            request: Names the scheduler; without one it is the default.
+        """
+        capabilities = self.capabilities
+        name = request.scheduler if request else capabilities.default("scheduler")
+        options = request.scheduler_options if request else capabilities.scheduler_options
+        # LCM adds fresh noise at every step; the stages that follow the key frames must not flicker
+        if name is None or (name == "lcm" and stage != "keyframes"):
+            name, options = "ddim", {}
+        if stage != "upscaler":
+            return make_scheduler(self._trained_scheduler.config, name, options)
+        assert self.upscaler_scheduler is not None
+        return make_scheduler(self.upscaler_scheduler.config, name)
+
+    def _call_back(
+        self,
+        guided: GuidedDenoiser,
+        inputs: CallInputs,
+        step: int,
+        timestep: Tensor,
+        latents: Latents,
+    ) -> Latents | None:
+        """Return the latents after a callback, or None if it interrupts the call."""
+        assert inputs.callback is not None
+        self._num_timesteps = guided.num_steps
+        now = {
+            "latents": latents,
+            "prompt_embeds": guided.tokens,
+            "negative_prompt_embeds": guided.negative_tokens,
+        }
+        before = {name: tensor.clone() for name, tensor in now.items()}
+        scale = self._guidance_scale
+        given = {name: now[name] for name in inputs.callback_tensors}
+        now |= inputs.callback(self, step, timestep, dict(given)) or {}
+        changed = self._guidance_scale != scale or any(
+            now[name].shape != old.shape or not torch.equal(now[name], old)
+            for name, old in before.items()
+        )
+        if changed or self._interrupt:
+            inputs.altered[:] = ["callback_on_step_end"]
+        guided.tokens, guided.negative_tokens = now["prompt_embeds"], now["negative_prompt_embeds"]
+        guided.set_guidance_scale(self._guidance_scale)
+        return None if self._interrupt else now["latents"]
 
     def interpolate(
         self,
         request: Request,
         keys: Latents,
         tokens: Tokens,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         noise_level: int | None = None,
     ) -> Float[Tensor, "b all c h w"]:
-        """Return the latents of all frames, the keys among them unchanged.
+        """Return the latents of all frames, the key frames among them unchanged.
 
-        The network's view of the keys is noised up to `noise_level`, or else the model's own.
+        The network's view of the key frames is noised up to `noise_level`, by default the model's
+        own.
         """
         assert self.interpolator is not None
         steps = request.interpolation_steps
@@ -247,7 +1053,7 @@ class MagicVideoPipeline(VideoModel):
             noise_level = self.config.interpolation_noise_level
         return interpolate_latents(
             self.interpolator,
-            make_scheduler(self.scheduler.config, request.scheduler),
+            self.scheduler_for("interpolation", request),
             keys,
             tokens,
             fps=request.video_fps,
@@ -255,43 +1061,177 @@ class MagicVideoPipeline(VideoModel):
             num_steps=steps,
             noise_correlation=self.config.noise_correlation,
             noise_level=noise_level,
-            on_step=_reporter(progress, "interpolation", steps),
+            on_step=_count_steps(progress, "interpolation", steps),
         )
 
     def decode(
         self,
         latents: Latents,
-        progress: Progress | None = None,
-        bounds: ChunkSizes = DEFAULT_CHUNKS,
+        progress: ProgressCallback | None = None,
+        chunks: ChunkSizes | None = None,
     ) -> Frames:
         """Return the frames of latents."""
         on_chunk = None if progress is None else partial(progress, "decoding")
-        return decode_latents(self.vae, latents, bounds.decoder_frames, on_chunk)
+        return decode_latents(self.vae, latents, (chunks or self.chunks).decoder_frames, on_chunk)
 
     def upscale(
         self,
         request: Request,
         frames: Frames,
-        progress: Progress | None = None,
-        bounds: ChunkSizes = DEFAULT_CHUNKS,
+        progress: ProgressCallback | None = None,
+        chunks: ChunkSizes | None = None,
     ) -> Float[Tensor, "b f 3 tall wide"]:
         """Return large frames."""
         assert self.upscaler is not None
-        assert self.upscaler_scheduler is not None
+        chunks = chunks or self.chunks
         return upscale_frames(
             self.upscaler,
-            make_scheduler(self.upscaler_scheduler.config, request.scheduler),
-            frames,
+            self.scheduler_for("upscaler", request),
+            frames.to(self._execution_device),
             [request.seed],
             num_steps=request.upscaler_steps,
             noise_level=self.config.upscaler_noise_level,
-            tile=bounds.upscaler_tile,
-            frames_at_once=bounds.upscaler_frames,
+            tile=chunks.upscaler_tile,
+            frames_at_once=chunks.upscaler_frames,
             on_step=None if progress is None else partial(progress, "super-resolution"),
         )
 
+    # ------------------------------------------------------------------ what callbacks read
 
-def _reporter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
+    @property
+    def guidance_scale(self) -> float:
+        """Return the guidance scale of the running or last video; a callback may change it."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Return whether the running or last video is guided."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Return the number of diffusion steps of the running or last video."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Return whether a callback has interrupted the call."""
+        return self._interrupt
+
+    def _show_progress(self) -> ProgressCallback:
+        """Return what draws a progress bar for each stage."""
+        bars: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if done == 0 or stage not in bars:
+                bars[stage] = self.progress_bar(total=total)
+                bars[stage].set_description(stage)
+            bars[stage].update(done - bars[stage].n)
+            if done == total:
+                bars.pop(stage).close()
+
+        return show
+
+
+def _pair_prompts(
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    prompt_embeds: Tokens | None,
+    negative_prompt_embeds: Tokens | None,
+    *,
+    has_image: bool,
+) -> tuple[list[str], list[str]]:
+    """Return one prompt and one negative prompt for each row of the batch.
+
+    Raises:
+        UserError: If text and embeddings are both given, none is, or their numbers differ.
+    """
+    for name, text, embeds in (
+        ("prompt", prompt, prompt_embeds),
+        ("negative_prompt", negative_prompt, negative_prompt_embeds),
+    ):
+        if text and embeds is not None:
+            raise UserError(f"Both {name} and {name}_embeds are given; leave one of them out.")
+        if embeds is not None and embeds.ndim != 3:
+            raise UserError(
+                f"{name}_embeds have the shape {list(embeds.shape)}; give batch, tokens, width."
+            )
+    if prompt_embeds is not None:
+        prompts = [""] * len(prompt_embeds)
+    else:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        if prompt is None and has_image:
+            prompts = [""]
+        if not prompts:
+            raise UserError("There is no prompt; say what the video should show.")
+    count = len(prompts)
+    if negative_prompt_embeds is not None:
+        negatives = [""] * len(negative_prompt_embeds)
+    elif negative_prompt is None or isinstance(negative_prompt, str):
+        negatives = [negative_prompt or ""] * count
+    else:
+        negatives = list(negative_prompt)
+    for text in prompts:
+        check_text("The prompt", text)
+    if len(negatives) != count:
+        raise UserError(
+            f"{len(negatives)} negative prompts were given for {count} prompts; give one, or one "
+            "for each."
+        )
+    return prompts, negatives
+
+
+def _draw_seeds(
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    seed: SupportsIndex | Iterable[SupportsIndex] | None,
+    count: int,
+) -> list[int]:
+    """Return the seed of each video, drawn from generators where they are given.
+
+    A seed is what a file can hold, so a video that was made with a generator can be made again.
+    """
+    if generator is None:
+        return resolve_seeds(seed, count)
+    if seed is not None:
+        raise UserError("Both seed and generator are given; leave one of them out.")
+    generators = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != count:
+        raise UserError(
+            f"{len(generators)} generators were given for {count} videos; give one, or one for "
+            "each."
+        )
+    return [
+        int(torch.randint(0, 2**32, (), generator=one, device=one.device)) for one in generators
+    ]
+
+
+def _row(batch: Tensor | None, place: int) -> Tensor | None:
+    return None if batch is None else batch[place, None]
+
+
+def _check_latents(latents: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(latents.shape) == expected:
+        return
+    one, frames, channels, *rest = expected
+    advice = ""
+    if tuple(latents.shape) == (one, channels, frames, *rest):
+        advice = "; their axes are b c f h w here, give b f c h w: latents.transpose(1, 2)"
+    raise UserError(
+        f"The latents of a video have the shape {list(latents.shape)[1:]}; {list(expected)[1:]} is "
+        f"asked for{advice}."
+    )
+
+
+def _postprocess(videos: Sequence[Video], output_type: str) -> Any:  # noqa: ANN401 - by type
+    frames = torch.stack([video.frames for video in videos])
+    processor = VideoProcessor()
+    channels_first = rearrange(frames, "b f c h w -> b c f h w")
+    return processor.postprocess_video(channels_first, output_type=output_type)
+
+
+def _count_steps(
+    progress: ProgressCallback | None, stage: str, total: int
+) -> Callable[[int], None] | None:
     if progress is None:
         return None
     progress(stage, 0, total)

@@ -1,4 +1,4 @@
-"""Flow 1's last stage: frames of four times the side, a few frames and one tile at a time."""
+"""Super-resolution, the last stage: a few frames and one tile at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,24 @@ from typing import NamedTuple, TypeAlias
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.diffusion.sampling import Scheduler, denoising_loop
 from magicvideo.errors import UserError
 from magicvideo.models.upscaler import Upscaler, upsample_bicubic
-from magicvideo.pipelines.padding import pad_to_multiple
 from magicvideo.shapes import FoldedFrames, Frames
 
 LargeVideos: TypeAlias = Float[Tensor, "b f rgb tall wide"]
 LargeFrames: TypeAlias = Float[Tensor, "n c tall wide"]
-Part: TypeAlias = Float[Tensor, "_ c h w"]
-"""A few frames of a video; the last part may have fewer than the others."""
+FrameBatch: TypeAlias = Float[Tensor, "_ c h w"]
+"""A few frames of a video; the last batch may have fewer than the others."""
+
+
+def pad_to_multiple(frames: FoldedFrames, multiple: int) -> Float[Tensor, "n c tall wide"]:
+    """Return frames whose sides are multiples, by repeating their last rows and columns."""
+    below, right = (-side % multiple for side in frames.shape[-2:])
+    return F.pad(frames, (0, right, 0, below), mode="replicate")
 
 
 @torch.no_grad()
@@ -47,8 +53,8 @@ def upscale_frames(
         frames: Pixels in [-1, 1], of any size.
         seeds: Of the videos, from which their noise follows.
         num_steps: Diffusion steps. One gives the soft mean of what may be; more, one of those.
-        noise_level: Deviation of the noise on what the network sees of the small frames, from 0 to
-            `upscaler.config.max_noise_level`. What it adds to is enlarged without that noise.
+        noise_level: Standard deviation of the noise on the small frames as the network sees them,
+            from 0 to `upscaler.config.max_noise_level`. The residual is added to frames without it.
         tile: Longest side that the network sees at a time, in pixels of the small frames.
         frames_at_once: How many frames it sees at a time.
         on_step: Called with the number of finished steps, from 0 on, and of all; every
@@ -68,9 +74,9 @@ def upscale_frames(
 
     advance()
     shape = (videos, length, channels, factor * height, factor * width)
-    large = torch.empty(shape, dtype=torch.float32, device=upscaler.device)
+    large = torch.empty(shape, dtype=torch.float32, device=_compute_device(upscaler, frames))
     for video, seed, place in zip(frames, seeds, large, strict=True):
-        parts = upscale_batches(
+        batches = upscale_batches(
             upscaler,
             scheduler,
             torch.split(video, frames_at_once),
@@ -80,15 +86,15 @@ def upscale_frames(
             tile=tile,
             on_step=advance,
         )
-        for part, made in zip(torch.split(place, frames_at_once), parts, strict=True):
-            part.copy_(made)
+        for rows, upscaled in zip(torch.split(place, frames_at_once), batches, strict=True):
+            rows.copy_(upscaled)
     return large
 
 
 def upscale_batches(
     upscaler: Upscaler,
     scheduler: Scheduler,
-    parts: Iterable[Part],
+    batches: Iterable[FrameBatch],
     seed: int,
     *,
     num_steps: int,
@@ -96,30 +102,30 @@ def upscale_batches(
     tile: int = 256,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[LargeFrames]:
-    """Return the parts of one video, large, each made when it is asked for.
+    """Yield the batches of one video, upscaled, each made when it is asked for.
 
     Args:
-        upscaler: As for `upscale_frames`, and so are all that are not told here.
+        upscaler: As for `upscale_frames`.
         scheduler: Likewise.
-        parts: A few frames each, pixels in [-1, 1], all of one size.
+        batches: A few frames each, pixels in [-1, 1], all of one size.
         seed: Of the video.
         num_steps: Diffusion steps.
-        noise_level: Deviation of the noise on what the network is shown.
+        noise_level: Standard deviation of the noise on what the network is shown.
         tile: Longest side that the network sees at a time.
-        on_step: Called with the number of finished steps of a part.
+        on_step: Called with the number of finished steps of a batch.
 
     Raises:
         UserError: If a value is out of its range.
     """
     _check_request(upscaler, scheduler, num_steps, noise_level)
-    return TiledUpscaler(upscaler, scheduler, num_steps, noise_level, tile, on_step).enlarge(
-        parts, seed
+    return TiledUpscaler(upscaler, scheduler, num_steps, noise_level, tile, on_step).upscale(
+        batches, seed
     )
 
 
 @dataclass(frozen=True)
 class TiledUpscaler:
-    """How small frames become large ones: the arguments of `upscale_batches` but for the frames."""
+    """The arguments of `upscale_batches` but for the frames."""
 
     upscaler: Upscaler
     scheduler: Scheduler
@@ -129,13 +135,14 @@ class TiledUpscaler:
     on_step: Callable[[int], None] | None
 
     @torch.no_grad()
-    def enlarge(self, parts: Iterable[Part], seed: int) -> Iterator[LargeFrames]:
-        """Yield the parts of one video, large."""
+    def upscale(self, batches: Iterable[FrameBatch], seed: int) -> Iterator[LargeFrames]:
+        """Yield the batches of one video, upscaled."""
         config = self.upscaler.config
         noise: tuple[Tensor, Tensor] | None = None
-        for part in parts:
+        for batch in batches:
             small = pad_to_multiple(
-                part.to(self.upscaler.device, torch.float32), self.upscaler.size_divisor
+                batch.to(_compute_device(self.upscaler, batch), torch.float32),
+                self.upscaler.size_divisor,
             )
             if noise is None:
                 noise = (
@@ -145,7 +152,7 @@ class TiledUpscaler:
             start, blur = noise
             residuals = self._residuals(small + self.noise_level * blur, start)
             large = upsample_bicubic(small, config.factor) + config.residual_scale * residuals
-            height, width = (config.factor * side for side in part.shape[-2:])
+            height, width = (config.factor * side for side in batch.shape[-2:])
             yield large[..., :height, :width].clamp(-1, 1)
 
     def _residuals(self, seen: FoldedFrames, noise: Float[Tensor, "1 c tall wide"]) -> LargeFrames:
@@ -194,6 +201,12 @@ def predict_tiled(
         core = made[..., row.kept(factor), column.kept(factor)]
         whole[..., row.core(factor), column.core(factor)] = core
     return whole
+
+
+def _compute_device(upscaler: Upscaler, frames: Tensor) -> torch.device:
+    """Return where frames are upscaled; offloaded weights are on no device between calls."""
+    device: torch.device = upscaler.device
+    return frames.device if device.type == "meta" else device
 
 
 class _Span(NamedTuple):

@@ -1,16 +1,16 @@
-"""What generation returns: frames, together with the request that makes them again."""
+"""Generated videos: frames, together with the request that makes them again."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.errors import UserError
 from magicvideo.media.video_io import read_text, to_uint8, write_pixels
-from magicvideo.pipelines.request import Request, from_json
-from magicvideo.shapes import Frames
+from magicvideo.pipelines.request import Request, request_from_json
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,18 @@ class Video:
         write_video(self.frames, self.request, Path(path), overwrite=overwrite)
 
 
-@dataclass(frozen=True)
-class VideoOutput:
-    """The videos of one call, in the order of the prompts."""
+@dataclass
+class VideoOutput(BaseOutput):
+    """The videos of one call, in the order of the prompts.
 
+    Attributes:
+        frames: By the call's `output_type`: lists of PIL images; an array `b f h w c` or a tensor
+            `b f c h w` in [0, 1]; or latents `b f c h w`.
+        videos: Frames in [-1, 1], each with its request; none if latents were asked for.
+    """
+
+    frames: Any
     videos: list[Video]
-
-    @property
-    def frames(self) -> Frames:
-        """Return the frames of all videos, pixels in [-1, 1]."""
-        return torch.stack([video.frames for video in self.videos])
 
 
 def write_video(
@@ -55,7 +57,7 @@ def write_video(
 
     Args:
         frames: Pixels in [-1, 1].
-        request: Gives the frame rate and the enlargement, and travels in the file.
+        request: Gives frame rate and output scale, and travels in the file.
         path: `.mp4`, `.webm`, `.webp` or `.gif`; a name without suffix is a folder of PNG frames.
         overwrite: Whether an existing output is replaced.
 
@@ -73,7 +75,7 @@ def read_request(path: Path) -> Request:
         UserError: If there is no such file, or it holds no request.
     """
     text = read_text(path)
-    request = None if text is None else from_json(text)
+    request = None if text is None else request_from_json(text)
     if request is None:
         raise UserError(
             f"{path} does not say how it was made; it is not from magicvideo, or a program that "

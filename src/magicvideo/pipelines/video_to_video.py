@@ -1,4 +1,4 @@
-"""Single stages on a user's own video, frame by frame or gap by gap."""
+"""Interpolation and super-resolution of any video, a few frames at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -8,16 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
 from magicvideo.media.video_stream import Frame, VideoStream
 from magicvideo.models.autoencoder import encode_frames, iter_decode, vae_scale_factor
 from magicvideo.models.conditioning import encode_text
-from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
 from magicvideo.pipelines.interpolate import interpolate_latents
-from magicvideo.pipelines.padding import pad_to_multiple
-from magicvideo.pipelines.text_to_video import MagicVideoPipeline, Progress
-from magicvideo.pipelines.upscale import upscale_batches
+from magicvideo.pipelines.request import DEFAULT_CHUNKS
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline, ProgressCallback
+from magicvideo.pipelines.upscale import pad_to_multiple, upscale_batches
 from magicvideo.shapes import Latents, Tokens
 
 _GAPS_AT_ONCE = 15  # the paper's number for one video
@@ -30,9 +28,9 @@ def interpolate_video(
     prompt: str = "",
     seed: int = 0,
     num_steps: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> VideoStream:
-    """Return the video with new frames between every two of its own.
+    """Return a video with new frames between every two of its own.
 
     All frames, the given ones too, pass through the autoencoder, so that they look alike.
 
@@ -50,13 +48,13 @@ def interpolate_video(
     if pipeline.interpolator is None:
         raise UserError("This model has no stage interpolation; name another with --model.")
     inserted = pipeline.interpolator.config.num_inserted
-    steps = num_steps or pipeline.config.default_interpolation_steps
+    steps = num_steps or pipeline.capabilities.default("interpolation_steps")
     made = replace(
         video,
         num_frames=video.num_frames + (video.num_frames - 1) * inserted,
         fps=video.fps * (inserted + 1),
     )
-    frames = _interpolate(pipeline, video, made, prompt, seed, steps, progress or _untold)
+    frames = _interpolate(pipeline, video, made, prompt, seed, steps, progress or _ignore_progress)
     return replace(made, frames=frames)
 
 
@@ -66,9 +64,9 @@ def upscale_video(
     *,
     seed: int = 0,
     num_steps: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> VideoStream:
-    """Return the video at a larger size, frame by frame and tile by tile.
+    """Return a video at a larger size, frame by frame and tile by tile.
 
     Args:
         pipeline: A model with an upscaler.
@@ -83,8 +81,8 @@ def upscale_video(
     if pipeline.upscaler is None or pipeline.upscaler_scheduler is None:
         raise UserError("This model has no stage upscaler; name another with --model.")
     factor = pipeline.upscaler.config.factor
-    steps = num_steps or pipeline.config.default_upscaler_steps
-    frames = _upscale(pipeline, video, seed, steps, progress or _untold)
+    steps = num_steps or pipeline.capabilities.default("upscaler_steps")
+    frames = _upscale(pipeline, video, seed, steps, progress or _ignore_progress)
     return replace(video, frames=frames, height=factor * video.height, width=factor * video.width)
 
 
@@ -96,19 +94,21 @@ def _interpolate(
     prompt: str,
     seed: int,
     num_steps: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Iterator[Frame]:
     progress("encoding", 0, video.num_frames)
     at_once = video.frames_per_batch(_GAPS_AT_ONCE)
     num_batches = -(-(video.num_frames - 1) // at_once)
-    on_step = _counting(progress, "interpolation", num_batches * num_steps)
+    on_step = _count_steps(progress, "interpolation", num_batches * num_steps)
     progress("decoding", 0, made.num_frames)
     with pipeline.load_components("text_encoder"):
-        tokens = encode_text(pipeline.text_encoder, pipeline.tokenizer, [prompt])
-    # both at once, since a long video is not made one stage after the other
+        tokens = encode_text(
+            pipeline.text_encoder, pipeline.tokenizer, [prompt], pipeline._execution_device
+        )
+    # both stages at once: a long video does not fit in memory between them
     with pipeline.load_components("vae", "interpolator"):
-        keys = _gaps(_encode(pipeline, video, progress), at_once)
-        latents = _fill(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
+        keys = _batch_keyframes(_encode(pipeline, video, progress), at_once)
+        latents = _interpolate_batches(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
         window, done = video.frames_per_batch(DEFAULT_CHUNKS.decoder_frames), 0
         windows = chain.from_iterable(torch.split(part, window) for part in latents)
         for frames in iter_decode(pipeline.vae, windows):
@@ -118,29 +118,29 @@ def _interpolate(
 
 
 def _encode(
-    pipeline: MagicVideoPipeline, video: VideoStream, progress: Progress
+    pipeline: MagicVideoPipeline, video: VideoStream, progress: ProgressCallback
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Yield the latents of the frames."""
     levels = len(pipeline.unet.config.block_out_channels)
     multiple = int(vae_scale_factor(pipeline.vae) * 2 ** (levels - 1))
     done = 0
     for part in video.batches(_GAPS_AT_ONCE):
-        padded = pad_to_multiple(part, multiple)[None].to(pipeline.device)
+        padded = pad_to_multiple(part, multiple)[None].to(pipeline._execution_device)
         latents = encode_frames(pipeline.vae, padded)[0]
         done += len(part)
         progress("encoding", done, video.num_frames)
         yield from latents
 
 
-def _gaps(keys: Iterator[Float[Tensor, "c h w"]], at_once: int) -> Iterator[Latents]:
-    """Yield the keys of `at_once` gaps at a time; the last one is the first of the next, too."""
+def _batch_keyframes(keys: Iterator[Float[Tensor, "c h w"]], at_once: int) -> Iterator[Latents]:
+    """Yield key frames of `at_once` gaps at a time; the last one starts the next batch, too."""
     last: list[Tensor] = []
     while part := list(islice(keys, at_once + 1 - len(last))):
         yield torch.stack([*last, *part])[None]
         last = part[-1:]
 
 
-def _fill(
+def _interpolate_batches(
     pipeline: MagicVideoPipeline,
     batches: Iterable[Latents],
     tokens: Tokens,
@@ -149,12 +149,12 @@ def _fill(
     num_steps: int,
     on_step: Callable[[int], None],
 ) -> Iterator[Float[Tensor, "f c h w"]]:
-    """Yield the keys with the latents of new frames between them, each key once."""
+    """Yield the key frames with new frames between them, each key frame once."""
     assert pipeline.interpolator is not None
     for number, keys in enumerate(batches):
         latents = interpolate_latents(
             pipeline.interpolator,
-            make_scheduler(pipeline.scheduler.config, pipeline.config.default_scheduler),
+            pipeline.scheduler_for("interpolation"),
             keys,
             tokens,
             fps=fps,
@@ -169,16 +169,20 @@ def _fill(
 
 @torch.no_grad()
 def _upscale(
-    pipeline: MagicVideoPipeline, video: VideoStream, seed: int, num_steps: int, progress: Progress
+    pipeline: MagicVideoPipeline,
+    video: VideoStream,
+    seed: int,
+    num_steps: int,
+    progress: ProgressCallback,
 ) -> Iterator[Frame]:
     num_parts = -(-video.num_frames // video.frames_per_batch(DEFAULT_CHUNKS.upscaler_frames))
-    on_step = _counting(progress, "super-resolution", num_parts * num_steps)
+    on_step = _count_steps(progress, "super-resolution", num_parts * num_steps)
     with pipeline.load_components("upscaler"):
         assert pipeline.upscaler is not None
         assert pipeline.upscaler_scheduler is not None
         for large in upscale_batches(
             pipeline.upscaler,
-            make_scheduler(pipeline.upscaler_scheduler.config, pipeline.config.default_scheduler),
+            pipeline.scheduler_for("upscaler"),
             video.batches(DEFAULT_CHUNKS.upscaler_frames),
             seed,
             num_steps=num_steps,
@@ -188,12 +192,12 @@ def _upscale(
             yield from large.cpu()
 
 
-def _counting(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    """Return what counts the steps of a stage, whichever part they are of."""
+def _count_steps(progress: ProgressCallback, stage: str, total: int) -> Callable[[int], None]:
+    """Return what counts the steps of a stage over all its batches."""
     finished = count(1)
     progress(stage, 0, total)
     return lambda _: progress(stage, next(finished), total)
 
 
-def _untold(stage: str, done: int, total: int) -> None:
-    """Be told of progress that nobody asked for."""
+def _ignore_progress(stage: str, done: int, total: int) -> None:
+    """Take the place of a progress callback."""

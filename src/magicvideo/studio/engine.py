@@ -22,15 +22,15 @@ from PIL import Image
 from magicvideo.errors import UserError
 from magicvideo.media.video_io import to_uint8, write_pixels
 from magicvideo.pipelines.capabilities import ModelCapabilities
-from magicvideo.pipelines.chunking import DEFAULT_CHUNKS
 from magicvideo.pipelines.hints import prompt_hints
 from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
 from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
 from magicvideo.pipelines.request import (
+    DEFAULT_CHUNKS,
     GenerationSettings,
     ImageCondition,
     Request,
-    from_json,
+    request_from_json,
     resolve_seeds,
 )
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -141,7 +141,7 @@ class Engine:
         Raises:
             UserError: If the text is no request.
         """
-        request = from_json(text)
+        request = request_from_json(text)
         if request is None:
             raise UserError("The record of the video holds no request.")
         return request
@@ -295,10 +295,10 @@ class Engine:
         """Have exactly the wanted LoRAs in the model; they stay until others are wanted."""
         with self._lock:
             if wanted != self._merged:
-                self._pipeline.unload_loras()
+                self._pipeline.unload_lora_weights()
                 self._merged = []
                 for name, scale in wanted:
-                    self._pipeline.load_lora(self._lora_path(name), scale)
+                    self._pipeline.load_lora_weights(self._lora_path(name), scale=scale)
                 self._merged = wanted
             yield
 
@@ -394,7 +394,7 @@ def _frames_and_rate(
         return parameters.frames, parameters.fps
     if parameters.frames is not None:
         raise UserError("seconds and frames both tell the length; give one of them.")
-    fps = parameters.fps or model.default_fps
+    fps = parameters.fps or model.default("fps")
     least = 2 if "interpolation" in stages else 1
     frames = max(least, round(parameters.seconds * fps))
     if frames > model.max_frames and parameters.fps is None:

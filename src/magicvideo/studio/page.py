@@ -83,8 +83,8 @@ class Page:
         self._markup = Markup()
         self._runs, self._data = RunsView(studio.config.runs), DataView(studio.config.data)
         traits = studio.engine.capabilities
-        self._usual_fps = traits.default_fps
-        self._usual_seconds = round(traits.max_frames / traits.default_fps, 1)
+        self._usual_fps = traits.default("fps")
+        self._usual_seconds = round(traits.max_frames / traits.default("fps"), 1)
 
     def build(self) -> gr.Blocks:
         """Return the page."""
@@ -154,11 +154,13 @@ class Page:
                     seconds = gr.Slider(
                         0.5, longest, self._usual_seconds, step=0.1, label="Seconds"
                     )
-                    steps = gr.Slider(1, 50, traits.default_steps, step=1, label="Steps")
+                    steps = gr.Slider(
+                        1, 50, traits.default("num_inference_steps"), step=1, label="Steps"
+                    )
                     guidance = gr.Slider(
                         1,
                         12,
-                        traits.default_guidance_scale,
+                        traits.default("guidance_scale"),
                         step=0.5,
                         label="Guidance",
                         info="How closely to follow the prompt; 1 is no guidance.",
@@ -306,8 +308,8 @@ class Page:
             self._usual_seconds
             if frames == traits.max_frames and fps == self._usual_fps
             else seconds,
-            fields.get("steps") or traits.default_steps,
-            fields.get("guidance", traits.default_guidance_scale),
+            fields.get("steps") or traits.default("num_inference_steps"),
+            fields.get("guidance", traits.default("guidance_scale")),
             fields.get("negative_prompt") or "",
             fields.get("format", "mp4"),
             [name for name, _, _ in loras],

@@ -7,11 +7,11 @@ from typing import Literal
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from magicvideo.atomic_io import atomic_folder
 from magicvideo.errors import UserError
+from magicvideo.models.components import COMPONENTS, library_of, write_model_index
 from magicvideo.models.lora import LORA_FILE, convert_lora_state_dict, merge_lora
 from magicvideo.models.video_vae import read_autoencoder_class
 from magicvideo.training.components import (
@@ -29,20 +29,9 @@ from magicvideo.training.run import SETTINGS
 from magicvideo.training.tasks.clip_model import WORDS
 from magicvideo.training.trainer import STAGE
 
-# the library and class of all components but the autoencoder, for model_index.json
-_CLASSES = {
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
-    "unet": ("magicvideo", "VideoUNet"),
-    "image_conditioner": ("magicvideo", "ImageConditioner"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
-    "interpolator": ("magicvideo", "Interpolator"),
-    "upscaler": ("magicvideo", "Upscaler"),
-    "upscaler_scheduler": ("diffusers", "DDIMScheduler"),
-}
 TRAINING = "training.json"
-_AS_NAMED = ("license", "interpolation_noise_level", "upscaler_noise_level")
+# what a recipe has among the defaults and the model beside them
+_BESIDE_DEFAULTS = ("license", "interpolation_noise_level", "upscaler_noise_level")
 
 
 def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
@@ -118,11 +107,8 @@ def _parts(recipe: Recipe) -> dict[str, Path]:
 
 def _class_of(name: str, folder: Path) -> list[str]:
     """Return a component's library and class."""
-    if name == "vae":
-        kind = read_autoencoder_class(folder)
-        library = "diffusers" if kind is AutoencoderKL else "magicvideo"
-        return [library, kind.__name__]
-    return list(_CLASSES[name])
+    kind = read_autoencoder_class(folder).__name__ if name == "vae" else None
+    return library_of(name, kind or next(iter(COMPONENTS[name].classes)))
 
 
 def _halve(file: Path) -> None:
@@ -145,18 +131,19 @@ def _merge_lora(file: Path, product: Path) -> None:
 
 
 def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe) -> None:
-    defaults = {
-        name if name in _AS_NAMED else f"default_{name}": value
-        for name, value in recipe.defaults.model_dump().items()
-    }
-    index = {
-        "_class_name": "MagicVideoPipeline",
-        "_diffusers_version": diffusers.__version__,
-        **components,
-        **defaults,
-        "noise_correlation": recipe.noise.noise_correlation,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    values = recipe.defaults.model_dump()
+    configuration = {name: values.pop(name) for name in _BESIDE_DEFAULTS}
+    values["num_inference_steps"] = values.pop("steps")
+    write_model_index(
+        folder,
+        {
+            "_diffusers_version": diffusers.__version__,
+            **components,
+            **configuration,
+            "generation_defaults": values,
+            "noise_correlation": recipe.noise.noise_correlation,
+        },
+    )
 
 
 def _write_training(folder: Path, recipe: Recipe, products: list[Path]) -> None:

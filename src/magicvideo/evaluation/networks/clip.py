@@ -11,7 +11,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 from magicvideo.errors import UserError
 from magicvideo.evaluation.networks.extractors import ResolvedFile
 from magicvideo.models.conditioning import clip_preprocess
-from magicvideo.pipelines.loading import load_tokenizer
+from magicvideo.pipelines.component_loading import load_tokenizer
 
 
 class _ImageTower(CLIPVisionModelWithProjection):

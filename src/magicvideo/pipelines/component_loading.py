@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, ModelMixin
+from diffusers import ModelMixin
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from magicvideo.diffusion.sampling import Scheduler
 from magicvideo.errors import UserError
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolator import Interpolator
@@ -23,10 +25,11 @@ from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.models.video_vae import AUTOENCODERS
 from magicvideo.pipelines.model_folder import (
-    WEIGHTS,
+    ModelIndex,
     check_keys,
     read_json,
     read_safetensors_header,
+    weights_files,
 )
 
 _NETWORKS: Mapping[str, type[Any]] = {
@@ -60,33 +63,92 @@ _NO_NETWORK = (
     ValueError,
 )
 Network: TypeAlias = ModelMixin | PreTrainedModel
+Dtypes: TypeAlias = Mapping[str, torch.dtype]
 
 
-def load_component(folder: Path, component: str, class_name: str, dtype: torch.dtype) -> Network:
+def resolve_dtypes(dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> Dtypes:
+    """Return the dtype of each component, with `default` for those that are not named."""
+    if isinstance(dtype, torch.dtype) or dtype is None:
+        return {"default": dtype or torch.float32}
+    return {"default": torch.float32, **dtype}
+
+
+class LazyComponentLoader:
+    """Loads the networks of a checked model folder one by one.
+
+    Args:
+        folder: The model folder.
+        index: Its index.
+        dtypes: Of the weights in memory, by component.
+        device: Where they go.
+        variant: Of the weights files, where a component has it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: ModelIndex,
+        dtypes: Dtypes,
+        device: torch.device,
+        variant: str | None = None,
+    ) -> None:
+        self.folder, self.dtypes, self.device, self.variant = folder, dtypes, device, variant
+        self.classes = index.networks()
+
+    def build(self, name: str) -> Network:
+        """Return a network without its weights: it has its configuration and fills no memory."""
+        return component_from_config_meta(
+            self.folder, name, self.classes[name], self._dtype(name), self.variant
+        )
+
+    def load(self, name: str) -> Network:
+        """Return a network with its weights.
+
+        Raises:
+            UserError: If a tensor does not fit. It names the tensor.
+        """
+        network = load_component(
+            self.folder, name, self.classes[name], self._dtype(name), self.variant
+        )
+        return nn.Module.to(network, self.device)
+
+    def place(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Load to another device, or in another dtype, from now on."""
+        self.device = device or self.device
+        self.dtypes = self.dtypes if dtype is None else {"default": dtype}
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self.dtypes.get(name, self.dtypes["default"])
+
+
+def load_component(
+    folder: Path, component: str, class_name: str, dtype: torch.dtype, variant: str | None = None
+) -> Network:
     """Return one network of a model folder, ready to evaluate.
 
     Raises:
         UserError: If its configuration or a tensor does not fit. It names the tensor.
     """
     if class_name in _ENCODERS:
-        return _load_encoder(folder / component, _ENCODERS[class_name], dtype)
-    model = component_from_config_meta(folder, component, class_name, dtype)
+        return _load_encoder(folder / component, _ENCODERS[class_name], dtype, variant)
+    model = component_from_config_meta(folder, component, class_name, dtype, variant)
     tensors = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in load_file(folder / component / WEIGHTS[component]).items()
+        for file in weights_files(folder / component, variant)
+        for key, tensor in load_file(file).items()
     }
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def component_from_config_meta(
-    folder: Path, component: str, class_name: str, dtype: torch.dtype
+    folder: Path, component: str, class_name: str, dtype: torch.dtype, variant: str | None = None
 ) -> Network:
     """Return one network of a model folder without its weights, on the meta device.
 
     Raises:
-        UserError: If its configuration or, but for CLIP's towers, the list of its tensors does not
-            fit. It names the tensor.
+        UserError: If its configuration or, but for CLIP's encoders, the list of its tensors does
+            not fit. It names the tensor.
     """
     place = folder / component
     config = _read_config(place / "config.json")
@@ -98,19 +160,19 @@ def component_from_config_meta(
             model: ModelMixin = _NETWORKS[class_name].from_config(config)
     except _NO_NETWORK as error:
         raise _config_error(place, error) from None
-    path = place / WEIGHTS[component]
-    check_keys(
-        path,
-        read_safetensors_header(path),
-        {key: tuple(x.shape) for key, x in model.state_dict().items()},
-    )
+    files = weights_files(place, variant)
+    stored = {key: info for file in files for key, info in read_safetensors_header(file).items()}
+    check_keys(files[0], stored, {key: tuple(x.shape) for key, x in model.state_dict().items()})
     # not by diffusers' own method, which warns of what is no matter before weights are there
     return nn.Module.to(model, dtype)
 
 
-def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTrainedModel:
+def _load_encoder(
+    folder: Path, encoder: type[Any], dtype: torch.dtype, variant: str | None
+) -> PreTrainedModel:
     # transformers renames keys between its versions, so it is asked what it could not place
-    path = folder / WEIGHTS[folder.name]
+    path = weights_files(folder, variant)[0]
+    has_variant = variant is not None and f".{variant}" in path.name
     _read_config(folder / "config.json")
     try:
         model, report = encoder.from_pretrained(
@@ -118,6 +180,7 @@ def _load_encoder(folder: Path, encoder: type[Any], dtype: torch.dtype) -> PreTr
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
+            variant=variant if has_variant else None,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -148,7 +211,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         raise UserError(f"{folder} does not hold a CLIP tokenizer: {_reason(error)}") from None
 
 
-def load_scheduler(folder: Path) -> DDIMScheduler:
+def load_scheduler(folder: Path, class_name: str = "DDIMScheduler") -> Scheduler:
     """Return the noise schedule in a folder.
 
     Raises:
@@ -157,9 +220,10 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
     path = folder / "scheduler_config.json"
     config = read_json(path)
     try:
-        return DDIMScheduler.from_config(config)
+        scheduler: Scheduler = getattr(diffusers, class_name).from_config(config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"{path} does not describe a schedule: {_reason(error)}") from None
+    return scheduler
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Prompts as files and terminals give them: byte order marks, bytes of other encodings, hyphens."""
+
+import os
+
+import pytest
+
+from magicvideo.cli import run
+from magicvideo.cli.generate import read_prompts
+from magicvideo.errors import UserError
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_prompt_files_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("fox\r\n\n red heart \r\n".encode(encoding))
+    assert read_prompts(file) == ["fox", "red heart"]
+
+
+def test_prompt_files_of_other_encodings_are_refused(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match="is no text in UTF-8; save it as such"):
+        read_prompts(file)
+
+
+@pytest.mark.parametrize("words", [[b"caf\xe9"], [b"fox", b"--negative-prompt", b"caf\xe9"]])
+def test_bytes_that_are_no_utf_8_are_refused_before_any_work(capsys, words):
+    assert run(["generate", *map(os.fsdecode, words)]) == 2
+    said = capsys.readouterr().err
+    assert "holds bytes that are not UTF-8 (caf\\udce9)" in said
+    assert said.count("\n") == 1
+
+
+def test_a_prompt_with_a_hyphen_is_told_how_to_be_written(capsys):
+    assert run(["generate", "-fox"]) == 2
+    assert "write -- before a prompt that begins with a hyphen" in capsys.readouterr().err
+
+
+def test_help_shows_every_setting_with_its_default(capsys):
+    assert run(["generate", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for flag in ("--steps", "--guidance-stop", "--height", "--scheduler", "--decoder-frames"):
+        assert flag in shown
+    assert "[default: (the model's own)]" in shown
+    assert "[default: 16]" in shown
