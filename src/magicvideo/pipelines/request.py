@@ -411,7 +411,7 @@ def check_text(label: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        shown = text.encode("utf-8", "backslashreplace").decode()
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         raise UserError(
             f"{label} holds bytes that are not UTF-8 ({shown}); type it in UTF-8, or give a text "
             "file in UTF-8 with --prompts."
