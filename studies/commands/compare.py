@@ -121,7 +121,7 @@ def _prepare(
     folder: Path, a: Path, b: Path, prompts: Path, seed: int, settings: "GenerationSettings"
 ) -> "Study":
     """Begin a study or go on with it, until all its videos are there."""
-    from magicvideo.evaluation.sheet import read_prompts
+    from magicvideo.data.text_files import read_prompts
     from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
     from magicvideo.pipelines.request import GenerationSettings
     from studies.human_study.study import (

@@ -173,5 +173,5 @@ def test_dpm_is_of_second_order():
 
 
 def test_names_the_samplers_that_there_are():
-    with pytest.raises(UserError, match=r"'euler' is not known; choose one of ddim and dpm\+\+"):
-        make_scheduler(stored(), "euler")
+    with pytest.raises(UserError, match=r"'heun' is not known; choose one of ddim, dpm\+\+, unipc"):
+        make_scheduler(stored(), "heun")

@@ -280,7 +280,7 @@ def test_a_sheet_is_drawn(model, tmp_path):
         ({"--output": "nowhere/results.md"}, "nowhere is no folder; make it first"),
         ({"--output": "."}, ". cannot be written"),
         ({"--json": "nowhere/results.json"}, "nowhere is no folder; make it first"),
-        ({"--steps": 0}, "The number of steps is 0; it must be a whole number from 1 to 1000"),
+        ({"--steps": 0}, "The number of steps is 0; it must be an integer from 1 to 1000"),
         ({"--guidance": "nan"}, "The guidance scale is nan; it must be a number from 0 to 100"),
         ({"--guidance": 0}, "A guidance scale of 0 ignores the prompt; take one above 0"),
     ],

@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
+from magicvideo.data.text_files import read_prompts
 from magicvideo.errors import UserError
 from magicvideo.evaluation.prompt_sets import from_uint8
-from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
+from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, write_sheet
 
 
 def test_the_shipped_list_has_24_prompts():
@@ -22,7 +23,7 @@ def test_comments_and_empty_lines_are_skipped(tmp_path):
 def test_a_file_without_prompts_is_answered(tmp_path, content):
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"holds no prompt|not a text file"):
+    with pytest.raises(UserError, match=r"holds no prompt|is not UTF-8 text"):
         read_prompts(path)
 
 

@@ -14,12 +14,17 @@ import torch
 from PIL import Image
 
 from magicvideo.cli import run
-from magicvideo.pipelines.latent_checkpoint import latents_path, read_latents, write_latents
+from magicvideo.pipelines.latent_checkpoint import (
+    latents_path,
+    output_of,
+    read_latents,
+    write_latents,
+)
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video import read_request
 
 WISH = ("a cat", "--seed", "4")
-GO_ON = "The latents are kept; go on with: magicvideo "
+GO_ON = "The latents are kept; continue with: magicvideo "
 STALL = """
 import sys, time
 from pathlib import Path
@@ -228,3 +233,10 @@ def test_bounds_that_hold_nothing_back_are_refused_at_once(command, capsys, opti
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_the_file_of_latents_may_be_named_as_well(tmp_path):
+    assert output_of(tmp_path / "x.mp4") == (tmp_path / "x.mp4", tmp_path / "x.mp4.latents")
+    kept = tmp_path / "x.mp4.latents"
+    kept.write_bytes(b"")
+    assert output_of(kept) == (tmp_path / "x.mp4", kept)

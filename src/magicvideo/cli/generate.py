@@ -62,7 +62,9 @@ class PromptOptions:
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="Text file of further prompts, one a line.", show_default=False
+            "--prompts",
+            help="Text file of further prompts, one a line; lines with # are comments.",
+            show_default=False,
         ),
     ] = None
 
@@ -72,6 +74,8 @@ class PromptOptions:
         Raises:
             UserError: If one is empty or no text, or there is none and no image in its place.
         """
+        from magicvideo.data.text_files import read_prompts
+
         texts = [*(self.prompt or []), *(read_prompts(self.prompts) if self.prompts else [])]
         if image is not None and not texts:
             return [""], [image.stem]
@@ -229,24 +233,6 @@ def generate(
     requests = pipeline.build_requests(texts, seeds, settings, condition.image)
     with report_out_of_memory("ask for fewer --frames, or take another --device"):
         _make(console, pipeline, requests, paths, job, model.lora or [])
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the lines of a text file, without empty ones.
-
-    Raises:
-        UserError: If the file cannot be read, is no text in UTF-8 or holds no prompt.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8; save it as such.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise UserError(f"{path} holds no prompt; write one a line.")
-    return found
 
 
 def _check_alone(name: str, *others: object) -> None:

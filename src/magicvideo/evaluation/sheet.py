@@ -10,28 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.errors import UserError
 from magicvideo.evaluation.prompt_sets import to_uint8
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "sheet.txt"
 _GAP, _LABEL, _FONT = 4, 220, 14
 _LETTERS_A_LINE = 28
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the prompts of a text file, one a line; empty lines and lines with # are skipped.
-
-    Raises:
-        UserError: If the file is missing, not text, or holds no prompt.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path} is not a text file with one prompt a line.") from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not prompts:
-        raise UserError(f"{path} holds no prompt; write one on each line.")
-    return prompts
 
 
 def write_sheet(

@@ -404,6 +404,16 @@ class MagicVideoPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------ devices and memory
 
     @property
+    def components(self) -> dict[str, Any]:
+        """Return the components by name, without optional ones that the model lacks."""
+        every: dict[str, Any] = super().components
+        return {
+            name: component
+            for name, component in every.items()
+            if component is not None or name not in OPTIONAL
+        }
+
+    @property
     def device(self) -> torch.device:
         """Return where the networks are, or are loaded when their stage begins."""
         return super().device if self.loader is None else self.loader.device

@@ -27,7 +27,8 @@ def sheet(
       magicvideo evaluate sheet --prompts prompts.txt --output docs/sheet.png
     """
     check_target(output)
-    from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, read_prompts, write_sheet
+    from magicvideo.data.text_files import read_prompts
+    from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, write_sheet
     from magicvideo.evaluation.video_cache import generate_cached
     from magicvideo.pipelines.request import GenerationSettings
 

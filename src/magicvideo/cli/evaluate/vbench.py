@@ -24,8 +24,8 @@ def vbench(
     Example:
       magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine
     """
+    from magicvideo.data.text_files import read_prompts
     from magicvideo.evaluation.benchmark.vbench import export, plan_export
-    from magicvideo.evaluation.sheet import read_prompts
     from magicvideo.evaluation.video_cache import process_share
 
     wanted = plan_export(read_prompts(prompts), per_prompt, seed)
