@@ -1,6 +1,6 @@
-"""Make two videos with the model that is shipped, and one of them again from its file.
+"""Make two videos with the bundled model, and recreate one of them from its file.
 
-Run it with `python examples/generate.py`; the videos appear in the present folder.
+Run `python examples/generate.py`; it writes to the current folder.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ def main(model: Path | None = None, folder: Path = Path()) -> None:
     """Write `heart.mp4` and `surfer.mp4`.
 
     Args:
-        model: A model folder; by default the model that is shipped.
-        folder: Where the videos go.
+        model: A model folder; by default the bundled model.
+        folder: Output folder.
     """
     pipeline = MagicVideoPipeline.from_pretrained(model)
     prompts = ["red heart, white background", "woman surfing, blue background"]
@@ -23,7 +23,7 @@ def main(model: Path | None = None, folder: Path = Path()) -> None:
     for name, video in zip(("heart", "surfer"), output.videos, strict=True):
         video.save(folder / f"{name}.mp4", overwrite=True)
 
-    # a file tells all that is needed to make it again
+    # every file stores the request that made it
     again = pipeline.generate(read_request(folder / "surfer.mp4"))
     assert torch.equal(again.frames, output.frames[1])
 
