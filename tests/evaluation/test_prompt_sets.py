@@ -1,13 +1,16 @@
+import numpy as np
 import pytest
 import torch
 
+from magicvideo.data.backgrounds import Background
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import Attributes
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.attributes import background_colour
 from magicvideo.evaluation.prompt_sets import (
     background_only_videos,
-    caption_for,
     from_uint8,
+    heldout_wording,
     real_videos,
     sample_prompts,
     to_uint8,
@@ -22,7 +25,7 @@ def test_prompts_are_different_clips_in_canonical_words(every_clip):
         tone = f", {clip.skin_tone} skin tone" if clip.skin_tone else ""
         assert prompt.caption == f"{clip.base}{tone}, {prompt.background} background"
         assert prompt.tone == (clip.skin_tone or "default")
-        assert caption_for(every_clip, prompt, prompt.background) == prompt.caption
+        assert (prompt.text, prompt.subject) == (prompt.caption, clip.base)
     assert sample_prompts(every_clip, 17, seed=0) == prompts
     assert sample_prompts(every_clip, 17, seed=1) != prompts
 
@@ -60,3 +63,30 @@ def test_eight_bits_round_trip():
     assert (to_uint8(from_uint8(pixels)) == pixels).all()
     assert from_uint8(pixels).amin() == -1
     assert from_uint8(pixels).amax() == 1
+
+
+def test_natural_wordings_say_the_same_in_other_words(every_clip):
+    runner = Attributes(
+        name="woman running: medium skin tone",
+        base="woman running",
+        skin_tone="medium",
+        gender="female",
+        activity="1f3c3",
+    )
+    clip = every_clip.clips[0].model_copy(update={"attributes": runner})
+    texts = {
+        heldout_wording(clip, Background("orange"), np.random.default_rng(seed))
+        for seed in range(40)
+    }
+    assert len(texts) > 10
+    for text in texts:
+        assert "woman running" not in text
+        assert "orange" in text
+        assert not {"{", "}", "  "} & set(text)
+        assert any(word in text for word in ("woman", "lady", "girl", "female"))
+        assert any(word in text for word in ("medium", "tan", "olive"))
+
+
+def test_clips_without_natural_wordings_are_refused(every_clip):
+    with pytest.raises(UserError, match="need the emoji data"):
+        sample_prompts(every_clip, 3, seed=0, wording="natural")

@@ -142,6 +142,13 @@ class ClipDataset:
             caption = canonical_caption(clip, behind)
         return Sample(composite_background(pixels, behind), clip.fps / stride, caption, clip.id)
 
+    def read_frames(self, index: int) -> NDArray[np.uint8]:
+        """Return all frames of clip number `index`, `f h w c`, mapped from the disk.
+
+        Four channels are premultiplied RGBA, three are RGB.
+        """
+        return self._read(self.clips[index])
+
     def _read(self, clip: ClipRecord) -> NDArray[np.uint8]:
         # A bare mmap: np.load, which parses the header again, takes five times as long as the rest
         path = self.folder / clip.file

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
@@ -18,12 +19,12 @@ from magicvideo.evaluation.confidence_intervals import CONFIDENCE, RESAMPLES, SE
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.distribution import Features
 from magicvideo.evaluation.metrics.image_quality import psnr
-from magicvideo.evaluation.metrics.text_alignment import draw_pools
 from magicvideo.evaluation.prompt_sets import (
     Prompt,
     background_only_videos,
     from_uint8,
     real_videos,
+    rival_captions,
     sample_prompts,
     to_uint8,
 )
@@ -36,12 +37,13 @@ from magicvideo.evaluation.protocol import (
 )
 from magicvideo.evaluation.provenance import provenance
 from magicvideo.evaluation.scores import (
+    CaptionPools,
     FeatureSets,
     Score,
-    VideoFeatures,
     extract_features,
     score_videos,
 )
+from magicvideo.evaluation.subjects import Subjects
 from magicvideo.evaluation.video_cache import generate_cached
 from magicvideo.models.autoencoder import (
     Autoencoder,
@@ -145,14 +147,12 @@ class EvaluationSet:
     Attributes:
         dataset: The clips that the prompts are drawn from.
         prompts: What videos are asked for.
-        pools: Numbers of prompts: a row for each, its own first.
         whole: The clips of all splits.
         reference: Clips of `whole` that belong to no prompt of the set.
     """
 
     dataset: ClipDataset
     prompts: list[Prompt]
-    pools: Int[np.ndarray, "n pool"]
     whole: ClipDataset
     reference: list[Prompt]
 
@@ -184,7 +184,9 @@ class Evaluator:
         requests = []
         for prompt_set in self.protocol.sets:
             drawn = self.draw(prompt_set)
-            requests += [self.request(drawn.dataset, prompt) for prompt in drawn.prompts]
+            requests += [
+                self.request(drawn.dataset, prompt, prompt_set) for prompt in drawn.prompts
+            ]
         return requests
 
     def run(self, progress: Progress) -> list[SetResult]:
@@ -202,20 +204,31 @@ class Evaluator:
         Raises:
             UserError: If the model or the data cannot give what is asked for.
         """
-        protocol, judge, drawn = self.protocol, self.judge, self.draw(prompt_set)
+        judge, drawn, vae = self.judge, self.draw(prompt_set), self.pipeline.vae
         dataset, prompts = drawn.dataset, drawn.prompts
-        shape = (protocol.num_frames, dataset.info.size)
+        num_frames, stride = self.shape(prompt_set)
+        requests = [self.request(dataset, prompt, prompt_set) for prompt in prompts]
+        generated = generate_cached(
+            self.pipeline,
+            requests,
+            self.work,
+            lambda done: progress(prompt_set.name, done, len(requests)),
+        )
+        still = background_only_videos(prompts, num_frames, dataset.info.size)
         videos = FeatureSets(
             prompts=prompts,
-            generated=self.measure_generated(dataset, prompts, prompt_set.name, progress),
-            real=extract_features(
-                judge, real_videos(dataset, prompts, protocol.num_frames, protocol.stride)
-            ),
-            empty=extract_features(judge, background_only_videos(prompts, *shape)),
+            generated=extract_features(judge, generated, vae),
+            real=extract_features(judge, real_videos(dataset, prompts, num_frames, stride), vae),
+            empty=extract_features(judge, still, vae),
         )
-        reference = self.reference_features(drawn)
-        scores = score_videos(judge, dataset, videos, drawn.pools, reference, protocol)
-        made = [self.request(dataset, prompt).video_fps for prompt in prompts]
+        scores = score_videos(
+            judge,
+            videos,
+            self.pools(drawn),
+            self.reference_features(drawn, num_frames, stride),
+            self.protocol,
+        )
+        made = [request.video_fps for request in requests]
         real = [dataset.clips[prompt.index].fps for prompt in prompts]
         return SetResult(
             name=prompt_set.name,
@@ -223,6 +236,24 @@ class Evaluator:
             targets=prompt_set.targets,
             fps={"generated": rate_metadata(made), "real": rate_metadata(real)},
         )
+
+    def shape(self, prompt_set: PromptSet) -> tuple[int, int]:
+        """Return the count of frames of a set's videos, and the stride of real clips at their rate.
+
+        Raises:
+            UserError: If real clips have no frames where the interpolation puts some.
+        """
+        protocol = self.protocol
+        if "interpolation" not in prompt_set.stages:
+            return protocol.num_frames, protocol.stride
+        pace = self.pipeline.capabilities.num_inserted + 1
+        if protocol.stride % pace:
+            raise UserError(
+                f"The set {prompt_set.name!r} compares {pace} frames for each key frame with real "
+                f"clips, whose key frames are {protocol.stride} frames apart; take a stride that "
+                f"is a multiple of {pace}, or leave interpolation out of the set."
+            )
+        return (protocol.num_frames - 1) * pace + 1, protocol.stride // pace
 
     def draw(self, prompt_set: PromptSet) -> EvaluationSet:
         """Draw prompts, their pools and the reference clips of one set.
@@ -232,8 +263,7 @@ class Evaluator:
         """
         protocol = self.protocol
         dataset = ClipDataset(self.data, (prompt_set.split,))
-        prompts = sample_prompts(dataset, prompt_set.prompts, protocol.seed)
-        captions = [prompt.caption for prompt in prompts]
+        prompts = sample_prompts(dataset, prompt_set.prompts, protocol.seed, prompt_set.wording)
         whole = ClipDataset(self.data, ("train", "heldout"))
         asked = {dataset.clips[prompt.index].id for prompt in prompts}
         others = [
@@ -250,22 +280,35 @@ class Evaluator:
         return EvaluationSet(
             dataset=dataset,
             prompts=prompts,
-            pools=draw_pools(captions, protocol.pool_size, protocol.seed),
             whole=whole,
             reference=others[: protocol.reference_clips],
         )
 
-    def measure_generated(
-        self, dataset: ClipDataset, prompts: list[Prompt], name: str, progress: Progress
-    ) -> VideoFeatures:
-        """Generate or find the video of each prompt, and measure it."""
-        requests = [self.request(dataset, prompt) for prompt in prompts]
-        videos = generate_cached(
-            self.pipeline, requests, self.work, lambda done: progress(name, done, len(requests))
-        )
-        return extract_features(self.judge, videos)
+    def pools(self, drawn: EvaluationSet) -> CaptionPools:
+        """Return the captions that each prompt's own has to beat, drawn from all subjects.
 
-    def request(self, dataset: ClipDataset, prompt: Prompt) -> Request:
+        Raises:
+            UserError: If there are fewer subjects than a pool needs.
+        """
+        free, on_one_background = (
+            rival_captions(
+                drawn.whole,
+                self.subjects,
+                drawn.prompts,
+                self.protocol.pool_size,
+                self.protocol.seed,
+                on_one_background=is_one,
+            )
+            for is_one in (False, True)
+        )
+        return CaptionPools(free=free, on_one_background=on_one_background)
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        """The subjects of all clips."""
+        return Subjects(ClipDataset(self.data, ("train", "heldout")))
+
+    def request(self, dataset: ClipDataset, prompt: Prompt, prompt_set: PromptSet) -> Request:
         """Return the request for a prompt's video, at the pace of its real clip."""
         protocol = self.protocol
         settings = GenerationSettings(
@@ -275,17 +318,16 @@ class Evaluator:
             guidance_scale=protocol.guidance_scale,
             guidance_stop=protocol.guidance_stop,
             scheduler=protocol.scheduler,
-            stages=("keyframes",),
+            stages=prompt_set.stages,
         )
         # not the pipeline's own plan, which would hint at words each time that it is asked
         return self.pipeline.capabilities.build_requests(
-            [prompt.caption], [prompt.seed], settings, None
+            [prompt.text], [prompt.seed], settings, None
         )[0]
 
-    def reference_features(self, drawn: EvaluationSet) -> Features:
+    def reference_features(self, drawn: EvaluationSet, num_frames: int, stride: int) -> Features:
         """Return the judge's features of real clips of all splits, but for those of the prompts."""
-        protocol = self.protocol
-        videos = real_videos(drawn.whole, drawn.reference, protocol.num_frames, protocol.stride)
+        videos = real_videos(drawn.whole, drawn.reference, num_frames, stride)
         return np.concatenate(
             [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
         )
@@ -305,7 +347,7 @@ class Evaluator:
         return {
             "prompts": {
                 prompt_set.name: prompts_hash(
-                    [prompt.caption for prompt in self.draw(prompt_set).prompts]
+                    [prompt.text for prompt in self.draw(prompt_set).prompts]
                 )
                 for prompt_set in self.protocol.sets
             },

@@ -1,18 +1,26 @@
 """The prompts of an evaluation, drawn from clips, and the real videos that belong to them."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from magicvideo.data.backgrounds import COLOURS, parse_background
+from magicvideo.data.backgrounds import COLOURS, Background, parse_background
 from magicvideo.data.captions import canonical_caption
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import ClipRecord
 from magicvideo.errors import UserError
-from magicvideo.evaluation.judge.batches import tone_of
+from magicvideo.evaluation.metrics.text_alignment import draw_pools
+from magicvideo.evaluation.subjects import Subjects, tone_of
+
+Wording: TypeAlias = Literal["caption", "natural"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +29,31 @@ class Prompt:
 
     index: int
     """Number of the clip in the data set."""
+    subject: str
+    """What the clip shows."""
     background: str | None
     """Name of the plain colour; None where the clip brings its own background."""
     caption: str
+    """The canonical caption, which judges read."""
+    text: str
+    """What the model is asked for: the caption, or the same in natural wording."""
     tone: str
     seed: int
 
 
-def sample_prompts(dataset: ClipDataset, count: int, seed: int) -> list[Prompt]:
-    """Draw `count` different clips, each with a plain background, in canonical wording.
+def sample_prompts(
+    dataset: ClipDataset, count: int, seed: int, wording: Wording = "caption"
+) -> list[Prompt]:
+    """Draw `count` different clips, each with a plain background.
+
+    Args:
+        dataset: The clips.
+        count: How many.
+        seed: Of the draw.
+        wording: "natural" asks the model in wordings that no training saw.
 
     Raises:
-        UserError: If there are fewer clips.
+        UserError: If there are fewer clips, or no natural wordings of them.
     """
     if count > len(dataset):
         raise UserError(
@@ -43,16 +64,9 @@ def sample_prompts(dataset: ClipDataset, count: int, seed: int) -> list[Prompt]:
     chosen = rng.permutation(len(dataset))[:count].tolist()
     colours = rng.choice(list(COLOURS), size=count).tolist()
     return [
-        _prompt(dataset, index, colour, seed=place)
+        _prompt(dataset, index, colour, seed=place, wording=wording)
         for place, (index, colour) in enumerate(zip(chosen, colours, strict=True))
     ]
-
-
-def caption_for(dataset: ClipDataset, prompt: Prompt, background: str | None) -> str:
-    """Return the caption of a prompt's clip on another background."""
-    clip = dataset.clips[prompt.index]
-    named = parse_background(background) if background and clip.channels == 4 else None
-    return canonical_caption(clip, named)
 
 
 def real_videos(
@@ -87,18 +101,115 @@ def to_uint8(video: Float[Tensor, "f 3 h w"]) -> UInt8[Tensor, "f h w 3"]:
 
 
 def from_uint8(pixels: UInt8[Tensor, "f h w 3"]) -> Float[Tensor, "f 3 h w"]:
-    """Return pixels in [-1, 1]; the inverse of `to_bytes` on what it returns."""
+    """Return pixels in [-1, 1]; the inverse of `to_uint8` on what it returns."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _prompt(dataset: ClipDataset, index: int, colour: str, seed: int) -> Prompt:
+def rival_captions(
+    dataset: ClipDataset,
+    subjects: Subjects,
+    prompts: list[Prompt],
+    pool_size: int,
+    seed: int,
+    *,
+    on_one_background: bool,
+) -> list[list[str]]:
+    """Return for each prompt its caption and those of other subjects, drawn from all of them.
+
+    Args:
+        dataset: The clips that subjects are numbered by.
+        subjects: Of the data set. Those that look alike are not drawn against each other.
+        prompts: Of which the captions are.
+        pool_size: Captions in a pool, the own one included.
+        seed: Of the draw.
+        on_one_background: All captions of a pool name the prompt's own background and, where the
+            subject comes in it, the prompt's skin tone, so that neither tells anything.
+
+    Raises:
+        UserError: If there are too few subjects.
+    """
+    number = {name: place for place, name in enumerate(subjects.names)}
+    own = [number[prompt.subject] for prompt in prompts]
+    pools = draw_pools(own, subjects.alike.numpy(), pool_size, seed)
+    found = []
+    for place, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
+        rng = np.random.default_rng([seed, place, 1])
+        captions = [prompt.caption]
+        for subject in pool[1:]:
+            clips = [dataset.clips[index] for index in subjects.clips[subject]]
+            same_tone = [clip for clip in clips if tone_of(clip) == prompt.tone]
+            background = str(rng.choice(list(COLOURS)))
+            clip = clips[rng.integers(len(clips))]
+            if on_one_background:
+                background = prompt.background or background
+                clip = same_tone[0] if same_tone else clips[0]
+            captions.append(canonical_caption(clip, _ground(clip, background)))
+        found.append(captions)
+    return found
+
+
+def heldout_wording(
+    clip: ClipRecord, background: Background | None, rng: np.random.Generator
+) -> str:
+    """Return a clip's caption in words that people use and that training never saw.
+
+    Raises:
+        UserError: If there are no such words for the clip.
+    """
+    phrases, words = _natural_language()
+    attributes = clip.attributes
+    if attributes is None or attributes.activity not in phrases:
+        raise UserError(
+            f"There is no natural wording of {clip.subject!r}; sets with natural wording need the "
+            "emoji data."
+        )
+    choices = phrases[attributes.activity]
+    phrase = choices[rng.integers(len(choices))]
+    gender = attributes.gender or "person"
+    for slot in ("who", "people", "gender"):
+        spoken = [word for word in words[slot][gender] if word not in words["who_without_article"]]
+        phrase = phrase.replace(f"{{{slot}}}", spoken[rng.integers(len(spoken))])
+    parts = [" ".join(phrase.split())]
+    if attributes.skin_tone:
+        tones = words["tone_after"][attributes.skin_tone]
+        parts.append(tones[rng.integers(len(tones))])
+    if background:
+        forms = words["plain_background"]["heldout"]
+        form = forms[rng.integers(len(forms))]
+        article = "an" if background.name[0] in "aeiou" else "a"
+        parts.append(form.format(colour=background.name, a_colour=f"{article} {background.name}"))
+    return "".join(parts)
+
+
+@lru_cache(maxsize=1)
+def _natural_language() -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Return the held-out phrases of each activity, and the words that fill their slots."""
+    sources = files("magicvideo.data.sources")
+    lines = (sources / "fluent_emoji_phrases.jsonl").read_text(encoding="utf-8").splitlines()
+    phrases = {entry["activity"]: entry["heldout"] for entry in map(json.loads, lines)}
+    words = json.loads((sources / "fluent_emoji_words.json").read_text(encoding="utf-8"))
+    return phrases, words
+
+
+def _ground(clip: ClipRecord, background: str | None) -> Background | None:
+    return parse_background(background) if background and clip.channels == 4 else None
+
+
+def _prompt(
+    dataset: ClipDataset, index: int, colour: str, *, seed: int, wording: Wording
+) -> Prompt:
     clip = dataset.clips[index]
-    background = colour if clip.channels == 4 else None
-    named = parse_background(background) if background else None
+    background = _ground(clip, colour)
+    caption = canonical_caption(clip, background)
+    text = caption
+    if wording == "natural":
+        text = heldout_wording(clip, background, np.random.default_rng([seed, index]))
     return Prompt(
         index=index,
-        background=background,
-        caption=canonical_caption(clip, named),
+        subject=clip.subject,
+        background=colour if background else None,
+        caption=caption,
+        text=text,
         tone=tone_of(clip),
         seed=seed,
     )

@@ -12,6 +12,7 @@ from magicvideo.diffusion.sampling import SamplerName
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import KIND, Benchmark
 from magicvideo.evaluation.metrics.distribution import Divisor
+from magicvideo.evaluation.prompt_sets import Wording
 from magicvideo.evaluation.results_page import NAME
 
 ScoreName: TypeAlias = Literal[
@@ -24,6 +25,8 @@ ScoreName: TypeAlias = Literal[
     "background_colour",
     "skin_tone",
     "temporal_change",
+    "temporal_power_low",
+    "temporal_power_high",
     "flicker",
     "frechet",
     "psnr",
@@ -47,11 +50,20 @@ class TargetRange(_Settings):
 
 
 class PromptSet(_Settings):
-    """Captions of clips that are drawn from one split, each on a plain background."""
+    """Captions of clips that are drawn from one split, each on a plain background.
+
+    Attributes:
+        wording: What the model is asked for: captions, or the same in natural wording that training
+            never saw. The judge reads captions in either case.
+        stages: What makes the videos. With "interpolation", all frames are compared with those of
+            real clips at their full rate.
+    """
 
     name: str
     split: Split
     prompts: PositiveInt
+    wording: Wording = "caption"
+    stages: tuple[Literal["keyframes", "interpolation"], ...] = ("keyframes",)
     targets: Mapping[ScoreName, TargetRange] = {}
 
 

@@ -167,6 +167,8 @@ def _label(name: ScoreName, protocol: Protocol) -> str:
         "background_colour": "background colour, exact",
         "skin_tone": "skin tone",
         "temporal_change": "temporal change, times the real clips'",
+        "temporal_power_low": "power of slow motion, times the real clips'",
+        "temporal_power_high": "power of fast change, times the real clips'",
         "flicker": "flicker of the corners, times the real clips'",
         "frechet": "Frechet distance",
         "psnr": "PSNR in dB",

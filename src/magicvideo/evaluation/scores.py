@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from magicvideo.data.dataset import ClipDataset
 from magicvideo.evaluation.confidence_intervals import (
     Estimate,
     Statistic,
@@ -17,7 +16,6 @@ from magicvideo.evaluation.confidence_intervals import (
     proportion,
     ratio_of_means,
 )
-from magicvideo.evaluation.judge.batches import DEFAULT_TONE
 from magicvideo.evaluation.judge.network import Judge
 from magicvideo.evaluation.metrics.attributes import background_colour
 from magicvideo.evaluation.metrics.distribution import (
@@ -26,10 +24,17 @@ from magicvideo.evaluation.metrics.distribution import (
     fit_gaussian,
     frechet_distance,
 )
-from magicvideo.evaluation.metrics.motion import corner_mask, flicker, temporal_change
+from magicvideo.evaluation.metrics.motion import (
+    corner_mask,
+    flicker,
+    temporal_change,
+    temporal_power,
+)
 from magicvideo.evaluation.metrics.text_alignment import true_ranks
-from magicvideo.evaluation.prompt_sets import Prompt, caption_for
+from magicvideo.evaluation.prompt_sets import Prompt
 from magicvideo.evaluation.protocol import Protocol, ScoreName
+from magicvideo.evaluation.subjects import DEFAULT_TONE
+from magicvideo.models.autoencoder import Autoencoder, encode_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +47,17 @@ class VideoFeatures:
     colours: list[str]
     change: Float[np.ndarray, " n"]
     flicker: Float[np.ndarray, " n"]
+    power: Float[np.ndarray, "n frequencies"]
+    """Of the latents, by temporal frequency; no column where no autoencoder was given."""
 
 
-def extract_features(judge: Judge, videos: Iterable[Float[Tensor, "f 3 h w"]]) -> VideoFeatures:
+def extract_features(
+    judge: Judge,
+    videos: Iterable[Float[Tensor, "f 3 h w"]],
+    autoencoder: Autoencoder | None = None,
+) -> VideoFeatures:
     """Read everything off each video, one at a time, so that memory does not grow with them."""
-    features, tones, colours, changes, flickers = [], [], [], [], []
+    features, tones, colours, changes, flickers, powers = [], [], [], [], [], []
     for video in videos:
         frames = video[None]
         features.append(judge.embed_videos(frames).double().numpy())
@@ -54,12 +65,17 @@ def extract_features(judge: Judge, videos: Iterable[Float[Tensor, "f 3 h w"]]) -
         colours.append(background_colour(video))
         changes.append(temporal_change(frames).item())
         flickers.append(flicker(frames, corner_mask(*video.shape[-2:])).item())
+        powers.append(np.zeros(0))
+        if autoencoder is not None:
+            latents = encode_frames(autoencoder, frames.to(autoencoder.device))[0]
+            powers[-1] = temporal_power(latents).cpu().numpy()
     return VideoFeatures(
         features=np.concatenate(features),
         tones=tones,
         colours=colours,
         change=np.array(changes),
         flicker=np.array(flickers),
+        power=np.stack(powers),
     )
 
 
@@ -71,6 +87,7 @@ Ranking: TypeAlias = Callable[[VideoFeatures, int], Ranks]
 """At which place of its pool each video's caption stands, the prompts shifted by a count."""
 
 _FEW = 5
+_BAND = 3  # temporal frequencies
 _ALONE: tuple[ScoreName, ...] = ("caption_first", "caption_first_five", "caption_median_rank")
 _ON_ONE_BACKGROUND: tuple[ScoreName, ...] = (
     "caption_first_same_background",
@@ -105,6 +122,19 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionPools:
+    """For each prompt its caption, the first, and captions of other subjects.
+
+    Attributes:
+        free: On any background and in any skin tone.
+        on_one_background: On the prompt's own background and in its tone, which then tell nothing.
+    """
+
+    free: list[list[str]]
+    on_one_background: list[list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureSets:
     """Generated videos, and the real and the empty ones of the same prompts in the same order."""
 
@@ -117,9 +147,8 @@ class FeatureSets:
 
 def score_videos(
     judge: Judge,
-    dataset: ClipDataset,
     videos: FeatureSets,
-    pools: Int[np.ndarray, "n pool"],
+    pools: CaptionPools,
     reference: Features,
     protocol: Protocol,
 ) -> list[Score]:
@@ -128,13 +157,12 @@ def score_videos(
     Colours need clips with transparency and tones need clips with named tones; motion is measured
     against real motion. A score that has nothing to be measured on is left out.
     """
-    prompts = videos.prompts
+    prompts, size = videos.prompts, len(pools.free[0])
     features = f"{judge.name}, {reference.shape[1]} features"
-    alone = ranks(judge, prompts, pools)
-    on_one_background = ranks_on_one_background(judge, dataset, prompts, pools)
+    free, one_background = ranks(judge, pools.free), ranks(judge, pools.on_one_background)
     scores = [
-        *caption_scores(_ALONE, features, alone, pools.shape[1], videos),
-        *caption_scores(_ON_ONE_BACKGROUND, features, on_one_background, pools.shape[1], videos),
+        *caption_scores(_ALONE, features, free, size, videos),
+        *caption_scores(_ON_ONE_BACKGROUND, features, one_background, size, videos),
     ]
     if any(prompt.background for prompt in prompts):
         scores.append(
@@ -145,6 +173,7 @@ def score_videos(
         scores.append(accuracy_score("skin_tone", network, tone_matches(prompts), videos))
     if videos.real.change.any():
         scores.append(ratio_score("temporal_change", lambda m: m.change, videos))
+    scores += power_scores(videos)
     if videos.real.flicker.any():
         scores.append(ratio_score("flicker", lambda m: m.flicker, videos))
     scores.append(distance_score(features, videos, reference, protocol))
@@ -208,6 +237,26 @@ def ratio_score(
     )
 
 
+def power_scores(videos: FeatureSets) -> list[Score]:
+    """Score the power of the lowest and of the highest three temporal frequencies of the latents.
+
+    Each is the mean over three frequencies of the power as a multiple of the real clips' at that
+    frequency. Slow motion is what people see as motion; fast change is what they see as flicker.
+    There are no such scores where clips have fewer than six frequencies, or stand still.
+    """
+    real = videos.real.power.mean(axis=0)
+    if len(real) < 2 * _BAND or not real.all():
+        return []
+    bands: tuple[tuple[ScoreName, slice], ...] = (
+        ("temporal_power_low", slice(0, _BAND)),
+        ("temporal_power_high", slice(-_BAND, None)),
+    )
+    return [
+        ratio_score(name, lambda m, band=band: (m.power / real)[:, band].mean(axis=1), videos)
+        for name, band in bands
+    ]
+
+
 def distance_score(
     network: str, videos: FeatureSets, reference: Features, protocol: Protocol
 ) -> Score:
@@ -248,28 +297,16 @@ def top_k(ranking: Ranking, places: int) -> Test:
     return lambda measured, shift: np.less_equal(ranking(measured, shift), places)
 
 
-def ranks(judge: Judge, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]) -> Ranking:
-    """Return the ranking of captions as they are, backgrounds included."""
-    captions = judge.embed_captions([prompt.caption for prompt in prompts]).double().numpy()
-    return lambda measured, shift: _shifted_ranks(measured.features @ captions.T, pools, shift)
-
-
-def ranks_on_one_background(
-    judge: Judge, dataset: ClipDataset, prompts: list[Prompt], pools: Int[np.ndarray, "n pool"]
-) -> Ranking:
-    """Return the harder ranking: all captions of a pool name the video's own background.
-
-    The colour then tells nothing, so this is about the figure and what it does.
-    """
-    features = {}
-    for background in {prompt.background for prompt in prompts}:
-        captions = [caption_for(dataset, prompt, background) for prompt in prompts]
-        features[background] = judge.embed_captions(captions).double().numpy()
+def ranks(judge: Judge, pools: list[list[str]]) -> Ranking:
+    """Return the ranking of each video's own caption, the first of its pool, in its pool."""
+    captions = list(dict.fromkeys(caption for pool in pools for caption in pool))
+    number = {caption: place for place, caption in enumerate(captions)}
+    places = np.array([[number[caption] for caption in pool] for pool in pools])
+    features = judge.embed_captions(captions).double().numpy()
 
     def ranking(measured: VideoFeatures, shift: int) -> Ranks:
-        pairs = zip(prompts, measured.features, strict=True)
-        similarity = np.stack([features[prompt.background] @ seen for prompt, seen in pairs])
-        return _shifted_ranks(similarity, pools, shift)
+        similarity = measured.features @ features.T
+        return true_ranks(np.take_along_axis(similarity, np.roll(places, -shift, axis=0), axis=1))
 
     return ranking
 
@@ -283,13 +320,6 @@ def tone_matches(prompts: list[Prompt]) -> Test:
     """Return the test: the tone that the judge reads is the one that the caption names."""
     named = [None if prompt.tone == DEFAULT_TONE else prompt.tone for prompt in prompts]
     return _names_match(named, lambda m: m.tones)
-
-
-def _shifted_ranks(
-    similarity: Float[np.ndarray, "n m"], pools: Int[np.ndarray, "n pool"], shift: int
-) -> Ranks:
-    pools = np.roll(pools, -shift, axis=0)
-    return true_ranks(np.take_along_axis(similarity, pools, axis=1))
 
 
 def _names_match(wanted: list[str | None], read: Callable[[VideoFeatures], list[str]]) -> Test:

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from magicvideo.evaluation.metrics.motion import corner_mask, flicker, static_mask, temporal_change
+from magicvideo.evaluation.metrics.motion import (
+    corner_mask,
+    flicker,
+    static_mask,
+    temporal_change,
+    temporal_power,
+)
 
 B, FRAMES, HEIGHT, WIDTH = 2, 41, 48, 64
 
@@ -48,3 +54,21 @@ def test_a_region_is_static_where_no_frame_and_no_colour_differs():
     static = static_mask(video)
     assert static.shape == (5, 7)
     assert static.logical_not().nonzero().tolist() == [[0, 1], [3, 6]]
+
+
+@pytest.mark.parametrize("frames", [16, 15])
+def test_power_is_the_variance_over_time_split_by_frequency(frames):
+    latents = torch.randn(frames, 5, 6, 7, generator=torch.Generator().manual_seed(1)) + 3
+    power = temporal_power(latents)
+    assert power.shape == (frames // 2,)
+    variance = latents.double().var(dim=0, correction=0).mean()
+    assert power.sum().item() == pytest.approx(variance.item())
+
+
+def test_a_wave_has_its_power_at_its_own_frequency():
+    time = torch.arange(16) / 16
+    wave = 2 * torch.cos(2 * math.pi * 3 * time)
+    power = temporal_power(wave[:, None, None, None].expand(16, 2, 4, 5))
+    expected = [0, 0, 2.0, 0, 0, 0, 0, 0]
+    assert power.tolist() == pytest.approx(expected, abs=1e-6)
+    assert temporal_power(torch.ones(16, 2, 4, 5)).sum() == 0

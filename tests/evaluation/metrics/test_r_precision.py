@@ -4,28 +4,33 @@ import pytest
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.text_alignment import draw_pools, true_ranks
 
-CAPTIONS = [f"caption {number}" for number in range(23)]
+SAME = np.eye(23, dtype=bool)
 
 
-def test_a_pool_holds_its_own_caption_first_and_no_other_twice():
-    captions = [*CAPTIONS, *CAPTIONS[:5]]  # some prompts are asked twice
-    pools = draw_pools(captions, pool_size=11, seed=0)
-    assert pools.shape == (28, 11)
-    for own, pool in enumerate(pools):
-        assert pool[0] == own
-        assert len({captions[place] for place in pool}) == 11
+def test_a_pool_holds_its_own_number_first_and_none_like_it():
+    alike = np.arange(23)[:, None] // 3 == np.arange(23) // 3  # always three are alike
+    own = [*range(23), 4, 4]
+    pools = draw_pools(own, alike, pool_size=11, seed=0)
+    assert pools.shape == (25, 11)
+    assert pools[:, 0].tolist() == own
+    for pool in pools:
+        assert len(set(pool.tolist())) == 11
+        assert not alike[pool[0], pool[1:]].any()
+    assert pools[23].tolist() != pools[24].tolist()  # the row is drawn, not the number
 
 
-def test_pools_are_drawn_from_all_captions_and_differ():
-    pools = draw_pools(CAPTIONS, pool_size=9, seed=0)
+def test_pools_are_drawn_from_all_numbers_and_differ():
+    pools = draw_pools(range(23), SAME, pool_size=9, seed=0)
     assert set(pools[:, 1:].flat) == set(range(23))
-    assert (draw_pools(CAPTIONS, pool_size=9, seed=0) == pools).all()
-    assert (draw_pools(CAPTIONS, pool_size=9, seed=1) != pools).any()
+    assert (draw_pools(range(23), SAME, pool_size=9, seed=0) == pools).all()
+    assert (draw_pools(range(23), SAME, pool_size=9, seed=1) != pools).any()
 
 
 def test_too_large_a_pool_is_refused():
-    with pytest.raises(UserError, match=r"pool of 24 captions needs as many .* but there are 23"):
-        draw_pools([*CAPTIONS, CAPTIONS[0]], pool_size=24, seed=0)
+    alike = SAME.copy()
+    alike[0, 1] = alike[1, 0] = True
+    with pytest.raises(UserError, match=r"pool of 23 captions needs as many .* but there are 22"):
+        draw_pools(range(23), alike, pool_size=23, seed=0)
 
 
 def test_ranks_count_what_is_better_and_ties():

@@ -29,6 +29,22 @@ def flicker(frames: Frames, region: Bool[Tensor, "h w"]) -> Float[Tensor, " b"]:
     return frames[..., region].double().diff(dim=1).abs().mean(dim=(1, 2, 3))
 
 
+def temporal_power(latents: Float[Tensor, "f c h w"]) -> Float[Tensor, " frequencies"]:
+    """Return the power of a clip at each temporal frequency but zero, in float64.
+
+    Entry k - 1 belongs to k periods in the length of the clip, from slow motion to flicker. The sum
+    over all entries is the mean variance of a value over time (Parseval).
+    """
+    frames = latents.shape[0]
+    spectrum = torch.fft.rfft(latents.double(), dim=0)[1:] / frames
+    power = spectrum.abs().square().mean(dim=(1, 2, 3))
+    # a real signal has each frequency twice, as k and -k, but for the highest of an even count
+    weights = torch.full_like(power, 2.0)
+    if frames % 2 == 0:
+        weights[-1] = 1.0
+    return power * weights
+
+
 def static_mask(video: Float[Tensor, "f rgb h w"]) -> Bool[Tensor, "h w"]:
     """Mark the pixels that have the same colour in all frames, to the last bit."""
     return (video == video[:1]).all(dim=1).all(dim=0)

@@ -1,36 +1,41 @@
 """How well videos match captions: R-precision in pools of captions, and CLIPSIM.
 
-A pool is a row of caption indices, the own one first. R-precision is the measure of AttnGAN and
+A pool is a row of captions, the own one first. R-precision is the measure of AttnGAN and
 HumanML3D.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from magicvideo.errors import UserError
 
 
-def draw_pools(captions: list[str], pool_size: int, seed: int) -> Int[np.ndarray, "n pool"]:
-    """Draw for every caption a pool of different captions, its own in the first column.
+def draw_pools(
+    own: Sequence[int], alike: Bool[np.ndarray, "n n"], pool_size: int, seed: int
+) -> Int[np.ndarray, "m pool"]:
+    """Draw for each number a pool of numbers, the own one in the first column.
 
-    A caption whose wording equals the own one is never drawn against it.
+    Args:
+        own: The number of each row.
+        alike: Which numbers cannot be told apart; these are never drawn against each other's own.
+        pool_size: Numbers in a pool.
+        seed: Of the draw; each row is drawn apart.
 
     Raises:
-        UserError: If there are fewer different captions than `pool_size`.
+        UserError: If fewer different numbers are left than a pool needs.
     """
-    texts = np.array(captions)
-    different = len(set(captions))
-    if different < pool_size:
-        raise UserError(
-            f"A pool of {pool_size} captions needs as many different ones, but there are "
-            f"{different}; ask for a smaller pool or more prompts."
-        )
-    pools = np.empty((len(captions), pool_size), dtype=np.int64)
-    for own, caption in enumerate(captions):
-        order = np.random.default_rng([seed, own]).permutation(len(captions))
-        others = order[texts[order] != caption]
-        _, first = np.unique(texts[others], return_index=True)
-        pools[own] = [own, *others[np.sort(first)][: pool_size - 1]]
+    pools = np.empty((len(own), pool_size), dtype=np.int64)
+    for row, number in enumerate(own):
+        order = np.random.default_rng([seed, row]).permutation(len(alike))
+        others = order[~alike[number, order] & (order != number)]
+        if len(others) < pool_size - 1:
+            raise UserError(
+                f"A pool of {pool_size} captions needs as many different ones, but there are "
+                f"{len(others) + 1}; ask for a smaller pool or prepare more data."
+            )
+        pools[row] = [number, *others[: pool_size - 1]]
     return pools
 
 
