@@ -22,11 +22,15 @@ def test_a_protocol_survives_being_written(values, tmp_path):
 
 def test_the_shipped_protocol_holds_the_targets_of_this_project():
     protocol = read_protocol("emoji-heldout")
-    train, heldout = protocol.sets
-    assert (train.split, heldout.split) == ("train", "heldout")
-    assert train.targets["caption_first"] == TargetRange(at_least=0.6)
-    assert heldout.targets["caption_first"] == TargetRange(at_least=0.4)
-    assert heldout.targets["skin_tone"] == TargetRange(at_least=0.7)
+    train, heldout, natural, finished = protocol.sets
+    assert [found.split for found in protocol.sets] == ["train", "heldout", "train", "heldout"]
+    assert train.targets["caption_first_same_background"] == TargetRange(at_least=0.7)
+    assert heldout.targets["caption_first_same_background"] == TargetRange(at_least=0.7)
+    assert heldout.targets["skin_tone"] == TargetRange(at_least=0.92)
+    assert heldout.targets["temporal_power_low"] == TargetRange(at_least=0.7, at_most=1.4)
+    assert (natural.wording, natural.prompts) == ("natural", train.prompts)
+    assert finished.stages == ("keyframes", "interpolation")
+    assert finished.targets["temporal_change"] == TargetRange(at_least=0.8, at_most=1.2)
     assert protocol.autoencoder.targets["psnr"] == TargetRange(at_least=30)
     assert protocol.pool_size == 100
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import Split
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.features import EXTRAPOLATION, SEEDS, rate_metadata
 from magicvideo.evaluation.benchmark.prompts import prompts_hash
@@ -110,6 +111,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being made, the count done and the count in all."""
 
 _REFERENCE_SEED = 1  # apart from the seed of the prompts' own draw
+_ALL: tuple[Split, ...] = ("train", "validation", "heldout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +264,9 @@ class Evaluator:
             UserError: If there are too few clips or captions.
         """
         protocol = self.protocol
-        dataset = ClipDataset(self.data, (prompt_set.split,))
+        dataset = ClipDataset(self.data, (prompt_set.split,), captioned=True)
         prompts = sample_prompts(dataset, prompt_set.prompts, protocol.seed, prompt_set.wording)
-        whole = ClipDataset(self.data, ("train", "heldout"))
+        whole = ClipDataset(self.data, _ALL, captioned=True)
         asked = {dataset.clips[prompt.index].id for prompt in prompts}
         others = [
             prompt
@@ -306,7 +308,7 @@ class Evaluator:
     @cached_property
     def subjects(self) -> Subjects:
         """The subjects of all clips."""
-        return Subjects(ClipDataset(self.data, ("train", "heldout")))
+        return Subjects(ClipDataset(self.data, _ALL, captioned=True))
 
     def request(self, dataset: ClipDataset, prompt: Prompt, prompt_set: PromptSet) -> Request:
         """Return the request for a prompt's video, at the pace of its real clip."""
@@ -328,9 +330,8 @@ class Evaluator:
     def reference_features(self, drawn: EvaluationSet, num_frames: int, stride: int) -> Features:
         """Return the judge's features of real clips of all splits, but for those of the prompts."""
         videos = real_videos(drawn.whole, drawn.reference, num_frames, stride)
-        return np.concatenate(
-            [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
-        )
+        found = [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
+        return np.concatenate(found) if found else np.zeros((0, self.judge.config.feature_width))
 
     def score_autoencoder(self, wanted: AutoencoderSet) -> SetResult:
         """Score the model's autoencoder alone."""

@@ -87,8 +87,10 @@ class Protocol(_Settings):
     num_inference_steps: PositiveInt
     guidance_scale: PositiveFloat
     guidance_stop: float = Field(default=1.0, ge=0, le=1)
-    pool_size: int = Field(ge=2)
-    reference_clips: int = Field(ge=2)
+    pool_size: int = Field(ge=1)
+    """Captions among which the own one is to rank first; 1 leaves these scores out."""
+    reference_clips: int = Field(ge=0)
+    """Real clips that the Frechet distance is measured from; fewer than 2 leave it out."""
     covariance_divisor: Divisor
     resamples: int = Field(default=100, ge=2)
     extrapolate: bool = False

@@ -72,6 +72,18 @@ def as_markdown(result: EvaluationResult, command: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def score_cells(score: Score, protocol: Protocol) -> tuple[str, str, str, str, str]:
+    """Return a score as text: measure, count, value and interval, real clips' value, and chance."""
+    name, measured = score.name, score.measured
+    return (
+        _label(name, protocol),
+        str(measured.count),
+        f"{_number(measured.value, name)}{_interval(measured, name)}",
+        _number(score.real.value, name),
+        _number(score.chance.value, name),
+    )
+
+
 def sweep_as_markdown(results: Sequence[EvaluationResult], title: str, command: str) -> str:
     """Return results that differ in steps and guidance alone as one section, their rows by turns.
 

@@ -158,12 +158,12 @@ def score_videos(
     against real motion. A score that has nothing to be measured on is left out.
     """
     prompts, size = videos.prompts, len(pools.free[0])
-    features = f"{judge.name}, {reference.shape[1]} features"
-    free, one_background = ranks(judge, pools.free), ranks(judge, pools.on_one_background)
-    scores = [
-        *caption_scores(_ALONE, features, free, size, videos),
-        *caption_scores(_ON_ONE_BACKGROUND, features, one_background, size, videos),
-    ]
+    features = f"{judge.name}, {videos.real.features.shape[1]} features"
+    scores: list[Score] = []
+    if size > 1:
+        free, one_background = ranks(judge, pools.free), ranks(judge, pools.on_one_background)
+        scores += caption_scores(_ALONE, features, free, size, videos)
+        scores += caption_scores(_ON_ONE_BACKGROUND, features, one_background, size, videos)
     if any(prompt.background for prompt in prompts):
         scores.append(
             accuracy_score("background_colour", "none", background_matches(prompts), videos)
@@ -176,7 +176,8 @@ def score_videos(
     scores += power_scores(videos)
     if videos.real.flicker.any():
         scores.append(ratio_score("flicker", lambda m: m.flicker, videos))
-    scores.append(distance_score(features, videos, reference, protocol))
+    if len(reference) > 1:
+        scores.append(distance_score(features, videos, reference, protocol))
     return scores
 
 
