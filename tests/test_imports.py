@@ -30,7 +30,8 @@ ALLOWED = {
     "pipelines": BASE | {"media"} | NETWORKS,
     "convert": BASE | {"pipelines"} | NETWORKS,
     "training": BASE | {"data"} | NETWORKS,
-    "evaluation": BASE | {"data", "media", "pipelines"} | NETWORKS,
+    # training: the judge is trained with its optimizer
+    "evaluation": BASE | {"data", "media", "pipelines", "training"} | NETWORKS,
     "studio": BASE | {"data", "media", "pipelines"} | NETWORKS,
     "cli": BASE
     | {"convert", "data", "evaluation", "media", "pipelines", "studio", "training"}

@@ -9,8 +9,7 @@ import torch
 from magicvideo.atomic_io import sha256
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import Attributes, ClipRecord, DatasetInfo, write_info, write_manifest
-from magicvideo.evaluation.judge.checkpoint import save_judge
-from magicvideo.evaluation.judge.network import Judge
+from magicvideo.evaluation.judge.network import Judge, save_judge
 from magicvideo.evaluation.judge.training import judge_config
 
 SIZE, FRAMES, FPS = 24, 13, 24.0

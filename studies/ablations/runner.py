@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magicvideo.atomic_io import hash_folder
-from magicvideo.evaluation.judge.checkpoint import load_judge
+from magicvideo.evaluation.judge.network import load_judge
 from studies.ablations.experiment_runs import AblationRun, locked, train_run
 from studies.ablations.page import write_page
 from studies.ablations.scoring import Progress, read_scores, score_run

@@ -49,7 +49,7 @@ def ablations(
     check_target(output)
     import torch
 
-    from magicvideo.evaluation.judge.checkpoint import SHIPPED
+    from magicvideo.evaluation.judge.network import SHIPPED
     from magicvideo.training.trainer import Interrupted
     from studies.ablations.experiment_runs import expand_runs, select_part
     from studies.ablations.plots import require_matplotlib

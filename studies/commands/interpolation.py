@@ -64,7 +64,7 @@ def interpolation(
     """
     prepare_section(output, _SECTION)
     from magicvideo.atomic_io import hash_folder
-    from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+    from magicvideo.evaluation.judge.network import SHIPPED, load_judge
     from magicvideo.evaluation.provenance import provenance
     from magicvideo.evaluation.results_page import provenance_table
     from studies.interpolation.evaluation import InterpolationEvaluation

@@ -12,7 +12,7 @@ from filelock import FileLock
 from tiny_model import FRAMES, make_tiny_pipeline
 
 from magicvideo.cli import run
-from magicvideo.evaluation.judge.checkpoint import load_judge
+from magicvideo.evaluation.judge.network import load_judge
 from magicvideo.evaluation.protocol import read_protocol
 
 

@@ -5,7 +5,7 @@ import torch
 
 from magicvideo.atomic_io import verify_checksums, write_checksums
 from magicvideo.errors import UserError
-from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+from magicvideo.evaluation.judge.network import SHIPPED, load_judge
 
 
 def test_a_judge_comes_back_as_it_was_to_half_precision(judge, judge_folder):

@@ -1,6 +1,6 @@
 import pytest
 
-from magicvideo.evaluation.judge.tokenizer import UNKNOWN, WordTokenizer, count_words, split_words
+from magicvideo.evaluation.judge.network import UNKNOWN, WordTokenizer, count_words, split_words
 
 
 def test_hyphens_join_and_commas_part():

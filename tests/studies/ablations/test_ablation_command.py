@@ -7,8 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.evaluation.judge.checkpoint import save_judge
-from magicvideo.evaluation.judge.network import Judge
+from magicvideo.evaluation.judge.network import Judge, save_judge
 from magicvideo.evaluation.judge.training import judge_config
 from studies.__main__ import run
 

@@ -20,8 +20,8 @@ def judge(
 ) -> None:
     """Train an independent judge: a matcher of videos and captions. Never train a model with it.
 
-    It learns from all clips, held-out ones included. A stopped run goes on with the same command
-    from its state of the last minute, which lies beside OUT until the judge is done.
+    It learns from all clips, held-out ones included. A stopped run continues with the same command
+    from its state of the last two minutes, which lies beside OUT until the judge is done.
 
     Example:
       magicvideo evaluate judge data/emoji64 runs/judge
@@ -33,7 +33,7 @@ def judge(
     import shutil
 
     from magicvideo.data.dataset import ClipDataset
-    from magicvideo.evaluation.judge.checkpoint import load_judge, save_judge
+    from magicvideo.evaluation.judge.network import load_judge, save_judge
     from magicvideo.evaluation.judge.self_test import check_judge, scores_as_json
     from magicvideo.evaluation.judge.training import JudgeTraining, train_judge
 
@@ -41,7 +41,7 @@ def judge(
     settings = JudgeTraining.model_validate(
         {name: value for name, value in chosen.items() if value is not None}
     )
-    dataset = ClipDataset(data, ("train", "heldout"))
+    dataset = ClipDataset(data, ("train", "validation", "heldout"), captioned=True)
     state = out.with_name(f"{out.name}-training")
     report = _report(settings.steps)
     trained = train_judge(dataset, settings, state, report)
@@ -49,9 +49,8 @@ def judge(
     save_judge(trained, scores_as_json(scores), out)
     shutil.rmtree(state, ignore_errors=True)
     load_judge(out)
-    for split, found in scores.items():
-        for name, score in found.items():
-            typer.echo(f"real clips, {split}: {name} {100 * score.value:.1f} % (n={score.count})")
+    for name, score in scores.items():
+        typer.echo(f"real clips: {name} {100 * score.value:.1f} % (n={score.count})")
     typer.echo(out)
 
 

@@ -58,7 +58,7 @@ def own(
     check_writable_folder(folder)
     from magicvideo.atomic_io import atomic_file
     from magicvideo.evaluation.evaluator import Evaluator, evaluate
-    from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+    from magicvideo.evaluation.judge.network import SHIPPED, load_judge
     from magicvideo.evaluation.own import NAME, own_protocol
     from magicvideo.evaluation.report import as_json, as_markdown
     from magicvideo.evaluation.results_page import write_section

@@ -173,7 +173,7 @@ def run_prompt_sets(protocol: "Protocol", task: EvaluationJob) -> None:
         UserError: If the model or the data cannot give what the protocol asks for.
     """
     from magicvideo.evaluation.evaluator import Evaluator
-    from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+    from magicvideo.evaluation.judge.network import SHIPPED, load_judge
 
     judge_folder = task.judge or SHIPPED
     pipeline, judge = load(task.model), load_judge(judge_folder)
@@ -310,7 +310,7 @@ def _written(
 ) -> Written:
     from magicvideo.atomic_io import hash_folder
     from magicvideo.evaluation.benchmark.report import as_json, as_markdown, network_identities
-    from magicvideo.evaluation.judge.checkpoint import SHIPPED
+    from magicvideo.evaluation.judge.network import SHIPPED
     from magicvideo.evaluation.provenance import provenance
 
     hashes = network_identities(networks, hash_folder(task.judge or SHIPPED))
@@ -323,7 +323,7 @@ def _networks(
     judge: Path | None, options: BenchmarkOptions, device: "torch.device"
 ) -> "FeatureNetworks":
     from magicvideo.evaluation.benchmark.features import FeatureNetworks
-    from magicvideo.evaluation.judge.checkpoint import SHIPPED, load_judge
+    from magicvideo.evaluation.judge.network import SHIPPED, load_judge
     from magicvideo.evaluation.networks.clip import CLIPEncoder
     from magicvideo.evaluation.networks.extractors import I3D, Inception, locate_file, locate_folder
 

@@ -1,21 +1,67 @@
-"""The judge's networks: frames and words to unit features that agree where a caption is true.
+"""The judge: its networks, its tokenizer and its folder on the disk.
 
-It shares nothing with the generator: words instead of byte pairs, convolutions instead of patches,
-whole clips instead of frames.
+It maps videos and captions to unit features that agree where a caption is true of a video. It
+shares nothing with the generator: words instead of byte pairs, and networks that see whole clips.
 """
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.evaluation.judge.tokenizer import WordTokenizer
+from magicvideo.atomic_io import atomic_folder, verify_checksums
+from magicvideo.errors import UserError
 from magicvideo.shapes import Frames, Tokens
 
+PADDING, UNKNOWN = 0, 1
+_FIRST_WORD = 2
+_WORD = re.compile(r"\w+(?:[-']\w+)*")
+
+
+def split_words(caption: str) -> list[str]:
+    """Return the words in lower case; a hyphen joins, so that "medium-light" is one tone."""
+    return _WORD.findall(caption.lower())
+
+
+def count_words(captions: Iterable[str], limit: int) -> tuple[str, ...]:
+    """Return the `limit` most frequent words, equally frequent ones in alphabetical order."""
+    counts = Counter(word for caption in captions for word in split_words(caption))
+    return tuple(sorted(counts, key=lambda word: (-counts[word], word))[:limit])
+
+
+class WordTokenizer:
+    """Turns captions into rows of word indices, padded to the longest of them.
+
+    Words that the vocabulary lacks share one index; words beyond `max_words` are dropped.
+    """
+
+    def __init__(self, words: tuple[str, ...], max_words: int) -> None:
+        self.max_words = max_words
+        self._index = {word: index for index, word in enumerate(words, start=_FIRST_WORD)}
+
+    def __call__(self, captions: list[str]) -> Int[Tensor, "n l"]:
+        """Return the indices; an empty caption counts as one unknown word."""
+        rows = [
+            [self._index.get(word, UNKNOWN) for word in split_words(caption)[: self.max_words]]
+            or [UNKNOWN]
+            for caption in captions
+        ]
+        padded = torch.full((len(rows), max(map(len, rows))), PADDING)
+        for row, indices in zip(padded, rows, strict=True):
+            row[: len(indices)] = torch.tensor(indices)
+        return padded
+
+
 _SIDE = 64
-_PATCH = 4
 _GROUPS = 8
 
 
@@ -29,11 +75,21 @@ class JudgeConfig(BaseModel):
     """The classes of the tone head; the first one stands for no tone or the default one."""
     num_frames: PositiveInt = 8
     """Frames looked at, spread evenly over whatever clip is given."""
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 96, 160)
-    """Channels at 16x16, 8x8 and 4x4."""
-    text_width: PositiveInt = 64
+    patch: PositiveInt = 2
+    """Side of the squares of pixels that become channels."""
+    widths: tuple[PositiveInt, ...] = (32, 64, 128, 256)
+    """Channels at each resolution, from `64 / patch` down; each halves the one before."""
+    depths: tuple[PositiveInt, ...] = (1, 2, 1)
+    """Residual blocks at each resolution but the first."""
+    text_width: PositiveInt = 128
     feature_width: PositiveInt = 64
     max_words: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _check_depths(self) -> "JudgeConfig":
+        if len(self.depths) != len(self.widths) - 1:
+            raise ValueError("depths has one number less than widths")
+        return self
 
 
 class Judge(nn.Module):
@@ -58,7 +114,7 @@ class Judge(nn.Module):
         self.config = config
         self.name = name
         self.tokenizer = WordTokenizer(config.words, config.max_words)
-        self.video = VideoEncoder(config.widths)
+        self.video = VideoEncoder(config.patch, config.widths, config.depths)
         self.text = CaptionEncoder(len(config.words) + 2, config.text_width, config.max_words)
         self.to_feature = nn.Linear(config.widths[-1], config.feature_width)
         self.text_to_feature = nn.Linear(config.text_width, config.feature_width)
@@ -117,23 +173,22 @@ class Judge(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """A convolutional network on each frame, at 16x16 and below, and attention over the frames."""
+    """A convolutional network on each frame, and attention over the frames."""
 
-    def __init__(self, widths: tuple[int, int, int]) -> None:
+    def __init__(self, patch: int, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
-        first, second, third = widths
-        self.stem = nn.Conv2d(3 * _PATCH**2, first, kernel_size=3, padding=1)
-        self.stages = nn.Sequential(
-            nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
-            ResidualBlock(second),
-            ResidualBlock(second),
-            nn.Conv2d(second, third, kernel_size=3, stride=2, padding=1),
-            ResidualBlock(third),
-        )
-        self.norm = nn.GroupNorm(_GROUPS, third)
-        self.pool = nn.Linear(2 * third, third)
-        self.over_time = AttentionBlock(third)
-        self.norm_out = nn.LayerNorm(third)
+        self.patch = patch
+        last = widths[-1]
+        self.stem = nn.Conv2d(3 * patch**2, widths[0], kernel_size=3, padding=1)
+        stages: list[nn.Module] = []
+        for before, after, depth in zip(widths[:-1], widths[1:], depths, strict=True):
+            stages.append(nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1))
+            stages += [ResidualBlock(after) for _ in range(depth)]
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.GroupNorm(_GROUPS, last)
+        self.pool = nn.Linear(2 * last, last)
+        self.over_time = AttentionBlock(last)
+        self.norm_out = nn.LayerNorm(last)
         for parameter in self.parameters():
             if parameter.ndim == 4:  # convolutions run faster this way on a CPU
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -141,7 +196,7 @@ class VideoEncoder(nn.Module):
     def forward(self, frames: Frames) -> Float[Tensor, "b d"]:
         """Return one vector a video."""
         b, f = frames.shape[:2]
-        pictures = F.pixel_unshuffle(rearrange(frames, "b f c h w -> (b f) c h w"), _PATCH)
+        pictures = F.pixel_unshuffle(rearrange(frames, "b f c h w -> (b f) c h w"), self.patch)
         maps = self.stages(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
         maps = F.silu(self.norm(maps))
         pooled = torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
@@ -197,17 +252,19 @@ class AttentionBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each after a norm, added to their input."""
+    """Two 3x3 convolutions, each after a norm, added to their input; the second begins at zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        last = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        nn.init.zeros_(last.weight)
         self.layers = nn.Sequential(
             nn.GroupNorm(_GROUPS, channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, kernel_size=3, padding=1),
             nn.GroupNorm(_GROUPS, channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            last,
         )
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -222,3 +279,42 @@ def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "l d"
     rates = torch.pi * torch.logspace(-2, 2, width // 2, base=2, dtype=like.dtype)
     angles = time[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.device)
+
+
+CONFIG, WEIGHTS, SCORES = "config.json", "model.safetensors", "scores.json"
+
+SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "judge"
+
+
+def save_judge(judge: Judge, scores: str, folder: Path) -> None:
+    """Write a judge and the JSON text of its own scores on real clips.
+
+    Weights are rounded to float16, which halves the folder and moves no score that we report.
+    """
+    half = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
+    with atomic_folder(folder) as partial:
+        (partial / CONFIG).write_text(judge.config.model_dump_json() + "\n", encoding="utf-8")
+        (partial / SCORES).write_text(scores, encoding="utf-8")
+        save_file(half, partial / WEIGHTS)
+
+
+def load_judge(folder: Path) -> Judge:
+    """Return the judge of a folder, in float32, checked and ready to judge.
+
+    Raises:
+        UserError: If the folder is no judge's, or a file is missing, foreign or damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder} holds no judge; train one with `magicvideo evaluate judge DATA {folder}`."
+        )
+    verify_checksums(folder)
+    try:
+        config = JudgeConfig.model_validate_json((folder / CONFIG).read_bytes())
+        weights = load_file(folder / WEIGHTS)
+        place = folder.resolve()
+        judge = Judge(config, "emoji judge" if place == SHIPPED else f"judge {place.name}")
+        judge.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except (ValidationError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder} is not a judge of this version; train it anew.") from error
+    return judge.eval().requires_grad_(requires_grad=False)

@@ -7,28 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from magicvideo.atomic_io import atomic_folder, sha256, verify_checksums
 from magicvideo.data.backgrounds import COLOURS, Background
-from magicvideo.data.batch_order import sample_rng
-from magicvideo.data.captions import canonical_caption, random_caption
+from magicvideo.data.captions import canonical_caption
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import MANIFEST
 from magicvideo.errors import UserError
-from magicvideo.evaluation.judge.batches import DEFAULT_TONE, JudgeBatch, JudgeBatchSampler, tone_of
-from magicvideo.evaluation.judge.network import Judge, JudgeConfig
-from magicvideo.evaluation.judge.tokenizer import count_words
+from magicvideo.evaluation.judge.batches import NOT_SHOWN, JudgeBatch, JudgeBatchSampler
+from magicvideo.evaluation.judge.network import Judge, JudgeConfig, count_words
+from magicvideo.evaluation.subjects import DEFAULT_TONE, Subjects, tone_of
+from magicvideo.training.muon import Muon
 
 _TONE_WEIGHT = 0.5
-_WARM_UP = 0.05
+_FLAT_WEIGHT = 0.5
+_WARM_UP = 30  # updates
+_LAST_RATE = 0.02
+_HIGHEST_LOG_SCALE = math.log(40)
 _VOCABULARY = 3000
-_WORDINGS = 8
-_SECONDS_BETWEEN_STATES = 60.0
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_SECONDS_BETWEEN_STATES = 120.0
 _STATE, _PROGRESS = "state.safetensors", "progress.json"
 
 
@@ -37,24 +38,30 @@ class JudgeTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: PositiveInt = 3000
-    batch_size: PositiveInt = 32
-    learning_rate: PositiveFloat = 1.5e-3
-    num_frames: tuple[PositiveInt, PositiveInt] = (2, 4)
-    """Fewest and most frames a clip while training; judging looks at `JudgeConfig.num_frames`."""
+    steps: PositiveInt = 2600
+    batch_size: PositiveInt = 48
+    learning_rate: PositiveFloat = 4e-3
+    """Of matrices and kernels, which Muon trains."""
+    adamw_learning_rate: PositiveFloat = 2e-3
+    """Of embeddings, biases, norms and the first layer, which AdamW trains."""
+    weight_decay: NonNegativeFloat = 0.02
+    ema_decay: float = 0.995
+    """Of the averaged weights, which are the result."""
     seed: int = 4711
 
 
 def judge_config(dataset: ClipDataset) -> JudgeConfig:
     """Return the configuration that fits a data set: its words and its skin tones."""
     tones = sorted({tone_of(clip) for clip in dataset.clips} - {DEFAULT_TONE})
-    behind = [Background(name) for name in COLOURS]
-    captions = []
-    for place, clip in enumerate(dataset.clips):
-        captions += [canonical_caption(clip, behind[place % len(behind)])]
-        rng = sample_rng(0, place)
-        captions += [random_caption(clip, behind[0], rng) for _ in range(_WORDINGS)]
-    return JudgeConfig(words=count_words(captions, _VOCABULARY), tones=(DEFAULT_TONE, *tones))
+    grounds = [Background(name) for name in COLOURS] + [Background("blue", "pink")]
+    captions = [
+        canonical_caption(clip, grounds[place % len(grounds)])
+        for place, clip in enumerate(dataset.clips)
+    ]
+    return JudgeConfig(
+        words=count_words([*captions, *(ground.phrase for ground in grounds), "a an"], _VOCABULARY),
+        tones=(DEFAULT_TONE, *tones),
+    )
 
 
 def train_judge(
@@ -63,78 +70,127 @@ def train_judge(
     state_folder: Path,
     report: Callable[[int, dict[str, float]], None],
 ) -> Judge:
-    """Train a judge, going on from the state that a killed run left.
+    """Train a judge; continue from the state that a killed run left.
 
     Args:
-        dataset: All clips of all splits.
+        dataset: All clips of all splits, with captions.
         settings: How to train.
-        state_folder: Holds the last state, rewritten once a minute.
+        state_folder: Holds the last state, rewritten every two minutes.
         report: Called after every step with its number and its losses.
+
+    Returns:
+        The judge with averaged weights.
 
     Raises:
         UserError: If the state is damaged or belongs to other settings or data.
     """
     torch.manual_seed(settings.seed)
     judge = Judge(judge_config(dataset))
-    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05, fused=True)
+    averaged = Judge(judge.config)
+    averaged.load_state_dict(judge.state_dict())
+    optimizer = build_optimizer(judge, settings)
     identity = settings.model_dump(mode="json") | {"data": sha256(dataset.folder / MANIFEST)}
-    first = _restore(judge, optimizer, state_folder, identity)
-    maker = JudgeBatchSampler(dataset, judge.config.tones, settings.num_frames, settings.seed)
+    first = _restore(judge, averaged, optimizer, state_folder, identity)
+    sampler = JudgeBatchSampler(dataset, Subjects(dataset), judge.config.tones, settings.seed)
     saved = time.monotonic()
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        losses = judge_losses(judge, maker.batch(step, settings.batch_size))
+            group["lr"] = group["initial_lr"] * lr_scale(step, settings.steps)
+        losses = judge_losses(judge, sampler.batch(step, settings.batch_size))
         optimizer.zero_grad()
         torch.autograd.backward(list(losses.values()))
         torch.nn.utils.clip_grad_norm_(judge.parameters(), max_norm=1.0)
         optimizer.step()
+        # the average of the first steps forgets the random start quickly
+        _average(averaged, judge, min(settings.ema_decay, (step + 1) / (step + 10)))
         report(step + 1, {name: loss.item() for name, loss in losses.items()})
         if time.monotonic() - saved > _SECONDS_BETWEEN_STATES:
-            _save(judge, optimizer, state_folder, identity | {"step": step + 1})
+            _save(judge, averaged, optimizer, state_folder, identity | {"step": step + 1})
             saved = time.monotonic()
-    return judge.eval()
+    return averaged.eval()
+
+
+def build_optimizer(judge: Judge, settings: JudgeTraining) -> Muon:
+    """Return Muon for the matrices and kernels inside the networks, AdamW for the rest."""
+    inner, rest = [], []
+    for name, parameter in judge.named_parameters():
+        is_outer = any(part in name for part in ("embedding", "positions", "stem"))
+        (rest if parameter.ndim < 2 or is_outer else inner).append(parameter)
+    common = {"weight_decay": settings.weight_decay}
+    groups = [
+        {"params": inner, "lr": settings.learning_rate, "use_muon": True, **common},
+        {"params": rest, "lr": settings.adamw_learning_rate, "use_muon": False, **common},
+    ]
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return Muon(groups)
 
 
 def judge_losses(judge: Judge, batch: JudgeBatch) -> dict[str, Tensor]:
-    """Return the symmetric contrastive loss and the tone loss of a batch.
+    """Return the losses of a batch.
 
-    A video chooses among all captions, near ones included; a caption among the videos.
+    - `contrast`: a video chooses among all captions, near ones included, and a caption among the
+      videos; cross entropy, the mean of both directions.
+    - `tone`: cross entropy of the tone head, where the tone is shown.
+    - `flat`: what the choice of an unrecognisable video among the captions of its background lacks
+      of the uniform one, in nats.
     """
     logits, tone_logits = judge(batch.frames, judge.tokenizer(batch.captions))
-    logits = logits.masked_fill(batch.also_true, -math.inf)
-    own = torch.arange(len(logits))
-    by_video = F.cross_entropy(logits, own)
-    by_caption = F.cross_entropy(logits[:, : len(logits)].mT, own)
-    return {
-        "contrast": (by_video + by_caption) / 2,
-        "tone": _TONE_WEIGHT * F.cross_entropy(tone_logits, batch.tones),
-    }
+    own, seen = torch.arange(len(logits)), batch.recognisable
+    losses: dict[str, Tensor] = {}
+    if seen.any():
+        choice = logits.masked_fill(batch.undecided, -math.inf)
+        by_video = F.cross_entropy(choice[seen], own[seen])
+        by_caption = F.cross_entropy(choice[:, : len(own)].mT[seen], own[seen])
+        losses["contrast"] = (by_video + by_caption) / 2
+    if (batch.tones != NOT_SHOWN).any():
+        tone = F.cross_entropy(tone_logits, batch.tones, ignore_index=NOT_SHOWN)
+        losses["tone"] = _TONE_WEIGHT * tone
+    if not seen.all():
+        chosen, allowed = logits[~seen], batch.on_background[~seen]
+        count = allowed.sum(dim=1)
+        mean = chosen.masked_fill(~allowed, 0).sum(dim=1) / count
+        total = chosen.masked_fill(~allowed, -math.inf).logsumexp(dim=1)
+        losses["flat"] = _FLAT_WEIGHT * (total - mean - count.log()).mean()
+    return losses
 
 
-def learning_rate(step: int, settings: JudgeTraining) -> float:
-    """Return the rate of a step: a linear rise over 5 % of the run, then a cosine to zero."""
-    warm_up = max(1, round(_WARM_UP * settings.steps))
-    rise = min(1.0, (step + 1) / warm_up)
-    decay = (1 + math.cos(math.pi * step / settings.steps)) / 2
-    return settings.learning_rate * rise * decay
+def lr_scale(step: int, steps: int) -> float:
+    """Return the factor of the learning rates: a rise, then a linear fall over the second half."""
+    fall = 2 * (1 - step / steps)
+    return min(1.0, (step + 1) / _WARM_UP, _LAST_RATE + fall)
+
+
+@torch.no_grad()
+def _average(averaged: Judge, judge: Judge, decay: float) -> None:
+    for mean, parameter in zip(averaged.parameters(), judge.parameters(), strict=True):
+        mean.lerp_(parameter, 1 - decay)
 
 
 def _save(
-    judge: Judge, optimizer: torch.optim.Optimizer, folder: Path, progress: dict[str, object]
+    judge: Judge,
+    averaged: Judge,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    progress: dict[str, object],
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in judge.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in averaged.state_dict().items()}
+    for number, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in entries.items()}
     with atomic_folder(folder) as partial:
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial / _STATE)
         (partial / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
 
 def _restore(
-    judge: Judge, optimizer: torch.optim.Optimizer, folder: Path, identity: dict[str, object]
+    judge: Judge,
+    averaged: Judge,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    identity: dict[str, object],
 ) -> int:
-    """Load the state that is there, if any, and return the step to go on with."""
+    """Load the state that is there, if any, and return the step to continue with."""
     if not folder.exists():
         return 0
     verify_checksums(folder)
@@ -145,14 +201,17 @@ def _restore(
             f"{folder} is the state of a run with other settings or data; delete it to start anew."
         )
     tensors = load_file(folder / _STATE)
-    weights = {name: tensors[f"model.{name}"] for name in judge.state_dict()}
-    judge.load_state_dict(weights)
+    for prefix, network in (("model.", judge), ("ema.", averaged)):
+        network.load_state_dict({name: tensors[prefix + name] for name in network.state_dict()})
     state = optimizer.state_dict()
-    for number, parameter in enumerate(judge.parameters()):
-        saved = {name: tensors[f"optimizer.{number}.{name}"] for name in _MOMENTS}
-        # the saved tensors are contiguous, the fused optimizer wants the parameter's own layout
-        state["state"][number] = {"step": saved["step"]} | {
-            name: torch.empty_like(parameter).copy_(saved[name]) for name in _MOMENTS[1:]
-        }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".")
+            like = parameters[int(number)]
+            # saved tensors are contiguous, convolutions and their moments are channels-last
+            is_moment = tensor.shape == like.shape
+            kept = torch.empty_like(like).copy_(tensor) if is_moment else tensor
+            state["state"].setdefault(int(number), {})[name] = kept
     optimizer.load_state_dict(state)
     return step
