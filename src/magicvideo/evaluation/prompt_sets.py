@@ -1,11 +1,8 @@
 """The prompts of an evaluation, drawn from clips, and the real videos that belong to them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from magicvideo.data.backgrounds import COLOURS, Background, parse_background
-from magicvideo.data.captions import canonical_caption
+from magicvideo.data.captions import canonical_caption, heldout_caption
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.manifest import ClipRecord
 from magicvideo.errors import UserError
@@ -148,49 +145,6 @@ def rival_captions(
     return found
 
 
-def heldout_wording(
-    clip: ClipRecord, background: Background | None, rng: np.random.Generator
-) -> str:
-    """Return a clip's caption in words that people use and that training never saw.
-
-    Raises:
-        UserError: If there are no such words for the clip.
-    """
-    phrases, words = _natural_language()
-    attributes = clip.attributes
-    if attributes is None or attributes.activity not in phrases:
-        raise UserError(
-            f"There is no natural wording of {clip.subject!r}; sets with natural wording need the "
-            "emoji data."
-        )
-    choices = phrases[attributes.activity]
-    phrase = choices[rng.integers(len(choices))]
-    gender = attributes.gender or "person"
-    for slot in ("who", "people", "gender"):
-        spoken = [word for word in words[slot][gender] if word not in words["who_without_article"]]
-        phrase = phrase.replace(f"{{{slot}}}", spoken[rng.integers(len(spoken))])
-    parts = [" ".join(phrase.split())]
-    if attributes.skin_tone:
-        tones = words["tone_after"][attributes.skin_tone]
-        parts.append(tones[rng.integers(len(tones))])
-    if background:
-        forms = words["plain_background"]["heldout"]
-        form = forms[rng.integers(len(forms))]
-        article = "an" if background.name[0] in "aeiou" else "a"
-        parts.append(form.format(colour=background.name, a_colour=f"{article} {background.name}"))
-    return "".join(parts)
-
-
-@lru_cache(maxsize=1)
-def _natural_language() -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Return the held-out phrases of each activity, and the words that fill their slots."""
-    sources = files("magicvideo.data.sources")
-    lines = (sources / "fluent_emoji_phrases.jsonl").read_text(encoding="utf-8").splitlines()
-    phrases = {entry["activity"]: entry["heldout"] for entry in map(json.loads, lines)}
-    words = json.loads((sources / "fluent_emoji_words.json").read_text(encoding="utf-8"))
-    return phrases, words
-
-
 def _ground(clip: ClipRecord, background: str | None) -> Background | None:
     return parse_background(background) if background and clip.channels == 4 else None
 
@@ -203,7 +157,7 @@ def _prompt(
     caption = canonical_caption(clip, background)
     text = caption
     if wording == "natural":
-        text = heldout_wording(clip, background, np.random.default_rng([seed, index]))
+        text = heldout_caption(clip, background, np.random.default_rng([seed, index]))
     return Prompt(
         index=index,
         subject=clip.subject,
