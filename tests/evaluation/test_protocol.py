@@ -50,7 +50,7 @@ def test_an_unknown_name_is_answered_with_those_that_are_known():
     ("key", "value", "where"),
     [
         ("scheduler", "euler", "scheduler"),
-        ("pool_size", 1, "pool_size"),
+        ("pool_size", 0, "pool_size"),
         ("resamples", 1, "resamples"),
         ("speed", 3, "speed"),
     ],
