@@ -30,6 +30,7 @@ from magicvideo.data.sources import folder as clip_folder
 from magicvideo.data.sources.synthetic import write_clips
 from magicvideo.training.dry_run import StageEstimate, estimate_run
 from magicvideo.training.export import export
+from magicvideo.training.progress import LineReporter
 from magicvideo.training.recipe import Recipe, StageConfig, StageName, read_recipe
 from magicvideo.training.run import train
 from magicvideo.training.trainer import CHECKPOINTS
@@ -146,10 +147,14 @@ def with_updates(recipe: Recipe, updates: int) -> Recipe:
     return recipe.model_copy(update=stages)
 
 
+def _write_line(line: str) -> None:
+    print(line)
+
+
 def train_stage(recipe: Recipe, name: StageName, planned: StageEstimate) -> Update:
     """Train one stage in this process, which has trained nothing else."""
     settings = recipe.stages()[name]
-    train(recipe, name, print)
+    train(recipe, name, LineReporter(_write_line))
     lines = (recipe.output / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
     shutil.rmtree(recipe.output / name / CHECKPOINTS)  # 15 GB of each denoiser

@@ -1,5 +1,7 @@
 """A recipe so small that all its stages train in seconds."""
 
+from magicvideo.training.progress import LineReporter
+
 STAGES = (
     "autoencoder",
     "clip",
@@ -9,7 +11,13 @@ STAGES = (
     "interpolation",
     "video_vae",
 )
-SHARED = {"batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
+SHARED = {
+    "batch_size": 3,
+    "learning_rate": 1e-3,
+    "warmup_steps": 2,
+    "log_every": 1,
+    "mixed_precision": "no",
+}
 
 
 def tiny_values(data, output):
@@ -73,3 +81,16 @@ def tiny_values(data, output):
             "temporal_window_size": 4,
         },
     }
+
+
+def task_of(recipe, name):
+    """Return the task of a stage of a recipe."""
+    from magicvideo.training.resolve import plan_stage
+    from magicvideo.training.stages import build_task
+
+    return build_task(plan_stage(recipe, name))
+
+
+def report_to(write):
+    """Return a reporter that gives every line, of every update too, to a function."""
+    return LineReporter(write, interval=0)

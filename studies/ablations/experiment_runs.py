@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from magicvideo.atomic_io import atomic_folder
 from magicvideo.errors import UserError
-from magicvideo.training.components import stage_output
+from magicvideo.training.components import OUTPUT, stage_output
 from magicvideo.training.dry_run import estimate_run
+from magicvideo.training.progress import LineReporter
 from magicvideo.training.recipe import Recipe, StageName, load_yaml, parse_recipe
-from magicvideo.training.run import SETTINGS, train
-from magicvideo.training.trainer import OUTPUT
+from magicvideo.training.run import RECIPE_FILE, train
 from studies.ablations.settings import Ablations, Kind
 
 # stages that know nothing of videos: variants with the same image network share their products
@@ -113,11 +113,11 @@ def train_run(run: AblationRun, output: Path, say: Callable[[str], None]) -> Non
     if base is not None:
         with locked(base.output):
             _check_settings(base)
-            train(base, None, lambda line: say(f"{base.name}: {line}"))
+            train(base, None, LineReporter(lambda line: say(f"{base.name}: {line}")))
         for stage in base.stages():
-            _take_over(stage_output(base, stage), recipe.output / stage / OUTPUT)
+            _take_over(stage_output(base.output, stage), recipe.output / stage / OUTPUT)
     _check_settings(recipe)
-    train(recipe, None, lambda line: say(f"{run.name}: {line}"))
+    train(recipe, None, LineReporter(lambda line: say(f"{run.name}: {line}")))
 
 
 def locked(folder: Path) -> FileLock:
@@ -218,7 +218,7 @@ def _take_over(product: Path, target: Path) -> None:
 
 def _check_settings(recipe: Recipe) -> None:
     """Refuse to go on with a run that began with other settings."""
-    path = recipe.output / SETTINGS
+    path = recipe.output / RECIPE_FILE
     if not path.is_file():
         return
     try:

@@ -19,10 +19,11 @@ from magicvideo.evaluation.protocol import AutoencoderSet, PromptSet, Protocol
 from magicvideo.evaluation.provenance import provenance
 from magicvideo.models.video_vae import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.training.components import component_path, frames_folder, image_vae_path
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
+from magicvideo.training.loader import frames_folder
 from magicvideo.training.metrics_logger import FILE as LOG
+from magicvideo.training.resolve import component_source, image_vae_source
 from studies.ablations.denoising import measure_denoising_errors
 from studies.ablations.experiment_runs import AblationRun
 from studies.ablations.settings import ScoringConfig
@@ -78,7 +79,7 @@ def score_run(
         "of": _settings_key(run, scoring),
         "identity": provenance(
             {"judge": judge_hash},
-            {"data": frames_folder(run.recipe, run.name)},
+            {"data": frames_folder(run.recipe.data, run.name)},
             "cpu",
         ),
         "cost": _cost_of(run),
@@ -93,7 +94,7 @@ def _score_denoiser(
     run: AblationRun, scoring: ScoringConfig, judge: Judge, progress: Progress
 ) -> Scores:
     pipeline = _pipeline_of(run)
-    dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
+    dataset = ClipDataset(frames_folder(run.recipe.data, run.name), (scoring.split,))
     errors = measure_denoising_errors(
         pipeline,
         dataset,
@@ -108,7 +109,7 @@ def _score_denoiser(
         protocol=_protocol_of(scoring),
         pipeline=pipeline,
         judge=judge,
-        data=frames_folder(run.recipe, run.name),
+        data=frames_folder(run.recipe.data, run.name),
         work=run.recipe.output / _VIDEOS,
     )
     asked = PromptSet(name=run.name, split=scoring.split, prompts=scoring.prompts)
@@ -134,9 +135,9 @@ def _score_denoiser(
 
 def _score_decoder(run: AblationRun, scoring: ScoringConfig, progress: Progress) -> Scores:
     """Compare the run's video decoder with the decoder of single frames that it began as."""
-    first = load_autoencoder(image_vae_path(run.recipe))
-    second = load_autoencoder(component_path(run.recipe, "vae"))
-    dataset = ClipDataset(frames_folder(run.recipe, run.name), (scoring.split,))
+    first = load_autoencoder(image_vae_source(run.recipe).path())
+    second = load_autoencoder(component_source(run.recipe, "vae").path())
+    dataset = ClipDataset(frames_folder(run.recipe.data, run.name), (scoring.split,))
     return {
         "decoder": [
             {
@@ -172,7 +173,7 @@ def _score_upscaler(run: AblationRun, scoring: ScoringConfig, progress: Progress
         clips=scoring.upscaler_clips,
         frames=1,
         steps=scoring.upscaler_steps,
-        moving=frames_folder(run.recipe, run.name),
+        moving=frames_folder(run.recipe.data, run.name),
         moving_clips=scoring.moving_clips,
         moving_frames=scoring.moving_frames,
         seed=scoring.seed,

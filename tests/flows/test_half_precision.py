@@ -5,12 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_recipe import SHARED, STAGES, tiny_values
+from tiny_recipe import SHARED, STAGES, report_to, task_of, tiny_values
 
 from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import bf16_slowdown, train
-from magicvideo.training.stages import build_task
 
 UPSCALER = {"crop": 12, "model": {"factor": 3, "widths": [8, 12], "num_blocks": [1, 1]}}
 
@@ -30,7 +29,7 @@ def recipe(prepared, tmp_path_factory):
         values | {name: {**values[name], **half} for name in (*STAGES, "upscaler")}
     )
     said = []
-    train(recipe, None, said.append)
+    train(recipe, None, report_to(said.append))
     is_emulated = bf16_slowdown() > 5
     warned = sum("no instructions for bfloat16" in line for line in said)
     assert warned == is_emulated * (len(STAGES) + 1)
@@ -39,10 +38,10 @@ def recipe(prepared, tmp_path_factory):
 
 def first_loss(recipe, name):
     """The loss of the first step: as it was logged, and as single precision has it."""
-    task, count = build_task(recipe, name), recipe.stages()[name].batch_size
+    task, count = task_of(recipe, name), recipe.stages()[name].batch_size
     loss = task.losses(
         task.network,
-        task.get_batch(0),
+        task.batches.get_batch(0),
         per_sample_generators(0, count, recipe.seed, name, "sample"),
     )["loss"]
     assert loss.dtype == torch.float32
@@ -64,13 +63,13 @@ def test_a_stage_in_float32_may_follow(recipe, tmp_path):
     values = recipe.model_dump() | {"output": tmp_path / "run"}
     values["autoencoder"]["mixed_precision"] = "no"
     single = Recipe.model_validate(values)
-    train(single, "autoencoder", lambda _: None)
+    train(single, "autoencoder")
     logged, exact = first_loss(single, "autoencoder")
     assert logged == pytest.approx(exact, rel=1e-6)
 
 
 def test_weights_stay_in_float32(recipe):
-    files = list(recipe.output.rglob("product/**/*.safetensors"))
+    files = list(recipe.output.rglob("output/**/*.safetensors"))
     assert len(files) > len(STAGES)
     for file in files:
         assert {t.dtype for t in load_file(file).values() if t.is_floating_point()} == {

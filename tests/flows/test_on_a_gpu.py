@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import frames_of
-from tiny_recipe import SHARED, STAGES, tiny_values
+from tiny_recipe import SHARED, STAGES, report_to, tiny_values
 
 from magicvideo import MagicVideoPipeline, cli
 from magicvideo.training.recipe import Recipe
@@ -92,7 +92,7 @@ def losses_of(output, stage):
 def single(values):
     """All stages trained in single precision, each from the products of those before it."""
     recipe = Recipe.model_validate(values)
-    train(recipe, None, print)
+    train(recipe, None, report_to(print))
     return recipe
 
 
@@ -105,7 +105,7 @@ def test_half_precision_begins_with_the_loss_of_single_precision(
         half[stage] = {**values[stage], "mixed_precision": precision}
         shutil.copytree(single.output, half["output"], dirs_exist_ok=True)
         shutil.rmtree(half["output"] / stage)
-        train(Recipe.model_validate(half), stage, print)
+        train(Recipe.model_validate(half), stage, report_to(print))
         losses = losses_of(half["output"], stage)
         assert np.isfinite(losses).all()
         assert losses[0] == pytest.approx(losses_of(single.output, stage)[0], rel=0.02), stage
@@ -116,7 +116,7 @@ def test_checkpointed_activations_keep_the_losses(values, single, tmp_path):
     changed["keyframes"] = {**values["keyframes"], "gradient_checkpointing": True}
     shutil.copytree(single.output, changed["output"])
     shutil.rmtree(changed["output"] / "keyframes")
-    train(Recipe.model_validate(changed), "keyframes", print)
+    train(Recipe.model_validate(changed), "keyframes", report_to(print))
     before = losses_of(single.output, "keyframes")
     assert losses_of(changed["output"], "keyframes") == pytest.approx(before, rel=1e-3)
 
@@ -128,7 +128,7 @@ def test_a_run_goes_on_from_a_checkpoint(values, single, tmp_path):
         if steps == 2:
             shutil.copytree(single.output, halted["output"])
             shutil.rmtree(halted["output"] / "keyframes")
-        train(Recipe.model_validate(halted), "keyframes", print)
+        train(Recipe.model_validate(halted), "keyframes", report_to(print))
     assert len(losses_of(tmp_path / "run", "keyframes")) == 4
 
 

@@ -17,7 +17,7 @@ def trained(prepared, tmp_path_factory):
     from magicvideo.training.run import train
 
     recipe = Recipe.model_validate(tiny_values(prepared, tmp_path_factory.mktemp("trained")))
-    train(recipe, None, lambda _: None)
+    train(recipe)
     return recipe
 
 

@@ -2,23 +2,18 @@
 
 import json
 import shutil
-import sys
-from dataclasses import replace
 
 import keyframe_runs
 import pytest
 import torch
-from keyframe_runs import GLOBAL_BATCH, HAS_DEEPSPEED, PREVIEWED_AT, STEPS, STOPPED_AT, run
+from keyframe_runs import GLOBAL_BATCH, PREVIEWED_AT, STEPS, STOPPED_AT, run
 from launches import TORCHRUN, launch
 from safetensors.torch import load_file
 
 from magicvideo.errors import UserError
 from magicvideo.training.distributed import DistributedContext, init_distributed
 
-PLAIN, ZERO = ("ddp", "fsdp2", "back", "onward"), ("zero2", "zero1", "zero-back")
-without_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs deepspeed")
-RUNS = (*PLAIN, *(pytest.param(name, marks=without_deepspeed) for name in ZERO))
-DEEPSPEED = keyframe_runs.ZERO
+RUNS = ("ddp", "fsdp2", "back", "onward")
 LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboard")
 
 
@@ -26,16 +21,14 @@ LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboa
 def runs(trained, tmp_path_factory):
     """Folders of finished runs: by one process, by two, and begun by one and ended by the other."""
     folder = tmp_path_factory.mktemp("processes")
-    for name in ("single", *PLAIN, *ZERO):
+    for name in ("single", *RUNS):
         shutil.copytree(trained.output, folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     assert run(folder / "single", batch_size=GLOBAL_BATCH, terminated=True) == 143
-    for name in ("onward", "zero1"):
-        shutil.copytree(folder / "single" / "keyframes", folder / name / "keyframes")
+    shutil.copytree(folder / "single" / "keyframes", folder / "onward" / "keyframes")
     assert run(folder / "single", batch_size=GLOBAL_BATCH) == 0
     answer = launch(TORCHRUN, keyframe_runs.__file__, folder)
     assert answer.returncode == 0, answer.stderr[-4000:]
-    for name in ("back", "zero-back") if HAS_DEEPSPEED else ("back",):
-        assert run(folder / name, batch_size=GLOBAL_BATCH) == 0
+    assert run(folder / "back", batch_size=GLOBAL_BATCH) == 0
     return folder
 
 
@@ -83,12 +76,7 @@ LAUNCHES = {
         "FSDP_VERSION": "2",
         "FSDP_OFFLOAD_PARAMS": "true",
     },
-    "zero_stage=3 is not supported": {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
-    "deepspeed_config_file is not": {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"},
-    "offload_param_device is not": {
-        **DEEPSPEED,
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
-    },
+    "DeepSpeed is not supported": {"ACCELERATE_USE_DEEPSPEED": "true"},
 }
 
 
@@ -100,28 +88,8 @@ def test_what_a_launch_cannot_have_is_one_sentence(sentence, monkeypatch):
         init_distributed()
 
 
-@pytest.mark.parametrize("settings", [keyframe_runs.FSDP2, keyframe_runs.ZERO])
-def test_half_precision_that_needs_scaling_is_refused_where_gradients_are_shared_out(
-    settings, monkeypatch
-):
-    for name, value in settings.items():
+def test_half_precision_that_needs_scaling_is_refused_where_gradients_are_sharded(monkeypatch):
+    for name, value in keyframe_runs.FSDP2.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="set it to bf16"):
         DistributedContext.from_env("fp16")
-
-
-def test_deepspeed_is_asked_for_by_name_where_it_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deepspeed", None)
-    for name, value in DEEPSPEED.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"pip install 'magicvideo\[deepspeed\]'"):
-        init_distributed()
-
-
-def test_a_network_with_a_number_is_not_shared_out_by_deepspeed():
-    processes = replace(DistributedContext.from_env("no"), zero_stage=2)
-    network = torch.nn.Linear(3, 2)
-    assert processes.uses_zero(network)
-    assert not replace(processes, zero_stage=None).uses_zero(network)
-    network.temperature = torch.nn.Parameter(torch.tensor(1.0))
-    assert not processes.uses_zero(network)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL
-from tiny_recipe import SHARED, STAGES, tiny_values
+from tiny_recipe import SHARED, STAGES, task_of, tiny_values
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
@@ -15,7 +15,6 @@ from magicvideo.models.unet import VideoUNet
 from magicvideo.training.dry_run import clip_bytes, estimate_run
 from magicvideo.training.model_configs import frame_size, unet_config
 from magicvideo.training.recipe import HardwareConfig, Recipe, read_recipe
-from magicvideo.training.stages import build_task
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
 SIZE, FRAMES = 64, 3
@@ -54,7 +53,7 @@ def planned(trained):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_are_those_of_the_real_network(stage, planned, trained):
-    network = build_task(trained, stage).network
+    network = task_of(trained, stage).network
     row = planned[stage]
     assert row.parameters == count_parameters(network)
     assert row.trained == sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -62,27 +61,27 @@ def test_parameters_are_those_of_the_real_network(stage, planned, trained):
 
 
 def test_what_begins_anew_is_told_from_what_is_taken_over(planned):
-    assert planned["autoencoder"].reused == planned["image"].reused == 0
+    assert planned["autoencoder"].pretrained == planned["image"].pretrained == 0
     image = planned["image"].trained
     for stage in ("unsupervised", "keyframes"):
-        assert planned[stage].reused == image
+        assert planned[stage].pretrained == image
         assert planned[stage].new == planned[stage].parameters - image > 0
-    assert 0 < planned["interpolation"].new < planned["interpolation"].reused
+    assert 0 < planned["interpolation"].new < planned["interpolation"].pretrained
 
 
 def test_neither_data_nor_weights_are_needed(tmp_path):
     (row,) = estimate_run(recipe_of(tmp_path))
     assert (row.name, row.updates, row.samples) == ("keyframes", 10, 10 * 2 * 3)
     assert list(tmp_path.iterdir()) == []
-    assert row.reused > row.new > 768**2  # new is, beside others, the picture's linear layer
+    assert row.pretrained > row.new > 768**2  # new is, beside others, the picture's linear layer
 
 
 def test_memory_by_hand(tmp_path):
     (single,) = estimate_run(recipe_of(tmp_path))
     trained = single.trained
     assert trained == single.parameters
-    assert single.memory.gradients == single.memory.averages == 4 * trained
-    assert single.memory.optimiser == 8 * trained
+    assert single.memory.gradients == single.memory.ema == 4 * trained
+    assert single.memory.optimizer == 8 * trained
     frozen = single.memory.weights // 4 - trained
     # Stable Diffusion's autoencoder and both towers of CLIP ViT-L/14
     assert frozen == 83_653_863 + 123_060_480 + 303_966_208
@@ -126,7 +125,7 @@ def test_a_folder_of_settings_is_enough(tmp_path):
     assert (config["in_channels"], config["sample_size"]) == (5, SIZE // 2)
     assert config["cross_attention_dim"] == 20
     (row,) = estimate_run(recipe)
-    assert row.new + row.reused == row.trained
+    assert row.new + row.pretrained == row.trained
     (start / "unet" / "config.json").write_text('{"attention_head_dim": 4, "norm_num_groups": 32}')
     with pytest.raises(UserError, match=r"unet\.attention_heads is 8 in the recipe and 4 in"):
         estimate_run(recipe)
@@ -169,7 +168,7 @@ def test_what_is_not_known_is_named(tmp_path, prepared):
     with pytest.raises(UserError, match="no stage that makes the part vae and names no model"):
         estimate_run(recipe_of(tmp_path, init_from=None))
     wrong = recipe_of(tmp_path, data=str(prepared))
-    for ask in (estimate_run, lambda recipe: build_task(recipe, "keyframes")):
+    for ask in (estimate_run, lambda recipe: task_of(recipe, "keyframes")):
         with pytest.raises(UserError, match=r"have 24 pixels a side and the recipe says size=64"):
             ask(wrong)
     assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == 24

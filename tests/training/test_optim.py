@@ -7,8 +7,8 @@ from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.training.optim import (
     build_optimizer,
     learning_rate_factor,
+    optimizer_state_bytes,
     set_learning_rate,
-    state_bytes,
 )
 from magicvideo.training.recipe import ImageStageConfig
 
@@ -40,8 +40,8 @@ class Network(nn.Module):
 
 def test_only_kernels_decay_and_frozen_parameters_stay_out():
     network = Network()
-    network.conv.bias.rate = 0.1
-    optimizer = build_optimizer(network, SETTINGS)
+    scales = {"conv.bias": 0.1}
+    optimizer = build_optimizer(network, SETTINGS, lambda name: scales.get(name, 1.0))
     found = {
         id(parameter): (group["weight_decay"], group["lr"])
         for group in optimizer.param_groups
@@ -98,4 +98,4 @@ def test_adafactor_keeps_the_groups_and_less_state():
     kept = sum(value.numel() for value in optimizer.state[network.conv.weight].values())
     assert kept < network.conv.weight.numel()
     # and the number of its step
-    assert 4 * (kept - 1) == state_bytes(network.conv.weight.shape, "adafactor")
+    assert 4 * (kept - 1) == optimizer_state_bytes(network.conv.weight.shape, "adafactor")

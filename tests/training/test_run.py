@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_recipe import STAGES
+from tiny_recipe import STAGES, report_to, task_of
 
 from magicvideo.errors import UserError
 from magicvideo.models.video_vae import VideoPatchAutoencoder
@@ -16,7 +16,6 @@ from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.components import stage_output
 from magicvideo.training.export import export
 from magicvideo.training.run import resolve_stage, train
-from magicvideo.training.stages import build_task
 from magicvideo.training.trainer import Interrupted, Trainer
 
 
@@ -44,13 +43,13 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as stopped:
-        train(recipe, name, stop_at_step_2)
+        train(recipe, name, report_to(stop_at_step_2))
     assert stopped.value.exit_code == 143
     with (recipe.output / name / "log.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": 99.0}\n{"step": 4, "lo')  # a kill after the checkpoint
     said = []
-    train(recipe, name, said.append)
-    assert said[0] == f"{name}: goes on from step 2 of 4"
+    train(recipe, name, report_to(said.append))
+    assert f"{name}: continues from step 2 of 4" in said
     assert log_of(recipe.output / name) == log_of(trained.output / name)
     expected, found = (weights_of(r.output / name / "output") for r in (trained, recipe))
     assert list(expected) == list(found)
@@ -60,7 +59,7 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe
 
 def test_every_stage_changed_what_it_trains(trained):
     for name in STAGES:
-        fresh = build_task(trained, name).network.state_dict()
+        fresh = task_of(trained, name).network.state_dict()
         newest = sorted((trained.output / name / "checkpoints").glob("step-*"))[-1]
         after = load_file(newest / "network.safetensors")
         same = {key for key, tensor in fresh.items() if torch.equal(tensor, after[key])}
@@ -75,13 +74,13 @@ def test_every_stage_changed_what_it_trains(trained):
 def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
     said = []
-    train(recipe, "autoencoder", said.append)
+    train(recipe, "autoencoder", report_to(said.append))
     assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/output"]
     longer = recipe.model_copy(
         update={"autoencoder": recipe.autoencoder.model_copy(update={"steps": 6})}
     )
-    train(longer, "autoencoder", said.append)
-    assert "autoencoder: goes on from step 4 of 6" in said
+    train(longer, "autoencoder", report_to(said.append))
+    assert "autoencoder: continues from step 4 of 6" in said
     assert "samples an update in place of" not in " ".join(said)
     assert [entry["step"] for entry in log_of(recipe.output / "autoencoder")] == [1, 2, 3, 4, 5, 6]
 
@@ -90,7 +89,7 @@ def test_another_number_of_samples_an_update_is_said(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
     other = recipe.autoencoder.model_copy(update={"steps": 5, "batch_size": 2})
     said = []
-    train(recipe.model_copy(update={"autoencoder": other}), "autoencoder", said.append)
+    train(recipe.model_copy(update={"autoencoder": other}), "autoencoder", report_to(said.append))
     assert "2 samples an update in place of 3" in " ".join(said)
 
 
@@ -109,7 +108,7 @@ def test_samples_are_drawn_where_the_recipe_asks(trained):
 
 def test_a_stage_needs_those_before_it(recipe):
     with pytest.raises(UserError, match="Stage autoencoder is not done"):
-        train(recipe, "image", print)
+        train(recipe, "image", report_to(print))
 
 
 def test_a_damaged_product_is_named(trained, recipe):
@@ -117,7 +116,7 @@ def test_a_damaged_product_is_named(trained, recipe):
     file = recipe.output / "autoencoder/output/vae/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
-        stage_output(recipe, "autoencoder")
+        stage_output(recipe.output, "autoencoder")
 
 
 def test_an_unknown_stage_is_answered_with_the_nearest(recipe):
@@ -128,12 +127,14 @@ def test_an_unknown_stage_is_answered_with_the_nearest(recipe):
 
 
 def test_a_number_that_is_not_finite_stops_before_the_weights_change(recipe):
-    task = build_task(recipe, "autoencoder")
-    stage = Trainer("autoencoder", recipe.autoencoder, recipe.output / "autoencoder", 5, print)
+    task = task_of(recipe, "autoencoder")
+    stage = Trainer(
+        "autoencoder", recipe.autoencoder, recipe.output / "autoencoder", 5, report_to(print)
+    )
     with torch.no_grad():
         task.network.decoder_linear.weight[0, 0, 0, 0] = float("nan")
     before = {key: value.clone() for key, value in task.network.state_dict().items()}
-    with pytest.raises(UserError, match=r"loss of step 0 is nan \(clips .+\); no weight was"):
+    with pytest.raises(UserError, match=r"loss of step 0 is nan \(clips .+\); nothing of it"):
         stage.train(task)
     for key, value in task.network.state_dict().items():
         assert torch.equal(value.nan_to_num(7), before[key].nan_to_num(7)), key

@@ -1,13 +1,13 @@
 """What lets many processes train as one: samples apart, and every weight with a gradient."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_recipe import STAGES
+from tiny_recipe import STAGES, task_of
 
 from magicvideo.diffusion.noise import per_sample_generators
-from magicvideo.training.stages import build_task
 
 BATCH = 3  # of the tiny recipe
 
@@ -15,16 +15,15 @@ BATCH = 3  # of the tiny recipe
 def losses_of(task, position, half=None):
     """The losses of two batches, or those of the one batch that both are together."""
     count = BATCH if half is not None else 2 * BATCH
-    update = {"batch_size": count}
-    task.settings = task.settings.model_copy(update=update)
-    batch = task.get_batch(2 * position + half if half is not None else position)
+    task.batches = replace(task.batches, batch_size=count)
+    batch = task.batches.get_batch(2 * position + half if half is not None else position)
     first = (2 * position + half if half is not None else position) * count
     return task.losses(task.network, batch, per_sample_generators(first, count, 3, "sample"))
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trained, name):
-    task = build_task(trained, name)
+    task = task_of(trained, name)
     whole = losses_of(task, 1)["loss"]
     whole.backward()
     silent = [
@@ -42,8 +41,8 @@ def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trai
 @pytest.mark.parametrize("name", STAGES)
 def test_losses_are_of_the_network_that_is_handed_in(trained, name):
     """Where weights are sharded, the task's own network stays behind as it was."""
-    task = build_task(trained, name)
-    batch, count = task.get_batch(0), task.settings.batch_size
+    task = task_of(trained, name)
+    batch, count = task.batches.get_batch(0), task.config.batch_size
     handed = copy.deepcopy(task.network)
     with torch.no_grad():
         expected = task.losses(handed, batch, per_sample_generators(0, count, 3, "sample"))["loss"]

@@ -7,8 +7,13 @@ from tiny_recipe import tiny_values
 
 from magicvideo.data.manifest import read_manifest, write_manifest
 from magicvideo.errors import UserError
-from magicvideo.training.components import frame_dataset
+from magicvideo.training.loader import open_frames
 from magicvideo.training.recipe import Recipe
+from magicvideo.training.resolve import plan_stage
+
+
+def frame_dataset(recipe, name):
+    return open_frames(plan_stage(recipe, name).data, name)
 
 
 @pytest.fixture
@@ -47,7 +52,9 @@ def test_a_clip_without_a_caption_is_unconditional_but_nothing_to_match(told, pr
 def test_stages_of_text_refuse_data_without_one_caption(told):
     recipe = told(())
     for name in ("image", "keyframes"):
-        with pytest.raises(UserError, match=f"Stage {name} is told by text, and not one training"):
+        with pytest.raises(
+            UserError, match=f"Stage {name} is conditioned on text, and not one training"
+        ):
             frame_dataset(recipe, name)
     with pytest.raises(UserError, match="no clip with a caption in train"):
         frame_dataset(recipe, "clip")

@@ -6,18 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_recipe import SHARED, STAGES, tiny_values
+from tiny_recipe import SHARED, STAGES, task_of, tiny_values
 
 from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.video_vae import VideoPatchAutoencoder
-from magicvideo.training.components import component_path, image_vae_path
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.recipe import Recipe
+from magicvideo.training.resolve import component_source
 from magicvideo.training.run import train
-from magicvideo.training.stages import build_task
 
 
 def starting(model, prepared, output, *stages, **changes):
@@ -44,20 +43,20 @@ def assert_same(found, expected):
 
 
 def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, tmp_path):
-    network = build_task(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
+    network = task_of(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
     # the model's is a video autoencoder, of which this stage trains the image part
     stored = weights(model / "vae")
     assert any("temporal" in name for name in stored)
     found = network.state_dict()
     assert not any("temporal" in name for name in found)
     assert_same(found, {name: stored[name] for name in stored if "temporal" not in name})
-    fresh = build_task(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
+    fresh = task_of(Recipe.model_validate(tiny_values(prepared, tmp_path)), "autoencoder")
     assert network.config.scaling_factor == fresh.network.config.scaling_factor != 1.0
 
 
 def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path, "video_vae")
-    network = build_task(recipe, "video_vae").network
+    network = task_of(recipe, "video_vae").network
     assert_same(network.state_dict(), weights(model / "vae"))
     assert network.config.temporal_window_size == 4
     shown = network.temporal_mid.to_out.weight
@@ -67,7 +66,7 @@ def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared,
 
 
 def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_path):
-    task = build_task(starting(model, prepared, tmp_path, "clip"), "clip")
+    task = task_of(starting(model, prepared, tmp_path, "clip"), "clip")
     task.save(tmp_path)
     for name in ("text_encoder", "image_encoder"):
         assert_same(weights(tmp_path / name), weights(model / name))
@@ -77,13 +76,13 @@ def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_pat
 
 @pytest.mark.parametrize("stage", ["unsupervised", "keyframes"])
 def test_video_stages_begin_with_the_denoiser(stage, model, prepared, tmp_path):
-    network = build_task(starting(model, prepared, tmp_path, stage), stage).network
+    network = task_of(starting(model, prepared, tmp_path, stage), stage).network
     assert_same(network.unet.state_dict(), weights(model / "unet"))
     assert_same(network.image_conditioner.state_dict(), weights(model / "image_conditioner"))
 
 
 def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
-    network = build_task(starting(model, prepared, tmp_path, "image"), "image").network
+    network = task_of(starting(model, prepared, tmp_path, "image"), "image").network
     stored = weights(model / "unet")
     found = network.unet.state_dict()
     assert not any("temporal" in name or "adaptor" in name for name in found)
@@ -92,9 +91,9 @@ def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
 
 def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path / "run", "image")
-    train(recipe, None, lambda _: None)
+    train(recipe)
     export(recipe.output, tmp_path / "frames", "fp32")
-    network = build_task(
+    network = task_of(
         starting(tmp_path / "frames", prepared, tmp_path, "keyframes"), "keyframes"
     ).network
     stored, found = weights(tmp_path / "frames" / "unet"), network.unet.state_dict()
@@ -105,18 +104,18 @@ def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
 
 
 def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, tmp_path):
-    network = build_task(
+    network = task_of(
         starting(model, prepared, tmp_path, "interpolation", seed=6), "interpolation"
     ).network
     assert_same(network.state_dict(), weights(model / "interpolator"))
-    own = build_task(trained, "interpolation").network.config.residual_scale
+    own = task_of(trained, "interpolation").network.config.residual_scale
     assert network.config.residual_scale == own
 
 
 def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path / "run", "keyframes")
-    assert isinstance(build_task(recipe, "keyframes").frozen.vae, VideoPatchAutoencoder)
-    train(recipe, None, lambda _: None)
+    assert isinstance(task_of(recipe, "keyframes").encoders.vae, VideoPatchAutoencoder)
+    train(recipe)
     export(recipe.output, tmp_path / "model", "fp32")
     for name in ("vae", "text_encoder", "image_encoder", "interpolator"):
         assert_same(weights(tmp_path / "model" / name), weights(model / name))
@@ -134,14 +133,14 @@ def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
         model, prepared, tmp_path, "keyframes", init_components=parts, unet=convolutions
     )
     stored = weights(model / "unet")
-    found = build_task(recipe, "keyframes").network.unet.state_dict()
+    found = task_of(recipe, "keyframes").network.unet.state_dict()
     assert not torch.equal(found["conv_in.weight"], stored["conv_in.weight"])
     assert found.keys() - stored.keys() == {
         name.replace("weight", "temporal_weight")
         for name, tensor in found.items()
         if tensor.shape[-2:] == (3, 3) and "temporal" not in name
     }
-    assert component_path(recipe, "vae") == model / "vae"
+    assert component_source(recipe, "vae").path() == model / "vae"
     assert estimate_run(recipe)[0].reused == 0
     with pytest.raises(UserError, match="no stage image or unsupervised or keyframes"):
         component_path(starting(model, prepared, tmp_path, "clip", init_components=parts), "unet")
@@ -152,7 +151,7 @@ def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
     (wordless / "words.txt").unlink()
     write_checksums(wordless)
     recipe = starting(wordless, prepared, tmp_path / "run", "keyframes")
-    train(recipe, None, lambda _: None)
+    train(recipe)
     export(recipe.output, tmp_path / "model", "fp32")
     assert not (tmp_path / "model" / "words.txt").exists()
 
@@ -161,11 +160,11 @@ def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
     wider = {**tiny_values(prepared, tmp_path)["unet"], "block_out_channels": [8, 16]}
     recipe = starting(model, prepared, tmp_path, "keyframes", unet=wider)
     with pytest.raises(UserError, match=r"has the shape \[.+\] and the network \[.+\]"):
-        build_task(recipe, "keyframes")
+        task_of(recipe, "keyframes")
     clip = {**tiny_values(prepared, tmp_path)["clip"], **SHARED, "width": 10}
     recipe = starting(model, prepared, tmp_path, "clip", clip=clip)
     with pytest.raises(UserError, match="do not have the sizes of the recipe's clip"):
-        build_task(recipe, "clip")
+        task_of(recipe, "clip")
 
 
 def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
@@ -193,7 +192,7 @@ def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, t
     values = tiny_values(prepared, tmp_path)
     values["keyframes"]["weight_interpolation"] = 0.75
     only = {name: values[name] for name in values if name not in STAGES or name == "keyframes"}
-    task = build_task(Recipe.model_validate({**only, "init_from": str(model)}), "keyframes")
+    task = task_of(Recipe.model_validate({**only, "init_from": str(model)}), "keyframes")
     began = {name: weight.clone() for name, weight in task.network.unet.state_dict().items()}
     with torch.no_grad():
         for parameter in task.network.parameters():

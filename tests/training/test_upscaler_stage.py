@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
-from tiny_recipe import SHARED, tiny_values
+from tiny_recipe import SHARED, report_to, task_of, tiny_values
 from torch import nn
 
 from magicvideo.data.degrade import downsample
@@ -22,7 +22,6 @@ from magicvideo.rng import StackedGenerator
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import train
-from magicvideo.training.stages import build_task
 from magicvideo.training.trainer import Interrupted
 
 SIZE, CROP, STEPS = 64, 32, 24
@@ -58,7 +57,7 @@ def large(shapes, tmp_path_factory):
 def finished(prepared, large, tmp_path_factory):
     """Both stages, trained; do not write into the run."""
     recipe = recipe_of(prepared, large, tmp_path_factory.mktemp("finished"))
-    train(recipe, None, lambda _: None)
+    train(recipe)
     return recipe
 
 
@@ -68,7 +67,7 @@ def make(prepared, large, finished):
 
     def make(**changes):
         recipe = recipe_of(prepared, large, finished.output, **changes)
-        return build_task(recipe, "upscaler")
+        return task_of(recipe, "upscaler")
 
     return make
 
@@ -106,7 +105,7 @@ class KnowsAll(nn.Module):
 
 def test_who_knows_the_large_frame_has_no_loss(make):
     task = make(degradation_prob=0, vae_roundtrip_prob=0, max_noise_level=1e-5, batch_size=40)
-    batch = task.get_batch(3)
+    batch = task.batches.get_batch(3)
     frames = batch.frames[:, 0]
     oracle = KnowsAll(task, frames, downsample(frames, 4))
     known = task.losses(oracle, batch, StackedGenerator([torch.Generator().manual_seed(0)]))
@@ -118,7 +117,7 @@ def test_who_knows_the_large_frame_has_no_loss(make):
 
 def test_small_frames_pass_the_autoencoder(make):
     task = make(degradation_prob=0, vae_roundtrip_prob=1, max_latent_noise=0, max_noise_level=1e-5)
-    batch = task.get_batch(0)
+    batch = task.batches.get_batch(0)
     frames = batch.frames[:, 0]
     with torch.no_grad():
         rebuilt = decode_latents(task.vae, encode_frames(task.vae, downsample(frames, 4)[:, None]))
@@ -141,7 +140,9 @@ def test_small_frames_are_degraded_in_every_way(make):
             lambda _, given, name=name: seen.__setitem__(name, given)
         )
         task.losses(
-            task.network, task.get_batch(0), StackedGenerator([torch.Generator().manual_seed(0)])
+            task.network,
+            task.batches.get_batch(0),
+            StackedGenerator([torch.Generator().manual_seed(0)]),
         )
     noises = {name: (given[1] - seen["clean"][1]).flatten(1) for name, given in seen.items()}
     assert noises["varied"].std(dim=1).min() > 5e-4  # pixel noise is 50 times less
@@ -158,7 +159,7 @@ def test_two_halves_of_a_batch_have_its_loss(make):
     def loss(first, count):
         task = make(batch_size=count, degradation_prob=0.5, vae_roundtrip_prob=0.5)
         batch, draws = (
-            task.get_batch(first // count),
+            task.batches.get_batch(first // count),
             per_sample_generators(first, count, 2, "sample"),
         )
         return task.losses(task.network, batch, draws)["loss"].detach()
@@ -172,7 +173,7 @@ def test_residuals_have_unit_variance(make):
     task = make(
         degradation_prob=0, vae_roundtrip_prob=0, batch_size=60, max_noise_level=1e-5, crop=SIZE
     )
-    frames = task.get_batch(5).frames[:, 0]
+    frames = task.batches.get_batch(5).frames[:, 0]
     residuals = frames - upsample_bicubic(downsample(frames, 4), 4)
     scale = task.network.config.residual_scale
     assert residuals.square().mean().sqrt() == pytest.approx(scale, rel=0.15)
@@ -187,7 +188,9 @@ def test_some_steps_lower_the_loss_on_frames_it_did_not_see(make, finished):
         values = []
         for position in range(1000, 1010):
             draws = StackedGenerator([torch.Generator().manual_seed(position)])
-            values.append(task.losses(network, task.get_batch(position), draws)["loss"].item())
+            values.append(
+                task.losses(network, task.batches.get_batch(position), draws)["loss"].item()
+            )
         return sum(values) / len(values)
 
     task = make(ema_decay=0)
@@ -203,7 +206,7 @@ def test_the_product_is_what_generation_loads(finished):
     upscaler = Upscaler.from_pretrained(product / "upscaler")
     assert (
         upscaler.config.residual_scale
-        == build_task(finished, "upscaler").network.config.residual_scale
+        == task_of(finished, "upscaler").network.config.residual_scale
     )
     assert 0.01 < upscaler.config.residual_scale < 0.5
     assert upscaler.config.max_noise_level == finished.upscaler.max_noise_level
@@ -222,10 +225,10 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(prepared, large, fini
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(recipe, None, stop_at_step_9)
+        train(recipe, None, report_to(stop_at_step_9))
     said = []
-    train(recipe, "upscaler", said.append)
-    assert said[0] == f"upscaler: goes on from step 9 of {STEPS}"
+    train(recipe, "upscaler", report_to(said.append))
+    assert f"upscaler: continues from step 9 of {STEPS}" in said
     assert log_of(recipe) == log_of(finished)
     name = "upscaler/output/upscaler/diffusion_pytorch_model.safetensors"
     expected, found = (load_file(one.output / name) for one in (finished, recipe))
@@ -237,7 +240,7 @@ def test_its_cost_is_in_the_plan(finished):
     last = estimate_run(finished)[-1]
     assert (last.name, last.updates, last.samples) == ("upscaler", STEPS, 6 * STEPS)
     assert last.gflops > 0
-    network = build_task(finished, "upscaler").network
+    network = task_of(finished, "upscaler").network
     assert last.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -251,9 +254,9 @@ def test_frames_that_the_autoencoder_cannot_take_are_named(prepared, finished):
     # a quarter of 24 pixels is less than a patch of the autoencoder
     recipe = recipe_of(prepared, prepared, finished.output, crop=24)
     with pytest.raises(UserError, match=r"have 24 pixels a side; .* must be multiples of 32"):
-        build_task(recipe, "upscaler")
+        task_of(recipe, "upscaler")
 
 
 def test_needs_the_autoencoder(prepared, large, tmp_path):
     with pytest.raises(UserError, match="Stage autoencoder is not done"):
-        train(recipe_of(prepared, large, tmp_path), "upscaler", lambda _: None)
+        train(recipe_of(prepared, large, tmp_path), "upscaler")

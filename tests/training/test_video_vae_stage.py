@@ -7,17 +7,17 @@ import pytest
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
+from tiny_recipe import task_of
 
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.video_vae import load_autoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.rng import StackedGenerator
-from magicvideo.training.components import component_path, image_vae_path
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.losses import image_gradient_loss, perceptual_distance
 from magicvideo.training.optim import build_optimizer
-from magicvideo.training.stages import build_task
+from magicvideo.training.resolve import component_source, image_vae_source
 
 CLIPS, FRAMES, SIDE = 2, 5, 24
 
@@ -25,12 +25,12 @@ CLIPS, FRAMES, SIDE = 2, 5, 24
 @pytest.fixture
 def task(trained):
     """Its latents have no noise."""
-    return build_task(with_settings(trained, max_latent_noise=0.0), "video_vae")
+    return task_of(with_settings(trained, max_latent_noise=0.0), "video_vae")
 
 
 @pytest.fixture
 def batch(task):
-    return task.get_batch(3)
+    return task.batches.get_batch(3)
 
 
 def with_settings(recipe, **changes):
@@ -51,7 +51,7 @@ def tensors(folder):
 
 
 def test_the_encoder_is_the_image_autoencoders_bit_for_bit(trained):
-    image, video = image_vae_path(trained), component_path(trained, "vae")
+    image, video = image_vae_source(trained).path(), component_source(trained, "vae").path()
     assert image.parts[-3:] == ("autoencoder", "output", "vae")
     assert video.parts[-3:] == ("video_vae", "output", "vae")
     before, after = tensors(image), tensors(video)
@@ -65,12 +65,12 @@ def test_the_encoder_is_the_image_autoencoders_bit_for_bit(trained):
 
 
 def test_other_stages_keep_to_the_image_autoencoder(trained):
-    frozen = build_task(trained, "interpolation").frozen.vae
+    frozen = task_of(trained, "interpolation").encoders.vae
     assert not hasattr(frozen, "temporal_mid")
 
 
 def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batch):
-    image = load_autoencoder(image_vae_path(trained))
+    image = load_autoencoder(image_vae_source(trained).path())
     pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w")
     rebuilt = image.decode(image.encode(pixels).latent_dist.mode()).sample
     found = task.losses(task.network, batch, StackedGenerator([torch.Generator().manual_seed(2)]))
@@ -94,7 +94,7 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
         "flicker": 3.5,
     }
     changes = {f"{name}_weight": weight for name, weight in weights.items()}
-    weighed = build_task(with_settings(trained, max_latent_noise=0.0, **changes), "video_vae")
+    weighed = task_of(with_settings(trained, max_latent_noise=0.0, **changes), "video_vae")
     loss = weighed.losses(
         weighed.network, batch, StackedGenerator([torch.Generator().manual_seed(2)])
     )["loss"]
@@ -105,8 +105,8 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
 @pytest.mark.parametrize(("clean", "common"), [(0.0, 0.3), (0.5, 0.0), (1.0, 0.8)])
 def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, batch, clean, common):
     changes = {"max_latent_noise": 0.7, "clean_prob": clean, "common_latent_noise": common}
-    task = build_task(with_settings(trained, **changes), "video_vae")
-    image = load_autoencoder(image_vae_path(trained))
+    task = task_of(with_settings(trained, **changes), "video_vae")
+    image = load_autoencoder(image_vae_source(trained).path())
     draws = StackedGenerator([torch.Generator().manual_seed(2)])
     levels = 0.7 * draws.uniform(len(batch.captions))
     levels[draws.uniform(len(levels)) < clean] = 0
@@ -135,8 +135,9 @@ def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
 
 def test_rates_are_those_of_the_recipe(trained):
     recipe = with_settings(trained, pretrained_lr_scale=0.25)
-    network = build_task(recipe, "video_vae").network
-    optimizer = build_optimizer(network, recipe.video_vae)
+    task = task_of(recipe, "video_vae")
+    network = task.network
+    optimizer = build_optimizer(network, recipe.video_vae, task.lr_scale)
     rates = {
         id(parameter): group["lr"]
         for group in optimizer.param_groups
@@ -155,15 +156,15 @@ def test_learns_to_hold_still_from_the_frames_before(trained):
     others = dict.fromkeys(("perceptual_weight", "squared_weight", "gradient_weight"), 0.0)
     changes = {"temporal_weight": 4.0, "max_latent_noise": 0.2, "clean_prob": 0.0}
     recipe = with_settings(trained, **others, **changes)
-    task = build_task(recipe, "video_vae")
+    task = task_of(recipe, "video_vae")
     # the image decoder has learnt so little that nothing of its features reaches the pixels
     torch.nn.init.normal_(task.network.decoder[-2].weight, std=0.1)
     parameters = [
         parameter.requires_grad_("temporal" in name)
         for name, parameter in task.network.named_parameters()
     ]
-    frames = task.get_batch(1).frames[:, :1].expand(-1, FRAMES, -1, -1, -1).contiguous()
-    batch = replace(task.get_batch(1), frames=frames)
+    frames = task.batches.get_batch(1).frames[:, :1].expand(-1, FRAMES, -1, -1, -1).contiguous()
+    batch = replace(task.batches.get_batch(1), frames=frames)
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=0.02)
     history = []
     for step in range(60):
@@ -190,7 +191,7 @@ def test_the_export_decodes_with_the_frames_before(trained, tmp_path):
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["vae"] == ["magicvideo", "VideoPatchAutoencoder"]
     pipeline = MagicVideoPipeline.from_pretrained(tmp_path / "model")
-    own = load_autoencoder(component_path(trained, "vae"))
+    own = load_autoencoder(component_source(trained, "vae").path())
     latents = torch.randn(1, 9, 5, 3, 3)
     found = pipeline.decode(latents)
     torch.testing.assert_close(found, decode_latents(own, latents, 2), atol=1e-5, rtol=0)

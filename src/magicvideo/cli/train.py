@@ -1,7 +1,9 @@
 """`magicvideo train`: clips to checkpoints."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,105 +20,210 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/emoji.yaml.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="A recipe that the package has, such as emoji, or a YAML file."),
+    ] = None,
     stage: Annotated[
-        str | None, typer.Option(help="Train this stage alone; the same command goes on with it.")
+        str | None, typer.Option(help="Train this stage alone; the same command continues it.")
     ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one setting: keyframes.learning_rate=1e-4."),
     ] = None,
+    scale: Annotated[
+        float, typer.Option(min=1e-6, help="Factor on the updates of all stages.")
+    ] = 1.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; a run repeats exactly with equal ones.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the settings, sizes and cost; train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print sizes, cost and the time of an update; train nothing."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print JSON in place of tables.")
+    ] = False,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the JSON schema of recipes, which editors complete."),
+    ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print the page of all settings, in Markdown.")
     ] = False,
 ) -> None:
     """Train the stages of a recipe, in order. The same command resumes a run that was stopped.
 
     Examples:
-      magicvideo train recipes/emoji.yaml
-      magicvideo train recipes/emoji.yaml --stage keyframes --set keyframes.learning_rate=1e-4
-      magicvideo train recipes/emoji.yaml --dry-run
+      magicvideo train emoji
+      magicvideo train small --set data=runs/data/mine
+      magicvideo train emoji --stage keyframes --set keyframes.learning_rate=1e-4
+      magicvideo train my_recipe.yaml --scale 0.1 --dry-run
     """
+    if schema or reference:
+        from magicvideo.training.schema import recipe_reference, recipe_schema
+
+        typer.echo(json.dumps(recipe_schema(), indent=2) if schema else recipe_reference())
+        return
+    if recipe is None:
+        from magicvideo.training.recipe import packaged_recipes
+
+        raise typer.BadParameter(
+            f"name a recipe: one of {', '.join(packaged_recipes())}, or a YAML file."
+        )
+    from magicvideo.training.recipe import read_recipe
+
+    settings = read_recipe(recipe, changes or [], scale)
+    if dry_run:
+        _dry_run(settings, stage, threads, as_json=as_json)
+    else:
+        _train(settings, stage, threads)
+
+
+def _train(recipe: "Recipe", stage: str | None, threads: int | None) -> None:
     import torch
     from rich.console import Console
 
-    from magicvideo.training.recipe import read_recipe
+    from magicvideo.training.console import silence_libraries
+    from magicvideo.training.progress import LineReporter, Reporter, RichReporter
     from magicvideo.training.run import resolve_stage, train
     from magicvideo.training.trainer import Interrupted
 
+    only = resolve_stage(recipe, stage)
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = read_recipe(recipe, changes or [])
-    console = Console(soft_wrap=True, highlight=False)
-    only = resolve_stage(settings, stage)
-    if dry_run:
-        _show_plan(settings, console)
-        return
+    silence_libraries()
+    console = Console()
+    reporter: Reporter = RichReporter(console) if console.is_terminal else LineReporter(_write_line)
     try:
-        train(settings, only, console.print)
+        train(recipe, only, reporter)
     except Interrupted as stopped:
         raise typer.Exit(stopped.exit_code) from None
 
 
-def _show_plan(recipe: "Recipe", console: "Console") -> None:
+def _write_line(line: str) -> None:
+    typer.echo(line)
+
+
+def _dry_run(recipe: "Recipe", stage: str | None, threads: int | None, *, as_json: bool) -> None:
+    import torch
+    from rich.console import Console
+
+    from magicvideo.training.console import silence_libraries
+    from magicvideo.training.dry_run import estimate_stage, time_update
+    from magicvideo.training.resolve import plan_stages
+    from magicvideo.training.run import resolve_stage
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    silence_libraries()
+    plans = plan_stages(recipe, resolve_stage(recipe, stage))
+    rows = [estimate_stage(plan, recipe.hardware) for plan in plans]
+    seconds = [time_update(plan) for plan in plans]
+    if as_json:
+        typer.echo(json.dumps(_as_json(recipe, rows, seconds), indent=1))
+        return
+    _show_tables(recipe, rows, seconds, Console(soft_wrap=True, highlight=False))
+
+
+def _as_json(
+    recipe: "Recipe", rows: "list[StageEstimate]", seconds: list[float | None]
+) -> dict[str, Any]:
+    stages = [
+        {
+            **asdict(row),
+            "passes": row.passes,
+            "seconds_per_update": duration,
+            "hours": None if recipe.hardware is None else row.hours(recipe.hardware),
+        }
+        for row, duration in zip(rows, seconds, strict=True)
+    ]
+    return {"recipe": recipe.model_dump(mode="json"), "stages": stages}
+
+
+def _show_tables(
+    recipe: "Recipe",
+    rows: "list[StageEstimate]",
+    seconds: list[float | None],
+    console: "Console",
+) -> None:
     from rich.table import Table
 
-    from magicvideo.training.dry_run import ASSUMPTIONS, estimate_run
+    from magicvideo.training.dry_run import ASSUMPTIONS
+    from magicvideo.training.progress import duration
 
-    console.print_json(recipe.model_dump_json())
-    stages = estimate_run(recipe)
+    work = Table(
+        "stage",
+        *("clips", "updates", "samples", "passes", "s an update", "time"),
+        title=f"{recipe.name}: samples of one process; times measured on this machine",
+    )
     sizes = Table(
         "stage",
-        *("reused", "new", "trained", "updates", "samples", "GFLOPs forward", "GFLOPs training"),
-        title="parameters in millions; samples of one process; GFLOPs a sample",
+        *("pretrained", "new", "trained", "GFLOPs forward", "GFLOPs training"),
+        title="parameters in millions; GFLOPs a sample",
     )
     memory = Table(
         "stage",
-        *("weights", "gradients", "optimiser", "averages", "activations", "all"),
+        *("weights", "gradients", "optimizer", "EMA", "activations", "all"),
         title="GB of memory on one GPU",
     )
-    for row in stages:
-        parameters = (f"{number / 1e6:.2f}" for number in (row.reused, row.new, row.trained))
-        counts = (f"{number:,}" for number in (row.updates, row.samples))
-        operations = (f"{number:,.3f}" for number in (row.gflops, row.training_gflops))
-        sizes.add_row(row.name, *parameters, *counts, *operations)
-        parts = (*vars(row.memory).values(), row.memory.total)
+    for row, time in zip(rows, seconds, strict=True):
+        work.add_row(
+            row.name,
+            "-" if row.clips is None else f"{row.clips:,}",
+            f"{row.updates:,}",
+            f"{row.samples:,}",
+            "-" if row.passes is None else f"{row.passes:,.3g}",
+            "-" if time is None else f"{time:.3g}",
+            "-" if time is None else duration(time * row.updates),
+        )
+        parameters = (f"{number / 1e6:.2f}" for number in (row.pretrained, row.new, row.trained))
+        sizes.add_row(row.name, *parameters, f"{row.gflops:,.3f}", f"{row.training_gflops:,.3f}")
+        parts = (*asdict(row.memory).values(), row.memory.total)
         memory.add_row(row.name, *(f"{size / 1e9:.2f}" for size in parts))
-    console.print(sizes)
-    console.print(memory)
+    for table in (work, sizes, memory):
+        console.print(table)
+    measured = [
+        time * row.updates for row, time in zip(rows, seconds, strict=True) if time is not None
+    ]
+    if len(measured) > 1:
+        console.print(
+            f"- {duration(sum(measured))} in all for the {len(measured)} stages that were timed: "
+            "forward and backward passes of a few updates, without reading, the optimizer, "
+            "previews and checkpoints."
+        )
     for assumption in ASSUMPTIONS:
         console.print(f"- {assumption}")
     if recipe.hardware is not None:
-        _show_time(recipe, recipe.hardware, stages, console)
+        _show_hours(recipe, recipe.hardware, rows, console)
 
 
-def _show_time(
-    recipe: "Recipe", machine: "HardwareConfig", stages: "list[StageEstimate]", console: "Console"
+def _show_hours(
+    recipe: "Recipe", hardware: "HardwareConfig", rows: "list[StageEstimate]", console: "Console"
 ) -> None:
     from rich.table import Table
 
     from magicvideo.training.dry_run import clip_bytes
 
-    time = Table("stage", "hours", "GPU-hours", "samples of all GPUs", title="time")
-    for row in stages:
-        hours = row.hours(machine)
-        samples = f"{row.samples * machine.gpus:,}"
-        time.add_row(row.name, f"{hours:,.1f}", f"{hours * machine.gpus:,.0f}", samples)
-    console.print(time)
-    total = sum(row.hours(machine) for row in stages)
+    table = Table("stage", "hours", "GPU-hours", "samples of all GPUs", title="time on `hardware`")
+    for row in rows:
+        hours = row.hours(hardware)
+        samples = f"{row.samples * hardware.gpus:,}"
+        table.add_row(row.name, f"{hours:,.1f}", f"{hours * hardware.gpus:,.0f}", samples)
+    console.print(table)
+    total = sum(row.hours(hardware) for row in rows)
     console.print(
-        f"- {total:,.0f} hours in all, on {machine.gpus} GPUs of {machine.tflops:g} TFLOPS. That "
-        f"training reaches {machine.utilisation:.0%} of them is an assumption of the recipe. "
+        f"- {total:,.0f} hours in all, on {hardware.gpus} GPUs of {hardware.tflops:g} TFLOPS. That "
+        f"training reaches {hardware.utilisation:.0%} of them is an assumption of the recipe. "
         "Reading data, previews and checkpoints take no time here. More GPUs see more samples, in "
         "the same number of updates."
     )
-    if machine.clips is not None:
-        latents, pixels = (size * machine.clips / 1e9 for size in clip_bytes(recipe))
+    if hardware.clips is not None:
+        latents, pixels = (size * hardware.clips / 1e9 for size in clip_bytes(recipe))
         console.print(
-            f"- {machine.clips:,} clips of {recipe.unet.num_frames} frames are {pixels:,.0f} GB as "
-            f"pixels, which `data prepare` keeps, and {latents:,.0f} GB as latents in half "
+            f"- {hardware.clips:,} clips of {recipe.unet.num_frames} frames are {pixels:,.0f} GB "
+            f"as pixels, which `data prepare` keeps, and {latents:,.0f} GB as latents in half "
             "precision, which `data encode` keeps beside embeddings and tokens."
         )

@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from magicvideo.data.manifest import ClipRecord, DatasetInfo, Split, read_info, 
 from magicvideo.errors import UserError
 from magicvideo.shapes import Frames
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 CaptionStyle: TypeAlias = Literal["varied", "plain"]
 
 
@@ -39,8 +43,30 @@ class Sample:
     clip_id: str
 
 
+class TensorBatch:
+    """A dataclass of tensors and lists whose tensors move together."""
+
+    def to(self, device: torch.device) -> "Self":
+        """Return the batch on a device; from pinned memory without waiting for the copy."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pin_memory(self) -> "Self":
+        """Return the batch in pinned memory; torch's `DataLoader` calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Note that a stream uses the tensors, so that their memory is not reused before."""
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Self":
+        tensors = {n: function(v) for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """Samples of equal length, stacked."""
 
     frames: Frames

@@ -147,10 +147,16 @@ class ConditionedDenoiser(nn.Module):
         condition = torch.where(use_image_condition[:, None, None], images, tokens)
         return self.unet(latents, timestep, condition, fps)
 
-    def save_components(self, folder: Path) -> None:
-        """Write the components `unet` and `image_conditioner` of a model folder."""
+    @property
+    def image_embed_dim(self) -> int:
+        """Return the width of the image embeddings that it can be conditioned on."""
+        return int(self.image_conditioner.config.embedding_dim)
+
+    def save_components(self, folder: Path, *, image_conditioner: bool = True) -> None:
+        """Write the component `unet` of a model folder, and `image_conditioner` if it is wanted."""
         self.unet.save_pretrained(folder / "unet")
-        self.image_conditioner.save_pretrained(folder / "image_conditioner")
+        if image_conditioner:
+            self.image_conditioner.save_pretrained(folder / "image_conditioner")
 
 
 def image_to_condition_tokens(

@@ -151,6 +151,7 @@ class Interpolator(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ("ResidualEstimator",)  # sharded and compiled as one
 
     @register_to_config
     def __init__(

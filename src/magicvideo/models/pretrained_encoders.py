@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from magicvideo.atomic_io import hash_component, verify_checksums
@@ -19,12 +20,22 @@ class FrozenEncoders:
     vae: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    image_encoder: CLIPVisionModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection | None
 
     def to(self, device: torch.device) -> None:
         """Move the networks."""
-        for network in (self.vae, self.text_encoder, self.image_encoder):
+        for network in self.networks():
             network.to(device)
+
+    def networks(self) -> list[nn.Module]:
+        """Return those that are networks."""
+        found = (self.vae, self.text_encoder, self.image_encoder)
+        return [network for network in found if network is not None]
+
+    def freeze(self) -> None:
+        """Exclude them from training, and set them to evaluation."""
+        for network in self.networks():
+            network.requires_grad_(requires_grad=False).eval()
 
 
 @dataclass(frozen=True)
@@ -34,13 +45,15 @@ class FrozenEncoderPaths:
     vae: Path
     text_encoder: Path
     tokenizer: Path
-    image_encoder: Path
+    image_encoder: Path | None
 
     def load(self) -> FrozenEncoders:
         """Return the parts in single precision, ready to evaluate."""
-        image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-            self.image_encoder, dtype=torch.float32
-        )
+        image_encoder = None
+        if self.image_encoder is not None:
+            image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+                self.image_encoder, dtype=torch.float32
+            )
         return FrozenEncoders(
             vae=load_autoencoder(self.vae),
             text_encoder=CLIPTextModel.from_pretrained(self.text_encoder, dtype=torch.float32),
@@ -50,7 +63,11 @@ class FrozenEncoderPaths:
 
     def hashes(self) -> dict[str, str]:
         """Return the identity of each part by its name."""
-        return {name: hash_component(folder) for name, folder in asdict(self).items()}
+        return {
+            name: hash_component(folder)
+            for name, folder in asdict(self).items()
+            if folder is not None
+        }
 
 
 def resolve_frozen_encoders(model: Path) -> FrozenEncoderPaths:

@@ -77,6 +77,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ("DownBlock", "MidBlock", "UpBlock")  # sharded and compiled one by one
 
     @register_to_config
     def __init__(

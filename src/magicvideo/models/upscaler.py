@@ -47,6 +47,8 @@ class Upscaler(ModelMixin, ConfigMixin):
         ValueError: If there are not as many widths as numbers of blocks.
     """
 
+    _no_split_modules = ("FiLMResBlock",)  # sharded and compiled one by one
+
     @register_to_config
     def __init__(
         self,

@@ -309,8 +309,8 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     return loaded.float().eval()
 
 
-def autoencoder_from_config_meta(settings: dict[str, Any]) -> Autoencoder:
-    """Return an autoencoder without weights, on the meta device, for questions of size.
+def autoencoder_from_config(settings: Mapping[str, Any]) -> Autoencoder:
+    """Return an autoencoder with initial weights.
 
     Args:
         settings: As they are stored, with the name of the class.
@@ -324,9 +324,14 @@ def autoencoder_from_config_meta(settings: dict[str, Any]) -> Autoencoder:
             f"The settings of an autoencoder must name one of the classes {', '.join(AUTOENCODERS)}"
             f" as _class_name; they name {settings.get('_class_name')!r}."
         )
+    autoencoder: Autoencoder = kind.from_config(dict(settings))
+    return autoencoder
+
+
+def autoencoder_from_config_meta(settings: Mapping[str, Any]) -> Autoencoder:
+    """Return an autoencoder without weights, on the meta device, for questions of size."""
     with torch.device("meta"):
-        outline: Autoencoder = kind.from_config(settings)
-    return outline
+        return autoencoder_from_config(settings)
 
 
 def read_autoencoder_class(folder: Path) -> type[Any]:

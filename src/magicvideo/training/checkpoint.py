@@ -1,32 +1,50 @@
-"""CheckpointManager: everything needed to go on, in one folder that appears whole or not at all."""
+"""Checkpoints: everything needed to continue a stage, in a folder that appears whole or not at all.
+
+Weights that one process holds are written as safetensors by that process. Weights that FSDP2 shards
+are written by all processes, each its shards, by torch.distributed.checkpoint, in safetensors too.
+Large checkpoints are written in the background: the loop waits for the copy to host memory alone.
+"""
 
 import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor
 
 from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_checksums
 from magicvideo.errors import UserError
 from magicvideo.training.distributed import DistributedContext, distribute_like, gather_full
 from magicvideo.training.ema import EMA
-from magicvideo.training.task import Task
 
-_WHOLE = ":int"
+STATE_FILE = "state.json"
+_INTEGER = ":int"  # marks a whole number that an optimizer keeps beside its tensors
+_ASYNC_BYTES = 256 * 1024**2
+_GROUPS = ("network", "ema", "optimizer")
 
 
 @dataclass
 class TrainingState:
     """What changes while a stage trains.
 
-    Random numbers are a function of the step, so no state of theirs is kept.
+    Random numbers are a function of the step, and frozen weights one of the recipe, so that neither
+    is kept.
     """
 
     network: nn.Module
@@ -35,8 +53,17 @@ class TrainingState:
     step: int = 0
 
     def optimizer_state_of(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
-        """Return what the optimizer keeps for a parameter, cut as the parameter is, if it is."""
+        """Return what the optimizer keeps for a parameter, sharded as the parameter is."""
         return self.optimizer.state.get(parameter, {})
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the trainable parameters and the buffers, by name."""
+        frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
+        return {n: t for n, t in self.network.state_dict().items() if n not in frozen}
+
+    def is_shard_location(self) -> bool:
+        """Return whether processes hold shards of the weights."""
+        return any(isinstance(p, DTensor) for p in self.network.parameters())
 
 
 class CheckpointManager:
@@ -47,51 +74,150 @@ class CheckpointManager:
         keep: How many are kept. The newest that passes its check is never deleted.
         stage: Name of the stage, which a checkpoint must agree with.
         global_batch: Samples of one update, over all processes.
-        writes: Whether this process writes; others help it to gather what is to be written.
+        context: The processes that train together; None: this one alone.
+        async_bytes: From this size on, checkpoints are written in the background.
     """
 
     def __init__(
-        self, folder: Path, keep: int, stage: str, *, global_batch: int = 1, writes: bool = True
+        self,
+        folder: Path,
+        keep: int,
+        stage: str,
+        *,
+        global_batch: int = 1,
+        context: DistributedContext | None = None,
+        async_bytes: int = _ASYNC_BYTES,
     ) -> None:
         self.folder, self.keep, self.stage = folder, keep, stage
-        self.global_batch, self.writes = global_batch, writes
+        self.global_batch, self.async_bytes = global_batch, async_bytes
+        self.context = context
+        self.is_main = context is None or context.is_main
         self.rejected: list[str] = []
-        if writes and folder.is_dir():
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._sharded: tuple[Future[Any], ExitStack] | None = None
+        if self.is_main and folder.is_dir():
             remove_partial(folder)
 
     def save(self, state: TrainingState) -> Path:
-        """Write a checkpoint, then delete those that are too old.
+        """Write a checkpoint, or begin to, and delete those that are too old.
 
-        It holds whole tensors, so that any number of processes can go on from it. All processes
-        call this together, and return before the file is there.
+        All processes call this together. Any number of processes can continue from a checkpoint,
+        however many wrote it.
+
+        Returns:
+            The folder, which is there after `wait` at the latest.
         """
+        self.wait()
         target = self.folder / f"step-{state.step:08d}"
+        if state.is_sharded():
+            self._save_sharded(state, target)
+            return target
         tensors = {
-            "network": gather_full(state.network.state_dict().items(), keep=self.writes),
-            "ema": gather_full(state.ema.tensors(state.network), keep=self.writes),
-            "optimizer": gather_full(_optimizer_tensors(state), keep=self.writes),
+            "network": gather_full(state.weights().items(), keep=self.is_main),
+            "ema": gather_full(state.ema.tensors(state.network), keep=self.is_main),
+            "optimizer": gather_full(_optimizer_tensors(state), keep=self.is_main),
         }
-        if self.writes:
+        if not self.is_main:
+            return target
+        size = sum(t.nbytes for group in tensors.values() for t in group.values())
+        if size < self.async_bytes:
             self._write(target, tensors, state.step)
+            return target
+        # updates go on in place, so the thread writes a copy
+        copies = {g: {n: t.clone() for n, t in group.items()} for g, group in tensors.items()}
+        self._thread = threading.Thread(
+            target=self._write_in_background, args=(target, copies, state.step)
+        )
+        self._thread.start()
         return target
+
+    def is_written(self) -> bool:
+        """Return whether this process has written its part of the last checkpoint."""
+        return self._sharded is None or self._sharded[0].done()
+
+    @property
+    def is_pending(self) -> bool:
+        """Return whether a sharded checkpoint waits for `wait`, which publishes it."""
+        return self._sharded is not None
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is there. All processes call this together.
+
+        Raises:
+            OSError: If it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._sharded is not None:
+            written, publishing = self._sharded
+            self._sharded = None
+            with publishing:
+                written.result()
+                self._barrier()
+            self._barrier()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _barrier(self) -> None:
+        if self.context is not None:
+            self.context.barrier()
+
+    def _write_in_background(
+        self, target: Path, tensors: dict[str, dict[str, Tensor]], step: int
+    ) -> None:
+        try:
+            self._write(target, tensors, step)
+        except BaseException as error:
+            self._error = error
 
     def _write(self, target: Path, tensors: dict[str, dict[str, Tensor]], step: int) -> None:
         with atomic_folder(target) as partial:
             for name, group in tensors.items():
                 save_file(group, partial / f"{name}.safetensors")
-            about = {
-                "stage": self.stage,
-                "step": step,
-                "global_batch": self.global_batch,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            }
-            (partial / "state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            self._write_state_file(partial, step)
+        self._delete_old(target)
+
+    def _save_sharded(self, state: TrainingState, target: Path) -> None:
+        """Begin to write a sharded checkpoint; `wait` publishes it."""
+        context = self.context
+        assert context is not None
+        publishing, partial = ExitStack(), None
+        if self.is_main:
+            publishing.callback(self._delete_old, target)  # the last in is the first out
+            partial = publishing.enter_context(atomic_folder(target))
+            self._write_state_file(partial, state.step)
+        folder = context.broadcast_path(partial)
+        tensors = {
+            **{f"network/{name}": tensor for name, tensor in state.weights().items()},
+            **{f"ema/{name}": tensor for name, tensor in state.ema.tensors(state.network)},
+            **{f"optimizer/{name}": tensor for name, tensor in _optimizer_tensors(state)},
+        }
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        written = async_save(tensors, storage_writer=writer, process_group=context.checkpoint_group)
+        assert isinstance(written, Future)
+        self._sharded = written, publishing
+
+    def _write_state_file(self, folder: Path, step: int) -> None:
+        about = {
+            "stage": self.stage,
+            "step": step,
+            "global_batch": self.global_batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        (folder / STATE_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    def _delete_old(self, target: Path) -> None:
         steps = self._steps()
+        if target not in steps:  # it could not be written
+            return
         own = steps.index(target)
-        # those of later steps failed their check, or the run would have gone on from them
+        # those of later steps failed their check, or the run would have continued from them
         for old in [*steps[: max(0, own + 1 - self.keep)], *steps[own + 1 :]]:
-            # a folder that cannot be deleted costs room, and training goes on
+            # a folder that cannot be deleted takes up space, and training continues
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
 
@@ -123,19 +249,46 @@ class CheckpointManager:
         Raises:
             UserError: If it belongs to another stage or its tensors are not the network's.
         """
-        about = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         if about["stage"] != self.stage:
             raise UserError(f"{path} is of stage {about['stage']} and not of {self.stage}.")
-        load_state_dict_strict(state.network, path / "network.safetensors")
-        averages = load_file(path / "ema.safetensors")
-        _compare(set(averages), set(state.ema.shadow), path / "ema.safetensors")
-        state.ema.load(state.network, averages)
-        _load_optimizer(state, load_file(path / "optimizer.safetensors"))
+        if (path / "network.safetensors").is_file():
+            groups = {name: load_file(path / f"{name}.safetensors") for name in _GROUPS}
+        else:
+            groups = _read_shards(state, path)
+        own = state.weights()
+        _check_tensors(groups["network"], own, path / "network.safetensors")
+        for name, tensor in groups["network"].items():
+            with torch.no_grad():
+                own[name].copy_(distribute_like(tensor, own[name]))
+        _compare(set(groups["ema"]), set(state.ema.shadow), path / "ema.safetensors")
+        state.ema.load(state.network, groups["ema"])
+        _load_optimizer(state, groups["optimizer"])
         state.step = int(about["step"])
         return about
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+
+
+def _read_shards(state: TrainingState, path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a sharded checkpoint, sharded as those of `state` are."""
+    reader = HuggingFaceStorageReader(str(path))
+    parameters = dict(state.network.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for key, stored in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata)
+        group, _, name = key.partition("/")
+        owner = parameters.get(name.rpartition("/")[0] if group == "optimizer" else name)
+        empty = torch.empty(stored.size, dtype=stored.properties.dtype)
+        like = isinstance(owner, DTensor) and owner.shape == empty.shape
+        tensors[key] = distribute_like(empty, owner) if like and owner is not None else empty
+    load_sharded(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor
+    return groups
 
 
 def _fault(folder: Path) -> str | None:
@@ -163,6 +316,12 @@ def load_state_dict_strict(
     if leave_out is not None:
         tensors = {name: tensor for name, tensor in tensors.items() if not leave_out(name)}
     own = network.state_dict()
+    _check_tensors(tensors, own, file)
+    network.load_state_dict(tensors)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse tensors whose names or shapes are not the network's."""
     _compare(set(tensors), set(own), file)
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
@@ -170,7 +329,6 @@ def load_state_dict_strict(
                 f"{file}: {name} has the shape {list(tensor.shape)} and the network "
                 f"{list(own[name].shape)}; the settings of the model must not change in a run."
             )
-    network.load_state_dict({name: distribute_like(t, own[name]) for name, t in tensors.items()})
 
 
 def _compare(found: set[str], expected: set[str], file: Path) -> None:
@@ -185,7 +343,7 @@ def _optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in state.network.named_parameters():
         for key, value in state.optimizer_state_of(parameter).items():
             if isinstance(value, int):
-                yield f"{name}/{key}{_WHOLE}", torch.tensor(value)
+                yield f"{name}/{key}{_INTEGER}", torch.tensor(value)
             elif isinstance(value, Tensor):
                 yield f"{name}/{key}", value
 
@@ -203,33 +361,10 @@ def _load_optimizer(state: TrainingState, tensors: dict[str, Tensor]) -> None:
 
 
 def _kept_for(parameter: nn.Parameter, key: str, value: Tensor) -> tuple[str, Tensor | int]:
-    if key.endswith(_WHOLE):
-        return key.removesuffix(_WHOLE), int(value)
+    if key.endswith(_INTEGER):
+        return key.removesuffix(_INTEGER), int(value)
     if value.shape != parameter.shape or value.dtype != parameter.dtype:
         return key, value.to(parameter.device)
     # the optimizer's fused kernel walks memory, so moments must lie as the parameter does
     moment = torch.empty_like(parameter, memory_format=torch.preserve_format)
     return key, moment.detach().copy_(distribute_like(value, parameter))
-
-
-@contextmanager
-def ema_weights(task: Task, state: TrainingState, processes: DistributedContext) -> Iterator[None]:
-    """Let the first process's `task.network` have the averaged weights for a while."""
-    network = task.network
-    is_whole = network is state.network
-    if is_whole and processes.is_main:
-        state.ema.swap(network)
-    elif not is_whole:
-        averages = gather_full(state.ema.tensors(state.network), keep=processes.is_main)
-        if processes.is_main:
-            network.load_state_dict(averages, strict=False)  # buffers stay
-            network.to(processes.accelerator.device)
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train()
-        if is_whole and processes.is_main:
-            state.ema.swap(network)
-        elif not is_whole:
-            network.to("cpu")

@@ -1,29 +1,55 @@
-"""What a recipe would do, for `--dry-run`: sizes and cost of every stage, without training it."""
+"""What a recipe costs, for `--dry-run`: the losses of every stage, run without data or arithmetic.
 
+Each stage is built as for training, but on the meta device, and its own `Task.losses` and their
+backward pass are run on a batch there: shapes and operations are those of training, memory is not
+used and nothing is computed.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from magicvideo.data.shards.index import is_shard_location
+from magicvideo.data.dataset import Batch
+from magicvideo.data.shards.dataset import EncodedBatch
+from magicvideo.diffusion.noise import per_sample_generators
+from magicvideo.errors import UserError
 from magicvideo.models.flops import (
     TrainingCost,
     count_flops,
     count_parameters,
     profile_training_step,
 )
-from magicvideo.training.components import SHARD_STAGES
-from magicvideo.training.meta_stages import MetaStage, build_meta_stage
+from magicvideo.models.inflate import is_temporal_key
+from magicvideo.training.loader import AnyBatch, BatchSource
 from magicvideo.training.model_configs import frame_size, latent_shape
-from magicvideo.training.optim import state_bytes
-from magicvideo.training.recipe import HardwareConfig, Recipe, StageConfig
+from magicvideo.training.optim import optimizer_state_bytes
+from magicvideo.training.recipe import HardwareConfig, Precision, Recipe, StageConfig, StageName
+from magicvideo.training.resolve import (
+    AutoencoderPlan,
+    CLIPPlan,
+    DenoiserPlan,
+    InterpolationPlan,
+    StagePlan,
+    UpscalerPlan,
+    VideoVaePlan,
+    plan_stage,
+)
+from magicvideo.training.run import bf16_slowdown, seconds_per_update
+from magicvideo.training.stages import (
+    assemble_task,
+    clip_sampling,
+    open_batches,
+)
 
-_NUMBER, _HALF = 4, 2  # bytes
+_FLOAT, _HALF = 4, 2  # bytes
 
 ASSUMPTIONS = (
-    "Operations are counted on the meta device, attention included, two for a multiplication "
-    "with its addition; training is the forward and the backward pass and what frozen networks do "
-    "for the sample.",
+    "Operations are those of one update's losses and their backward pass on the meta device, "
+    "divided by the samples of a batch; a multiplication with its addition counts as two. Random "
+    "numbers are drawn as in training, so a share of the samples, such as that which passes the "
+    "autoencoder, is that of one batch.",
     "Weights, gradients, moments and averages take 4 bytes a number. Weights are those of the "
     "trained and of the frozen networks, and with mixed precision the halved copies that autocast "
     "keeps. Gradients are there twice where several GPUs exchange them. Nothing is sharded.",
@@ -32,7 +58,7 @@ ASSUMPTIONS = (
     "attention. Gradient checkpointing makes them less, and is not counted. What operators need "
     "for a moment, and what memory loses to fragments, is not in it.",
 )
-"""What the numbers of a plan rest on, for those who read them."""
+"""What the numbers rest on, for those who read them."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +68,21 @@ class MemoryEstimate:
     Attributes:
         weights: Of the trained and the frozen networks.
         gradients: Of what is trained.
-        optimiser: What it keeps: of AdamW, the two moments.
-        averages: The averaged weights, if they are not on the CPU.
+        optimizer: What it keeps: of AdamW, the two moments.
+        ema: The averaged weights, if they are not on the CPU.
         activations: What the forward pass of a batch keeps for the backward pass.
     """
 
     weights: int
     gradients: int
-    optimiser: int
-    averages: int
+    optimizer: int
+    ema: int
     activations: int
 
     @property
     def total(self) -> int:
         """Return the sum."""
-        return self.weights + self.gradients + self.optimiser + self.averages + self.activations
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
 @dataclass(frozen=True)
@@ -65,8 +91,9 @@ class StageEstimate:
 
     Attributes:
         name: The stage.
+        clips: Of the training split; None where the data are not there.
         parameters: Of its network.
-        reused: How many of them begin with weights from elsewhere.
+        pretrained: How many of them begin with weights from elsewhere.
         trained: How many of them are trained.
         updates: Of the weights, in all.
         samples: That one process reads, in all.
@@ -75,9 +102,10 @@ class StageEstimate:
         memory: On one GPU.
     """
 
-    name: str
+    name: StageName
+    clips: int | None
     parameters: int
-    reused: int
+    pretrained: int
     trained: int
     updates: int
     samples: int
@@ -88,51 +116,122 @@ class StageEstimate:
     @property
     def new(self) -> int:
         """Return how many parameters begin anew."""
-        return self.parameters - self.reused
+        return self.parameters - self.pretrained
 
-    def hours(self, machine: HardwareConfig) -> float:
+    @property
+    def passes(self) -> float | None:
+        """Return how often one process reads each clip; None where the data are not there."""
+        return None if self.clips is None else self.samples / self.clips
+
+    def hours(self, hardware: HardwareConfig) -> float:
         """Return how long it takes. More processes see more samples in the same time."""
-        speed = machine.tflops * machine.utilisation * 1e3
+        speed = hardware.tflops * hardware.utilisation * 1e3
         return self.samples * self.training_gflops / speed / 3600
 
 
+@dataclass(frozen=True)
+class MetaBatches(BatchSource):
+    """Batches without data, on the meta device: shapes alone.
+
+    Attributes:
+        size: Side of the frames in pixels.
+        batch_size: Samples of a batch.
+        num_frames: Frames of a sample.
+        encoded: Shapes of a sample's latents, embeddings and tokens, where clips are encoded.
+    """
+
+    size: int
+    batch_size: int
+    num_frames: int
+    encoded: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
+
+    def get_other_batch(self, offset: int, position: int, batch_size: int) -> AnyBatch:  # noqa: ARG002
+        """Return a batch; all are alike."""
+        captions, clip_ids = [""] * batch_size, [""] * batch_size
+        with torch.device("meta"):
+            fps = torch.empty(batch_size)
+            if self.encoded is None:
+                frames = torch.empty(batch_size, self.num_frames, 3, self.size, self.size)
+                return Batch(frames, fps, captions, clip_ids)
+            latents, embeddings, tokens = (torch.empty(batch_size, *s) for s in self.encoded)
+            return EncodedBatch(latents, embeddings, tokens, fps, captions, clip_ids)
+
+    def preview_captions(self, count: int) -> tuple[list[str], float]:
+        """Return empty captions."""
+        return [""] * count, 1.0
+
+
 def estimate_run(recipe: Recipe) -> list[StageEstimate]:
-    """Return the size of every stage, counted on the meta device: no memory, no arithmetic.
+    """Return the size and cost of every stage.
 
     Neither data nor weights are needed where the recipe has `size`, and `init_from` is a folder
     with the settings of its components or `init_preset` names them.
 
     Raises:
-        UserError: If a size is not known.
+        UserError: If a size is not known, or settings do not fit each other.
     """
-    size = frame_size(recipe)
-    gpus = 1 if recipe.hardware is None else recipe.hardware.gpus
-    plans = []
-    for name, settings in recipe.stages().items():
-        with torch.device("meta"):
-            sketch = build_meta_stage(recipe, name, size)
-            with torch.no_grad():
-                before = count_flops(nn.ModuleList(sketch.frozen), sketch.prepare).total
-            everything = nn.ModuleList([sketch.network, *sketch.frozen])
-            passed = profile_training_step(everything, sketch.loss)
-        parameters = list(sketch.network.named_parameters())
-        if is_shard_location(recipe.data) and name in SHARD_STAGES:
-            before = 0  # it was done once, when the clips were encoded
-        operations = passed.forward + passed.backward + sketch.prepared * before
-        plans.append(
-            StageEstimate(
-                name=name,
-                parameters=count_parameters(sketch.network),
-                reused=sum(p.numel() for key, p in parameters if sketch.reuses(key)),
-                trained=sum(p.numel() for _, p in parameters if p.requires_grad),
-                updates=settings.steps,
-                samples=settings.steps * settings.gradient_accumulation_steps * settings.batch_size,
-                gflops=passed.forward / 1e9,
-                training_gflops=operations / 1e9,
-                memory=_memory(sketch, count_parameters(everything), passed, settings, gpus),
-            )
-        )
-    return plans
+    return [estimate_stage(plan_stage(recipe, name), recipe.hardware) for name in recipe.stages()]
+
+
+def estimate_stage(plan: StagePlan, hardware: HardwareConfig | None = None) -> StageEstimate:
+    """Return the size and cost of a stage.
+
+    Raises:
+        UserError: If settings do not fit each other.
+    """
+    config, batches = plan.config, _meta_batches(plan)
+    with torch.device("meta"):
+        task = assemble_task(plan, batches, pretrained=False)
+    network = task.network
+    networks = nn.ModuleList([network, *(v for v in _frozen_networks(task))])
+
+    def losses() -> torch.Tensor:
+        generator = per_sample_generators(0, config.batch_size, plan.seed, plan.name, "sample")
+        return task.losses(network, batches.get_batch(0), generator)["loss"]
+
+    with torch.no_grad():
+        forward = count_flops(networks, losses).by_module.get(type(network).__name__, 0)
+    passed = profile_training_step(networks, losses)
+    is_pretrained = _pretrained_names(plan)
+    parameters = list(network.named_parameters())
+    return StageEstimate(
+        name=plan.name,
+        clips=_count_clips(plan),
+        parameters=count_parameters(network),
+        pretrained=sum(p.numel() for key, p in parameters if is_pretrained(key)),
+        trained=sum(p.numel() for _, p in parameters if p.requires_grad),
+        updates=config.steps,
+        samples=config.steps * config.gradient_accumulation_steps * config.batch_size,
+        gflops=forward / config.batch_size / 1e9,
+        training_gflops=(passed.forward + passed.backward) / config.batch_size / 1e9,
+        memory=_memory(
+            network,
+            count_parameters(networks),
+            passed,
+            config,
+            1 if hardware is None else hardware.gpus,
+        ),
+    )
+
+
+def time_update(plan: StagePlan) -> float | None:
+    """Return the seconds that an update takes on this machine; None where the data are not there.
+
+    Weights are the initial ones, so that no stage need have been trained.
+    """
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        batches = open_batches(plan, check_encoders=False)
+        task = assemble_task(plan, batches, pretrained=False)
+    except UserError:
+        return None
+    setting = plan.config.mixed_precision
+    precision: Precision = "no"
+    if setting != "auto":
+        precision = setting
+    elif device.type == "cuda" or bf16_slowdown() < 1:
+        precision = "bf16"
+    return seconds_per_update(plan, task, device, precision)
 
 
 def clip_bytes(recipe: Recipe) -> tuple[int, int]:
@@ -143,18 +242,76 @@ def clip_bytes(recipe: Recipe) -> tuple[int, int]:
     return frames * channels * (size // factor) ** 2 * _HALF, frames * 3 * size**2
 
 
+def _meta_batches(plan: StagePlan) -> MetaBatches:
+    num_frames, _ = clip_sampling(plan)
+    encoded = None
+    if isinstance(plan, DenoiserPlan | InterpolationPlan) and plan.data.is_sharded:
+        if isinstance(plan, DenoiserPlan):
+            channels, width = plan.unet_config["in_channels"], plan.image_embed_dim
+            config = plan.unet_config
+        else:
+            config = plan.interpolator_config
+            channels = config["latent_channels"]
+            vision = plan.encoders.vision_config
+            width = 1 if vision is None else vision.projection_dim
+        side = config["sample_size"]
+        length = plan.encoders.text_config.max_position_embeddings
+        encoded = (
+            (num_frames, channels, side, side),
+            (num_frames, width),
+            (length, config["cross_attention_dim"]),
+        )
+    return MetaBatches(plan.data.size, plan.config.batch_size, num_frames, encoded)
+
+
+def _frozen_networks(task: object) -> list[nn.Module]:
+    """Return the networks that a task calls and does not train."""
+    found: list[nn.Module] = []
+    for value in vars(task).values():
+        if isinstance(value, nn.Module):
+            found.append(value)
+        elif hasattr(value, "networks"):
+            found += value.networks()
+    return [network for network in found if network is not getattr(task, "network", None)]
+
+
+def _count_clips(plan: StagePlan) -> int | None:
+    try:
+        return len(open_batches(plan, check_encoders=False).dataset)
+    except UserError:
+        return None
+
+
+def _pretrained_names(plan: StagePlan) -> Callable[[str], bool]:
+    """Return what tells by name which parameters begin with weights from elsewhere."""
+    if isinstance(plan, AutoencoderPlan | UpscalerPlan):
+        return lambda _: plan.init is not None
+    if isinstance(plan, CLIPPlan):
+        begins = plan.init_text_encoder is not None
+        return lambda name: begins and "text_projection" not in name and "logit_scale" not in name
+    if isinstance(plan, VideoVaePlan):
+        return lambda name: not is_temporal_key(name)
+    if isinstance(plan, InterpolationPlan):
+        # the embedding of the noise level and the estimate begin anew
+        return lambda name: name.startswith("unet.") and "level_embedding" not in name
+    assert isinstance(plan, DenoiserPlan)
+    if plan.lora is not None:
+        return lambda name: "lora_" not in name
+    begins = plan.init_unet is not None or plan.previous_unet is not None
+    return lambda name: begins and name.startswith("unet.") and not is_temporal_key(name)
+
+
 def _memory(
-    sketch: MetaStage, everything: int, passed: TrainingCost, settings: StageConfig, gpus: int
+    network: nn.Module, everything: int, passed: TrainingCost, config: StageConfig, gpus: int
 ) -> MemoryEstimate:
-    own = list(sketch.network.parameters())
-    trained = sum(p.numel() for p in own if p.requires_grad)
-    is_mixed = settings.mixed_precision != "no"
-    number = _HALF if is_mixed else _NUMBER
-    kept = number * passed.saved_activation_numel + passed.saved_other_bytes
+    trained = [p for p in network.parameters() if p.requires_grad]
+    numel = sum(p.numel() for p in trained)
+    is_mixed = config.mixed_precision not in ("no", "auto")
+    number = _HALF if is_mixed else _FLOAT
     return MemoryEstimate(
-        weights=_NUMBER * everything + (_HALF * trained if is_mixed else 0),
-        gradients=_NUMBER * trained * min(gpus, 2),
-        optimiser=sum(state_bytes(p.shape, settings.optimizer) for p in own if p.requires_grad),
-        averages=0 if settings.ema_device == "cpu" else _NUMBER * sum(p.numel() for p in own),
-        activations=settings.batch_size * kept,
+        weights=_FLOAT * everything + (_HALF * numel if is_mixed else 0),
+        gradients=_FLOAT * numel * min(gpus, 2),
+        optimizer=sum(optimizer_state_bytes(p.shape, config.optimizer) for p in trained),
+        ema=0 if config.ema_device == "cpu" else _FLOAT * numel,
+        activations=number * passed.saved_activation_numel + passed.saved_other_bytes,
     )

@@ -1,24 +1,31 @@
-"""The exponential moving average of weights: what previews show and what is kept."""
+"""Exponential moving averages of weights: what previews show and what a stage writes."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from magicvideo.training.distributed import distribute_like, to_dtensor, to_local
+from magicvideo.training.distributed import (
+    DistributedContext,
+    distribute_like,
+    gather_full,
+    to_dtensor,
+    to_local,
+)
 
 
 class EMA:
-    """Averages of a network's parameters.
+    """Exponential moving average of a network's trainable parameters.
 
-    The decay grows from 0.1 to its ceiling with the number of updates, so that early averages
-    forget the random start: min(decay, (1 + step) / (10 + step)). Where weights are sharded each
-    process averages its part.
+    The decay rises to its ceiling, min(decay, (1 + step) / (10 + step)), so that the average
+    forgets the initial weights within a few updates. Frozen parameters equal their average and are
+    left out. Where weights are sharded, every process averages its shard.
 
     Args:
-        network: Its parameters are averaged; buffers are taken as they are.
+        network: Its trainable parameters are averaged.
         decay: The ceiling.
-        device: Where the averages are kept; None is beside the weights.
+        device: Where the averages are kept; None: beside the weights.
     """
 
     def __init__(
@@ -28,6 +35,7 @@ class EMA:
         self.shadow = {
             name: to_local(p).detach().to(device or p.device, copy=True)
             for name, p in network.named_parameters()
+            if p.requires_grad
         }
 
     @torch.no_grad()
@@ -37,25 +45,61 @@ class EMA:
         weights = [
             to_local(p).detach().to(self.shadow[name].device)
             for name, p in network.named_parameters()
+            if name in self.shadow
         ]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
 
     @torch.no_grad()
     def load(self, network: nn.Module, averages: Mapping[str, Tensor]) -> None:
-        """Take over saved averages, which are whole; the network tells how they are cut."""
+        """Copy saved averages, whole tensors or shards, into place."""
         for name, parameter in network.named_parameters():
-            self.shadow[name].copy_(to_local(distribute_like(averages[name], parameter)))
+            if name in self.shadow:
+                self.shadow[name].copy_(to_local(distribute_like(averages[name], parameter)))
 
     def tensors(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Yield the averages by name, cut as the network's parameters are."""
+        """Yield the averages by name, sharded as the network's parameters are."""
         for name, parameter in network.named_parameters():
-            yield name, to_dtensor(self.shadow[name], parameter)
+            if name in self.shadow:
+                yield name, to_dtensor(self.shadow[name], parameter)
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
         """Exchange weights and averages; a second call exchanges them back."""
         for name, parameter in network.named_parameters():
+            if name not in self.shadow:
+                continue
             average, weights = self.shadow[name], to_local(parameter)
             kept = weights.detach().clone()
             weights.copy_(average)
             average.copy_(kept)
+
+
+@contextmanager
+def ema_weights(
+    network: nn.Module, trained: nn.Module, ema: EMA, context: DistributedContext
+) -> Iterator[None]:
+    """Put the averages into the main process's network for the duration of the block.
+
+    Args:
+        network: Unsharded; it takes the averages and is set to evaluation.
+        trained: What is trained: `network` itself, or its sharded copy.
+        ema: The averages of `trained`.
+        context: All its processes enter together.
+    """
+    is_whole = network is trained
+    if is_whole and context.is_main:
+        ema.swap(network)
+    elif not is_whole:
+        averages = gather_full(ema.tensors(trained), keep=context.is_main)
+        if context.is_main:
+            network.load_state_dict(averages, strict=False)  # the rest is not trained
+            network.to(context.device)
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+        if is_whole and context.is_main:
+            ema.swap(network)
+        elif not is_whole:
+            network.to("cpu")

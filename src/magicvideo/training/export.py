@@ -1,9 +1,9 @@
-"""A run's products, put together as one model folder in diffusers' format."""
+"""The outputs of a run's stages, put together as one model folder in diffusers' format."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -18,16 +18,14 @@ from magicvideo.training.components import (
     LORA,
     OPTIONAL,
     PRODUCING_STAGES,
+    STAGE_FILE,
     WEIGHTS,
-    component_path,
-    init_path,
-    lora_settings,
     stage_output,
 )
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.run import SETTINGS
+from magicvideo.training.resolve import component_source, init_component, lora_config
+from magicvideo.training.run import read_run_recipe
 from magicvideo.training.tasks.clip_model import WORDS
-from magicvideo.training.trainer import STAGE
 
 TRAINING = "training.json"
 # what a recipe has among the defaults and the model beside them
@@ -37,8 +35,9 @@ _BESIDE_DEFAULTS = ("license", "interpolation_noise_level", "upscaler_noise_leve
 def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     """Write the model of a run that has trained all its stages.
 
-    What none of its stages makes comes from the model that the recipe started from. A LoRA is
-    merged into the weights that it adapts, so that the model is what its training showed. The
+    Components that none of its stages trains come from the model of `init_from`, and so do its
+    licence and its defaults of generation, where the recipe says no others. A LoRA is merged into
+    the weights that it adapts, so that the model is what its previews showed. The
     folder carries `SHA256SUMS`, the words of its training captions, and in `training.json` how many
     steps each stage trained.
 
@@ -54,7 +53,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
     recipe = read_run_recipe(run)
-    products = [stage_output(recipe, stage) for stage in recipe.stages()]
+    outputs = [stage_output(run, stage) for stage in recipe.stages()]
     parts = _parts(recipe)
     with atomic_folder(output) as partial:
         for name, folder in parts.items():
@@ -63,27 +62,13 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
         words = parts["tokenizer"].parent / WORDS
         if words.is_file():  # a model made from Stable Diffusion knows none
             shutil.copyfile(words, partial / WORDS)
-        if lora_settings(recipe) is not None:
-            _merge_lora(partial / "unet" / WEIGHTS, stage_output(recipe, "keyframes"))
+        if lora_config(recipe) is not None:
+            _merge_lora(partial / "unet" / WEIGHTS, stage_output(run, "keyframes"))
         if precision == "fp16":
             for file in partial.rglob("*.safetensors"):
                 _halve(file)
         _write_index(partial, {name: _class_of(name, parts[name]) for name in parts}, recipe)
-        _write_training(partial, recipe, products)
-
-
-def read_run_recipe(run: Path) -> Recipe:
-    """Return the recipe of a run.
-
-    Raises:
-        UserError: If the folder is none.
-    """
-    settings = run / SETTINGS
-    if not settings.is_file():
-        raise UserError(f"{run} is no training run: {settings} does not exist.")
-    values = json.loads(settings.read_text(encoding="utf-8"))
-    # a run may have been moved since its recipe was written
-    return Recipe.model_validate({**values, "output": run})
+        _write_training(partial, recipe, outputs)
 
 
 def _forget_origin(config: Path) -> None:
@@ -98,10 +83,12 @@ def _forget_origin(config: Path) -> None:
 def _parts(recipe: Recipe) -> dict[str, Path]:
     """Return the folder of every component that the model has."""
     parts = {}
-    for name, makers in PRODUCING_STAGES.items():
-        made_here = any(stage in recipe.stages() for stage in makers)
-        if made_here or name not in OPTIONAL or init_path(recipe, name):
-            parts[name] = component_path(recipe, name)
+    for name, producers in PRODUCING_STAGES.items():
+        trained = any(stage in recipe.stages() for stage in producers)
+        if name == "image_conditioner" and "image_encoder" not in parts:
+            continue
+        if trained or name not in OPTIONAL or init_component(recipe, name):
+            parts[name] = component_source(recipe, name).path()
     return parts
 
 
@@ -131,9 +118,19 @@ def _merge_lora(file: Path, product: Path) -> None:
 
 
 def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe) -> None:
-    values = recipe.defaults.model_dump()
-    configuration = {name: values.pop(name) for name in _BESIDE_DEFAULTS}
-    values["num_inference_steps"] = values.pop("steps")
+    begun = {} if recipe.init_from is None else _read_index(recipe.init_from)
+    said = recipe.defaults.model_fields_set
+    own = recipe.defaults.model_dump()
+    configuration = {
+        name: own[name] if name in said else begun.get(name, own[name])
+        for name in _BESIDE_DEFAULTS
+    }
+    before = begun.get("generation_defaults", {})
+    values = {}
+    for name, value in own.items():
+        if name not in _BESIDE_DEFAULTS:
+            key = "num_inference_steps" if name == "steps" else name
+            values[key] = value if name in said else before.get(key, value)
     write_model_index(
         folder,
         {
@@ -146,9 +143,17 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
     )
 
 
-def _write_training(folder: Path, recipe: Recipe, products: list[Path]) -> None:
+def _read_index(model: Path) -> dict[str, Any]:
+    file = model / "model_index.json"
+    if not file.is_file():
+        return {}
+    index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return index
+
+
+def _write_training(folder: Path, recipe: Recipe, outputs: list[Path]) -> None:
     """Tell the steps of every stage, and of those of the model that it started from."""
-    entries = [json.loads((product / STAGE).read_text(encoding="utf-8")) for product in products]
+    entries = [json.loads((output / STAGE_FILE).read_text(encoding="utf-8")) for output in outputs]
     about = {
         "recipe": recipe.name,
         "steps": {entry["stage"]: entry["steps"] for entry in entries},

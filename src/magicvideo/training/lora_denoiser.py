@@ -1,7 +1,6 @@
-"""A finished denoiser with adapters of low rank, which alone learn and alone are kept."""
+"""A frozen denoiser with trainable LoRA layers."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,66 +31,63 @@ _ADAPTER = "default"
 
 
 class LoraDenoiser(nn.Module):
-    """A denoiser that rests, with adapters in it that learn.
+    """A frozen denoiser with trainable LoRA layers, which peft injects into its U-Net.
 
-    Adapters alone are the parameters of this module. So the optimizer, the averages and the
-    checkpoints hold nothing of the base, whose weights nothing changes.
+    Only the LoRA layers require gradients. So the optimizer, the EMA and the checkpoints hold
+    nothing of the base, which FSDP2 shards like any other weights.
 
     Args:
-        base: The denoiser; it gets adapters.
-        settings: Their size and place.
-        base_hash: Hash of the base's model folder, which the product names.
+        base: The denoiser; it is frozen and gets LoRA layers.
+        config: Rank, alpha and target layers.
+        base_hash: Hash of the base's model folder, which the output names.
 
     Raises:
         UserError: If the denoiser has no layer of a kind that is to get one.
     """
 
     def __init__(
-        self, base: ConditionedDenoiser, settings: LoraTrainingConfig, base_hash: str
+        self, base: ConditionedDenoiser, config: LoraTrainingConfig, base_hash: str
     ) -> None:
         super().__init__()
         base.requires_grad_(requires_grad=False).eval()
         names = [name for name, _ in base.unet.named_modules()]
-        for kind in settings.targets:
+        for kind in config.targets:
             endings = tuple(f".{ending}" for ending in _TARGETS[kind])
             if not any(name.endswith(endings) for name in names):
                 raise UserError(f"keyframes.lora.targets has {kind}, and the U-Net no such layers.")
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            target_modules=[end for kind in settings.targets for end in _TARGETS[kind]],
+        layers = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules=[end for kind in config.targets for end in _TARGETS[kind]],
         )
-        inject_adapter_in_model(config, base.unet, _ADAPTER)
-        self.alpha, self.base_hash = settings.alpha, base_hash
-        # torch registers modules, and neither tuples nor plain dictionaries of them
-        self._base = (base,)
-        self._pairs = {
-            name: (layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
-            for name, layer in base.unet.named_modules()
-            if isinstance(layer, LoraLayer)
-        }
-        self.adapters = nn.ModuleDict(
-            {
-                name.replace(".", "/"): nn.ModuleDict({"down": down, "up": up})
-                for name, (down, up) in self._pairs.items()
-            }
-        )
+        inject_adapter_in_model(layers, base.unet, _ADAPTER)
+        self.alpha, self.base_hash = config.alpha, base_hash
+        self.base = base
 
-    @property
-    def base(self) -> ConditionedDenoiser:
-        """Return the denoiser, adapters included."""
-        return self._base[0]
+    def train(self, mode: bool = True) -> "LoraDenoiser":
+        """Set the module to training; the base stays in evaluation."""
+        super().train(mode)
+        self.base.eval()
+        return self
 
     @property
     def unet(self) -> VideoUNet:
-        """Return its U-Net, adapters included."""
+        """Return its U-Net, LoRA layers included."""
         return self.base.unet
 
+    @property
+    def image_embed_dim(self) -> int:
+        """Return the width of the image embeddings that it can be conditioned on."""
+        return self.base.image_embed_dim
+
     def lora_weights(self) -> dict[str, LoraWeights]:
-        """Return what the adapters add to the U-Net's weights, by name."""
+        """Return what the LoRA layers add to the U-Net's weights, by name."""
         return {
-            f"{name}.weight": LoraWeights(down.weight, up.weight, self.alpha)
-            for name, (down, up) in self._pairs.items()
+            f"{name}.weight": LoraWeights(
+                layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, self.alpha
+            )
+            for name, layer in self.unet.named_modules()
+            if isinstance(layer, LoraLayer)
         }
 
     def forward(
@@ -107,17 +103,12 @@ class LoraDenoiser(nn.Module):
         return self.base(latents, timestep, tokens, embeddings, use_image_condition, fps)
 
     @torch.no_grad()
-    def save_components(self, folder: Path) -> None:
+    def save_components(self, folder: Path, *, image_conditioner: bool = True) -> None:  # noqa: ARG002
         """Write the LoRA in the layout that diffusers and peft share; its header names the base."""
         (folder / LORA).mkdir()
         metadata = {"format": "pt", BASE_MODEL: self.base_hash}
         tensors = to_peft_state_dict(self.lora_weights(), "unet")
         (folder / LORA / LORA_FILE).write_bytes(_serialised(tensors, metadata))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoraDenoiser":
-        # moves to a device or another memory format go to the base, too
-        self.base._apply(fn)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -20,7 +20,7 @@ def perceptual_distance(
     is a linear map of the pixels.
 
     Args:
-        image_encoder: Frozen; it gets no gradient of its own.
+        image_encoder: FrozenEncoders; it gets no gradient of its own.
         made: Pixels in [-1, 1], which get the gradient.
         real: Pixels in [-1, 1], of the same shape.
 

@@ -1,39 +1,65 @@
-"""The log of a stage: one JSON line a step for programs, TensorBoard for people."""
+"""The log of a stage: one JSON line an update for programs, and a tracker's curves for people."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from einops import rearrange
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from magicvideo.atomic_io import atomic_file
+from magicvideo.errors import UserError
 from magicvideo.shapes import Frames
 
 FILE = "log.jsonl"
 
+TrackerName: TypeAlias = Literal["tensorboard", "wandb", "none"]
+
+
+def check_tracker(tracker: TrackerName) -> None:
+    """Refuse a tracker that is not installed.
+
+    Raises:
+        UserError: If it is not; the sentence says how to install it.
+    """
+    if tracker != "none" and find_spec(tracker) is None:
+        raise UserError(
+            f"tracker={tracker} needs {tracker}, which is not installed: pip install {tracker}, or "
+            "set tracker=none."
+        )
+
 
 class MetricsLogger:
-    """Writes `log.jsonl` and TensorBoard events below a stage's folder.
+    """Writes `log.jsonl` below a stage's folder, and passes the same values on to a tracker.
 
     Args:
         folder: The stage's folder.
         first_step: Steps that were logged after it belong to a run that was cut off between its
             last checkpoint and its end: their lines are dropped, since the steps are made again.
+        tracker: One of accelerate's trackers.
+        config: Settings of the stage, which the tracker stores.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        tracker: TrackerName = "none",
+        config: dict[str, Any] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
         _keep_until(path, first_step)
         self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._tracker = _start(tracker, folder, first_step, config or {})
 
     def __enter__(self) -> "MetricsLogger":
-        """Return the log; leaving the block closes it."""
+        """Return the logger; leaving the block closes it."""
         return self
 
     def __exit__(
@@ -42,22 +68,49 @@ class MetricsLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the files."""
+        """Close the file and the tracker."""
         self._lines.close()
-        self._board.close()
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """MetricsLogger the values of the step that was just made."""
+        """Log the values of an update."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(values, step=step)
 
-    def log_image(self, step: int, picture: Image.Image) -> None:
-        """MetricsLogger a sample sheet."""
-        self._board.add_image(
-            "samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
+    def log_image(self, step: int, image: Image.Image) -> None:
+        """Log a sheet of samples."""
+        if self._tracker is not None:
+            # b h w c, as both trackers take it
+            pixels = np.asarray(image.convert("RGB"))[None]
+            self._tracker.log_images({"samples": pixels}, step=step, **self._image_options())
+
+    def _image_options(self) -> dict[str, str]:
+        return {"dataformats": "NHWC"} if isinstance(self._tracker, TensorBoardTracker) else {}
+
+
+def _start(
+    tracker: TrackerName, folder: Path, first_step: int, config: dict[str, Any]
+) -> GeneralTracker | None:
+    check_tracker(tracker)
+    if tracker == "tensorboard":
+        board = TensorBoardTracker("tensorboard", str(folder), purge_step=first_step + 1)
+        board.start()
+        return board
+    if tracker == "wandb":
+        run = WandBTracker(
+            "magicvideo",
+            name=f"{folder.parent.name}-{folder.name}",
+            dir=str(folder),
+            id=f"{folder.parent.name}-{folder.name}",
+            resume="allow",
         )
+        run.start()
+        run.store_init_configuration(config)
+        return run
+    return None
 
 
 def _keep_until(path: Path, last_step: int) -> None:

@@ -13,11 +13,10 @@ from magicvideo.data.manifest import DATASET, read_info
 from magicvideo.data.shards.index import is_shard_location, read_index
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
-from magicvideo.models.autoencoder import Autoencoder, vae_scale_factor
+from magicvideo.models.autoencoder import PatchAutoencoder, vae_scale_factor
 from magicvideo.models.video_vae import autoencoder_from_config_meta
-from magicvideo.training.components import inits_component, read_config
-from magicvideo.training.recipe import Recipe
-from magicvideo.training.tasks.autoencoder import build_autoencoder
+from magicvideo.training.components import read_config
+from magicvideo.training.recipe import Recipe, UpscalerStageConfig
 from magicvideo.training.tasks.clip_model import build_clip_config
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -58,17 +57,34 @@ def frame_size(recipe: Recipe) -> int:
     return size
 
 
-def large_frame_size(recipe: Recipe, factor: int) -> int:
+def large_frame_size(recipe: Recipe, config: UpscalerStageConfig) -> int:
     """Return the side of the upscaler's frames: that of its data, or the small side enlarged.
 
     Raises:
         UserError: If there are no data and the recipe has no `size`.
     """
-    assert recipe.upscaler is not None
-    data = recipe.upscaler.data
-    if recipe.size is not None and not (data / DATASET).is_file():
-        return factor * recipe.size
-    return read_info(data).size
+    if recipe.size is not None and not (config.data / DATASET).is_file():
+        return config.model.factor * recipe.size
+    return read_info(config.data).size
+
+
+def check_frame_size(recipe: Recipe, size: int) -> None:
+    """Refuse frames that the networks of a recipe cannot take.
+
+    Raises:
+        UserError: If the side is no multiple of a patch of an encoder, or its latents cannot be
+            halved as often as the U-Net does.
+    """
+    _, factor = latent_shape(recipe)
+    units = {"the autoencoder": factor}
+    if recipe.clip is not None:
+        units["the image encoder (clip.patch_size)"] = recipe.clip.patch_size
+    for network, unit in units.items():
+        if size % unit:
+            raise UserError(
+                f"Frames of {size} pixels a side do not fit {network}, which takes multiples of "
+                f"{unit}; prepare the data with --size {max(1, round(size / unit)) * unit}."
+            )
 
 
 def init_has(recipe: Recipe, name: str) -> bool:
@@ -78,6 +94,16 @@ def init_has(recipe: Recipe, name: str) -> bool:
     if recipe.init_from.is_dir():
         return (recipe.init_from / name).is_dir()
     return name in PRESETS.get(recipe.init_preset or "", {})
+
+
+def init_config_or_none(recipe: Recipe, name: str) -> dict[str, Any] | None:
+    """Return the settings of a component of the model of `init_from`; None if it has none."""
+    return init_config(recipe, name) if init_has(recipe, name) else None
+
+
+def inits_component(recipe: Recipe, name: str) -> bool:
+    """Return whether a recipe begins with a component of `init_from`, where that has it."""
+    return recipe.init_components is None or name in recipe.init_components
 
 
 def init_config(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -104,11 +130,11 @@ def init_config(recipe: Recipe, name: str) -> dict[str, Any]:
         ) from None
 
 
-def meta_vae(recipe: Recipe) -> Autoencoder:
-    """Return the image autoencoder of a recipe, without weights where no stage makes it."""
-    if recipe.autoencoder is not None:
-        return build_autoencoder(recipe.autoencoder.model)
-    return autoencoder_from_config_meta(init_config(recipe, "vae"))
+def vae_config(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of the image autoencoder of a recipe, with the name of its class."""
+    if recipe.autoencoder is None:
+        return init_config(recipe, "vae")
+    return {"_class_name": PatchAutoencoder.__name__, **recipe.autoencoder.model.model_dump()}
 
 
 def text_config(recipe: Recipe, image_size: int) -> CLIPTextConfig:
@@ -139,6 +165,8 @@ def image_embed_dim(recipe: Recipe) -> int:
     """Return the width of the image encoder's embeddings."""
     if recipe.clip is not None:
         return recipe.clip.width
+    if not init_has(recipe, "image_encoder"):  # nothing is conditioned on images
+        return cross_attention_dim(recipe)
     width: int = init_config(recipe, "image_encoder")["projection_dim"]
     return width
 
@@ -245,7 +273,7 @@ def latent_shape(recipe: Recipe) -> tuple[int, int]:
     """Return the channels of the latents, and the pixels a side of one position."""
     if recipe.autoencoder is not None:
         return recipe.autoencoder.model.latent_channels, recipe.autoencoder.model.patch_size
-    vae = meta_vae(recipe)
+    vae = autoencoder_from_config_meta(init_config(recipe, "vae"))
     return vae.config.latent_channels, vae_scale_factor(vae)
 
 

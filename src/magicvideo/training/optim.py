@@ -1,5 +1,6 @@
-"""The optimizer, its parameter groups and its learning rate as a function of the step."""
+"""Optimizers, their parameter groups, and the learning-rate schedule."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,15 +10,22 @@ from torch import nn
 from magicvideo.errors import UserError
 from magicvideo.training.recipe import StageConfig
 
-_LEAST_IN_8_BITS = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
+_MIN_8BIT_NUMEL = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
 
 
-def build_optimizer(network: nn.Module, settings: StageConfig) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer over the trained parameters.
+def build_optimizer(
+    network: nn.Module, config: StageConfig, lr_scale: Callable[[str], float] | None = None
+) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over the trainable parameters.
 
-    Matrices and kernels decay. Biases, norms and frame adaptors do not: an adaptor's scale is
-    neutral at one, not at zero. A parameter may carry a `rate` attribute, a factor on the learning
-    rate (see `train.stages.scale_pretrained_lr`).
+    Parameters are grouped by weight decay and learning-rate scale. Matrices and kernels decay.
+    Biases, norms and frame adaptors do not: an adaptor's scale is neutral at one, not at zero. A
+    group says its peak learning rate in `initial_lr` and its factor in `lr_scale`.
+
+    Args:
+        network: Its parameters with `requires_grad` are trained.
+        config: Optimizer, learning rate and weight decay.
+        lr_scale: Returns the factor on the learning rate of a parameter, by its name.
 
     Raises:
         UserError: If the optimizer is not installed.
@@ -27,21 +35,23 @@ def build_optimizer(network: nn.Module, settings: StageConfig) -> torch.optim.Op
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim >= 2 and "adaptor" not in name
-        decay = settings.weight_decay if decays else 0.0
-        groups.setdefault((decay, getattr(parameter, "rate", 1.0)), []).append(parameter)
+        decay = config.weight_decay if decays else 0.0
+        scale = 1.0 if lr_scale is None else lr_scale(name)
+        groups.setdefault((decay, scale), []).append(parameter)
     described = [
         {
             "params": parameters,
             "weight_decay": decay,
-            "lr": settings.learning_rate * rate,
-            "initial_lr": settings.learning_rate * rate,
+            "lr": config.learning_rate * scale,
+            "initial_lr": config.learning_rate * scale,
+            "lr_scale": scale,
         }
-        for (decay, rate), parameters in groups.items()
+        for (decay, scale), parameters in groups.items()
     ]
-    betas = (0.9, settings.beta2)
-    if settings.optimizer == "adafactor":
+    betas = (0.9, config.beta2)
+    if config.optimizer == "adafactor":
         return torch.optim.Adafactor(described)
-    if settings.optimizer == "adamw_8bit":
+    if config.optimizer == "adamw_8bit":
         return _adamw_8bit(described, betas)
     return torch.optim.AdamW(described, betas=betas, fused=True)
 
@@ -58,29 +68,29 @@ def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> tor
     return optimizer
 
 
-def state_bytes(shape: torch.Size, optimizer: str) -> int:
+def optimizer_state_bytes(shape: torch.Size, optimizer: str) -> int:
     """Return how many bytes an optimizer keeps for a parameter of this shape."""
-    numbers = shape.numel()
-    if optimizer == "adafactor":  # one number a row and one a column, where there are any
-        kept = numbers if len(shape) < 2 else numbers // shape[-1] + numbers // shape[-2]
+    numel = shape.numel()
+    if optimizer == "adafactor":  # factored second moments: one number a row and one a column
+        kept = numel if len(shape) < 2 else numel // shape[-1] + numel // shape[-2]
         return 4 * kept
-    if optimizer == "adamw_8bit" and numbers >= _LEAST_IN_8_BITS:
-        return 2 * numbers
-    return 8 * numbers
+    if optimizer == "adamw_8bit" and numel >= _MIN_8BIT_NUMEL:
+        return 2 * numel
+    return 8 * numel
 
 
-def learning_rate_factor(settings: StageConfig, step: int) -> float:
-    """Return the share of the highest learning rate at a step (from 0).
+def learning_rate_factor(config: StageConfig, step: int) -> float:
+    """Return the learning rate at a step (from 0) as a fraction of its peak.
 
     Linear warm-up, a plateau, and a linear decay over the last `lr_decay_ratio` of the steps. On
-    the plateau it does not depend on how many steps are planned, so a run can be made longer.
+    the plateau it does not depend on `steps`, so that a run can be made longer.
     """
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    decay_steps = max(1, round(settings.steps * settings.lr_decay_ratio))
-    return min(warm, (settings.steps - step) / decay_steps, 1.0)
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    decay_steps = max(1, round(config.steps * config.lr_decay_ratio))
+    return min(warm, (config.steps - step) / decay_steps, 1.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's learning rate to a share of its height."""
+    """Set every group's learning rate to a fraction of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

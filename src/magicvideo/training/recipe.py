@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
 from pydantic import (
@@ -20,10 +20,19 @@ from magicvideo.data.shards.dataset import CACHE
 from magicvideo.data.shards.index import PathOrUrl, parse_path_or_url
 from magicvideo.errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")  # of a wheel; of a clone
+BUNDLED_MODEL = _PACKAGE / "weights" / "emoji"
+"""The model that the package has: what `init_from: bundled` means."""
+
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Precision: TypeAlias = Annotated[
-    Literal["no", "bf16", "fp16"],
+Precision: TypeAlias = Literal["no", "bf16", "fp16"]
+PrecisionSetting: TypeAlias = Annotated[
+    Literal["auto", "no", "bf16", "fp16"],
     # YAML 1.1 reads a bare no as false
     BeforeValidator(lambda value: "no" if value is False else value),
 ]
@@ -63,7 +72,10 @@ class StageConfig(StrictModel):
         default=False, description="keep inputs of layers alone, and compute the rest again"
     )
     compile: bool = Field(default=False, description="compile the network, block by block")
-    mixed_precision: Precision = "no"
+    mixed_precision: PrecisionSetting = Field(
+        "auto",
+        description="auto: bf16 on a GPU that has it, and on a CPU where an update measures faster",
+    )
     log_every: PositiveInt = Field(50, description="updates between lines on the console")
     preview_every: PositiveInt = Field(1000, description="updates between sample sheets")
     checkpoint_minutes: float = Field(5.0, gt=0)
@@ -124,6 +136,18 @@ class UNetConfig(StrictModel):
     frame_adaptor: bool = True
     spatial_attention: bool = True
     convolutions: Literal["2d", "2+1d", "3d"] = "2d"
+
+
+class LoaderConfig(StrictModel):
+    """How batches are read."""
+
+    num_workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes that read ahead, for each training process; null: none on a CPU, as "
+        "many as there are cores on a GPU, at most 8",
+    )
+    prefetch_factor: PositiveInt = Field(default=2, description="batches read ahead by each")
 
 
 class HardwareConfig(StrictModel):
@@ -366,10 +390,13 @@ class Recipe(StrictModel):
     name: str
     data: DataLocation
     output: Path
-    init_from: Path | None = Field(
+    init_from: Annotated[
+        Path | None,
+        BeforeValidator(lambda value: BUNDLED_MODEL if value == "bundled" else value),
+    ] = Field(
         default=None,
-        description="model folder whose weights the stages begin with; what no stage makes "
-        "comes from it as it is",
+        description="model folder whose weights the stages begin with; components that no stage "
+        "trains come from it as they are; `bundled` is the model that the package has",
     )
     init_components: tuple[ComponentName, ...] | None = Field(
         default=None,
@@ -387,6 +414,11 @@ class Recipe(StrictModel):
         "without data needs it",
     )
     seed: int = Field(0, ge=0)
+    tracker: Literal["tensorboard", "wandb", "none"] = Field(
+        default="tensorboard",
+        description="where curves and sample sheets go beside the run's files",
+    )
+    loader: LoaderConfig = LoaderConfig()
     hardware: HardwareConfig | None = None
     shards: ShardConfig = Field(default_factory=ShardConfig)
     unet: UNetConfig = UNetConfig()
@@ -407,46 +439,114 @@ class Recipe(StrictModel):
         return {name: stage for name, stage in found.items() if stage is not None}
 
 
-def read_recipe(path: Path, changes: list[str]) -> Recipe:
+def read_recipe(path: Path, changes: list[str], scale: float = 1.0) -> Recipe:
     """Read a recipe and apply changes such as `keyframes.learning_rate=1e-4`.
 
+    Args:
+        path: A file, or the name of a recipe that the package has: `emoji`.
+        changes: Settings by their dotted names.
+        scale: Factor on the updates of all stages, and on those of their warm-up.
+
     Raises:
-        UserError: If the file is missing or not YAML, or a name or a value is not allowed.
+        UserError: If the file is missing or not YAML, or names or values are not allowed. It lists
+            all of them.
     """
     values = load_yaml(path)
     for change in changes:
         _apply(values, change)
-    return parse_recipe(values, str(path))
+    recipe = parse_recipe(values, str(path))
+    return recipe if scale == 1.0 else scale_recipe(recipe, scale)
+
+
+def scale_recipe(recipe: Recipe, scale: float) -> Recipe:
+    """Return a recipe whose stages train `scale` times as many updates, and at least one."""
+    scaled: dict[str, Any] = {
+        name: stage.model_copy(
+            update={
+                "steps": max(1, round(stage.steps * scale)),
+                "warmup_steps": round(stage.warmup_steps * scale),
+            }
+        )
+        for name, stage in recipe.stages().items()
+    }
+    return recipe.model_copy(update=scaled)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Return the recipes that the package has, by name."""
+    folder = next((folder for folder in _RECIPES if folder.is_dir()), _RECIPES[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if _is_recipe(path)}
+
+
+def _is_recipe(path: Path) -> bool:
+    """Return whether a file is a recipe of training, and not one of another command."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return isinstance(values, dict) and ("data" in values or "base" in values)
+
+
+def find_recipe(path: Path) -> Path:
+    """Return the file of a recipe that is given by its path or by the name of a packaged one.
+
+    Raises:
+        UserError: If there is neither; the nearest name is offered.
+    """
+    if path.is_file():
+        return path
+    known = packaged_recipes()
+    if str(path) in known:
+        return known[str(path)]
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the package has {', '.join(known)}."
+    raise UserError(f"The recipe {path} does not exist; {hint}")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Return what a recipe's file says, before any of it is checked.
+    """Return what a recipe's file says, on top of its `base`, before any of it is checked.
 
     Raises:
-        UserError: If the file is missing, or no mapping in YAML.
+        UserError: If the file is missing, or no mapping in YAML, or is its own base.
     """
-    if not path.is_file():
-        raise UserError(f"The recipe {path} does not exist; recipes/ has the ones that come along.")
+    return _load_on_base(path, ())
+
+
+def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    file = find_recipe(path)
+    if file.resolve() in above:
+        raise UserError(f"The recipe {path} is its own base.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"The recipe {path} is not valid YAML: {first}.") from None
     if not isinstance(values, dict):
         raise UserError(f"The recipe {path} is not a mapping of names to settings.")
-    return values
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = file.parent / str(base)
+    below = _load_on_base(beside if beside.is_file() else Path(str(base)), (*above, file.resolve()))
+    return deep_merge(below, values)
+
+
+def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings of which those of `above` come before those of `below`."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(name), dict)
+        merged[name] = deep_merge(below[name], value) if both else value
+    return merged
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     """Return a recipe out of a mapping; `source` says in a mistake where it is from.
 
     Raises:
-        UserError: If a name or a value is not allowed.
+        UserError: If names or values are not allowed; all mistakes are listed.
     """
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_mistake(error, source)) from None
+        raise UserError(_describe_mistakes(error, source)) from None
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -470,17 +570,29 @@ def _apply(values: dict[str, Any], change: str) -> None:
     target[last] = value
 
 
-def _first_mistake(error: ValidationError, source: str) -> str:
-    mistake = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in mistake["loc"])
+def _describe_mistakes(error: ValidationError, source: str) -> str:
+    """Return one sentence on all that is missing, and one on every other mistake."""
+    mistakes = error.errors(include_url=False)
+    missing = [_place(m) for m in mistakes if m["type"] == "missing"]
+    others = [_describe_mistake(m) for m in mistakes if m["type"] != "missing"]
+    sentences = [f"{', '.join(missing)} must be given."] if missing else []
+    return f"{source}: " + " ".join([*others, *sentences])
+
+
+def _place(mistake: "ErrorDetails") -> str:
+    return ".".join(str(part) for part in mistake["loc"])
+
+
+def _describe_mistake(mistake: "ErrorDetails") -> str:
+    place = _place(mistake)
     if mistake["type"] == "extra_forbidden":
         known = _known_names(mistake["loc"][:-1])
         near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}."
-        return f"{source}: {place} is not a setting; {hint}"
+        return f"{place} is not a setting; {hint}"
     if isinstance(mistake["input"], dict):  # settings that do not go together
-        return f"{source}: {place} does not fit: {mistake['msg'].removeprefix('Value error, ')}."
-    return f"{source}: {place}={mistake['input']!r} does not fit: {mistake['msg']}."
+        return f"{place} does not fit: {mistake['msg'].removeprefix('Value error, ')}."
+    return f"{place}={mistake['input']!r} does not fit: {mistake['msg']}."
 
 
 def _known_names(location: tuple[int | str, ...]) -> list[str]:

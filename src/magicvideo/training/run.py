@@ -1,73 +1,309 @@
-"""Flow 2's middle: a recipe's stages in order, each from the products of those before it."""
+"""Training a recipe: its stages in order, each from the outputs of those before it."""
 
 import difflib
 import json
 import time
-from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from magicvideo.atomic_io import atomic_file, remove_partial
+from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
+from magicvideo.rng import StackedGenerator
+from magicvideo.training.components import OUTPUT, STAGE_FILE
 from magicvideo.training.distributed import init_distributed
-from magicvideo.training.recipe import Recipe, StageName
-from magicvideo.training.stages import build_task
+from magicvideo.training.loader import AnyDataset
+from magicvideo.training.metrics_logger import check_tracker
+from magicvideo.training.progress import Reporter, SilentReporter
+from magicvideo.training.recipe import Precision, Recipe, StageConfig, StageName
+from magicvideo.training.resolve import StagePlan, plan_stages
+from magicvideo.training.stages import assemble_task, open_batches
+from magicvideo.training.task import Task
+from magicvideo.training.tasks.clip_model import caption_words, read_words
 from magicvideo.training.trainer import Interrupted, Trainer
 
-SETTINGS = "recipe.json"
-_EMULATED = 5.0  # times; where there are instructions, bfloat16 is no slower than float32
+RECIPE_FILE = "recipe.json"
+_EMULATED = 5.0  # times; with instructions for it, bfloat16 is no slower than float32
+# settings that change how a stage is run and not what it trains
+_RUN_SETTINGS = frozenset(
+    {
+        "steps",
+        "log_every",
+        "preview_every",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "gradient_checkpointing",
+        "compile",
+        "ema_device",
+        "mixed_precision",
+    }
+)
+_TIMED_UPDATES = 3
+_SHOWN_WORDS = 12
 
 
-def train(recipe: Recipe, only: StageName | None, log: Callable[[str], None]) -> None:
+def train(recipe: Recipe, only: StageName | None = None, reporter: Reporter | None = None) -> None:
     """Train a recipe's stages in order, or one of them. A stage that is done is not done again.
 
     Args:
-        recipe: What to train. Its resolved settings are written beside the run.
+        recipe: What to train. Its settings are written beside the run.
         only: The one stage to train; None trains all.
-        log: Called with lines for the console.
+        reporter: Is told what happens; None tells nothing.
 
     Raises:
-        UserError: If a stage before it has no product yet, its data cannot be read, or the launch
-            asks for what is not supported.
-        Interrupted: If a signal ended the run; its last line says how to go on.
+        UserError: If a stage before it has no output yet, its data cannot be read, the launch asks
+            for what is not supported, or a finished stage was trained with other settings or data.
+        Interrupted: If a signal ended the run; its last line says how to continue.
     """
     launch = init_distributed()
+    if reporter is None or not launch.is_main_process:
+        reporter = SilentReporter()
+    check_tracker(recipe.tracker)
+    if recipe.init_from is not None and not (recipe.init_from / "model_index.json").is_file():
+        raise UserError(
+            f"init_from={recipe.init_from} is no model folder: it has no model_index.json."
+        )
+    plans = plan_stages(recipe, only)
     if launch.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
         remove_partial(recipe.output)
-    else:
-        log = _nothing
     launch.wait_for_everyone()
-    for name, settings in recipe.stages().items():
-        if only not in (None, name):
-            continue
-        stage = Trainer(name, settings, recipe.output / name, recipe.seed, log)
-        if stage.is_done():
-            log(f"{name}: already done, {stage.output_dir}")
-            continue
-        if launch.is_main_process:
-            with atomic_file(recipe.output / SETTINGS) as partial:
-                partial.write_text(json.dumps(recipe.model_dump(mode="json"), indent=1))
-        on_cpu = launch.device.type == "cpu"
-        if on_cpu and settings.mixed_precision == "bf16" and bf16_slowdown() > _EMULATED:
-            log(
-                f"{name}: this CPU has no instructions for bfloat16 and takes many times as long; "
-                f"--set {name}.mixed_precision=no goes on faster"
-            )
+
+    waiting = []
+    for plan in plans:
+        done = _check_output(plan)
+        if done >= plan.config.steps:
+            reporter.say(f"{plan.name}: already done, {plan.folder / OUTPUT}")
+        else:
+            waiting.append(plan)
+    if not waiting:
+        return
+    if launch.is_main_process:
+        with atomic_file(recipe.output / RECIPE_FILE) as partial:
+            partial.write_text(json.dumps(_dump(recipe), indent=1), encoding="utf-8")
+    with reporter:
+        _describe_run(recipe, waiting, reporter)
+        reporter.start_run({plan.name: (0, plan.config.steps) for plan in waiting})
         try:
-            stage.train(build_task(recipe, name))
+            for plan in waiting:
+                _train_stage(recipe, plan, launch.device, reporter)
         except Interrupted as stopped:
-            log(f"{stopped}; run the same command to go on.")
+            reporter.say(f"{stopped}; run the same command to continue.")
             raise
+
+
+def _train_stage(recipe: Recipe, plan: StagePlan, device: torch.device, reporter: Reporter) -> None:
+    batches = open_batches(plan)
+    task = assemble_task(plan, batches, pretrained=True)
+    precision = choose_precision(plan, task, device, reporter)
+    trainer = Trainer(
+        plan.name,
+        plan.config,
+        plan.folder,
+        plan.seed,
+        reporter,
+        precision,
+        recipe.loader,
+        recipe.tracker,
+        about=_provenance(plan, batches.dataset),
+    )
+    trainer.train(task)
+
+
+# --- what a finished stage was trained with ---
+
+
+def _dump(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as JSON; of its `defaults`, those that it says."""
+    values = recipe.model_dump(mode="json")
+    values["defaults"] = recipe.defaults.model_dump(mode="json", exclude_unset=True)
+    return values
+
+
+def _provenance(plan: StagePlan, dataset: AnyDataset) -> dict[str, Any]:
+    """Return the settings and data of a stage, as its output tells them."""
+    settings = plan.config.model_dump(mode="json")
+    return {
+        "settings": {k: v for k, v in settings.items() if k not in _RUN_SETTINGS},
+        "seed": plan.seed,
+        "data": fingerprint(dataset),
+    }
+
+
+def fingerprint(dataset: AnyDataset) -> dict[str, Any]:
+    """Return what tells training data apart: their number and a hash of their description."""
+    if isinstance(dataset, ClipDataset):
+        described = "\n".join(clip.model_dump_json() for clip in dataset.clips)
+    else:
+        described = dataset.info.model_dump_json()
+    return {"clips": len(dataset), "sha256": sha256(described.encode()).hexdigest()}
+
+
+def _check_output(plan: StagePlan) -> int:
+    """Return how many updates the output of a stage was trained for; 0 if there is none.
+
+    Raises:
+        UserError: If it is damaged, or was trained with other settings or on other data.
+    """
+    file = plan.folder / OUTPUT / STAGE_FILE
+    if not file.is_file():
+        return 0
+    trainer = Trainer(plan.name, plan.config, plan.folder, plan.seed, SilentReporter())
+    trainer.is_done()  # verifies checksums
+    about = json.loads(file.read_text(encoding="utf-8"))
+    changes = _changes(about, plan)
+    if changes:
+        raise UserError(
+            f"Stage {plan.name} in {plan.folder} is done, and was trained with other settings: "
+            f"{'; '.join(changes)}. Take another output, such as --set "
+            f"output={plan.folder.parent}-2, or remove {plan.folder} to train it anew."
+        )
+    return int(about["steps"])
+
+
+def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
+    """Return what differs between the settings and data of an output and those of a plan."""
+    if "settings" not in about:
+        return []
+    now = plan.config.model_dump(mode="json")
+    before = about["settings"]
+    names = [name for name in now if name not in _RUN_SETTINGS]
+    changes = [
+        f"{plan.name}.{name} was {before.get(name)} and is {now[name]}"
+        for name in names
+        if before.get(name) != now[name]
+    ]
+    if about.get("seed", plan.seed) != plan.seed:
+        changes.append(f"seed was {about['seed']} and is {plan.seed}")
+    try:
+        data = fingerprint(open_batches(plan).dataset)
+    except UserError:  # the data may be gone; a stage that is done needs them no more
+        return changes
+    if about["data"] != data:
+        changes.append(
+            f"the data in {plan.data.location} have changed (they were "
+            f"{about['data']['clips']:,} clips and are {data['clips']:,})"
+        )
+    return changes
+
+
+# --- what is said before training starts ---
+
+
+def _describe_run(recipe: Recipe, plans: list[StagePlan], reporter: Reporter) -> None:
+    """Say what each stage will see, and which words of the captions are lost."""
+    for plan in plans:
+        try:
+            clips = len(open_batches(plan).dataset)
+        except UserError:  # an encoder that checks the data is still to be trained
+            continue
+        reporter.say(f"{plan.name}: {describe_updates(plan.config, clips)}")
+    lost = unknown_words(recipe, plans)
+    if lost:
+        shown = ", ".join(lost[:_SHOWN_WORDS]) + (", …" if len(lost) > _SHOWN_WORDS else "")
+        reporter.say(
+            f"{len(lost)} words of the captions are unknown to the text encoder of "
+            f"{recipe.init_from}, and have no effect on videos: {shown}. Add a stage clip to train "
+            "the text encoder too."
+        )
+
+
+def describe_updates(config: StageConfig, clips: int) -> str:
+    """Return how many clips, updates and passes over the data a stage has."""
+    samples = config.batch_size * config.gradient_accumulation_steps
+    passes = config.steps * samples / clips
+    return (
+        f"{clips:,} clips, {config.steps:,} updates of {samples} samples, "
+        f"{passes:,.3g} passes over the data"
+    )
+
+
+def unknown_words(recipe: Recipe, plans: list[StagePlan]) -> list[str]:
+    """Return the words of the training captions that a frozen text encoder was not trained on."""
+    if recipe.init_from is None or recipe.clip is not None:
+        return []
+    known = read_words(recipe.init_from)
+    captioned = [plan for plan in plans if plan.name in ("image", "keyframes")]
+    if not known or not captioned or captioned[0].data.is_sharded:
+        return []
+    dataset = open_batches(captioned[0]).dataset
+    assert isinstance(dataset, ClipDataset)
+    return sorted(caption_words(dataset) - known)
+
+
+# --- precision ---
+
+
+def choose_precision(
+    plan: StagePlan, task: Task, device: torch.device, reporter: Reporter
+) -> Precision:
+    """Return the precision of a stage's forward pass; `auto` is decided here, and kept.
+
+    A stage that was stopped continues in the precision that it began in.
+    """
+    setting = plan.config.mixed_precision
+    if setting != "auto":
+        slow = device.type == "cpu" and setting == "bf16" and bf16_slowdown() > _EMULATED
+        if slow:
+            reporter.say(
+                f"{plan.name}: this CPU has no instructions for bfloat16 and takes many times as "
+                f"long; --set {plan.name}.mixed_precision=no is faster"
+            )
+        return setting
+    chosen = plan.folder / "precision.json"
+    if chosen.is_file():
+        kept: Precision = json.loads(chosen.read_text(encoding="utf-8"))["mixed_precision"]
+        return kept
+    precision: Precision = "no"
+    if device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    elif device.type == "cpu" and bf16_slowdown() < 1:
+        single, half = (seconds_per_update(plan, task, device, p) for p in ("no", "bf16"))
+        precision = "bf16" if half < single else "no"
+        reporter.say(
+            f"{plan.name}: an update takes {single:.2f} s in float32 and {half:.2f} s in bfloat16; "
+            f"mixed_precision={precision}"
+        )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(chosen) as partial:
+        partial.write_text(json.dumps({"mixed_precision": precision}), encoding="utf-8")
+    return precision
+
+
+def seconds_per_update(
+    plan: StagePlan, task: Task, device: torch.device, precision: Precision
+) -> float:
+    """Return the seconds of forward and backward passes of an update on this machine.
+
+    It is the least of several, after one that does not count. Weights stay as they are.
+    """
+    network = task.network.to(device)
+    batch = task.batches.get_batch(0)
+    is_mixed = precision != "no"
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    seconds = []
+    for _ in range(1 + _TIMED_UPDATES):
+        generator = StackedGenerator([torch.Generator().manual_seed(0)])
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=is_mixed):
+            loss = task.losses(network, batch, generator)["loss"]
+        torch.autograd.backward(loss)
+        float(loss)  # waits for the device
+        seconds.append(time.perf_counter() - started)
+        network.zero_grad(set_to_none=True)
+    return min(seconds[1:]) * plan.config.gradient_accumulation_steps
 
 
 def bf16_slowdown() -> float:
     """Return how many times as long as in float32 this CPU takes for a product in bfloat16."""
-    single, half = (_seconds_of_a_product(dtype) for dtype in (torch.float32, torch.bfloat16))
+    single, half = (_seconds_of_matmul(dtype) for dtype in (torch.float32, torch.bfloat16))
     return half / single
 
 
-def _seconds_of_a_product(dtype: torch.dtype) -> float:
+def _seconds_of_matmul(dtype: torch.dtype) -> float:
     """Return the least time of several, for other work may come between."""
     matrix = torch.ones(256, 256, dtype=dtype)
     seconds = []
@@ -76,10 +312,6 @@ def _seconds_of_a_product(dtype: torch.dtype) -> float:
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def _nothing(line: str) -> None:
-    """Stand in for the console on all processes but the first."""
 
 
 def resolve_stage(recipe: Recipe, name: str | None) -> StageName | None:
@@ -97,3 +329,17 @@ def resolve_stage(recipe: Recipe, name: str | None) -> StageName | None:
     near = difflib.get_close_matches(name, stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(stages)}."
     raise UserError(f"The recipe {recipe.name} has no stage {name!r}; {hint}")
+
+
+def read_run_recipe(run: Path) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        UserError: If the folder is none.
+    """
+    file = run / RECIPE_FILE
+    if not file.is_file():
+        raise UserError(f"{run} is no training run: {file} does not exist.")
+    values = json.loads(file.read_text(encoding="utf-8"))
+    # a run may have been moved since its recipe was written
+    return Recipe.model_validate({**values, "output": run})

@@ -1,201 +1,294 @@
-"""The table of stages: what each starts from, what it trains and what stays frozen."""
+"""The task of each stage, built from its settings: networks, initial weights, and batches."""
 
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.errors import UserError
+from magicvideo.models.autoencoder import Autoencoder
 from magicvideo.models.conditioning import ConditionedDenoiser, ImageConditioner
 from magicvideo.models.inflate import inflate, is_temporal_key
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.models.unet import VideoUNet
-from magicvideo.models.video_vae import inflate_autoencoder, load_autoencoder
-from magicvideo.training.components import (
-    WEIGHTS,
-    component_path,
-    denoiser_dataset,
-    frame_dataset,
-    frozen_encoder_paths,
-    image_vae_path,
-    init_path,
-    load_init_weights,
-    lora_settings,
-    read_config,
-    stage_output,
+from magicvideo.models.video_vae import (
+    autoencoder_from_config,
+    inflate_autoencoder,
+    load_autoencoder,
+)
+from magicvideo.training.components import WEIGHTS, ComponentSource, load_init_weights, read_config
+from magicvideo.training.loader import (
+    BatchSource,
+    DatasetBatches,
+    open_clips,
+    open_frames,
 )
 from magicvideo.training.lora_denoiser import Denoiser, LoraDenoiser
-from magicvideo.training.model_configs import (
-    cross_attention_dim,
-    frame_size,
-    image_embed_dim,
-    image_unet_config,
-    interpolator_config,
-    unet_config,
+from magicvideo.training.recipe import VideoStageConfig
+from magicvideo.training.resolve import (
+    AutoencoderPlan,
+    CLIPPlan,
+    DenoiserPlan,
+    EncoderSources,
+    InterpolationPlan,
+    StagePlan,
+    UpscalerPlan,
+    VideoVaePlan,
 )
-from magicvideo.training.recipe import Recipe, StageName, VideoStageConfig
 from magicvideo.training.task import Task
 from magicvideo.training.tasks.autoencoder import (
     AutoencoderTask,
     build_autoencoder,
     init_autoencoder_from_pca,
 )
-from magicvideo.training.tasks.clip_model import CLIPTask
+from magicvideo.training.tasks.clip_model import (
+    CLIPTask,
+    iter_captions,
+    read_words,
+    train_tokenizer,
+    vocabulary,
+)
 from magicvideo.training.tasks.denoiser import DenoiserTask
 from magicvideo.training.tasks.interpolation import InterpolationTask
-from magicvideo.training.tasks.upscaler import UpscalerTask
+from magicvideo.training.tasks.upscaler import UpscalerTask, build_upscaler
 from magicvideo.training.tasks.video_vae import VideoVaeTask
 
 
-def build_task(recipe: Recipe, name: StageName) -> Task:
-    """Return the task of a stage, with the products of the stages before it.
+def open_batches(plan: StagePlan, *, check_encoders: bool = True) -> DatasetBatches:
+    """Return the batches of a stage.
+
+    Args:
+        plan: The stage's settings.
+        check_encoders: Whether shards must have been encoded with the recipe's encoders.
 
     Raises:
-        UserError: If the data cannot be read or a stage before it is not done.
+        UserError: If the data cannot be read, or do not fit the stage.
     """
-    torch.manual_seed(seeded_generator(recipe.seed, name, "weights").initial_seed())
-    if name == "upscaler":
-        return _upscaler_task(recipe)
-    frame_size(recipe)  # refuses data of another size than the recipe's
-    if name == "autoencoder":
-        return _autoencoder_task(recipe, frame_dataset(recipe, name))
-    if name == "clip":
-        return _clip_task(recipe, frame_dataset(recipe, name))
-    if name == "video_vae":
-        return _video_vae_task(recipe, frame_dataset(recipe, name))
-    folders = frozen_encoder_paths(recipe)
-    dataset = denoiser_dataset(recipe, name, folders)
-    frozen = folders.load()
-    if name == "interpolation":
-        return _interpolation_task(recipe, frozen, dataset)
-    plain = _denoiser(recipe, name, dataset.info.size)
-    network = _with_adapters(recipe, plain) if name == "keyframes" else plain
-    settings = {
-        "image": recipe.image,
-        "unsupervised": recipe.unsupervised,
-        "keyframes": recipe.keyframes,
-    }[name]
-    assert settings is not None
-    return DenoiserTask(network, frozen, settings, recipe.noise, dataset, recipe.seed)
-
-
-def _autoencoder_task(recipe: Recipe, dataset: ClipDataset) -> AutoencoderTask:
-    assert recipe.autoencoder is not None
-    network = build_autoencoder(recipe.autoencoder.model)
-    if not load_init_weights(network, recipe, "vae", image_part=True):
-        init_autoencoder_from_pca(network, dataset, recipe.seed)
-    return AutoencoderTask(network, recipe.autoencoder, dataset, recipe.seed)
-
-
-def _clip_task(recipe: Recipe, dataset: ClipDataset) -> CLIPTask:
-    assert recipe.clip is not None
-    text, tokenizer = init_path(recipe, "text_encoder"), init_path(recipe, "tokenizer")
-    image = init_path(recipe, "image_encoder")
-    if text is None or tokenizer is None or image is None:
-        return CLIPTask(recipe.clip, dataset, recipe.seed)
-    task = CLIPTask(recipe.clip, dataset, recipe.seed, CLIPTokenizer.from_pretrained(tokenizer))
-    task.start_from(
-        CLIPTextModel.from_pretrained(text, dtype=torch.float32),
-        CLIPVisionModelWithProjection.from_pretrained(image, dtype=torch.float32),
+    config = plan.config
+    if isinstance(plan, DenoiserPlan | InterpolationPlan):
+        checks = plan.data.is_sharded and check_encoders
+        encoders = plan.encoders.paths() if checks else None
+        hashes = None if encoders is None else encoders.hashes()
+        dataset = open_clips(plan.data, plan.name, hashes)
+    else:
+        dataset = open_frames(plan.data, plan.name)
+    num_frames, strides = clip_sampling(plan)
+    return DatasetBatches(
+        dataset, plan.seed, config.batch_size, num_frames, strides, config.subject_balance
     )
-    return task
 
 
-def _upscaler_task(recipe: Recipe) -> UpscalerTask:
-    assert recipe.upscaler is not None
-    vae = load_autoencoder(image_vae_path(recipe))
-    large = ClipDataset(recipe.upscaler.data, ("train",))
-    task = UpscalerTask(recipe.upscaler, vae, large, recipe.seed)
-    load_init_weights(task.network, recipe, "upscaler")
-    return task
+def clip_sampling(plan: StagePlan) -> tuple[int, tuple[int, int]]:
+    """Return the frames of a sample, and the lowest and highest stride between them."""
+    if isinstance(plan, DenoiserPlan) and isinstance(plan.config, VideoStageConfig):
+        return plan.unet_config["num_frames"], plan.config.strides
+    if isinstance(plan, DenoiserPlan):
+        return 1, (1, 1)
+    if isinstance(plan, InterpolationPlan):
+        return plan.config.num_inserted + 2, plan.config.strides
+    if isinstance(plan, VideoVaePlan):
+        return plan.config.num_frames, plan.config.strides
+    return 1, (1, 4)
 
 
-def _image_encoder(recipe: Recipe) -> CLIPVisionModelWithProjection:
-    folder = component_path(recipe, "image_encoder")
-    return CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+def build_task(plan: StagePlan) -> Task:
+    """Return the task of a stage, with the outputs of the stages before it.
 
-
-def _video_vae_task(recipe: Recipe, dataset: ClipDataset) -> VideoVaeTask:
-    """Return the task of a video autoencoder that starts as the image autoencoder.
-
-    Where the model to start from has a video autoencoder and no stage trains that anew, its
-    temporal layers go on too.
+    Raises:
+        UserError: If the data cannot be read, or a stage before it is not done.
     """
-    settings = recipe.video_vae
-    assert settings is not None
+    return assemble_task(plan, open_batches(plan), pretrained=True)
+
+
+def assemble_task(plan: StagePlan, batches: BatchSource, *, pretrained: bool) -> Task:
+    """Return the task of a stage on given batches.
+
+    Args:
+        plan: The stage's settings.
+        batches: What it is trained on.
+        pretrained: Whether weights are read and scales measured on the data. Without, all networks
+            have initial weights, as is enough to time an update, or to count it on the meta device.
+
+    Raises:
+        UserError: If a stage before it is not done, or weights do not fit.
+    """
+    torch.manual_seed(seeded_generator(plan.seed, plan.name, "weights").initial_seed())
+    if isinstance(plan, UpscalerPlan):
+        return _upscaler_task(plan, batches, pretrained)
+    if isinstance(plan, AutoencoderPlan):
+        return _autoencoder_task(plan, batches, pretrained)
+    if isinstance(plan, CLIPPlan):
+        return _clip_task(plan, batches, pretrained)
+    if isinstance(plan, VideoVaePlan):
+        return _video_vae_task(plan, batches, pretrained)
+    if isinstance(plan, InterpolationPlan):
+        return _interpolation_task(plan, batches, pretrained)
+    assert isinstance(plan, DenoiserPlan)
+    encoders = _load_encoders(plan.encoders, pretrained)
+    denoiser = _build_denoiser(plan, pretrained)
+    network: Denoiser = denoiser
+    if plan.lora is not None:
+        network = _add_lora(plan, denoiser, pretrained)
+    return DenoiserTask(network, encoders, plan.config, plan.noise, batches)
+
+
+def _autoencoder_task(
+    plan: AutoencoderPlan, batches: BatchSource, pretrained: bool
+) -> AutoencoderTask:
+    network = build_autoencoder(plan.config.model)
+    if pretrained and plan.init is not None:
+        load_init_weights(network, plan.init, image_part=True)
+    elif pretrained:
+        init_autoencoder_from_pca(network, batches)
+    return AutoencoderTask(network, plan.config, batches)
+
+
+def _clip_task(plan: CLIPPlan, batches: BatchSource, pretrained: bool) -> CLIPTask:
+    config = plan.config
+    captions = (
+        list(iter_captions(batches.dataset, plan.seed))
+        if isinstance(batches, DatasetBatches) and isinstance(batches.dataset, ClipDataset)
+        else []
+    )
+    if pretrained and plan.init_tokenizer is not None:
+        tokenizer = CLIPTokenizer.from_pretrained(plan.init_tokenizer)
+    else:
+        tokenizer = train_tokenizer(captions, config.vocabulary_size, config.max_tokens)
+    words = set(vocabulary(captions))
+    if pretrained and plan.init_text_encoder is not None:  # what was trained before is not lost
+        words |= read_words(plan.init_text_encoder.parent)
+    task = CLIPTask(tokenizer, sorted(words), config, batches)
+    if pretrained and plan.init_text_encoder and plan.init_image_encoder:
+        task.init_from(
+            CLIPTextModel.from_pretrained(plan.init_text_encoder, dtype=torch.float32),
+            CLIPVisionModelWithProjection.from_pretrained(
+                plan.init_image_encoder, dtype=torch.float32
+            ),
+        )
+    return task
+
+
+def _upscaler_task(plan: UpscalerPlan, batches: BatchSource, pretrained: bool) -> UpscalerTask:
+    vae = _load_vae(plan.vae, pretrained)
+    network = build_upscaler(plan.config.model, plan.config.max_noise_level)
+    task = UpscalerTask(network, vae, plan.config, batches, plan.seed)
+    if pretrained and plan.init is not None:
+        load_init_weights(network, plan.init)
+    elif pretrained:
+        task.calibrate()
+    return task
+
+
+def _video_vae_task(plan: VideoVaePlan, batches: BatchSource, pretrained: bool) -> VideoVaeTask:
+    """Return the task of a video autoencoder that begins as the image autoencoder.
+
+    Where the model of `init_from` has a video autoencoder, its temporal layers are taken over.
+    """
+    config = plan.config
     network = inflate_autoencoder(
-        load_autoencoder(image_vae_path(recipe)),
-        settings.temporal_heads,
-        settings.temporal_window_size,
+        _load_vae(plan.vae, pretrained), config.temporal_heads, config.temporal_window_size
     )
-    return VideoVaeTask(network, _image_encoder(recipe), settings, dataset, recipe.seed)
+    if pretrained:
+        image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+            plan.image_encoder.path(), dtype=torch.float32
+        )
+    else:
+        image_encoder = CLIPVisionModelWithProjection(plan.vision_config)
+    return VideoVaeTask(network, image_encoder, config, batches)
 
 
-def _denoiser(recipe: Recipe, name: StageName, image_size: int) -> ConditionedDenoiser:
-    """Return the denoiser at the start of a stage.
+def _interpolation_task(
+    plan: InterpolationPlan, batches: BatchSource, pretrained: bool
+) -> InterpolationTask:
+    """Return the task of an interpolator that begins as the key-frame network."""
+    encoders = _load_encoders(plan.encoders, pretrained)
+    network = Interpolator(**plan.interpolator_config)
+    if pretrained:
+        network.init_from_keyframe_unet(VideoUNet.from_pretrained(plan.unet.path()))
+    task = InterpolationTask(network, encoders, plan.config, plan.noise, batches)
+    if pretrained and plan.init is not None:
+        load_init_weights(network, plan.init)
+    elif pretrained:
+        task.calibrate()
+    return task
+
+
+def _build_denoiser(plan: DenoiserPlan, pretrained: bool) -> ConditionedDenoiser:
+    """Return the denoiser at the beginning of a stage.
 
     The image stage trains the 2D network alone. The first video stage inflates it, and the next
-    goes on with what that one made. New parts keep what the model to start from gave them.
+    continues with the output of that one. Temporal layers and adaptors keep the weights that the
+    model of `init_from` gave them.
     """
-    conditioner = ImageConditioner(image_embed_dim(recipe), cross_attention_dim(recipe))
-    load_init_weights(conditioner, recipe, "image_conditioner")
-    unet = VideoUNet(**unet_config(recipe, image_size))
-    _start_unet(unet, recipe)
-    if name == "image":
-        image_unet = VideoUNet(**image_unet_config(recipe, image_size))
-        learnt = unet.state_dict()
-        image_unet.load_state_dict({key: learnt[key] for key in image_unet.state_dict()})
+    conditioner = ImageConditioner(plan.image_embed_dim, plan.unet_config["cross_attention_dim"])
+    if pretrained and plan.init_image_conditioner is not None:
+        load_init_weights(conditioner, plan.init_image_conditioner)
+    unet = VideoUNet(**plan.unet_config)
+    if pretrained:
+        _init_unet(unet, plan)
+    if plan.image_unet_config is not None:
+        image_unet = VideoUNet(**plan.image_unet_config)
+        if pretrained:
+            weights = unet.state_dict()
+            image_unet.load_state_dict({key: weights[key] for key in image_unet.state_dict()})
         network = ConditionedDenoiser(image_unet, conditioner)
         freeze_temporal_parameters(network)
         return network
-    if name == "keyframes" and recipe.unsupervised is not None:
-        start = stage_output(recipe, "unsupervised")
-        unet = VideoUNet.from_pretrained(start / "unet")
-        conditioner = ImageConditioner.from_pretrained(start / "image_conditioner")
-    elif recipe.image is not None:
-        _inflate_from(unet, stage_output(recipe, "image") / "unet")
-    settings = recipe.unsupervised if name == "unsupervised" else recipe.keyframes
-    assert settings is not None
-    scale_pretrained_lr(unet, settings)
+    if pretrained and plan.previous_image_conditioner is not None:
+        conditioner = ImageConditioner.from_pretrained(plan.previous_image_conditioner.path())
+    if pretrained and plan.previous_unet is not None:
+        folder = plan.previous_unet.path()
+        if plan.previous_unet.stage == "image":
+            _inflate_from(unet, folder)
+        else:
+            unet = VideoUNet.from_pretrained(folder)
+    assert isinstance(plan.config, VideoStageConfig)
+    if plan.config.trainable == "temporal":
+        freeze_pretrained_parameters(unet)
     return ConditionedDenoiser(unet, conditioner)
 
 
-def scale_pretrained_lr(unet: VideoUNet, settings: VideoStageConfig) -> None:
-    """Let what a video network has of an image network learn at its own rate, or not at all."""
+def freeze_pretrained_parameters(unet: VideoUNet) -> None:
+    """Freeze what a video network has in common with an image network."""
     for key, parameter in unet.named_parameters():
         if not is_temporal_key(key):
-            parameter.rate = settings.pretrained_lr_scale
-            parameter.requires_grad_(settings.trainable == "all")
+            parameter.requires_grad_(requires_grad=False)
 
 
 def freeze_temporal_parameters(network: ConditionedDenoiser) -> None:
-    """Leave out of training what the image stage does not use."""
+    """Freeze what the image stage does not use."""
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(
             not is_temporal_key(key) and not key.startswith("image_conditioner")
         )
 
 
-def _start_unet(unet: VideoUNet, recipe: Recipe) -> None:
-    """Let the denoiser start as that of the model to start from, be it one of images or videos."""
-    start = init_path(recipe, "unet")
-    stored = {} if start is None else read_config(start)
-    # models that were stored before there were other convolutions do not name theirs
-    is_image = start is not None and (
-        stored["temporal_attention"] == "none"
-        and not stored["frame_adaptor"]
-        and stored.get("convolutions", "2d") == "2d"
-    )
-    if start and is_image:
-        _inflate_from(unet, start)
+def _init_unet(unet: VideoUNet, plan: DenoiserPlan) -> None:
+    """Load the U-Net of the model of `init_from`, be it one of images or of videos."""
+    if plan.init_unet is None:
+        return
+    if is_image_unet(read_config(plan.init_unet)):
+        _inflate_from(unet, plan.init_unet)
     else:
-        load_init_weights(unet, recipe, "unet")
+        load_init_weights(unet, plan.init_unet)
+
+
+def is_image_unet(config: dict[str, object]) -> bool:
+    """Return whether stored settings are those of a U-Net without anything temporal."""
+    return (
+        config["temporal_attention"] == "none"
+        and not config["frame_adaptor"]
+        and config.get("convolutions", "2d") == "2d"
+    )
 
 
 def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
@@ -203,34 +296,35 @@ def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
     inflate(unet, {key: value for key, value in weights.items() if not is_temporal_key(key)})
 
 
-def _with_adapters(recipe: Recipe, network: ConditionedDenoiser) -> Denoiser:
-    """Return the network of stage `keyframes`: as it is, or with adapters if the recipe has them.
+def _add_lora(plan: DenoiserPlan, network: ConditionedDenoiser, pretrained: bool) -> LoraDenoiser:
+    """Return the denoiser, frozen, with LoRA layers that are trained.
 
     Raises:
-        UserError: If the model to start from is none of videos.
+        UserError: If the model of `init_from` makes images only.
     """
-    settings, base = lora_settings(recipe), init_path(recipe, "unet")
-    if settings is None:
-        return network
-    if base is None or read_config(base)["temporal_attention"] == "none":
+    assert plan.lora is not None
+    config = plan.init_unet_config
+    if plan.init_unet is None or config is None or config.get("temporal_attention") == "none":
+        model = None if plan.init_unet is None else plan.init_unet.parent
         raise UserError(
-            f"init_from={recipe.init_from} makes single pictures, and keyframes.lora adapts a "
-            "model of videos; start from one, such as `magicvideo inflate` makes."
+            f"init_from={model} makes single pictures, and keyframes.lora adapts a model of "
+            "videos; start from one, such as `magicvideo inflate` makes."
         )
-    return LoraDenoiser(network, settings, hash_folder(base.parent))
+    base_hash = hash_folder(plan.init_unet.parent) if pretrained else ""
+    return LoraDenoiser(network, plan.lora, base_hash)
 
 
-def _interpolation_task(
-    recipe: Recipe, frozen: FrozenEncoders, dataset: ClipDataset | ShardDataset
-) -> InterpolationTask:
-    """Return the task of an interpolator that starts as the key-frame network."""
-    assert recipe.interpolation is not None
-    network = Interpolator(**interpolator_config(recipe, dataset.info.size))
-    network.init_from_keyframe_unet(VideoUNet.from_pretrained(component_path(recipe, "unet")))
-    for parameter in network.unet.parameters():
-        parameter.rate = recipe.interpolation.pretrained_lr_scale
-    task = InterpolationTask(
-        network, frozen, recipe.interpolation, recipe.noise, dataset, recipe.seed
+def _load_vae(source: ComponentSource, pretrained: bool) -> Autoencoder:
+    return load_autoencoder(source.path()) if pretrained else autoencoder_from_config(source.config)
+
+
+def _load_encoders(sources: EncoderSources, pretrained: bool) -> FrozenEncoders:
+    if pretrained:
+        return sources.paths().load()
+    text, vision = sources.text_config, sources.vision_config
+    return FrozenEncoders(
+        vae=autoencoder_from_config(sources.vae.config),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=train_tokenizer([], 0, text.max_position_embeddings),
+        image_encoder=None if vision is None else CLIPVisionModelWithProjection(vision),
     )
-    load_init_weights(network, recipe, "interpolator")
-    return task

@@ -1,43 +1,47 @@
-"""The loop of every stage: step, accumulate, clip, average, log, save. It knows no modality."""
+"""The training loop of every stage. It knows no modality: a task gives batches and losses."""
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from magicvideo.atomic_io import atomic_file, atomic_folder, verify_checksums
 from magicvideo.diffusion.noise import per_sample_generators, seeded_generator
 from magicvideo.errors import UserError
-from magicvideo.training.checkpoint import CheckpointManager, TrainingState, ema_weights
-from magicvideo.training.deepspeed_backend import DeepSpeedBackend, DeepSpeedState
+from magicvideo.training.checkpoint import CheckpointManager, TrainingState
+from magicvideo.training.components import OUTPUT, STAGE_FILE
 from magicvideo.training.distributed import (
     DistributedContext,
     compile_blocks,
     enable_activation_checkpointing,
+    sync_gradients,
 )
-from magicvideo.training.ema import EMA
-from magicvideo.training.metrics_logger import MetricsLogger
+from magicvideo.training.ema import EMA, ema_weights
+from magicvideo.training.loader import default_workers, load_batches
+from magicvideo.training.metrics_logger import MetricsLogger, TrackerName
 from magicvideo.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
-from magicvideo.training.recipe import StageConfig
+from magicvideo.training.progress import Reporter
+from magicvideo.training.recipe import LoaderConfig, Precision, StageConfig
 from magicvideo.training.signals import SIGNALS, catch_signals, ignore_sigterm
-from magicvideo.training.task import AnyBatch, Task
-from magicvideo.training.torch_backend import TorchBackend
+from magicvideo.training.task import Task
 
-CHECKPOINTS, OUTPUT = "checkpoints", "output"
-STAGE = "stage.json"
+CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error: the run can go on
+class Interrupted(Exception):  # noqa: N818 - it is no error: the run can continue
     """A signal ended the run after its checkpoint was written.
 
     Args:
         signal_number: The signal; a program ends with 128 plus it.
-        checkpoint: Where the run goes on from.
+        checkpoint: Where the run continues from.
     """
 
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
@@ -47,247 +51,328 @@ class Interrupted(Exception):  # noqa: N818 - it is no error: the run can go on
 
 @dataclass
 class Trainer:
-    """One stage at work: how it is trained, and where its run is kept."""
+    """Trains one stage, and keeps its run in a folder.
+
+    Attributes:
+        name: The stage.
+        config: How it is trained.
+        folder: Of its log, samples, checkpoints and output.
+        seed: Of all random numbers.
+        reporter: Is told of every update that is logged.
+        precision: Of the forward pass: `config.mixed_precision`, with `auto` decided.
+        loader: Worker processes that read batches.
+        tracker: Where metrics go beside `log.jsonl`.
+        about: What the output says of its stage beside its steps.
+    """
 
     name: str
-    settings: StageConfig
+    config: StageConfig
     folder: Path
     seed: int
-    say: Callable[[str], None]
+    reporter: Reporter
+    precision: Precision = "no"
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    tracker: TrackerName = "none"
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def output_dir(self) -> Path:
-        """Return the folder of the stage's product, which exists when the stage is done."""
+        """Return the folder of the stage's output, which exists when the stage is done."""
         return self.folder / OUTPUT
 
     def is_done(self) -> bool:
-        """Return whether the product is there, whole, and trained for as many steps as are asked.
+        """Return whether the output is there, whole, and trained for as many steps as are asked.
 
         Raises:
-            UserError: If the product is damaged.
+            UserError: If the output is damaged.
         """
         if not self.output_dir.is_dir():
             return False
         verify_checksums(self.output_dir)
-        about = json.loads((self.output_dir / STAGE).read_text(encoding="utf-8"))
-        return bool(about["steps"] >= self.settings.steps)
+        about = json.loads((self.output_dir / STAGE_FILE).read_text(encoding="utf-8"))
+        return bool(about["steps"] >= self.config.steps)
 
     def train(self, task: Task) -> None:
-        """Train to the last step, from the newest checkpoint if there is one, and save the product.
+        """Train to the last step, from the newest checkpoint if there is one, and save the output.
+
+        Every random number is a function of the seed, the stage and the step, so that a run that
+        was stopped ends as the uninterrupted one.
 
         Raises:
             UserError: If a loss or a gradient is not finite, or no checkpoint can be used.
             Interrupted: If SIGINT or SIGTERM came; a checkpoint is written first.
         """
-        processes = DistributedContext.from_env(self.settings.mixed_precision)
-        state = self._begin(task, processes)
-        checkpoints = self._checkpoints(processes)
-        self._resume(state, checkpoints, processes)
-        log = MetricsLogger(self.folder, first_step=state.step) if processes.is_main else None
-        with log or nullcontext(), catch_signals() as signals:
+        config = self.config
+        context = DistributedContext.from_env(self.precision)
+
+        # Networks: whole or sharded, then wrapped for gradients that are means over processes
+        if config.gradient_checkpointing:
+            enable_activation_checkpointing(task.network, self.name)
+        network = context.shard_or_move(task.network)
+        if config.compile:
+            compile_blocks(network)
+        if config.optimizer != "adamw" and network is not task.network:
+            raise UserError(
+                f"{self.name}.optimizer={config.optimizer} cannot be sharded; set it to adamw, or "
+                "launch without FSDP."
+            )
+        optimizer = build_optimizer(network, config, task.lr_scale)
+        on_cpu = torch.device("cpu") if config.ema_device == "cpu" else None
+        state = TrainingState(network, optimizer, EMA(network, config.ema_decay, on_cpu))
+        checkpoints = self._resume(state, context)
+        model = context.wrap(network)
+        optimizer_step = context.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+        # Batches: those of this process, from the first update that is still to be made
+        micro_batches, world_size = config.gradient_accumulation_steps, context.world_size
+        first, end = (
+            step * micro_batches * world_size + context.rank for step in (state.step, config.steps)
+        )
+        workers = self.loader.num_workers
+        batches = load_batches(
+            task.batches,
+            range(first, end, world_size),
+            context.device,
+            num_workers=default_workers(context.device, world_size) if workers is None else workers,
+            prefetch_factor=self.loader.prefetch_factor,
+        )
+
+        logger = (
+            MetricsLogger(self.folder, state.step, self.tracker, config.model_dump(mode="json"))
+            if context.is_main
+            else None
+        )
+        window = _Window(config.log_every)
+        saved_at = time.monotonic()
+        with logger or nullcontext(), catch_signals() as signals:
             try:
-                self._run(TrainerState(task, state, processes, checkpoints, signals), log)
+                while state.step < config.steps:
+                    step = state.step
+                    torch.manual_seed(seeded_generator(self.seed, self.name, step).initial_seed())
+                    factor = learning_rate_factor(config, step)
+                    set_learning_rate(optimizer, factor)
+
+                    # Gradients: forward and backward of each micro-batch
+                    position = step * micro_batches * world_size + context.rank
+                    totals: dict[str, Tensor] = {}
+                    for micro in range(micro_batches):
+                        batch = next(batches)
+                        window.clip_ids.append(batch.clip_ids)
+                        sample = (position + micro * world_size) * config.batch_size
+                        generator = per_sample_generators(
+                            sample, config.batch_size, self.seed, self.name, "sample"
+                        )
+                        with sync_gradients(model, enabled=micro == micro_batches - 1):
+                            with context.accelerator.autocast():
+                                losses = task.losses(model, batch, generator)
+                            context.accelerator.backward(losses["loss"] / micro_batches)
+                        for name, value in losses.items():
+                            part = _precise(value) / micro_batches
+                            totals[name] = totals[name] + part if name in totals else part
+
+                    # Update: clip, step, average. A number that is not finite is noticed before
+                    # the step on a CPU, and before anything is saved on an accelerator, which would
+                    # have to be waited for
+                    context.accelerator.unscale_gradients(optimizer_step)
+                    norm = nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+                    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                    totals["gradient_norm"] = _precise(norm)
+                    if context.device.type == "cpu":
+                        self._check_finite(step, totals, batch.clip_ids, context)
+                    optimizer_step.step()
+                    optimizer_step.zero_grad(set_to_none=True)
+                    state.ema.update(network, step)
+                    state.step += 1
+                    window.add(step + 1, totals, config.learning_rate * factor)
+
+                    # Log: the one moment at which the device is waited for
+                    is_last = state.step == config.steps
+                    is_preview = state.step % config.preview_every == 0
+                    is_logged = state.step % config.log_every == 0 or is_preview or is_last
+                    if is_logged or context.device.type == "cpu":
+                        self._log(window, context, logger)
+                    if is_preview:
+                        self._preview(task, state, context, logger)
+
+                    # Agreement: a signal may reach one process alone, and the main one's clock
+                    # says when a checkpoint is due
+                    due = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+                    noticed = [float(number in signals) for number in SIGNALS]
+                    is_due, written, *heard = context.all_reduce_sum(
+                        [
+                            float(due and context.is_main),
+                            float(checkpoints.is_written()),
+                            *noticed,
+                        ]
+                    )
+                    stopped_by = next(
+                        (int(n) for n, count in zip(SIGNALS, heard, strict=True) if count), None
+                    )
+                    if checkpoints.is_pending and written == world_size:
+                        checkpoints.wait()
+
+                    # Checkpoint: nothing is saved that was not found to be finite
+                    if is_due or is_last or stopped_by is not None:
+                        self._log(window, context, logger)
+                        path = checkpoints.save(state)
+                        saved_at = time.monotonic()
+                    if stopped_by is not None:
+                        checkpoints.wait()
+                        raise Interrupted(stopped_by, path)
+                checkpoints.wait()
             except RuntimeError as error:
-                if not processes.is_peer_failure(error):
+                if not context.is_peer_failure(error):
                     raise
                 ignore_sigterm()
                 raise UserError(
                     f"{self.name}: another process of this run ended during step {state.step}, so "
                     f"this one ends too; the newest checkpoint below {checkpoints.folder} holds "
-                    "the run, and the same command goes on from it."
+                    "the run, and the same command continues from it."
                 ) from error
-        self._save_product(task, state, processes)
+        self._save_output(task, state, context)
 
-    def _begin(self, task: Task, processes: DistributedContext) -> TrainingState:
-        """Return the state at the first step: where the weights are, and who holds which."""
-        settings = self.settings
-        if settings.gradient_checkpointing:
-            enable_activation_checkpointing(task.network, self.name)
-        network = processes.shard_or_move(task.network)
-        if settings.compile:
-            compile_blocks(network)
-        uses_zero = processes.uses_zero(network)
-        if settings.optimizer != "adamw" and (uses_zero or network is not task.network):
-            raise UserError(
-                f"{self.name}.optimizer={settings.optimizer} cannot be shared out; set it to "
-                "adamw, or launch without FSDP and DeepSpeed."
-            )
-        optimizer = build_optimizer(network, settings)
-        on_cpu = settings.ema_device == "cpu"
-        ema = EMA(network, settings.ema_decay, torch.device("cpu") if on_cpu else None)
-        kind = DeepSpeedState if uses_zero else TrainingState
-        return kind(network, optimizer, ema)
-
-    def _checkpoints(self, processes: DistributedContext) -> CheckpointManager:
-        settings = self.settings
-        return CheckpointManager(
+    def _resume(self, state: TrainingState, context: DistributedContext) -> CheckpointManager:
+        """Load the newest checkpoint, if there is one, and say what differs from its run."""
+        config, say = self.config, self.reporter.say
+        checkpoints = CheckpointManager(
             self.folder / CHECKPOINTS,
-            settings.keep_checkpoints,
+            config.keep_checkpoints,
             self.name,
-            global_batch=settings.batch_size
-            * settings.gradient_accumulation_steps
-            * processes.world_size,
-            writes=processes.is_main,
+            global_batch=config.batch_size
+            * config.gradient_accumulation_steps
+            * context.world_size,
+            context=context,
         )
-
-    def _run(self, run: "TrainerState", log: MetricsLogger | None) -> None:
-        settings, state, processes = self.settings, run.state, run.processes
-        updates: TorchBackend | DeepSpeedBackend
-        if isinstance(state, DeepSpeedState):
-            updates = DeepSpeedBackend(processes, state, settings)
-        else:
-            updates = TorchBackend(processes, state)
-        saved_at = time.monotonic()
-        while state.step < settings.steps:
-            started = time.monotonic()
-            values = self._update(run, updates)
-            values = _means(values, processes)
-            values["seconds"] = time.monotonic() - started
-            if log is not None:
-                log.write(state.step, values)
-            if state.step % settings.log_every == 0 or state.step == settings.steps:
-                self._report(state.step, values, processes.world_size)
-            if state.step % settings.preview_every == 0:
-                self._preview(run, log)
-            due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
-            is_due, signal_number = _agree(run, due=due)
-            if is_due or signal_number or state.step == settings.steps:
-                path = run.checkpoints.save(state)
-                processes.barrier()
-                saved_at = time.monotonic()
-                if signal_number:
-                    raise Interrupted(signal_number, path)
-
-    def _resume(
-        self, state: TrainingState, checkpoints: CheckpointManager, processes: DistributedContext
-    ) -> None:
-        newest = processes.broadcast_path(checkpoints.latest() if processes.is_main else None)
+        latest = context.broadcast_path(checkpoints.latest() if context.is_main else None)
         for reason in checkpoints.rejected:
-            self.say(f"{self.name}: passed over a checkpoint: {reason}")
-        if newest is None:
-            return
-        about = checkpoints.restore(state, newest)
-        self.say(f"{self.name}: goes on from step {state.step} of {self.settings.steps}")
+            say(f"{self.name}: passed over a checkpoint: {reason}")
+        if latest is None:
+            return checkpoints
+        about = checkpoints.restore(state, latest)
+        say(f"{self.name}: continues from step {state.step} of {config.steps}")
         if about["threads"] != torch.get_num_threads():
-            self.say(
+            say(
                 f"{self.name}: {torch.get_num_threads()} threads in place of {about['threads']}: "
-                "the run goes on, equal to the unbroken one to rounding and not to the last bit"
+                "the result equals that of the uninterrupted run up to rounding, not to the last "
+                "bit"
             )
         before, now = about.get("global_batch"), checkpoints.global_batch
         if before not in (None, now):
-            self.say(
-                f"{self.name}: {now} samples an update in place of {before}: the run goes on with "
-                "other batches than the unbroken one; processes x batch_size x "
+            say(
+                f"{self.name}: {now} samples an update in place of {before}: batches differ from "
+                "those of the uninterrupted run; processes x batch_size x "
                 "gradient_accumulation_steps must not change"
             )
+        return checkpoints
 
-    def _update(
-        self, run: "TrainerState", updates: TorchBackend | DeepSpeedBackend
-    ) -> dict[str, float]:
-        """Make one update of the weights and of their averages, and return what to log."""
-        settings, task, state, processes = self.settings, run.task, run.state, run.processes
-        step = state.step
-        torch.manual_seed(seeded_generator(self.seed, self.name, step).initial_seed())
-        factor = learning_rate_factor(settings, step)
-        set_learning_rate(state.optimizer, factor)
-        totals: dict[str, float] = {}
-        for micro in range(settings.gradient_accumulation_steps):
-            position = (
-                step * settings.gradient_accumulation_steps + micro
-            ) * processes.world_size + processes.rank
-            batch = task.get_batch(position)
-            count = settings.batch_size
-            generator = per_sample_generators(
-                position * count, count, self.seed, self.name, "sample"
-            )
-            is_last = micro == settings.gradient_accumulation_steps - 1
-            with updates.accumulating(is_last=is_last):
-                with processes.accelerator.autocast():
-                    losses = task.losses(updates.network, batch, generator)
-                self._check(losses["loss"].item(), "loss", step, batch)
-                updates.backward(losses["loss"] / settings.gradient_accumulation_steps)
-            for name, value in losses.items():
-                totals[name] = (
-                    totals.get(name, 0.0) + value.item() / settings.gradient_accumulation_steps
+    def _log(
+        self, window: "_Window", context: DistributedContext, logger: MetricsLogger | None
+    ) -> None:
+        """Move the metrics of the updates since the last call to the host, check and log them."""
+        if not window.steps:
+            return
+        rows = window.flush(context)
+        samples = self.config.batch_size * self.config.gradient_accumulation_steps
+        for step, values in rows:
+            self._check_finite(step - 1, values, window.recent_clips(), context)
+            if logger is not None:
+                logger.write(step, values)
+        window.clip_ids.clear()
+        step, values = rows[-1]
+        rate = samples * context.world_size / max(values["seconds"], 1e-9)
+        shown = {**values, "samples_per_second": rate}
+        if logger is not None:
+            self.reporter.report(self.name, step, self.config.steps, shown)
+
+    def _check_finite(
+        self,
+        step: int,
+        values: "dict[str, Tensor] | dict[str, float]",
+        clip_ids: list[str],
+        context: DistributedContext,
+    ) -> None:
+        """Stop at a loss or a gradient that is not finite, before anything is saved."""
+        scaler = context.accelerator.scaler
+        for name, what in (("loss", "loss"), ("gradient_norm", "norm of the gradient")):
+            value = float(values[name])
+            # of fp16: where gradients overflow the scaler leaves this update out
+            is_scaled = name == "gradient_norm" and scaler is not None and scaler.get_scale() > 1
+            if not math.isfinite(value) and not is_scaled:
+                raise UserError(
+                    f"{self.name}: the {what} of step {step} is {value} (clips "
+                    f"{', '.join(clip_ids[:8])}); nothing of it was saved. Lower learning_rate or "
+                    "look at these clips, and run the command again."
                 )
-        size = updates.clip(settings.max_grad_norm)
-        scaler = processes.accelerator.scaler
-        # of fp16: where gradients overflow it leaves this update out and scales the next ones less
-        if scaler is None or scaler.get_scale() <= 1:
-            self._check(size, "norm of the gradient", step, batch)
-        updates.step()
-        state.ema.update(state.network, step)
-        state.step += 1
-        return {
-            **totals,
-            "gradient_norm": size,
-            "learning_rate": settings.learning_rate * factor,
-        }
 
-    def _check(self, value: float, what: str, step: int, batch: AnyBatch) -> None:
-        """Stop before the weights are touched by a number that is not finite."""
-        if math.isfinite(value):
+    def _preview(
+        self,
+        task: Task,
+        state: TrainingState,
+        context: DistributedContext,
+        logger: MetricsLogger | None,
+    ) -> None:
+        """Write a sheet of samples of the averaged weights."""
+        with ema_weights(task.network, state.network, state.ema, context):
+            image = task.preview() if logger is not None else None
+        if logger is None or image is None:
             return
-        clips = ", ".join(batch.clip_ids[:8])
-        raise UserError(
-            f"{self.name}: the {what} of step {step} is {value} (clips {clips}); no weight "
-            "was changed. Lower learning_rate or look at these clips, and run the command again."
-        )
-
-    def _report(self, step: int, values: dict[str, float], processes: int) -> None:
-        samples = self.settings.batch_size * self.settings.gradient_accumulation_steps * processes
-        shown = "  ".join(
-            f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate"
-        )
-        rate = samples / values["seconds"]
-        self.say(f"{self.name} {step}/{self.settings.steps}  {shown}  {rate:.1f} samples/s")
-
-    def _preview(self, run: "TrainerState", log: MetricsLogger | None) -> None:
-        with ema_weights(run.task, run.state, run.processes):
-            picture = run.task.preview() if log is not None else None
-        if log is None or picture is None:
-            return
-        target = self.folder / "samples" / f"step-{run.state.step:08d}.png"
+        target = self.folder / SAMPLES / f"step-{state.step:08d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as partial:
-            picture.save(partial)
-        log.log_image(run.state.step, picture)
+            image.save(partial)
+        logger.log_image(state.step, image)
+        self.reporter.say(f"{self.name}: samples of step {state.step} in {target}")
 
-    def _save_product(
-        self, task: Task, state: TrainingState, processes: DistributedContext
-    ) -> None:
-        with ema_weights(task, state, processes):
-            if processes.is_main:
+    def _save_output(self, task: Task, state: TrainingState, context: DistributedContext) -> None:
+        """Write the components of the averaged weights."""
+        with ema_weights(task.network, state.network, state.ema, context):
+            if context.is_main:
                 with atomic_folder(self.output_dir) as partial:
                     task.save(partial)
-                    about = {"stage": self.name, "steps": state.step}
-                    (partial / STAGE).write_text(json.dumps(about), encoding="utf-8")
-        processes.barrier()
-        self.say(f"{self.name}: done, {self.output_dir}")
+                    about = {"stage": self.name, "steps": state.step, **self.about}
+                    (partial / STAGE_FILE).write_text(json.dumps(about), encoding="utf-8")
+        context.barrier()
+        self.reporter.say(f"{self.name}: done, {self.output_dir}")
 
 
-@dataclass(frozen=True)
-class TrainerState:
-    """What the loop has in hands while a stage trains."""
-
-    task: Task
-    state: TrainingState
-    processes: DistributedContext
-    checkpoints: CheckpointManager
-    signals: list[int]
+def _precise(value: Tensor) -> Tensor:
+    """Return a metric in double precision, which Apple's GPUs do not have."""
+    return value.detach().float() if value.device.type == "mps" else value.detach().double()
 
 
-def _means(values: dict[str, float], processes: DistributedContext) -> dict[str, float]:
-    sums = processes.all_reduce_sum(list(values.values()))
-    return {name: total / processes.world_size for name, total in zip(values, sums, strict=True)}
+class _Window:
+    """Metrics of the updates since the last log, on the device that computed them.
 
-
-def _agree(run: TrainerState, *, due: bool) -> tuple[bool, int | None]:
-    """Return whether all processes save now, and by which signal they end.
-
-    A signal may reach one process alone, and the first one's clock says when a checkpoint is due.
+    Args:
+        length: Updates whose clips are remembered.
     """
-    noticed = [float(number in run.signals) for number in SIGNALS]
-    is_due, *heard = run.processes.all_reduce_sum([float(due and run.processes.is_main), *noticed])
-    raised = [int(number) for number, count in zip(SIGNALS, heard, strict=True) if count > 0]
-    return is_due > 0, raised[0] if raised else None
+
+    def __init__(self, length: int) -> None:
+        self.steps: list[tuple[int, dict[str, Tensor], float]] = []
+        self.clip_ids: deque[list[str]] = deque(maxlen=length)
+        self._started = time.monotonic()
+
+    def add(self, step: int, values: dict[str, Tensor], learning_rate: float) -> None:
+        """Take the metrics of an update."""
+        self.steps.append((step, values, learning_rate))
+
+    def recent_clips(self) -> list[str]:
+        """Return the clips of these updates."""
+        return [clip_id for ids in self.clip_ids for clip_id in ids]
+
+    def flush(self, context: DistributedContext) -> list[tuple[int, dict[str, float]]]:
+        """Return the metrics as means over processes, with the seconds of a mean update."""
+        names = list(self.steps[0][1])
+        table = torch.stack(
+            [values[name] for _, values, _ in self.steps for name in names]
+        ).tolist()
+        sums = context.all_reduce_sum(table)
+        seconds = (time.monotonic() - self._started) / len(self.steps)
+        rows = []
+        for row, (step, _, learning_rate) in enumerate(self.steps):
+            means = [total / context.world_size for total in sums[row * len(names) :][: len(names)]]
+            values = dict(zip(names, means, strict=True))
+            rows.append((step, {**values, "learning_rate": learning_rate, "seconds": seconds}))
+        self.steps.clear()
+        self._started = time.monotonic()
+        return rows

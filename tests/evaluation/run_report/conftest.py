@@ -20,7 +20,7 @@ def trained(prepared, tmp_path_factory) -> Path:
 
     recipe = Recipe.model_validate(tiny_values(prepared, tmp_path_factory.mktemp("trained")))
     for stage in STAGES:
-        train(recipe, stage, lambda _: None)
+        train(recipe, stage)
     return recipe.output
 
 

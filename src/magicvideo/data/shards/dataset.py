@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file, remove_partial
-from magicvideo.data.dataset import sample_frame_indices, sample_systematically
+from magicvideo.data.dataset import (
+    TensorBatch,
+    sample_frame_indices,
+    sample_systematically,
+)
 from magicvideo.data.manifest import Split
 from magicvideo.data.shards.index import PathOrUrl, ShardRecord, read_index
 from magicvideo.data.shards.tar_shard import ShardReader, check_size, from_scaled_fp16
@@ -48,7 +52,7 @@ class EncodedSample:
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
+class EncodedBatch(TensorBatch):
     """Encoded samples of equal length, stacked."""
 
     latents: Latents

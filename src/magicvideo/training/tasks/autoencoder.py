@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magicvideo.data.batch_order import load_batch
-from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
 from magicvideo.rng import StackedGenerator
+from magicvideo.training.loader import BatchSource
 from magicvideo.training.losses import image_gradient_loss
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import AutoencoderStageConfig, PatchAutoencoderConfig
@@ -25,31 +25,18 @@ class AutoencoderTask:
 
     Args:
         network: The autoencoder, initialised.
-        settings: The stage's settings.
-        dataset: Clips of the training split.
-        seed: Of the order of samples.
+        config: The stage's settings.
+        batches: Single frames of the training split.
     """
 
     def __init__(
-        self,
-        network: PatchAutoencoder,
-        settings: AutoencoderStageConfig,
-        dataset: ClipDataset,
-        seed: int,
+        self, network: PatchAutoencoder, config: AutoencoderStageConfig, batches: BatchSource
     ) -> None:
-        self.network = network
-        self.settings, self.dataset, self.seed = settings, dataset, seed
+        self.network, self.config, self.batches = network, config, batches
 
-    def get_batch(self, position: int) -> Batch:
-        """Return single frames."""
-        return load_batch(
-            self.dataset,
-            self.seed,
-            position,
-            self.settings.batch_size,
-            num_frames=1,
-            subject_balance=self.settings.subject_balance,
-        )
+    def lr_scale(self, name: str) -> float:  # noqa: ARG002 - all parameters learn alike
+        """Return the factor on the learning rate of a parameter."""
+        return 1.0
 
     def losses(
         self, network: nn.Module, batch: Batch, generator: StackedGenerator
@@ -64,16 +51,17 @@ class AutoencoderTask:
         latents = (code * self.network.config.scaling_factor).square().mean()
         loss = (
             F.l1_loss(rebuilt, pixels)
-            + self.settings.squared_weight * squared
-            + self.settings.gradient_weight * image_gradient_loss(rebuilt, pixels)
-            + self.settings.kl_weight * latents
+            + self.config.squared_weight * squared
+            + self.config.gradient_weight * image_gradient_loss(rebuilt, pixels)
+            + self.config.kl_weight * latents
         )
         return {"loss": loss, "squared": squared.detach(), "latents": latents.detach()}
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Return frames above their reconstructions."""
-        batch = load_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
+        batch = self.batches.get_other_batch(2, 0, _PREVIEWED)
+        assert isinstance(batch, Batch)
         frames = batch.frames.to(next(self.network.parameters()).device)
         rebuilt = decode_latents(self.network, encode_frames(self.network, frames))
         rows = torch.stack([frames[:, 0], rebuilt[:, 0]])
@@ -84,21 +72,22 @@ class AutoencoderTask:
         self.network.save_pretrained(folder / "vae")
 
 
-def init_autoencoder_from_pca(network: PatchAutoencoder, dataset: ClipDataset, seed: int) -> None:
-    """Let a fresh autoencoder begin as the best linear code of some frames."""
-    # any seed would do, so long as these frames are not the first batches
-    first = load_batch(dataset, seed + 1, 0, _FRAMES_FOR_COMPONENTS, num_frames=1)
+def init_autoencoder_from_pca(network: PatchAutoencoder, batches: BatchSource) -> None:
+    """Initialise an autoencoder with the principal components of patches of some frames."""
+    # another order than training's, so that these frames are not its first batches
+    first = batches.get_other_batch(1, 0, _FRAMES_FOR_COMPONENTS)
+    assert isinstance(first, Batch)
     network.init_from_pca(first.frames[:, 0])
 
 
-def build_autoencoder(settings: PatchAutoencoderConfig) -> PatchAutoencoder:
+def build_autoencoder(config: PatchAutoencoderConfig) -> PatchAutoencoder:
     """Return a fresh autoencoder of the given sizes."""
     return PatchAutoencoder(
-        latent_channels=settings.latent_channels,
-        patch_size=settings.patch_size,
-        widths=settings.widths,
-        encoder_layers=settings.encoder_layers,
-        decoder_layers=settings.decoder_layers,
-        norm_num_groups=settings.norm_num_groups,
-        noise_std=settings.noise_std,
+        latent_channels=config.latent_channels,
+        patch_size=config.patch_size,
+        widths=config.widths,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        norm_num_groups=config.norm_num_groups,
+        noise_std=config.noise_std,
     )

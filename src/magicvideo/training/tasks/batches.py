@@ -2,37 +2,23 @@
 
 from dataclasses import fields, replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from magicvideo.data.batch_order import load_batch, load_encoded_batch
-from magicvideo.data.dataset import Batch, ClipDataset
-from magicvideo.data.shards.dataset import ShardDataset
+from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import embed_frames, encode_text
 from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.shapes import Frames, Latents, Tokens
-from magicvideo.training.task import AnyBatch
+from magicvideo.training.loader import AnyBatch
 
 
-def get_batch(
-    dataset: ClipDataset | ShardDataset,
-    seed: int,
-    position: int,
-    batch_size: int,
-    *,
-    num_frames: int,
-    strides: tuple[int, int],
-    subject_balance: float,
-) -> AnyBatch:
-    """Return the batch at a position, as `data.order` explains."""
-    if isinstance(dataset, ShardDataset):
-        return load_encoded_batch(
-            dataset, seed, position, batch_size, num_frames, strides, subject_balance
-        )
-    return load_batch(dataset, seed, position, batch_size, num_frames, strides, subject_balance)
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, without waiting for the device."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def slice_batch(batch: AnyBatch, chosen: slice) -> AnyBatch:
@@ -67,7 +53,8 @@ def encode_captions(
     tokens = batch.tokens.to(device)
     if not dropped.any():
         return tokens
-    return torch.where(dropped.to(device)[:, None, None], _encode(frozen, [""], device), tokens)
+    empty = _encode(frozen, [""], device)
+    return torch.where(to_device(dropped, device)[:, None, None], empty, tokens)
 
 
 def encode_frame_embeds(
@@ -76,31 +63,17 @@ def encode_frame_embeds(
     """Return the CLIP embedding of one frame of each clip.
 
     Args:
-        frozen: The parts that encode.
+        frozen: The frozen encoders.
         batch: The clips.
         shown: Which frame of each.
         device: Where it is wanted.
     """
-    rows = torch.arange(len(shown))
+    rows, shown = torch.arange(len(shown), device=device), to_device(shown, device)
     if not isinstance(batch, Batch):
-        return batch.embeddings[rows, shown].to(device)
+        return batch.embeddings.to(device)[rows, shown]
+    assert frozen.image_encoder is not None
     frozen.image_encoder.to(device)
-    return embed_frames(frozen.image_encoder, batch.frames[rows, shown][:, None].to(device))[:, 0]
-
-
-def preview_captions(dataset: ClipDataset | ShardDataset, count: int) -> tuple[list[str], float]:
-    """Return captions for previews, of clips spread over prepared data, and a slow frame rate."""
-    slowed = 4
-    if isinstance(dataset, ShardDataset):
-        captions, fps = dataset.captions(count)
-        return captions, fps / slowed
-    chosen = np.linspace(0, len(dataset) - 1, count).astype(int)
-    rng = np.random.default_rng(0)
-    samples = [
-        dataset.sample(int(i), rng, num_frames=1, strides=(slowed, slowed), caption_style="plain")
-        for i in chosen
-    ]
-    return [sample.caption for sample in samples], min(sample.fps for sample in samples)
+    return embed_frames(frozen.image_encoder, batch.frames.to(device)[rows, shown][:, None])[:, 0]
 
 
 def _encode(frozen: FrozenEncoders, texts: list[str], device: torch.device) -> Tokens:

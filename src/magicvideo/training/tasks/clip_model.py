@@ -21,12 +21,12 @@ from transformers import (
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.data.backgrounds import random_background
-from magicvideo.data.batch_order import load_batch
 from magicvideo.data.captions import random_caption
 from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.models.conditioning import clip_normalize
 from magicvideo.rng import StackedGenerator
+from magicvideo.training.loader import BatchSource
 from magicvideo.training.recipe import CLIPStageConfig
 
 WORDS = "words.txt"
@@ -38,49 +38,33 @@ class CLIPTask:
     Source of the loss: Radford et al., 2103.00020, Figure 3.
 
     Args:
-        settings: The stage's settings.
-        dataset: Clips of the training split.
-        seed: Of the order of samples and the wording that the tokenizer learns from.
-        tokenizer: One to keep; None learns one from the captions.
+        tokenizer: Turns captions into tokens.
+        words: The words of the training captions, which the output lists.
+        config: The stage's settings.
+        batches: Single frames of the training split, with captions.
     """
 
     def __init__(
         self,
-        settings: CLIPStageConfig,
-        dataset: ClipDataset,
-        seed: int,
-        tokenizer: CLIPTokenizer | None = None,
+        tokenizer: CLIPTokenizer,
+        words: list[str],
+        config: CLIPStageConfig,
+        batches: BatchSource,
     ) -> None:
-        self.settings, self.dataset, self.seed = settings, dataset, seed
-        captions = list(iter_captions(dataset, seed))
-        self.words = vocabulary(captions)
-        self.tokenizer = tokenizer or train_tokenizer(
-            captions, settings.vocabulary_size, settings.max_tokens
-        )
-        marks = (
-            self.tokenizer.bos_token_id,
-            self.tokenizer.eos_token_id,
-            self.tokenizer.pad_token_id,
-        )
-        size = dataset.info.size
-        self.network = CLIPModel(build_clip_config(settings, marks, len(self.tokenizer), size))
+        self.tokenizer, self.words = tokenizer, words
+        self.config, self.batches = config, batches
+        special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.network = CLIPModel(build_clip_config(config, special, len(tokenizer), batches.size))
 
-    def get_batch(self, position: int) -> Batch:
-        """Return single frames with their captions."""
-        return load_batch(
-            self.dataset,
-            self.seed,
-            position,
-            self.settings.batch_size,
-            num_frames=1,
-            subject_balance=self.settings.subject_balance,
-        )
+    def lr_scale(self, name: str) -> float:  # noqa: ARG002 - all parameters learn alike
+        """Return the factor on the learning rate of a parameter."""
+        return 1.0
 
     def losses(
         self,
         network: nn.Module,
         batch: Batch,
-        generator: StackedGenerator,  # noqa: ARG002 - this stage draws nothing
+        generator: StackedGenerator,  # noqa: ARG002 - this stage generator nothing
     ) -> dict[str, Tensor]:
         """Return the contrastive loss and the share of frames that find their caption."""
         device = next(network.parameters()).device
@@ -88,7 +72,7 @@ class CLIPTask:
             batch.captions,
             padding="max_length",
             truncation=True,
-            max_length=self.settings.max_tokens,
+            max_length=self.config.max_tokens,
             return_tensors="pt",
         )
         output = network(
@@ -100,7 +84,7 @@ class CLIPTask:
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         return {"loss": loss, "found": (logits.argmax(dim=1) == own).float().mean()}
 
-    def start_from(
+    def init_from(
         self, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModelWithProjection
     ) -> None:
         """Take over both towers. What projects a text is no part of a model and starts afresh.
@@ -198,13 +182,27 @@ def vocabulary(captions: list[str]) -> list[str]:
     return sorted({word for text in captions for word in re.findall(r"[^\W\d_]+", text.lower())})
 
 
+def read_words(model: Path) -> set[str]:
+    """Return the words that the text encoder of a model was trained on; none if it tells none."""
+    file = model / WORDS
+    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+
+
+def caption_words(dataset: ClipDataset) -> set[str]:
+    """Return the words of the captions of all clips, in lower case."""
+    texts = [text for clip in dataset.clips for text in (clip.text, *clip.alt_captions) if text]
+    if any(clip.attributes for clip in dataset.clips):  # captions are made of attributes
+        texts += iter_captions(dataset, 0)
+    return set(vocabulary(texts))
+
+
 def train_tokenizer(captions: list[str], vocabulary_size: int, max_tokens: int) -> CLIPTokenizer:
     """Learn byte-level BPE with CLIP's splitting and its end-of-word marks.
 
     The vocabulary begins with all bytes, alone and at the end of a word, so no text is unknown.
 
     Args:
-        captions: What to learn from.
+        captions: What to learn from; none gives the bytes alone.
         vocabulary_size: Tokens in all, at least 514.
         max_tokens: Length of a prompt, with its start and end.
     """
@@ -223,5 +221,5 @@ def train_tokenizer(captions: list[str], vocabulary_size: int, max_tokens: int) 
     tokens = [*alphabet, *(letter + _WORD_END for letter in alphabet)]
     merges = [tuple(pair) for pair in learned][: max(0, vocabulary_size - len(tokens) - 2)]
     tokens += ["".join(pair) for pair in merges]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, _START, _END]))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
+    token_ids = {token: i for i, token in enumerate(dict.fromkeys([*tokens, _START, _END]))}
+    return CLIPTokenizer(vocab=token_ids, merges=merges, model_max_length=max_tokens)

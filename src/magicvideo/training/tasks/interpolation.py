@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps
 from magicvideo.diffusion.noise import correlated_noise, seeded_generator
 from magicvideo.diffusion.sampling import interleave_frames, make_scheduler, sample_inbetweens
@@ -23,15 +21,15 @@ from magicvideo.models.interpolator import (
 from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents
+from magicvideo.training.loader import AnyBatch, BatchSource
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import InterpolationStageConfig, NoiseConfig
-from magicvideo.training.task import AnyBatch
 from magicvideo.training.tasks.batches import (
     batch_frames,
     encode_captions,
     encode_latents,
-    get_batch,
     slice_batch,
+    to_device,
 )
 from magicvideo.training.tasks.denoiser import build_training_scheduler
 
@@ -45,36 +43,47 @@ class InterpolationTask:
     made are not clean either (Ho et al., 2106.15282, section 4, conditioning augmentation).
 
     Args:
-        network: The interpolator, initialised. Its `residual_scale` is set here, from clips.
-        frozen: The parts below it.
-        settings: The stage's settings.
+        network: The interpolator, initialised.
+        encoders: The frozen encoders.
+        config: The stage's settings.
         noise: The diffusion process.
-        dataset: Clips of the training split.
-        seed: Of the order of samples.
+        batches: Windows of the training split: a key, the frames after it, and the next key.
     """
 
     def __init__(
         self,
         network: Interpolator,
-        frozen: FrozenEncoders,
-        settings: InterpolationStageConfig,
+        encoders: FrozenEncoders,
+        config: InterpolationStageConfig,
         noise: NoiseConfig,
-        dataset: ClipDataset | ShardDataset,
-        seed: int,
+        batches: BatchSource,
     ) -> None:
-        self.network, self.frozen, self.settings = network, frozen, settings
-        self.dataset, self.seed = dataset, seed
-        self.scheduler, self.noise_correlation = (
-            build_training_scheduler(noise),
-            noise.noise_correlation,
-        )
-        for part in (frozen.vae, frozen.text_encoder, frozen.image_encoder):
-            part.requires_grad_(requires_grad=False).eval()
-        network.register_to_config(residual_scale=self._residual_scale())
+        self.network, self.encoders, self.config, self.batches = network, encoders, config, batches
+        self.scheduler = build_training_scheduler(noise)
+        self.noise_correlation = noise.noise_correlation
+        encoders.freeze()
 
-    def get_batch(self, position: int) -> AnyBatch:
-        """Return windows: a key, the frames after it, and the next key."""
-        return self._windows(self.seed, position, self.settings.batch_size)
+    def lr_scale(self, name: str) -> float:
+        """Return the factor on the learning rate: the U-Net, which is pretrained, has its own."""
+        return self.config.pretrained_lr_scale if name.startswith("unet.") else 1.0
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """Measure the scale of the residuals on clips, and store it in the network's config.
+
+        It is the root mean square of what linear blending gets wrong where the keys differ by one.
+        """
+        device = next(self.network.parameters()).device
+        squares = []
+        # one window at a time: large autoencoders need gigabytes for a few frames
+        for position in range(_WINDOWS_FOR_SCALE):
+            latents = self._latents(self.batches.get_other_batch(1, position, 1), device)
+            keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
+            residuals = (middle - lerp_keyframes(keys, middle.shape[1])) / keyframe_rms_distance(
+                keys
+            )
+            squares.append(residuals.square().mean())
+        self.network.register_to_config(residual_scale=float(torch.stack(squares).mean().sqrt()))
 
     def losses(
         self, network: nn.Module, batch: AnyBatch, generator: StackedGenerator
@@ -82,25 +91,25 @@ class InterpolationTask:
         """Return the errors of the frames between the keys: those of the estimate and the U-Net."""
         device = next(network.parameters()).device
         size = len(batch.captions)
-        few = every_nth(self.settings.denoise_every)
-        dropped = generator.uniform(size) < self.settings.condition_dropout
+        few = every_nth(self.config.denoise_every)
+        dropped = generator.uniform(size) < self.config.condition_dropout
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = sample_timesteps(size, steps, self.settings.terminal_step_prob, generator)[
+        timesteps = sample_timesteps(size, steps, self.config.terminal_step_prob, generator)[
             few
         ].to(device)
-        levels = generator.integers(self.settings.max_noise_level, size)
-        levels = levels.masked_fill(generator.uniform(size) < self.settings.clean_prob, 0).to(
-            device
-        )
+        levels = generator.integers(self.config.max_noise_level, size)
+        levels = levels.masked_fill(generator.uniform(size) < self.config.clean_prob, 0)
+        timesteps, levels = to_device(timesteps, device), to_device(levels, device)
         latents = self._latents(batch, device)
         clean, middle = latents[:, [0, -1]], latents[:, 1:-1]
-        noised = self.scheduler.add_noise(clean, generator.normal(clean.shape).to(device), levels)
+        key_noise = to_device(generator.normal(clean.shape), device)
+        noised = self.scheduler.add_noise(clean, key_noise, levels)
         noisy_keys = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
-        noise = correlated_noise(tuple(middle.shape), generator, self.noise_correlation)[few].to(
-            device
+        noise = to_device(
+            correlated_noise(tuple(middle.shape), generator, self.noise_correlation)[few], device
         )
         with torch.no_grad():
-            tokens = encode_captions(self.frozen, slice_batch(batch, few), dropped[few], device)
+            tokens = encode_captions(self.encoders, slice_batch(batch, few), dropped[few], device)
         output = network(
             middle,
             clean,
@@ -113,7 +122,7 @@ class InterpolationTask:
         )
         target = prediction_target(self.scheduler, output.diffusion_target, noise, timesteps)
         denoising = denoising_loss(
-            self.scheduler, output.diffusion_prediction, target, timesteps, self.settings.snr_gamma
+            self.scheduler, output.diffusion_prediction, target, timesteps, self.config.snr_gamma
         )
         # not the square: in some gaps nothing can be told, and they would outweigh the others
         estimate = F.smooth_l1_loss(
@@ -124,11 +133,11 @@ class InterpolationTask:
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Return some clips' windows, real above interpolated."""
-        batch = self._windows(self.seed + 2, 0, _PREVIEWED)
+        batch = self.batches.get_other_batch(2, 0, _PREVIEWED)
         device = next(self.network.parameters()).device
         latents = self._latents(batch, device)
         keys = latents[:, [0, -1]]
-        self.frozen.to(device)
+        self.encoders.to(device)
         shape = latents[:, 1:-1].shape
         noise = correlated_noise(
             tuple(shape), StackedGenerator([seeded_generator("preview")]), self.noise_correlation
@@ -142,44 +151,19 @@ class InterpolationTask:
             make_scheduler(dict(self.scheduler.config), "ddim"),
             _PREVIEW_STEPS,
             0,
-            encode_text(self.frozen.text_encoder, self.frozen.tokenizer, batch.captions),
+            encode_text(self.encoders.text_encoder, self.encoders.tokenizer, batch.captions),
             batch.fps.to(device),
         )
-        made = decode_latents(self.frozen.vae, interleave_frames(keys, inserted))
-        rows = torch.stack([batch_frames(self.frozen, batch, device), made], dim=1).flatten(0, 1)
+        made = decode_latents(self.encoders.vae, interleave_frames(keys, inserted))
+        rows = torch.stack([batch_frames(self.encoders, batch, device), made], dim=1).flatten(0, 1)
         return image_grid(rows, enlarge=1)
 
     def save(self, folder: Path) -> None:
         """Write the component `interpolator`."""
         self.network.save_pretrained(folder / "interpolator")
 
-    def _residual_scale(self) -> float:
-        """Return what blending gets wrong where keys differ by one: root mean square of windows."""
-        device = next(self.network.parameters()).device
-        squares = []
-        # one window at a time: large autoencoders need gigabytes for a few frames
-        for position in range(_WINDOWS_FOR_SCALE):
-            latents = self._latents(self._windows(self.seed + 1, position, 1), device)
-            keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
-            residuals = (middle - lerp_keyframes(keys, middle.shape[1])) / keyframe_rms_distance(
-                keys
-            )
-            squares.append(residuals.square().mean())
-        return float(torch.stack(squares).mean().sqrt())
-
     @torch.no_grad()
     def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
         # what is learned are small differences of latents, which half precision would round away
         with torch.autocast(device.type, enabled=False):
-            return encode_latents(self.frozen, batch, device)
-
-    def _windows(self, seed: int, position: int, batch_size: int) -> AnyBatch:
-        return get_batch(
-            self.dataset,
-            seed,
-            position,
-            batch_size,
-            num_frames=self.network.config.num_inserted + 2,
-            strides=self.settings.strides,
-            subject_balance=self.settings.subject_balance,
-        )
+            return encode_latents(self.encoders, batch, device)

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from magicvideo.data.batch_order import load_batch
-from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.dataset import Batch
 from magicvideo.data.degrade import paired_random_crop, random_degrade
 from magicvideo.diffusion.loss import denoising_loss, prediction_target
 from magicvideo.diffusion.noise import correlated_noise, seeded_generator
@@ -22,8 +21,10 @@ from magicvideo.models.autoencoder import (
 from magicvideo.models.upscaler import Upscaler, upsample_bicubic
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames
+from magicvideo.training.loader import AnyBatch, BatchSource
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import NoiseConfig, UpscalerModelConfig, UpscalerStageConfig
+from magicvideo.training.tasks.batches import to_device
 from magicvideo.training.tasks.denoiser import build_training_scheduler
 
 # One step from pure noise is the cheapest way to a large frame. It asks for velocity, since the
@@ -49,41 +50,40 @@ class UpscalerTask:
     predicts nothing gives a clean frame.
 
     Args:
-        settings: The stage's settings.
+        network: The upscaler, initialised.
         vae: The autoencoder that generated frames pass, frozen.
-        dataset: Clips of large frames, of the training split.
-        seed: Of the order of samples.
+        config: The stage's settings.
+        batches: Large single frames of the training split.
+        seed: Of the random numbers of the calibration.
 
     Raises:
         UserError: If the sizes do not fit each other.
     """
 
     def __init__(
-        self, settings: UpscalerStageConfig, vae: Autoencoder, dataset: ClipDataset, seed: int
+        self,
+        network: Upscaler,
+        vae: Autoencoder,
+        config: UpscalerStageConfig,
+        batches: BatchSource,
+        seed: int,
     ) -> None:
-        self.settings, self.dataset, self.seed = settings, dataset, seed
-        self.network = build_upscaler(settings.model, settings.max_noise_level)
+        self.network, self.config, self.batches, self.seed = network, config, batches, seed
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.scheduler = build_training_scheduler(_PROCESS)
         self._check_sizes()
-        # any seed would do, so long as these frames are not the first batches
-        batch = load_batch(dataset, seed + 1, 0, _FRAMES_FOR_SCALE, num_frames=1)
-        first = _frames(batch, self.network)
-        residuals, _ = self._examples(
-            first, StackedGenerator([seeded_generator(seed, "upscaler", "scale")])
-        )
-        self.network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
-    def get_batch(self, position: int) -> Batch:
-        """Return single frames."""
-        return load_batch(
-            self.dataset,
-            self.seed,
-            position,
-            self.settings.batch_size,
-            num_frames=1,
-            subject_balance=self.settings.subject_balance,
-        )
+    def lr_scale(self, name: str) -> float:  # noqa: ARG002 - all parameters learn alike
+        """Return the factor on the learning rate of a parameter."""
+        return 1.0
+
+    def calibrate(self) -> None:
+        """Measure the scale of the residuals on frames, and store it in the network's config."""
+        # another order than training's, so that these frames are not its first batches
+        batch = self.batches.get_other_batch(1, 0, _FRAMES_FOR_SCALE)
+        generator = StackedGenerator([seeded_generator(self.seed, "upscaler", "scale")])
+        residuals, _ = self._examples(_frames(batch, self.network), generator)
+        self.network.register_to_config(residual_scale=float(residuals.square().mean().sqrt()))
 
     def losses(
         self, network: nn.Module, batch: Batch, generator: StackedGenerator
@@ -91,33 +91,33 @@ class UpscalerTask:
         """Return the weighted denoising error of crops."""
         residuals, small = paired_random_crop(
             *self._examples(_frames(batch, network), generator),
-            self.settings.crop // self.network.config.factor,
+            self.config.crop // self.network.config.factor,
             generator,
         )
         residuals, device = residuals / self.network.config.residual_scale, small.device
         size = len(small)
-        levels = self.settings.max_noise_level * generator.uniform(size)
+        levels = self.config.max_noise_level * generator.uniform(size)
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = generator.integers(steps, size).to(device)
+        timesteps = to_device(generator.integers(steps, size), device)
         added = levels[:, None, None, None] * generator.normal(small.shape)
-        noise = generator.normal(residuals.shape).to(device)
+        noise = to_device(generator.normal(residuals.shape), device)
         prediction = network(
             self.scheduler.add_noise(residuals, noise, timesteps),
-            small + added.to(device),
+            small + to_device(added, device),
             timesteps,
-            levels.to(device),
+            to_device(levels, device),
         )
         # the objective speaks of videos; each crop is one of a single frame
         target = prediction_target(self.scheduler, residuals[:, None], noise[:, None], timesteps)
         loss = denoising_loss(
-            self.scheduler, prediction[:, None], target, timesteps, self.settings.snr_gamma
+            self.scheduler, prediction[:, None], target, timesteps, self.config.snr_gamma
         )
         return {"loss": loss}
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Return some frames, a row each: enlarged, the same with its residual, and real."""
-        batch = load_batch(self.dataset, self.seed + 2, 0, _PREVIEWED, num_frames=1)
+        batch = self.batches.get_other_batch(2, 0, _PREVIEWED)
         network = self.network
         frames = _frames(batch, network)
         residuals, small = self._examples(frames, StackedGenerator([seeded_generator("preview")]))
@@ -143,43 +143,47 @@ class UpscalerTask:
     @torch.no_grad()
     def _examples(self, frames: FoldedFrames, generator: StackedGenerator) -> tuple[Tensor, Tensor]:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
-        settings, factor = self.settings, self.network.config.factor
+        config, factor = self.config, self.network.config.factor
         with torch.autocast(frames.device.type, enabled=False):  # data are not rounded
-            small = random_degrade(frames, factor, settings.degradation_prob, generator)
-        rebuilt = generator.uniform(len(small)) < settings.vae_roundtrip_prob
-        amounts = settings.max_latent_noise * generator.uniform(len(small))
-        if rebuilt.any():
-            latents = encode_frames(self.vae.to(small.device), small[rebuilt][:, None])
+            small = random_degrade(frames, factor, config.degradation_prob, generator)
+        rebuilt = generator.uniform(len(small)) < config.vae_roundtrip_prob
+        amounts = config.max_latent_noise * generator.uniform(len(small))
+        if rebuilt.any():  # both are on the host: nothing waits for the device
+            device = small.device
+            chosen = to_device(rebuilt.nonzero().flatten(), device)
+            latents = encode_frames(self.vae.to(device), small[chosen][:, None])
             noise = generator.select(rebuilt).normal(latents.shape)
             noise *= amounts[rebuilt][:, None, None, None, None]
-            small[rebuilt] = decode_latents(self.vae, latents + noise.to(small.device))[:, 0]
+            latents = latents + to_device(noise, device)
+            small[chosen] = decode_latents(self.vae, latents)[:, 0]
         return frames - upsample_bicubic(small, factor), small
 
     def _check_sizes(self) -> None:
-        size, crop, config = self.dataset.info.size, self.settings.crop, self.network.config
+        size, crop, config = self.batches.size, self.config.crop, self.network.config
         unit = config.factor * self.network.size_divisor
         if crop % unit or crop > size:
             raise UserError(
-                f"upscaler.crop={crop} is not a multiple of {unit} of at most {size}, the size of "
-                f"the frames in {self.dataset.folder}."
+                f"upscaler.crop={crop} is not a multiple of {unit} of at most {size}, the side of "
+                "the frames in pixels."
             )
         unit = config.factor * vae_scale_factor(self.vae)
         if size % unit:
             raise UserError(
-                f"The frames in {self.dataset.folder} have {size} pixels a side; the upscaler's "
+                f"The frames of stage upscaler have {size} pixels a side; they "
                 f"must be multiples of {unit}, so that the autoencoder fits the small ones."
             )
 
 
-def _frames(batch: Batch, network: nn.Module) -> FoldedFrames:
+def _frames(batch: AnyBatch, network: nn.Module) -> FoldedFrames:
+    assert isinstance(batch, Batch)
     return batch.frames[:, 0].to(next(network.parameters()).device)
 
 
-def build_upscaler(settings: UpscalerModelConfig, max_noise_level: float) -> Upscaler:
+def build_upscaler(config: UpscalerModelConfig, max_noise_level: float) -> Upscaler:
     """Return a fresh upscaler of the given sizes."""
     return Upscaler(
-        factor=settings.factor,
-        widths=settings.widths,
-        num_blocks=settings.num_blocks,
+        factor=config.factor,
+        widths=config.widths,
+        num_blocks=config.num_blocks,
         max_noise_level=max_noise_level,
     )

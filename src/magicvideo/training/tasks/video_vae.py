@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from magicvideo.data.batch_order import load_batch
-from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Frames
+from magicvideo.training.loader import BatchSource
 from magicvideo.training.losses import image_gradient_loss, perceptual_distance
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import VideoVaeStageConfig
+from magicvideo.training.tasks.batches import to_device
 
 _PREVIEWED = 4
 
@@ -34,30 +35,24 @@ class VideoVaeTask:
     Args:
         network: The image autoencoder's video form. Its encoder is frozen here.
         image_encoder: CLIP's image tower; it is frozen here.
-        settings: The stage's settings.
-        dataset: Clips of the training split.
-        seed: Of the order of samples.
+        config: The stage's settings.
+        batches: Clips of the training split.
     """
 
     def __init__(
         self,
         network: VideoAutoencoder,
         image_encoder: CLIPVisionModelWithProjection,
-        settings: VideoVaeStageConfig,
-        dataset: ClipDataset,
-        seed: int,
+        config: VideoVaeStageConfig,
+        batches: BatchSource,
     ) -> None:
-        self.network, self.settings = network, settings
+        self.network, self.config, self.batches = network, config, batches
         self.image_encoder = image_encoder.requires_grad_(requires_grad=False).eval()
-        self.dataset, self.seed = dataset, seed
         freeze_encoder(network)
-        for name, parameter in network.named_parameters():
-            if not is_temporal_key(name):
-                parameter.rate = settings.pretrained_lr_scale
 
-    def get_batch(self, position: int) -> Batch:
-        """Return clips."""
-        return self._clips(self.seed, position, self.settings.batch_size)
+    def lr_scale(self, name: str) -> float:
+        """Return the factor on the learning rate: weights of the image decoder have their own."""
+        return 1.0 if is_temporal_key(name) else self.config.pretrained_lr_scale
 
     def losses(
         self, network: nn.Module, batch: Batch, generator: StackedGenerator
@@ -69,15 +64,15 @@ class VideoVaeTask:
         pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
             memory_format=torch.channels_last
         )
-        levels = self.settings.max_latent_noise * generator.uniform(len(clips))
-        clean = generator.uniform(len(clips)) < self.settings.clean_prob
+        levels = self.config.max_latent_noise * generator.uniform(len(clips))
+        clean = generator.uniform(len(clips)) < self.config.clean_prob
         levels = levels.masked_fill(clean, 0.0)
         rebuilt, _ = network(
             pixels,
             generator,
-            self.settings.num_frames,
-            levels.to(device),
-            self.settings.common_latent_noise,
+            self.config.num_frames,
+            to_device(levels, device),
+            self.config.common_latent_noise,
         )
         made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
         parts = {
@@ -90,11 +85,11 @@ class VideoVaeTask:
         }
         loss = (
             parts["pixels"]
-            + self.settings.squared_weight * parts["squared"]
-            + self.settings.gradient_weight * parts["gradient"]
-            + self.settings.perceptual_weight * parts["perceptual"]
-            + self.settings.temporal_weight * parts["temporal"]
-            + self.settings.flicker_weight * parts["flicker"]
+            + self.config.squared_weight * parts["squared"]
+            + self.config.gradient_weight * parts["gradient"]
+            + self.config.perceptual_weight * parts["perceptual"]
+            + self.config.temporal_weight * parts["temporal"]
+            + self.config.flicker_weight * parts["flicker"]
         )
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
@@ -102,7 +97,9 @@ class VideoVaeTask:
     def preview(self) -> Image.Image:
         """Return some clips, each above its reconstruction."""
         device = next(self.network.parameters()).device
-        frames = self._clips(self.seed + 1, 0, _PREVIEWED).frames.to(device)
+        batch = self.batches.get_other_batch(1, 0, _PREVIEWED)
+        assert isinstance(batch, Batch)
+        frames = batch.frames.to(device)
         made = decode_latents(self.network, encode_frames(self.network, frames))
         rows = torch.stack([frames, made], dim=1).flatten(0, 1)
         return image_grid(rows, enlarge=1)
@@ -110,17 +107,6 @@ class VideoVaeTask:
     def save(self, folder: Path) -> None:
         """Write the component `vae`."""
         self.network.save_pretrained(folder / "vae")
-
-    def _clips(self, seed: int, position: int, batch_size: int) -> Batch:
-        return load_batch(
-            self.dataset,
-            seed,
-            position,
-            batch_size,
-            num_frames=self.settings.num_frames,
-            strides=self.settings.strides,
-            subject_balance=self.settings.subject_balance,
-        )
 
 
 def _flicker(made: Frames, clips: Frames) -> Tensor:

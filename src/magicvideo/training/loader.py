@@ -1,0 +1,290 @@
+"""Batches for training: read by worker processes ahead of time, and moved while others compute."""
+
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from magicvideo.data.batch_order import load_batch, load_encoded_batch
+from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.shards.dataset import EncodedBatch, ShardDataset
+from magicvideo.data.shards.index import PathOrUrl, is_shard_location
+from magicvideo.errors import UserError
+from magicvideo.training.recipe import ShardConfig, StageName
+
+AnyBatch: TypeAlias = Batch | EncodedBatch
+AnyDataset: TypeAlias = ClipDataset | ShardDataset
+
+SHARD_STAGES: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "interpolation")
+"""Stages that need no frames and may read shards of latents."""
+# stages conditioned on text; a clip without a caption is trained as if its caption were dropped
+_TEXT_STAGES: tuple[StageName, ...] = ("image", "keyframes")
+_MAX_WORKERS = 8
+_PREVIEW_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The training data of a stage.
+
+    Attributes:
+        location: A prepared folder, or shards: their folder or URL.
+        size: Side of the frames in pixels.
+        shards: How shards are read.
+    """
+
+    location: PathOrUrl
+    size: int
+    shards: ShardConfig
+
+    @property
+    def is_shard_location(self) -> bool:
+        """Return whether the data are shards of latents."""
+        return isinstance(self.location, str) or is_shard_location(self.location)
+
+
+def frames_folder(location: PathOrUrl, who: str) -> Path:
+    """Return the prepared folder of a recipe's data.
+
+    Args:
+        location: Where the data are.
+        who: What needs frames, for the message.
+
+    Raises:
+        UserError: If the data are shards.
+    """
+    if isinstance(location, str) or is_shard_location(location):
+        raise UserError(
+            f"{who} needs frames, and data={location} are shards, which have none; run it with "
+            "data=PREPARED_FOLDER."
+        )
+    return location
+
+
+def open_frames(data: DataSource, stage: StageName) -> ClipDataset:
+    """Return the clips of the training split for a stage that learns from frames.
+
+    The stage `clip` matches frames with captions, so that it leaves out clips that have none.
+
+    Raises:
+        UserError: If the data are shards, cannot be read, or have not one caption where the stage
+            is conditioned on text.
+    """
+    folder = frames_folder(data.location, f"Stage {stage}")
+    dataset = ClipDataset(folder, ("train",), captioned=stage == "clip")
+    if stage in _TEXT_STAGES and not any(clip.has_caption for clip in dataset.clips):
+        raise UserError(
+            f"Stage {stage} is conditioned on text, and not one training clip in {folder} has a "
+            "caption; add captions and prepare again, or leave the stage out."
+        )
+    return dataset
+
+
+def open_clips(
+    data: DataSource, stage: StageName, encoder_hashes: dict[str, str] | None
+) -> AnyDataset:
+    """Return the clips of the training split for a stage of the denoiser: frames or shards.
+
+    Args:
+        data: The recipe's data.
+        stage: The stage.
+        encoder_hashes: Identity of each frozen encoder, which shards must have been encoded with;
+            None: not checked.
+
+    Raises:
+        UserError: If they cannot be read, or shards do not fit the stage.
+    """
+    if not data.is_sharded:
+        return open_frames(data, stage)
+    dataset = ShardDataset(
+        data.location, ("train",), window=data.shards.window, cache=data.shards.cache
+    )
+    for component, digest in (encoder_hashes or {}).items():
+        if dataset.info.parts[component] != digest:
+            raise UserError(
+                f"The shards in {data.location} were encoded with another {component} than this "
+                "recipe's; encode the clips anew with --model, naming this run or its init_from."
+            )
+    return dataset
+
+
+class BatchSource(TorchDataset[AnyBatch], ABC):
+    """The endless order of batches of one stage. A batch is a pure function of its position.
+
+    So a run that resumes at any position reads what the uninterrupted run reads, and worker
+    processes need not know of each other.
+
+    Attributes:
+        size: Side of the frames in pixels.
+        batch_size: Samples of a batch.
+        num_frames: Frames of a sample.
+    """
+
+    size: int
+    batch_size: int
+    num_frames: int
+
+    def get_batch(self, position: int) -> AnyBatch:
+        """Return the batch at a position of the order.
+
+        Of several processes, number r of n reads the positions r, n + r, 2 n + r and so on.
+        """
+        return self.get_other_batch(0, position, self.batch_size)
+
+    @abstractmethod
+    def get_other_batch(self, offset: int, position: int, batch_size: int) -> AnyBatch:
+        """Return a batch of another order and size, for previews and calibration.
+
+        Args:
+            offset: Which order; 0 is that of training.
+            position: Which batch of that order.
+            batch_size: Its samples.
+        """
+
+    @abstractmethod
+    def preview_captions(self, count: int) -> tuple[list[str], float]:
+        """Return captions of clips spread over the data, and a slow frame rate."""
+
+    def __getitem__(self, position: int) -> AnyBatch:
+        """Return `get_batch(position)`, as torch's `DataLoader` asks for it."""
+        return self.get_batch(position)
+
+
+@dataclass(frozen=True)
+class DatasetBatches(BatchSource):
+    """Batches of a dataset.
+
+    Attributes:
+        dataset: Clips of the training split, as frames or as encoded shards.
+        seed: Of the order of samples and of every choice within one.
+        batch_size: Samples of a batch.
+        num_frames: Frames of a sample.
+        strides: Lowest and highest stride between frames.
+        subject_balance: 0: all clips weigh alike; 1: all subjects do.
+    """
+
+    dataset: AnyDataset
+    seed: int
+    batch_size: int
+    num_frames: int = 1
+    strides: tuple[int, int] = (1, 4)
+    subject_balance: float = 0.0
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Return the side of the frames in pixels."""
+        return self.dataset.info.size
+
+    def get_other_batch(self, offset: int, position: int, batch_size: int) -> AnyBatch:
+        """Return a batch of another order and size."""
+        if isinstance(self.dataset, ShardDataset):
+            return load_encoded_batch(
+                self.dataset,
+                self.seed + offset,
+                position,
+                batch_size,
+                self.num_frames,
+                self.strides,
+                self.subject_balance,
+            )
+        return load_batch(
+            self.dataset,
+            self.seed + offset,
+            position,
+            batch_size,
+            self.num_frames,
+            self.strides,
+            self.subject_balance,
+        )
+
+    def preview_captions(self, count: int) -> tuple[list[str], float]:
+        """Return captions of clips spread over the data, and a slow frame rate."""
+        if isinstance(self.dataset, ShardDataset):
+            captions, fps = self.dataset.captions(count)
+            return captions, fps / _PREVIEW_STRIDE
+        chosen = np.linspace(0, len(self.dataset) - 1, count).astype(int)
+        rng = np.random.default_rng(0)
+        strides = (_PREVIEW_STRIDE, _PREVIEW_STRIDE)
+        samples = [
+            self.dataset.sample(int(i), rng, num_frames=1, strides=strides, caption_style="plain")
+            for i in chosen
+        ]
+        return [sample.caption for sample in samples], min(sample.fps for sample in samples)
+
+
+def default_workers(device: torch.device, world_size: int) -> int:
+    """Return how many workers read for one process where the recipe does not say.
+
+    On a CPU the updates need all cores, and reading takes a small part of an update: none.
+    """
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(_MAX_WORKERS, (cores or 1) // world_size - 1))
+
+
+def load_batches(
+    source: TorchDataset[AnyBatch],
+    positions: Sequence[int],
+    device: torch.device,
+    *,
+    num_workers: int,
+    prefetch_factor: int = 2,
+) -> Iterator[AnyBatch]:
+    """Yield the batches at some positions, on a device.
+
+    On an accelerator, batches are read into pinned memory, and the next one is copied on a stream
+    of its own while the current one computes.
+
+    Args:
+        source: Returns a batch for a position.
+        positions: Which batches, in order.
+        device: Where they are wanted.
+        num_workers: Processes that read; 0 reads in this one.
+        prefetch_factor: Batches that each worker reads ahead.
+    """
+    on_accelerator = device.type != "cpu"
+    loader: DataLoader[AnyBatch] = DataLoader(
+        source,
+        sampler=positions,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        pin_memory=on_accelerator,
+        worker_init_fn=_ignore_signals,
+        # else the loader seeds its workers from torch's global stream, which belongs to the updates
+        generator=torch.Generator(),
+    )
+    return _copy_ahead(iter(loader), device) if on_accelerator else iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
+    return batch
+
+
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001 - the loader passes it
+    """Leave signals to the training process, which saves a checkpoint and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _copy_ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+    copies = torch.Stream(device)
+    for batch in batches:
+        # the kernels of the last update are still queued on the current stream: this copy overtakes
+        # them, and the update waits for it on the device, not on the host
+        with copies:
+            moved = batch.to(device)
+        stream = torch.accelerator.current_stream(device)
+        stream.wait_stream(copies)
+        moved.record_stream(stream)  # so that its memory is not reused while the update needs it
+        yield moved
