@@ -61,7 +61,7 @@ class TrainingState:
         frozen = {name for name, p in self.network.named_parameters() if not p.requires_grad}
         return {n: t for n, t in self.network.state_dict().items() if n not in frozen}
 
-    def is_shard_location(self) -> bool:
+    def is_sharded(self) -> bool:
         """Return whether processes hold shards of the weights."""
         return any(isinstance(p, DTensor) for p in self.network.parameters())
 

@@ -46,7 +46,7 @@ class DataSource:
     shards: ShardConfig
 
     @property
-    def is_shard_location(self) -> bool:
+    def is_sharded(self) -> bool:
         """Return whether the data are shards of latents."""
         return isinstance(self.location, str) or is_shard_location(self.location)
 
