@@ -12,7 +12,7 @@ from tiny_recipe import SHARED, report_to, task_of, tiny_values
 from torch import nn
 
 from magicvideo.data.degrade import downsample
-from magicvideo.data.prepare import prepare
+from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
 from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.errors import UserError
@@ -49,7 +49,7 @@ def recipe_of(small, large, output, **changes):
 def large(shapes, tmp_path_factory):
     """The seven videos at 64 pixels, one frame in five."""
     path = tmp_path_factory.mktemp("large") / "data"
-    prepare(folder.scan(shapes, holdout=0.35), path, SIZE, every=5)
+    prepare(folder.scan(shapes, holdout=0.35), path, FrameSettings(SIZE, SIZE, step=5))
     return path
 
 
