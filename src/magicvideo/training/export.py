@@ -122,8 +122,7 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
     said = recipe.defaults.model_fields_set
     own = recipe.defaults.model_dump()
     configuration = {
-        name: own[name] if name in said else begun.get(name, own[name])
-        for name in _BESIDE_DEFAULTS
+        name: own[name] if name in said else begun.get(name, own[name]) for name in _BESIDE_DEFAULTS
     }
     before = begun.get("generation_defaults", {})
     values = {}
