@@ -59,7 +59,7 @@ def measure_denoising_errors(
     seed: int,
     on_clip: Callable[[int], None],
 ) -> DenoisingErrors:
-    """Noise clips, told by their captions, and measure how far the denoiser is off.
+    """Noise clips, conditioned on their captions, and measure how far the denoiser is off.
 
     Args:
         pipeline: The model.

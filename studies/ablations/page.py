@@ -254,7 +254,7 @@ _BUDGETS = {
 }
 _DENOISER = (
     "*Held-out error*: the mean squared error of the prediction on {clips} clips of the {split} "
-    "split, told by their captions, at the steps {timesteps} of 1000 and the same noise for all "
+    "split, conditioned on their captions, at the steps {timesteps} of 1000 and the same noise for all "
     "variants; lower is better. *More than*: its difference from the baseline's, clip by clip and "
     "averaged over the seeds, with an interval bootstrapped over clips. *Of it between frames*: "
     "the part of the error that differs from frame to frame. The other columns are of {prompts} "

@@ -35,7 +35,7 @@ class AblationRunner:
 
         Raises:
             UserError: If a run cannot be trained or scored.
-            Interrupted: If a signal came; the same command goes on.
+            Interrupted: If a signal came; the same command continues.
         """
         judge, judge_hash = load_judge(self.judge), hash_folder(self.judge)
         for run in runs:

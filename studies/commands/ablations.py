@@ -36,7 +36,7 @@ def ablations(
 ) -> None:
     """Train and score every variant and seed of a file, and write the page. It takes hours.
 
-    The same command goes on after a stop; what is done is not done again. Several processes share
+    The same command continues after a stop; what is done is not done again. Several processes share
     the runs by --part, or take what the others do not work on.
 
     Examples:

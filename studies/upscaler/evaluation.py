@@ -267,7 +267,7 @@ def crop_features(image_encoder: CLIPVisionModelWithProjection, video: LargeVide
     if min(video.shape[-2:]) < side:
         raise UserError(
             f"Frames of {min(video.shape[-2:])} pixels are smaller than the {side} that the "
-            "model's image encoder looks at; prepare larger frames."
+            "model's image encoder sees; prepare larger frames."
         )
     squares = video.unfold(2, side, side).unfold(3, side, side)
     crops = rearrange(squares, "f c rows columns h w -> (f rows columns) c h w")

@@ -47,7 +47,7 @@ def test_damaged_marks_are_refused_before_and_after_the_work(tmp_path, text):
     page = tmp_path / "results.md"
     page.write_text(text)
     for refuse in (lambda: check_page(page, "first"), lambda: write_section(page, "first", "x")):
-        with pytest.raises(UserError, match="mend these marks"):
+        with pytest.raises(UserError, match="repair these marks"):
             refuse()
     check_page(page, "second")
     assert page.read_text() == text

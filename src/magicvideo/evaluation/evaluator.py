@@ -161,14 +161,14 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """What is evaluated, by whom and on what.
+    """A model, the judge that scores it, and the data.
 
     Attributes:
         protocol: Everything that decides the numbers.
         pipeline: The model.
         judge: An independent video-text matcher.
         data: Folder of prepared clips.
-        work: Folder where generated videos are kept, so that a stopped evaluation goes on.
+        work: Folder where generated videos are kept, so that a stopped evaluation continues.
     """
 
     protocol: Protocol

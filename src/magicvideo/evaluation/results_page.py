@@ -125,8 +125,8 @@ def _bounds(page: str, name: str) -> tuple[int, int] | None:
     first, last = page.find(begin), page.find(end)
     if page.count(begin) != 1 or page.count(end) != 1 or last < first:
         raise UserError(
-            f"The page needs one {begin!r} with one {end!r} after it; mend these marks or take "
-            "both out, and the section goes to the end."
+            f"The page needs one {begin!r} with one {end!r} after it; repair these marks or remove "
+            "both, and the section is appended."
         )
     return first, last + len(end)
 

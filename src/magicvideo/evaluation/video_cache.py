@@ -5,9 +5,8 @@ Several processes can share the work: each generates its shard.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.errors import UserError
+from magicvideo.data.workers import Rank
 from magicvideo.evaluation.prompt_sets import from_uint8, to_uint8
 from magicvideo.pipelines.request import Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-
-
-@dataclass(frozen=True)
-class Share:
-    """Process `rank` of `count`."""
-
-    rank: int
-    count: int
-
-
-def process_share() -> Share:
-    """Return the share of this process, from RANK and WORLD_SIZE; all of it where neither is set.
-
-    Raises:
-        UserError: If they are no such numbers.
-    """
-    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise UserError(
-            f"RANK={rank} and WORLD_SIZE={count} are not a process and the number of processes; "
-            "ranks run from 0 to below the number."
-        )
-    return Share(int(rank), int(count))
-
 
 # what changes the file or the last bit, but not the video
 _IMMATERIAL = ("output_scale", "threads")
@@ -80,7 +55,7 @@ def generate_shard(
     pipeline: MagicVideoPipeline,
     requests: list[Request],
     folder: Path,
-    share: Share,
+    rank: Rank,
     on_video: Callable[[int, int], None],
 ) -> int:
     """Make what one process is to make and is not kept yet; return how many of all are kept then.
@@ -89,10 +64,10 @@ def generate_shard(
         pipeline: The model.
         requests: Of all processes.
         folder: Where all of them keep their videos.
-        share: Of this process.
+        rank: Of this process, and how many there are.
         on_video: Called with the count of its videos that are done, and their number.
     """
-    own = requests[share.rank :: share.count]
+    own = requests[rank.rank :: rank.world_size]
     for _ in generate_cached(pipeline, own, folder, lambda done: on_video(done, len(own))):
         pass
     return sum(_kept_path(request, folder).is_file() for request in requests)

@@ -47,7 +47,7 @@ def test_without_a_crop_the_whole_frame_is_squashed():
 
 
 def test_a_short_clip_is_refused():
-    with pytest.raises(ClipError, match="has 4 frames, and 5 are looked at"):
+    with pytest.raises(ClipError, match="has 4 frames, and 5 are needed"):
         preprocess_clip(np.zeros((4, 16, 16, 3), np.uint8), reading())
 
 

@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     import torch
 
     from magicvideo.cli.evaluate.setup import Report
+    from magicvideo.data.workers import Rank
     from magicvideo.evaluation.benchmark.features import FeatureNetworks
     from magicvideo.evaluation.benchmark.protocol import Benchmark
     from magicvideo.evaluation.benchmark.run import BenchmarkResult, BenchmarkRun
     from magicvideo.evaluation.evaluator import Evaluator
     from magicvideo.evaluation.protocol import Protocol
     from magicvideo.evaluation.sweep import SweepPoint
-    from magicvideo.evaluation.video_cache import Share
     from magicvideo.pipelines.request import Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
@@ -63,7 +63,7 @@ class EvaluationJob:
         judge: Folder of the judge; None for the one that is shipped.
         work: Where generated videos are kept.
         settings: What takes the place of the protocol's own steps and guidance.
-        share: Of this process.
+        rank: Of this process.
         command: As a user would type it again.
         page: Of results.
         section: Name of the section.
@@ -75,7 +75,7 @@ class EvaluationJob:
     judge: Path | None
     work: Path
     settings: list["SweepPoint"]
-    share: "Share"
+    rank: "Rank"
     command: str
     page: Path
     section: str
@@ -122,12 +122,12 @@ class EvaluationJob:
             def on_video(done: int, total: int, what: str = what) -> None:
                 report(what, done, total)
 
-            there += generate_shard(pipeline, wanted, folder, self.share, on_video)
+            there += generate_shard(pipeline, wanted, folder, self.rank, on_video)
         total = sum(map(len, requests))
         if there < total:
             typer.echo(
                 f"{there} of {total} videos are made; the process that makes the last one scores "
-                "them, and the same command goes on after a stop.",
+                "them, and the same command continues after a stop.",
                 err=True,
             )
         return there == total
@@ -148,7 +148,7 @@ class EvaluationJob:
 
         check_writable_folder(self.work)
         with FileLock(self.work / f"{self.section.replace(' ', '-')}.lock"):
-            if self.share.count > 1 and _stamp(self.documents[-1]) != self._begun:
+            if self.rank.world_size > 1 and _stamp(self.documents[-1]) != self._begun:
                 typer.echo("Another process has scored the videos meanwhile.", err=True)
                 return
             section, texts = score()
@@ -340,7 +340,7 @@ def _networks(
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:
-    """What is scored, by whom and against what."""
+    """The model, the judge, and the real clips."""
 
     reference: Annotated[
         Path | None,
@@ -401,10 +401,10 @@ def run(
       magicvideo evaluate msrvtt-2990 --reference data/msr-vtt --i3d i3d_torchscript.pt
     """
     check_target(output)
+    from magicvideo.data.workers import Rank
     from magicvideo.evaluation.benchmark.protocol import Benchmark
     from magicvideo.evaluation.protocol import read_any_protocol
     from magicvideo.evaluation.sweep import section_name, sweep_points
-    from magicvideo.evaluation.video_cache import process_share
 
     found = read_any_protocol(protocol)
     if not isinstance(found, Benchmark) and (named := benchmark.unsupported()):
@@ -420,7 +420,7 @@ def run(
         judge=subject.judge,
         work=work,
         settings=settings,
-        share=process_share(),
+        rank=Rank.from_env(),
         command=command_line([typed], options),
         page=output,
         section=section,

@@ -28,7 +28,7 @@ Page = Annotated[
     Path, typer.Option(help="The Markdown page; the command's own section of it is replaced.")
 ]
 Work = Annotated[
-    Path, typer.Option(help="Where generated videos are kept, so that a stopped run goes on.")
+    Path, typer.Option(help="Where generated videos are kept, so that a stopped run continues.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw of clips, and of all noise.")]
 

@@ -18,20 +18,20 @@ def vbench(
     """Generate videos for VBench: OUTPUT/PROMPT-0.mp4 and so on, five a prompt.
 
     VBench itself runs in an environment of its own. Started by torchrun, each process makes its
-    share; the same command goes on after a stop. A file that another model or seed made, under the
+    share; the same command continues after a stop. A file that another model or seed made, under the
     name of a video, is refused.
 
     Example:
       magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine
     """
     from magicvideo.data.text_files import read_prompts
+    from magicvideo.data.workers import Rank
     from magicvideo.evaluation.benchmark.vbench import export, plan_export
-    from magicvideo.evaluation.video_cache import process_share
 
     wanted = plan_export(read_prompts(prompts), per_prompt, seed)
     check_writable_folder(output)
-    share = process_share()
-    own = wanted[share.rank :: share.count]
+    rank = Rank.from_env()
+    own = wanted[rank.rank :: rank.world_size]
     pipeline = load(model)
     with progress() as report:
         export(pipeline, own, output, lambda done: report("videos", done, len(own)))

@@ -28,14 +28,14 @@ ClipTensor = UInt8[Tensor, "looked 3 side side"]
 def preprocess_clip(
     pixels: UInt8[np.ndarray, "length h w 3"], preprocessing: FramePreprocessing
 ) -> ClipTensor:
-    """Return the frames of a clip that a benchmark looks at, in 8 bits.
+    """Return the frames of a clip that a benchmark scores, in 8 bits.
 
     Raises:
         ClipError: If the clip is too short.
     """
     span = (preprocessing.frames - 1) * preprocessing.stride + 1
     if len(pixels) < span:
-        raise ClipError(f"has {len(pixels)} frames, and {span} are looked at")
+        raise ClipError(f"has {len(pixels)} frames, and {span} are needed")
     start = (len(pixels) - span) // 2
     chosen = pixels[start : start + span : preprocessing.stride]
     return torch.from_numpy(np.stack([_square(frame, preprocessing) for frame in chosen]))
@@ -70,7 +70,7 @@ Captioned: TypeAlias = tuple[ClipTensor, str]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureNetworks:
-    """What looks at the clips. Where a network of the papers is absent, the judge looks.
+    """The feature networks. The judge stands in for a network that is not given.
 
     Attributes:
         judge: A video-text matcher.
@@ -116,7 +116,7 @@ class ClipFeatures:
     attributes: list[dict[str, bool]]
     """Of clips whose caption is one of the moving shapes."""
     sha256: str
-    """Of all pixels that were looked at."""
+    """Of all pixels that were scored."""
 
 
 def extract_features(
@@ -127,7 +127,7 @@ def extract_features(
     Args:
         networks: What looks.
         clips: Frames in 8 bits and a caption.
-        num_images: Frames of each clip that the networks of single frames look at.
+        num_images: Frames of each clip for the networks of single frames.
 
     Raises:
         UserError: If there is no clip.
@@ -143,7 +143,7 @@ def extract_features(
         if scene := parse_scene(caption):
             attributes.append(attributes_met(video, scene))
     if not rows:
-        raise UserError("Not one clip could be looked at; name a folder with whole videos.")
+        raise UserError("No clip could be read; name a folder with whole videos.")
     found = {name: np.stack(values) for name, values in rows.items()}
     return ClipFeatures(
         videos=found["videos"],
@@ -207,7 +207,7 @@ METHOD = {
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedSet:
-    """Generated videos of one maker, and what is known of them before they are looked at."""
+    """Generated videos of one maker, and what is known of them before they are scored."""
 
     maker: str
     clips: Iterator[Captioned]
@@ -219,7 +219,7 @@ class GeneratedSet:
 
 
 def network_metadata(networks: FeatureNetworks, looks: ClipFeatures) -> dict[str, dict[str, str]]:
-    """Return of each network that looked its name, which features were taken, and of what size.
+    """Return for each network its name, which features were taken, and their size.
 
     Args:
         networks: All that could look.

@@ -89,13 +89,13 @@ class FramePreprocessing(_Settings):
     """How real and generated clips are read alike: the frames in the middle of each, at one size.
 
     Attributes:
-        frames: Of each clip that are looked at.
+        frames: Of each clip that are scored.
         stride: Between them, at the clip's own rate.
         crop: What is left of a frame before it is resized: its centre square, or all of it, which
             is squashed then.
         side: Of the square that the networks get, in pixels.
         filter: Pillow's, which all antialias.
-        image_frames: Of these frames, spread evenly, how many FID and its kin look at.
+        image_frames: Of these frames, spread evenly, how many FID, KID and IS use.
     """
 
     frames: int = Field(ge=2)

@@ -41,7 +41,7 @@ _JUDGED = (
 
 
 def network_identities(networks: FeatureNetworks, judge_hash: str) -> dict[str, Any]:
-    """Return name and SHA-256 of every network that looked."""
+    """Return name and SHA-256 of every network that was used."""
     found = {networks.judge.name: judge_hash}
     for role, network in (
         ("I3D", networks.i3d),

@@ -57,7 +57,7 @@ class BenchmarkResult:
             seeds where they were made here.
         real: Of the real clips: count, files left out, captions, classes, rates, hash, container,
             and the side of the frames where they were prepared.
-        networks: Of the networks that looked: which features they gave, of what size.
+        networks: Of the networks used: which features they give, of what size.
         caveats: What makes this less than the benchmark; empty where nothing does.
     """
 
@@ -76,7 +76,7 @@ class BenchmarkRun:
 
     Attributes:
         benchmark: Everything that decides the numbers.
-        networks: What looks at the clips.
+        networks: The feature networks.
         reference: Folder of the data set.
         work: Folder where generated videos are kept.
         samples: The first so many prompts alone, or None for all.
@@ -284,7 +284,7 @@ class BenchmarkRun:
         except ClipError as error:
             raise UserError(
                 f"The video {name[:60]!r} {error}; make longer videos, or take a protocol that "
-                "looks at fewer frames."
+                "uses fewer frames."
             ) from None
 
     def _check_count(self, count: int, wanted: int, what: str) -> None:

@@ -74,7 +74,7 @@ class JudgeConfig(BaseModel):
     tones: tuple[str, ...]
     """The classes of the tone head; the first one stands for no tone or the default one."""
     num_frames: PositiveInt = 8
-    """Frames looked at, spread evenly over whatever clip is given."""
+    """Frames used of a clip, evenly spaced from its first to its last."""
     patch: PositiveInt = 2
     """Side of the squares of pixels that become channels."""
     widths: tuple[PositiveInt, ...] = (32, 64, 128, 256)
@@ -241,7 +241,7 @@ class AttentionBlock(nn.Module):
         )
 
     def forward(self, tokens: Tokens, real: Bool[Tensor, "b l"] | None = None) -> Tokens:
-        """Mix tokens; those that are not `real` are not looked at."""
+        """Mix tokens; those that are not `real` are masked."""
         qkv = self.to_qkv(self.norm_in(tokens))
         q, k, v = rearrange(qkv, "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
         mask = None if real is None else real[:, None, None, :]
