@@ -248,23 +248,23 @@ def _way_cells(row: VariantResult, place: int) -> list[str]:
 
 
 _BUDGETS = {
-    "updates": "All variants have the updates that their recipe says, whatever one costs.",
-    "cost": "All variants have the operations of {baseline} in all their training, so that one "
-    "whose updates cost more, or that has a stage more, has fewer in its last stage.",
+    "updates": "All variants have the updates of their recipe, whatever an update costs.",
+    "cost": "The training of every variant has the FLOPs of {baseline}: a variant whose updates "
+    "cost more, or that has one more stage, has fewer updates in its last stage.",
 }
 _DENOISER = (
     "*Held-out error*: the mean squared error of the prediction on {clips} clips of the {split} "
-    "split, conditioned on their captions, at the steps {timesteps} of 1000 and the same noise for all "
-    "variants; lower is better. *More than*: its difference from the baseline's, clip by clip and "
-    "averaged over the seeds, with an interval bootstrapped over clips. *Of it between frames*: "
-    "the part of the error that differs from frame to frame. The other columns are of {prompts} "
-    "videos of the same split's captions ({scheduler}, {steps} steps, guidance {guidance:g}): the "
-    "share whose own caption the judge ranks first, the Frechet distance on the judge's features, "
-    "and change in time of the whole picture and of its corners as multiples of the real clips'. "
-    "*Same background*: among captions of the same colour behind the figure, which then tells "
-    "nothing. Shares are of the videos of all seeds with Wilson's interval, a little too narrow, "
-    "since all seeds have the same captions. The Frechet distance of {prompts} clips is mostly "
-    "what so few of them cost, as the real clips' own row says."
+    "split, conditioned on their captions, at the steps {timesteps} of 1000 and the same noise "
+    "for all variants; lower is better. *More than*: its difference from the baseline's, clip by "
+    "clip and averaged over the seeds, with an interval bootstrapped over clips. *Of it between "
+    "frames*: the part of the error that differs from frame to frame. The other columns are of "
+    "{prompts} videos of the same split's captions ({scheduler}, {steps} steps, guidance "
+    "{guidance:g}): the share whose own caption the judge ranks first, the Frechet distance on "
+    "the judge's features, and change in time of the whole picture and of its corners as "
+    "multiples of the real clips'. *Same background*: among captions of the same colour behind "
+    "the figure, which then tells nothing. Shares are of the videos of all seeds with Wilson's "
+    "interval, a little too narrow, since all seeds have the same captions. The Frechet distance "
+    "of {prompts} clips is mostly what so few of them cost, as the real clips' own row says."
 )
 _DECODER = (
     "{clips} clips of the {split} split, {frames} frames in a row, on the same latents; *noise* is "
@@ -303,8 +303,8 @@ def write_page(found: Ablations, page: Path, command: str, judge_hash: str) -> N
         f"Written by `{command}`.",
         found.about.strip(),
         f"Every variant has {len(found.seeds)} seeds. A number is the mean over them, "
-        "with the least and the greatest in brackets. Scores come from our own judge and our own "
-        "clips: compare them with each other alone.",
+        "with the least and the greatest in brackets. Scores come from the bundled judge and the "
+        "emoji clips; they can be compared only with each other.",
     ]
     identities: dict[str, Any] = {}
     for name in found.experiments:

@@ -171,7 +171,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def _introduction() -> str:
     return (
         "# Cost\n\n"
-        "Written by `python -m studies cost`. Everything here is counted and nothing is timed: "
+        "Written by `python -m studies cost`. All numbers are counted and none is timed: "
         f"torch {torch.__version__}, diffusers {diffusers.__version__}, one counter for all "
         "networks, on the meta device, where attention is counted too. An operation is a "
         "multiplication or an addition, so a multiplication with its addition is 2 FLOPs. Norms, "
@@ -214,8 +214,8 @@ def _claim_section(ours: int) -> str:
             table(header, rows),
             "At VDM's own size, 64x64 pixels, the ratio is "
             f"{Range(measured.least / ours, measured.most / ours)}. It comes near 64 only where "
-            "VDM's network is imagined at 256x256, where it was never run: VDM itself makes small "
-            "frames and enlarges them. So 64 is the saving of a convolution by area, not that of "
+            "VDM's network at 256x256 is hypothetical: VDM itself generates small "
+            "frames and upscales them. So 64 is the saving of a convolution by area, not that of "
             "one published model against the other.",
             _video_text(ours, measured),
         )

@@ -15,9 +15,9 @@ from studies.interpolation.evaluation import (
 from studies.paired_comparison import paired_table
 
 _PAIRED_ABOUT = (
-    "The same on the same clips, in terms of one method: differences of PSNR and SSIM, and the "
-    "Frechet distance of gaps as a multiple. What is hard in a clip is hard for all and cancels. "
-    "Against the estimate alone it is what diffusion adds."
+    "The same clips, relative to one method: differences of PSNR and SSIM, and the ratio of "
+    "Frechet distances of gaps. The difficulty of a clip affects all methods and cancels. The "
+    "comparison with the estimate alone shows what diffusion adds."
 )
 _ABOUT = (
     "{clips} held-out clips of {frames} frames in a row on plain backgrounds, of which one in "
@@ -26,12 +26,12 @@ _ABOUT = (
     "frames. The Frechet distances are from the same real clips, on the judge's features. *Of "
     "gaps*: a sample is a key, the frames after it and the next key, the features of all {window} "
     "side by side, so that their order counts. *Of clips*: a sample is a whole clip, of which the "
-    "judge looks at {looked} frames; the order of frames hardly counts, and repeating a real frame "
-    "costs next to nothing. *At keys*: the mean change from a frame to the next where one of both "
-    "is a key, as a multiple of the change elsewhere. All videos are read in 8 bits; intervals are "
-    "bootstrapped over clips."
+    "judge sees {looked} frames; the order of frames has little influence, and repeating a real "
+    "frame costs almost nothing. *At keys*: the mean change from a frame to the next where one of "
+    "both is a key, as a multiple of the change elsewhere. All videos are read in 8 bits; "
+    "intervals are bootstrapped over clips."
 )
-_SEAMS_ABOUT = (
+_PULSE_ABOUT = (
     "Generated key frames, on which a video could pulse: {videos} held-out captions at the model's "
     "default settings, {frames} frames each, decoded to {side} pixels and never in a codec. The "
     "key frames of a caption are the same for all rows but the last, which has the captions' own "
@@ -130,7 +130,7 @@ def _about(evaluation: InterpolationEvaluation) -> str:
 
 def _seams_about(evaluation: InterpolationEvaluation) -> str:
     capabilities = evaluation.pipeline.capabilities
-    return _SEAMS_ABOUT.format(
+    return _PULSE_ABOUT.format(
         videos=evaluation.generated,
         frames=capabilities.max_frames + (capabilities.max_frames - 1) * capabilities.num_inserted,
         side=capabilities.side,

@@ -25,8 +25,8 @@ _QUALITY = (
     "frames are read in 8 bits; intervals are bootstrapped over clips."
 )
 _PAIRED = (
-    "The same on the same frames, in terms of one way: differences of PSNR and SSIM, and the "
-    "Frechet distance as a multiple. What is hard in a frame is hard for all and cancels."
+    "The same frames, relative to one method: differences of PSNR and SSIM, and the ratio of "
+    "Frechet distances. The difficulty of a frame affects all methods and cancels."
 )
 _DECODED = (
     "The same frames, but the small ones first pass the model's autoencoder, as those do that the "

@@ -23,7 +23,7 @@ _COLUMNS = (
     "n",
     "measured [95 %]",
     "real clips",
-    "endless samples (real clips)",
+    "infinite samples (real clips)",
     "chance",
     "target",
     "",
@@ -189,7 +189,7 @@ def _label(name: ScoreName, protocol: Protocol) -> str:
 
 
 def _columns_explained(protocol: Protocol) -> str:
-    endless = " *Endless samples*: a line over 1/n, read at zero." if protocol.extrapolate else ""
+    endless = " *Infinite samples*: a line over 1/n, read at zero." if protocol.extrapolate else ""
     return (
         "*Real clips*: the same code on the real clips of the same captions; for PSNR, frames "
         "rounded to 8 bits. *Chance*: what is named beside it. Intervals of shares are Wilson's, "

@@ -107,7 +107,7 @@ class Score:
         real: The real clips' own score under the same measure.
         chance: What knowing nothing earns.
         chance_is: Whose score `chance` is.
-        extrapolated: A distance with endless samples, if asked for.
+        extrapolated: A distance with infinite samples, if asked for.
         real_extrapolated: That of the real clips.
     """
 

@@ -81,7 +81,7 @@ def benchmark(judge):
 
 
 def evaluation(steps=5, frames=8):
-    """The document of an evaluation: a distance with endless samples, and a set without."""
+    """The document of an evaluation: a distance with infinite samples, and a set without."""
 
     def score(name, extrapolated=None, real_extrapolated=None):
         return Score(
@@ -171,9 +171,9 @@ def test_what_real_clips_get_has_its_own_count(page, benchmark):
 
 def test_a_distance_has_its_value_for_endless_samples(page, benchmark):
     text = page(benchmark(extrapolated=-17.25))
-    assert cells(text, "distance")["endless samples"] == "-17.25"
-    assert cells(text, "change")["endless samples"] == ""
-    assert "Endless samples: a line over 1/n, read at zero." in text
+    assert cells(text, "distance")["infinite samples"] == "-17.25"
+    assert cells(text, "change")["infinite samples"] == ""
+    assert "Infinite samples: a line over 1/n, read at zero." in text
 
 
 def test_that_of_an_evaluation_stands_beside_that_of_real_clips(page):
@@ -182,13 +182,13 @@ def test_that_of_an_evaluation_stands_beside_that_of_real_clips(page):
         "n": "61",
         "measured [95 %]": "2",
         "real clips [n]": "0.0625 [59]",
-        "endless samples": "0.375 (real clips -0.03125)",
+        "infinite samples": "0.375 (real clips -0.03125)",
         "chance": "5.5 (a still background)",
         "target": "",
     }
-    assert cells(text, "flicker")["endless samples"] == ""
+    assert cells(text, "flicker")["infinite samples"] == ""
     assert cells(text, "flicker")["target"] == "met"
-    assert "endless samples" not in cells(text, "psnr")
+    assert "infinite samples" not in cells(text, "psnr")
 
 
 def test_where_no_score_has_endless_samples_there_is_no_column(page, benchmark):

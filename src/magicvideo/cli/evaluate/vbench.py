@@ -15,11 +15,11 @@ def vbench(
     per_prompt: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the first; the others count on.")] = 0,
 ) -> None:
-    """Generate videos for VBench: OUTPUT/PROMPT-0.mp4 and so on, five a prompt.
+    """Generate videos for VBench: OUTPUT/PROMPT-0.mp4 and so on, five per prompt.
 
-    VBench itself runs in an environment of its own. Started by torchrun, each process makes its
-    share; the same command continues after a stop. A file that another model or seed made, under the
-    name of a video, is refused.
+    VBench itself runs in an environment of its own. Under torchrun, each process generates a part
+    of the videos. The same command continues after a stop. An existing file of that name from
+    another model or seed is refused.
 
     Example:
       magicvideo evaluate vbench all_dimension.txt runs/vbench --model models/mine

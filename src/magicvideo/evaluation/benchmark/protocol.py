@@ -116,7 +116,7 @@ class Statistics(_Settings):
             samples.
         resamples: Of the bootstrap over clips behind intervals of distances and of the Inception
             Score.
-        extrapolate: Whether Frechet distances are also given for endless samples.
+        extrapolate: Whether Frechet distances are also given for infinite samples.
     """
 
     covariance_divisor: Divisor

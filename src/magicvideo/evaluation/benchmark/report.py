@@ -31,12 +31,12 @@ _EXPLAINED = (
     "*Real clips*: two halves of the real clips against each other for distances, precision and "
     "recall, which is the floor that so few clips leave; all real clips for the rest. Intervals of "
     "95 %: shares are Wilson's, all others bootstrapped over clips, means {means} times and the "
-    "rest {resamples} times. Covariances are divided by {divisor}. *Endless samples*: a line over "
+    "rest {resamples} times. Covariances are divided by {divisor}. *Infinite samples*: a line over "
     "1/n, read at zero."
 )
 _JUDGED = (
-    "Rows of the {judge} come from a network trained on emoji. They are no FVD, no FID and no "
-    "CLIPSIM, and compare with each other alone."
+    "Rows of the {judge} come from a network trained on emoji. They are not FVD, FID or "
+    "CLIPSIM, and can be compared only with each other."
 )
 
 
@@ -140,7 +140,7 @@ def _figures_table(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
         "n",
         "measured [95 %]",
         "real clips [n]",
-        "endless samples",
+        "infinite samples",
     ]
     tables = [(label, [_figure_row(one) for one in found.figures]) for label, found in labelled]
     if not labelled[0][0]:

@@ -42,7 +42,7 @@ class MetricResult:
         measured: Of the generated clips.
         real: What real clips get: halves of them against each other for a distance, all of them
             for what a set has alone.
-        extrapolated: A distance with endless samples, if asked for.
+        extrapolated: A distance with infinite samples, if asked for.
         column: The published column that it may stand in, if any.
         digits: After the point, for people.
     """

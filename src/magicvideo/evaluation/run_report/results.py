@@ -37,7 +37,7 @@ class Score(_Lenient):
     chance: Measured | None = None
     chance_is: str = "chance"
     extrapolated: float | None = None
-    """A distance with endless samples, if asked for."""
+    """A distance with infinite samples, if asked for."""
     real_extrapolated: float | None = None
     """That of the real clips, where the evaluation has it."""
     met: bool | None = None
