@@ -113,7 +113,7 @@ def _errors(
     ).to(latents)
     timestep = torch.tensor([step], device=latents.device)
     noisy = pipeline.scheduler.add_noise(latents, noise, timestep)
-    off = pipeline.unet(noisy, timestep, tokens, fps)
+    off = pipeline.unet(noisy, timestep, tokens, fps).sample
     off = off.float() - prediction_target(pipeline.scheduler, latents, noise, timestep).float()
     whole, common = off.square().mean().item(), off.mean(dim=1).square().mean().item()
     return whole, whole - common

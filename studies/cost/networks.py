@@ -98,7 +98,7 @@ def _modelscope(work: Workload) -> nn.Module:
 
 
 def _call_ours(network: nn.Module, given: Inputs) -> Tensor:
-    return network(given.latents, given.timestep, given.tokens, given.fps)
+    return network(given.latents, given.timestep, given.tokens, given.fps).sample
 
 
 def _call_2d(network: nn.Module, given: Inputs) -> Tensor:

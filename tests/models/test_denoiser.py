@@ -19,9 +19,9 @@ def make():
 def test_each_video_is_told_by_its_text_or_its_image():
     network, (latents, timestep, tokens, fps) = make(), make_inputs()
     embeddings = torch.randn(VIDEOS, EMBEDDING)
-    by_text = network.unet(latents, timestep, tokens, fps)
+    by_text = network.unet(latents, timestep, tokens, fps).sample
     one_token = network.image_conditioner(embeddings[:, None])
-    by_image = network.unet(latents, timestep, one_token, fps)
+    by_image = network.unet(latents, timestep, one_token, fps).sample
     assert (by_text - by_image).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-2
     for told in ([False, False], [True, False], [False, True], [True, True]):
         use_image_condition = torch.tensor(told)

@@ -221,5 +221,5 @@ def test_the_difference_of_keys_is_that_of_each_gap_alone():
 def test_a_noise_level_belongs_to_networks_that_know_it(inputs):
     unet, given = make_interpolator().unet, inputs
     latents = torch.randn(7, INSERTED + 2, 3 * CHANNELS + 1, 4, 6)
-    with pytest.raises(ValueError, match="noise level"):
+    with pytest.raises(ValueError, match="noise_level"):
         unet(latents, given["timestep"], given["tokens"], given["fps"])

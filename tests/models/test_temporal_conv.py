@@ -84,7 +84,7 @@ def test_the_network_starts_as_the_image_network(kind):
     torch.nn.init.zeros_(image.fps_embedding.linear_2.weight)
     torch.nn.init.zeros_(image.fps_embedding.linear_2.bias)
     inputs = make_inputs()
-    torch.testing.assert_close(network(*inputs), image(*inputs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network(*inputs).sample, image(*inputs).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,7 +95,11 @@ def test_no_frame_sees_a_later_one_where_attention_is_directed(mode, kind):
     latents, *given = make_inputs()
     changed = latents.clone()
     changed[:, 3] = torch.randn_like(changed[:, 3])
-    moved = (network(latents, *given) - network(changed, *given)).abs().amax(dim=(0, 2, 3, 4))
+    moved = (
+        (network(latents, *given).sample - network(changed, *given).sample)
+        .abs()
+        .amax(dim=(0, 2, 3, 4))
+    )
     assert moved[3:].min() > 1e-4
     if mode == "directed":
         assert moved[:3].max() == 0
@@ -106,7 +110,7 @@ def test_no_frame_sees_a_later_one_where_attention_is_directed(mode, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns_in_the_memory_order_of_training(kind):
     network = make_unet(convolutions=kind).to(memory_format=torch.channels_last)
-    network(*make_inputs(frames=FRAMES - 1)).square().mean().backward()
+    network(*make_inputs(frames=FRAMES - 1)).sample.square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad.abs().max() == 0] == []
 
 

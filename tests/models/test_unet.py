@@ -18,7 +18,7 @@ def moved_by_changing(network, frame):
     changed = latents.clone()
     changed[:, frame] = torch.randn_like(changed[:, frame])
     with torch.no_grad():
-        moved = network(latents, *given) - network(changed, *given)
+        moved = network(latents, *given).sample - network(changed, *given).sample
     return moved.abs().amax(dim=(0, 2, 3, 4))
 
 
@@ -45,11 +45,11 @@ def test_without_temporal_attention_frames_are_apart():
 def test_a_diffusion_step_of_each_frame(unet):
     """Equal steps are the step of the video; a frame's own step changes it and later frames."""
     latents, timestep, tokens, fps = make_inputs()
-    together = unet(latents, timestep, tokens, fps)
+    together = unet(latents, timestep, tokens, fps).sample
     each = timestep[:, None].repeat(1, FRAMES)
-    torch.testing.assert_close(unet(latents, each, tokens, fps), together, atol=1e-5, rtol=0)
+    torch.testing.assert_close(unet(latents, each, tokens, fps).sample, together, atol=1e-5, rtol=0)
     each[:, 3] = 0
-    moved = (unet(latents, each, tokens, fps) - together).abs().amax(dim=(0, 2, 3, 4))
+    moved = (unet(latents, each, tokens, fps).sample - together).abs().amax(dim=(0, 2, 3, 4))
     assert moved[:3].max() == pytest.approx(0, abs=1e-5)
     assert moved[3:].min() > 1e-4
 
@@ -63,9 +63,9 @@ def test_later_frames_from_a_cache_of_the_given_ones(given):
     motion = torch.tensor([0.7, float("nan")])
     each = timestep[:, None].repeat(1, FRAMES)
     each[:, :given] = 0
-    whole = unet(latents, each, tokens, fps, motion=motion)
+    whole = unet(latents, each, tokens, fps, motion=motion).sample
     cache = unet.cache_frames(latents[:, :given], tokens, fps, motion)
-    later = unet(latents[:, given:], timestep, tokens, fps, motion=motion, past=cache)
+    later = unet(latents[:, given:], timestep, tokens, fps, motion=motion, past=cache).sample
     torch.testing.assert_close(later, whole[:, given:], atol=2e-5, rtol=0)
     second = slice(1, 2)
     alone = unet(
@@ -75,7 +75,7 @@ def test_later_frames_from_a_cache_of_the_given_ones(given):
         fps[second],
         motion=motion[second],
         past=cache.select_videos(second, VIDEOS),
-    )
+    ).sample
     torch.testing.assert_close(alone, later[second], atol=2e-5, rtol=0)
     with pytest.raises(ValueError, match="at most"):
         unet(latents, timestep, tokens, fps, past=cache)
@@ -95,14 +95,15 @@ def test_a_motion_score_is_a_condition_that_may_be_unknown():
     torch.manual_seed(9)
     network = make_unet(motion_condition=True)
     inputs = make_inputs()
-    unknown = network(*inputs)
-    mixed = network(*inputs, motion=torch.tensor([float("nan"), 1.5]))
+    unknown = network(*inputs).sample
+    mixed = network(*inputs, motion=torch.tensor([float("nan"), 1.5])).sample
     torch.testing.assert_close(mixed[0], unknown[0], atol=1e-5, rtol=0)
     assert (mixed[1] - unknown[1]).abs().max() > 1e-3
-    other = network(*inputs, motion=torch.tensor([float("nan"), -0.5]))
+    other = network(*inputs, motion=torch.tensor([float("nan"), -0.5])).sample
     assert (mixed[1] - other[1]).abs().max() > 1e-3
     fresh = VideoUNet(**SMALL, motion_condition=True)
-    assert torch.equal(fresh(*inputs), fresh(*inputs, motion=torch.tensor([0.3, 1.5])))
+    moved = fresh(*inputs, motion=torch.tensor([0.3, 1.5])).sample
+    assert torch.equal(fresh(*inputs).sample, moved)
 
 
 def test_a_motion_score_needs_its_embedding(unet):
@@ -113,28 +114,28 @@ def test_a_motion_score_needs_its_embedding(unet):
 @torch.no_grad()
 def test_a_longer_video_begins_as_the_shorter_one(unet):
     latents, *given = make_inputs()
-    shorter = unet(latents[:, :3], *given)
-    torch.testing.assert_close(unet(latents, *given)[:, :3], shorter, atol=1e-5, rtol=0)
+    shorter = unet(latents[:, :3], *given).sample
+    torch.testing.assert_close(unet(latents, *given).sample[:, :3], shorter, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_videos_do_not_know_their_batch(unet):
     latents, timestep, tokens, fps = make_inputs()
-    together = unet(latents, timestep, tokens, fps)
+    together = unet(latents, timestep, tokens, fps).sample
     for i in range(VIDEOS):
         one = slice(i, i + 1)
-        alone = unet(latents[one], timestep[one], tokens[one], fps[one])
+        alone = unet(latents[one], timestep[one], tokens[one], fps[one]).sample
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_reads_the_step_the_condition_and_the_frame_rate(unet):
     latents, timestep, tokens, fps = make_inputs()
-    made = unet(latents, timestep, tokens, fps)
+    made = unet(latents, timestep, tokens, fps).sample
     for other in (
-        unet(latents, timestep - 5, tokens, fps),
-        unet(latents, timestep, tokens.flip(2), fps),
-        unet(latents, timestep, tokens, fps + 5),
+        unet(latents, timestep - 5, tokens, fps).sample,
+        unet(latents, timestep, tokens.flip(2), fps).sample,
+        unet(latents, timestep, tokens, fps + 5).sample,
     ):
         assert (other - made).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
 
@@ -151,21 +152,21 @@ def test_starts_deaf_to_the_frame_rate():
 def test_equal_tokens_count_as_one(unet):
     latents, timestep, tokens, fps = make_inputs()
     one = tokens[:, :1]
-    expected = unet(latents, timestep, one, fps)
-    made = unet(latents, timestep, one.expand(-1, TOKENS, -1), fps)
+    expected = unet(latents, timestep, one, fps).sample
+    made = unet(latents, timestep, one.expand(-1, TOKENS, -1), fps).sample
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
 def test_every_parameter_learns(unet):
     inputs = make_inputs()
-    unet(*inputs).square().mean().backward()
+    unet(*inputs).sample.square().mean().backward()
     assert [name for name, p in unet.named_parameters() if p.grad.abs().max() == 0] == []
 
 
 def test_new_parts_learn_from_the_first_step():
     """What starts at zero must not hold back the gradient of its last layer."""
     fresh = VideoUNet(**SMALL)
-    fresh(*make_inputs()).square().mean().backward()
+    fresh(*make_inputs()).sample.square().mean().backward()
     gradients = {
         name: p.grad.abs().max() for name, p in fresh.named_parameters() if is_temporal_key(name)
     }
@@ -180,9 +181,9 @@ def test_new_parts_learn_from_the_first_step():
 @torch.no_grad()
 def test_memory_order_changes_nothing():
     network, inputs = make_unet(), make_inputs()
-    expected = network(*inputs)
+    expected = network(*inputs).sample
     network.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(network(*inputs), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(network(*inputs).sample, expected, atol=1e-5, rtol=0)
 
 
 def test_comes_back_from_a_folder(unet, tmp_path):
@@ -190,7 +191,7 @@ def test_comes_back_from_a_folder(unet, tmp_path):
     again, inputs = VideoUNet.from_pretrained(tmp_path), make_inputs()
     assert again.config.num_frames == FRAMES
     with torch.no_grad():
-        assert torch.equal(again(*inputs), unet(*inputs))
+        assert torch.equal(again(*inputs).sample, unet(*inputs).sample)
 
 
 def test_refuses_a_video_that_is_too_long(unet):
@@ -240,3 +241,33 @@ def test_counts_its_new_parameters():
     names = {name: p.numel() for name, p in fresh.named_parameters() if is_temporal_key(name)}
     assert sum(n for name, n in names.items() if "adaptor" in name) == adaptors
     assert sum(n for name, n in names.items() if "temporal" in name) == temporal
+
+
+@torch.no_grad()
+def test_numbers_hold_for_the_whole_batch(unet):
+    latents, _, tokens, _ = make_inputs()
+    expected = unet(latents, torch.tensor([17, 17]), tokens, torch.tensor([8.0, 8.0])).sample
+    for step in (17, torch.tensor(17), torch.tensor([17]), torch.full((2, FRAMES), 17)):
+        for fps in (8.0, 8, torch.tensor(8.0), torch.tensor([8.0])):
+            (made,) = unet(latents, step, tokens, fps, return_dict=False)
+            torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample": lambda x: x.transpose(1, 2)}, "it looks like b c f h w, so transpose"),
+        ({"sample": lambda x: x[0]}, "must have five axes, b f c h w"),
+        ({"sample": lambda x: x[:, :, :2]}, r"axis 2 must have in_channels=3$"),
+        ({"timestep": lambda x: x.repeat(2)}, r"timestep has the shape \(4,\)"),
+        ({"fps": lambda x: x.repeat(2, 1)}, r"fps has the shape \(2, 2\)"),
+        ({"encoder_hidden_states": lambda x: x[:1]}, "conditions of 1 videos and sample 2"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_shapes_that_do_not_fit_are_named(change, message):
+    names = ("sample", "timestep", "encoder_hidden_states", "fps")
+    given = dict(zip(names, make_inputs(), strict=True))
+    given |= {name: function(given[name]) for name, function in change.items()}
+    with pytest.raises(ValueError, match=message):
+        make_unet()(**given)

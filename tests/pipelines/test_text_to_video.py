@@ -78,7 +78,9 @@ def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
     )
     fps = torch.tensor([7.0])
     for timestep in scheduler.timesteps:
-        toward, away = (pipeline.unet(latents, timestep[None], x, fps) for x in (tokens, negative))
+        toward, away = (
+            pipeline.unet(latents, timestep[None], x, fps).sample for x in (tokens, negative)
+        )
         guided = away + 2.5 * (toward - away)
         latents = scheduler.step(guided, timestep, latents).prev_sample
     video_latents = interpolate_latents(

@@ -84,7 +84,7 @@ def test_starts_as_the_image_network_frame_by_frame(config, side):
     expected = by_frame(image, latents, timestep, tokens)
     assert expected.std() > 0.3
     for network in (video.train(), video.eval(), video.to(memory_format=torch.channels_last)):
-        made = network(latents, timestep, tokens, fps)
+        made = network(latents, timestep, tokens, fps).sample
         torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
@@ -99,7 +99,7 @@ def test_the_ablation_without_new_parts_is_the_image_network():
     torch.nn.init.zeros_(video.fps_embedding.linear_2.bias)
     latents, timestep, tokens, fps = make_inputs()
     expected = by_frame(image, latents, timestep, tokens)
-    made = video(latents, timestep, tokens, fps)
+    made = video(latents, timestep, tokens, fps).sample
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 

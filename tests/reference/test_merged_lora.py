@@ -54,21 +54,21 @@ def test_the_merged_video_network_is_the_one_with_adapters(linear):
     """Style LoRAs have spatial layers; temporal attention and adaptors work on as they are."""
     network, inputs = make_unet(use_linear_projection=linear), make_inputs()
     updates = random_updates(network, (*SPATIAL, *CONVOLUTIONS))
-    plain = network(*inputs)
+    plain = network(*inputs).sample
     twin = make_unet(use_linear_projection=linear)
     twin.load_state_dict(network.state_dict())
-    expected = by_peft(twin, updates)(*inputs)
+    expected = by_peft(twin, updates)(*inputs).sample
     tensors = in_kohya_names("unet", updates)
     found = convert_lora_state_dict(tensors, {"unet": network.state_dict()}, {}, "x")["unet"]
     merge_lora(network.state_dict(), found, SCALE)
-    merged = network(*inputs)
+    merged = network(*inputs).sample
     assert (merged - plain).abs().mean() > 0.01
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
     # and time still works: without it the frames come out otherwise
-    single = network(inputs[0][:, :1], *inputs[1:])
-    assert (network(*inputs)[:, 0] - single[:, 0]).abs().max() < 1e-4
+    single = network(inputs[0][:, :1], *inputs[1:]).sample
+    assert (network(*inputs).sample[:, 0] - single[:, 0]).abs().max() < 1e-4
     changed = torch.cat([torch.randn_like(inputs[0][:, :2]), inputs[0][:, 2:]], dim=1)
-    assert (network(changed, *inputs[1:])[:, 4] - merged[:, 4]).abs().max() > 1e-3
+    assert (network(changed, *inputs[1:]).sample[:, 4] - merged[:, 4]).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -129,5 +129,5 @@ def test_a_style_of_an_image_network_is_the_same_in_the_inflated_one():
     ).sample
     expected = frames.unflatten(0, (-1, FRAMES))
     torch.testing.assert_close(
-        video(latents, timestep, tokens, fps), expected, atol=1e-5, rtol=1e-4
+        video(latents, timestep, tokens, fps).sample, expected, atol=1e-5, rtol=1e-4
     )

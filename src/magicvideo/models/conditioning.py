@@ -145,7 +145,7 @@ class ConditionedDenoiser(nn.Module):
         """
         images = image_to_condition_tokens(self.image_conditioner, embeddings, tokens.shape[1])
         condition = torch.where(use_image_condition[:, None, None], images, tokens)
-        return self.unet(latents, timestep, condition, fps)
+        return self.unet(latents, timestep, condition, fps).sample
 
     @property
     def image_embed_dim(self) -> int:

@@ -278,7 +278,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         prediction = self.unet(
             torch.cat([known, both, mask], dim=2), timestep, tokens, fps, noise_level
         )
-        return prediction[:, 1:-1]
+        return prediction.sample[:, 1:-1]
 
     @torch.no_grad()
     def init_from_keyframe_unet(self, keyframes: VideoUNet) -> None:

@@ -1,12 +1,15 @@
 """The denoiser: Stable Diffusion's U-Net on frames, with adaptors and temporal attention."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.utils import BaseOutput
 from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -28,6 +31,7 @@ from magicvideo.shapes import Latents, Tokens
 # the levels of Stable Diffusion, outermost first, and innermost first
 DOWN_BLOCK_TYPES = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
 UP_BLOCK_TYPES = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+PerVideo: TypeAlias = Shaped[Tensor, "..."] | float | int
 # the sinusoids are made for numbers in the hundreds, as diffusion steps are
 _MOTION_SCALE = 100.0
 _LEVELS = {
@@ -36,6 +40,17 @@ _LEVELS = {
     "CrossAttnUpBlock2D": True,
     "UpBlock2D": False,
 }
+
+
+@dataclass
+class VideoUNetOutput(BaseOutput):
+    """Output of `VideoUNet`.
+
+    Attributes:
+        sample: Predicted noise or velocity, `b f out h w`.
+    """
+
+    sample: Tensor
 
 
 class VideoUNet(ModelMixin, ConfigMixin):
@@ -134,63 +149,90 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        latents: Latents,
-        timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
-        tokens: Tokens,
-        fps: Float[Tensor, "b"],
-        noise_level: Shaped[Tensor, "b"] | None = None,
-        motion: Float[Tensor, "b"] | None = None,
+        sample: Float[Tensor, "..."],
+        timestep: PerVideo,
+        encoder_hidden_states: Float[Tensor, "_ l d"],
+        fps: PerVideo,
+        noise_level: PerVideo | None = None,
+        motion: PerVideo | None = None,
+        *,
         past: FrameCache | None = None,
         record: FrameCache | None = None,
-    ) -> Float[Tensor, "b f out h w"]:
-        """Return the prediction for noisy latents, in their shape (but `out_channels`).
+        return_dict: bool = True,
+    ) -> VideoUNetOutput | tuple[Float[Tensor, "b f out h w"]]:
+        """Predict the noise or the velocity of noisy latents.
+
+        A number, or a tensor of one element, holds for the whole batch.
 
         Args:
-            latents: Noisy latents, of any precision; what is computed has that of the weights.
-            timestep: Diffusion step of each video, or of each frame. A frame that is given clean
-                has step 0, whatever the step of the others.
-            tokens: Condition of each video: text tokens, or tokens of image embeddings.
-            fps: Frames a second of each video.
-            noise_level: Diffusion step up to which the conditioning pictures of each video were
-                noised; given if and only if the network has `noise_level`.
-            motion: Motion score of each video, in standard deviations from the mean of the training
-                clips; NaN, or None for all, where it is unknown. Needs `motion_condition`.
-            past: Cache of the frames that stand before these in each video (`cache_frames`).
-            record: An empty cache to fill with what later frames need of these.
+            sample: Noisy latents, `b f c h w`, in any precision; the network computes in that of
+                its weights.
+            timestep: Diffusion step: a number, one of each video `b`, or one of each frame `b f`.
+                A clean frame that is given as a condition has step 0.
+            encoder_hidden_states: Condition of each video: text tokens, or tokens of image
+                embeddings, `b l d`.
+            fps: Frames per second: a number, or one of each video.
+            noise_level: Diffusion step up to which the conditioning images were noised: a number,
+                or one of each video. Given if and only if the network has `noise_level`.
+            motion: Motion score: a number, or one of each video, in standard deviations from the
+                mean of the training clips; NaN, or None for all, if unknown. Needs
+                `motion_condition`.
+            past: Cache of the frames that precede these in each video (`cache_frames`).
+            record: An empty cache, to fill with what later frames need of these.
+            return_dict: Return a `VideoUNetOutput`; if False, a tuple of its value.
 
         Raises:
-            ValueError: If the video has more frames than the network, or the noise level is
-                missing or out of place, or a motion score is given to a network without
-                `motion_condition`.
+            ValueError: If the axes are in another order, the video has more frames than the
+                network, the number of values does not fit the batch, the noise level is missing
+                or not supported, or a motion score is not supported.
         """
-        num_frames = latents.shape[1]
-        all_frames = num_frames + (0 if past is None else past.num_frames)
-        if all_frames > self.config.num_frames:
+        self._check_sample(sample, 0 if past is None else past.num_frames)
+        batch, num_frames = sample.shape[:2]
+        embedding = self._embed_time(
+            _as_batch("timestep", timestep, sample, per_frame=True),
+            _as_batch("fps", fps, sample),
+            None if noise_level is None else _as_batch("noise_level", noise_level, sample),
+            None if motion is None else _as_batch("motion", motion, sample),
+        )
+        if len(encoder_hidden_states) != batch:
             raise ValueError(
-                f"the video has {all_frames} frames and the network at most "
-                f"{self.config.num_frames}"
+                f"encoder_hidden_states holds conditions of {len(encoder_hidden_states)} videos "
+                f"and sample {batch} videos"
             )
-        if motion is not None and self.motion_embedding is None:
-            raise ValueError("a motion score belongs to a network with motion_condition")
-        time = self._embed_time(timestep, fps, noise_level, motion)
-        context = BlockContext(time, tokens, num_frames, past, record)
-        x = rearrange(latents, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
+        context = BlockContext(embedding, encoder_hidden_states, num_frames, past, record)
         first = context.first_frame
-        x = self.conv_in(x, num_frames)
-        x = self.conv_in_adaptor(x, num_frames, first_frame=first)
-        outputs = [x]
+        # frames fold into the batch, so that 2D convolutions and spatial attention see images
+        x = rearrange(sample, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
+        x = self.conv_in_adaptor(self.conv_in(x, num_frames), num_frames, first_frame=first)
+        skips = [x]
         for down in self.down_blocks:
-            outputs.extend(down(outputs[-1], context))
-        x = self.mid_block(outputs[-1], context)
-        layers = self.config.layers_per_block + 1
+            skips.extend(down(skips[-1], context))
+        x = self.mid_block(skips[-1], context)
+        num_layers = self.config.layers_per_block + 1
         for up in self.up_blocks:
-            taken, outputs = outputs[-layers:], outputs[:-layers]
-            # the level above ends at the side of the last skip that this level leaves over
-            side = outputs[-1].shape[-2:] if outputs else x.shape[-2:]
+            taken, skips = skips[-num_layers:], skips[:-num_layers]
+            # upsampling ends at the size of the next skip connection, so odd sides work, too
+            side = skips[-1].shape[-2:] if skips else x.shape[-2:]
             x = up(x, taken, context, side)
         x = self.conv_out(F.silu(self.conv_norm_out(x)), num_frames)
         x = self.conv_out_adaptor(x, num_frames, first_frame=first)
-        return rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
+        prediction = rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
+        return VideoUNetOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _check_sample(self, sample: Tensor, num_past: int) -> None:
+        channels, longest = self.config.in_channels, self.config.num_frames
+        shape = tuple(sample.shape)
+        if len(shape) != 5:
+            raise ValueError(f"sample has the shape {shape}; it must have five axes, b f c h w")
+        if shape[2] != channels:
+            hint = "; it looks like b c f h w, so transpose axes 1 and 2"
+            raise ValueError(
+                f"sample has the shape {shape}; the axes are b f c h w, and axis 2 must have "
+                f"in_channels={channels}{hint if shape[1] == channels else ''}"
+            )
+        all_frames = shape[1] + num_past
+        if all_frames > longest:
+            raise ValueError(f"the video has {all_frames} frames and the network at most {longest}")
 
     @torch.no_grad()
     def cache_frames(
@@ -226,30 +268,53 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 "first frames be computed once"
             )
         cache = FrameCache(latents.shape[1])
-        timestep = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        self(latents, timestep, tokens, fps, motion=motion, record=cache)
+        self(latents, 0, tokens, fps, motion=motion, record=cache)
         return cache
 
     def _embed_time(
         self,
         timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
-        fps: Float[Tensor, "b"],
+        fps: Shaped[Tensor, "b"],
         noise_level: Shaped[Tensor, "b"] | None,
-        motion: Float[Tensor, "b"] | None,
+        motion: Shaped[Tensor, "b"] | None,
     ) -> Float[Tensor, "_ d"]:
-        """Embed what conditions a pass beside the tokens: emb_v = Linear(SiLU(Linear(Sin(v))))."""
+        """Return SiLU(emb_t + emb_fps + ...), with emb_v = Linear(SiLU(Linear(sinusoids(v))))."""
         dtype = self.time_embedding.linear_1.weight.dtype
         steps = self.time_embedding(self.time_proj(timestep.flatten()).to(dtype))
-        video = self.fps_embedding(self.time_proj(fps).to(dtype))
+        total = steps + repeat_for_frames(
+            self.fps_embedding(self.time_proj(fps).to(dtype)), len(steps)
+        )
         if (self.level_embedding is None) != (noise_level is None):
-            raise ValueError("a noise level belongs to a network with noise_level, and to no other")
+            raise ValueError("noise_level is for networks with noise_level=True, which need it")
         if self.level_embedding is not None and noise_level is not None:
-            video = video + self.level_embedding(self.time_proj(noise_level).to(dtype))
-        if self.motion_embedding is not None and motion is not None:
+            level = self.level_embedding(self.time_proj(noise_level).to(dtype))
+            total = total + repeat_for_frames(level, len(steps))
+        if motion is not None:
+            if self.motion_embedding is None:
+                raise ValueError("motion is for networks with motion_condition=True")
             embedded = self.time_proj(_MOTION_SCALE * motion.nan_to_num()).to(dtype)
             known = (~motion.isnan()).to(dtype)[:, None]
-            video = video + self.motion_embedding(embedded) * known
-        return F.silu(steps + repeat_for_frames(video, len(steps)))
+            total = total + repeat_for_frames(self.motion_embedding(embedded) * known, len(steps))
+        return F.silu(total)
+
+
+def _as_batch(name: str, value: PerVideo, sample: Latents, *, per_frame: bool = False) -> Tensor:
+    """Return one value per video (or, if allowed and given, per frame) on the sample's device."""
+    batch, num_frames = sample.shape[:2]
+    if not isinstance(value, Tensor):
+        # not torch's default precision, which a caller may have changed
+        value = torch.tensor(value, dtype=torch.float32 if isinstance(value, float) else None)
+    value = value.to(sample.device)
+    if value.numel() == 1:
+        return value.reshape(1).expand(batch)
+    allowed = [(batch,), (batch, num_frames)] if per_frame else [(batch,)]
+    if tuple(value.shape) not in allowed:
+        shapes = " or ".join(map(str, allowed))
+        raise ValueError(
+            f"{name} has the shape {tuple(value.shape)}; it must be one number or "
+            f"have the shape {shapes}"
+        )
+    return value
 
 
 def _silent_embedding(channels: int, width: int) -> TimestepEmbedding:

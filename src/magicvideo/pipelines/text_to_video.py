@@ -972,8 +972,12 @@ class MagicVideoPipeline(DiffusionPipeline):
         if noise is None:
             noise = initial_latent_noise(request.seed, shape, self.config.noise_correlation)
         _check_latents(noise, (1, *shape))
+
+        def denoise(latents: Tensor, timestep: Tensor, tokens: Tensor, fps: Tensor) -> Tensor:
+            return self.unet(latents, timestep, tokens, fps).sample
+
         guided = GuidedDenoiser(
-            self.unet,
+            denoise,
             tokens,
             negative_tokens,
             torch.tensor([request.fps], device=device),

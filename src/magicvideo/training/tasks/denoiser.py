@@ -162,8 +162,12 @@ class DenoiserTask:
             ]
         )
         encode = (self.encoders.text_encoder, self.encoders.tokenizer)
+
+        def denoise(latents: Tensor, timestep: Tensor, tokens: Tensor, fps: Tensor) -> Tensor:
+            return self.network.unet(latents, timestep, tokens, fps).sample
+
         return sample_with_cfg(
-            self.network.unet,
+            denoise,
             noise.to(device),
             make_scheduler(dict(self.scheduler.config), "ddim"),
             _PREVIEW_STEPS,
