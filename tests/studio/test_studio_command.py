@@ -1,6 +1,5 @@
 """`magicvideo studio`: options that cannot be, and who may speak to what it opens."""
 
-import pytest
 from filelock import FileLock
 
 from magicvideo.cli import run
