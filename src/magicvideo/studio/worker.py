@@ -320,7 +320,10 @@ class _Progress:
                 before += done * seconds
                 break
             before += self._expected[name][0] * seconds
-        return min(99, int(100 * before / whole)), round(max(0.0, whole - before), 1)
+        # this job's own pace tells more than those before it, as soon as there is one
+        elapsed = time.monotonic() - self._began
+        pace = elapsed / before if before > 0.05 * whole else 1.0
+        return min(99, int(100 * before / whole)), round(max(0.0, whole - before) * pace, 1)
 
 
 def run_worker(config: StudioConfig, device: str) -> None:
