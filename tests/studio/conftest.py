@@ -118,20 +118,16 @@ def picture():
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """Address of a PostgreSQL server of this session, from Debian's binaries."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
         pytest.skip("PostgreSQL's server is not installed")
-    program, folder = programs[-1].parent, tmp_path_factory.mktemp("postgres")
+    # not below pytest's folder, which is root's alone where root runs the tests
+    program, folder = programs[-1].parent, Path(tempfile.mkdtemp(prefix="studio-postgres-"))
     as_other = []
     if os.geteuid() == 0:  # it does not run as root
         shutil.chown(folder, "postgres")
-        for parent in folder.parents[:3]:
-            if str(parent).startswith(tempfile.gettempdir()) and parent != Path(
-                tempfile.gettempdir()
-            ):
-                parent.chmod(0o755)
         as_other = ["runuser", "-u", "postgres", "--"]
     data = folder / "data"
     options = ["--auth=trust", "--username=studio", "--no-sync", "--encoding=UTF8"]
@@ -145,6 +141,7 @@ def postgres(tmp_path_factory):
     subprocess.run([*control, "-o", settings, "start"], check=True, **QUIET)
     yield f"postgresql://studio@127.0.0.1:{port}/postgres"
     subprocess.run([*control, "-m", "immediate", "stop"], check=True, **QUIET)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

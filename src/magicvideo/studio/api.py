@@ -267,11 +267,10 @@ def _video_routes(studio: Studio, metrics: Metrics) -> APIRouter:
             metrics.count_submitted(job.kind)
         return await _object(studio, job)
 
-    @router.api_route(
+    @router.head("/videos/{video_id}/content", include_in_schema=False)
+    @router.get(
         "/videos/{video_id}/content",
-        methods=["GET", "HEAD"],
         response_class=FileResponse,
-        operation_id="get_video_content",
         responses={
             200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}},
             206: {"description": "A range of the file"},
