@@ -164,7 +164,7 @@ def test_one_worker_has_a_job_however_many_ask(store_url):
     name, worker = taken[0]
     assert not store.report(name, "another", {"progress": 5})
     assert store.report(name, worker, {"progress": 5})
-    assert store.requeue_lost(silent_for=60) == []
+    assert store.requeue_lost(silent_for=60.0) == []
     assert sorted(store.requeue_lost(worker_prefix="worker ")) == sorted(ids)
     assert not store.report(name, worker, {"progress": 6})  # it lost the job
     store.close()
