@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from magicvideo.data.workers import map_unordered
+from magicvideo.data.workers import Rank, map_unordered
 from magicvideo.errors import UserError
 
 
@@ -43,3 +43,15 @@ def test_a_worker_that_hangs_is_given_up_and_ends():
 def test_no_worker_is_refused():
     with pytest.raises(UserError, match="give 1 or more"):
         list(map_unordered(square, range(3), 0))
+
+
+def test_ranks_are_read_from_the_environment_that_torchrun_sets(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Rank.from_env() == Rank(0, 1, 0)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Rank.from_env() == Rank(2, 3, 0)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(UserError, match="RANK=3, WORLD_SIZE=3 is not a process and the number"):
+        Rank.from_env()

@@ -1,30 +1,14 @@
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from magicvideo.data.text_files import read_prompts
-from magicvideo.errors import UserError
 from magicvideo.evaluation.prompt_sets import from_uint8
 from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, write_sheet
 
 
 def test_the_shipped_list_has_24_prompts():
     assert len(read_prompts(DEFAULT_PROMPTS)) == 24
-
-
-def test_comments_and_empty_lines_are_skipped(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("# animals\n\n  a cat \na dog\n", encoding="utf-8")
-    assert read_prompts(path) == ["a cat", "a dog"]
-
-
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe\x00"])
-def test_a_file_without_prompts_is_answered(tmp_path, content):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"holds no prompt|is not UTF-8 text"):
-        read_prompts(path)
 
 
 def test_each_row_shows_its_video_from_first_to_last_frame(tmp_path):

@@ -80,7 +80,10 @@ def test_empty_prompts_are_refused(prompt, capsys):
 def test_files_of_prompts_that_hold_none_are_refused(there, capsys):
     (there / "blank.txt").write_text("\n \n")
     (there / "latin.txt").write_bytes(b"caf\xe9\n")
-    for name, sentence in {"blank.txt": "holds no prompt", "latin.txt": "no text in UTF-8"}.items():
+    for name, sentence in {
+        "blank.txt": "holds no prompt",
+        "latin.txt": "is not UTF-8 text",
+    }.items():
         assert run(["generate", "--prompts", name]) == 2
         assert sentence in capsys.readouterr().err
 

@@ -152,16 +152,19 @@ class VideoIndex:
     def find_video(self, name: str) -> Path | None:
         """Return the video of a name, such as "a", "a.mp4" or "part/a"; the first of several.
 
-        A folder in the name must be the video's; the suffix may differ, as of a converted file.
+        A folder in the name must be the video's, but for the first ones of an absolute path; the
+        suffix may differ, as of a converted file.
         """
         wanted = PurePosixPath(name_key(name))
         stem = wanted.stem if wanted.suffix in SUFFIXES else wanted.name
-        folders = wanted.parent.parts
-        found = [
-            path
-            for path in self._by_stem.get(stem, ())
-            if not folders or self._parents(path)[-len(folders) :] == folders
-        ]
+        folders, named = wanted.parent.parts, self._by_stem.get(stem, [])
+        found = [path for path in named if self._parents(path)[-len(folders) :] == folders]
+        if not folders:
+            found = named
+        elif not found and _ABSOLUTE.match(name):
+            ends = [folders[first:] for first in range(1, len(folders))]
+            matches = ([p for p in named if self._parents(p)[-len(end) :] == end] for end in ends)
+            found = next(filter(None, matches), named)
         self._unreferenced.difference_update(found)
         if not found:
             return None

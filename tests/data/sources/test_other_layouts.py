@@ -1,0 +1,130 @@
+"""Folders as other trainers read them: each gives the clips and captions that it gives there."""
+
+import json
+
+import pytest
+
+from magicvideo.data.sources.folder import scan
+from magicvideo.errors import UserError
+
+
+def put(folder, **files):
+    for name, content in files.items():
+        path = folder / name.replace("__", "/").replace("_DOT_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def texts(folder):
+    return {clip.id: clip.text for clip in scan(folder).clips}
+
+
+EXPECTED = {"videos/1": "a fox, running", "videos/2": "a boat"}
+
+
+@pytest.mark.parametrize("prompts", ["prompt", "prompts", "captions"])
+def test_two_files_line_by_line(tmp_path, prompts):
+    put(tmp_path, videos__1_DOT_mp4="", videos__2_DOT_mp4="")
+    put(tmp_path, videos_DOT_txt="\ufeffvideos/1.mp4\r\nvideos/2.mp4\r\n")
+    put(tmp_path, **{f"{prompts}_DOT_txt": "a fox,  running\na boat\n\n"})
+    assert texts(tmp_path) == EXPECTED
+    assert scan(tmp_path).skipped == []
+
+
+def test_two_files_of_different_lengths_are_refused(tmp_path):
+    put(tmp_path, videos_DOT_txt="a.mp4\nb.mp4\n", prompt_DOT_txt="a fox\n")
+    with pytest.raises(UserError, match=r"Line 2 of .*videos\.txt is 'b\.mp4', and of prompt\.txt"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "heading", ["file_name,text", "video,prompt", "video_path,caption", "Path;Cap", "file\ttext"]
+)
+def test_columns_and_separators(tmp_path, heading):
+    put(tmp_path, videos__1_DOT_mp4="", videos__2_DOT_mp4="")
+    comma = next(mark for mark in ";\t," if mark in heading)
+    rows = [heading.lower(), f'videos/1.mp4{comma}"a fox, running"', f"videos/2.mp4{comma}a boat"]
+    put(tmp_path, metadata_DOT_csv="\n".join(rows).encode("utf-8-sig"))
+    assert texts(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [
+            {"path": "videos/1.mp4", "cap": ["a fox, running"]},
+            {"path": "videos/2.mp4", "cap": "a boat"},
+        ],
+        {"videos/1.mp4": "a fox, running", "videos/2.mp4": "a boat"},
+        {"videos/1": {"caption": "a fox, running"}, "/old/videos/2": {"caption": "a boat"}},
+    ],
+)
+def test_one_json_file(tmp_path, content):
+    put(tmp_path, videos__1_DOT_mp4="", videos__2_DOT_mp4="")
+    put(tmp_path, metadata_DOT_json=json.dumps(content))
+    assert texts(tmp_path) == EXPECTED
+
+
+def test_lists_are_read_by_their_content_whatever_their_suffix(tmp_path):
+    put(tmp_path, videos__1_DOT_mp4="", videos__2_DOT_mp4="")
+    rows = [{"video": f"{name}.mp4", "prompt": text} for name, text in EXPECTED.items()]
+    put(tmp_path, metadata_DOT_json="\n".join(map(json.dumps, rows)))
+    assert texts(tmp_path) == EXPECTED
+    (tmp_path / "metadata.json").unlink()
+    put(tmp_path, METADATA_DOT_JSONL=json.dumps(rows))
+    assert texts(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", ["txt", "caption", "mp4.txt", "mp4.caption", "TXT"])
+def test_a_text_file_of_the_clips_name(tmp_path, suffix):
+    put(tmp_path, a_DOT_mp4="")
+    (tmp_path / f"a.{suffix}").write_text("a fox\n")
+    assert texts(tmp_path) == {"a": "a fox"}
+    assert scan(tmp_path).skipped == []
+
+
+def test_of_two_text_files_one_counts_and_the_other_is_named(tmp_path):
+    put(tmp_path, a_DOT_mp4="", a_DOT_txt="a fox", a_DOT_caption="a cat")
+    source = scan(tmp_path)
+    assert [clip.text for clip in source.clips] == ["a fox"]
+    (skipped,) = source.skipped
+    assert skipped.file == "a.caption"
+    assert "another text file counts" in skipped.reason
+
+
+def test_a_list_of_videos_without_captions_says_what_is_missing(tmp_path):
+    put(tmp_path, a_DOT_mp4="", videos_DOT_txt="a.mp4\n")
+    reasons = {skipped.file: skipped.reason for skipped in scan(tmp_path).skipped}
+    assert reasons["videos.txt"] == "a list of captions has two files, videos.txt and prompts.txt"
+
+
+def test_captions_in_utf_16_of_windows_are_read(tmp_path):
+    put(tmp_path, a_DOT_mp4="", b_DOT_mp4="", a_DOT_txt="ein Füchslein".encode("utf-16"))
+    (tmp_path / "b.txt").write_bytes(b"\xfe\xff" + "狐".encode("utf-16-be"))
+    assert texts(tmp_path) == {"a": "ein Füchslein", "b": "狐"}
+
+
+def test_sparse_captions_and_endless_lines_are_not_read_into_memory(tmp_path):
+    put(tmp_path, a_DOT_mp4="", a_DOT_txt="")
+    with (tmp_path / "a.txt").open("r+b") as file:
+        file.truncate(3 << 30)
+    (skipped,) = scan(tmp_path).skipped
+    assert "a.txt has 3,221,225,472 bytes, more than" in skipped.reason
+    with (tmp_path / "metadata.jsonl").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(UserError, match="characters in line 1, the limit"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
+def test_json_nested_without_end_is_a_clear_mistake(tmp_path, name):
+    put(tmp_path, a_DOT_mp4="")
+    (tmp_path / name).write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match=f"{name}"):
+        scan(tmp_path)
+
+
+def test_a_caption_of_a_book_is_refused(tmp_path):
+    put(tmp_path, a_DOT_mp4="", a_DOT_txt="word " * 5000)
+    (skipped,) = scan(tmp_path).skipped
+    assert skipped.reason == "its caption has 24,999 characters, more than 20,000"
