@@ -1,3 +1,6 @@
+import json
+import pickle
+
 import fsspec
 import numpy as np
 import pytest
@@ -120,3 +123,22 @@ def test_captions_for_previews_come_from_the_first_shard(write_shards):
     captions, fps = ShardDataset(write_shards([2, 3])).captions(3)
     assert captions == [f"clip {n} of 0, variant 0" for n in (0, 1, 0)]
     assert fps == 12
+
+
+def test_subjects_are_drawn_equally_often_whatever_the_number_of_their_clips(write_shards):
+    folder = write_shards([4, 4])
+    content = json.loads((folder / INDEX).read_text())
+    # the first clip is the only one of its subject, the seven others share one
+    content["shards"][0]["subject_counts"] = [1, 7, 7, 7]
+    content["shards"][1]["subject_counts"] = [7, 7, 7, 7]
+    (folder / INDEX).write_text(json.dumps(content))
+    dataset = ShardDataset(folder)
+    plain = dataset.sample_indices(3, 0, 8)
+    assert sorted(plain) == list(range(8))
+    balanced = dataset.sample_indices(3, 0, 80, subject_balance=1.0)
+    assert balanced.count(0) == 40
+    assert all(3 <= balanced.count(clip) <= 9 for clip in range(1, 8))
+    batch = load_encoded_batch(dataset, 3, 0, 8, 4, subject_balance=1.0)
+    assert batch.clip_ids.count("0/0") == 4
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.sample_indices(3, 5, 40, 1.0) == balanced[5:45]
