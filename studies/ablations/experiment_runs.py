@@ -46,53 +46,53 @@ class AblationRun:
         return f"{self.experiment}/{self.variant}/{self.seed}"
 
 
-def expand_runs(found: Ablations, only: tuple[str, ...] = ()) -> list[AblationRun]:
+def expand_runs(ablations: Ablations, only: tuple[str, ...] = ()) -> list[AblationRun]:
     """Return all runs that experiments need, each once, all seeds of a variant in a row.
 
     Args:
-        found: The file.
+        ablations: The file.
         only: Names of experiments; none for all.
 
     Raises:
         UserError: If there is no such experiment, or a recipe is not allowed.
     """
     for name in only:
-        if name not in found.experiments:
+        if name not in ablations.experiments:
             raise UserError(
-                f"There is no experiment {name!r}; there are {', '.join(found.experiments)}."
+                f"There is no experiment {name!r}; there are {', '.join(ablations.experiments)}."
             )
     places = dict.fromkeys(
-        found.resolve_alias(name, variant)
-        for name in only or found.experiments
-        for variant in found.experiments[name].variants
+        ablations.resolve_alias(name, variant)
+        for name in only or ablations.experiments
+        for variant in ablations.experiments[name].variants
     )
-    values = load_yaml(found.recipe)
+    values = load_yaml(ablations.recipe)
     return [
         AblationRun(
             experiment=experiment,
             variant=variant,
             seed=seed,
-            kind=found.experiments[experiment].model_kind,
-            recipe=_recipe_of(found, values, experiment, variant, seed),
-            scores=found.scores / f"{experiment}-{variant}-{seed}.json",
+            kind=ablations.experiments[experiment].model_kind,
+            recipe=_recipe_of(ablations, values, experiment, variant, seed),
+            scores=ablations.scores / f"{experiment}-{variant}-{seed}.json",
         )
         for experiment, variant in places
-        for seed in found.seeds
+        for seed in ablations.seeds
     ]
 
 
-def select_part(runs: list[AblationRun], part: str) -> list[AblationRun]:
-    """Return every N-th run from the K-th on, for a part that is written `K/N`.
+def select_shard(runs: list[AblationRun], shard: str) -> list[AblationRun]:
+    """Return every N-th run from the K-th on, for a shard written as `K/N`.
 
     The seeds of a variant are neighbours, so that as many processes as there are seeds have one
     each, and none waits for what it shares with others.
 
     Raises:
-        UserError: If the part is not of this form.
+        UserError: If the shard is not of this form.
     """
-    first, _, count = part.partition("/")
+    first, _, count = shard.partition("/")
     if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-        raise UserError(f"--part {part!r} is not of the form K/N, such as 1/2.")
+        raise UserError(f"--shard {shard!r} is not of the form K/N, such as 1/2.")
     return runs[int(first) - 1 :: int(count)]
 
 
@@ -167,28 +167,28 @@ def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def _recipe_of(
-    found: Ablations, values: Mapping[str, Any], name: str, variant: str, seed: int
+    ablations: Ablations, values: Mapping[str, Any], name: str, variant: str, seed: int
 ) -> Recipe:
-    experiment = found.experiments[name]
-    recipe = _plain_recipe(found, values, name, variant, seed)
+    experiment = ablations.experiments[name]
+    recipe = _plain_recipe(ablations, values, name, variant, seed)
     if experiment.budget == "updates" or variant == experiment.baseline:
         return recipe
-    first, second = found.resolve_alias(name, experiment.baseline)
-    return match_compute(recipe, _plain_recipe(found, values, first, second, seed))
+    first, second = ablations.resolve_alias(name, experiment.baseline)
+    return match_compute(recipe, _plain_recipe(ablations, values, first, second, seed))
 
 
 def _plain_recipe(
-    found: Ablations, values: Mapping[str, Any], name: str, variant: str, seed: int
+    ablations: Ablations, values: Mapping[str, Any], name: str, variant: str, seed: int
 ) -> Recipe:
-    experiment = found.experiments[name]
-    for changes in (found.common, experiment.common, experiment.variants[variant].changes):
+    experiment = ablations.experiments[name]
+    for changes in (ablations.common, experiment.common, experiment.variants[variant].changes):
         values = deep_merge(values, changes)
     own = {
-        "name": f"{found.name}-{name}-{variant}",
-        "output": found.output / name / variant / str(seed),
+        "name": f"{ablations.name}-{name}-{variant}",
+        "output": ablations.output / name / variant / str(seed),
         "seed": seed,
     }
-    return parse_recipe({**values, **own}, f"{found.recipe} as {name}.{variant} changes it")
+    return parse_recipe({**values, **own}, f"{ablations.recipe} as {name}.{variant} changes it")
 
 
 def shared_base_recipe(recipe: Recipe, folder: Path) -> Recipe | None:

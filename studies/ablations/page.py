@@ -292,7 +292,7 @@ _COST = (
 )
 
 
-def write_page(found: Ablations, page: Path, command: str, judge_hash: str) -> None:
+def write_page(ablations: Ablations, page: Path, command: str, judge_hash: str) -> None:
     """Write the page, and a plot of every experiment that has scores by this judge beside it.
 
     Raises:
@@ -301,25 +301,25 @@ def write_page(found: Ablations, page: Path, command: str, judge_hash: str) -> N
     parts = [
         "# Ablations",
         f"Written by `{command}`.",
-        found.about.strip(),
-        f"Every variant has {len(found.seeds)} seeds. A number is the mean over them, "
+        ablations.about.strip(),
+        f"Every variant has {len(ablations.seeds)} seeds. A number is the mean over them, "
         "with the least and the greatest in brackets. Scores come from the bundled judge and the "
         "emoji clips; they can be compared only with each other.",
     ]
     identities: dict[str, Any] = {}
-    for name in found.experiments:
-        rows = collect_results(found, name, judge_hash)
+    for name in ablations.experiments:
+        rows = collect_results(ablations, name, judge_hash)
         for scores in (scores for row in rows for scores in row.scores.values()):
             identities.setdefault(json.dumps(scores["identity"]), scores["identity"])
-        parts += _section(found, name, rows, page)
+        parts += _section(ablations, name, rows, page)
     if identities:
         parts += ["## What the numbers depend on", *map(provenance_table, identities.values())]
     with atomic_file(page) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _section(found: Ablations, name: str, rows: list[VariantResult], page: Path) -> list[str]:
-    experiment, scoring = found.experiments[name], found.scoring
+def _section(ablations: Ablations, name: str, rows: list[VariantResult], page: Path) -> list[str]:
+    experiment, scoring = ablations.experiments[name], ablations.scoring
     baseline = experiment.variants[experiment.baseline].label
     parts = [
         f"## {experiment.title}",
@@ -336,7 +336,7 @@ def _section(found: Ablations, name: str, rows: list[VariantResult], page: Path)
         parts += [decoder_table(scoring, rows), cost_table(rows, with_pass=False)]
     else:
         parts += [upscaler_table(rows), cost_table(rows, with_pass=False)]
-    parts.append(_method(found, experiment))
+    parts.append(_method(ablations, experiment))
     if absent := [
         f"{row.label} (seed {s})" for row in rows for s in row.seeds if s not in row.scores
     ]:
@@ -359,8 +359,8 @@ def _updates(experiment: Experiment, rows: list[VariantResult]) -> str:
     return f"Updates of {label}, and samples in each: {', '.join(stages)}."
 
 
-def _method(found: Ablations, experiment: Experiment) -> str:
-    scoring = found.scoring
+def _method(ablations: Ablations, experiment: Experiment) -> str:
+    scoring = ablations.scoring
     if experiment.model_kind == "denoiser":
         quality = _DENOISER.format(
             clips=scoring.loss_clips,

@@ -35,19 +35,19 @@ class VariantResult:
         return [read(scores) for scores in self.scores.values()]
 
 
-def collect_results(found: Ablations, name: str, judge_hash: str) -> list[VariantResult]:
+def collect_results(ablations: Ablations, name: str, judge_hash: str) -> list[VariantResult]:
     """Return the variants of an experiment, in the file's order, those of other experiments too.
 
     Scores count if they are by the judge of this hash.
     """
-    runs = {(run.experiment, run.variant, run.seed): run for run in expand_runs(found, (name,))}
-    variants = found.experiments[name].variants.items()
+    runs = {(run.experiment, run.variant, run.seed): run for run in expand_runs(ablations, (name,))}
+    variants = ablations.experiments[name].variants.items()
     return [
         _row(
             settings.label,
             variant,
-            found.scoring,
-            [runs[(*found.resolve_alias(name, variant), seed)] for seed in found.seeds],
+            ablations.scoring,
+            [runs[(*ablations.resolve_alias(name, variant), seed)] for seed in ablations.seeds],
             judge_hash,
         )
         for variant, settings in variants

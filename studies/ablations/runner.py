@@ -17,13 +17,13 @@ class AblationRunner:
     """What is done, and where its results go.
 
     Attributes:
-        found: The file of ablations.
+        ablations: The file of ablations.
         judge: Folder of the judge.
         page: The Markdown page; its plots lie beside it.
         command: What the page says that it was made by.
     """
 
-    found: Ablations
+    ablations: Ablations
     judge: Path
     page: Path
     command: str
@@ -40,12 +40,12 @@ class AblationRunner:
         judge, judge_hash = load_judge(self.judge), hash_folder(self.judge)
         for run in runs:
             with locked(run.recipe.output):
-                if read_scores(run, self.found.scoring, judge_hash) is None:
-                    train_run(run, self.found.output, say)
-                    score_run(run, self.found.scoring, judge, judge_hash, progress)
+                if read_scores(run, self.ablations.scoring, judge_hash) is None:
+                    train_run(run, self.ablations.output, say)
+                    score_run(run, self.ablations.scoring, judge, judge_hash, progress)
                     say(f"{run.name}: scored")
             self.write()
 
     def write(self) -> None:
         """Write the page and its plots from the scores that are there."""
-        write_page(self.found, self.page, self.command, hash_folder(self.judge))
+        write_page(self.ablations, self.page, self.command, hash_folder(self.judge))

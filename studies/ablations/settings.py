@@ -130,9 +130,9 @@ def read_ablations(path: Path) -> Ablations:
     return found
 
 
-def _mistake(found: Ablations) -> str | None:
+def _mistake(ablations: Ablations) -> str | None:
     """Return what does not fit together, if anything."""
-    for name, experiment in found.experiments.items():
+    for name, experiment in ablations.experiments.items():
         for part in (name, *experiment.variants):
             if re.match(_NAME, part) is None:
                 return f"{part!r} names folders; take small letters, digits, and - between words."
@@ -140,7 +140,7 @@ def _mistake(found: Ablations) -> str | None:
             known = ", ".join(experiment.variants)
             return f"{name} has no variant {experiment.baseline!r} as its baseline, but {known}."
         for variant, settings in experiment.variants.items():
-            if settings.same_as is not None and not _is_shown(found, name, variant):
+            if settings.same_as is not None and not _is_shown(ablations, name, variant):
                 return (
                     f"{name}.{variant} is the same as {settings.same_as!r}, which is no "
                     "EXPERIMENT/VARIANT with runs of its own that are measured alike, or it has "
@@ -149,14 +149,14 @@ def _mistake(found: Ablations) -> str | None:
     return None
 
 
-def _is_shown(found: Ablations, experiment: str, variant: str) -> bool:
-    settings = found.experiments[experiment].variants[variant]
-    first, second = found.resolve_alias(experiment, variant)
-    other = found.experiments.get(first)
+def _is_shown(ablations: Ablations, experiment: str, variant: str) -> bool:
+    settings = ablations.experiments[experiment].variants[variant]
+    first, second = ablations.resolve_alias(experiment, variant)
+    other = ablations.experiments.get(first)
     return (
         not settings.changes
         and other is not None
         and second in other.variants
         and other.variants[second].same_as is None
-        and other.model_kind == found.experiments[experiment].model_kind
+        and other.model_kind == ablations.experiments[experiment].model_kind
     )

@@ -20,7 +20,7 @@ def ablations(
     only: Annotated[
         list[str] | None, typer.Option(help="One experiment alone; may be repeated.")
     ] = None,
-    part: Annotated[
+    shard: Annotated[
         str, typer.Option(help="K/N: every N-th run from the K-th on, to share them out.")
     ] = "1/1",
     table_only: Annotated[
@@ -37,11 +37,11 @@ def ablations(
     """Train and score every variant and seed of a file, and write the page. It takes hours.
 
     The same command continues after a stop; what is done is not done again. Several processes share
-    the runs by --part, or take what the others do not work on.
+    the runs by --shard, or take what the others do not work on.
 
     Examples:
       python -m studies ablations recipes/ablations.yaml
-      python -m studies ablations recipes/ablations.yaml --part 1/2 --threads 1
+      python -m studies ablations recipes/ablations.yaml --shard 1/2 --threads 1
       python -m studies ablations recipes/ablations.yaml --only attention
       python -m studies ablations recipes/ablations.yaml --table-only
     """
@@ -51,7 +51,7 @@ def ablations(
 
     from magicvideo.evaluation.judge.network import SHIPPED
     from magicvideo.training.trainer import Interrupted
-    from studies.ablations.experiment_runs import expand_runs, select_part
+    from studies.ablations.experiment_runs import expand_runs, select_shard
     from studies.ablations.plots import require_matplotlib
     from studies.ablations.runner import AblationRunner
     from studies.ablations.settings import read_ablations
@@ -60,9 +60,9 @@ def ablations(
     if threads is not None:
         torch.set_num_threads(threads)
     found = read_ablations(file)
-    runs = select_part(expand_runs(found, tuple(only or ())), part)
+    runs = select_shard(expand_runs(found, tuple(only or ())), shard)
     command = command_line(["ablations", file], {}, PROGRAM)
-    work = AblationRunner(found=found, judge=judge or SHIPPED, page=output, command=command)
+    work = AblationRunner(ablations=found, judge=judge or SHIPPED, page=output, command=command)
     if not table_only:
         with progress() as report:
             try:

@@ -143,7 +143,7 @@ def _prepare(
     for side, place in zip(SIDES, places, strict=True):
         if not (pairs := missing_pairs(study, folder, side)):
             continue
-        if study.source(side).kind == "model":
+        if study.arm(side).kind == "model":
             clips = generated_clips(study, load(place), pairs)
         else:
             clips = finished_clips(study, place, pairs)

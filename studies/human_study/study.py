@@ -54,7 +54,7 @@ class Study(BaseModel):
     salt: str
     """Decides names of files, orders and sides, and is never served."""
 
-    def source(self, side: Side) -> StudyArm:
+    def arm(self, side: Side) -> StudyArm:
         """Return where the videos of a side come from."""
         return self.a if side == "a" else self.b
 

@@ -251,7 +251,7 @@ class MethodScores:
             all their frames in order, keys included.
         of_clips: Frechet distance whose samples are whole clips. Of their frames it sees few, and
             hardly the order.
-        seam: Mean change between frames at the keys, over that elsewhere.
+        pulse: Mean change between frames at the keys, over that elsewhere.
     """
 
     name: str
@@ -260,7 +260,7 @@ class MethodScores:
     samples: MethodSamples
     of_gaps: float
     of_clips: float
-    seam: Estimate
+    pulse: Estimate
 
 
 @torch.no_grad()
@@ -279,7 +279,7 @@ def score_interpolation(
 
     Keys are real frames that passed the autoencoder, the same for all methods. The last rows are
     the ceiling of all that work on latents, which is the real frames through the autoencoder, and
-    the real clips, whose seam is what the others' are to be compared with.
+    the real clips, whose pulse is what the others' are to be compared with.
 
     Args:
         pipeline: A model with an interpolator.
@@ -343,7 +343,7 @@ def _summary(name: str, found: _Seen, real: _Seen) -> MethodScores:
         samples=samples,
         of_gaps=samples.frechet,
         of_clips=frechet_distance(made, goal),
-        seam=ratio_of_means(at_keys, elsewhere),
+        pulse=ratio_of_means(at_keys, elsewhere),
     )
 
 
@@ -353,11 +353,11 @@ class InterpolationScores:
 
     Attributes:
         methods: Of every way to fill the gaps between real key frames, and of the real clips.
-        seams: Of the ways between generated key frames, and of the real clips; may be empty.
+        pulses: Of the ways between generated key frames, and of the real clips; may be empty.
     """
 
     methods: list[MethodScores]
-    seams: list[PulseScore]
+    pulses: list[PulseScore]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +371,7 @@ class InterpolationEvaluation:
         clips: How many, each once and on a plain background.
         keys: Key frames of each.
         steps: Numbers of diffusion steps that are compared.
-        generated: How many videos are generated for `seams`.
+        generated: How many videos are generated for `pulses`.
         noise_levels: Diffusion steps up to which the network's view of generated keys is noised.
         seed: Of the draw of clips; the noise of clip or video k has the seed k.
     """
@@ -405,9 +405,9 @@ class InterpolationEvaluation:
             seed=self.seed,
             on_clip=lambda done: progress("interpolation", done, self.clips),
         )
-        seams = []
+        pulses = []
         if self.generated:
-            seams = score_pulse(
+            pulses = score_pulse(
                 self.pipeline,
                 dataset,
                 self.generated,
@@ -415,4 +415,4 @@ class InterpolationEvaluation:
                 seed=self.seed,
                 on_video=lambda done: progress("generated", done, self.generated),
             )
-        return InterpolationScores(methods=methods, seams=seams)
+        return InterpolationScores(methods=methods, pulses=pulses)

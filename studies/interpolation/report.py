@@ -49,8 +49,8 @@ def section_parts(evaluation: InterpolationEvaluation, scores: InterpolationScor
         _PAIRED_ABOUT,
         *paired_tables(scores.methods, evaluation.steps),
     ]
-    if scores.seams:
-        parts += [_seams_about(evaluation), pulse_table(scores.seams)]
+    if scores.pulses:
+        parts += [_pulse_about(evaluation), pulse_table(scores.pulses)]
     return parts
 
 
@@ -68,12 +68,12 @@ def methods_table(scores: Sequence[MethodScores]) -> str:
     rows = [
         (
             row.name,
-            str(row.seam.count),
+            str(row.pulse.count),
             format_estimate(row.psnr, 2) if row.psnr else "",
             format_estimate(row.ssim, 4) if row.ssim else "",
             f"{row.of_gaps:.5f}",
             f"{row.of_clips:.5f}",
-            format_estimate(row.seam, 2),
+            format_estimate(row.pulse, 2),
         )
         for row in scores
     ]
@@ -92,7 +92,7 @@ def paired_tables(scores: Sequence[MethodScores], steps: Sequence[int]) -> list[
     return [paired_table(methods, LATENT_BLEND), paired_table(networks, ESTIMATE)]
 
 
-def pulse_table(seams: Sequence[PulseScore]) -> str:
+def pulse_table(pulses: Sequence[PulseScore]) -> str:
     """Return the pulse of generated videos as a Markdown table."""
     columns = (
         "between generated keys",
@@ -109,7 +109,7 @@ def pulse_table(seams: Sequence[PulseScore]) -> str:
             format_estimate(row.in_corners, 3),
             format_estimate(row.flicker, 3),
         )
-        for row in seams
+        for row in pulses
     ]
     return markdown_table(columns, rows)
 
@@ -128,7 +128,7 @@ def _about(evaluation: InterpolationEvaluation) -> str:
     )
 
 
-def _seams_about(evaluation: InterpolationEvaluation) -> str:
+def _pulse_about(evaluation: InterpolationEvaluation) -> str:
     capabilities = evaluation.pipeline.capabilities
     return _PULSE_ABOUT.format(
         videos=evaluation.generated,

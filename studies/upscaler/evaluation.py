@@ -526,19 +526,19 @@ class UpscalerScores:
         quality: Of the network at all numbers of steps, and of resizing.
         decoded: By the noise on the latents: of the network at its default and of resizing, all on
             small frames that passed the model's autoencoder; may be empty.
-        stillness: Of the network at its default, of resizing and of the real clips; may be empty.
-        finished: Of generated videos and of the real clips; may be empty.
+        static_flicker: Of the network at its default, resizing and the real clips; may be empty.
+        generated_flicker: Of generated videos and of the real clips; may be empty.
         tiling: What tiles change; None where the frames are too small for them.
         large_side: Of the real frames in pixels.
         small_side: Of the frames that are enlarged for `quality`.
-        moving_side: Of the frames that are enlarged for `stillness`.
+        moving_side: Of the frames that are enlarged for `static_flicker`.
     """
 
     default: str
     quality: list[Quality]
     decoded: Mapping[float, list[Quality]]
-    stillness: list[FlickerScore]
-    finished: list[TemporalStats]
+    static_flicker: list[FlickerScore]
+    generated_flicker: list[TemporalStats]
     tiling: Tiling | None
     large_side: int
     small_side: int
@@ -561,7 +561,7 @@ class UpscalerEvaluation:
         seed: Of the draw of clips and of frames; the noise of clip k has the seed k.
         latent_noises: Deviations of noise on the latents through which small frames pass for
             `decoded`; of none it is left out.
-        generated: How many videos are generated for `finished`, of captions of `moving`; of none
+        generated: Videos that are generated for `generated_flicker`, of captions of `moving`; if 0,
             it is left out.
     """
 
@@ -612,14 +612,14 @@ class UpscalerEvaluation:
             )
             for noise in self.latent_noises
         }
-        stillness = score_static_flicker(
+        static_flicker = score_static_flicker(
             [chosen, *resized],
             real_videos(moving, moving_prompts, self.moving_frames, 1),
             factor,
             is_large=self.moving is None,
             on_clip=lambda done: progress("flicker", done, self.moving_clips),
         )
-        finished = score_generated_flicker(
+        generated_flicker = score_generated_flicker(
             pipeline, moving, asked, lambda done: progress("generated", done, self.generated)
         )
         # a large frame in the part of a small one: frames of the small size have no need of tiles
@@ -629,8 +629,8 @@ class UpscalerEvaluation:
             default=chosen.name,
             quality=quality,
             decoded=decoded,
-            stillness=stillness,
-            finished=finished,
+            static_flicker=static_flicker,
+            generated_flicker=generated_flicker,
             tiling=score_tiles(pipeline, large, default, self.seed),
             large_side=dataset.info.size,
             small_side=dataset.info.size // factor,

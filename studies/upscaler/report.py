@@ -34,7 +34,7 @@ _DECODED = (
     "deviation on the latents, which have 1, anew in every frame: generated latents are not clean. "
     "*Over Lanczos*: on the same decoded frames."
 )
-_STILLNESS = (
+_STATIC_FLICKER = (
     "Flicker of {clips} held-out clips of {frames} frames in a row, enlarged from {side} pixels: "
     "the mean absolute change from frame to frame, in levels of 255, where no colour of the small "
     "frames ever changes. Clips without such a place are left out. The corners are those of the "
@@ -63,23 +63,26 @@ def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> lis
         scheduler=pipeline.capabilities.default("scheduler"),
         noise=pipeline.config.upscaler_noise_level,
     )
-    stillness = _STILLNESS.format(
+    static_flicker = _STATIC_FLICKER.format(
         clips=evaluation.moving_clips, frames=evaluation.moving_frames, side=scores.moving_side
     )
     samples = {row.name: row.samples for row in scores.quality}
     decoded = [_DECODED, decoded_table(scores.decoded)] if scores.decoded else []
-    finished = []
-    if scores.finished:
-        finished = [_finished_about(evaluation, scores), generated_flicker_table(scores.finished)]
+    generated_flicker = []
+    if scores.generated_flicker:
+        generated_flicker = [
+            _generated_flicker_about(evaluation, scores),
+            generated_flicker_table(scores.generated_flicker),
+        ]
     return [
         quality,
         quality_table(scores.quality, scores.default),
         _PAIRED,
         *(paired_table(samples, reference) for reference in (scores.default, LANCZOS, BICUBIC)),
         *decoded,
-        stillness,
-        static_flicker_table(scores.stillness),
-        *finished,
+        static_flicker,
+        static_flicker_table(scores.static_flicker),
+        *generated_flicker,
         tiling_sentence(scores.tiling),
         provenance_table(provenance({"model": pipeline.model_hash}, data, pipeline.device.type)),
     ]
@@ -177,7 +180,7 @@ def tiling_sentence(tiling: Tiling | None) -> str:
     )
 
 
-def _finished_about(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> str:
+def _generated_flicker_about(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> str:
     capabilities = evaluation.pipeline.capabilities
     return _FINISHED.format(
         videos=evaluation.generated,

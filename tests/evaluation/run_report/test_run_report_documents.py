@@ -68,7 +68,7 @@ def benchmark(judge):
         result = BenchmarkResult(
             benchmark=SweepPoint(steps=steps).of(read_any_protocol("ucf101-100-per-class")),
             model="tiny",
-            figures=[distance, mean],
+            metrics=[distance, mean],
             generated={"prompts_sha256": "ba5e"},
             real={"pixels_sha256": "facade"},
             networks={},

@@ -36,7 +36,7 @@ def test_the_page_grows_with_the_runs_and_is_the_same_again(ablations, tmp_path,
     assert not (tmp_path / "page-attention.svg").exists()
     assert not runs.exists()
 
-    assert ablations("--part", "1/2") == 0
+    assert ablations("--shard", "1/2") == 0
     assert "**Not there yet**: no time (seed 3)." in page.read_text()
     assert (tmp_path / "page-attention.svg").is_file()
 
@@ -123,7 +123,7 @@ def test_scores_of_another_judge_do_not_count(ablations, decoders, values, tmp_p
 
 def test_mistakes_are_answered_in_a_sentence(ablations, tmp_path, capsys):
     mistakes = {
-        ("--part", "3/2"): "not of the form K/N",
+        ("--shard", "3/2"): "not of the form K/N",
         ("--only", "atention"): "no experiment 'atention'",
         ("--judge", str(tmp_path / "nowhere")): "holds no judge",
     }

@@ -8,7 +8,7 @@ from magicvideo.errors import UserError
 from studies.ablations.experiment_runs import (
     deep_merge,
     expand_runs,
-    select_part,
+    select_shard,
     shared_base_recipe,
     train_run,
     training_flops,
@@ -56,11 +56,11 @@ def test_a_recipe_for_every_variant_with_runs_of_its_own(found, tmp_path):
 
 def test_parts_share_out_all_runs(found):
     runs = expand_runs(found)
-    parts = [select_part(runs, f"{number}/2") for number in (1, 2)]
+    parts = [select_shard(runs, f"{number}/2") for number in (1, 2)]
     assert [run.name for part in parts for run in part] == [runs[i].name for i in (0, 2, 1)]
     for wrong in ("0/2", "3/2", "2", "a/b", "-1/2"):
         with pytest.raises(UserError, match="not of the form K/N"):
-            select_part(runs, wrong)
+            select_shard(runs, wrong)
 
 
 def test_variants_share_what_knows_nothing_of_videos(found):

@@ -61,9 +61,9 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
         assert gains.psnr.value == pytest.approx(row.psnr.value - blended.psnr.value, abs=1e-4)
         assert gains.ssim.value == pytest.approx(row.ssim.value - blended.ssim.value, abs=1e-6)
         assert gains.frechet.value == pytest.approx(row.of_gaps / blended.of_gaps)
-        assert row.psnr.count == row.seam.count == gains.ssim.count == 2
+        assert row.psnr.count == row.pulse.count == gains.ssim.count == 2
     # the keys of these clips are alike, so that the nearest one never changes
-    assert np.isnan(scores[NEAREST].seam.value)
+    assert np.isnan(scores[NEAREST].pulse.value)
     assert scores[REAL].psnr is None
     assert scores[REAL].of_gaps == pytest.approx(0, abs=1e-9)
     assert scores[REAL].of_clips == pytest.approx(0, abs=1e-9)
@@ -111,7 +111,7 @@ def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeyp
 
 
 def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
-    found = score(pipeline, judge, every_clip)[REAL].seam.value
+    found = score(pipeline, judge, every_clip)[REAL].pulse.value
     clips = list(real_videos(every_clip, sample_prompts(every_clip, 2, 1), 3 + 2 * INSERTED, 1))
     changes = torch.stack(clips).diff(dim=1).abs().mean(dim=(0, 2, 3, 4)).tolist()
     # frames 0, 3 and 6 are the keys

@@ -59,7 +59,7 @@ def as_json(result: BenchmarkResult, identity: dict[str, Any]) -> str:
         "protocol": result.benchmark.model_dump(mode="json"),
         "model": result.model,
         "caveats": result.caveats,
-        "scores": [asdict(figure) for figure in result.figures],
+        "scores": [asdict(figure) for figure in result.metrics],
         "generated": result.generated,
         "real": result.real,
         "networks": result.networks,
@@ -86,7 +86,7 @@ def as_markdown(
     """
     first = results[0]
     benchmark = first.benchmark
-    judges = [figure.network for figure in first.figures if "judge" in figure.network]
+    judges = [figure.network for figure in first.metrics if "judge" in figure.network]
     labelled = [("" if title == benchmark.name else _sampling(one), one) for one in results]
     parts = [
         f"## {title}",
@@ -142,7 +142,7 @@ def _figures_table(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
         "real clips [n]",
         "infinite samples",
     ]
-    tables = [(label, [_figure_row(one) for one in found.figures]) for label, found in labelled]
+    tables = [(label, [_figure_row(one) for one in found.metrics]) for label, found in labelled]
     if not labelled[0][0]:
         return markdown_table(columns, tables[0][1])
     return markdown_table([columns[0], "with", *columns[1:]], zip_rows(tables))
@@ -189,7 +189,7 @@ def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
 
 
 def _own_row(label: str, result: BenchmarkResult) -> tuple[str, ...]:
-    own = {figure.column: figure for figure in result.figures if figure.column}
+    own = {figure.column: figure for figure in result.metrics if figure.column}
     remarks = "; ".join([f"{result.generated['count']} videos", *result.caveats])
     return (
         f"**{', '.join(filter(None, (result.model, label)))}**",

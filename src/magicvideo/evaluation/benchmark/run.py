@@ -52,7 +52,7 @@ class BenchmarkResult:
     Attributes:
         benchmark: Everything that was asked for.
         model: What was scored, for people.
-        figures: The scores.
+        metrics: The scores.
         generated: Of the generated videos: count, prompts, classes, rates, hash; settings and
             seeds where they were made here.
         real: Of the real clips: count, files left out, captions, classes, rates, hash, container,
@@ -63,7 +63,7 @@ class BenchmarkResult:
 
     benchmark: Benchmark
     model: str
-    figures: list[MetricResult]
+    metrics: list[MetricResult]
     generated: dict[str, Any]
     real: dict[str, Any]
     networks: dict[str, dict[str, str]]
@@ -208,7 +208,7 @@ class BenchmarkRun:
         return BenchmarkResult(
             benchmark=benchmark,
             model=videos.maker,
-            figures=score(self.networks, ours, looks, benchmark.statistics),
+            metrics=score(self.networks, ours, looks, benchmark.statistics),
             generated={
                 "prompts_sha256": prompts_hash(prompts),
                 **clip_metadata(ours, videos.rates, class_counts(benchmark, classed, prompts)),
