@@ -1,4 +1,4 @@
-"""Intervals of 95 % around measured shares and means."""
+"""95 % confidence intervals of proportions, medians and means."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def proportion(hits: Shaped[np.ndarray, " n"]) -> Estimate:
-    """Return the share of hits with its Wilson score interval, sound at 0 and 1 too.
+    """Return the proportion of hits with its Wilson score interval.
 
     Raises:
         UserError: If there is no sample.
@@ -45,10 +45,10 @@ def proportion(hits: Shaped[np.ndarray, " n"]) -> Estimate:
 
 
 def median(values: Shaped[np.ndarray, " n"]) -> Estimate:
-    """Return the median between two of the sorted samples, by the binomial law of their places.
+    """Return the median with its interval between two order statistics (binomial law).
 
-    The interval holds the median of any distribution with at least 95 %, and draws nothing. Fewer
-    than six samples have none.
+    The interval covers the median of any distribution with at least 95 % and needs no resampling.
+    Fewer than six samples have none.
 
     Raises:
         UserError: If there is no sample.
@@ -90,7 +90,7 @@ def ratio_of_means(
 def centred_bootstrap(
     statistic: Statistic, first: int, second: int, resamples: int, seed: int = SEED
 ) -> Estimate:
-    """Return a statistic of two sets with its bootstrap interval, moved to the measured value.
+    """Return a statistic of two sets with a bootstrap interval centred on its value.
 
     Resampled sets repeat samples, which makes any distance between them larger than the measured
     one. So only the spread of the resampled values is taken, around the measured one.

@@ -63,8 +63,7 @@ def score_autoencoder(
 ) -> Score:
     """Return the mean PSNR of reconstructed clips.
 
-    Beside it: the clips rounded to 8 bits, the best that a file can hold, and each frame's mean
-    colour, which knows nothing.
+    The upper bound is the clips rounded to 8 bits; chance is each frame's mean colour.
 
     Raises:
         UserError: If there are fewer than `count` clips, or the autoencoder cannot take their size.
@@ -116,12 +115,12 @@ _ALL: tuple[Split, ...] = ("train", "validation", "heldout")
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult:
-    """The scores of one set, and what the protocol wants of them.
+    """The scores of one set and their targets.
 
     Attributes:
         name: Of the set.
         scores: In the order of the table.
-        targets: What the protocol wants, by score.
+        targets: Of the protocol, by score.
         fps: Frames a second of the generated videos, and of the real clips before the protocol's
             stride thins them: least, mean, most. Empty where no video is generated.
     """
@@ -134,7 +133,7 @@ class SetResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """All scores, and all that they depend on."""
+    """All scores with their protocol and provenance."""
 
     protocol: Protocol
     sets: list[SetResult]
@@ -144,13 +143,13 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """What one set takes from the data.
+    """The prompts and clips of one set.
 
     Attributes:
         dataset: The clips that the prompts are drawn from.
-        prompts: What videos are asked for.
+        prompts: One for each video.
         whole: The clips of all splits.
-        reference: Clips of `whole` that belong to no prompt of the set.
+        reference: Real clips of `whole` that belong to no prompt of the set.
     """
 
     dataset: ClipDataset
@@ -287,7 +286,7 @@ class Evaluator:
         )
 
     def pools(self, drawn: EvaluationSet) -> CaptionPools:
-        """Return the captions that each prompt's own has to beat, drawn from all subjects.
+        """Return the pool of captions of each prompt, drawn from all subjects.
 
         Raises:
             UserError: If there are fewer subjects than a pool needs.
@@ -328,7 +327,7 @@ class Evaluator:
         )[0]
 
     def reference_features(self, drawn: EvaluationSet, num_frames: int, stride: int) -> Features:
-        """Return the judge's features of real clips of all splits, but for those of the prompts."""
+        """Return the judge's features of the real reference clips."""
         videos = real_videos(drawn.whole, drawn.reference, num_frames, stride)
         found = [self.judge.embed_videos(video[None]).double().numpy() for video in videos]
         return np.concatenate(found) if found else np.zeros((0, self.judge.config.feature_width))
@@ -344,7 +343,7 @@ class Evaluator:
         return SetResult(name=name, scores=[score], targets=wanted.targets)
 
     def metadata(self) -> dict[str, Any]:
-        """Return what no protocol sets and numbers depend on: prompts drawn, the judge, draws."""
+        """Return what results depend on and no protocol sets: prompts, judge, seeds, intervals."""
         return {
             "prompts": {
                 prompt_set.name: prompts_hash(
@@ -364,7 +363,7 @@ class Evaluator:
 
 
 def evaluate(evaluation: Evaluator, judge_folder: Path, progress: Progress) -> EvaluationResult:
-    """Run an evaluation and return its result with all that the result depends on."""
+    """Run an evaluation and return its result with its provenance."""
     return EvaluationResult(
         protocol=evaluation.protocol,
         sets=evaluation.run(progress),

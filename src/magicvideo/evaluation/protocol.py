@@ -1,4 +1,4 @@
-"""Protocols as data: everything that decides a number, in one YAML file that results repeat."""
+"""Protocols as data: a YAML file holds every setting that influences a result."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ class _Settings(BaseModel):
 
 
 class TargetRange(_Settings):
-    """What a score should reach; no bound means no demand on that side."""
+    """The target range of a score; a missing bound is no requirement."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -55,7 +55,7 @@ class PromptSet(_Settings):
     Attributes:
         wording: What the model is asked for: captions, or the same in natural wording that training
             never saw. The judge reads captions in either case.
-        stages: What makes the videos. With "interpolation", all frames are compared with those of
+        stages: Of the generation. With "interpolation", all frames are compared with those of
             real clips at their full rate.
     """
 
@@ -76,7 +76,7 @@ class AutoencoderSet(_Settings):
 
 
 class Protocol(_Settings):
-    """A whole protocol; `protocols/emoji-heldout.yaml` says what each value means."""
+    """A protocol; the comments of `protocols/emoji-heldout.yaml` explain its values."""
 
     name: str = Field(pattern=f"^{NAME}$")
     about: str

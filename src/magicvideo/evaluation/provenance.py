@@ -1,4 +1,4 @@
-"""What every number depends on: the weights, the data, and the versions that computed it."""
+"""Provenance of results: hashes of weights and data, versions and device."""
 
 import platform
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ _PACKAGES = (
 def provenance(
     networks: Mapping[str, str | None], data: Mapping[str, Path], device: str
 ) -> dict[str, Any]:
-    """Return all that numbers depend on beside their settings.
+    """Return what results depend on besides their settings.
 
     Args:
-        networks: Hashes of weights by what they are, None for weights that are on no disk.
-        data: Folders of prepared clips by what they are.
-        device: Where the networks ran.
+        networks: Hashes of weights by role; None for weights that were never saved.
+        data: Folders of prepared clips by role.
+        device: Device of the networks.
     """
     return {
         **networks,

@@ -1,4 +1,4 @@
-"""Results as JSON, which holds everything, and as a section of the page for people."""
+"""Results as JSON, which holds everything, and as a section of the results page."""
 
 import json
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def score_cells(score: Score, protocol: Protocol) -> tuple[str, str, str, str, s
 
 
 def sweep_as_markdown(results: Sequence[EvaluationResult], title: str, command: str) -> str:
-    """Return results that differ in steps and guidance alone as one section, their rows by turns.
+    """Return the results of a sweep as one section, with the rows of a measure together.
 
     Args:
         results: One for each setting.

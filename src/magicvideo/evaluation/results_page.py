@@ -1,4 +1,4 @@
-"""The page of results: each command has one marked section of it and replaces that alone."""
+"""The page of results: each command replaces its own marked section and nothing else."""
 
 import math
 import re
@@ -20,10 +20,10 @@ _HEAD = (
 
 
 def write_section(page: Path, name: str, text: str) -> None:
-    """Put a section into a page, in the place of the one that has its name, or at the end.
+    """Replace the section of this name in a page, or append it.
 
     Args:
-        page: A Markdown file, made where there is none. What is in no section stays.
+        page: A Markdown file, created if it does not exist. Other text stays.
         name: Of the section; matches `NAME`.
         text: The section as Markdown, its heading included.
 
@@ -36,7 +36,7 @@ def write_section(page: Path, name: str, text: str) -> None:
 
 
 def check_page(page: Path, name: str) -> None:
-    """Refuse a page that `write_section` would refuse, before hours are spent on the section.
+    """Raise the errors of `write_section` early, before the section is computed.
 
     Raises:
         UserError: If the page is no text, or the marks of the section are damaged.
@@ -45,7 +45,7 @@ def check_page(page: Path, name: str) -> None:
 
 
 def replace_section(page: str, name: str, text: str) -> str:
-    """Return a page with a section in place of the one of its name, or at the end.
+    """Return a page in which the section of this name is replaced or appended.
 
     Raises:
         UserError: If only one of the section's two marks is there, or one is there twice.
@@ -66,7 +66,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def zip_rows(tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> list[tuple[str, ...]]:
-    """Return the rows of tables of the same measures as those of one table.
+    """Merge the rows of several tables of the same measures into one table.
 
     Args:
         tables: Each with a label, which becomes the second cell of its rows. The first is the

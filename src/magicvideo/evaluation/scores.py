@@ -39,7 +39,7 @@ from magicvideo.models.autoencoder import Autoencoder, encode_frames
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFeatures:
-    """One entry a video."""
+    """Features and measures of videos, one entry per video."""
 
     features: Float[np.ndarray, "n d"]
     """The judge's unit features."""
@@ -56,7 +56,7 @@ def extract_features(
     videos: Iterable[Float[Tensor, "f 3 h w"]],
     autoencoder: Autoencoder | None = None,
 ) -> VideoFeatures:
-    """Read everything off each video, one at a time, so that memory does not grow with them."""
+    """Compute features and measures of each video, one at a time to limit memory."""
     features, tones, colours, changes, flickers, powers = [], [], [], [], [], []
     for video in videos:
         frames = video[None]
@@ -102,12 +102,12 @@ class Score:
 
     Attributes:
         name: Of the measure.
-        network: Whose features it is computed on; `none` where pixels are enough.
+        network: The network of its features; `none` if it is computed on pixels.
         measured: Of the generated videos.
         real: The real clips' own score under the same measure.
-        chance: What knowing nothing earns.
-        chance_is: Whose score `chance` is.
-        extrapolated: A distance with infinite samples, if asked for.
+        chance: The score of a baseline that ignores the prompt.
+        chance_is: The name of that baseline.
+        extrapolated: The distance extrapolated to infinite samples, if asked for.
         real_extrapolated: That of the real clips.
     """
 
@@ -127,7 +127,7 @@ class CaptionPools:
 
     Attributes:
         free: On any background and in any skin tone.
-        on_one_background: On the prompt's own background and in its tone, which then tell nothing.
+        on_one_background: All on the prompt's own background and in its tone.
     """
 
     free: list[list[str]]
@@ -136,7 +136,7 @@ class CaptionPools:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSets:
-    """Generated videos, and the real and the empty ones of the same prompts in the same order."""
+    """Features of generated, real and background-only videos of the same prompts."""
 
     prompts: list[Prompt]
     generated: VideoFeatures
@@ -188,10 +188,9 @@ def caption_scores(
     pool_size: int,
     videos: FeatureSets,
 ) -> list[Score]:
-    """Score the places of the own captions: how many are first, how many are near, the middle one.
+    """Score the ranks of the own captions: top-1 and top-5 accuracy, and the median rank.
 
-    A pool of five captions has its own among the first five whatever the video shows, so it gets no
-    such score.
+    There is no top-5 accuracy for pools of five captions or fewer.
     """
     first, few, middle = names
     scores = [accuracy_score(first, network, top_k(ranking, 1), videos)]
@@ -201,7 +200,7 @@ def caption_scores(
 
 
 def accuracy_score(name: ScoreName, network: str, test: Test, videos: FeatureSets) -> Score:
-    """Score a share of hits."""
+    """Score the proportion of hits."""
     return prompt_score(name, network, test, proportion, videos)
 
 
@@ -212,7 +211,7 @@ def prompt_score(
     summary: Callable[[np.ndarray], Estimate],
     videos: FeatureSets,
 ) -> Score:
-    """Score what videos have to do with prompts; chance is each asked for the next one's prompt."""
+    """Score a comparison of videos with prompts; chance compares with shuffled prompts."""
     return Score(
         name=name,
         network=network,
@@ -294,7 +293,7 @@ def distance_score(
 
 
 def top_k(ranking: Ranking, places: int) -> Test:
-    """Return the test: the own caption stands at one of the first places of its pool."""
+    """Return the test whether the own caption is among the first `places` of its pool."""
     return lambda measured, shift: np.less_equal(ranking(measured, shift), places)
 
 
@@ -313,18 +312,18 @@ def ranks(judge: Judge, pools: list[list[str]]) -> Ranking:
 
 
 def background_matches(prompts: list[Prompt]) -> Test:
-    """Return the test: the colour read from the corners is the one asked for."""
+    """Return the test whether the colour of the corners is the requested one."""
     return _names_match([prompt.background for prompt in prompts], lambda m: m.colours)
 
 
 def tone_matches(prompts: list[Prompt]) -> Test:
-    """Return the test: the tone that the judge reads is the one that the caption names."""
+    """Return the test whether the judge reads the tone that the caption names."""
     named = [None if prompt.tone == DEFAULT_TONE else prompt.tone for prompt in prompts]
     return _names_match(named, lambda m: m.tones)
 
 
 def _names_match(wanted: list[str | None], read: Callable[[VideoFeatures], list[str]]) -> Test:
-    """Compare names, over those videos alone whose prompt names something."""
+    """Compare names for the videos whose prompt names one."""
     asked = [place for place, name in enumerate(wanted) if name is not None]
 
     def test(measured: VideoFeatures, shift: int) -> Hits:

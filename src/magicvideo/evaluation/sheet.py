@@ -1,4 +1,4 @@
-"""A contact sheet: one row a prompt, its words and some frames of its video."""
+"""A contact sheet: one row per prompt with its text and some frames of its video."""
 
 import textwrap
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Steps and guidance in place of a protocol's own: what differs between results of one sweep."""
+"""Sweeps: steps and guidance scales that replace those of a protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _AnyProtocol = TypeVar("_AnyProtocol", Protocol, Benchmark)
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPoint:
-    """One point of a sweep; what is None stays as the protocol has it."""
+    """One point of a sweep; None keeps the protocol's value."""
 
     steps: int | None = None
     guidance: float | None = None
 
     @property
     def name(self) -> str:
-        """Return what its files are called by, such as `steps-5-guidance-1.5`; `` for no change."""
+        """Return the name of its files, such as `steps-5-guidance-1.5`; `` for no change."""
         parts = (("steps", self.steps), ("guidance", self.guidance))
         # not rounded: two values never share a name
         return "-".join(
@@ -40,12 +40,12 @@ class SweepPoint:
         return protocol.model_copy(update=changes)
 
     def document(self, base: Path) -> Path:
-        """Return the path of its results, beside that of a result without changes."""
+        """Return the path of its results, beside the path without changes."""
         return base.with_stem("-".join(filter(None, (base.stem, self.name))))
 
 
 def sweep_points(steps: Sequence[int], guidance: Sequence[float]) -> list[SweepPoint]:
-    """Return every pair of steps and guidance, once; one that changes nothing where none is given.
+    """Return every combination of steps and guidance; without values, one unchanged point.
 
     Raises:
         UserError: If a value is out of its range.
@@ -65,11 +65,11 @@ def sweep_points(steps: Sequence[int], guidance: Sequence[float]) -> list[SweepP
 
 
 def section_name(protocol: str, settings: Sequence[SweepPoint]) -> str:
-    """Return the name of the section of some results: a sweep leaves the protocol's own alone."""
+    """Return the name of the section of results; a sweep has a section of its own."""
     is_sweep = any(setting.name for setting in settings)
     return f"{protocol} by steps and guidance" if is_sweep else protocol
 
 
 def sampling_label(steps: int, guidance: float) -> str:
-    """Return what a row of a sweep was made with."""
+    """Return the label of a row of a sweep."""
     return f"steps {steps}, guidance {guidance:g}"

@@ -31,12 +31,12 @@ def generate_cached(
     folder: Path,
     on_video: Callable[[int], None],
 ) -> Iterator[Float[Tensor, "f 3 h w"]]:
-    """Yield the video of each request, in 8 bits as a viewer sees it, made now or found.
+    """Yield the video of each request, in 8 bits, from the cache or generated now.
 
     Args:
         pipeline: The model.
-        requests: What to make.
-        folder: Where videos are kept, under a name that follows from the request and the model.
+        requests: One for each video.
+        folder: The cache; the name of a file is a hash of the request and the model.
         on_video: Called with the count of videos that are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,12 +58,12 @@ def generate_shard(
     rank: Rank,
     on_video: Callable[[int, int], None],
 ) -> int:
-    """Make what one process is to make and is not kept yet; return how many of all are kept then.
+    """Generate the missing videos of one process; return how many of all are cached then.
 
     Args:
         pipeline: The model.
         requests: Of all processes.
-        folder: Where all of them keep their videos.
+        folder: The cache of all processes.
         rank: Of this process, and how many there are.
         on_video: Called with the count of its videos that are done, and their number.
     """
@@ -84,7 +84,7 @@ def _kept_path(request: Request, folder: Path) -> Path:
 
 
 def _read(path: Path, num_frames: int) -> NDArray[np.uint8] | None:
-    """Return a kept video, or None where there is none or its file is damaged."""
+    """Return a cached video, or None if it is missing or damaged."""
     try:
         pixels: NDArray[np.uint8] = np.load(path)
     except (FileNotFoundError, ValueError, EOFError):

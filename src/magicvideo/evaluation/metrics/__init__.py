@@ -1,1 +1,1 @@
-"""What is computed of features and of pixels: one measure a module, in float64."""
+"""Metrics of features and pixels, computed in float64."""

@@ -36,7 +36,7 @@ def fit_gaussian(features: Features, divisor: Divisor = "n-1") -> Gaussian:
     """Fit a Gaussian to features.
 
     Args:
-        features: One row a sample.
+        features: One row per sample.
         divisor: What the sum of squares is divided by. Implementations differ here: "n-1" is
             unbiased and the habit of FID; "n" is what cd-fvd uses. Say which one with a number.
 
@@ -92,9 +92,9 @@ class PolynomialKernel:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelDistance:
-    """The distance, and what each sample of both sets adds: it is the sum of both means.
+    """The distance and the contribution of each sample; it is the sum of both means.
 
-    A sample adds its mean kernel to its own set less that to the other.
+    A sample contributes its mean kernel with its own set minus that with the other set.
     """
 
     value: float
@@ -116,7 +116,7 @@ def kernel_distance(
     """Return the squared maximum mean discrepancy of two sets of features, in float64.
 
     Args:
-        first: One row a sample.
+        first: One row per sample.
         second: Another set of the same width.
         kernel: What compares two samples.
         unbiased: Whether a sample is left out where it meets its own group. JEDi keeps it.
@@ -162,7 +162,7 @@ NEIGHBOURS = 3
 def inside_manifold(
     samples: Features, manifold: OtherFeatures, neighbours: int = NEIGHBOURS
 ) -> Bool[np.ndarray, " samples"]:
-    """Tell which samples lie in the manifold of another set: in a ball around one of its points.
+    """Return which samples lie in the k-nearest-neighbour manifold of another set.
 
     The ball of a point reaches to its k-th neighbour in its own set. The share of generated samples
     inside the real manifold is precision; of real ones inside the generated manifold, recall.
@@ -211,7 +211,7 @@ def inception_score(probabilities: Float[np.ndarray, "n classes"]) -> float:
     classifier of 101 balanced classes gives 57 with 100 samples and 100.5 with 10,000.
 
     Args:
-        probabilities: One row a sample, summing to one.
+        probabilities: One row per sample, summing to one.
 
     Raises:
         UserError: If the rows are no probabilities: a network gave logits, for instance.

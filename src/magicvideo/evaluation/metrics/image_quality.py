@@ -11,7 +11,7 @@ _PEAK = 2.0  # pixels span [-1, 1]
 
 
 def psnr(frames: Frames, reference: Frames) -> Float[Tensor, " b"]:
-    """Return one decibel figure a clip: the mean squared error of all its pixels against the peak.
+    """Return the peak signal-to-noise ratio of each clip over all its pixels.
 
     Args:
         frames: Reconstructed pixels in [-1, 1].

@@ -1,4 +1,4 @@
-"""Motion and flicker: temporal change, and the warping error."""
+"""Motion and flicker: temporal change, temporal power and the warping error."""
 
 import torch
 from einops import rearrange
@@ -13,7 +13,7 @@ LEVELS = 127.5
 
 
 def temporal_change(frames: Frames) -> Float[Tensor, " b"]:
-    """Return the mean absolute change of a pixel from one frame to the next, one figure a clip.
+    """Return the mean absolute change of a pixel from frame to frame, one value per clip.
 
     The unit is that of the pixels (a span of 2). A still video has 0. Computed in float64.
     """
@@ -46,12 +46,12 @@ def temporal_power(latents: Float[Tensor, "f c h w"]) -> Float[Tensor, " frequen
 
 
 def static_mask(video: Float[Tensor, "f rgb h w"]) -> Bool[Tensor, "h w"]:
-    """Mark the pixels that have the same colour in all frames, to the last bit."""
+    """Return the mask of pixels that are exactly equal in all frames."""
     return (video == video[:1]).all(dim=1).all(dim=0)
 
 
 def corner_mask(height: int, width: int) -> Bool[Tensor, "h w"]:
-    """Mark the four corner rectangles, an eighth of each side long, where backgrounds show."""
+    """Return the mask of the four corners, each an eighth of the sides, where background shows."""
     rows, columns = torch.zeros(height, dtype=torch.bool), torch.zeros(width, dtype=torch.bool)
     for edge in (rows, columns):
         depth = max(1, len(edge) // 8)
@@ -130,7 +130,7 @@ def estimated_warping_error(video: Video) -> float:
 def _warp(
     maps: Float[Tensor, "gaps c h w"], flow: Flow
 ) -> tuple[Float[Tensor, "gaps c h w"], Bool[Tensor, "gaps 1 h w"]]:
-    """Read maps where the flow leads, between pixels by bilinear weights; and what is inside."""
+    """Sample maps along the flow with bilinear weights; return them and what is inside."""
     height, width = maps.shape[-2:]
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     x, y = columns + flow[:, 0].double(), rows + flow[:, 1].double()

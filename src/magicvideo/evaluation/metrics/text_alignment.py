@@ -19,7 +19,7 @@ def draw_pools(
 
     Args:
         own: The number of each row.
-        alike: Which numbers cannot be told apart; these are never drawn against each other's own.
+        alike: Numbers that cannot be told apart; they never share a pool with the own one.
         pool_size: Numbers in a pool.
         seed: Of the draw; each row is drawn apart.
 
