@@ -1,4 +1,4 @@
-"""Two decoders on the same latents of clips that neither saw: which flickers, which is nearer."""
+"""Compare two decoders on the same latents of held-out clips: flicker and reconstruction."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

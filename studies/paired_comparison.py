@@ -1,4 +1,4 @@
-"""Methods on the same clips: what one gains on another, in which the clips' difficulty cancels."""
+"""Paired comparison of methods on the same clips, in which the difficulty of clips cancels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Rows: TypeAlias = Float[np.ndarray, "_ d"]
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """What one method gains on another, with intervals over the clips that both share.
+    """The difference of two methods with intervals over their common clips.
 
     Attributes:
         psnr: Its PSNR less the other's, in dB.
@@ -35,7 +35,7 @@ class PairedDifference:
 
 @dataclass
 class MethodSamples:
-    """What was measured of one method, clip after clip in the order of all other methods.
+    """The measures of one method, clip by clip in one order for all methods.
 
     Attributes:
         real: Features of the real clips: what Frechet distances are from.
@@ -62,7 +62,7 @@ class MethodSamples:
         return self._distance(np.arange(len(self.features)))
 
     def compared_to(self, other: "MethodSamples") -> PairedDifference:
-        """Return what this method gains on another."""
+        """Return the difference of this method to another."""
 
         def ratio(places: Int[np.ndarray, " n"], _: Int[np.ndarray, " one"]) -> float:
             below = other._distance(places)
@@ -87,7 +87,7 @@ class MethodSamples:
 
 
 def paired_table(methods: Mapping[str, MethodSamples], reference: str) -> str:
-    """Return what all methods gain on the one called `reference`, as a Markdown table."""
+    """Return the differences of all methods to `reference` as a Markdown table."""
     rows = [
         (name, str(len(samples.psnr)), *paired_cells(samples.compared_to(methods[reference])))
         for name, samples in methods.items()

@@ -1,1 +1,1 @@
-"""The paper's ablations: many small models, trained and scored alike, on one page."""
+"""The paper's ablations: small models, trained and scored under equal conditions."""

@@ -1,9 +1,9 @@
-"""The error of a denoiser on clips that it never saw, at noise and steps that all models share.
+"""The denoising error on held-out clips at equal noise and steps for all models.
 
-A generated video shows what sampling makes of a network, with much chance in it. This is what
-training lowers, on held-out clips: two networks that saw as much differ in it long before they
-differ in their videos. All draws depend on the seed and the clip alone, so that networks with the
-same autoencoder, text encoder and noise can be compared clip by clip.
+The scores of generated videos contain much chance. The denoising error is the training objective
+itself, so it separates two networks after little training, long before their videos differ. All
+draws depend only on the seed and the clip, so that networks with the same autoencoder, text encoder
+and noise can be compared clip by clip.
 """
 
 import time

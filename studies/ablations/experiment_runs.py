@@ -47,7 +47,7 @@ class AblationRun:
 
 
 def expand_runs(ablations: Ablations, only: tuple[str, ...] = ()) -> list[AblationRun]:
-    """Return all runs that experiments need, each once, all seeds of a variant in a row.
+    """Return all runs of the experiments, each once, the seeds of a variant in a row.
 
     Args:
         ablations: The file.
@@ -97,7 +97,7 @@ def select_shard(runs: list[AblationRun], shard: str) -> list[AblationRun]:
 
 
 def train_run(run: AblationRun, output: Path, say: Callable[[str], None]) -> None:
-    """Train a run to its end, what it shares with others first. What is done is not done again.
+    """Train a run, its shared stages first; finished stages are kept.
 
     Args:
         run: What to train.
@@ -121,13 +121,13 @@ def train_run(run: AblationRun, output: Path, say: Callable[[str], None]) -> Non
 
 
 def locked(folder: Path) -> FileLock:
-    """Return the lock of a run's folder, for which another process waits until it is free."""
+    """Return the lock of a run's folder; other processes wait for it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{folder}.lock")
 
 
 def match_compute(recipe: Recipe, baseline: Recipe) -> Recipe:
-    """Return a recipe whose last stage has as many steps as the baseline's operations pay for.
+    """Return a recipe whose last stage is shortened or extended to the baseline's FLOPs.
 
     Raises:
         UserError: If the stages before cost more than the baseline does.
@@ -144,7 +144,7 @@ def match_compute(recipe: Recipe, baseline: Recipe) -> Recipe:
 
 
 def training_flops(recipe: Recipe) -> list[float]:
-    """Return what the training of each stage takes in all, in billions of operations."""
+    """Return the training cost of each stage in GFLOPs."""
     # what recipes differ in by seed costs nothing, and counting takes seconds
     return list(_operations(recipe.model_copy(update={"name": "", "output": Path(), "seed": 0})))
 
@@ -155,7 +155,7 @@ def _operations(recipe: Recipe) -> tuple[float, ...]:
 
 
 def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with changes; what both nest is merged, all else is replaced."""
+    """Return settings with changes: mappings are merged, other values replaced."""
     result = dict(values)
     for name, change in changes.items():
         before = result.get(name)
@@ -217,7 +217,7 @@ def _take_over(product: Path, target: Path) -> None:
 
 
 def _check_settings(recipe: Recipe) -> None:
-    """Refuse to go on with a run that began with other settings."""
+    """Refuse to continue a run that began with other settings."""
     path = recipe.output / RECIPE_FILE
     if not path.is_file():
         return

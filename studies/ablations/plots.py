@@ -1,4 +1,4 @@
-"""The plots of the page, as SVG whose bytes follow from the scores alone."""
+"""The plots of the page as reproducible SVG."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def require_matplotlib() -> None:
-    """Refuse to begin without what draws.
+    """Raise an error if matplotlib is missing.
 
     Raises:
         UserError: If it is missing.

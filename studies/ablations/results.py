@@ -1,4 +1,4 @@
-"""Scores of all seeds of a variant, and what they say beside the baseline's."""
+"""The scores of all seeds of a variant, and their comparison with the baseline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The whole of the ablations: every run is trained and scored, and the page says what came out."""
+"""Run the ablations: train and score every run, and write the page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from studies.ablations.settings import Ablations
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRunner:
-    """What is done, and where its results go.
+    """Trains and scores runs and writes the page.
 
     Attributes:
         ablations: The file of ablations.
         judge: Folder of the judge.
         page: The Markdown page; its plots lie beside it.
-        command: What the page says that it was made by.
+        command: The command that the page names.
     """
 
     ablations: Ablations

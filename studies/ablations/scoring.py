@@ -1,4 +1,4 @@
-"""The scores of one run, kept as JSON beside it so that they are made once."""
+"""The scores of one run, cached as JSON beside it."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ _QUICK = 0.1  # share of updates
 
 
 def read_scores(run: AblationRun, scoring: ScoringConfig, judge_hash: str) -> Scores | None:
-    """Return the scores of a run; None where it has none, or those of other settings.
+    """Return the cached scores of a run, or None if there are none for these settings.
 
     Args:
         run: What was trained.
@@ -225,7 +225,7 @@ def _cost_of(run: AblationRun) -> dict[str, int | float]:
 
 
 def _fastest_decile_seconds(log: Path) -> float:
-    """Return what nine in ten updates exceed: other work on the machine only adds."""
+    """Return the 10th percentile of seconds per update, since other work only adds to them."""
     lines = log.read_text(encoding="utf-8").splitlines()
     if not lines:
         raise UserError(f"{log} is empty; remove its folder and run the command again.")

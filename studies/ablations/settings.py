@@ -17,7 +17,7 @@ _NAME = r"^[a-z0-9+.]+(-[a-z0-9+.]+)*$"
 
 
 class ScoringConfig(StrictModel):
-    """How models are scored; one change makes all scores be made anew."""
+    """How models are scored; after a change all scores are computed again."""
 
     seed: int = Field(
         default=1, ge=0, description="of the draws of clips, backgrounds, pools and noise"
@@ -131,7 +131,7 @@ def read_ablations(path: Path) -> Ablations:
 
 
 def _mistake(ablations: Ablations) -> str | None:
-    """Return what does not fit together, if anything."""
+    """Return the first inconsistency, if any."""
     for name, experiment in ablations.experiments.items():
         for part in (name, *experiment.variants):
             if re.match(_NAME, part) is None:

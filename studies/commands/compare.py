@@ -41,7 +41,7 @@ def compare(
         bool, typer.Option("--prepare-only", help="Make the videos and serve no page.")
     ] = False,
 ) -> None:
-    """Ask people which of two models is better: blind pairs of videos on a page of this machine.
+    """Run a blind pairwise study of two models on a local web page.
 
     Without A and B the study that is there is served again.
 
@@ -120,7 +120,7 @@ def compare_report(
 def _prepare(
     folder: Path, a: Path, b: Path, prompts: Path, seed: int, settings: "GenerationSettings"
 ) -> "Study":
-    """Begin a study or go on with it, until all its videos are there."""
+    """Create or continue a study until all its videos exist."""
     from magicvideo.data.text_files import read_prompts
     from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
     from magicvideo.pipelines.request import GenerationSettings

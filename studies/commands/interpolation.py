@@ -1,4 +1,4 @@
-"""`python -m studies interpolation`: the frames between key frames, by our network and simply."""
+"""`python -m studies interpolation`: the interpolation network against simple baselines."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -55,9 +55,9 @@ def interpolation(
     judge: JudgeFolder = None,
     output: Page = DEFAULT_PAGE,
 ) -> None:
-    """Compare the interpolation network with blending and with standing still, on real clips.
+    """Compare the interpolation network with blending and frame repetition on real clips.
 
-    On generated key frames it is also measured whether videos pulse at the rate of their keys.
+    On generated key frames, also measure whether videos pulse at the key-frame rate.
 
     Example:
       python -m studies interpolation --data data/emoji64 --noise-level 0 --noise-level 30

@@ -1,1 +1,1 @@
-"""What the paper's network costs beside others, counted and never timed."""
+"""The cost of the paper's network beside others, counted in FLOPs."""

@@ -41,7 +41,7 @@ class StudyArm(BaseModel):
 
 
 class Study(BaseModel):
-    """All that decides what a rater is shown; votes are kept beside it."""
+    """The settings and videos of a study; votes are stored beside it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +69,7 @@ class Study(BaseModel):
         return SIDES[int(self._digest("left", rater, str(pair)), 16) % 2]
 
     def video_name(self, side: Side, pair: int) -> str:
-        """Return the name of a video's file, which tells nothing to who does not know the salt."""
+        """Return the file name of a video; without the salt it reveals nothing."""
         return f"{self._digest('video', side, str(pair))[:32]}.mp4"
 
     def videos(self, folder: Path) -> dict[str, Path]:
@@ -82,7 +82,7 @@ class Study(BaseModel):
 
 
 def other_side(side: Side) -> Side:
-    """Return the side that is not this one."""
+    """Return the other side."""
     return "b" if side == "a" else "a"
 
 
@@ -94,7 +94,7 @@ def open_study(
     seed: int,
     settings: GenerationSettings,
 ) -> Study:
-    """Return the study in a folder, begun there where there is none.
+    """Return the study in a folder; create it if there is none.
 
     Raises:
         UserError: If the folder holds a study of something else.

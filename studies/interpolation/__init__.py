@@ -1,1 +1,1 @@
-"""Frames between key frames: ours against blending and standing still, on held-out clips."""
+"""Interpolation against blending and frame repetition on held-out clips."""

@@ -55,7 +55,7 @@ def run_all_methods(
     fps: float,
     steps: Sequence[int],
 ) -> dict[str, Float[Tensor, "1 f 3 h w"]]:
-    """Return the clip as every method gives it."""
+    """Return the clip as interpolated by every method."""
     assert pipeline.interpolator is not None
     inserted = pipeline.interpolator.config.num_inserted
     latents = encode_frames(pipeline.vae, real)
@@ -100,7 +100,7 @@ def _ours(
 def _estimate(
     pipeline: MagicVideoPipeline, keys: Latents, seed: int
 ) -> Float[Tensor, "b all c h w"]:
-    """Return what the network gives without diffusion, its view of the keys noised as ever."""
+    """Return the network's estimate without diffusion, with the usual noise on the keys."""
     assert pipeline.interpolator is not None
     level = pipeline.config.interpolation_noise_level
     seen = noise_keyframes(keys, pipeline.scheduler, level, seeded_generator("estimate", seed))
@@ -137,7 +137,7 @@ def score_pulse(
     seed: int,
     on_video: Callable[[int], None],
 ) -> list[PulseScore]:
-    """Generate key frames at the model's default settings, fill the gaps, and measure the pulse.
+    """Generate key frames with the default settings, interpolate them, and measure the pulse.
 
     The key frames of a prompt are made once, for all ways. Videos are measured as decoded, in 8
     bits and the size of the key frames, and no codec touches them.
@@ -240,7 +240,7 @@ def _pulse_summary(name: str, figures: Float[np.ndarray, "n 5"]) -> PulseScore:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScores:
-    """What one way to fill the gaps earns.
+    """The scores of one method.
 
     Attributes:
         name: The method, or `REAL`.
@@ -275,7 +275,7 @@ def score_interpolation(
     seed: int,
     on_clip: Callable[[int], None],
 ) -> list[MethodScores]:
-    """Fill the gaps between real key frames in every way, and compare with the real frames.
+    """Interpolate real key frames with every method and compare with the real frames.
 
     Keys are real frames that passed the autoencoder, the same for all methods. The last rows are
     the ceiling of all that work on latents, which is the real frames through the autoencoder, and
@@ -362,7 +362,7 @@ class InterpolationScores:
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolationEvaluation:
-    """What is evaluated and on what.
+    """The model, the clips and the settings of the evaluation.
 
     Attributes:
         pipeline: A model with an interpolator.

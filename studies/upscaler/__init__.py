@@ -1,1 +1,1 @@
-"""Super-resolution against plain enlarging: quality by steps, flicker, and the seams of tiles."""
+"""Super-resolution against resizing: quality by steps, flicker, and the seams of tiles."""

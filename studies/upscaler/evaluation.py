@@ -1,4 +1,4 @@
-"""Evaluate the upscaler: quality, flicker, seams of tiles, and a sheet for the eye."""
+"""Evaluate the upscaler: quality, flicker, seams of tiles, and a comparison sheet."""
 
 import math
 import time
@@ -197,7 +197,7 @@ _HIGHEST = 10 * math.log10(12 * 255**2)  # dB that rounding to 8 bits leaves; em
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What one way to enlarge earns.
+    """The scores of one method.
 
     Attributes:
         name: The way.
@@ -225,7 +225,7 @@ def score_quality(
     factor: int,
     on_clip: Callable[[int], None],
 ) -> list[Quality]:
-    """Shrink real large frames, enlarge them in every way, and compare.
+    """Downsample real large frames, upscale them with every method, and compare.
 
     Args:
         ways: What is compared.
@@ -320,7 +320,7 @@ def score_static_flicker(
     is_large: bool,
     on_clip: Callable[[int], None],
 ) -> list[FlickerScore]:
-    """Enlarge clips in every way, and measure the change of what does not change in the small ones.
+    """Upscale clips with every method and measure the change where the small clips are static.
 
     Args:
         ways: What is compared.
@@ -473,7 +473,7 @@ class Tiling:
 def score_tiles(
     pipeline: MagicVideoPipeline, small: SmallVideo, num_steps: int, seed: int
 ) -> Tiling | None:
-    """Enlarge square frames whole and in three by three tiles, and compare.
+    """Upscale square frames whole and in three by three tiles, and compare.
 
     Args:
         pipeline: A model with an upscaler.
@@ -547,7 +547,7 @@ class UpscalerScores:
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalerEvaluation:
-    """What is evaluated and on what.
+    """The model, the clips and the settings of the evaluation.
 
     Attributes:
         pipeline: A model with an upscaler.
@@ -643,7 +643,7 @@ _SHOWN = 5  # clips, side by side at full size
 
 @torch.no_grad()
 def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
-    """Write a PNG with a frame of each of a few clips: small, enlarged in every way, and real.
+    """Write a PNG that compares all methods on a frame of a few clips with the real frame.
 
     Args:
         evaluation: Names the model and the clips, of which the first are shown.

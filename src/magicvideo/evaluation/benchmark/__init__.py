@@ -1,1 +1,1 @@
-"""Scores on data sets of others, beside what was published for them."""
+"""Benchmarks on public data sets, beside published results."""

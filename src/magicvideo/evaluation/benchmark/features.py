@@ -42,7 +42,7 @@ def preprocess_clip(
 
 
 def image_frames(frames: ClipTensor, count: int) -> UInt8[Tensor, "images 3 side side"]:
-    """Return some frames, spread evenly; of an only one, the middle."""
+    """Return evenly spaced frames; for a count of one, the middle frame."""
     steps = (torch.arange(count) + 0.5) * len(frames) / count
     return frames[steps.long()]
 
@@ -102,7 +102,7 @@ class FeatureNetworks:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFeatures:
-    """One entry a clip; what no network was there for is None."""
+    """Features of clips, one entry per clip; None without a network for it."""
 
     videos: Float[np.ndarray, "n d"]
     similarity: Float[np.ndarray, " n"]
@@ -122,10 +122,10 @@ class ClipFeatures:
 def extract_features(
     networks: FeatureNetworks, clips: Iterable[Captioned], num_images: int
 ) -> ClipFeatures:
-    """Read everything off each clip, one at a time, so that memory holds features alone.
+    """Extract all features of each clip, one at a time, so that memory holds only features.
 
     Args:
-        networks: What looks.
+        networks: The feature networks.
         clips: Frames in 8 bits and a caption.
         num_images: Frames of each clip for the networks of single frames.
 
@@ -207,7 +207,7 @@ METHOD = {
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedSet:
-    """Generated videos of one maker, and what is known of them before they are scored."""
+    """Generated videos of one model, with their metadata."""
 
     maker: str
     clips: Iterator[Captioned]
@@ -222,8 +222,8 @@ def network_metadata(networks: FeatureNetworks, looks: ClipFeatures) -> dict[str
     """Return for each network its name, which features were taken, and their size.
 
     Args:
-        networks: All that could look.
-        looks: What they saw, for the width of the features.
+        networks: The feature networks.
+        looks: Their features, for the width.
     """
     judge, found = networks.judge, {}
     if networks.i3d is None or networks.clip is None:
@@ -246,7 +246,7 @@ def network_metadata(networks: FeatureNetworks, looks: ClipFeatures) -> dict[str
 def clip_metadata(
     looks: ClipFeatures, rates: list[float], classes: dict[str, int]
 ) -> dict[str, Any]:
-    """Return what is known of a set of clips: count, clips a class, frames a second, pixels."""
+    """Return the metadata of a set of clips: count, clips per class, frame rates, pixels."""
     return {
         "count": len(rates),
         "classes": classes,
@@ -256,7 +256,7 @@ def clip_metadata(
 
 
 def rate_metadata(rates: Sequence[float]) -> dict[str, float]:
-    """Return the least, the mean and the most frames a second."""
+    """Return the least, mean and greatest frame rate."""
     return {"least": min(rates), "mean": float(np.mean(rates)), "most": max(rates)}
 
 

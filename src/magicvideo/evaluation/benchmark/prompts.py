@@ -27,7 +27,7 @@ _PREPARED = ".npy"
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceClip:
-    """A real clip: its id, its file, and all that is said of it.
+    """A real clip: its id, its file and its captions.
 
     In data sets of classes the one caption is the name of the class.
     """
@@ -85,7 +85,7 @@ def prepared_side(folder: Path) -> int | None:
 
 
 def captions_of(candidate: SourceClip) -> tuple[str, ...]:
-    """Return all captions of a clip; sources of several keep the others beside the first."""
+    """Return all captions of a clip."""
     others = candidate.alt_captions
     return () if candidate.text is None else (candidate.text, *others)
 
@@ -130,21 +130,21 @@ _OF_CLASSES = ("class_mix", "even_classes")
 
 @dataclass(frozen=True)
 class BenchmarkPrompt:
-    """One video that is asked for."""
+    """One requested video."""
 
     prompt: str
     seed: int
 
 
 def sample_prompts(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[BenchmarkPrompt]:
-    """Return the prompts of a benchmark in an order whose first part is a fair sample of all.
+    """Return the prompts of a benchmark, ordered so that any first part is a fair sample.
 
     Args:
         benchmark: Says which.
         clips: Of the split that the prompts come from, sorted by id.
 
     Returns:
-        As many as the benchmark wants, or fewer where the clips have no more. The seed of prompt k
+        As many as the benchmark asks for, or fewer if there are too few clips. The seed of prompt k
         is k.
 
     Raises:
@@ -165,7 +165,7 @@ def sample_prompts(benchmark: Benchmark, clips: list[ReferenceClip]) -> list[Ben
 
 
 def caption_of(benchmark: Benchmark, clip: ReferenceClip) -> str:
-    """Return what a real clip is compared with: its caption, or its class in words of a prompt."""
+    """Return the prompt of a real clip: its caption, or its class as a prompt."""
     wanted = benchmark.prompts
     if wanted.kind in _OF_CLASSES:
         return _sentence(wanted, clip.captions[0])
@@ -173,14 +173,14 @@ def caption_of(benchmark: Benchmark, clip: ReferenceClip) -> str:
 
 
 def prompts_hash(texts: list[str]) -> str:
-    """Return the SHA-256 of a set of prompts, in whatever order."""
+    """Return the SHA-256 of a set of prompts, independent of their order."""
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
 
 
 def class_counts(
     benchmark: Benchmark, clips: list[ReferenceClip], texts: list[str]
 ) -> dict[str, int]:
-    """Return how many of some prompts ask for each class; prompts of no class are left out.
+    """Return the number of prompts of each class; prompts without a class are left out.
 
     Args:
         benchmark: Says how a class becomes a prompt. Where prompts are captions, none has a class.
@@ -210,7 +210,7 @@ def _classes(wanted: Prompts, clips: list[ReferenceClip]) -> list[str]:
 
 
 def _apportion(sizes: Counter[str], count: int) -> dict[str, int]:
-    """Share `count` in proportion to sizes; what rounding leaves goes to the largest remainders."""
+    """Split `count` in proportion to sizes by the method of largest remainders."""
     total = sizes.total()
     shares = {name: divmod(size * count, total) for name, size in sizes.items()}
     counts = {name: whole for name, (whole, _) in shares.items()}
@@ -237,7 +237,7 @@ class ExternalVideo:
 
 
 def find_external_videos(folder: Path) -> list[ExternalVideo]:
-    """Return the videos of a folder and its subfolders, by name.
+    """Return the videos of a folder and its subfolders, sorted by name.
 
     The prompt is in `video.txt` beside `video.mp4`, or in the file as magicvideo writes it, or is
     the name, in VBench's manner: `PROMPT-0.mp4`.

@@ -1,4 +1,4 @@
-"""A benchmark as data: everything that moves a score, in one YAML file that results repeat."""
+"""Benchmarks as data: a YAML file holds every setting that influences a score."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ class _Settings(BaseModel):
 
 
 class Prompts(_Settings):
-    """What videos are asked for; `protocols/msrvtt-2990.yaml` and `ucf101-10k-class.yaml` explain.
+    """The prompts; `protocols/msrvtt-2990.yaml` and `ucf101-10k-class.yaml` explain.
 
     Attributes:
         kind: One caption of each clip, drawn at random; all captions of all clips; the class of
@@ -66,7 +66,7 @@ class Prompts(_Settings):
 
 
 class Generation(_Settings):
-    """How a model is asked; what is null is the model's own default."""
+    """Generation settings; null is the model's own default."""
 
     stages: tuple[str, ...] | None = None
     num_frames: PositiveInt | None = None
@@ -86,7 +86,7 @@ class Reference(_Settings):
 
 
 class FramePreprocessing(_Settings):
-    """How real and generated clips are read alike: the frames in the middle of each, at one size.
+    """The preprocessing of real and generated clips: the middle frames at one size.
 
     Attributes:
         frames: Of each clip that are scored.
@@ -112,7 +112,7 @@ class Statistics(_Settings):
     Attributes:
         covariance_divisor: Of Frechet distances.
         neighbours: Of precision and recall.
-        seed: Of every draw here: resamples, halves of the real clips, and subsets behind endless
+        seed: Of every draw here: resamples, halves of the real clips, and subsets for infinite
             samples.
         resamples: Of the bootstrap over clips behind intervals of distances and of the Inception
             Score.

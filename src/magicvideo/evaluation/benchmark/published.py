@@ -1,4 +1,4 @@
-"""The rows that papers printed for MagicVideo and its successors, each with where it is from."""
+"""Published results of MagicVideo and its successors, with their sources."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ _ROWS = Path(__file__).parent / "published.yaml"
 
 
 class PublishedResult(BaseModel):
-    """One model on one data set; None where nothing was printed."""
+    """One model on one data set; None where nothing was published."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class PublishedResult(BaseModel):
 
 
 def published_rows(data: str | None) -> list[PublishedResult]:
-    """Return the rows of a data set, in the order of publication as far as it is known."""
+    """Return the results on a data set, ordered by publication where known."""
     rows = TypeAdapter(list[PublishedResult]).validate_python(
         yaml.safe_load(_ROWS.read_text(encoding="utf-8"))
     )

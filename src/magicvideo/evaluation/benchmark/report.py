@@ -1,4 +1,4 @@
-"""A benchmark's result: JSON with everything, and a section of the page beside published rows."""
+"""The result of a benchmark as JSON and as a section of the page beside published results."""
 
 import json
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ def _figure_row(figure: MetricResult) -> tuple[str, ...]:
 
 
 def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
-    """Return our rows and the published ones, where the data set has any."""
+    """Return our rows beside the published ones."""
     published = published_rows(labelled[0][1].benchmark.data)
     if not published:
         return ""

@@ -1,4 +1,4 @@
-"""A benchmark, start to end: prompts, videos made now or found, real clips, scores."""
+"""A benchmark run: prompts, generated or existing videos, real clips, scores."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ RealClips: TypeAlias = tuple[ClipFeatures, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """All scores, and all that they depend on beside the versions.
+    """All scores with their metadata.
 
     Attributes:
         benchmark: Everything that was asked for.
@@ -58,7 +58,7 @@ class BenchmarkResult:
         real: Of the real clips: count, files left out, captions, classes, rates, hash, container,
             and the side of the frames where they were prepared.
         networks: Of the networks used: which features they give, of what size.
-        caveats: What makes this less than the benchmark; empty where nothing does.
+        caveats: Deviations from the benchmark; empty if there is none.
     """
 
     benchmark: Benchmark
@@ -80,7 +80,7 @@ class BenchmarkRun:
         reference: Folder of the data set.
         work: Folder where generated videos are kept.
         samples: The first so many prompts alone, or None for all.
-        allow_fewer: Whether fewer videos or real clips than asked for will do; they are marked.
+        allow_fewer: Whether to score fewer videos or real clips than asked for, with a caveat.
     """
 
     benchmark: Benchmark
@@ -131,7 +131,7 @@ class BenchmarkRun:
         real: RealClips,
         progress: Progress,
     ) -> BenchmarkResult:
-        """Score the kept videos of a model against what `extract_real_features` returned."""
+        """Score the cached videos of a model against the features of real clips."""
         kept = generate_cached(pipeline, requests, self.work, lambda _: None)
         clips = (
             (self._cut(to_uint8(video).numpy(), request.prompt), request.prompt)
@@ -154,7 +154,7 @@ class BenchmarkRun:
         return self._score(videos, real, progress)
 
     def score_folder(self, folder: Path, progress: Progress) -> BenchmarkResult:
-        """Score videos that were made elsewhere.
+        """Score existing videos of any model.
 
         Raises:
             UserError: If there are too few, or one cannot be read.
@@ -220,7 +220,7 @@ class BenchmarkRun:
         )
 
     def check(self) -> None:
-        """Refuse, before anything is made, what the data set cannot give.
+        """Check before generation that the data set has enough clips.
 
         Raises:
             UserError: If it has too few prompts or real clips, or one clip of a kind that no
@@ -233,7 +233,7 @@ class BenchmarkRun:
         self.prompts()
 
     def extract_real_features(self, progress: Progress) -> RealClips:
-        """Look at the real clips of the benchmark; how videos are generated does not matter to it.
+        """Extract the features of the real clips, which do not depend on generation settings.
 
         Raises:
             UserError: If too few can be used.

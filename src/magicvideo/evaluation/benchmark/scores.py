@@ -1,4 +1,4 @@
-"""Scores of generated clips, each with its interval and with what real clips get."""
+"""Scores of generated clips with intervals, beside those of real clips."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -37,14 +37,13 @@ class MetricResult:
     """One row of a result.
 
     Attributes:
-        name: What it is called; a name of the papers only where the network is theirs.
+        name: Of the metric; a published name only with the published network.
         network: Whose features it is computed on.
         measured: Of the generated clips.
-        real: What real clips get: halves of them against each other for a distance, all of them
-            for what a set has alone.
+        real: Of real clips: of two halves for a distance, of all for other metrics.
         extrapolated: A distance with infinite samples, if asked for.
-        column: The published column that it may stand in, if any.
-        digits: After the point, for people.
+        column: The column of published results that it belongs to, if any.
+        digits: Decimals to show.
     """
 
     name: str
@@ -57,7 +56,7 @@ class MetricResult:
 
 
 class MetricNames(NamedTuple):
-    """What the distances of one kind of features are called, and where the first may stand."""
+    """Names of the distances of one kind of features, and the published column of the first."""
 
     frechet: str
     kernel: str
@@ -81,7 +80,7 @@ def frame_metric_names(width: int) -> MetricNames:
 def score(
     networks: FeatureNetworks, ours: ClipFeatures, real: ClipFeatures, statistics: Statistics
 ) -> list[MetricResult]:
-    """Return all scores that the networks at hand allow.
+    """Return all scores that the given networks allow.
 
     Raises:
         UserError: If there are too few clips for a score.

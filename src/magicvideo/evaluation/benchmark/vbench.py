@@ -67,7 +67,7 @@ def export(
 
 
 def _check_made_so(path: Path, request: Request) -> None:
-    """Refuse a video that was not made by a request, but for the threads and so the last bits."""
+    """Refuse an existing video of another request; the number of threads may differ."""
     try:
         found = asdict(read_request(path))
     except UserError:

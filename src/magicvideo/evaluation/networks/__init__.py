@@ -1,1 +1,1 @@
-"""Networks that turn clips and captions into features: given by path, never fetched unasked."""
+"""Feature networks, loaded from given paths and never downloaded unasked."""

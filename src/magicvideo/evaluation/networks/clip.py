@@ -1,4 +1,4 @@
-"""CLIP as a folder in transformers' format: frames and captions to features that compare."""
+"""CLIP in transformers' folder format: features of frames and captions."""
 
 from typing import Any
 

@@ -51,7 +51,7 @@ def locate_file(given: str, what: str) -> ResolvedFile:
 
     Args:
         given: A path, or `hub:OWNER/REPOSITORY/FILE`, with `@REVISION` at its end if wanted.
-        what: What it should be, for people.
+        what: What it should be, for messages.
 
     Raises:
         UserError: If there is no such file, or the hub does not give it.
@@ -73,7 +73,7 @@ def locate_folder(given: str, what: str) -> ResolvedFile:
 
     Args:
         given: A path, or `hub:OWNER/REPOSITORY`, with `@REVISION` at its end if wanted.
-        what: What it should be, for people.
+        what: What it should be, for messages.
 
     Raises:
         UserError: If there is no such folder, it has no safetensors, or the hub does not give it.
@@ -162,7 +162,7 @@ def load_script(located: ResolvedFile) -> torch.jit.ScriptModule:
 def call_script(
     script: nn.Module, located: ResolvedFile, given: Tensor, options: dict[str, bool]
 ) -> Float[Tensor, "n d"]:
-    """Return what a program makes of its input: one row of numbers for each entry.
+    """Return the output of a program: one row for each entry.
 
     Raises:
         UserError: If it takes no such options, or gives something else.

@@ -1,1 +1,1 @@
-"""One page about a run: curves of its log, its samples, its settings and the results on it."""
+"""The HTML report of a run: training curves, samples, settings and results."""

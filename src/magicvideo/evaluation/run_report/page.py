@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing beside it."""
+"""The report of a run as one self-contained HTML file."""
 
 import base64
 import math
@@ -24,7 +24,7 @@ _SWEPT = ("num_inference_steps", "guidance_scale")
 
 
 def as_html(run: Run, num_sheets: int) -> str:
-    """Return the page, with plots and pictures inside; the same run gives the same text.
+    """Return the page with embedded plots and images; the same run gives the same text.
 
     Args:
         run: What to show.

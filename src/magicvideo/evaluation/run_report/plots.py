@@ -20,7 +20,7 @@ _SHARE = 50
 
 
 def minmax_downsample(series: Series) -> Series:
-    """Return the least and the largest value of each of 400 parts, so that no peak is lost."""
+    """Return the minimum and maximum of each of 400 intervals, so that no peak is lost."""
     if len(series.values) <= 2 * _MOST:
         return series
     edges = np.linspace(0, len(series.values), _MOST + 1).astype(int)
@@ -68,7 +68,7 @@ class SweepCurve(NamedTuple):
 
 
 def sweep_curves(rows: Sequence[Row], setting: str) -> list[SweepCurve]:
-    """Return the lines that some scores make.
+    """Return the curves of scores over a setting.
 
     Args:
         rows: Of one measure; all have a value of the setting.
@@ -90,7 +90,7 @@ def sweep_curves(rows: Sequence[Row], setting: str) -> list[SweepCurve]:
 
 
 def _facts(row: Row, setting: str) -> dict[str, str]:
-    """Return all that decides a score beside the setting."""
+    """Return all that a score depends on besides the setting."""
     protocol = row.results.protocol.model_dump(mode="json", exclude={setting, "about"})
     identity = {
         # `hash` keeps `data` and `prompts` apart from those of the protocol
@@ -132,7 +132,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for names, 3
 
 
 def stage_plot(stage: StageRun) -> str:
-    """Return the curves of a stage: all that it logged, the losses first."""
+    """Return the plot of all values that a stage logged, the losses first."""
     names = sorted(stage.series, key=lambda name: (name in _LAST, name != "loss", name))
     with mpl.rc_context(_STYLE):
         figure, axes = _grid(len(names))
@@ -142,7 +142,7 @@ def stage_plot(stage: StageRun) -> str:
 
 
 def scores_plot(results: Sequence[Results]) -> str:
-    """Return every measure with its interval: one panel a measure, one row a set."""
+    """Return the plot of all measures with intervals: one panel per measure, one row per set."""
     panels = _by_measure(results)
     lines = max(len(_row_label(row)) for rows in panels.values() for row in rows)
     most = max(map(len, panels.values()))
@@ -195,7 +195,7 @@ def _by_measure(results: Iterable[Results]) -> dict[str, list[Row]]:
 
 
 def _row_label(row: Row) -> list[str]:
-    """Return the lines of a row's label: set and file, and what makes it less than the protocol."""
+    """Return the lines of a row's label: set, file and caveats."""
     caveats = "; ".join(row.results.caveats)
     return [*wrap(row.set_name, _LETTERS), row.results.file, *wrap(caveats, _LETTERS)]
 
@@ -244,7 +244,7 @@ def _lines(axis: Axes, rows: Sequence[Row], setting: str) -> None:
 
 
 def _arms(measured: Measured) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
-    """Return how far the interval reaches below and above the value, as one column."""
+    """Return the distances from the value to both ends of its interval."""
     value = measured.value or 0.0
     low = value if measured.low is None else measured.low
     high = value if measured.high is None else measured.high

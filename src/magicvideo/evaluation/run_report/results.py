@@ -111,7 +111,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def humanize(name: str) -> str:
-    """Return a name of the log, of a measure or of a setting as people write it."""
+    """Return the name of a measure or setting for display."""
     return name.replace("_", " ")
 
 

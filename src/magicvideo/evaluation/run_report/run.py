@@ -1,4 +1,4 @@
-"""A run as it lies on the disk: the log, the samples and the settings of its stages."""
+"""A training run on the disk: logs, samples and settings of its stages."""
 
 import json
 import math
@@ -124,7 +124,7 @@ def _read_stage(folder: Path, settings: Mapping[str, Any]) -> StageRun:
 
 
 def _read_log(path: Path) -> dict[str, Series]:
-    """Return what was logged by name; a last line that a kill has cut is passed over."""
+    """Return the logged values by name; a truncated last line is ignored."""
     collected: dict[str, tuple[list[int], list[float]]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
