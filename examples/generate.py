@@ -25,7 +25,7 @@ def main(model: Path | None = None, folder: Path = Path()) -> None:
 
     # every file stores the request that made it
     again = pipeline.generate(read_request(folder / "surfer.mp4"))
-    assert torch.equal(again.frames, output.frames[1])
+    assert torch.equal(again.frames, output.videos[1].frames)
 
 
 if __name__ == "__main__":
