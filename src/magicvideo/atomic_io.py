@@ -161,8 +161,12 @@ def sha256(path: Path) -> str:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write `SHA256SUMS` over all files below a folder, in the format of `sha256sum`."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE]
+    """Write `SHA256SUMS` over all files below a folder, in the format of `sha256sum`.
+
+    A `README.md` at the top is left out: it describes the folder, and editing it changes nothing.
+    """
+    left_out = {folder / CHECKSUMS_FILE, folder / "README.md"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in left_out]
     (folder / CHECKSUMS_FILE).write_text(_sums(folder, files), encoding="utf-8")
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from magicvideo.errors import UserError
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -29,20 +31,27 @@ def export(
             help="Write the image network of a model as diffusers' UNet2DConditionModel.",
         ),
     ] = False,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Markdown to add to the model card: data, limits and results."),
+    ] = None,
 ) -> None:
     """Put the products of a training run together as one model folder.
 
     Examples:
       magicvideo export runs/emoji models/emoji
+      magicvideo export runs/emoji models/emoji --card recipes/emoji_card.md
       magicvideo generate "a cat face, blue background" --model models/emoji
       magicvideo export --image-model models/emoji models/emoji-unet
     """
     if image_model:
+        if card is not None:
+            raise UserError("--card describes a whole model; leave it out with --image-model.")
         _export_image_model(source, output, half=precision == "fp16")
         return
     from magicvideo.training.export import export as export_run
 
-    export_run(source, output, precision)
+    export_run(source, output, precision, card)
     typer.echo(f"{output} holds the model; use it with --model {output}.")
 
 

@@ -22,6 +22,7 @@ from magicvideo.training.components import (
     WEIGHTS,
     stage_output,
 )
+from magicvideo.training.model_card import write_model_card
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.resolve import component_source, init_component, lora_config
 from magicvideo.training.run import read_run_recipe
@@ -32,23 +33,27 @@ TRAINING = "training.json"
 _BESIDE_DEFAULTS = ("license", "interpolation_noise_level", "upscaler_noise_level")
 
 
-def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
+def export(
+    run: Path, output: Path, precision: Literal["fp16", "fp32"], card: Path | None = None
+) -> None:
     """Write the model of a run that has trained all its stages.
 
     Components that none of its stages trains come from the model of `init_from`, and so do its
     licence and its defaults of generation, where the recipe says no others. A LoRA is merged into
     the weights that it adapts, so that the model is what its previews showed. The
-    folder carries `SHA256SUMS`, the words of its training captions, and in `training.json` how many
-    steps each stage trained.
+    folder carries `SHA256SUMS`, the words of its training captions, in `training.json` how many
+    steps each stage trained, and a model card.
 
     Args:
         run: The `output` of a recipe.
         output: The folder to make; one that exists is not touched.
         precision: Of the stored weights. Half precision halves the files and is read back as
             single precision.
+        card: Markdown with further sections of the model card: data, limits, results.
 
     Raises:
-        UserError: If a stage is not done, a product is damaged, or the output exists.
+        UserError: If a stage is not done, a product is damaged, the output exists, or `card` cannot
+            be read.
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
@@ -69,6 +74,7 @@ def export(run: Path, output: Path, precision: Literal["fp16", "fp32"]) -> None:
                 _halve(file)
         _write_index(partial, {name: _class_of(name, parts[name]) for name in parts}, recipe)
         _write_training(partial, recipe, outputs)
+        write_model_card(partial, card)
 
 
 def _forget_origin(config: Path) -> None:
