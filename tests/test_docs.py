@@ -178,7 +178,8 @@ def test_recipes_and_protocols_in_commands_are_accepted(page):
         match shlex.split(line):
             case ["magicvideo", "train", recipe, *rest] if recipe != "RECIPE":
                 changes = [value for name, value in pairwise(rest) if name == "--set"]
-                read_recipe(ROOT / recipe, changes)
+                # a path from the root of the repository, or the name of a packaged recipe
+                read_recipe(ROOT / recipe if "/" in recipe else Path(recipe), changes)
             case ["magicvideo", "evaluate", protocol, *_] if protocol not in OTHER_SCORES:
                 read_any_protocol(protocol)
 
