@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from magicvideo.atomic_io import write_checksums
@@ -182,3 +183,41 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
         assert restored.step >= state.step
         assert torch.equal(restored.network[0].weight, state.network[0].weight)
         state.step = restored.step
+
+
+def test_a_checkpoint_in_the_background_is_of_the_step_it_was_asked_at(tmp_path):
+    state = make_state(2)
+    kept = [tensor.clone() for tensor in everything(state)]
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image", async_bytes=0)
+    path = checkpoints.save(state)
+    for step in range(2, 5):  # updates go on while it is written
+        advance(state, step)
+    checkpoints.wait()
+    assert checkpoints.latest() == path
+    restored = make_state(0)
+    checkpoints.restore(restored, path)
+    assert restored.step == 2
+    for found, expected in zip(everything(restored), kept, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_checkpoint_that_fails_in_the_background_is_told_of(tmp_path, monkeypatch):
+    checkpoints = CheckpointManager(tmp_path, keep=2, stage="image", async_bytes=0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("magicvideo.training.checkpoint.save_file", full)
+    checkpoints.save(make_state(1))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.wait()
+    assert checkpoints.latest() is None
+
+
+def test_frozen_weights_are_in_no_checkpoint(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    network[0].requires_grad_(requires_grad=False)
+    state = TrainingState(network, build_optimizer(network, SETTINGS), EMA(network, 0.9))
+    path = CheckpointManager(tmp_path, keep=1, stage="image").save(state)
+    for file in ("network", "ema"):
+        assert load_file(path / f"{file}.safetensors").keys() == {"1.weight", "1.bias"}

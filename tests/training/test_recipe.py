@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from magicvideo.errors import UserError
-from magicvideo.training.recipe import read_recipe
+from magicvideo.training.recipe import Recipe, packaged_recipes, parse_recipe, read_recipe
+from magicvideo.training.schema import recipe_reference, recipe_schema
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "emoji.yaml"
 
@@ -69,3 +71,71 @@ def test_every_setting_of_the_shipped_recipe_is_used_by_its_stage():
         for key, value in given.items() if isinstance(given, dict) else ():
             if not isinstance(value, dict):
                 assert recipe[name][key] == value
+
+
+def write(path, **values):
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+    own = write(
+        tmp_path / "mine.yaml", base="emoji", name="mine", keyframes={"steps": 7}, clip=None
+    )
+    recipe, base = read_recipe(own, []), read_recipe(Path("emoji"), [])
+    assert (recipe.name, recipe.keyframes.steps, recipe.clip) == ("mine", 7, None)
+    assert recipe.keyframes.learning_rate == base.keyframes.learning_rate
+    assert recipe.image == base.image
+    above = write(tmp_path / "above.yaml", base="mine.yaml", seed=3)
+    assert read_recipe(above, []) == recipe.model_copy(update={"seed": 3})
+    looped = write(tmp_path / "looped.yaml", base="looped.yaml")
+    with pytest.raises(UserError, match="is its own base"):
+        read_recipe(looped, [])
+
+
+def test_packaged_recipes_are_found_by_name():
+    assert {"emoji", "finetune", "paper", "small"} <= packaged_recipes().keys()
+    for name in packaged_recipes():
+        assert read_recipe(Path(name), []).stages()
+    with pytest.raises(UserError, match="did you mean emoji"):
+        read_recipe(Path("emojis"), [])
+
+
+def test_all_that_is_missing_is_said_at_once():
+    with pytest.raises(UserError) as raised:
+        parse_recipe({"name": "x", "image": {"learning_rate": 5}}, "x.yaml")
+    sentence = str(raised.value)
+    assert "data, output, image.steps, image.batch_size must be given" in sentence
+    assert "image.learning_rate=5 does not fit" in sentence
+
+
+def test_a_scale_changes_the_updates_of_all_stages():
+    recipe, whole = read_recipe(SHIPPED, [], 0.1), read_recipe(SHIPPED, [])
+    for name, stage in whole.stages().items():
+        scaled = recipe.stages()[name]
+        assert scaled.steps == max(1, round(stage.steps / 10))
+        assert scaled.warmup_steps == round(stage.warmup_steps / 10)
+        assert scaled.learning_rate == stage.learning_rate
+    assert read_recipe(SHIPPED, [], 1e-6).keyframes.steps == 1
+
+
+def test_the_bundled_model_can_be_started_from():
+    model = read_recipe(Path("finetune"), []).init_from
+    assert (model / "model_index.json").is_file()
+
+
+def test_the_schema_and_the_page_of_settings_are_those_of_the_code():
+    """Write them anew with `magicvideo train --schema` and `--reference`."""
+    root = Path(__file__).parents[2]
+    assert json.loads((root / "recipes" / "recipe.schema.json").read_text()) == recipe_schema()
+    page = (root / "docs" / "recipe_settings.md").read_text()
+    assert page == recipe_reference()
+    for field in Recipe.model_fields:
+        assert f"| `{field}` |" in page
+
+
+def test_the_schema_knows_every_setting_of_the_packaged_recipes():
+    schema = recipe_schema()
+    for name, file in packaged_recipes().items():
+        for key in yaml.safe_load(file.read_text()):
+            assert key in schema["properties"], (name, key)

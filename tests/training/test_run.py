@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import STAGES, report_to, task_of
 
+from magicvideo.data.manifest import read_manifest, write_manifest
 from magicvideo.errors import UserError
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -87,6 +88,7 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
 
 def test_another_number_of_samples_an_update_is_said(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    shutil.rmtree(recipe.output / "autoencoder" / "output")
     other = recipe.autoencoder.model_copy(update={"steps": 5, "batch_size": 2})
     said = []
     train(recipe.model_copy(update={"autoencoder": other}), "autoencoder", report_to(said.append))
@@ -179,3 +181,42 @@ def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe
     with pytest.raises(UserError, match="Stage autoencoder is not done"):
         export(recipe.output, tmp_path / "model", "fp16")
     assert not (tmp_path / "model").exists()
+
+
+def changed(recipe, **values):
+    stage = recipe.autoencoder.model_copy(update=values)
+    return recipe.model_copy(update={"autoencoder": stage})
+
+
+def test_a_finished_stage_refuses_other_settings_and_data_by_name(trained, recipe, tmp_path):
+    shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    with pytest.raises(UserError) as raised:
+        train(changed(recipe, learning_rate=2e-3, kl_weight=0.5), "autoencoder")
+    sentence = str(raised.value)
+    assert "autoencoder.learning_rate was 0.001 and is 0.002" in sentence
+    assert "autoencoder.kl_weight was 0.001 and is 0.5" in sentence
+    assert f"output={recipe.output}-2" in sentence
+    train(changed(recipe, log_every=7, checkpoint_minutes=1.0), "autoencoder")  # how it was run
+    with pytest.raises(UserError, match="seed was 5 and is 6"):
+        train(recipe.model_copy(update={"seed": 6}), "autoencoder")
+    fewer = shutil.copytree(recipe.data, tmp_path / "fewer")
+    write_manifest(fewer, read_manifest(fewer)[:-1])
+    with pytest.raises(UserError, match=r"have changed \(they were 7 clips and are 6\)"):
+        train(recipe.model_copy(update={"data": fewer}), "autoencoder")
+    shutil.rmtree(fewer)  # a stage that is done needs its data no more
+    said = []
+    gone = recipe.model_copy(update={"data": fewer, "size": 24})
+    train(gone, "autoencoder", report_to(said.append))
+    assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/output"]
+
+
+def test_clips_updates_and_passes_are_said_before_training(recipe):
+    said = []
+    train(recipe, "autoencoder", report_to(said.append))
+    assert said[0] == "autoencoder: 7 clips, 4 updates of 3 samples, 1.71 passes over the data"
+
+
+def test_a_size_that_does_not_fit_is_refused(recipe):
+    model = recipe.autoencoder.model.model_copy(update={"patch_size": 16})
+    with pytest.raises(UserError, match="takes multiples of 16; prepare the data with --size 32"):
+        train(changed(recipe, model=model), "autoencoder")
