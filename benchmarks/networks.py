@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from magicvideo.training.model_configs import unet_config
 from magicvideo.training.recipe import read_recipe
+from magicvideo.training.resolve import unet_config
 from studies.cost.networks import PAPER, Workload
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "emoji.yaml"

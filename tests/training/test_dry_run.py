@@ -13,8 +13,8 @@ from magicvideo.models import sd_presets
 from magicvideo.models.flops import count_parameters
 from magicvideo.models.unet import VideoUNet
 from magicvideo.training.dry_run import clip_bytes, estimate_run
-from magicvideo.training.model_configs import frame_size, unet_config
 from magicvideo.training.recipe import HardwareConfig, Recipe, read_recipe
+from magicvideo.training.resolve import frame_size, unet_config
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
 SIZE, FRAMES = 64, 3

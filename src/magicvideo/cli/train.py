@@ -86,8 +86,7 @@ def _train(recipe: "Recipe", stage: str | None, threads: int | None) -> None:
     import torch
     from rich.console import Console
 
-    from magicvideo.training.console import silence_libraries
-    from magicvideo.training.progress import LineReporter, Reporter, RichReporter
+    from magicvideo.training.progress import LineReporter, Reporter, RichReporter, silence_libraries
     from magicvideo.training.run import resolve_stage, train
     from magicvideo.training.trainer import Interrupted
 
@@ -111,8 +110,8 @@ def _dry_run(recipe: "Recipe", stage: str | None, threads: int | None, *, as_jso
     import torch
     from rich.console import Console
 
-    from magicvideo.training.console import silence_libraries
     from magicvideo.training.dry_run import estimate_stage, time_update
+    from magicvideo.training.progress import silence_libraries
     from magicvideo.training.resolve import plan_stages
     from magicvideo.training.run import resolve_stage
 

@@ -23,7 +23,6 @@ from magicvideo.models.flops import (
 )
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.training.loader import AnyBatch, BatchSource
-from magicvideo.training.model_configs import frame_size, latent_shape
 from magicvideo.training.optim import optimizer_state_bytes
 from magicvideo.training.recipe import HardwareConfig, Precision, Recipe, StageConfig, StageName
 from magicvideo.training.resolve import (
@@ -34,6 +33,8 @@ from magicvideo.training.resolve import (
     StagePlan,
     UpscalerPlan,
     VideoVaePlan,
+    frame_size,
+    latent_shape,
     plan_stage,
 )
 from magicvideo.training.run import bf16_slowdown, seconds_per_update

@@ -1,6 +1,9 @@
 """What a run tells people while it trains: a live bar on a terminal, else a line a minute."""
 
+import logging
+import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -166,3 +169,21 @@ def _in_words(values: dict[str, float]) -> str:
 
 def _discard(line: str) -> None:
     """Drop a line."""
+
+
+def silence_libraries() -> None:
+    """Switch off the progress bars and notes of libraries; their errors still get through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    for name in ("accelerate", "torch.distributed", "wandb"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # notes for developers on what a later version will change
+    for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from magicvideo.training.model_configs import unet_config
 from magicvideo.training.recipe import read_recipe
+from magicvideo.training.resolve import unet_config
 from studies.__main__ import run
 from studies.cost.networks import PAPER, Workload
 from studies.cost.page import Range, networks_table
