@@ -1,4 +1,4 @@
-"""One worker process, started by the server: `python -m magicvideo.studio DEVICE`.
+"""One worker process, started by the server: `python -m magicvideo.studio DEVICE PARENT`.
 
 The settings come through standard input, since they may hold passwords, which the arguments of a
 process would show to everybody on the machine.
@@ -12,4 +12,4 @@ from magicvideo.studio.worker import run_worker
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="worker: %(message)s")
-    run_worker(config_from_json(sys.stdin.buffer.read()), sys.argv[1])
+    run_worker(config_from_json(sys.stdin.buffer.read()), sys.argv[1], int(sys.argv[2]))

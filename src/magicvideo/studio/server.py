@@ -1,6 +1,7 @@
 """The server process: the app on uvicorn, the workers it starts, and what is done now and then."""
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -67,7 +68,7 @@ class WorkerProcesses:
 
     def _start(self, device: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "magicvideo.studio", device],
+            [sys.executable, "-m", "magicvideo.studio", device, str(os.getpid())],
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the server's, which ends them in order
         )

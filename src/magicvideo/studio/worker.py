@@ -63,12 +63,19 @@ class Worker:
         config: The studio.
         device: `cpu`, `mps`, `cuda` or `cuda:1`.
         engine: The model; by default it is loaded when the worker begins.
+        parent: Process that started it: the worker ends when that is gone.
 
     Raises:
         UserError: If the studio's places or its model cannot be opened.
     """
 
-    def __init__(self, config: StudioConfig, device: str, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        config: StudioConfig,
+        device: str,
+        engine: Engine | None = None,
+        parent: int | None = None,
+    ) -> None:
         config.make_folders()
         self.config, self.device = config, device
         self.place = f"{socket.gethostname()}:{device}:{config.home_id}:"
@@ -76,13 +83,14 @@ class Worker:
         self.store = JobStore(config.database_url)
         self.queue = JobQueue(config.queue_url)
         self.files = FileStore(config.files_url)
-        self._stop = threading.Event()
+        self._stop, self._is_ready = threading.Event(), threading.Event()
         self._engine = engine
-        self._parent = os.getppid()
+        self._parent = parent
 
     def run(self) -> None:
         """Work until told to stop."""
         lock = FileLock(self.config.home / "locks" / f"worker-{self.device.replace(':', '-')}.lock")
+        threading.Thread(target=self._beat, daemon=True).start()
         while not self._stop.is_set():
             with contextlib.suppress(Timeout), lock.acquire(timeout=1.0):
                 self._requeue(self.store.requeue_lost(worker_prefix=self.place))
@@ -93,10 +101,10 @@ class Worker:
                     threads=self.config.threads,
                 )
                 self.store.beat(self.name, self.device)
-                threading.Thread(target=self._beat, daemon=True).start()
+                self._is_ready.set()
                 self._work()
+                self._is_ready.clear()
                 self.store.dismiss(self.name)
-            self._check_parent()
         self.store.close()
         self.queue.close()
 
@@ -129,6 +137,8 @@ class Worker:
     def _beat(self) -> None:
         while not self._stop.wait(_BEAT):
             self._check_parent()
+            if not self._is_ready.is_set():
+                continue
             try:
                 self.store.beat(self.name, self.device)
             except Exception:
@@ -136,7 +146,7 @@ class Worker:
 
     def _check_parent(self) -> None:
         """Stop when the server that started this worker is gone."""
-        if os.getppid() != self._parent:
+        if self._parent is not None and os.getppid() != self._parent:
             self._stop.set()
 
     def _take(self, job_id: str) -> None:
@@ -326,9 +336,9 @@ class _Progress:
         return min(99, int(100 * before / whole)), round(max(0.0, whole - before) * pace, 1)
 
 
-def run_worker(config: StudioConfig, device: str) -> None:
-    """Run a worker in this process until SIGTERM or SIGINT."""
-    worker = Worker(config, device)
+def run_worker(config: StudioConfig, device: str, parent: int | None = None) -> None:
+    """Run a worker in this process until SIGTERM or SIGINT, or until its parent is gone."""
+    worker = Worker(config, device, parent=parent)
     signal.signal(signal.SIGTERM, worker.stop)
     signal.signal(signal.SIGINT, worker.stop)
     worker.run()
