@@ -147,7 +147,8 @@ def new_job(**changes):
 
 def test_one_worker_has_a_job_however_many_ask(store_url):
     store = JobStore(store_url)
-    ids = [store.create(new_job(), queued_jobs=99, client_jobs=99)[0].id for _ in range(20)]
+    jobs = [new_job(fingerprint=str(number)) for number in range(20)]
+    ids = [store.create(job, queued_jobs=99, client_jobs=99)[0].id for job in jobs]
     taken = []
 
     def claim(worker):
@@ -167,6 +168,20 @@ def test_one_worker_has_a_job_however_many_ask(store_url):
     assert store.requeue_lost(silent_for=60.0) == []
     assert sorted(store.requeue_lost(worker_prefix="worker ")) == sorted(ids)
     assert not store.report(name, worker, {"progress": 6})  # it lost the job
+    store.close()
+
+
+def test_a_twin_waits_for_the_bytes_that_are_being_made(store_url):
+    store = JobStore(store_url)
+    first, twin, other = (
+        store.create(new_job(fingerprint=name), queued_jobs=9, client_jobs=9)[0].id
+        for name in ("same", "same", "other")
+    )
+    assert store.claim(first, "worker 1") is not None
+    assert store.claim(twin, "worker 2") is None
+    assert store.claim(other, "worker 2") is not None
+    assert store.fail(first, "worker 1", "server_error", "It failed.")
+    assert store.claim(twin, "worker 2") is not None
     store.close()
 
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    exists,
     func,
     insert,
     or_,
@@ -33,7 +34,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    mapped_column,
+    sessionmaker,
+)
 
 from magicvideo.errors import UserError
 
@@ -371,14 +379,6 @@ class JobStore:
         with self._sessions() as session:
             return next((job for job in session.scalars(query) if job.files), None)
 
-    def is_being_made(self, fingerprint: str, job_id: str) -> bool:
-        """Tell whether another running job makes the same bytes."""
-        query = select(func.count()).where(
-            Job.fingerprint == fingerprint, Job.state == "running", Job.id != job_id
-        )
-        with self._sessions() as session:
-            return bool(session.scalar(query))
-
     def pictures(self) -> set[str]:
         """Return the names of the pictures that jobs begin with."""
         with self._sessions() as session:
@@ -388,13 +388,24 @@ class JobStore:
     # -- a worker's changes -----------------------------------------------------------------------
 
     def claim(self, job_id: str, worker: str) -> Job | None:
-        """Take a waiting job, or return None if it does not wait (any more)."""
-        now = time.time()
+        """Take a waiting job, or return None if it does not wait (any more).
+
+        A job whose bytes another worker is making goes on waiting: it gets a copy of them.
+        """
+        now, other = time.time(), aliased(Job)
+        is_being_made = exists().where(
+            other.fingerprint == Job.fingerprint, other.state == "running"
+        )
         with self._write() as session:
             taken = _rows(
                 session,
                 update(Job)
-                .where(Job.id == job_id, Job.state == "queued", Job.deleted_at.is_(None))
+                .where(
+                    Job.id == job_id,
+                    Job.state == "queued",
+                    Job.deleted_at.is_(None),
+                    ~is_being_made,
+                )
                 .values(
                     state="running",
                     worker=worker,
