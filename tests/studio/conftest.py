@@ -59,7 +59,7 @@ class RunningStudio:
         assert answer.status_code == 200, answer.text
         return self.wait(answer.json()["id"])
 
-    def wait(self, video_id, seconds=120):
+    def wait(self, video_id, seconds=400):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             video = self.http.get(f"/v1/videos/{video_id}").json()

@@ -23,7 +23,7 @@ LONG = {"steps": 400, "stages": "keyframes"}
 FAST = {"steps": 1, "stages": "keyframes"}
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
@@ -88,9 +88,9 @@ def test_a_video_that_takes_too_long_is_stopped(open_studio):
 def test_a_stopped_worker_puts_its_video_back_and_the_next_goes_on(open_studio):
     """The key frames are kept: the second worker does not sample them again."""
     studio = open_studio()
-    reference = studio.make(prompt="a cat", seed=3, steps=3, interpolation_steps=200)
+    reference = studio.make(prompt="a cat", seed=3, steps=3, interpolation_steps=40)
     studio.http.delete(f"/v1/videos/{reference['id']}")
-    video = studio.create(prompt="a cat", seed=3, steps=3, interpolation_steps=200).json()["id"]
+    video = studio.create(prompt="a cat", seed=3, steps=3, interpolation_steps=40).json()["id"]
     until(lambda: studio.studio.store.get(video).stage == "interpolation")
     studio.worker.stop()
     studio.threads[-1].join(30)
@@ -252,7 +252,7 @@ class Command:
         )
         line = self.process.stdout.readline()
         self.url = line.split(" at ")[1].split("/ ")[0]
-        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
 
     def workers(self):
         """Ids of its worker processes."""
@@ -269,7 +269,7 @@ class Command:
     def stop(self):
         self.http.close()
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(120)
         self.process.stdout.close()
 
 
@@ -287,14 +287,14 @@ def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path
     assert len(set(ids)) == 12
     until(server.workers)
     store = JobStore(f"sqlite:///{home / 'jobs.sqlite'}")
-    until(lambda: store.counts()["running"] or store.counts()["completed"], 120)
+    until(lambda: store.counts()["running"] or store.counts()["completed"], 600)
     for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
-    until(lambda: store.counts()["completed"] >= 2, 120)
+    until(lambda: store.counts()["completed"] >= 2, 600)
     time.sleep(random_source.random())
     server.kill()
     server = Command(home, tiny_model)
-    until(lambda: store.counts()["completed"] == 12, 180)
+    until(lambda: store.counts()["completed"] == 12, 900)
     digests = {}
     for number, name in enumerate(ids):
         content = server.http.get(f"/v1/videos/{name}/content").content
