@@ -134,3 +134,49 @@ def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
     assert model.lora_stack.refs == ()
     for key, tensor in model.unet.state_dict().items():
         assert torch.equal(tensor, weights[key]), key
+
+
+def test_adapters_are_chosen_scaled_and_switched_off_as_in_diffusers(model, style, tmp_path):
+    other = write_style(tmp_path / "other.safetensors", model, alpha=3.0)
+    plain = frames_of(model, "a cat", seed=3, stages=STAGES)
+    model.load_lora_weights(style, adapter_name="style")
+    model.load_lora_weights(tmp_path, weight_name="other.safetensors")
+    assert model.get_active_adapters() == ["style", "default_1"]
+    assert model.get_list_adapters()["unet"] == ["style", "default_1"]
+    model.set_adapters("style", 0.5)
+    half = model("a cat", seed=3, stages=STAGES).videos[0]
+    assert [(ref.name, ref.scale) for ref in half.request.loras] == [("style.safetensors", 0.5)]
+    model.set_adapters(["default_1", "style"], [0.2, 1.0])
+    assert [ref.scale for ref in model.lora_stack.refs] == [0.2, 1.0]
+    model.disable_lora()
+    assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES), plain)
+    model.enable_lora()
+    model.delete_adapters("default_1")
+    model.set_adapters("style", 0.5)
+    assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES)[0], half.frames)
+    with pytest.raises(UserError, match=r"no LoRA 'colour'; loaded are: style"):
+        model.set_adapters("colour")
+    with pytest.raises(UserError, match="2 weights were given for 1 adapters"):
+        model.set_adapters("style", [1.0, 2.0])
+
+
+def test_fused_loras_stay_until_they_are_unfused(model, style):
+    plain = frames_of(model, "a cat", seed=3, stages=STAGES)
+    model.load_lora_weights(style)
+    model.fuse_lora(lora_scale=0.5)
+    model.unload_lora_weights()
+    fused = model("a cat", seed=3, stages=STAGES).videos[0]
+    assert not torch.equal(fused.frames, plain[0])
+    assert [ref.scale for ref in fused.request.loras] == [0.5]  # the file still names it
+    model.unfuse_lora()
+    model.unload_lora_weights()
+    assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES), plain)
+
+
+def test_tensors_are_a_lora_as_well(model, style):
+    model.load_lora_weights(style)
+    expected = frames_of(model, "a cat", seed=3, stages=STAGES)
+    model.unload_lora_weights()
+    model.load_lora_weights(load_file(style))
+    assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES), expected)
+    assert len(model.lora_stack.refs[0].sha256) == 64
