@@ -137,7 +137,7 @@ def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
 
 
 def test_adapters_are_chosen_scaled_and_switched_off_as_in_diffusers(model, style, tmp_path):
-    other = write_style(tmp_path / "other.safetensors", model, alpha=3.0)
+    write_style(tmp_path / "other.safetensors", model, alpha=3.0)
     plain = frames_of(model, "a cat", seed=3, stages=STAGES)
     model.load_lora_weights(style, adapter_name="style")
     model.load_lora_weights(tmp_path, weight_name="other.safetensors")
