@@ -98,5 +98,10 @@ def write_model_index(folder: Path, values: Mapping[str, Any]) -> None:
     (folder / PIPELINE_FILE).write_text(_PIPELINE_SOURCE, encoding="utf-8")
     declared = [PIPELINE_FILE.removesuffix(".py"), PIPELINE_CLASS]
     index = {**values, "_class_name": declared}
+    for name, component in COMPONENTS.items():
+        # diffusers names the module of a class, which is no part of the public interface
+        class_name = (index.get(name) or [None, None])[1]
+        if class_name in component.classes:
+            index[name] = library_of(name, class_name)
     text = json.dumps(dict(sorted(index.items())), indent=2)
     (folder / INDEX_FILE).write_text(f"{text}\n", encoding="utf-8")

@@ -310,7 +310,7 @@ class Request(GenerationSettings):
     device: str
     threads: int
     version: str
-    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     loras: tuple[LoraRef, ...] = ()
     unrecorded: tuple[str, ...] = ()
 

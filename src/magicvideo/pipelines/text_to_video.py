@@ -857,7 +857,8 @@ class MagicVideoPipeline(DiffusionPipeline):
             tokens, negative_tokens = self.encode_condition(request, inputs)
         with self.load_components("unet"):
             keys = self.sample_keyframes(request, tokens, negative_tokens, progress, inputs)
-        if "interpolation" not in request.stages or self._interrupt:
+        is_interrupted = inputs.callback is not None and self._interrupt
+        if "interpolation" not in request.stages or is_interrupted:
             return keys
         with self.load_components("interpolator"):
             return self.interpolate(request, keys, tokens, progress)
