@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     verbs = typer.Typer(help="Fetch, prepare and examine clips.")
     for command in (fetch, prepare, encode, doctor, synthetic):
         verbs.command()(command)

@@ -9,7 +9,7 @@ from magicvideo.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("export")(export)
 
 

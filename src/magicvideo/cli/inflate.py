@@ -43,7 +43,7 @@ Prediction = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("inflate")(inflate)
 
 

@@ -29,7 +29,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def gather(**values: Any) -> None:  # noqa: ANN401 - whatever the options hold
         gathered = {
-            name: group(**{member: values.pop(member) for member in members[name]})
+            name: _build(group, {member: values.pop(member) for member in members[name]})
             for name, group in groups.items()
         }
         command(**gathered, **values)
@@ -39,6 +39,12 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         [one.replace(kind=Parameter.KEYWORD_ONLY) for one in options]
     )
     return gather
+
+
+def _build(group: type[Any], values: dict[str, Any]) -> object:
+    """Return a group with its values; one with `from_values` converts what was typed."""
+    convert = getattr(group, "from_values", None)
+    return group(**values) if convert is None else convert(values)
 
 
 def _options_of(group: type[Any]) -> dict[str, Parameter]:

@@ -18,7 +18,7 @@ _PACKAGES = ("fastapi", "gradio", "huey", "sqlalchemy", "uvicorn", "prometheus_c
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     app.command("studio")(studio)
 
 

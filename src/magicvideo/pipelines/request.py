@@ -63,8 +63,8 @@ def setting(
 class GenerationSettings:
     """What a caller may choose beside prompts and seeds; None is the model's own default.
 
-    Numbers may be numpy's and sequences of any kind; they are stored as plain ints, floats and
-    tuples. The description and range of each setting stand in its field.
+    The description and range of each setting stand in its field. `from_values` takes numbers and
+    sequences of other kinds, such as numpy's.
 
     Raises:
         UserError: If a value is out of its range.
@@ -157,6 +157,20 @@ class GenerationSettings:
                 "A negative prompt works through guidance, and a guidance scale of 1 is none; "
                 "raise the scale or leave the negative prompt out."
             )
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "GenerationSettings":
+        """Return settings from values of any integer, number or sequence type, by name.
+
+        Raises:
+            UserError: If a value is out of its range.
+        """
+        plain: dict[str, Any] = {
+            one.name: _checked(one, values[one.name])
+            for one in fields(GenerationSettings)
+            if values.get(one.name) is not None
+        }
+        return cls(**plain)
 
     def chosen(self) -> dict[str, Any]:
         """Return the settings that are not None, by name."""

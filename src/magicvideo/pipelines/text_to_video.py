@@ -765,7 +765,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             "interpolation_steps": interpolation_steps,
             "upscaler_steps": upscaler_steps,
         }
-        settings = GenerationSettings(**chosen)
+        settings = GenerationSettings.from_values(chosen)
         per_prompt = check_integer("num_videos_per_prompt", num_videos_per_prompt, 1, 10_000)
         prompts, negatives = _pair_prompts(
             prompt,

@@ -42,7 +42,7 @@ class _ProtocolFirst(TyperGroup):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the command."""
     verbs = typer.Typer(cls=_ProtocolFirst, help=_HELP, no_args_is_help=True)
     verbs.command(_PROTOCOL_VERB)(run)
     for verb in (own, judge, sheet, report, vbench):
