@@ -1,6 +1,7 @@
 # make demo   a video from a prompt: make demo PROMPT="a cat face, blue background"
 # make studio the page and the API on this machine: make studio PORT=8000
 # make test   every test
+# make fuzz   hostile files, longer than in the tests: make fuzz EXAMPLES=10000
 # make lint   ruff, mypy and hadolint
 # make docs   the documentation site, in build/site
 #
@@ -11,6 +12,7 @@ PROMPT ?= cat face, green background
 OUTPUT ?= demo.mp4
 SEED ?= 2
 WORKERS ?= 2
+EXAMPLES ?= 2000
 PORT ?= 7860
 
 BIN := .venv/bin
@@ -32,6 +34,9 @@ studio: .venv/installed-studio
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+fuzz: .venv/installed-dev
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -8,8 +8,8 @@ import socket
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +21,8 @@ CHECKSUMS_FILE = "SHA256SUMS"
 PARTIAL = ".partial-"
 LOCK = ".magicvideo-lock"
 """Name of the lock inside a folder, and the beginning of the name of one beside a file."""
+
+_STEM = 50  # characters of a file's name in the name of its partial file
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
         OSError: If the disk refuses to write, also where safetensors says so. It names `target`.
     """
     handle, name = tempfile.mkstemp(
-        prefix=f"{PARTIAL}{target.stem[:50]}-", suffix=target.suffix, dir=target.parent
+        prefix=f"{PARTIAL}{target.stem[:_STEM]}-", suffix=target.suffix, dir=target.parent
     )
     os.close(handle)
     partial = Path(name)
@@ -120,12 +122,49 @@ def lock_output(target: Path, *, inside: bool = False) -> Iterator[None]:
     try:
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        if not inside:
+            _remove_stale(target)
         yield
     finally:
         # while it is held: whoever opened the file before sees that it has no name any more
         with suppress(OSError):
             path.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def lock_outputs(targets: Sequence[Path]) -> Iterator[None]:
+    """Hold the locks of several outputs, as `lock_output` does; a missing folder is made.
+
+    A folder that was made here is removed again if nothing was put into it.
+
+    Raises:
+        UserError: If another process holds one of them.
+    """
+    with ExitStack() as stack:
+        for folder in {target.parent for target in targets}:
+            if not folder.exists():
+                folder.mkdir()
+                stack.callback(_remove_if_empty, folder)
+        for target in targets:
+            stack.enter_context(lock_output(target))
+        yield
+
+
+def _remove_stale(target: Path) -> None:
+    """Delete what writers of a file that were killed left beside it; its lock is held."""
+    if len(target.stem) > _STEM:
+        return  # other files may begin alike
+    name = re.escape(f"{PARTIAL}{target.stem}-") + r"[a-z0-9_]{8}" + re.escape(target.suffix)
+    with suppress(OSError):
+        for path in target.parent.iterdir():
+            if re.fullmatch(name, path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _name_key(name: str) -> str:

@@ -29,6 +29,8 @@ MAX_LINE_LENGTH = 1 << 20
 """Characters of a line of a file that is read line by line."""
 
 # Model folders and checkpoints
+MAX_LATENTS = 1 << 27
+"""Numbers in a file of kept latents: 8,000 frames of 512x512."""
 MAX_HEADER_BYTES = 100 << 20
 """Of the JSON header of a safetensors file; the format's own limit."""
 MAX_LAYERS = 1000

@@ -4,7 +4,6 @@ The modules import nothing heavy until their command is called, so that `--help`
 """
 
 import errno
-import io
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +22,12 @@ from magicvideo.cli import (
     studio,
     train,
 )
-from magicvideo.cli.console import is_out_of_memory, out_of_memory_error
+from magicvideo.cli.console import (
+    is_out_of_memory,
+    out_of_memory_error,
+    say,
+    tolerate_broken_streams,
+)
 from magicvideo.errors import UserError
 
 MISTAKE = 2
@@ -66,11 +70,14 @@ for command in (generate, interpolate, studio, data, inflate, train, export, eva
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        # a terminal that cannot show a file's name must not end the work
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    stdout_failure = tolerate_broken_streams()
+    code = run(sys.argv[1:])
+    failure = stdout_failure()
+    if failure is not None and failure.errno != errno.EPIPE and not code:
+        code = _complain(
+            f"The work is done, but the standard output cannot be written ({failure.strerror})."
+        )
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -100,7 +107,7 @@ def run_app(commands: typer.Typer, arguments: list[str], name: str) -> int:
 
 
 def _complain(sentence: str) -> int:
-    typer.echo(f"Error: {sentence}", err=True)
+    say(f"Error: {sentence}", err=True)
     return MISTAKE
 
 

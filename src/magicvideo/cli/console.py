@@ -1,7 +1,10 @@
 """What the commands that make videos share: console, model, progress bars, out of memory."""
 
+import io
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ import typer
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.console import Console
 
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -30,6 +34,66 @@ _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough 
 _WANTED = re.compile(r"allocate (\d+(?:\.\d+)?)\.? (bytes|\w+iB)")
 
 
+class _TolerantFile(io.FileIO):
+    """A standard stream whose failure ends no work: what cannot be written is dropped."""
+
+    failure: OSError | None = None
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write, or note what went wrong and take the data as written."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            return memoryview(data).nbytes
+
+
+def tolerate_broken_streams() -> Callable[[], OSError | None]:
+    """Make standard output and error take any text, and outlive a closed pipe or a full disk.
+
+    Characters that an encoding lacks are written as backslash escapes.
+
+    Returns:
+        A function that tells what went wrong with the standard output, if anything did.
+    """
+    files: list[_TolerantFile] = []
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if os.name == "nt":  # a console there is more than a file
+            stream.reconfigure(errors="backslashreplace")
+            continue
+        file = _TolerantFile(stream.fileno(), "w", closefd=False)
+        tolerant = io.TextIOWrapper(
+            io.BufferedWriter(file),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+        )
+        setattr(sys, name, tolerant)
+        files += [file] if name == "stdout" else []
+
+    def failure() -> OSError | None:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return files[0].failure if files else None
+
+    return failure
+
+
+def printable(text: object) -> str:
+    """Return a text in which control characters are escapes, so that no name moves a cursor."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in str(text)
+    )
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print a line to the standard output, or to standard error."""
+    typer.echo(printable(text), err=err)
+
+
 def make_console() -> "Console":
     """Return the console of progress and hints, which leaves the standard output to results."""
     from rich.console import Console
@@ -38,7 +102,7 @@ def make_console() -> "Console":
 
     class Hints(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            console.print(f"Hint: {record.getMessage()}", markup=False)
+            console.print(f"Hint: {printable(record.getMessage())}", markup=False)
 
     logging.getLogger("magicvideo").handlers = [Hints()]
     return console

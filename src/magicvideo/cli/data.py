@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicvideo.cli.console import printable, say
 from magicvideo.cli.encode import (
     DecodeOptions,
     EncodeOptions,
@@ -49,14 +50,14 @@ def fetch(
         raise UserError(f"{source!r} is no data set that can be fetched; take {fluent_emoji.NAME}.")
 
     def report(package: int, clips: int) -> None:
-        typer.echo(f"package {package} of 4, {clips} clips to come (about 180 MB)...", err=True)
+        say(f"package {package} of 4, {clips} clips to come (about 180 MB)...", err=True)
 
     fresh = fetch_emoji(folder, fluent_emoji.emoji_records(), on_package=report)
-    typer.echo(
+    say(
         f"{folder} is complete, {fresh:,} clips are new; the licence is in "
         f"{folder / fluent_emoji.MARKER}."
     )
-    typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared")
+    say(f"Next: magicvideo data prepare {folder} {folder}-prepared")
 
 
 @with_option_groups
@@ -111,8 +112,8 @@ def prepare(
             on_clip=advance,
         )
     for skipped in report.skipped:
-        typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
-    typer.echo(
+        say(f"skipped {skipped.file}: {skipped.reason}", err=True)
+    say(
         f"{out}: {_count_clips(report.clips)}, {len(report.skipped):,} files skipped, "
         f"{report.num_kept:,} clips from before."
     )
@@ -183,8 +184,8 @@ def synthetic(
     from magicvideo.data.sources.synthetic import write_clips
 
     scenes = write_clips(folder, clips)
-    typer.echo(f"{folder}: {len(scenes)} clips, such as {scenes[0].caption!r}.")
-    typer.echo(f"Next: magicvideo data prepare {folder} {folder}-prepared --size 32")
+    say(f"{folder}: {len(scenes)} clips, such as {scenes[0].caption!r}.")
+    say(f"Next: magicvideo data prepare {folder} {folder}-prepared --size 32")
 
 
 def _open_unprepared(source: Path, decoding: DecodeOptions) -> "EncodeInputs":
@@ -279,11 +280,12 @@ def _print_findings(findings: "list[Finding]", *, only_skipped: bool) -> None:
     for heading in ("file", "result", "details"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
+        name = printable(finding.file)
         if not finding.split:
-            table.add_row(finding.file, "skipped", finding.detail, style="yellow")
+            table.add_row(name, "skipped", printable(finding.detail), style="yellow")
         elif not only_skipped:
             details = "\n".join([finding.detail, *(f"! {text}" for text in finding.warnings)])
-            table.add_row(finding.file, f"used: {finding.split}", details)
+            table.add_row(name, f"used: {finding.split}", details)
     if table.row_count:
         console.print(table)
     totals = Counter(finding.split or "skipped" for finding in findings)

@@ -19,6 +19,7 @@ from magicvideo.cli.console import (
     out_of_memory_error,
     progress_bar,
     report_out_of_memory,
+    say,
 )
 from magicvideo.cli.option_groups import with_option_groups
 from magicvideo.errors import UserError
@@ -116,6 +117,23 @@ class OutputOptions:
             return self
         suffix = video.suffix.lower().removeprefix(".")
         return replace(self, format="png" if video.is_dir() else suffix)
+
+    @contextmanager
+    def reserve(self, names: list[str], seeds: list[int]) -> Iterator[list[Path]]:
+        """Give where the videos go, and keep other processes from writing there meanwhile.
+
+        Raises:
+            UserError: As `paths` does, and if another process makes one of them.
+        """
+        from magicvideo.atomic_io import lock_outputs
+        from magicvideo.media.outputs import check_writable, output_paths
+
+        paths = output_paths(self.output, names, seeds, self.format)
+        for folder in {path.parent for path in paths}:
+            is_new = len(paths) > 1 and not folder.exists()
+            check_writable(folder.parent if is_new else folder)
+        with lock_outputs(paths):
+            yield self.paths(names, seeds)
 
     def paths(self, names: list[str], seeds: list[int]) -> list[Path]:
         """Return where the videos go, after checking that they can.
@@ -227,12 +245,12 @@ def generate(
         return
     texts, names = prompts.read(condition.image)
     seeds = resolve_seeds(condition.seed, len(texts))
-    paths = output.paths(names, seeds)
-    console = make_console()
-    pipeline = model.load(console)
-    requests = pipeline.build_requests(texts, seeds, settings, condition.image)
-    with report_out_of_memory("ask for fewer --frames, or take another --device"):
-        _make(console, pipeline, requests, paths, job, model.lora or [])
+    with output.reserve(names, seeds) as paths:
+        console = make_console()
+        pipeline = model.load(console)
+        requests = pipeline.build_requests(texts, seeds, settings, condition.image)
+        with report_out_of_memory("ask for fewer --frames, or take another --device"):
+            _make(console, pipeline, requests, paths, job, model.lora or [])
 
 
 def _check_alone(name: str, *others: object) -> None:
@@ -252,44 +270,54 @@ def _remake(video: Path, output: OutputOptions, model: ModelOptions, job: "Decod
     request = read_request(video)
     request.check_reproducible()
     name = request.image_condition.name if request.image_condition else request.prompt
-    paths = output.paths([name], [request.seed])
-    import torch
-
-    console = make_console()
-    pipeline = load_pipeline(console, model.model, request.device)
-    if request.version != version("magicvideo"):
-        console.print(
-            f"Hint: {video} was made by version {request.version}; bytes may differ.", markup=False
-        )
-    torch.set_num_threads(request.threads)
-    # threads decide the last bits here, too
-    load_recorded_loras(pipeline, request.loras, model.lora or [])
-    again = replace(request, version=version("magicvideo"))
-    _make(console, pipeline, [again], paths, job, model.lora or [])
+    with output.reserve([name], [request.seed]) as paths:
+        console = make_console()
+        pipeline = load_pipeline(console, model.model, request.device)
+        if request.version != version("magicvideo"):
+            console.print(
+                f"Hint: {video} was made by version {request.version}; bytes may differ.",
+                markup=False,
+            )
+        _use_threads(request.threads)
+        # threads decide the last bits here, too
+        load_recorded_loras(pipeline, request.loras, model.lora or [])
+        again = replace(request, version=version("magicvideo"))
+        _make(console, pipeline, [again], paths, job, model.lora or [])
 
 
 def _finish(output: Path, job: "DecodeJob") -> None:
     """Make the rest of a video whose latents are there."""
-    from magicvideo.media.outputs import check_output
+    from magicvideo.atomic_io import lock_output
+    from magicvideo.media.outputs import check_output, check_writable
     from magicvideo.pipelines.latent_checkpoint import output_of, read_latents
 
     output, latents_file = output_of(output)
-    request, latents = read_latents(latents_file)
-    check_output(output, overwrite=job.overwrite)
+    check_writable(output.parent)
+    with lock_output(output):
+        request, latents = read_latents(latents_file)
+        check_output(output, overwrite=job.overwrite)
+        console = make_console()
+        pipeline = load_pipeline(console, job.model, job.device or request.device)
+        pipeline.capabilities.validate(request)
+        pipeline.capabilities.check_chunks(request, job.chunks)
+        if pipeline.device.type != request.device:
+            console.print(
+                f"Hint: the latents are from {request.device}; made again there, the last bits "
+                "differ.",
+                markup=False,
+            )
+        _use_threads(request.threads)
+        job.make(console, "", pipeline, request, latents.to(pipeline.device), output)
+        _print_result(output, request, job, [ref.name for ref in request.loras])
+
+
+def _use_threads(threads: int) -> None:
+    """Compute with as many threads as a video was made with, and no more than there are cores."""
+    import os
+
     import torch
 
-    console = make_console()
-    pipeline = load_pipeline(console, job.model, job.device or request.device)
-    pipeline.capabilities.validate(request)
-    pipeline.capabilities.check_chunks(request, job.chunks)
-    if pipeline.device.type != request.device:
-        console.print(
-            f"Hint: the latents are from {request.device}; made again there, the last bits differ.",
-            markup=False,
-        )
-    torch.set_num_threads(request.threads)
-    job.make(console, "", pipeline, request, latents.to(pipeline.device), output)
-    _print_result(output, request, job, [ref.name for ref in request.loras])
+    torch.set_num_threads(min(threads, max(os.cpu_count() or 1, 1)))
 
 
 def _make(
@@ -307,8 +335,6 @@ def _make(
         pipeline.capabilities.check_chunks(request, job.chunks)
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
-        if len(paths) > 1:
-            path.parent.mkdir(exist_ok=True)
         with progress_bar(console, place) as progress:
             latents = pipeline.generate_latents(request, progress)
         write_latents(latents_path(path), latents, request)
@@ -324,8 +350,8 @@ def _print_result(path: Path, request: "Request", job: "DecodeJob", loras: list[
     again += [word for lora in loras for word in ("--lora", lora)]
     again += ["--output", str(path.with_name(f"again-{path.name}"))]
     again += [] if path.suffix else ["--format", "png"]
-    typer.echo(f"{path} (seed {request.seed})")
-    typer.echo(f"Make it again: {shlex.join(again)}")
+    say(f"{path} (seed {request.seed})")
+    say(f"Make it again: {shlex.join(again)}")
 
 
 @dataclass(frozen=True)
@@ -370,7 +396,7 @@ class DecodeJob:
         from magicvideo.pipelines.video import write_video
 
         with (
-            self._say_how_to_continue(pipeline, request, output),
+            self._say_how_to_continue(pipeline, request, latents, output),
             progress_bar(console, place) as progress,
         ):
             video = pipeline.decode_and_upscale(request, latents, progress, self.chunks)
@@ -380,11 +406,16 @@ class DecodeJob:
 
     @contextmanager
     def _say_how_to_continue(
-        self, pipeline: "MagicVideoPipeline", request: "Request", output: Path
+        self,
+        pipeline: "MagicVideoPipeline",
+        request: "Request",
+        latents: "Latents",
+        output: Path,
     ) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            _keep_latents(output, latents, request)
             if not is_out_of_memory(error):
                 self._print_command(output, self.device, self.chunks)
                 raise
@@ -406,7 +437,15 @@ class DecodeJob:
         words += ["--model", str(self.model)] if self.model else []
         words += ["--device", device] if device else []
         words += [*chunks.to_cli_args(), *(["--overwrite"] if self.overwrite else [])]
-        typer.echo(f"The latents are kept; continue with: {shlex.join(words)}", err=True)
+        say(f"The latents are kept; continue with: {shlex.join(words)}", err=True)
+
+
+def _keep_latents(output: Path, latents: "Latents", request: "Request") -> None:
+    """Write latents again that another program removed, so that they are there as it is said."""
+    from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
+
+    if not latents_path(output).exists():
+        write_latents(latents_path(output), latents, request)
 
 
 def _changed_flags(before: ChunkSizes, after: ChunkSizes) -> list[str]:

@@ -12,6 +12,7 @@ from magicvideo.cli.console import (
     load_pipeline,
     make_console,
     progress_bar,
+    say,
 )
 from magicvideo.errors import UserError
 
@@ -62,7 +63,8 @@ def interpolate(
       magicvideo interpolate clip.gif --output smooth.mp4
     """
     target = choose_target(video, output, "interpolated", overwrite=overwrite)
-    from magicvideo.media.outputs import ensure_encodable_size
+    from magicvideo.atomic_io import lock_output
+    from magicvideo.media.outputs import check_output, ensure_encodable_size
     from magicvideo.media.video_stream import open_video_stream, write_video_stream
     from magicvideo.pipelines.video_to_video import interpolate_video
 
@@ -71,15 +73,15 @@ def interpolate(
         clip = open_video_stream(video)
     if output is None:
         target = ensure_encodable_size(target, clip.height, clip.width)
-    pipeline = load_pipeline(console, model, device)
-    with progress_bar(console, "") as progress:
-        made = interpolate_video(
-            pipeline, clip, prompt=prompt, seed=seed, num_steps=steps, progress=progress
-        )
-        write_video_stream(made, target, overwrite=overwrite, progress=progress)
-    typer.echo(
-        f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} a second)"
-    )
+    with lock_output(target):
+        check_output(target, overwrite=overwrite)  # another process may have finished it meanwhile
+        pipeline = load_pipeline(console, model, device)
+        with progress_bar(console, "") as progress:
+            made = interpolate_video(
+                pipeline, clip, prompt=prompt, seed=seed, num_steps=steps, progress=progress
+            )
+            write_video_stream(made, target, overwrite=overwrite, progress=progress)
+    say(f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} a second)")
 
 
 def upscale(
@@ -98,18 +100,22 @@ def upscale(
       magicvideo upscale clip.gif --output large.mp4
     """
     target = choose_target(video, output, "upscaled", overwrite=overwrite)
+    from magicvideo.atomic_io import lock_output
+    from magicvideo.media.outputs import check_output
     from magicvideo.media.video_stream import open_video_stream, write_video_stream
     from magicvideo.pipelines.video_to_video import upscale_video
 
     console = make_console()
     with console.status("Checking the video"):
         clip = open_video_stream(video)
-    pipeline = load_pipeline(console, model, device)
-    with progress_bar(console, "") as progress:
-        made = upscale_video(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
-        write_video_stream(made, target, overwrite=overwrite, progress=progress)
+    with lock_output(target):
+        check_output(target, overwrite=overwrite)  # another process may have finished it meanwhile
+        pipeline = load_pipeline(console, model, device)
+        with progress_bar(console, "") as progress:
+            made = upscale_video(pipeline, clip, seed=seed, num_steps=steps, progress=progress)
+            write_video_stream(made, target, overwrite=overwrite, progress=progress)
     before, after = (f"{one.width}x{one.height}" for one in (clip, made))
-    typer.echo(f"{target} ({before} became {after})")
+    say(f"{target} ({before} became {after})")
 
 
 def choose_target(video: Path, output: Path | None, made: str, *, overwrite: bool) -> Path:
@@ -124,10 +130,10 @@ def choose_target(video: Path, output: Path | None, made: str, *, overwrite: boo
     Raises:
         UserError: If there is no such video, or the output exists or cannot be written.
     """
-    from magicvideo.media.outputs import check_output, sibling_path
+    from magicvideo.media.outputs import check_output, expand_home, sibling_path
 
     if not video.exists():
         raise UserError(f"{video} cannot be used: there is no such file.")
-    target = sibling_path(video, made) if output is None else output
+    target = sibling_path(video, made) if output is None else expand_home(output)
     check_output(target, overwrite=overwrite)
     return target

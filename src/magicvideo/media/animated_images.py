@@ -68,6 +68,7 @@ def read_animation(path: Path, max_frames: int) -> Generator[Image.Image, None, 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             yield

@@ -27,19 +27,20 @@ def open_image_limited(
         ValueError: If it has more pixels.
         OSError: If the file is missing or no picture.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of a size of its own and refuses twice of it; here one limit holds
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with warnings.catch_warnings():
+        # Pillow warns of a size of its own and refuses twice of it; here one limit holds. What it
+        # says of damaged metadata is nothing that a viewer would show
+        warnings.simplefilter("ignore")
+        try:
             picture = Image.open(path, formats=formats)
-    except Image.DecompressionBombError:
-        raise ValueError(f"it has more than {max_pixels:,} pixels") from None
-    with picture:
-        if picture.width * picture.height > max_pixels:
-            raise ValueError(
-                f"it has {picture.width}x{picture.height} pixels, more than {max_pixels:,}"
-            )
-        yield picture
+        except Image.DecompressionBombError:
+            raise ValueError(f"it has more than {max_pixels:,} pixels") from None
+        with picture:
+            if picture.width * picture.height > max_pixels:
+                raise ValueError(
+                    f"it has {picture.width}x{picture.height} pixels, more than {max_pixels:,}"
+                )
+            yield picture
 
 
 def load_image(image: Image.Image | str | Path) -> Image.Image:

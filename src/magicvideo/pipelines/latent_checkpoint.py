@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
+from magicvideo.limits import MAX_LATENTS
 from magicvideo.media.outputs import translate_disk_errors
 from magicvideo.pipelines.request import Request, request_from_json
-from magicvideo.shapes import Latents
+from magicvideo.shapes import Latents, check_finite
 
 LATENTS_SUFFIX = ".latents"
 _LATENTS, _REQUEST = "latents", "request"
@@ -32,8 +33,9 @@ def write_latents(path: Path, latents: Latents, request: Request) -> None:
     """Keep the latents of a video, and the request that they answer.
 
     Raises:
-        UserError: If the file cannot be written.
+        UserError: If the file cannot be written, or a number is not finite.
     """
+    check_finite(latents, "The latents")
     metadata = {_REQUEST: request.to_json()}
     with translate_disk_errors(path), atomic_file(path) as partial:
         save_file({_LATENTS: latents.cpu().contiguous()}, partial, metadata=metadata)
@@ -69,4 +71,7 @@ def read_latents(path: Path) -> tuple[Request, Latents]:
         raise UserError(f"{path} holds no latents of a video; make the video anew.") from None
     if request is None:
         raise UserError(f"{path} does not say what it is; make the video anew.")
+    if latents.ndim != 5 or not latents.is_floating_point() or latents.numel() > MAX_LATENTS:
+        raise UserError(f"{path} holds no latents of a video; make the video anew.")
+    check_finite(latents, f"The latents in {path}")
     return request, latents

@@ -1,7 +1,6 @@
 """LoRA files in a loaded model: read, checked, merged into its weights, and taken out again."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from magicvideo.atomic_io import sha256
 from magicvideo.errors import UserError
+from magicvideo.limits import parse_json
 from magicvideo.models.lora import (
     BASE_MODEL,
     LORA_FILE,
@@ -361,9 +361,11 @@ def _alphas(path: Path, notes: Mapping[str, str]) -> dict[str, float]:
         told = read_json(config)
     else:
         try:
-            told = json.loads(notes.get(_DIFFUSERS_CONFIG, "{}"))
+            told = parse_json(notes.get(_DIFFUSERS_CONFIG, "{}"))
         except ValueError:
-            raise UserError(f"{path}: {_DIFFUSERS_CONFIG} in its header is no JSON.") from None
+            told = None
+        if not isinstance(told, dict):
+            raise UserError(f"{path}: {_DIFFUSERS_CONFIG} in its header is no JSON object.")
     alphas = {}
     for component in ADAPTED_COMPONENTS:
         own = {
@@ -374,5 +376,10 @@ def _alphas(path: Path, notes: Mapping[str, str]) -> dict[str, float]:
             if own[name] not in (None, plain):
                 raise UserError(f"{path} was made with {name}={own[name]}, which is not supported.")
         if own["lora_alpha"] is not None:
-            alphas[component] = float(own["lora_alpha"])
+            try:
+                alphas[component] = float(own["lora_alpha"])
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{path} has the alpha {own['lora_alpha']!r:.40}, which is no number."
+                ) from None
     return alphas

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, SupportsIndex, TypeAlias, TypeVar
 
 from magicvideo.errors import UserError
+from magicvideo.limits import parse_json
 
 MAX_SEED = 2**63 - 1
 MAX_LORA_SCALE = 10.0
@@ -376,7 +377,7 @@ def request_from_json(text: str) -> Request | None:
         UserError: If it is a request that this version cannot read.
     """
     try:
-        holder = json.loads(text)
+        holder = parse_json(text)
     except ValueError:
         return None
     if not isinstance(holder, dict) or _KEY not in holder:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from magicvideo.atomic_io import atomic_file, remove_partial, sha256
+from magicvideo.atomic_io import atomic_file, lock_output, remove_partial, sha256
 from magicvideo.data.sources.fluent_emoji import CLIPS, MARKER, NOTICE, EmojiRecord
 from magicvideo.errors import UserError
 
@@ -55,7 +55,18 @@ def fetch(
         UserError: If the folder holds something else, npm is absent or fails, or a tarball is not
             the one expected.
     """
-    _open_folder(folder)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with lock_output(folder.absolute()):
+        _open_folder(folder)
+        return _fetch_missing(folder, listed, sha512, on_package)
+
+
+def _fetch_missing(
+    folder: Path,
+    listed: Sequence[EmojiRecord],
+    sha512: Mapping[int, str],
+    on_package: Callable[[int, int], None] | None,
+) -> int:
     missing: dict[int, list[EmojiRecord]] = defaultdict(list)
     for clip in listed:
         if not _is_whole(clip_path(folder, clip), clip.sha256):
