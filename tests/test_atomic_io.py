@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import stat
@@ -184,3 +185,34 @@ def test_a_spoilt_folder_is_refused_by_the_name_of_the_file(summed, spoil, messa
     spoil(summed)
     with pytest.raises(UserError, match=message):
         verify_checksums(summed)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_place_that_refuses_to_change_modes_gives_its_own(tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("pathlib.Path.chmod", refuse)
+    with atomic_file(tmp_path / "file") as partial:
+        partial.write_text("whole")
+    with atomic_folder(tmp_path / "folder") as partial:
+        (partial / "file").write_text("whole")
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "file").read_text() == "whole"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_of_another_program_is_not_replaced_unasked(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(*_):
+            raise OSError(errno.EPERM, "refused")
+
+        monkeypatch.setattr("os.link", refuse)
+    target = tmp_path / "file"
+    with atomic_file(target, overwrite=False) as partial:
+        partial.write_text("first")
+    assert target.read_text() == "first"
+    with pytest.raises(FileExistsError), atomic_file(target, overwrite=False) as partial:
+        partial.write_text("second")
+    assert target.read_text() == "first"
+    assert names(tmp_path) == ["file"]

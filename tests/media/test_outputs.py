@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from magicvideo.errors import UserError
 from magicvideo.media.outputs import (
     FORMATS,
+    check_output,
     ensure_encodable_size,
     format_of,
     output_paths,
@@ -104,3 +105,34 @@ def test_every_format_is_told_by_its_suffix():
     for name in FORMATS:
         path = Path("Frames") if name == "png" else Path(f"x.{name.upper()}")
         assert format_of(path) == name
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "狐"])
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_name_whose_files_beside_it_do_not_fit_is_refused_at_once(tmp_path, letter, room):
+    suffix = ".latents"
+    stem = letter * ((255 - len(".mp4") - len(suffix)) // len(letter.encode()))
+    stem += "x" * (255 - len(stem.encode()) - len(".mp4") - len(suffix) + 1 - room)
+    path = tmp_path / f"{stem}.mp4"
+    if room:
+        check_output(path, overwrite=True, longest_suffix=suffix)
+        (tmp_path / f"{path.name}{suffix}").touch()
+        return
+    with pytest.raises(UserError, match=r"File name too long, 256 bytes .* choose a shorter name"):
+        check_output(path, overwrite=True, longest_suffix=suffix)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert output_paths(Path("~/x.mp4"), ["fox"], [1], None) == [tmp_path / "x.mp4"]
+    with pytest.raises(UserError, match="write out the home folder's path"):
+        check_output(Path("~nobody-is-called-so/x.mp4"), overwrite=False)
+
+
+def test_braces_are_written_twice():
+    paths = output_paths(Path("x{{1}}-{seed}.mp4"), ["fox"], [7], None)
+    assert paths == [Path("x{1}-7.mp4")]
+    with pytest.raises(UserError, match=r"\{\{ or \}\} for a brace"):
+        output_paths(Path("x{1}.mp4"), ["fox"], [7], None)
