@@ -68,12 +68,7 @@ def score_autoencoder(
     Raises:
         UserError: If there are fewer than `count` clips, or the autoencoder cannot take their size.
     """
-    size, factor = dataset.info.size, vae_scale_factor(autoencoder)
-    if size % factor:
-        raise UserError(
-            f"The clips of {dataset.folder} are {size} pixels wide, and this model's autoencoder "
-            f"needs a multiple of {factor}; prepare them with another --size."
-        )
+    _check_size(autoencoder, dataset)
     if count > len(dataset):
         raise UserError(
             f"The protocol reconstructs {count} clips, but {dataset.folder} has {len(dataset)} in "
@@ -93,6 +88,20 @@ def score_autoencoder(
         chance=mean(flat),
         chance_is="the mean colour of each frame",
     )
+
+
+def _check_size(autoencoder: Autoencoder, dataset: ClipDataset) -> None:
+    """Refuse clips that an autoencoder cannot encode.
+
+    Raises:
+        UserError: If the side of the frames is no multiple of the autoencoder's factor.
+    """
+    size, factor = dataset.info.size, vae_scale_factor(autoencoder)
+    if size % factor:
+        raise UserError(
+            f"The clips of {dataset.folder} are {size} pixels wide, and this model's autoencoder "
+            f"needs a multiple of {factor}; prepare them with another --size."
+        )
 
 
 def _three_figures(autoencoder: Autoencoder, frames: Frames) -> Float[np.ndarray, "3"]:
@@ -264,6 +273,7 @@ class Evaluator:
         """
         protocol = self.protocol
         dataset = ClipDataset(self.data, (prompt_set.split,), captioned=True)
+        _check_size(self.pipeline.vae, dataset)
         prompts = sample_prompts(dataset, prompt_set.prompts, protocol.seed, prompt_set.wording)
         whole = ClipDataset(self.data, _ALL, captioned=True)
         asked = {dataset.clips[prompt.index].id for prompt in prompts}
