@@ -91,7 +91,7 @@ def compare(folder: Path) -> str:
     count = sum(parameter.numel() for parameter in image.parameters())
     del image
     video = load_component(folder / VIDEO, "unet", "VideoUNet", torch.float32)
-    made = video(latents[None], timestep, tokens, torch.tensor([8.0]))[0]
+    made = video(latents[None], timestep, tokens, torch.tensor([8.0])).sample[0]
     error = float((made - expected).abs().max())
     if error > 1e-4:
         raise SystemExit(f"the networks differ by {error}")

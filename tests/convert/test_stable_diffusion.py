@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import frames_of
 
 from magicvideo.cli import run
+from magicvideo.convert.diffusers_folder import read_checkpoint
 from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
 from magicvideo.errors import UserError
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -343,3 +344,97 @@ def test_the_command_prints_what_became_of_every_tensor(image_folder, tmp_path, 
     assert f"{out} exists" in capsys.readouterr().err
     assert run(["inflate", str(image_folder), str(tmp_path / "x"), "--size", "13"]) == 2
     assert "it must be a multiple of 2 pixels" in capsys.readouterr().err
+
+
+def renamed(*pairs):
+    def change(name):
+        for old, new in pairs:
+            name = name.replace(old, new)
+        return name
+
+    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        lambda tensors: {
+            name: x.bfloat16() if x.is_floating_point() else x for name, x in tensors.items()
+        },
+        renamed(("transformer.text_model.", "transformer.")),
+        renamed(
+            *((f".attn_1.{name}.", f".attn_1.to_{name}.") for name in "qkv"),
+            (".attn_1.proj_out.", ".attn_1.to_out.0."),
+        ),
+        renamed((".attn_1.q.", ".attn_1.query."), (".attn_1.norm.", ".attn_1.group_norm.")),
+        lambda tensors: {
+            **tensors,
+            "cond_stage_model.transformer.text_projection.weight": torch.zeros(5, 5),
+            "embedding_manager.embedder.position_ids": torch.zeros(3),
+        },
+    ],
+    ids=["bfloat16 with its schedule", "no text_model", "to_q", "query", "known extras"],
+)
+def test_single_files_of_other_programs_give_the_same_model(single, tmp_path, variant):
+    path = single(lambda _: None)
+    inflate_stable_diffusion(path, tmp_path / "usual", num_frames=2)
+    save_file(variant(load_file(path)), path)
+    inflate_stable_diffusion(path, tmp_path / "variant", num_frames=2)
+    for name in ("unet", "vae"):
+        file = f"{name}/diffusion_pytorch_model.safetensors"
+        usual, made = (load_file(tmp_path / folder / file) for folder in ("usual", "variant"))
+        assert usual.keys() == made.keys()
+        for key, tensor in usual.items():
+            torch.testing.assert_close(made[key], tensor, atol=0, rtol=2**-7, msg=key)
+
+
+def test_markers_of_the_schedule_are_applied(single, tmp_path):
+    path = single(lambda t: t.update({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}))
+    inflate_stable_diffusion(path, tmp_path / "out", num_frames=2)
+    config = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
+    assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == ("v_prediction", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda t: t.update({"model.diffusion_model.out.2.bias": torch.full((4,), torch.inf)}),
+            "conv_out.bias holds numbers that are not finite",
+        ),
+        (
+            lambda t: t.update(
+                {k: x.to(torch.float8_e4m3fn) for k, x in t.items() if "out.2" in k}
+            ),
+            "in float8_e4m3fn: 8-bit floats are too coarse",
+        ),
+        (
+            lambda t: t.update(
+                {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
+            ),
+            "a model for inpainting or depth cannot be inflated",
+        ),
+        (
+            lambda t: t.update(
+                {k.replace("attn_1.q", "attn_1.to_q"): x.clone() for k, x in t.items()}
+            ),
+            "twice, under two names",
+        ),
+    ],
+    ids=["infinite", "8-bit floats", "inpainting", "two names"],
+)
+def test_what_a_single_file_holds_is_named_rightly(single, tmp_path, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        inflate_stable_diffusion(single(change), tmp_path / "out")
+
+
+def test_the_content_of_a_checkpoint_decides_and_not_its_name(tmp_path):
+    tensors = {"a": torch.arange(3.0)}
+    for name in ("x.ckpt", "x.SAFETENSORS", "x.pth"):
+        save_file(tensors, tmp_path / name)
+        assert torch.equal(read_checkpoint(tmp_path / name)["a"], tensors["a"])
+    torch.save(tensors, tmp_path / "y.CKPT")
+    assert torch.equal(read_checkpoint(tmp_path / "y.CKPT")["a"], tensors["a"])
+    torch.save(tensors, tmp_path / "y.safetensors")
+    with pytest.raises(UserError, match=r"is a PyTorch checkpoint; rename it to \.ckpt"):
+        read_checkpoint(tmp_path / "y.safetensors")

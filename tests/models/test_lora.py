@@ -152,8 +152,14 @@ def changed(**entries):
         (changed(lora_up__weight=torch.ones(12, 4)), r"\[12, 4\], and the layer .* another base"),
         (changed(lora_down__weight=torch.ones(RANK, 16)), r"\[3, 16\] and .*\[12, 12\]"),
         (changed(lora_down__weight=torch.ones(0, 12)), "has the rank 0"),
-        (changed(lora_up__weight=torch.full((12, RANK), torch.nan)), "no finite numbers"),
-        (changed(lora_up__weight=torch.ones(12, RANK).int()), "no finite numbers"),
+        (changed(lora_up__weight=torch.full((12, RANK), torch.nan)), "are not finite"),
+        (changed(lora_up__weight=torch.ones(12, RANK).int()), "holds torch.int32"),
+        (changed(alpha=torch.tensor(torch.inf)), "alpha holds numbers that are not finite"),
+        (
+            {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(RANK, 12)},
+            "has no such layer; the LoRA was made for another base model",
+        ),
+        ({f"unet.{TO_Q}.diff": torch.ones(12, 12)}, "a change of whole tensors"),
         (changed(alpha=torch.ones(2)), r"alpha is not one number"),
         ({"lora_unet_x_to_q.lora_up.weight": torch.ones(2)}, "the unet of this model has no such"),
         ({"lora_te2_x.lora_up.weight": torch.ones(2)}, "it is of Stable Diffusion XL"),
@@ -173,3 +179,30 @@ def test_a_text_part_needs_a_text_encoder(networks, weights):
     tensors = in_kohya_names("text_encoder", random_updates(networks["text_encoder"], ["mlp.fc1"]))
     with pytest.raises(UserError, match="the text_encoder of this model has no such layer"):
         convert_lora_state_dict(tensors, {"unet": weights["unet"]}, {}, "x")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        changed(alpha=torch.tensor(2)),
+        changed(alpha=torch.tensor(2, dtype=torch.uint8)),
+        {name: x.to(torch.float8_e4m3fn) for name, x in changed().items()},
+        {
+            f"diffusion_model.{TO_Q}.lora_{side}.default.weight": x
+            for side, x in (("A", torch.ones(RANK, 12)), ("B", torch.ones(12, RANK) * 2 / RANK))
+        },
+    ],
+    ids=["whole alpha", "byte alpha", "8-bit floats", "ComfyUI's prefix and an adapter's name"],
+)
+def test_variants_of_other_programs_mean_the_same(tensors, weights):
+    found = convert_lora_state_dict(tensors, weights, {}, "x")["unet"][f"{TO_Q}.weight"]
+    # up @ down of ones is the rank, times alpha / rank
+    torch.testing.assert_close(found.delta((12, 12)), torch.full((12, 12), 2.0))
+
+
+def test_sums_that_are_not_finite_change_nothing():
+    weights = {"a": torch.ones(3, 2), "b": torch.ones(3, 2)}
+    good, bad = (LoraWeights(torch.ones(1, 2), torch.ones(3, 1), alpha) for alpha in (1.0, 1e38))
+    with pytest.raises(UserError, match="scale 10 makes b infinite or not a number"):
+        merge_lora(weights, {"a": good, "b": bad}, 10.0)
+    assert all(torch.equal(weight, torch.ones(3, 2)) for weight in weights.values())

@@ -97,10 +97,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: If the file is damaged or of another kind, or holds objects.
     """
-    if path.suffix == ".safetensors":
-        return _read_whole(path)
-    if path.suffix not in (".ckpt", ".pt", ".pth"):
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
         raise UserError(f"{path} is no checkpoint; allowed are .safetensors and .ckpt.")
+    # the content decides, since files get other names
+    if _is_safetensors(path):
+        return _read_whole(path)
+    if suffix == ".safetensors" and _is_pickle(path):
+        raise UserError(
+            f"{path} is called .safetensors and is a PyTorch checkpoint; rename it to .ckpt, or "
+            "take the .safetensors version of the model."
+        )
+    if suffix == ".safetensors":
+        return _read_whole(path)  # which says what is wrong
     _check_archive(path)
     try:
         with warnings.catch_warnings():
@@ -144,9 +153,31 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file begins as a pickle, or as the ZIP archive in which torch saves one."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors: the header's length in 8 bytes, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[4:8] == bytes(4) and start[8:] == b"{"
+
+
 def _read_whole(path: Path) -> dict[str, Tensor]:
     read_safetensors_header(path)
-    return load_file(path)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{path} holds {name} in {kind}: 8-bit floats are too coarse to train from; take "
+                "the version in half or single precision."
+            )
+    return tensors
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

@@ -278,7 +278,31 @@ _NO_PLACE = {
         "of OpenCLIP's training, which Stable Diffusion 2.x leaves out"
     ),
     r"first_stage_model\.loss\..*": "of the autoencoder's training",
+    r"cond_stage_model\.(transformer\.)?(text_projection(\.weight)?|logit_scale)": (
+        "of CLIP's training, which Stable Diffusion leaves out"
+    ),
+    r"embedding_manager\..*": "of textual inversion's training",
+    r"v_pred|ztsnr": "markers of the noise schedule, which are applied",
 }
+
+
+# names by which other programs store the same tensors
+_VARIANTS = (
+    # diffusers' conversion back to the original layout leaves some names of its attention
+    *(
+        (rf"^({re.escape(VAE)}\w+\.mid\.attn_1\.){name}\.", rf"\1{original}.")
+        for original, names in (
+            ("norm", ("group_norm",)),
+            ("q", ("to_q", "query")),
+            ("k", ("to_k", "key")),
+            ("v", ("to_v", "value")),
+            ("proj_out", ("to_out\\.0", "proj_attn")),
+        )
+        for name in names
+    ),
+    # NovelAI's files and merges with them
+    (rf"^({re.escape(CLIP)})(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1text_model."),
+)
 
 
 def open_single_file(
@@ -306,7 +330,9 @@ def open_single_file(
             f"A single file holds no tokenizer, and {folder} is no folder; name one with "
             "--tokenizer, such as that of Stable Diffusion in diffusers' format."
         )
-    stored = read_checkpoint(path)
+    stored = _rename_variants(path, read_checkpoint(path))
+    if prediction is None and "v_pred" in stored:
+        prediction = "v_prediction"
     prediction = _check_prediction(path, prediction, is_second=is_open_clip(stored))
     try:
         configs = unet_config(stored), vae_config(stored), text_config(stored)
@@ -320,7 +346,7 @@ def open_single_file(
         )
     )
     refused = _account(path, stored, {used for _, names in (unet, vae, text) for used in names})
-    schedule = _schedule(prediction)
+    schedule = _schedule(prediction, zero_terminal_snr="ztsnr" in stored)
     _check_schedule(path, stored, schedule)
     return SDCheckpoint(
         unet=unet[0],
@@ -417,7 +443,7 @@ def _check_prediction(path: Path, prediction: str | None, *, is_second: bool) ->
     return prediction or "epsilon"
 
 
-def _schedule(prediction: str) -> DDIMScheduler:
+def _schedule(prediction: str, *, zero_terminal_snr: bool) -> DDIMScheduler:
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -426,13 +452,41 @@ def _schedule(prediction: str) -> DDIMScheduler:
         steps_offset=1,
         set_alpha_to_one=False,
         clip_sample=False,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        timestep_spacing="trailing" if zero_terminal_snr else "leading",
     )
 
 
 def _check_schedule(path: Path, stored: dict[str, Tensor], schedule: DDIMScheduler) -> None:
+    """Compare the stored noise schedule, if there is one, with Stable Diffusion's.
+
+    Raises:
+        UserError: If they differ by more than the rounding of the stored precision.
+    """
     kept = stored.get("alphas_cumprod")
+    if kept is None or "ztsnr" in stored:  # markers come with the schedule of the base model
+        return
     expected = schedule.alphas_cumprod
-    if kept is not None and not (
-        kept.shape == expected.shape and torch.allclose(kept.float(), expected, atol=1e-3)
+    # bfloat16 has 8 bits, and files are rounded more than once
+    tolerance = 2 * torch.finfo(kept.dtype).eps if kept.is_floating_point() else 0.0
+    if kept.shape != expected.shape or not torch.allclose(
+        kept.float(), expected, rtol=tolerance, atol=1e-3
     ):
         raise UserError(f"{path} was trained with another noise schedule than Stable Diffusion.")
+
+
+def _rename_variants(path: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the names of the original layout, which converters and mergers vary.
+
+    Raises:
+        UserError: If two tensors have the same name then.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        usual = name
+        for pattern, replacement in _VARIANTS:
+            usual = re.sub(pattern, replacement, usual)
+        if usual in renamed or (usual != name and usual in stored):
+            raise UserError(f"{path} holds {usual} twice, under two names; take another copy.")
+        renamed[usual] = tensor
+    return renamed

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
@@ -113,7 +114,10 @@ def build_video_pipeline(
     Raises:
         UserError: If the parts do not fit the networks here, or each other.
     """
+    video_unet_config(parts.unet)  # first: other kinds of model also have parts that do not fit
     _check_parts(parts)
+    for part in (parts.unet, parts.vae, parts.text_encoder, parts.image_encoder):
+        _check_finite(part)
     vae, of_vae = _take_over("vae", _autoencoder(parts.vae), parts.vae)
     unet, of_unet = _make_unet(parts.unet, num_frames, _latent_side(parts, vae, size))
     text = CLIPTextModel(_clip_config(CLIPTextConfig, parts.text_encoder))
@@ -247,6 +251,20 @@ def _check_parts(parts: SDCheckpoint) -> None:
             f"The tokenizer makes {parts.tokenizer.model_max_length} tokens and the text encoder "
             f"reads {length}; name the right one with --tokenizer."
         )
+
+
+def _check_finite(part: ComponentState | None) -> None:
+    """Refuse a network with infinite or undefined weights.
+
+    Raises:
+        UserError: If there are any. It names the first such tensor.
+    """
+    for name, tensor in part.tensors.items() if part else ():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{part.source if part else ''}: {name} holds numbers that are not finite; take "
+                "another copy of the model."
+            )
 
 
 def _account(component: str, copied: int, new: int, part: ComponentState) -> TransferReport:

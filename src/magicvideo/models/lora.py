@@ -1,6 +1,7 @@
 """Low-rank updates of a network's layers, as a LoRA holds them, and adding them to the weights."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,14 +58,26 @@ class LoraWeights:
 def merge_lora(
     weights: Mapping[str, Tensor], updates: Mapping[str, LoraWeights], scale: float
 ) -> None:
-    """Add updates, times a scale, to the weights of the same names, in place.
+    """Add LoRAs to the weights of the same names in place: W + scale * alpha / rank * up @ down.
 
-    The sum is made in single precision, and products on the CPU, so that every device gets the
-    same weights.
+    The product is computed in single precision on the CPU, so that every device gets the same
+    weights. Nothing is changed if one sum is not finite.
+
+    Raises:
+        UserError: If a sum is not finite in the precision of the weight.
     """
+    merged = {}
     for name, update in updates.items():
         weight = weights[name]
-        weight.copy_(weight.float() + update.delta(weight.shape).mul_(scale).to(weight.device))
+        delta = update.delta(weight.shape).mul_(scale).to(weight.device)
+        merged[name] = (weight.float() + delta).to(weight.dtype)
+        if not merged[name].isfinite().all():
+            raise UserError(
+                f"The LoRA at scale {scale:g} makes {name} infinite or not a number; its alpha "
+                f"is {update.alpha:g}. Take a smaller scale, or another copy of the file."
+            )
+    for name, tensor in merged.items():
+        weights[name].copy_(tensor)
 
 
 def to_peft_state_dict(updates: Mapping[str, LoraWeights], component: str) -> dict[str, Tensor]:
@@ -113,10 +126,11 @@ _OTHERS = {
     "lora_mid": "a LoRA in Tucker form",
     "lora_embedding": "an embedding",
     ".bias": "a LoRA with biases",
-    "diff": "a change of whole tensors",
+    ".diff": "a change of whole tensors",
 }
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
 PEFT_PREFIX = "base_model.model."
+_COMFY_PREFIX = "diffusion_model."  # ComfyUI's name of any denoiser
 _TEXT_PREFIX = "text_model."  # transformers has it in some versions
 _OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -187,7 +201,9 @@ def _layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _split(key: str, source: str) -> tuple[str, str]:
-    """Return what a name says of the layer, and whether it is `down`, `up` or `alpha`."""
+    """Return the layer that a name states, and whether it is `down`, `up` or `alpha`."""
+    # peft's own name of an adapter may stand inside: `lora_A.default.weight`
+    key = re.sub(r"\.(lora_[AB])\.\w+\.weight$", r".\1.weight", key)
     for ending, kind in _ENDINGS.items():
         if key.endswith(ending):
             return key.removesuffix(ending), kind
@@ -208,6 +224,8 @@ def _place(module: str, places: Mapping[str, Mapping[str, str]]) -> tuple[str, s
             return component, places.get(component, {}).get(flat)
     component = "text_encoder" if module.startswith("text_encoder.") else "unet"
     bare = module.replace(PEFT_PREFIX, "").removeprefix(f"{component}.").replace(".processor", "")
+    if component == "unet":
+        bare = bare.removeprefix(_COMFY_PREFIX)
     if component == "text_encoder":
         bare = bare.removeprefix(_TEXT_PREFIX)
     return component, next(
@@ -247,8 +265,13 @@ def _update(entry: _Found, alpha: float | None, source: str) -> LoraWeights:
             "a complete copy."
         )
     for kind, tensor in entry.tensors.items():
-        if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
-            raise UserError(f"{source}: {entry.keys[kind]} is damaged: it has no finite numbers.")
+        # alpha is a whole number where its writer was given one
+        if not (tensor.is_floating_point() or (kind == "alpha" and not tensor.is_complex())):
+            raise UserError(
+                f"{source}: {entry.keys[kind]} holds {tensor.dtype}, not numbers of a weight."
+            )
+        if not torch.isfinite(tensor.float()).all():
+            raise UserError(f"{source}: {entry.keys[kind]} holds numbers that are not finite.")
     down, up = entry.tensors["down"], entry.tensors["up"]
     if "alpha" in entry.tensors:
         stored = entry.tensors["alpha"]

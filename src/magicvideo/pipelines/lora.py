@@ -1,6 +1,7 @@
 """LoRA files in a loaded model: read, checked, merged into its weights, and taken out again."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -327,8 +328,11 @@ def lora_hash(path: Path) -> str:
         raise UserError(f"{path} is a folder; name the .safetensors file in it.")
     if not path.is_file():
         raise UserError(f"The LoRA {path} does not exist.")
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not read, since only .safetensors files cannot run code.")
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(
+            f"{path} is not read: only .safetensors files are, which cannot run code. If it is "
+            "one under another name, rename it."
+        )
     config = _peft_config(path)
     if config is None:
         return sha256(path)
@@ -376,10 +380,12 @@ def _alphas(path: Path, notes: Mapping[str, str]) -> dict[str, float]:
             if own[name] not in (None, plain):
                 raise UserError(f"{path} was made with {name}={own[name]}, which is not supported.")
         if own["lora_alpha"] is not None:
-            try:
-                alphas[component] = float(own["lora_alpha"])
-            except (TypeError, ValueError):
-                raise UserError(
-                    f"{path} has the alpha {own['lora_alpha']!r:.40}, which is no number."
-                ) from None
+            alphas[component] = _finite_alpha(path, own["lora_alpha"])
     return alphas
+
+
+def _finite_alpha(path: Path, alpha: object) -> float:
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not math.isfinite(float(alpha)):  # type: ignore[arg-type]
+        raise UserError(f"{path}: lora_alpha is {alpha!r:.60}; it must be a finite number.")
+    return float(alpha)  # type: ignore[arg-type]
