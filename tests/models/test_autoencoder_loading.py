@@ -13,7 +13,7 @@ from magicvideo.models.video_vae import (
     inflate_autoencoder,
     load_autoencoder,
 )
-from magicvideo.pipelines.model_folder import CLASSES
+from magicvideo.pipelines.model_folder import COMPONENTS
 
 
 def make_patch():
@@ -57,7 +57,7 @@ def test_comes_back_as_what_it_was(make, video, tmp_path):
 
 
 def test_a_model_folder_may_hold_all_of_them():
-    assert set(CLASSES["vae"]) == set(AUTOENCODERS)
+    assert set(COMPONENTS["vae"].classes) == set(AUTOENCODERS)
 
 
 @pytest.mark.parametrize(
