@@ -182,7 +182,7 @@ def _holder(path: Path) -> str:
 
 
 def remove_partial(folder: Path, stem: str = "") -> None:
-    """Delete what writers that were killed left in a folder, of all files or of those of a stem."""
+    """Delete partial files that killed writers left in a folder, of all files or of one stem."""
     for path in folder.glob(f"{PARTIAL}{stem and stem + '-'}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

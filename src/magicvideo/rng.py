@@ -1,4 +1,4 @@
-"""Random numbers of a batch in which every sample has a stream of its own."""
+"""Random numbers for a batch in which every sample has a generator of its own."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,31 +8,33 @@ from torch import Tensor
 
 
 class StackedGenerator:
-    """Random numbers that depend on the sample, and not on the batch or process it came in.
+    """One `torch.Generator` per sample, so that samples do not depend on batch or process.
+
+    EDM calls the same idea `StackedRandomGenerator`.
 
     Args:
-        streams: One generator a sample, on the CPU. A single one serves a batch of any size, whose
-            numbers then do depend on the batch.
+        streams: One generator per sample, on the CPU. A single one serves batches of any size,
+            whose numbers then do depend on the batch.
     """
 
     def __init__(self, streams: Sequence[torch.Generator]) -> None:
         self._streams = tuple(streams)
 
     def uniform(self, count: int) -> Float[Tensor, " n"]:
-        """Return numbers from 0 to 1, as many for each stream as for any other."""
+        """Return `count` uniform numbers in [0, 1), an equal number from each generator."""
         return self._fill(torch.empty(count), lambda rows, stream: rows.uniform_(generator=stream))
 
     def normal(self, shape: Sequence[int]) -> Float[Tensor, "..."]:
-        """Return standard normal numbers; streams share the first axis evenly, in their order."""
+        """Return standard normal numbers; the generators split the first axis evenly, in order."""
         return self._fill(torch.empty(*shape), lambda rows, stream: rows.normal_(generator=stream))
 
     def integers(self, end: int, count: int) -> Int[Tensor, " n"]:
-        """Return whole numbers from 0 to `end - 1`, as many for each stream as for any other."""
+        """Return `count` integers in [0, end), an equal number from each generator."""
         drawn = torch.empty(count, dtype=torch.long)
         return self._fill(drawn, lambda rows, stream: rows.random_(0, end, generator=stream))
 
     def select(self, chosen: Bool[Tensor, " n"]) -> "StackedGenerator":
-        """Return the draws of some samples; those of the others stay where they are."""
+        """Return the generators of some samples; those of the others do not advance."""
         if len(self._streams) == 1:
             return self
         pairs = zip(self._streams, chosen.tolist(), strict=True)

@@ -83,7 +83,7 @@ def by_hand(attention, x):
 def test_other_masks_have_no_windows(mode):
     attention, x = make(mode), features()
     _, past = attention.forward_chunk(x, FRAMES, None)
-    with pytest.raises(ValueError, match=f"mode='{mode}' cannot go on from earlier frames"):
+    with pytest.raises(ValueError, match=f"mode='{mode}' cannot continue earlier frames"):
         attention.forward_chunk(x, FRAMES, past)
     with pytest.raises(ValueError, match=f"window_size=3 with mode='{mode}'"):
         DirectedTemporalAttention(CHANNELS, 2, mode, window_size=3)

@@ -1,4 +1,4 @@
-"""Stable Diffusion as a folder in diffusers' format."""
+"""Stable Diffusion as a folder in diffusers' format, and weights from untrusted files."""
 
 import pickle
 import warnings
@@ -21,13 +21,13 @@ from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 
 @dataclass(frozen=True)
 class ComponentState:
-    """One network as it was stored.
+    """One network as stored.
 
     Attributes:
         source: Its folder or file, for messages.
-        config: Its settings, by the names of diffusers or transformers.
+        config: Its configuration, by the names of diffusers or transformers.
         tensors: Its weights, by the names of diffusers or transformers.
-        refused: Tensors that were stored with it and have no place here, with the reason of each.
+        refused: Stored tensors that are not used, with the reason for each.
     """
 
     source: Path
@@ -38,7 +38,7 @@ class ComponentState:
 
 @dataclass(frozen=True)
 class SDCheckpoint:
-    """All that a video model takes from an image model.
+    """The components of Stable Diffusion that a video model starts from.
 
     Attributes:
         unet: Weights of a `UNet2DConditionModel`.

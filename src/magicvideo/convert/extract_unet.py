@@ -1,4 +1,4 @@
-"""The way back: the image network inside a video network, as diffusers' `UNet2DConditionModel`."""
+"""Extract the image network of a video network, as diffusers' `UNet2DConditionModel`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +31,14 @@ _CONVOLUTIONS = {
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What became of the video network's own parts.
+    """How the parts that only the video network has were treated.
 
     Attributes:
-        folded: Adaptors that went into the convolution before them, exactly.
-        scaled_residuals: Adaptors of spatial transformers whose scale is not 1. It scales a
-            residual connection too, for which an image network has no place.
+        folded: Adaptors folded into the convolution before them, exactly.
+        scaled_residuals: Adaptors of spatial transformers whose scale is not 1. They also scale a
+            residual connection, which an image network cannot represent.
         largest: The largest distance of such a scale from 1.
-        left_out: Temporal attentions, which an image network has not.
+        left_out: Temporal attention layers, which an image network does not have.
     """
 
     folded: int
@@ -81,7 +81,7 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionRe
 def extract_image_unet(
     unet: VideoUNet, fps: float
 ) -> tuple[UNet2DConditionModel, ExtractionReport]:
-    """Return the spatial part of a video network, for its first frame, and what became of the rest.
+    """Return the spatial part of a video network, for its first frame, and a report.
 
     It computes what the video network computes for a single frame without temporal attention: the
     first frame's adaptors are folded into the convolutions before them, and the embedding of the

@@ -1,4 +1,4 @@
-"""Stable Diffusion as one file in its authors' own layout."""
+"""Stable Diffusion as one file in the layout of its authors."""
 
 import re
 from collections.abc import Callable
@@ -63,11 +63,11 @@ _PROJECTION = re.compile(r"self_attn\.([qkv])_proj\.(weight|bias)")
 
 @dataclass(frozen=True)
 class StoredKey:
-    """Where a tensor is stored.
+    """Key of a tensor in the file.
 
     Attributes:
         name: Of the stored tensor.
-        third: Which third of its rows is meant, or None for all of it.
+        third: Index of the third of its rows to use (OpenCLIP stacks Q, K and V), or None for all.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From Stable Diffusion's parts to a video model, with an account of every tensor."""
+"""Build a video model from Stable Diffusion's components; every tensor is accounted for."""
 
 import inspect
 from collections import Counter
@@ -47,14 +47,14 @@ _GUIDANCE = 7.5  # Stable Diffusion's own default
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What became of the tensors of one component.
+    """Numbers of copied, new and unused tensors of one component.
 
     Attributes:
         component: Its name in the model folder.
         copied: Tensors taken over.
-        new: Tensors that Stable Diffusion does not have, at their neutral start.
-        refused: Tensors that have no place here.
-        reasons: Why, with how many each reason is for.
+        new: Tensors that Stable Diffusion does not have, at their neutral values.
+        refused: Stored tensors that are not used.
+        reasons: The reasons, with the number of tensors for each.
     """
 
     component: str
@@ -74,7 +74,7 @@ def inflate_stable_diffusion(
     image_encoder: Path | None = None,
     prediction: str | None = None,
 ) -> list[TransferReport]:
-    """Write a video model that makes, frame by frame, what Stable Diffusion makes.
+    """Write a video model that computes, frame by frame, what Stable Diffusion computes.
 
     Source: MagicVideo initialises its denoiser and its autoencoder from a text-to-image model.
 
@@ -109,7 +109,7 @@ def inflate_stable_diffusion(
 def build_video_pipeline(
     parts: SDCheckpoint, *, num_frames: int, size: int | None
 ) -> tuple[MagicVideoPipeline, list[TransferReport]]:
-    """Return a pipeline with Stable Diffusion's weights, and what became of every tensor.
+    """Return a pipeline with Stable Diffusion's weights, and a report per component.
 
     Raises:
         UserError: If the parts do not fit the networks here, or each other.
@@ -229,7 +229,7 @@ def _latent_side(parts: SDCheckpoint, vae: AutoencoderKL, size: int | None) -> i
 
 
 def _check_parts(parts: SDCheckpoint) -> None:
-    """Refuse parts that do not belong together.
+    """Check that the components fit each other.
 
     Raises:
         UserError: If one's output is not the other's input.

@@ -1,1 +1,1 @@
-"""The mathematics of diffusion on tensors and callables; it knows no network."""
+"""Noise, loss and sampling, as functions of tensors and callables, without networks."""

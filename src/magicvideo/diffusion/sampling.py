@@ -215,21 +215,23 @@ Keys: TypeAlias = Float[Tensor, "g 2 c h w"]
 Inserted: TypeAlias = Float[Tensor, "g k c h w"]
 # (noisy residuals, timestep `g`, keys, noise level `g`, tokens, fps `g`) to its prediction
 GapDenoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-# (keys, noisy keys, noise level `g`) to new frames and the unit of what is left, `g 1 1 1 1`
+# (keys, noisy keys, noise level `g`) to new frames and the scale of the residuals, `g 1 1 1 1`
 GapEstimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def pair_keyframes(keys: Latents) -> Keys:
-    """Return the two ends of every gap, the gaps of a video one after the other."""
+    """Return the two key frames around every gap; the gaps of a video are consecutive."""
     pairs = torch.stack([keys[:, :-1], keys[:, 1:]], dim=2)
     return rearrange(pairs, "b gaps two c h w -> (b gaps) two c h w")
 
 
 def interleave_frames(keys: Latents, inserted: Inserted) -> Float[Tensor, "b all c h w"]:
-    """Return the whole video: every key, unchanged, and after it the new frames of its gap."""
+    """Return the whole video: every key frame unchanged, followed by the new frames of its gap."""
     between = rearrange(inserted, "(b gaps) k c h w -> b gaps k c h w", b=keys.shape[0])
-    woven = torch.cat([keys[:, :-1, None], between], dim=2)
-    return torch.cat([rearrange(woven, "b gaps k c h w -> b (gaps k) c h w"), keys[:, -1:]], dim=1)
+    interleaved = torch.cat([keys[:, :-1, None], between], dim=2)
+    return torch.cat(
+        [rearrange(interleaved, "b gaps k c h w -> b (gaps k) c h w"), keys[:, -1:]], dim=1
+    )
 
 
 @torch.no_grad()
@@ -246,15 +248,17 @@ def sample_inbetweens(
     fps: Float[Tensor, "g"],
     on_step: Callable[[int], None] | None = None,
 ) -> Inserted:
-    """Return the new frames of gaps: an estimate, and what the denoiser adds to it.
+    """Return the new frames of gaps: an estimate plus diffused residuals.
+
+    x = estimate + scale * r, with r sampled from the denoiser.
 
     Args:
-        estimate: Tells the new frames in one pass, as `models.interpolation.Interpolator` does.
-        denoise: Predicts from noisy residuals, likewise.
+        estimate: Estimates the new frames in one pass (`Interpolator.estimate`).
+        denoise: Predicts from noisy residuals (`Interpolator.denoise`).
         pairs: Both keys of each gap.
-        noisy_keys: The same, noised up to `noise_level`, as the networks see them.
+        noisy_keys: The same, noised up to `noise_level`: the networks' input.
         noise: Standard normal, in the shape of the result.
-        scheduler: Tells the diffusion steps.
+        scheduler: Gives the diffusion steps.
         num_steps: Evaluations of the denoiser.
         noise_level: Diffusion step up to which the keys were noised.
         tokens: Condition of each gap.
@@ -266,7 +270,7 @@ def sample_inbetweens(
     def denoise_gaps(x: Tensor, timestep: Tensor, condition: Tensor, rates: Tensor) -> Tensor:
         return denoise(x, timestep, noisy_keys, level, condition, rates)
 
-    # the keys say nearly all; moving away from an empty prompt would add nothing but cost
+    # the keys determine nearly everything, so guidance would only add cost
     residuals = sample_with_cfg(
         denoise_gaps, noise, scheduler, num_steps, 1.0, tokens, tokens, fps, on_step
     )

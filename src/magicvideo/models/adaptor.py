@@ -1,4 +1,4 @@
-"""The frame-wise adaptor: what lets one 2D convolution serve all frames of a video."""
+"""The frame-wise adaptor, by which all frames of a video share one 2D convolution."""
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,8 @@ class FrameAdaptor(nn.Module):
     """Scale and shift per frame and channel, after a convolution that all frames share.
 
     Source: MagicVideo, frame-wise lightweight adaptor: z^i = S^i * Conv2d(z^i) + B^i. It starts at
-    S = 1 and B = 0, where the video network is the image network. Because S and B differ by frame
-    they also tell the network where in the video a frame stands.
+    S = 1 and B = 0, where the video network equals the image network. Because S and B differ by
+    frame, they also encode the position of a frame in the video.
 
     Args:
         num_frames: The most frames of a video; a shorter video uses the first rows.
@@ -39,7 +39,7 @@ class FrameAdaptor(nn.Module):
             offset: What to add, one row per video or one per frame.
             first_frame: Where in the video the first of these frames stands.
         """
-        # rows for the folded frames: on a CPU the backward pass sums over fewer, adjacent axes
+        # one row per folded frame: the backward pass on a CPU then sums over contiguous memory
         batch = x.shape[0] // num_frames
         rows = slice(first_frame, first_frame + num_frames)
         scale = self.scale[rows].repeat(batch, 1)
@@ -50,7 +50,7 @@ class FrameAdaptor(nn.Module):
 
 
 class IdentityAdaptor(nn.Module):
-    """Stands where an adaptor would, in the image network and in the ablation without adaptors."""
+    """Replaces the adaptor in the image network and in the ablation without adaptors."""
 
     def forward(
         self,
@@ -68,7 +68,7 @@ class IdentityAdaptor(nn.Module):
 def build_adaptor(
     num_frames: int, channels: int, *, enabled: bool
 ) -> FrameAdaptor | IdentityAdaptor:
-    """Return a frame adaptor, or the piece that stands in its place."""
+    """Return a frame adaptor, or an `IdentityAdaptor` if disabled."""
     return FrameAdaptor(num_frames, channels) if enabled else IdentityAdaptor()
 
 

@@ -21,17 +21,17 @@ def scaled_dot_product_attention(
     visible: Bool[Tensor, "q k"] | None = None,
     is_causal: bool = False,
 ) -> Float[Tensor, "b m q d"]:
-    """Return softmax(q k^T / sqrt(d)) v for each head, as torch's fused attention reckons it.
+    """Return softmax(q k^T / sqrt(d)) v for each head, by torch's fused kernels.
 
     Args:
         q: Queries of every head.
         k: Keys.
         v: Values.
         visible: Which keys each query sees; all if None.
-        is_causal: Whether a query sees the keys up to its own place alone.
+        is_causal: Whether query i attends to the keys 0 to i only.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's attention of bfloat16 on a CPU is six times slower backwards than that of float32
+        # on CPUs the backward pass of torch's attention is six times slower in bfloat16
         with torch.autocast("cpu", enabled=False):
             mixed = F.scaled_dot_product_attention(
                 q.float(), k.float(), v.float(), attn_mask=visible, is_causal=is_causal
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Float[Tensor, "b q c"], keys: Tokens) -> Float[Tensor, "b q c"]:
-        """Return what each token of `x` gathers from `keys`."""
+        """Return the attention output for queries `x` over `keys`."""
         q, k, v = (
             rearrange(t, "b l (m d) -> b m l d", m=self.num_heads)
             for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))

@@ -1,9 +1,13 @@
-"""The border between pixels and latents: two autoencoders behind one interface.
+"""Conversion between pixels and latents: two autoencoders with one interface.
 
-At the paper's scale frames are coded by Stable Diffusion's `AutoencoderKL` from diffusers. The
-`PatchAutoencoder` here learns fast enough for a CPU. Both offer `encode(x).latent_dist`,
-`decode(z).sample`, `config.scaling_factor` and `config.latent_channels`, and everything else in the
-package goes through `encode_frames` and `decode_latents`. So do their video forms in `video_vae`.
+At the paper's scale, frames are encoded by Stable Diffusion's `AutoencoderKL` from diffusers. The
+`PatchAutoencoder` in this file trains fast enough on a CPU. Both have `encode(x).latent_dist`,
+`decode(z).sample`, `config.scaling_factor` and `config.latent_channels`; the rest of the package
+uses `encode_frames`, `decode_latents` and `iter_decode`. `video_vae` has their video forms.
+
+The VideoVAE's decoder has two directed temporal attention layers against flicker (MagicVideo,
+reported by others). Their place is our choice: after the middle block, at the side of the latents,
+and after the first up block, at twice that side (departure D15 in docs/paper_map.md).
 """
 
 import math
@@ -27,22 +31,23 @@ from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames, Frames, Latents
 
 Features: TypeAlias = Float[Tensor, "n _ _ _"]
-"""Of any layer: neighbours differ in all but the number of frames."""
+"""Features of folded frames; channels and sides differ from layer to layer."""
 DecoderCache: TypeAlias = tuple[KVCache, KVCache]
-"""What the two layers keep of the frames before a window: never more than their reach."""
+"""Keys and values of earlier frames for both layers; at most `window_size` - 1 frames each."""
 
 
 class TemporalDecoderMixin(ABC):
-    """The video form of an autoencoder's decoder, which begins as the image decoder.
+    """Adds temporal attention to the decoder of an image autoencoder.
 
-    It goes before the image class among a class's bases.
+    List it before the image class among the bases. The temporal layers start as zero, so a fresh
+    video decoder equals the image decoder.
     """
 
     temporal_mid: DirectedTemporalAttention
     temporal_up: DirectedTemporalAttention
 
     def decode(self, z: FoldedFrames, num_frames: int = 1) -> DecoderOutput:
-        """Return pixels of the unscaled codes of videos, each `num_frames` long.
+        """Decode unscaled latents of videos with `num_frames` frames each.
 
         By default every frame is a video of its own.
         """
@@ -51,12 +56,14 @@ class TemporalDecoderMixin(ABC):
     def decode_chunk(
         self, z: FoldedFrames, num_frames: int, cache: DecoderCache | None
     ) -> tuple[Features, DecoderCache]:
-        """Return pixels of a window of frames, and the memory for the window after it.
+        """Decode a chunk of frames, and return the cache for the next chunk.
+
+        Decoding chunk by chunk gives the same frames as decoding at once.
 
         Args:
-            z: Unscaled code of the window, of one or several videos.
-            num_frames: Frames of the window.
-            cache: What the window before returned; None where the videos start.
+            z: Unscaled latents of the chunk, of one or several videos.
+            num_frames: Frames of the chunk.
+            cache: Returned for the previous chunk; None at the start of the videos.
         """
         before_mid, before_up = cache or (None, None)
         x = self._to_mid(z)
@@ -75,28 +82,28 @@ class TemporalDecoderMixin(ABC):
 
     @abstractmethod
     def _to_pixels(self, x: Features, z: FoldedFrames) -> Features:
-        """Return pixels, from the features after the first up block and the code itself."""
+        """Return pixels from the features after the first up block, and from the latents."""
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """A linear code of patches, and residual convolutions that correct it.
+    """Linear patch embedding plus a residual convolutional correction.
 
-    The linear part can be set to the principal components of real patches (`init_from_pca`), the
-    best linear code there is; the convolutions end in zeros, so training starts there. They work at
-    a half and a quarter of the code's resolution and never at that of the pixels, which is what
-    makes them cheap.
+    `init_from_pca` sets the linear part to the principal components of real patches, the optimal
+    linear code. The last convolutions are zero at the start, so training starts from PCA. The
+    convolutions work at the side of the latents and at twice that side, never at full resolution,
+    which makes them cheap.
 
     Args:
         in_channels: Channels of the pixels.
-        latent_channels: Channels of the code.
-        patch_size: Pixels a side of one position of the code; a multiple of 2.
-        widths: Channels of the convolutions at twice the code's side, and at the code's side.
+        latent_channels: Channels of the latents.
+        patch_size: Side in pixels of the patch that one latent position stands for; even.
+        widths: Channels of the convolutions at twice the side of the latents, and at their side.
         encoder_layers: Residual blocks of the encoder at these two sides.
         decoder_layers: Residual blocks of the decoder at these two sides.
         norm_num_groups: Groups of the group norms.
-        noise_std: Standard deviation of the posterior, as a share of the code's own. It keeps the
-            code smooth, which makes it easier to model by diffusion.
-        scaling_factor: One over the standard deviation of the code.
+        noise_std: Standard deviation of the posterior, as a fraction of the latents' own. Noise
+            during training keeps the decoder smooth, so that latents are easier to diffuse.
+        scaling_factor: One over the standard deviation of the latents.
 
     Raises:
         ValueError: If the patch size is odd or the noise is not positive.
@@ -141,7 +148,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         )
 
     def encode(self, x: FoldedFrames) -> AutoencoderKLOutput:
-        """Return the posterior of the code of pixels in [-1, 1], unscaled."""
+        """Return the posterior over unscaled latents of pixels in [-1, 1]."""
         mean = self.encoder_linear(x) + self.encoder(x)
         std = self.config.noise_std / self.config.scaling_factor
         log_variance = torch.full_like(mean, 2 * math.log(std))
@@ -150,8 +157,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         )
 
     def decode(self, z: FoldedFrames) -> DecoderOutput:
-        """Return pixels of an unscaled code; they may leave [-1, 1] a little."""
-        # the convolutions see the code at unit scale, whatever the scale of the pixels' components
+        """Return pixels of unscaled latents; they may exceed [-1, 1] slightly."""
+        # the convolutions get latents of unit variance, whatever the scale of the linear code
         return DecoderOutput(
             sample=self.decoder_linear(z) + self.decoder(z * self.config.scaling_factor)
         )
@@ -167,7 +174,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def init_from_pca(self, frames: FoldedFrames) -> None:
         """Set the linear part to the principal components of the patches of some frames.
 
-        The scaling factor is set to one over the standard deviation of the code.
+        Encoder z = P^T (x - mean) and decoder x = P z + mean, with P the eigenvectors of the
+        patches' covariance of largest eigenvalues. The scaling factor becomes one over the
+        standard deviation of the latents.
         """
         size = self.config.patch_size
         patches = rearrange(frames, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size).double()
@@ -175,7 +184,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         covariance = torch.cov(patches.T, correction=0)
         variances, vectors = torch.linalg.eigh(covariance)
         kept = vectors[:, -self.config.latent_channels :].flip(1)
-        # an eigenvector's sign is arbitrary: fix it, so that the same frames give the same code
+        # the sign of an eigenvector is arbitrary; fix it for reproducible latents
         kept = kept * torch.where(kept.sum(dim=0) < 0, -1.0, 1.0)
         basis = rearrange(kept.T.float(), "d (c p q) -> d c p q", p=size, q=size)
         assert self.encoder_linear.bias is not None
@@ -274,7 +283,7 @@ def _zero_head(channels: int, out_channels: int, num_groups: int) -> list[nn.Mod
 def sample_posterior(
     posterior: DiagonalGaussianDistribution, generator: StackedGenerator
 ) -> Float[Tensor, "n z y x"]:
-    """Return a code drawn from its posterior."""
+    """Return a sample of the posterior, mean + std * noise."""
     noise = generator.normal(posterior.mean.shape).to(posterior.mean)
     return posterior.mean + posterior.std * noise
 
@@ -288,7 +297,7 @@ def encode_frames(
     """Return the scaled latents of frames: the posterior's mode, or a sample of it.
 
     They have the precision of the frames, whatever the network computes in: noise schedules and
-    differences of latents are reckoned in the precision of the latents.
+    differences of latents need more precision than networks.
 
     Args:
         autoencoder: A `PatchAutoencoder` or diffusers' `AutoencoderKL`.
@@ -310,8 +319,8 @@ def decode_latents(
 ) -> Frames:
     """Return the frames of scaled latents, clamped to [-1, 1], in their precision.
 
-    Frames are decoded `chunk` at a time, so that memory does not grow with the video. What comes
-    out does not depend on it: a decoder with temporal attention is told of the frames before.
+    Frames are decoded `chunk` at a time, so that memory does not grow with the video. The result
+    does not depend on it: decoders with temporal attention cache earlier keys and values.
 
     Args:
         autoencoder: Of images or of videos.
@@ -320,7 +329,7 @@ def decode_latents(
         on_chunk: Called with the number of decoded frames, from 0 on, and of all.
     """
     folded = rearrange(latents, "b f c h w -> (b f) c h w")
-    # an image decoder does not ask which video a frame is of
+    # an image decoder treats all frames alike
     videos = latents.unbind() if isinstance(autoencoder, TemporalDecoderMixin) else [folded]
     parts: list[Tensor] = []
     if on_chunk is not None:
@@ -337,9 +346,9 @@ def decode_latents(
 def iter_decode(
     autoencoder: Autoencoder, windows: Iterable[Float[Tensor, "_ c h w"]]
 ) -> Iterator[Float[Tensor, "f rgb height width"]]:
-    """Yield the frames of the scaled latents of one video, window by window.
+    """Yield the frames of the scaled latents of one video, chunk by chunk, on demand.
 
-    Each is decoded when it is asked for; otherwise as `decode_latents`.
+    Otherwise as `decode_latents`.
     """
     cache = None
     for latents in windows:
@@ -352,7 +361,7 @@ def iter_decode(
 
 
 def vae_scale_factor(autoencoder: Autoencoder) -> int:
-    """Return how many pixels a side one position of the latents stands for."""
+    """Return the ratio of the sides of frames and latents."""
     config = autoencoder.config
     if isinstance(autoencoder, PatchAutoencoder):
         return int(config.patch_size)

@@ -1,4 +1,4 @@
-"""What the denoiser is told, as cross-attention tokens: text, or CLIP embeddings of frames."""
+"""Conditions of the denoiser as cross-attention tokens: text, or CLIP embeddings of frames."""
 
 from pathlib import Path
 
@@ -44,8 +44,8 @@ class ImageConditioner(ModelMixin, ConfigMixin):
     def forward(self, embeddings: Float[Tensor, "b f e"]) -> Tokens:
         """Return one token for each embedding, at the length of a text token.
 
-        CLIP embeddings have unit length and text tokens about the square root of their width (they
-        leave a layer norm), hence the factor.
+        CLIP embeddings have unit length. Text tokens come from a layer norm, so their length is
+        about the square root of their width; hence the factor.
         """
         return self.linear(embeddings * embeddings.shape[-1] ** 0.5)
 
@@ -58,7 +58,7 @@ def encode_text(
 ) -> Tokens:
     """Return the last hidden states of the text encoder, padded to the tokenizer's length.
 
-    A longer prompt is cut; `generate` tells its user which words are lost.
+    Longer prompts are truncated; `magicvideo generate` lists the words that are dropped.
 
     Args:
         text_encoder: CLIP's.
@@ -96,7 +96,7 @@ def embed_frames(
 def clip_preprocess(
     image_encoder: CLIPVisionModelWithProjection, pixels: Float[Tensor, "n 3 _ _"]
 ) -> Float[Tensor, "n 3 h w"]:
-    """Return pixels in [-1, 1] at the size and in the units that the encoder was made for."""
+    """Return pixels in [-1, 1], resized and normalized as CLIP's image encoder expects."""
     side = image_encoder.config.image_size
     if pixels.shape[-2:] != (side, side):
         pixels = F.interpolate(
@@ -113,7 +113,7 @@ def clip_normalize(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]
 
 
 class ConditionedDenoiser(nn.Module):
-    """A video U-Net told by text tokens or, sample by sample, by an image embedding in their place.
+    """A video U-Net conditioned on text tokens or, sample by sample, on an image embedding.
 
     Args:
         unet: The denoiser.
@@ -140,7 +140,7 @@ class ConditionedDenoiser(nn.Module):
             timestep: Diffusion step of each video.
             tokens: Text tokens of each video.
             embeddings: CLIP embedding of one frame of each video, at unit length.
-            use_image_condition: Which videos are told by their embedding in place of the text.
+            use_image_condition: Which videos use their embedding instead of the text.
             fps: Frames a second of each video.
         """
         images = image_to_condition_tokens(self.image_conditioner, embeddings, tokens.shape[1])

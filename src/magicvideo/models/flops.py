@@ -1,4 +1,4 @@
-"""What a pass through a network costs, counted on the meta device: no memory, no arithmetic."""
+"""Operations and memory of a pass through a network, counted on the meta device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class FlopCounts:
 
 
 def count_flops(network: nn.Module, call: Callable[[], object]) -> FlopCounts:
-    """Return the operations of what `call` does with a network.
+    """Count the operations of a call of a network.
 
     Args:
         network: On the meta device. There attention is two batched products, and linear layers
@@ -118,15 +118,15 @@ def profile_training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Tra
 
 
 class _Kept:
-    """Tensors that wait for the backward pass, each memory once, parameters left out."""
+    """Tensors saved for the backward pass, each storage once, without parameters."""
 
     def __init__(self, network: nn.Module) -> None:
-        # a memory that is let go may be given out again, so all are held
+        # hold all tensors: a freed storage's identity could be used again
         self.known = {_memory(parameter): parameter for parameter in network.parameters()}
         self.tensors: dict[int, Tensor] = {}
 
     def note(self, tensor: Tensor) -> Tensor:
-        """Remember a tensor, and return it."""
+        """Record a tensor and return it."""
         if _memory(tensor) not in self.known:
             self.tensors.setdefault(_memory(tensor), tensor)
         return tensor
@@ -144,7 +144,7 @@ class _Kept:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Lets attention keep what fused kernels keep; on meta it is computed in single products."""
+    """Counts for attention what fused kernels save; the meta device runs separate products."""
 
     def __init__(self, kept: _Kept) -> None:
         self.kept = kept
@@ -171,5 +171,5 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    # tensors on meta have no address, but each memory has an object of its own
+    # tensors on the meta device have no address, but each storage is an object of its own
     return tensor.untyped_storage()._cdata

@@ -1,4 +1,4 @@
-"""Image weights into a video network: every key copied, new or refused, and none left over."""
+"""Initialise a video network from an image network; every key is accounted for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ _NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding", "motion_embed
 
 @dataclass(frozen=True)
 class InflationReport:
-    """What became of every key.
+    """Which keys were copied and which are new.
 
     Attributes:
         copied: Names of tensors taken over from the image network.
-        new: Names of tensors that only the video network has; they keep their neutral start.
+        new: Names of tensors that only the video network has; they keep their neutral values.
     """
 
     copied: list[str]
@@ -32,8 +32,8 @@ def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> Inflatio
     network computes, frame by frame, what the image network computes.
 
     Args:
-        network: A `VideoUNet` or a `VideoAutoencoder`, fresh, or with the new tensors in any
-            state: they are not touched.
+        network: A `VideoUNet` or a `VideoAutoencoder`. Tensors that only it has stay as they
+            are.
         image_weights: State of a diffusers `UNet2DConditionModel`, of a `VideoUNet` without
             temporal attention and adaptors, or of the image form of an autoencoder.
 

@@ -1,4 +1,4 @@
-"""Interpolation: new frames between two keys, estimated, then corrected by diffusion."""
+"""Frame interpolation: new frames between two keys, estimated, then corrected by diffusion."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.unet import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, VideoUNet
 from magicvideo.shapes import Tokens
 
-_LEAST_DIFFERENCE = 0.03  # of latents, which have unit deviation: about what coding adds to them
+_LEAST_DIFFERENCE = 0.03  # of latents of unit variance: about the autoencoder's own noise
 _NUM_LEVELS = 1000  # diffusion steps; a noise level is one of them
 _ESTIMATE_GROUPS = 8
 
@@ -30,28 +30,28 @@ def lerp_keyframes(
 
 
 def keyframe_rms_distance(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
-    """Return by how much the keys of each gap differ: root mean square, and never quite zero.
+    """Return the root mean square difference of the two keys of each gap, plus a small constant.
 
-    What blending gets wrong is in proportion to it. Measured in it, gaps of little and of much
-    motion weigh alike, and the few in which all changes do not drown the others.
+    The error of linear interpolation is proportional to it. Residuals are normalised by it, so that
+    gaps with little and with much motion count alike in the loss.
     """
     apart = (keys[:, 1] - keys[:, 0]).float().square().flatten(1).mean(dim=1).sqrt()
     return (apart + _LEAST_DIFFERENCE).to(keys.dtype)[:, None, None, None, None]
 
 
 def every_nth(every: int) -> slice:
-    """Return the places of one gap in so many: the last of each group.
+    """Return a slice of the last gap of each group of `every` gaps.
 
-    The same gaps are chosen however many processes a batch is spread over.
+    It selects the same gaps for any number of processes that share a batch.
     """
     return slice(every - 1, None, every)
 
 
 class ResidualEstimator(nn.Module):
-    """Tell in one pass what blending two keys gets wrong: a few convolutions over both.
+    """Regress the error of linear interpolation in one pass, by a few convolutions.
 
-    Motion is a matter of neighbourhoods, and convolutions learn it from many gaps in the time in
-    which the U-Net, dozens of times as large, sees few.
+    Motion is local, and convolutions learn it from many gaps in the time in which the U-Net, dozens
+    of times as large, processes few.
 
     Args:
         latent_channels: Channels of the latents.
@@ -85,14 +85,14 @@ class ResidualEstimator(nn.Module):
     def forward(
         self,
         keys: Float[Tensor, "g 2 c h w"],
-        unit: Float[Tensor, "g 1 1 1 1"],
+        scale: Float[Tensor, "g 1 1 1 1"],
         noise_level: Shaped[Tensor, "g"],
     ) -> Float[Tensor, "g k c h w"]:
-        """Return the difference from the blend, in `unit`s."""
+        """Return the difference from linear interpolation, divided by `scale`."""
         first, second = keys.unbind(dim=1)
         level = (noise_level.to(keys.dtype) / _NUM_LEVELS)[:, None, None, None]
         plane = level.expand(-1, 1, *keys.shape[-2:])
-        inputs = torch.cat([first, second, (second - first) / unit[:, 0], plane], dim=1)
+        inputs = torch.cat([first, second, (second - first) / scale[:, 0], plane], dim=1)
         x = self.conv_in(inputs.to(self.conv_in.weight.dtype))
         for block in self.blocks:
             x = block(x, None)
@@ -101,16 +101,16 @@ class ResidualEstimator(nn.Module):
 
 
 class InterpolatorOutput(NamedTuple):
-    """What blending gets wrong in known gaps, and what two networks say of it, in `unit`s."""
+    """Targets and predictions of both networks for known gaps, divided by the residual scale."""
 
     residual_target: Float[Tensor, "g k c h w"]
-    """The difference from the blend."""
+    """Difference of the true frames from linear interpolation."""
     residual_estimate: Float[Tensor, "g k c h w"]
-    """That difference as the estimate has it."""
+    """Its regression."""
     diffusion_target: Float[Tensor, "n k c h w"]
-    """What the estimate leaves of it, in the gaps that the U-Net sees."""
+    """Target minus regression, for the gaps that the U-Net processes: what is diffused."""
     diffusion_prediction: Float[Tensor, "n k c h w"]
-    """What the U-Net predicts from these with noise."""
+    """The U-Net's prediction from these with noise."""
 
 
 class Interpolator(ModelMixin, ConfigMixin):
@@ -121,22 +121,22 @@ class Interpolator(ModelMixin, ConfigMixin):
     docs/paper_map.md). It is a `VideoUNet` whose temporal attention has no mask, so that new frames
     see both keys. Every frame gets both keys as extra channels, and a mask that is 1 at the keys.
 
-    What is diffused is not the new frame but its difference from an estimate, which a small network
-    makes in one pass: regression for what can be told, diffusion for what cannot (as in Mardani et
-    al., "Residual Corrective Diffusion Modeling", 2309.15214). The estimate is the linear blend of
-    the keys at the start of training. Both networks reckon in units of how far the keys differ.
-    Where nothing moves all is zero, and zero is easy to learn: what stands still stays still.
+    Diffused is not the new frame x but its normalised residual from a regression: regress the
+    predictable part, diffuse the rest (Mardani et al., "Residual Corrective Diffusion Modeling",
+    2309.15214). With l the linear interpolation of the keys and s = residual_scale * RMS distance
+    of the keys, the regression c estimates (x - l) / s and the U-Net diffuses r = (x - l) / s - c,
+    so that x = l + s (c + r). At the start of training c = 0. Where nothing moves, all terms are
+    zero, and static regions stay static.
 
-    Networks see the keys with noise, so that they learn to tell motion from what is wrong with keys
-    that were made. The blend is of the keys as they are: what is wrong with them passes from one to
-    the next, since the video would pulse if the new frames alone were free of it.
+    Networks get noisy keys, so that they learn to separate motion from errors of generated keys.
+    The interpolation l is of the clean keys: keyframe errors are carried into the interpolated
+    frames, since the video would flicker at the keys otherwise.
 
     Args:
         latent_channels: Channels of the latents.
         num_inserted: New frames between two keys.
-        residual_scale: Standard deviation of the difference from the blend, where the
-            keys' own difference is one.
-        estimate_channels: Width of the network that estimates.
+        residual_scale: Standard deviation of x - l relative to the distance of the keys.
+        estimate_channels: Width of the regression network.
         estimate_blocks: Its residual blocks.
         sample_size: Side of the latents that it was trained on.
         down_block_types: As for `VideoUNet`, and so are all that follow.
@@ -205,22 +205,22 @@ class Interpolator(ModelMixin, ConfigMixin):
         tokens: Tokens,
         fps: Float[Tensor, "n"],
     ) -> InterpolatorOutput:
-        """Return what training compares: what both networks say of gaps whose frames are known.
+        """Return targets and predictions of both networks for gaps whose frames are known.
 
         Args:
             middle: The frames between the keys.
             keys: Latents at both ends of each gap, as they are.
             noisy_keys: The same, noised up to `noise_level`: the networks' input.
             noise_level: Diffusion step up to which the keys were noised.
-            add_noise: Noises what the estimate leaves, of the `n` gaps `every_nth(g / n)`,
-                which the U-Net sees.
-            timestep: Up to which diffusion step, of each of these.
+            add_noise: Adds noise to the residuals of the `n` gaps `every_nth(g / n)`, which the
+                U-Net processes.
+            timestep: Diffusion step of each of these.
             tokens: Condition of these.
             fps: Frames a second of the finished video, of these.
         """
-        unit = self.residual_scale_for(noisy_keys)
-        target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / unit
-        estimate = self.correction(noisy_keys, unit, noise_level)
+        scale = self.residual_scale_for(noisy_keys)
+        target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / scale
+        estimate = self.correction(noisy_keys, scale, noise_level)
         few = every_nth(len(keys) // len(timestep))
         residuals = (target - estimate.detach())[few]
         noisy = add_noise(residuals)
@@ -230,7 +230,7 @@ class Interpolator(ModelMixin, ConfigMixin):
     def residual_scale_for(
         self, noisy_keys: Float[Tensor, "g 2 c h w"]
     ) -> Float[Tensor, "g 1 1 1 1"]:
-        """Return the unit in which differences from the blend are reckoned, of each gap."""
+        """Return the scale s of the residuals of each gap."""
         return self.config.residual_scale * keyframe_rms_distance(noisy_keys)
 
     def estimate(
@@ -239,16 +239,16 @@ class Interpolator(ModelMixin, ConfigMixin):
         noisy_keys: Float[Tensor, "g 2 c h w"],
         noise_level: Shaped[Tensor, "g"],
     ) -> tuple[Float[Tensor, "g k c h w"], Float[Tensor, "g 1 1 1 1"]]:
-        """Return the new frames as far as one pass can tell, and the unit of what is left.
+        """Return the regressed new frames l + s c, and the scale s of the residuals.
 
         Args:
             keys: Latents at both ends of each gap, as they are.
             noisy_keys: The same, noised up to `noise_level`: the networks' input.
             noise_level: Diffusion step up to which the keys were noised.
         """
-        unit = self.residual_scale_for(noisy_keys)
+        scale = self.residual_scale_for(noisy_keys)
         blended = lerp_keyframes(keys, self.config.num_inserted)
-        return blended + unit * self.correction(noisy_keys, unit, noise_level), unit
+        return blended + scale * self.correction(noisy_keys, scale, noise_level), scale
 
     def denoise(
         self,
@@ -262,7 +262,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         """Return the prediction for the noisy residuals of gaps `g` with `k` new frames each.
 
         Args:
-            residuals: Noisy differences from the estimate, in `unit`s.
+            residuals: Noisy residuals r.
             timestep: Diffusion step of each gap.
             keys: Latents at both ends of each gap, noised up to `noise_level`.
             noise_level: Diffusion step up to which the keys were noised.
@@ -282,11 +282,13 @@ class Interpolator(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def init_from_keyframe_unet(self, keyframes: VideoUNet) -> None:
-        """Take over the weights of the key-frame network.
+        """Initialise from the weights of the key-frame network.
 
-        New input channels get weights of zero, and so does the last convolution, whose output is
-        another thing here. A window may stand anywhere in the video: adaptors start from the mean
-        over frames. The level's embedding stays zero; attention that the other lacks is new.
+        New input channels and the last convolution, whose output has another meaning here, start
+        as zero. A window may lie anywhere in the video, so adaptors start as their mean over
+        frames.
+        The noise level's embedding stays zero. Attention that the key-frame network lacks keeps its
+        fresh weights.
         """
         theirs = keyframes.state_dict()
         for name, own in self.unet.state_dict().items():

@@ -1,4 +1,9 @@
-"""Low-rank updates of a network's layers, as a LoRA holds them, and adding them to the weights."""
+"""LoRA weights: the layouts of their files, and merging them into a network.
+
+The layouts are those of peft, of older versions of diffusers, of kohya's scripts and of ComfyUI.
+Layers are looked up by the names of the network itself, so temporal layers are found like all
+others, and every tensor of a file is accounted for.
+"""
 
 import math
 import re
@@ -18,12 +23,12 @@ BASE_MODEL = "base_model_sha256"
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """What a LoRA adds to the weight of one layer: alpha / rank times up @ down.
+    """LoRA of one layer: it adds alpha / rank * up @ down to the weight (Hu et al., 2106.09685).
 
     Attributes:
-        down: Rows by which the input shrinks, `r in`, or `r in kh kw` for a convolution.
-        up: Columns by which it grows again, `out r`, or `out r 1 1`.
-        alpha: Divided by the rank it is the factor of the product.
+        down: Projection to rank r, `r in`, or `r in kh kw` for a convolution.
+        up: Projection from rank r, `out r`, or `out r 1 1`.
+        alpha: Numerator of the factor alpha / rank.
     """
 
     down: Tensor
@@ -32,13 +37,13 @@ class LoraWeights:
 
     @property
     def rank(self) -> int:
-        """Return the rank of the update."""
+        """Return the rank r."""
         return self.down.shape[0]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether it is an update of a weight of this shape.
+        """Return whether it fits a weight of this shape.
 
-        A 1x1 convolution and a linear layer are the same product, so each takes the other's.
+        A 1x1 convolution and a linear layer are the same product, so each fits the other.
         """
         out, *inner = shape
         return (
@@ -49,7 +54,7 @@ class LoraWeights:
         )
 
     def delta(self, shape: Sequence[int]) -> Tensor:
-        """Return what is added to a weight of this shape: single precision, on the CPU."""
+        """Return alpha / rank * up @ down in this shape, in single precision, on the CPU."""
         down, up = (tensor.detach().float().cpu().flatten(1) for tensor in (self.down, self.up))
         return (up @ down).mul_(self.alpha / self.rank).reshape(*shape)
 
@@ -83,8 +88,8 @@ def merge_lora(
 def to_peft_state_dict(updates: Mapping[str, LoraWeights], component: str) -> dict[str, Tensor]:
     """Return the tensors of a LoRA file in the layout that peft and diffusers share.
 
-    The factor alpha / rank is multiplied into `up`, so that the file means the same to every
-    reader: without a word on alpha all of them take the factor to be one.
+    The factor alpha / rank is multiplied into `up`. Without an alpha, all readers take the factor
+    to be one, so the file means the same to each of them.
     """
     tensors = {}
     for name, update in updates.items():
@@ -96,7 +101,7 @@ def to_peft_state_dict(updates: Mapping[str, LoraWeights], component: str) -> di
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape without the sides of a 1x1 kernel."""
+    """Return a shape without the axes of a 1x1 kernel."""
     first, *kernel = shape
     return (first,) if math.prod(kernel) == 1 else (first, *kernel)
 
@@ -139,7 +144,7 @@ Updates = dict[str, dict[str, LoraWeights]]
 
 @dataclass
 class _Found:
-    """What a file holds for one layer, with the names by which it does."""
+    """Tensors of a file for one layer, with their names in the file."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -151,13 +156,13 @@ def convert_lora_state_dict(
     alphas: Mapping[str, float],
     source: str,
 ) -> Updates:
-    """Return the updates that a LoRA file holds, by component and name of the weight.
+    """Return the LoRA weights of a file, by component and name of the weight.
 
     Args:
         tensors: Of the file.
         networks: The weights of `unet` and, where the file may have it, of `text_encoder`.
-        alphas: By component, where the file says it elsewhere; it is the rank by default.
-        source: What the file is called.
+        alphas: By component, if stated outside of the tensors; the rank by default.
+        source: Name of the file, for messages.
 
     Raises:
         UserError: If a tensor is unknown, misshapen, not finite, or without its partner.
@@ -190,7 +195,7 @@ def convert_lora_state_dict(
 
 
 def _layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return a network's layers with a weight: by their own names, and by kohya's flat ones."""
+    """Return a network's layers with a weight: by their names, and by kohya's flat names."""
     layers = {}
     for name in weights:
         if name.endswith(".weight") and weights[name].ndim >= 2:
@@ -217,7 +222,7 @@ def _split(key: str, source: str) -> tuple[str, str]:
 
 
 def _place(module: str, places: Mapping[str, Mapping[str, str]]) -> tuple[str, str | None]:
-    """Return the component and the layer that a name means; None for one that is not there."""
+    """Return the component and the layer that a name refers to; None if there is no such layer."""
     for prefix, component in _KOHYA.items():
         if module.startswith(prefix):
             flat = module.removeprefix(prefix).removeprefix("text_model_")
@@ -235,7 +240,7 @@ def _place(module: str, places: Mapping[str, Mapping[str, str]]) -> tuple[str, s
 
 
 def _spellings(module: str) -> Iterator[str]:
-    """Give a layer's name, and what it is called since an older layout."""
+    """Yield a layer's name, and its names in older layouts."""
     yield module
     before, _, last = module.rpartition(".")
     if last == "to_out":

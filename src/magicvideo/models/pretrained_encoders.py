@@ -1,4 +1,4 @@
-"""The trained parts that the denoiser stands on, which its stages leave as they are."""
+"""Frozen pretrained encoders used by the denoiser."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from magicvideo.models.video_vae import load_autoencoder
 
 @dataclass(frozen=True)
 class FrozenEncoders:
-    """The parts, loaded; none of them changes in the denoiser's stages."""
+    """The loaded encoders; the denoiser's stages do not train them."""
 
     vae: Autoencoder
     text_encoder: CLIPTextModel
@@ -40,7 +40,7 @@ class FrozenEncoders:
 
 @dataclass(frozen=True)
 class FrozenEncoderPaths:
-    """Where the parts are: each in a folder of its own, inside a folder that carries its sums."""
+    """Folders of the encoders, each inside a folder with checksums."""
 
     vae: Path
     text_encoder: Path
@@ -48,7 +48,7 @@ class FrozenEncoderPaths:
     image_encoder: Path | None
 
     def load(self) -> FrozenEncoders:
-        """Return the parts in single precision, ready to evaluate."""
+        """Load the encoders in single precision, in evaluation mode."""
         image_encoder = None
         if self.image_encoder is not None:
             image_encoder = CLIPVisionModelWithProjection.from_pretrained(
@@ -62,7 +62,7 @@ class FrozenEncoderPaths:
         )
 
     def hashes(self) -> dict[str, str]:
-        """Return the identity of each part by its name."""
+        """Return the hash of each encoder by name."""
         return {
             name: hash_component(folder)
             for name, folder in asdict(self).items()
@@ -71,10 +71,10 @@ class FrozenEncoderPaths:
 
 
 def resolve_frozen_encoders(model: Path) -> FrozenEncoderPaths:
-    """Return the folders of the parts in a model folder, which is checked.
+    """Return the folders of the encoders in a model folder, after checking it.
 
     Raises:
-        UserError: If it is no model folder, is damaged, or lacks a part.
+        UserError: If it is no model folder, is damaged, or lacks an encoder.
     """
     if not (model / "model_index.json").is_file():
         raise UserError(f"{model} is no model folder: it has no model_index.json.")

@@ -14,9 +14,9 @@ TemporalMode: TypeAlias = Literal["directed", "post_softmax_mask", "bidirectiona
 
 
 class KVCache(NamedTuple):
-    """What a frame attends to of the frames before its window.
+    """Keys and values of the frames before a chunk.
 
-    Tracks are the positions of all videos, "(b h w)", and heads share the channels.
+    A track is one spatial position of one video over time: the axis "(b h w)".
     """
 
     keys: Float[Tensor, "tracks heads f width"]
@@ -26,7 +26,8 @@ class KVCache(NamedTuple):
 class DirectedTemporalAttention(nn.Module):
     """Self-attention along time, at every spatial position.
 
-    Source: MagicVideo, "Spatial and directed temporal attention" (T-Attn, Figure 3c).
+    Source: MagicVideo, "Spatial and directed temporal attention" (T-Attn, Figure 3c):
+    A = softmax(Q K^T / sqrt(d) + M) V, with M_ij = 0 for j <= i and -inf for later frames j > i.
 
     Args:
         channels: Channels of the feature map.
@@ -74,21 +75,24 @@ class DirectedTemporalAttention(nn.Module):
     def forward_chunk(
         self, x: FoldedFrames, num_frames: int, past: KVCache | None
     ) -> tuple[FoldedFrames, KVCache]:
-        """Return the temporal branch of a window of frames, and the past of the window after it.
+        """Return the temporal branch for a chunk of frames, and the cache for the next chunk.
 
-        Windows in a row give what the whole video gives at once, since no frame needs a later one.
+        Chunk by chunk gives the same result as the whole video, since no frame attends to a later
+        one.
 
         Args:
-            x: Features of the window.
-            num_frames: Frames of the window.
-            past: What the window before returned; None where the video starts.
+            x: Features of the chunk.
+            num_frames: Frames of the chunk.
+            past: Cache returned for the previous chunk; None at the start of the video.
 
         Raises:
-            ValueError: If there is a past and the mode is not `directed`.
+            ValueError: If there is a cache and the mode is not `directed`.
         """
         if past is not None and self.mode != "directed":
-            raise ValueError(f"mode={self.mode!r} cannot go on from earlier frames; only directed")
-        # one copy, here: with time beside the channels all that follows are views
+            raise ValueError(
+                f"mode={self.mode!r} cannot continue earlier frames; only 'directed' can"
+            )
+        # the only copy: with time next to the channels, everything that follows is a view
         tracks = rearrange(x, "(b f) c h w -> (b h w) f c", f=num_frames)
         q, k, v = rearrange(
             self.to_qkv(self.norm(tracks)),
@@ -114,7 +118,7 @@ class DirectedTemporalAttention(nn.Module):
         return scaled_dot_product_attention(q, k, v, visible=visible, is_causal=is_causal)
 
     def _visible(self, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "q k"] | None:
-        """Return which keys each query sees; None where torch's own causal mask says the same."""
+        """Return the mask of keys per query; None if torch's causal mask is the same."""
         window_size = keys if self.window_size is None else self.window_size
         if queries == keys <= window_size or self.mode != "directed":
             return None

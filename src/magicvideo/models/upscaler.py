@@ -1,4 +1,4 @@
-"""Super-resolution: a frame of four times the side, by diffusion of what enlarging leaves out."""
+"""Super-resolution: frames of four times the side, by diffusion of residuals."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,7 +20,7 @@ _LEVEL_UNITS = 1000  # noise levels come in pixels, and the sinusoids expect ste
 
 
 class Upscaler(ModelMixin, ConfigMixin):
-    """Predict the velocity of a frame's residual: what enlarging its small version leaves out.
+    """Predict the velocity of a frame's residual from bicubic upsampling.
 
     Source: MagicVideo's last stage is a diffusion model on pixels that is trained on pictures; the
     network is not known (departure D13 in docs/paper_map.md). Diffused is not the large frame but

@@ -1,8 +1,7 @@
 """The VideoVAE: both autoencoders with temporal attention in their decoders.
 
-They have the image autoencoders' tensors under the same names, so that weights of one, such as
-Stable Diffusion's, are taken over by name (`inflate_autoencoder`). New tensors are called
-`temporal_mid` and `temporal_up`.
+Tensors of the image autoencoders keep their names, so that image weights such as Stable
+Diffusion's load by name (`inflate_autoencoder`). New tensors are `temporal_mid` and `temporal_up`.
 """
 
 import json
@@ -36,19 +35,19 @@ _ENCODER = ("encoder", "quant_conv")
 class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
     """A `PatchAutoencoder` whose decoder attends to earlier frames.
 
-    The layers stand after the residual blocks at the code's side, and after the first one at twice
-    that side. The linear decoder stays a matter of single frames.
+    Temporal attention follows the residual blocks at the side of the latents, and the first block
+    at twice that side. The linear decoder works on single frames.
 
     Args:
         in_channels: As for `PatchAutoencoder`, and so are all up to `scaling_factor`.
-        latent_channels: Channels of the code.
-        patch_size: Pixels a side of one position of the code.
+        latent_channels: Channels of the latents.
+        patch_size: Side in pixels of the patch that one latent position stands for.
         widths: Channels of the convolutions; multiples of `temporal_heads`.
         encoder_layers: Residual blocks of the encoder.
         decoder_layers: Residual blocks of the decoder; the first number is at least 1.
         norm_num_groups: Groups of the group norms.
-        noise_std: Standard deviation of the posterior, as a share of the code's own.
-        scaling_factor: One over the standard deviation of the code.
+        noise_std: Standard deviation of the posterior, as a fraction of the latents' own.
+        scaling_factor: One over the standard deviation of the latents.
         temporal_heads: Attention heads of both temporal layers.
         temporal_window_size: How many frames a frame attends to, itself included.
 
@@ -102,9 +101,9 @@ class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
     ) -> tuple[FoldedFrames, Features]:
         """Return the reconstruction of videos from a sample of their posterior, and its mean.
 
-        `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
-        scaled latents of each video. All positions of a frame have `common_noise` of its variance
-        in common.
+        `noise_levels` replace the posterior's standard deviation: noise on the scaled latents of
+        each video. The fraction `common_noise` of its variance is shared by all positions of a
+        frame.
         """
         return _reconstruct(self, x, generator, num_frames, noise_levels, common_noise)
 
@@ -121,8 +120,8 @@ class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
 class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
     """A diffusers `AutoencoderKL` whose decoder attends to earlier frames.
 
-    The layers stand after `decoder.mid_block` and after `decoder.up_blocks[0]`. Windows of frames
-    bound the memory, so the decoder uses neither diffusers' slices nor its tiles.
+    Temporal attention follows `decoder.mid_block` and `decoder.up_blocks[0]`. Decoding in chunks
+    of frames bounds the memory, so diffusers' slicing and tiling are not used.
 
     Args:
         in_channels: As for `AutoencoderKL`, and so are all up to `mid_block_add_attention`.
@@ -132,13 +131,13 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
         block_out_channels: Channels of each level; the last a multiple of `temporal_heads`.
         layers_per_block: Residual blocks a level.
         act_fn: Activation.
-        latent_channels: Channels of the code.
+        latent_channels: Channels of the latents.
         norm_num_groups: Groups of every group norm.
         sample_size: Side of the pictures that it was trained on.
-        scaling_factor: One over the standard deviation of the code.
-        shift_factor: Mean of the code.
-        latents_mean: Mean of each channel of the code.
-        latents_std: Standard deviation of each channel of the code.
+        scaling_factor: One over the standard deviation of the latents.
+        shift_factor: Mean of the latents.
+        latents_mean: Mean of each channel of the latents.
+        latents_std: Standard deviation of each channel of the latents.
         force_upcast: Whether half precision overflows.
         use_quant_conv: Whether a convolution follows the encoder.
         use_post_quant_conv: Whether a convolution stands before the decoder.
@@ -212,9 +211,9 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
     ) -> tuple[FoldedFrames, Features]:
         """Return the reconstruction of videos from a sample of their posterior, and its mean.
 
-        `noise_levels`, in place of the posterior's spread, are standard deviations of noise on the
-        scaled latents of each video. All positions of a frame have `common_noise` of its variance
-        in common.
+        `noise_levels` replace the posterior's standard deviation: noise on the scaled latents of
+        each video. The fraction `common_noise` of its variance is shared by all positions of a
+        frame.
         """
         return _reconstruct(self, x, generator, num_frames, noise_levels, common_noise)
 
@@ -229,7 +228,7 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
     def _to_pixels(
         self,
         x: Features,
-        z: FoldedFrames,  # noqa: ARG002 - this decoder has no way around its features
+        z: FoldedFrames,  # noqa: ARG002 - pixels come from features alone
     ) -> Features:
         decoder = self.decoder
         for block in decoder.up_blocks[1:]:
@@ -237,7 +236,7 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
 
     def _pass(self, block: nn.Module, x: FoldedFrames) -> Features:
-        # the decoder's parts are called one by one, so that its switch has to be looked at here
+        # the decoder's own forward, which checks this flag, is not called
         if self.decoder.gradient_checkpointing and is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
@@ -249,10 +248,10 @@ VideoAutoencoder: TypeAlias = VideoPatchAutoencoder | VideoAutoencoderKL
 def inflate_autoencoder(
     image: Autoencoder, temporal_heads: int, temporal_window_size: int
 ) -> VideoAutoencoder:
-    """Return the video form of an image autoencoder: its weights, and silent temporal layers.
+    """Return the video form of an image autoencoder, with temporal layers that add zero.
 
-    Frame by frame it computes what the image autoencoder computes. Of one that is a video
-    autoencoder already all weights are taken over.
+    Frame by frame it computes what the image autoencoder computes. If `image` is a video
+    autoencoder already, all of its weights are copied.
 
     Raises:
         ValueError: If `temporal_heads` does not divide the channels of the decoder.
@@ -266,7 +265,7 @@ def inflate_autoencoder(
 
 
 def freeze_encoder(autoencoder: VideoAutoencoder) -> None:
-    """Leave the encoder out of training, since denoisers live on its latents; train the rest."""
+    """Freeze the encoder, so that denoisers can keep using its latents; train the rest."""
     for name, parameter in autoencoder.named_parameters():
         parameter.requires_grad_(not name.startswith(_ENCODER))
 
