@@ -38,6 +38,7 @@ def frame_by_frame():
             timestep.repeat_interleave(frames),
             tokens.repeat_interleave(frames, dim=0),
         ).sample.unflatten(0, (2, frames))
-        return video(latents, timestep, tokens, torch.tensor([8.0, 13.0])), expected
+        made = video(latents, timestep, tokens, torch.tensor([8.0, 13.0])).sample
+        return made, expected
 
     return compare

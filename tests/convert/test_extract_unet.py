@@ -35,7 +35,7 @@ def both(image, video):
     latents = torch.randn(2, 1, config.in_channels, 10, 14)
     tokens, timestep = torch.randn(2, 7, config.cross_attention_dim), torch.tensor([931, 17])
     made = image(latents[:, 0], timestep, tokens).sample
-    return made, video(latents, timestep, tokens, torch.full((2,), FPS))[:, 0]
+    return made, video(latents, timestep, tokens, torch.full((2,), FPS)).sample[:, 0]
 
 
 @pytest.mark.parametrize("linear", [False, True])
