@@ -133,6 +133,8 @@ def test_the_settings_arrive(shared, picture):
         ({"prompt": "a cat", "size": "big"}, "size"),
         ({"prompt": "a cat", "frames": "6"}, None),
         ({"prompt": "a cat", "format": "exe"}, "format"),
+        ({"prompt": "a cat", "scheduler": "fast"}, None),
+        ({"prompt": "a cat", "scheduler": "../ddim"}, "scheduler"),
         ({"prompt": "a cat", "stages": "upscaler"}, None),
         ({"prompt": "a cat", "colour": "red"}, "colour"),
         ({"prompt": "a cat", "lora": "../../etc/passwd"}, "lora.0"),
@@ -316,6 +318,7 @@ def test_events_tell_progress_and_show_previews(shared):
     progress = [event[1]["progress"] for event in events if event[0] == "progress"]
     assert progress == sorted(progress)
     previews = [event[1]["image"] for event in events if event[0] == "preview"]
+    assert previews
     assert all(image.startswith("data:image/webp;base64,") for image in previews)
 
 

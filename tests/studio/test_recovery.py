@@ -265,6 +265,7 @@ class Command:
         self.http.close()
         self.process.kill()
         self.process.wait()
+        self.process.stdout.close()
 
     def stop(self):
         self.http.close()
@@ -273,11 +274,21 @@ class Command:
         self.process.stdout.close()
 
 
+@pytest.fixture
+def commands():
+    """Servers that a test starts, ended after it."""
+    started_here = []
+    yield started_here
+    for command in started_here:
+        command.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds processes as Linux lists them")
-def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path):
+def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path, commands):
     home, random_source = tmp_path / "home", random.Random(4)
     server = Command(home, tiny_model)
+    commands.append(server)
     ids = []
     for number in range(12):
         fields = {"prompt": f"a cat {number % 6}", "seed": str(number % 6), "steps": "20"}
@@ -294,6 +305,7 @@ def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path
     time.sleep(random_source.random())
     server.kill()
     server = Command(home, tiny_model)
+    commands.append(server)
     until(lambda: store.counts()["completed"] == 12, 900)
     digests = {}
     for number, name in enumerate(ids):

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from magicvideo.errors import UserError
 from magicvideo.media.video_io import to_uint8, write_pixels
@@ -33,17 +34,13 @@ from magicvideo.pipelines.request import (
     request_from_json,
     resolve_seeds,
 )
-from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.text_to_video import CallInputs, MagicVideoPipeline
 from magicvideo.pipelines.video import read_request
 from magicvideo.shapes import Frames, Latents
 from magicvideo.studio.files import FileStore
 from magicvideo.studio.parameters import VideoParameters
 
-Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with a stage, the steps done in it and their number; may raise to stop the work."""
-Show: TypeAlias = Callable[[Frames], None]
-"""Called with the frames that can be seen so far, pixels in [-1, 1]."""
-
+_PREVIEW_STRIDE = 4  # of the key frames that are shown while they are sampled
 _SLOWEST_KEYS = 3.0  # key frames a second; the network has seen nothing slower
 _SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 16, 4, 160
 _PREVIEW_SIDE = 256
@@ -80,6 +77,19 @@ class Plan:
     size: str
     fingerprint: str
     warnings: tuple[str, ...]
+
+
+class Watcher(Protocol):
+    """Follows the making of a video; whatever it raises ends the work."""
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Take note of the steps done in a stage."""
+
+    def show(self, frames: Frames) -> None:
+        """Show what a stage has made, pixels in [-1, 1]."""
+
+    def show_step(self, make_frames: Callable[[], Frames]) -> None:
+        """Show what a step has made, if there is time to decode it."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +215,7 @@ class Engine:
         picture: Path | None,
         files: FileStore,
         scratch: Path,
-        report: Report,
-        show: Show,
+        watcher: Watcher,
     ) -> Made:
         """Make one video, from the newest latents that an earlier attempt kept.
 
@@ -216,8 +225,7 @@ class Engine:
             picture: The picture to begin with, on this machine.
             files: Where latents are kept between stages.
             scratch: Local folder for the finished file.
-            report: Told of every step; what it raises ends the work.
-            show: Told of frames as soon as there are any.
+            watcher: Told of every step, and of frames as soon as there are any.
 
         Raises:
             UserError: If the request cannot be fulfilled.
@@ -227,16 +235,16 @@ class Engine:
             settings = _settings(parameters, self.capabilities)
             seeds = resolve_seeds(parameters.seed, 1)
             (request,) = pipeline.build_requests([parameters.prompt], seeds, settings, picture)
-            latents = self._latents(job_id, request, files, scratch, report, show)
-            frames = pipeline.decode(latents, report)
-            show(frames)
+            latents = self._latents(job_id, request, files, scratch, watcher)
+            frames = pipeline.decode(latents, watcher.report)
+            watcher.show(frames)
             if "upscaler" in request.stages:
-                frames = pipeline.upscale(request, frames, report, DEFAULT_CHUNKS)
-        report("writing", 0, 1)
+                frames = pipeline.upscale(request, frames, watcher.report, DEFAULT_CHUNKS)
+        watcher.report("writing", 0, 1)
         video = scratch / f"{job_id}.{parameters.format}"
         pixels = to_uint8(frames[0].cpu(), request.output_scale)
         write_pixels(pixels, request.video_fps, request.to_json(), video, overwrite=True)
-        report("writing", 1, 1)
+        watcher.report("writing", 1, 1)
         return Made(video, _thumbnail(pixels), _spritesheet(pixels), request)
 
     def forget(self, job_id: str, files: FileStore, scratch: Path) -> None:
@@ -269,8 +277,7 @@ class Engine:
         request: Request,
         files: FileStore,
         scratch: Path,
-        report: Report,
-        show: Show,
+        watcher: Watcher,
     ) -> Latents:
         pipeline = self._pipeline
         if "interpolation" in request.stages:
@@ -280,13 +287,14 @@ class Engine:
         tokens, negative = pipeline.encode_condition(request)
         keys = _read_kept(job_id, "keyframes", request, files, scratch)
         if keys is None:
-            keys = pipeline.sample_keyframes(request, tokens, negative, report)
+            inputs = _shown_steps(watcher)
+            keys = pipeline.sample_keyframes(request, tokens, negative, watcher.report, inputs)
             _keep(job_id, "keyframes", keys, request, files, scratch)
         keys = keys.to(pipeline.device)
-        show(pipeline.decode(keys))
+        watcher.show(pipeline.decode(keys))
         if "interpolation" not in request.stages:
             return keys
-        latents = pipeline.interpolate(request, keys, tokens, report)
+        latents = pipeline.interpolate(request, keys, tokens, watcher.report)
         _keep(job_id, "interpolation", latents, request, files, scratch)
         return latents
 
@@ -366,6 +374,19 @@ def preview_bytes(frames: Frames) -> bytes:
         method=0,
     )
     return holder.getvalue()
+
+
+def _shown_steps(watcher: Watcher) -> CallInputs:
+    """Return what lets a watcher see some key frames after each of their steps."""
+
+    def after_step(
+        pipeline: MagicVideoPipeline, _: int, __: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        some = tensors["latents"][:, ::_PREVIEW_STRIDE]
+        watcher.show_step(lambda: pipeline.decode(some))
+        return {}
+
+    return CallInputs(callback=after_step, callback_tensors=("latents",))
 
 
 def _settings(parameters: VideoParameters, model: ModelCapabilities) -> GenerationSettings:

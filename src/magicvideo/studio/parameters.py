@@ -51,7 +51,7 @@ class VideoParameters(BaseModel):
         steps: Diffusion steps of the key frames.
         guidance: How closely to follow the prompt; 1 is no guidance.
         guidance_stop: Fraction of the steps after which guidance ends.
-        scheduler: `ddim` or `dpm++`.
+        scheduler: Name of a sampler, such as `ddim` or `dpm++`.
         negative_prompt: What guidance moves away from.
         frames: Number of key frames.
         fps: Key frames a second, by which the network paces the motion.
@@ -72,7 +72,7 @@ class VideoParameters(BaseModel):
     steps: Annotated[_Whole, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[_Number, Field(ge=0, le=100)] | None = None
     guidance_stop: Annotated[_Number, Field(ge=0, le=1)] | None = None
-    scheduler: Literal["ddim", "dpm++"] | None = None
+    scheduler: Annotated[str, StringConstraints(pattern=r"^[a-z0-9+_-]{1,20}$")] | None = None
     negative_prompt: Text | None = None
     frames: Annotated[_Whole, Field(ge=1, le=10_000)] | None = None
     fps: Annotated[_Number, Field(ge=1, le=60)] | None = None

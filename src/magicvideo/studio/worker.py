@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
@@ -35,7 +36,8 @@ _BEAT = 3.0
 _IDLE = 0.1
 _LOOK = 1.0  # seconds between looks for waiting jobs that the queue has lost
 _WRITE = 0.2  # least seconds between two notes of progress
-_SHOW = 0.4  # least seconds between two previews
+_SHOW = 0.4  # least seconds between two previews of steps
+_PREVIEW_SHARE = 0.05  # of the time so far that previews of steps may take
 MAX_ATTEMPTS = 10
 
 
@@ -208,9 +210,7 @@ class Worker:
             picture = self.files.fetch(job.picture, scratch / job.picture)
         progress = _Progress(self, job, self._engine, parameters)
         try:
-            made = self._engine.make(
-                job.id, parameters, picture, self.files, scratch, progress.report, progress.show
-            )
+            made = self._engine.make(job.id, parameters, picture, self.files, scratch, progress)
             self._hand_in(job, made, progress.timings())
         finally:
             if picture is not None:
@@ -271,7 +271,8 @@ class _Progress:
         self._expected = engine.expected_seconds(plan.request)
         self._timer, self._timings = _Timer(), dict[str, float]()
         self._began = time.monotonic()
-        self._written, self._shown, self._previews = 0.0, 0.0, job.preview
+        self._written, self._shown, self._preview_seconds = 0.0, 0.0, 0.0
+        self._previews = job.preview
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Note a step, and stop if the job is not to go on."""
@@ -295,12 +296,18 @@ class _Progress:
         if not store.report(job.id, name, values):
             raise _StopError
 
+    def show_step(self, make_frames: Callable[[], Frames]) -> None:
+        """Show what a step has made: the first always, others as long as they cost little."""
+        now = time.monotonic()
+        is_first = self._previews == self._job.preview
+        is_dear = self._preview_seconds > _PREVIEW_SHARE * (now - self._began)
+        if is_first or (now - self._shown > _SHOW and not is_dear):
+            self.show(make_frames())
+            self._preview_seconds += time.monotonic() - now
+
     def show(self, frames: Frames) -> None:
         """Store a preview."""
-        now = time.monotonic()
-        if now - self._shown < _SHOW:
-            return
-        self._shown = now
+        self._shown = time.monotonic()
         self._worker.files.put(f"{self._job.id}-{PREVIEW}", preview_bytes(frames))
         self._previews += 1
         if not self._worker.store.report(
