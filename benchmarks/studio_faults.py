@@ -1,7 +1,7 @@
 """Kill a studio's worker, its server, or both at random moments while clients send jobs.
 
-    python benchmarks/studio_faults.py --jobs 200 --clients 10
-    python benchmarks/studio_faults.py --database postgresql://... --queue redis://...
+    python -m benchmarks.studio_faults --jobs 200 --clients 10
+    python -m benchmarks.studio_faults --database postgresql://... --queue redis://...
 
 It ends with exit code 1 if a job was lost, made twice or left a file that is not whole.
 """

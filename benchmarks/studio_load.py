@@ -1,7 +1,7 @@
 """Status calls of many clients while a video is made: their times, and the server's memory.
 
 magicvideo studio --no-page --port 7861 &
-python benchmarks/studio_load.py --url http://127.0.0.1:7861 --clients 50 --seconds 120
+python -m benchmarks.studio_load --url http://127.0.0.1:7861 --clients 50 --seconds 120
 """
 
 import argparse
