@@ -193,7 +193,7 @@ class Page:
             lora_scale,
         ]  # fmt: skip
         shown = [stage, cancel, timer]
-        made = {"outputs": [job_id, seed, *shown], "show_progress": "hidden"}
+        made: dict[str, Any] = {"outputs": [job_id, seed, *shown], "show_progress": "hidden"}
         for event in (generate.click, prompt.submit):
             event(self._generate, [picture, *controls], api_visibility="private", **made)
         cancel.click(
@@ -329,7 +329,7 @@ class Page:
         more = gr.Button("Show more", visible=False, elem_id="more")
         chosen, count, seen = gr.State([]), gr.State(_GALLERY_PAGE), gr.State("")
         timer = gr.Timer(_GALLERY_TICK, active=False)
-        looks = {
+        looks: dict[str, Any] = {
             "inputs": [search, chosen, count, seen],
             "outputs": [gallery, compare, more, timer, seen],
             "show_progress": "hidden",
@@ -341,7 +341,7 @@ class Page:
         more.click(lambda number: number + _GALLERY_PAGE, [count], [count], **_QUIET).then(
             self._open_gallery, **looks
         )
-        acts = {
+        acts: dict[str, Any] = {
             "inputs": [chosen],
             "outputs": [*create.controls, tabs, chosen],
             "show_progress": "hidden",
@@ -439,7 +439,7 @@ class Page:
         plot = gr.LinePlot(x="step", y="value", height=300, label="Curve")
         table = gr.HTML("")
         timer = gr.Timer(5.0, active=False)
-        shows = {
+        shows: dict[str, Any] = {
             "inputs": [run, value],
             "outputs": [plot, table],
             "show_progress": "hidden",
@@ -467,7 +467,7 @@ class Page:
             return
         search = gr.Textbox("", label="Search captions", placeholder="Words of the caption")
         shown = gr.HTML("")
-        looks = {"inputs": [search], "outputs": [shown], **_QUIET}
+        looks: dict[str, Any] = {"inputs": [search], "outputs": [shown], **_QUIET}
         tab.select(self._show_data, **looks)
         search.change(self._show_data, trigger_mode="always_last", **looks)
 

@@ -292,6 +292,7 @@ class _Progress:
             return
         self._written = now
         progress, left = self._estimate(stage, done)
+        values: dict[str, str | int | float | None]
         values = {"stage": stage, "progress": progress, "time_left": left}
         if not store.report(job.id, name, values):
             raise _StopError
