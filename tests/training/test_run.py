@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import STAGES, report_to, task_of
 
+from magicvideo.atomic_io import lock_output
 from magicvideo.data.manifest import read_manifest, write_manifest
 from magicvideo.errors import UserError
 from magicvideo.models.video_vae import VideoPatchAutoencoder
@@ -220,3 +221,12 @@ def test_a_size_that_does_not_fit_is_refused(recipe):
     model = recipe.autoencoder.model.model_copy(update={"patch_size": 16})
     with pytest.raises(UserError, match="takes multiples of 16; prepare the data with --size 32"):
         train(changed(recipe, model=model), "autoencoder")
+
+
+def test_two_runs_do_not_train_into_one_folder(recipe):
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    (recipe.output / ".partial-of-the-first").mkdir()
+    expected = rf"{recipe.output.name} is being written by process {os.getpid()} on "
+    with lock_output(recipe.output), pytest.raises(UserError, match=expected):
+        train(recipe, "autoencoder")
+    assert (recipe.output / ".partial-of-the-first").exists()

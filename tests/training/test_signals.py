@@ -28,3 +28,18 @@ def test_a_process_that_says_why_it_ends_is_not_cut_off_by_the_launcher():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+def test_a_closed_terminal_is_noted_unless_nohup_was_used():
+    with catch_signals() as noted:
+        signal.raise_signal(signal.SIGHUP)
+    assert noted == [signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals() as noted:
+            signal.raise_signal(signal.SIGHUP)
+        assert noted == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

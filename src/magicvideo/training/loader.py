@@ -19,6 +19,7 @@ from magicvideo.data.shards.dataset import EncodedBatch, ShardDataset
 from magicvideo.data.shards.index import PathOrUrl, is_shard_location
 from magicvideo.errors import UserError
 from magicvideo.training.recipe import ShardConfig, StageName
+from magicvideo.training.signals import SIGNALS
 
 AnyBatch: TypeAlias = Batch | EncodedBatch
 AnyDataset: TypeAlias = ClipDataset | ShardDataset
@@ -273,7 +274,7 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
 
 def _ignore_signals(worker: int) -> None:  # noqa: ARG001 - the loader passes it
     """Leave signals to the training process, which saves a checkpoint and ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

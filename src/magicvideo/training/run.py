@@ -3,13 +3,15 @@
 import difflib
 import json
 import time
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
-from magicvideo.atomic_io import atomic_file, remove_partial
+from magicvideo.atomic_io import atomic_file, lock_output, remove_partial
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.errors import UserError
 from magicvideo.rng import StackedGenerator
@@ -54,8 +56,9 @@ def train(recipe: Recipe, only: StageName | None = None, reporter: Reporter | No
         reporter: Is told what happens; None tells nothing.
 
     Raises:
-        UserError: If a stage before it has no output yet, its data cannot be read, the launch asks
-            for what is not supported, or a finished stage was trained with other settings or data.
+        UserError: If another process trains into the same folder, a stage before it has no output
+            yet, its data cannot be read, the launch asks for what is not supported, or a finished
+            stage was trained with other settings or data.
         Interrupted: If a signal ended the run; its last line says how to continue.
     """
     launch = init_distributed()
@@ -67,11 +70,18 @@ def train(recipe: Recipe, only: StageName | None = None, reporter: Reporter | No
             f"init_from={recipe.init_from} is no model folder: it has no model_index.json."
         )
     plans = plan_stages(recipe, only)
-    if launch.is_main_process:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        remove_partial(recipe.output)
-    launch.wait_for_everyone()
+    with ExitStack() as stack:
+        if launch.is_main_process:
+            recipe.output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_output(recipe.output.absolute()))
+            remove_partial(recipe.output)
+        launch.wait_for_everyone()
+        _train_plans(recipe, plans, launch, reporter)
 
+
+def _train_plans(
+    recipe: Recipe, plans: list[StagePlan], launch: PartialState, reporter: Reporter
+) -> None:
     waiting = []
     for plan in plans:
         done = _check_output(plan)

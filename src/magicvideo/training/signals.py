@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP comes when a terminal is closed; Windows has none
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _ONE_KEYSTROKE = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal sent to all
 
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Yield a list that SIGINT and SIGTERM are noted in; a second Ctrl-C ends at once.
+    """Yield a list in which SIGINT, SIGTERM and SIGHUP are noted; a second Ctrl-C ends at once.
 
     Outside of the main thread nothing can be noted, and the list stays empty.
     """
@@ -32,13 +33,19 @@ def catch_signals() -> Iterator[list[int]]:
             first = time.monotonic()
         noted.append(number)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, note) for number in SIGNALS if not _by_nohup(number)}
     try:
         yield noted
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is note:
                 signal.signal(number, handler)
+
+
+def _by_nohup(number: int) -> bool:
+    """Return whether nohup has said what becomes of a signal: it has a process ignore SIGHUP."""
+    is_ignored = signal.getsignal(number) is signal.SIG_IGN
+    return is_ignored and number not in (signal.SIGINT, signal.SIGTERM)
 
 
 def ignore_sigterm() -> None:
