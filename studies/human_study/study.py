@@ -17,7 +17,7 @@ from magicvideo.errors import UserError
 from magicvideo.media.outputs import slugify
 from magicvideo.media.video_io import to_uint8, write_pixels
 from magicvideo.media.video_stream import VideoStream, open_video_stream
-from magicvideo.pipelines.model_folder import INDEX
+from magicvideo.models.components import INDEX_FILE
 from magicvideo.pipelines.request import GenerationSettings, resolve_seeds
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video import read_request
@@ -150,7 +150,7 @@ def describe_source(folder: Path, prompts: list[str]) -> StudyArm:
         UserError: If it is neither a whole model folder nor one with a video for every prompt.
     """
     name = folder.resolve().name
-    if (folder / INDEX).is_file():
+    if (folder / INDEX_FILE).is_file():
         if not (folder / CHECKSUMS_FILE).is_file():
             raise UserError(
                 f"{folder} has no {CHECKSUMS_FILE}; take a complete copy of the folder."
