@@ -1,4 +1,4 @@
-"""The legend of axis letters, held to in every signature, and the aliases of the common tensors.
+"""Axis letters of all signatures, and aliases of common tensors.
 
 b  videos in a batch          f  frames of a video        n  frames of all videos, "(b f)"
 c  channels                   h  height                   w  width
@@ -6,9 +6,9 @@ l  tokens of a condition      d  width of a token         p  positions of a fram
 g  gaps between key frames    k  new frames in a gap
 
 `Frames` are pixels in [-1, 1]; their sides have long names, since those of latents differ.
-`Latents` are what the denoiser sees: the autoencoder's code times its scaling factor, so that their
-standard deviation is about 1. Inside a network frames are folded into the batch, which in this axis
-order is a view.
+`Latents` are the denoiser's input: the autoencoder's output times its scaling factor, so that
+their standard deviation is about 1. Inside a network frames are folded into the batch; with this
+axis order that is a view.
 """
 
 from typing import TypeAlias

@@ -47,7 +47,7 @@ class SDCheckpoint:
         image_encoder: Weights of CLIP's vision tower with its projection, or None.
         tokenizer: The text encoder's own.
         scheduler: The noise schedule, with the settings that every scheduler shares.
-        refused: What was stored beside the parts and has no place here, with the reason of each.
+        refused: What else was stored and is not used, with the reason for each.
     """
 
     unet: ComponentState
@@ -138,7 +138,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that is smaller than what it unfolds to, which torch never writes."""
+    """Refuse a compressed archive, which torch never writes: it may expand without end."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -202,7 +202,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 _TAKEN = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _NETWORK, _ENCODER = "diffusion_pytorch_model", "model"
-# how attention in the autoencoder was called when Stable Diffusion 1.x was published
+# names of the autoencoder's attention when Stable Diffusion 1.x was published
 _OLD_ATTENTION = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",
@@ -221,12 +221,12 @@ _SCHEDULE = (
     "rescale_betas_zero_snr",
     "timestep_spacing",
 )
-_POSITIONS = "positions from 0 on, which need no storing"
+_POSITIONS = "positions from 0 on, which are not stored"
 _NOT_VISION = {
-    "concept_embeds": "judge pictures, which nothing here does",
-    "special_care_embeds": "judge pictures, which nothing here does",
-    "text_model.": "of CLIP's text tower, in place of which the model has its own",
-    "text_projection": "of CLIP's text tower, in place of which the model has its own",
+    "concept_embeds": "of the safety check, which is not part of a video model",
+    "special_care_embeds": "of the safety check, which is not part of a video model",
+    "text_model.": "of CLIP's text tower; the model has its own",
+    "text_projection": "of CLIP's text tower; the model has its own",
     "logit_scale": "of CLIP's training",
 }
 
@@ -234,7 +234,7 @@ _NOT_VISION = {
 def open_diffusers_folder(
     folder: Path, tokenizer: Path | None = None, image_encoder: Path | None = None
 ) -> SDCheckpoint:
-    """Return what a folder holds, in single or half precision, in shards or whole.
+    """Return the components in a folder, in single or half precision, sharded or not.
 
     Args:
         folder: With `model_index.json`.
@@ -248,11 +248,11 @@ def open_diffusers_folder(
     present = {name for name, value in index.items() if _is_component(value)}
     refused = {}
     if "feature_extractor" in present:
-        refused["feature_extractor"] = "pictures are prepared by code"
+        refused["feature_extractor"] = "images are preprocessed by code"
     if image_encoder is not None:
         vision: ComponentState | None = vision_part(image_encoder)
         if "safety_checker" in present:
-            refused["safety_checker"] = "the image encoder was named in its place"
+            refused["safety_checker"] = "replaced by the given image encoder"
     elif found := next((n for n in ("image_encoder", "safety_checker") if n in present), None):
         vision = vision_part(folder / found)
     else:
@@ -273,7 +273,7 @@ def open_diffusers_folder(
 
 
 def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> ComponentState:
-    """Return a text encoder, its tensors called as transformers called them before version 5."""
+    """Return a text encoder, its tensors without the prefix `text_model.`."""
     kept, refused = {}, {}
     for name, tensor in tensors.items():
         if name.endswith("position_ids"):
@@ -284,9 +284,9 @@ def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def vision_part(folder: Path) -> ComponentState:
-    """Return CLIP's vision tower and its projection, alone or out of a larger model.
+    """Return CLIP's vision tower and its projection, alone or from a larger model.
 
-    A safety checker holds both, and so does a whole CLIP.
+    A safety checker has both, and so has a whole CLIP.
 
     Raises:
         UserError: If the folder is missing or damaged.
@@ -343,11 +343,11 @@ def _network(folder: Path, renamed: dict[str, str]) -> ComponentState:
 def _scheduler(path: Path) -> DDIMScheduler:
     """Return the noise schedule of any of Stable Diffusion's schedulers.
 
-    Latents have no bounds, so nothing is clipped, which is not every scheduler's default.
+    Latents are unbounded, so predictions are not clipped, which is the default of some schedulers.
     """
     config = read_json(path)
     if not {"beta_schedule", "beta_start", "beta_end"} <= config.keys():
-        raise UserError(f"{path} tells no beta_schedule, which Stable Diffusion has.")
+        raise UserError(f"{path} has no beta_schedule, which Stable Diffusion has.")
     kept = {name: config[name] for name in _SCHEDULE if name in config}
     try:
         return DDIMScheduler(**{**kept, "clip_sample": False})

@@ -264,13 +264,13 @@ def is_open_clip(tensors: dict[str, Tensor]) -> bool:
     return any(name.startswith(OPEN_CLIP) for name in tensors)
 
 
-# what such files hold beside the networks; anything else is refused as unknown
+# known contents beside the networks; anything else is refused as unknown
 _NO_PLACE = {
-    r"model_ema\..*": "averages of the weights, which are taken over themselves",
+    r"model_ema\..*": "averages of weights that are used themselves",
     r"(betas|.*alphas_cumprod(_prev)?|posterior_.*|sqrt_.*|log_one_.*|scale_factor|lvlb_weights)": (
         "the noise schedule, which is known"
     ),
-    r"cond_stage_model\..*position_ids": "positions from 0 on, which need no storing",
+    r"cond_stage_model\..*position_ids": "positions from 0 on, which are not stored",
     r"cond_stage_model\.model\.transformer\.resblocks\..*": (
         "OpenCLIP's last layer, which Stable Diffusion 2.x leaves out"
     ),
@@ -311,18 +311,18 @@ def open_single_file(
     image_encoder: Path | None = None,
     prediction: str | None = None,
 ) -> SDCheckpoint:
-    """Return what a `.safetensors` or `.ckpt` file holds.
+    """Return the components in a `.safetensors` or `.ckpt` file.
 
     Args:
         path: The file.
         tokenizer: A folder with CLIP's tokenizer; by default `tokenizer` beside the file.
-        image_encoder: A folder with CLIP's vision tower, which such a file never holds.
+        image_encoder: A folder with CLIP's vision tower, which such a file never has.
         prediction: `epsilon` or `v_prediction`. Stable Diffusion 1.x predicts noise; of 2.x there
             are both kinds, and the file does not say which it is.
 
     Raises:
         UserError: If it is not Stable Diffusion 1.x or 2.x, a tensor is missing, foreign or
-            misshapen, or what the file cannot tell was not given.
+            misshapen, or an argument is needed that the file does not determine.
     """
     folder = tokenizer or path.parent / "tokenizer"
     if not folder.is_dir():
@@ -360,7 +360,7 @@ def open_single_file(
 
 
 def _networks(configs: tuple[dict[str, Any], ...]) -> tuple[nn.Module, ...]:
-    """Return empty networks, for the names and shapes of their tensors."""
+    """Return networks on the meta device, for the names and shapes of their tensors."""
     unet, vae, text = configs
     with torch.device("meta"):
         return (
@@ -390,7 +390,7 @@ def _take(
     place_of: Callable[[str], StoredKey],
     network: nn.Module,
 ) -> tuple[ComponentState, set[str]]:
-    """Return a network's tensors by diffusers' names, and the names that they were stored under."""
+    """Return a network's tensors by diffusers' names, and their names in the file."""
     tensors, used = {}, set()
     for name, own in network.state_dict().items():
         place = place_of(name)
@@ -413,7 +413,7 @@ def _take(
 
 
 def _account(path: Path, stored: dict[str, Tensor], used: set[str]) -> dict[str, str]:
-    """Return the tensors that have no place here, with the reason of each.
+    """Return the tensors that are not used, with the reason for each.
 
     Raises:
         UserError: If one is none of those that Stable Diffusion has.

@@ -1,4 +1,4 @@
-"""What the denoiser learns: noise or velocity, weighted by the signal-to-noise ratio."""
+"""Training loss of the denoiser: noise or velocity, weighted by the signal-to-noise ratio."""
 
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,7 @@ def snr(scheduler: DDIMScheduler, timesteps: Int[Tensor, "b"]) -> Float[Tensor, 
 def prediction_target(
     scheduler: DDIMScheduler, latents: Latents, noise: Latents, timesteps: Int[Tensor, "b"]
 ) -> Latents:
-    """Return what the network should predict: the noise, or v = alpha * noise - sigma * latents."""
+    """Return the prediction target: the noise e, or v = alpha * e - sigma * x (2202.00512)."""
     if scheduler.config.prediction_type == "epsilon":
         return noise
     return scheduler.get_velocity(latents, noise, timesteps)
@@ -33,8 +33,8 @@ def sample_timesteps(
 ) -> Int[Tensor, "b"]:
     """Return diffusion steps for training: a share at the last one, the others spread evenly.
 
-    At the last step of a schedule with zero terminal SNR nothing is seen of the sample, and what
-    is learned is its mean under the condition: what sampling in one step returns.
+    At the last step of a schedule with zero terminal SNR the input is pure noise, and the network
+    learns the conditional mean of the data, which is what sampling in one step returns.
     """
     drawn = generator.integers(num_train_timesteps, count)
     if not terminal_step_prob:

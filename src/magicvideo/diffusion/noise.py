@@ -1,4 +1,4 @@
-"""Noise that belongs to a video, not to the batch that it was made in."""
+"""Noise that depends on the video, not on the batch in which it is generated."""
 
 import hashlib
 
@@ -19,8 +19,8 @@ def seeded_generator(*parts: int | str) -> torch.Generator:
 def per_sample_generators(first: int, count: int, *parts: int | str) -> StackedGenerator:
     """Return the draws of `count` samples from position `first` on of an endless order.
 
-    A sample's numbers are a pure function of `parts` and its position, so that they are the same
-    whichever process has it in whichever batch.
+    The numbers of a sample are a pure function of `parts` and its position, so they are the same
+    in every process and batch.
     """
     return StackedGenerator(
         [seeded_generator(*parts, position) for position in range(first, first + count)]

@@ -16,32 +16,33 @@ LargeFrames = Float[Tensor, "n c height width"]
 Features = Float[Tensor, "n _ _ _"]
 
 _FREQUENCIES = 64
-_LEVEL_UNITS = 1000  # noise levels come in pixels, and the sinusoids expect steps
+_LEVEL_UNITS = 1000  # scales noise levels of pixels to the range of diffusion steps
 
 
 class Upscaler(ModelMixin, ConfigMixin):
     """Predict the velocity of a frame's residual from bicubic upsampling.
 
-    Source: MagicVideo's last stage is a diffusion model on pixels that is trained on pictures; the
-    network is not known (departure D13 in docs/paper_map.md). Diffused is not the large frame but
-    its difference from the enlarged small one, divided by `residual_scale` to unit variance. Nearly
-    all of the frame is in the small one already, and beside it the difference is a faint signal:
-    diffused whole, most steps would go into making again what is known. A prediction of nothing
-    gives the plainly enlarged frame, so that colours cannot drift, and what is flat stays flat.
+    Source: MagicVideo's last stage is a pixel diffusion model trained on images; its network is not
+    known (departure D13 in docs/paper_map.md). Diffused is the residual r = (x - up(s)) / k with x
+    the large frame, up(s) the small frame after bicubic upsampling, and k = `residual_scale`, which
+    gives r unit variance. The small frame determines nearly all of x; the residual is what is left
+    to generate. A residual of zero is plain upsampling, so colours cannot drift and flat areas stay
+    flat.
 
-    Pixels are folded, 4x4 into channels, so that the network works at the side of the small frame
-    and below, which is what makes it cheap. All norms are over the channels of one position and
-    there is no attention: an output depends on what lies within `receptive_radius` and on nothing
-    else, so that a large frame can be made tile by tile.
+    Pixels are rearranged, 4x4 into channels, so the network works at the side of the small frame
+    and below, which makes it cheap. Norms are over the channels of one position and there is no
+    attention, so an output depends only on inputs within `receptive_radius`, and large frames can
+    be computed tile by tile.
 
     Args:
         channels: Colour channels.
-        factor: How many times the side of the small frame the large one has.
-        widths: Channels of each level, the small frame's own side first.
-        num_blocks: Residual blocks of each level: in each half, and at the deepest level in all.
-        residual_scale: Standard deviation of the difference from the enlarged small frame.
-        max_noise_level: Highest noise on small frames that was seen in training, as a standard
-            deviation of pixels in [-1, 1].
+        factor: Ratio of the sides of large and small frames.
+        widths: Channels of each resolution, that of the small frame first.
+        num_blocks: Residual blocks of each resolution, in encoder and decoder each; at the lowest
+            resolution in total.
+        residual_scale: Standard deviation of the difference from the upsampled small frame.
+        max_noise_level: Highest noise on small frames in training, as a standard deviation of
+            pixels in [-1, 1].
 
     Raises:
         ValueError: If there are not as many widths as numbers of blocks.
@@ -86,16 +87,16 @@ class Upscaler(ModelMixin, ConfigMixin):
 
     @property
     def size_divisor(self) -> int:
-        """Return what the sides of a small frame must be multiples of."""
+        """Return the number by which the sides of a small frame must be divisible."""
         return int(2 ** (len(self.config.widths) - 1))
 
     @property
     def receptive_radius(self) -> int:
-        """Return how far an output pixel sees to each side, in pixels of the small frame.
+        """Return the radius of the receptive field, in pixels of the small frame.
 
-        A block reaches 2 positions, by its two convolutions. A level with reach r reaches 2 r + 1
-        of the next finer one's positions, since an output is one of the two that are coarsened
-        together. The first and the last convolution reach 1 each.
+        A block adds 2 positions, by its two 3x3 convolutions. A radius r at one resolution is
+        2 r + 1 at the next finer one, since two positions are merged into one. The first and the
+        last convolution add 1 each.
         """
         *finer, deepest = self.config.num_blocks
         radius = 2 * deepest
@@ -105,7 +106,7 @@ class Upscaler(ModelMixin, ConfigMixin):
 
     @property
     def tile_overlap(self) -> int:
-        """Return by how much a tile reaches over its core: the radius, as whole multiples."""
+        """Return the overlap of tiles: the radius, rounded up to a multiple of `size_divisor`."""
         return -(-self.receptive_radius // self.size_divisor) * self.size_divisor
 
     @property
@@ -155,18 +156,18 @@ class Upscaler(ModelMixin, ConfigMixin):
         for blocks, upsample, skip in reversed(halves):
             x = blocks(upsample(x) + skip, embedding)
         x = F.silu(self.norm_out(x))
-        # Where the residual is zero, all of the input is noise and the velocity a multiple of it.
-        # A gain for each pixel says so; the layers between have no room for every noisy pixel.
+        # Where the residual is zero, the input is pure noise and the velocity a multiple of it. A
+        # gain per pixel expresses that; layers between are too narrow to copy all noisy pixels.
         return F.pixel_shuffle(addcmul(self.conv_out(x), self.gain_out(x), folded), factor)
 
 
 def upsample_bicubic(frames: FoldedFrames, factor: int) -> LargeFrames:
-    """Return frames of `factor` times the side by cubic convolution: what residuals add to."""
+    """Return frames of `factor` times the side by bicubic interpolation."""
     return F.interpolate(frames, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of each position, blind to all other positions."""
+    """Layer norm over the channels of each position (as in ConvNeXt)."""
 
     def forward(self, x: FoldedFrames) -> FoldedFrames:
         """Return the normalised input."""
@@ -174,7 +175,10 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class FiLMResBlock(nn.Module):
-    """Two convolutions with a residual; the embedding scales and shifts what is between them."""
+    """Residual block with FiLM: the embedding scales and shifts (Perez et al., 1709.07871).
+
+    h = conv2(SiLU((1 + scale) * norm2(conv1(SiLU(norm1(x)))) + shift)), and the output is x + h.
+    """
 
     def __init__(self, channels: int, embed_dim: int) -> None:
         super().__init__()
@@ -193,7 +197,7 @@ class FiLMResBlock(nn.Module):
 
 
 class FiLMStack(nn.ModuleList):
-    """Blocks one after the other, all told the same."""
+    """Blocks in sequence with the same embedding."""
 
     def __init__(self, channels: int, count: int, embed_dim: int) -> None:
         super().__init__(FiLMResBlock(channels, embed_dim) for _ in range(count))

@@ -93,7 +93,8 @@ class LoraStack:
             networks: By component.
 
         Raises:
-            UserError: If it is there already, or the name is taken.
+            UserError: If it is there already, the name is taken, or weights would not be finite;
+                the networks are then as before.
         """
         known = [adapter.lora.ref.sha256 for adapter in self._adapters.values()]
         if lora.ref.sha256 in known:
@@ -104,10 +105,16 @@ class LoraStack:
             raise UserError(f"There is a LoRA {name!r} already; choose another adapter_name.")
         self._check_in_memory(networks)
         self._adapters[name] = _Adapter(lora)
-        if self._is_enabled:
+        if not self._is_enabled:
+            return
+        try:
             for component, network in networks.items():
                 self._keep(component, network, lora)
                 _merge(lora, component, network)
+        except UserError:  # one network may have it already
+            del self._adapters[name]
+            self._rebuild(networks)
+            raise
 
     def merge_into(self, component: str, network: nn.Module) -> None:
         """Merge the LoRAs in use into a network that has just been loaded."""
