@@ -249,6 +249,7 @@ def test_unusable_devices_are_refused(command, capsys):
 
 def test_info_shows_parts_sizes_and_hash(tiny_model, capsys):
     assert run(["info", str(tiny_model)]) == 0
+    assert run(["info", "--model", str(tiny_model)]) == 0
     shown = capsys.readouterr().out
     pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
     for name in ("vae", "text_encoder", "image_encoder", "image_conditioner", "unet"):

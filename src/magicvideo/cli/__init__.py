@@ -38,7 +38,6 @@ _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     help="Text to video by latent diffusion.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

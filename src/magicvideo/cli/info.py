@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.errors import UserError
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -12,8 +14,13 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Model folder.", show_default="the model of the package"),
+    ] = None,
     model: Annotated[
-        Path | None, typer.Argument(help="A model folder; by default the model that is shipped.")
+        Path | None,
+        typer.Option(help="The model folder, as for other commands.", show_default=False),
     ] = None,
 ) -> None:
     """Check a model folder, and show its components, sizes, hash, version and licence.
@@ -21,7 +28,10 @@ def info(
     Examples:
       magicvideo info
       magicvideo info runs/emoji/model
+      magicvideo info --model runs/emoji/model
     """
+    if folder is not None and model is not None:
+        raise UserError("The model folder is given twice; leave --model out.")
     from importlib.metadata import version
 
     from rich.console import Console
@@ -29,7 +39,7 @@ def info(
 
     from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR, summarize
 
-    summary = summarize(BUNDLED_MODEL_DIR if model is None else model)
+    summary = summarize(folder or model or BUNDLED_MODEL_DIR)
     table = Table("component", "class", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("bytes", justify="right")
