@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -79,6 +79,7 @@ class Plan:
     warnings: tuple[str, ...]
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Follows the making of a video; whatever it raises ends the work."""
 
