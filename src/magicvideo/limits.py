@@ -5,6 +5,7 @@ well above what honest files need; what exceeds one is refused with a sentence t
 """
 
 import json
+from collections.abc import Iterator, Mapping
 
 from magicvideo.errors import UserError
 
@@ -47,6 +48,24 @@ MAX_THREADS = 4096
 """Of the CPU, in the settings of a video; never more are started than there are cores."""
 
 
+# the limit of a number by a part of its name; the first that fits counts
+_LIMITS = (
+    ("layers", MAX_LAYERS),
+    ("blocks", MAX_LAYERS),
+    ("timesteps", MAX_TRAIN_TIMESTEPS),
+    ("vocab", MAX_VOCABULARY),
+    ("max_length", MAX_TOKENS),
+    ("position", MAX_TOKENS),
+    ("channels", MAX_WIDTH),
+    ("dim", MAX_WIDTH),
+    ("width", MAX_WIDTH),
+    ("size", MAX_WIDTH),
+    ("heads", MAX_WIDTH),
+    ("groups", MAX_WIDTH),
+    ("num_frames", MAX_WIDTH),
+)
+
+
 def check_count(name: str, value: object, most: int) -> None:
     """Refuse a count from a file that is no whole number from 0 to `most`.
 
@@ -60,6 +79,45 @@ def check_count(name: str, value: object, most: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise UserError(f"{name} is {value!r:.60}; it must be a whole number from 0 to {most:,}.")
+
+
+def check_model_config(source: str, config: Mapping[str, object]) -> None:
+    """Refuse a config that asks for a network, schedule or tokenizer of absurd size.
+
+    Args:
+        source: Its file, for the sentence.
+        config: As read from JSON; entries may be nested.
+
+    Raises:
+        UserError: If a number or the length of a list is out of range.
+    """
+    depth = width = 1
+    for name, value in _entries(config):
+        if isinstance(value, list):
+            width = max(width, len(value))
+            check_count(f"{source}: the length of {name}", len(value), MAX_LAYERS)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            most = next((most for part, most in _LIMITS if part in name), MAX_VOCABULARY)
+            if value < 0 and not any(part in name for part, _ in _LIMITS):
+                continue  # such as an offset or a token id of -1
+            check_count(f"{source}: {name}", value, most)
+            if value == 0 and any(part in name for part in ("groups", "heads")):
+                raise UserError(f"{source}: {name} is 0; it must be at least 1.")
+            if most == MAX_LAYERS:
+                depth = max(depth, value)
+    # each level of a U-Net has all layers
+    check_count(f"{source}: the number of levels times layers", depth * width, MAX_LAYERS)
+
+
+def _entries(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every list and number of a config, with the name of the entry that holds it."""
+    yield name, value
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _entries(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value[: MAX_LAYERS + 1]:
+            yield from _entries(inner, name)
 
 
 def parse_json(text: str | bytes) -> object:

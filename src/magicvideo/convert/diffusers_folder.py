@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from magicvideo.errors import UserError
+from magicvideo.limits import check_model_config
 from magicvideo.models.components import INDEX_FILE
 from magicvideo.pipelines.component_loading import load_tokenizer
 from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
@@ -274,6 +275,7 @@ def open_diffusers_folder(
 
 def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> ComponentState:
     """Return a text encoder, its tensors without the prefix `text_model.`."""
+    check_model_config(str(source), config)
     kept, refused = {}, {}
     for name, tensor in tensors.items():
         if name.endswith("position_ids"):
@@ -292,6 +294,7 @@ def vision_part(folder: Path) -> ComponentState:
         UserError: If the folder is missing or damaged.
     """
     config = read_json(folder / "config.json")
+    check_model_config(str(folder / "config.json"), config)
     kept, refused = {}, {}
     for name, tensor in read_folder(folder, _ENCODER).items():
         reason = next((why for start, why in _NOT_VISION.items() if name.startswith(start)), None)
@@ -337,7 +340,9 @@ def _network(folder: Path, renamed: dict[str, str]) -> ComponentState:
         for old, new in renamed.items():
             name = name.replace(old, new)
         tensors[name] = tensor
-    return ComponentState(folder, read_json(folder / "config.json"), tensors)
+    config = read_json(folder / "config.json")
+    check_model_config(str(folder / "config.json"), config)
+    return ComponentState(folder, config, tensors)
 
 
 def _scheduler(path: Path) -> DDIMScheduler:
@@ -346,6 +351,7 @@ def _scheduler(path: Path) -> DDIMScheduler:
     Latents are unbounded, so predictions are not clipped, which is the default of some schedulers.
     """
     config = read_json(path)
+    check_model_config(str(path), config)
     if not {"beta_schedule", "beta_start", "beta_end"} <= config.keys():
         raise UserError(f"{path} has no beta_schedule, which Stable Diffusion has.")
     kept = {name: config[name] for name in _SCHEDULE if name in config}

@@ -19,6 +19,7 @@ from transformers import (
 
 from magicvideo.diffusion.sampling import Scheduler
 from magicvideo.errors import UserError
+from magicvideo.limits import check_model_config
 from magicvideo.models.conditioning import ImageConditioner
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.unet import VideoUNet
@@ -137,6 +138,7 @@ def load_component(
         for file in weights_files(folder / component, variant)
         for key, tensor in load_file(file).items()
     }
+    _check_finite(folder / component, tensors)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -174,6 +176,9 @@ def _load_encoder(
     path = weights_files(folder, variant)[0]
     has_variant = variant is not None and f".{variant}" in path.name
     _read_config(folder / "config.json")
+    if (adapter := folder / "adapter_config.json").exists():
+        # transformers would add the layers of an adapter, whose weights nothing accounts for
+        raise UserError(f"{adapter} would change the network; remove it, or take another copy.")
     try:
         model, report = encoder.from_pretrained(
             folder,
@@ -196,6 +201,7 @@ def _load_encoder(
             f"{path} holds {name} with the shape {list(stored)}; "
             f"the configuration beside it asks for {list(expected)}."
         )
+    _check_finite(folder, model.state_dict())
     return model.eval().requires_grad_(False)
 
 
@@ -205,6 +211,12 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     Raises:
         UserError: If the folder holds none.
     """
+    if (settings := folder / "tokenizer_config.json").is_file():
+        config = read_json(settings)
+        # transformers writes 10^30 where a tokenizer has no limit
+        if config.get("model_max_length", 0) == int(1e30):
+            config.pop("model_max_length")
+        check_model_config(str(settings), config)
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -219,6 +231,7 @@ def load_scheduler(folder: Path, class_name: str = "DDIMScheduler") -> Scheduler
     """
     path = folder / "scheduler_config.json"
     config = read_json(path)
+    check_model_config(str(path), config)
     try:
         scheduler: Scheduler = getattr(diffusers, class_name).from_config(config)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -233,7 +246,17 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} sets {foreign[0]}, by which code or other weights would be loaded; take the "
             "line out, or another version of the model."
         )
+    check_model_config(str(path), config)
     return config
+
+
+def _check_finite(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{place}: {name} holds numbers that are not finite; take another copy of the "
+                "model."
+            )
 
 
 def _names_in(value: Any) -> set[str]:  # noqa: ANN401 - anything that JSON can hold
