@@ -216,3 +216,12 @@ def test_a_file_of_another_program_is_not_replaced_unasked(tmp_path, monkeypatch
         partial.write_text("second")
     assert target.read_text() == "first"
     assert names(tmp_path) == ["file"]
+
+
+def test_what_pip_compiles_in_a_folder_is_not_foreign(summed):
+    (summed / "unet" / "__pycache__").mkdir()
+    (summed / "unet" / "__pycache__" / "pipeline.cpython-311.pyc").write_bytes(b"compiled")
+    verify_checksums(summed)
+    (summed / "unet" / "pipeline.pyc").write_bytes(b"compiled")
+    with pytest.raises(UserError, match=r"pipeline\.pyc does not belong to the folder"):
+        verify_checksums(summed)

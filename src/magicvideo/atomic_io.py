@@ -223,8 +223,11 @@ def verify_checksums(folder: Path) -> None:
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         expected[name] = digest
+    # pip compiles what it installs, and nothing of a folder is imported
     present = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
     } - {CHECKSUMS_FILE}
     if missing := sorted(set(expected) - present):
         raise UserError(f"{folder} lacks {missing[0]}; take a complete copy of the folder.")
