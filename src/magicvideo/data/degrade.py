@@ -1,4 +1,4 @@
-"""Large frames to small ones in the many ways in which small frames come about."""
+"""Synthetic degradation of frames for training the upscaler: downsampling kernels and blur."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -13,19 +13,19 @@ from magicvideo.shapes import FoldedFrames
 Kernel: TypeAlias = Literal["area", "bilinear", "bicubic"]
 SmallFrames: TypeAlias = Float[Tensor, "n c _ _"]
 
-# standard deviations in pixels of the small frame: from one that hardly shows to a soft frame
+# standard deviations of the blur in pixels of the small frame, from hardly visible to soft
 _BLURS = (0.3, 1.0)
-_REACH = 3  # pixels to each side that a blur sees
+_RADIUS = 3  # of the blur, in pixels: three times its largest standard deviation
 
 
 def downsample(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> SmallFrames:
-    """Return frames of a whole fraction of the side.
+    """Return frames whose sides are divided by a whole number.
 
     Args:
         frames: Their sides are multiples of `factor`.
-        factor: How many times smaller the side becomes.
-        kernel: `area` is the mean of each square, as in preparation; the others, as wide as is
-            needed against aliasing, are those of other programs.
+        factor: Divisor of the sides.
+        kernel: `area` is the mean of each square, as in preparation; the others are antialiased
+            interpolation, as other programs resize.
     """
     if kernel == "area":
         return F.avg_pool2d(frames, factor)
@@ -35,17 +35,17 @@ def downsample(frames: FoldedFrames, factor: int, kernel: Kernel = "area") -> Sm
 
 
 def random_degrade(
-    frames: FoldedFrames, factor: int, share: float, generator: StackedGenerator
+    frames: FoldedFrames, factor: int, probability: float, generator: StackedGenerator
 ) -> SmallFrames:
-    """Return small frames: a share of them by a random kernel and softened, the others by area.
+    """Downsample frames: some by a random kernel and with blur, the others by area.
 
     Args:
         frames: Their sides are multiples of `factor`.
-        factor: How many times smaller the side becomes.
-        share: Probability of a frame to be treated so.
+        factor: Divisor of the sides.
+        probability: That a frame gets a random kernel and blur.
         generator: Source of every choice.
     """
-    varied = generator.uniform(len(frames)) < share
+    varied = generator.uniform(len(frames)) < probability
     kernels = generator.integers(len(get_args(Kernel)), len(frames))
     sigmas = _BLURS[0] + (_BLURS[1] - _BLURS[0]) * generator.uniform(len(frames))
     small = downsample(frames, factor)
@@ -60,11 +60,11 @@ def random_degrade(
 
 
 def blur(frames: FoldedFrames, sigmas: Float[Tensor, " n"]) -> FoldedFrames:
-    """Return frames under a Gaussian of each one's standard deviation, in pixels."""
-    places = torch.arange(-_REACH, _REACH + 1, device=frames.device)
+    """Blur each frame by a Gaussian of its own standard deviation, in pixels."""
+    places = torch.arange(-_RADIUS, _RADIUS + 1, device=frames.device)
     weights = torch.exp(-0.5 * (places / sigmas.clamp(min=1e-3)[:, None]).square())
     weights = weights / weights.sum(dim=1, keepdim=True)
-    rows = F.pad(frames, (_REACH,) * 4, mode="replicate").unfold(3, len(places), 1)
+    rows = F.pad(frames, (_RADIUS,) * 4, mode="replicate").unfold(3, len(places), 1)
     columns = torch.einsum("nchwk,nk->nchw", rows, weights)
     return torch.einsum("nchwk,nk->nchw", columns.unfold(2, len(places), 1), weights)
 
@@ -72,7 +72,7 @@ def blur(frames: FoldedFrames, sigmas: Float[Tensor, " n"]) -> FoldedFrames:
 def paired_random_crop(
     large: FoldedFrames, small: SmallFrames, side: int, generator: StackedGenerator
 ) -> tuple[SmallFrames, SmallFrames]:
-    """Return the same random square of large and of small frames, another in each pair.
+    """Cut the same random square out of large and small frames, another one for each pair.
 
     Args:
         large: Frames of a whole multiple of the sides of `small`.

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from magicvideo.atomic_io import atomic_file
+from magicvideo.atomic_io import atomic_file, lock_output
 from magicvideo.data.manifest import Split
 from magicvideo.data.shards.index import (
     INDEX,
@@ -104,9 +104,11 @@ def encode(
     if waiting:
         (out / INDEX).unlink(missing_ok=True)
     kept = len(own) - len(waiting)
-    for done, _ in enumerate(run_jobs(write_shard, waiting), start=kept + 1):
-        if on_shard:
-            on_shard(done, len(own))
+    # of the same rank; other ranks write other shards
+    with lock_output(out / f"rank-{rank.rank}"):
+        for done, _ in enumerate(run_jobs(write_shard, waiting), start=kept + 1):
+            if on_shard:
+                on_shard(done, len(own))
     manifests = [manifest for job in jobs if (manifest := job.finished())]
     skipped = [SkippedFile(*one) for manifest in manifests for one in manifest.skipped]
     report = EncodeReport(

@@ -1,4 +1,4 @@
-"""Fetching the Fluent animated emoji through the npm client."""
+"""Download of the Fluent animated emoji through the npm client."""
 
 import hashlib
 import shutil
@@ -14,7 +14,7 @@ from magicvideo.data.sources.fluent_emoji import CLIPS, MARKER, NOTICE, EmojiRec
 from magicvideo.errors import UserError
 
 PACKAGES = "packages"
-"""Where tarballs lie until their clips are out; one that is there already is not fetched again."""
+"""Folder of tarballs until their clips are extracted; a complete one is not downloaded again."""
 
 VERSION = "1.0.0"
 SHA512: dict[int, str] = {
@@ -27,7 +27,7 @@ SHA512: dict[int, str] = {
     4: "208925e73b527751ebcef203b7fb86b05a02d563835d1758ab9b913ab9e4caa8"
     "bd0db4e811c2759e563ce8f9e85177854bd9c10a71df898937a2e48419384598",
 }
-"""What the tarballs of `@lobehub/fluent-emoji-anim-1` to `-4` must be."""
+"""SHA-512 of the tarballs of `@lobehub/fluent-emoji-anim-1` to `-4`."""
 
 _ASSETS = "package/assets"
 
@@ -38,18 +38,18 @@ def fetch(
     sha512: Mapping[int, str] = SHA512,
     on_package: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Bring every listed clip into `folder/clips`; those that are there and whole are left alone.
+    """Download every listed clip into `folder/clips`; complete ones are kept.
 
-    Tarballs are removed as soon as their clips are out. The licence notice is written beside them.
+    Tarballs are removed once their clips are extracted. The licence notice is written beside them.
 
     Args:
         folder: A new folder, or one that an earlier call began.
-        listed: Which clips, from which packages.
-        sha512: The sum of each package's tarball.
-        on_package: Called with a package's number and its clips to come, before it is fetched.
+        listed: The clips, and the packages that have them.
+        sha512: Of each package's tarball.
+        on_package: Called with a package's number and its missing clips before it is downloaded.
 
     Returns:
-        How many clips were new.
+        The number of new clips.
 
     Raises:
         UserError: If the folder holds something else, npm is absent or fails, or a tarball is not
@@ -82,7 +82,7 @@ def _fetch_missing(
 
 
 def clip_path(folder: Path, clip: EmojiRecord) -> Path:
-    """Return where a fetched clip lies."""
+    """Return the path of a downloaded clip."""
     return folder / CLIPS / f"{clip.code}.webp"
 
 
@@ -141,7 +141,7 @@ def _sha512(path: Path) -> str:
 
 
 def _extract(tarball: Path, folder: Path, clips: list[EmojiRecord]) -> None:
-    """Take only listed names out; where they go is made from the list, never from the archive."""
+    """Extract listed names alone, to paths that come from the list and never from the archive."""
     wanted = {f"{_ASSETS}/{clip.code}.webp": clip for clip in clips}
     with tarfile.open(tarball) as archive:
         for member in archive:

@@ -1,7 +1,7 @@
-"""A small procedural source: shapes that move, with captions that say exactly what is seen.
+"""A small procedural source: moving shapes with exact captions.
 
-It is written as MP4 files with captions beside them, so that it passes through the same reading as
-anybody's clips. Tests and the documentation use it; nothing is fetched.
+It is written as MP4 files with captions beside them, so that it is read like a user's own clips.
+Tests and the documentation use it; nothing is downloaded.
 """
 
 import itertools
@@ -38,7 +38,7 @@ _POLYGONS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is seen in one clip."""
+    """The contents of one clip."""
 
     shape: str
     colour: str
