@@ -33,7 +33,7 @@ TONE_LEFT_OUT = 0.1
 YELLOW_NAMED = 0.1
 """Fraction of captions that name the default tone, yellow, where there are others."""
 TONE_BEFORE_NOUN = 0.3
-"""Fraction of tones that are told before the noun: "a dark-skinned man"."""
+"""Fraction of tones that are named before the noun: "a dark-skinned man"."""
 GENDER_ADDED = 0.7
 """Fraction of phrases without a word for the person ("surfer") to which one is added."""
 BACKGROUND_LEFT_OUT = 0.15
@@ -232,7 +232,7 @@ def _fill(
     Args:
         phrase: With or without slots.
         attributes: Of the clip.
-        tone: What is told of the skin before the person, or nothing.
+        tone: Words for the skin before the person, or nothing.
         rng: Source of every choice.
         gender_added: Fraction of phrases without a slot that get a word for the person, where the
             activity exists with other genders, too.

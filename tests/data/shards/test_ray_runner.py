@@ -1,5 +1,7 @@
 """Encoding on a Ray instance of this machine."""
 
+import gc
+
 import pytest
 
 ray = pytest.importorskip("ray")
@@ -13,6 +15,7 @@ def cluster():
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+    gc.collect()  # Ray leaves its processes to the collector, which warns of them
 
 
 def test_ray_is_asked_for_by_name_where_there_is_no_cluster(monkeypatch):
@@ -22,6 +25,7 @@ def test_ray_is_asked_for_by_name_where_there_is_no_cluster(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("cluster")
 def test_shards_made_on_ray_are_those_made_here(encode_mixed, tmp_path):
     def on_ray(function, jobs):
