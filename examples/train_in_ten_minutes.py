@@ -1,0 +1,429 @@
+"""Train the key-frame stage of the emoji model on one GPU in ten minutes, from one packed file.
+
+    python examples/train_in_ten_minutes.py pack runs/data/emoji64 runs/emoji64.pack
+    python examples/train_in_ten_minutes.py train runs/emoji64.pack runs/ten-minutes --minutes 10
+
+`pack` writes all clips of a prepared folder into one small file: the frames as lossy video, colour
+beside alpha, and the clips' records. `train` keeps every frame on the device and trains the text
+encoder and the denoiser together, first on single frames, then on frames and clips in one batch.
+It replaces `text_encoder`, `tokenizer` and `unet` of the model that it starts from; all other
+components stay. On a CPU it runs too, with `--device cpu --frames 16 --clips 1`, only slower.
+
+The schedule is one of time, not of updates: a faster device makes more updates.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+from zipfile import ZIP_STORED, ZipFile
+
+import av
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from magicvideo.data.backgrounds import Background, random_background, render_background
+from magicvideo.data.captions import random_caption
+from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import ClipRecord
+from magicvideo.diffusion.loss import temporal_mode_weights
+from magicvideo.diffusion.noise import noise_covariance
+from magicvideo.models.autoencoder import encode_frames
+from magicvideo.models.unet import VideoUNet
+from magicvideo.models.video_vae import load_autoencoder
+from magicvideo.training.muon import Muon
+from magicvideo.training.tasks.clip_model import train_tokenizer
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+NOISE_CORRELATION, NOISE_DECAY, MODE_LIMIT = 0.89, 0.7, 8.0
+MOTION_MEAN, MOTION_STD = -2.26, 0.73  # of the log of the mean change of latents, over all clips
+NUM_FRAMES, MAX_TOKENS, VOCABULARY = 16, 32, 3000
+SNR_GAMMA = 5.0
+
+
+@app.command()
+def pack(
+    prepared: Annotated[Path, typer.Argument(help="Folder made by `magicvideo data prepare`.")],
+    output: Annotated[Path, typer.Argument(help="The packed file.")],
+    step: Annotated[int, typer.Option(help="Keep one in so many frames.")] = 2,
+    quality: Annotated[int, typer.Option(help="x264's constant rate factor.")] = 21,
+) -> None:
+    """Write all training clips of a prepared folder into one file."""
+    dataset = ClipDataset(prepared, ("train",))
+    size = dataset.info.size
+    records = []
+    with tempfile.TemporaryDirectory() as folder:
+        video = Path(folder) / "frames.mp4"
+        with av.open(str(video), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(24))
+            stream.width, stream.height, stream.pix_fmt = 2 * size, size, "yuv444p"
+            stream.options = {"crf": str(quality), "preset": "medium", "g": "100000"}
+            for record in dataset.clips:
+                pixels = np.load(prepared / record.file, mmap_mode="r")[::step]
+                for index, frame in enumerate(pixels):
+                    alpha = frame[..., 3:] if frame.shape[-1] == 4 else np.full_like(frame, 255)
+                    wide = np.concatenate([frame[..., :3], alpha[..., :1].repeat(3, -1)], axis=1)
+                    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(wide), "rgb24")
+                    if index == 0:  # no clip is predicted from the one before it
+                        picture.pict_type = av.video.frame.PictureType.I
+                    container.mux(stream.encode(picture))
+                kept = {"frames": len(pixels), "fps": record.fps / step}
+                records.append(
+                    record.model_copy(update=kept).model_dump_json(exclude_defaults=True)
+                )
+            container.mux(stream.encode(None))
+        with ZipFile(output, "w", ZIP_STORED) as archive:
+            archive.write(video, "frames.mp4")
+            archive.writestr("clips.jsonl", "\n".join(records))
+            archive.writestr("size.json", json.dumps({"size": size}))
+    typer.echo(f"{output}: {len(records)} clips, {output.stat().st_size / 2**20:.1f} MiB")
+
+
+@dataclass
+class PackedClips:
+    """All frames on the device, and how to make batches of them.
+
+    Attributes:
+        pixels: Premultiplied RGBA, `n 4 h w`, uint8.
+        records: What is known of each clip.
+        starts: Place of each clip's first frame in `pixels`.
+        shares: Cumulative probability of each clip: every subject is as likely as any other.
+        subjects: Number of each clip's subject.
+    """
+
+    pixels: Tensor
+    records: list[ClipRecord]
+    starts: list[int]
+    shares: NDArray[np.float64]
+    subjects: list[int]
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "PackedClips":
+        """Decode a packed file onto the device."""
+        with ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+            archive.extract("frames.mp4", folder)
+            lines = archive.read("clips.jsonl").decode().splitlines()
+            size = json.loads(archive.read("size.json"))["size"]
+            records = [ClipRecord.model_validate_json(line) for line in lines]
+            total = sum(record.frames for record in records)
+            pixels = torch.empty(total, 4, size, size, dtype=torch.uint8)
+            with av.open(str(Path(folder) / "frames.mp4")) as container:
+                for index, frame in enumerate(container.decode(video=0)):
+                    wide = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                    pixels[index, :3] = wide[:, :, :size]
+                    pixels[index, 3] = wide[0, :, size:]
+        bases = [record.attributes.base if record.attributes else record.id for record in records]
+        numbers = {base: number for number, base in enumerate(sorted(set(bases)))}
+        weights = np.array([1 / bases.count(base) for base in bases])
+        starts = np.cumsum([0, *(record.frames for record in records)])[:-1].tolist()
+        return cls(
+            pixels.to(device),
+            records,
+            starts,
+            np.cumsum(weights / weights.sum()),
+            [numbers[base] for base in bases],
+        )
+
+    def draw(
+        self, rng: np.random.Generator, count: int, num_frames: int
+    ) -> tuple[Tensor, list[Background | None], list[str], Tensor, Tensor]:
+        """Draw samples: places of frames, backgrounds, captions, frame rates, subjects."""
+        rows, backgrounds, captions, rates, subjects = [], [], [], [], []
+        for _ in range(count):
+            index = min(int(np.searchsorted(self.shares, rng.random())), len(self.records) - 1)
+            record = self.records[index]
+            stride = int(rng.integers(1, 3)) if num_frames > 1 else 2
+            start = int(rng.integers(record.frames))
+            steps = start + stride * np.arange(num_frames)
+            if not record.loops:
+                steps = np.clip(steps - max(0, steps[-1] - record.frames + 1), 0, record.frames - 1)
+            background = random_background(rng) if record.channels == 4 else None
+            rows.append(self.starts[index] + steps % record.frames)
+            backgrounds.append(background)
+            captions.append(random_caption(record, background, rng))
+            rates.append(record.fps / stride)
+            subjects.append(self.subjects[index])
+        return (
+            torch.from_numpy(np.stack(rows)),
+            backgrounds,
+            captions,
+            torch.tensor(rates),
+            torch.tensor(subjects),
+        )
+
+    def composite(self, rows: Tensor, backgrounds: list[Background | None]) -> Tensor:
+        """Return frames on their backgrounds in [-1, 1], `b f 3 h w`."""
+        size, device = self.pixels.shape[-1], self.pixels.device
+        picked = self.pixels[rows.to(device)].float()
+        painted = torch.stack(
+            [
+                torch.zeros(3, size, size)
+                if background is None
+                else torch.from_numpy(
+                    np.broadcast_to(render_background(background, size, size), (size, size, 3))
+                    .transpose(2, 0, 1)
+                    .copy()
+                )
+                for background in backgrounds
+            ]
+        ).to(device)
+        clear = (255 - picked[:, :, 3:]) / 255
+        return (picked[:, :, :3] + painted[:, None] * clear) / 127.5 - 1
+
+
+class Trainer:
+    """Text encoder and denoiser, trained together until the time is over.
+
+    Args:
+        clips: The data.
+        base: Model folder to start from.
+        device: Where to train.
+        widths: Channels of the U-Net's levels; None keeps the base's network and its weights.
+        learning_rate: Of Muon; AdamW's parameters have 0.4 of it.
+    """
+
+    def __init__(
+        self,
+        clips: PackedClips,
+        base: Path,
+        device: torch.device,
+        widths: tuple[int, ...] | None,
+        learning_rate: float,
+    ) -> None:
+        self.clips, self.device, self.base = clips, device, base
+        self.vae = load_autoencoder(base / "vae").to(device).eval().requires_grad_(False)
+        self.tokenizer = self._build_tokenizer()
+        stored = json.loads((base / "unet" / "config.json").read_text(encoding="utf-8"))
+        config = {key: value for key, value in stored.items() if not key.startswith("_")}
+        config["motion_condition"] = True
+        if widths is not None:
+            config["block_out_channels"] = widths
+        unet = VideoUNet(**config)
+        if widths is None:
+            weights = VideoUNet.from_pretrained(base / "unet").state_dict()
+            unet.load_state_dict(weights, strict=False)
+        self.unet = unet.to(device, memory_format=torch.channels_last)
+        width = config["cross_attention_dim"]
+        self.text = CLIPTextModel(self._text_config(width)).to(device)
+        self.head = nn.Linear(width, max(clips.subjects) + 1).to(device)
+        self.optimizer = Muon(self._groups(learning_rate))
+        self.trained = {"unet": self.unet, "text": self.text}
+        self.averages = {
+            (part, name): parameter.detach().clone()
+            for part, network in self.trained.items()
+            for name, parameter in network.named_parameters()
+        }
+        scheduler = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+        self.alphas = _squared_alphas(scheduler).to(device)
+        covariance = noise_covariance(NUM_FRAMES, NOISE_CORRELATION, NOISE_DECAY)
+        self.mode_weights = temporal_mode_weights(covariance, MODE_LIMIT).to(device)
+        self.cholesky = torch.linalg.cholesky(covariance).float().to(device)
+
+    def update(self, frames: int, clips: int, draws: list[object], rate: float) -> dict[str, float]:
+        """Make one update on single frames and clips that were drawn, at a fraction of the rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        values: dict[str, Tensor] = {}
+        for name, count, drawn in (("frame", frames, draws[0]), ("clip", clips, draws[1])):
+            if not count:
+                continue
+            with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+                loss, error = self._loss(*drawn)  # type: ignore[misc]
+            loss.backward()
+            values[name] = error
+        nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text.parameters()], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {name: value.item() for name, value in values.items()}
+
+    def average(self, decay: float) -> None:
+        """Move the averaged weights towards the trained ones."""
+        current = [
+            parameter.detach()
+            for network in self.trained.values()
+            for parameter in network.parameters()
+        ]
+        torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
+
+    def save(self, output: Path) -> None:
+        """Write a model folder: the base with the averaged U-Net, text encoder and tokenizer."""
+        shutil.copytree(self.base, output, dirs_exist_ok=True)
+        with torch.no_grad():
+            for (part, name), average in self.averages.items():
+                self.trained[part].get_parameter(name).copy_(average)
+        shutil.rmtree(output / "tokenizer")
+        self.tokenizer.save_pretrained(output / "tokenizer")
+        self.text.save_pretrained(output / "text_encoder")
+        self.unet.save_pretrained(output / "unet")
+
+    def _loss(
+        self,
+        rows: Tensor,
+        backgrounds: list[Background | None],
+        captions: list[str],
+        fps: Tensor,
+        subjects: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        count, num_frames = rows.shape
+        device = self.device
+        with torch.no_grad():
+            latents = encode_frames(self.vae, self.clips.composite(rows, backgrounds)).float()
+        dropped = torch.rand(count) < 0.1
+        texts = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
+        batch = self.tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).to(device)
+        tokens = self.text(batch.input_ids).last_hidden_state
+        # a caption must tell its subject by itself, which the denoiser teaches only slowly
+        kept = batch.attention_mask[..., None]
+        pooled = (tokens * kept).sum(dim=1) / kept.sum(dim=1)
+        told = (~dropped).to(device)
+        subject = F.cross_entropy(self.head(pooled)[told], subjects.to(device)[told])
+        step = torch.randint(1000, (count,), device=device)
+        noise = torch.randn(latents.shape, device=device)
+        given = torch.zeros(count, num_frames, dtype=torch.bool, device=device)
+        motion = None
+        if num_frames > 1:
+            noise = torch.einsum("fg,bgchw->bfchw", self.cholesky, noise)
+            given = self._given_frames(count, num_frames)
+            change = (latents[:, 1:] - latents[:, :-1]).abs().mean(dim=(1, 2, 3, 4))
+            motion = (change.clamp_min(1e-3).log() - MOTION_MEAN) / MOTION_STD
+            motion = motion.masked_fill(torch.rand(count, device=device) < 0.3, math.nan)
+        kept_signal = torch.where(given, 1.0, self.alphas[step, None])[:, :, None, None, None]
+        alpha, sigma = kept_signal.sqrt(), (1 - kept_signal).sqrt()
+        prediction = self.unet(
+            alpha * latents + sigma * noise,
+            step[:, None].masked_fill(given, 0),
+            tokens,
+            fps.to(device),
+            motion=motion,
+        ).float()
+        error = (prediction - (alpha * noise - sigma * latents)) * ~given[:, :, None, None, None]
+        weighted = error
+        if num_frames > 1:
+            weighted = torch.einsum("fg,bgchw->bfchw", self.mode_weights, error)
+        # min(SNR + 1, gamma) / (SNR + 1), as diffusion.loss explains; 1 / (SNR + 1) is sigma^2
+        weight = (SNR_GAMMA * (1 - self.alphas[step])).clamp(max=1)
+        loss = ((error * weighted).mean(dim=(1, 2, 3, 4)) * weight).mean() + 0.03 * subject
+        return loss, error.detach().square().mean()
+
+    def _given_frames(self, count: int, num_frames: int) -> Tensor:
+        """Return which frames are given clean: in 3 of 10 clips the first one, or the first few."""
+        lengths = torch.where(torch.rand(count) < 0.5, 1, torch.randint(1, 9, (count,)))
+        lengths = torch.where(torch.rand(count) < 0.3, lengths, 0)
+        return (torch.arange(num_frames) < lengths[:, None]).to(self.device)
+
+    def _groups(self, learning_rate: float) -> list[dict[str, object]]:
+        matrices, others = [], []
+        edges = ("conv_in", "conv_out", "time_embedding", "fps_embedding", "motion_embedding")
+        for name, parameter in self.unet.named_parameters():
+            is_matrix = parameter.ndim >= 2 and "adaptor" not in name
+            (matrices if is_matrix and not name.startswith(edges) else others).append(parameter)
+        texts = [*self.text.parameters(), *self.head.parameters()]
+        groups: list[dict[str, object]] = [
+            {"params": matrices, "lr": learning_rate, "use_muon": True},
+            {"params": others, "lr": 0.4 * learning_rate},
+            {"params": texts, "lr": 5e-4, "weight_decay": 0.01},
+        ]
+        return [{**group, "initial_lr": group["lr"]} for group in groups]
+
+    def _build_tokenizer(self) -> CLIPTokenizer:
+        rng = np.random.default_rng(0)
+        captions = [
+            random_caption(record, random_background(rng), rng)
+            for record in self.clips.records
+            for _ in range(12)
+        ]
+        return train_tokenizer(captions, VOCABULARY, MAX_TOKENS)
+
+    def _text_config(self, width: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+
+def _squared_alphas(config: dict[str, object]) -> Tensor:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(config).alphas_cumprod
+
+
+@app.command()
+def train(
+    packed: Annotated[Path, typer.Argument(help="File made by `pack`.")],
+    output: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    base: Annotated[Path, typer.Option(help="Model folder to start from.")],
+    minutes: Annotated[float, typer.Option(help="Time of training, decoding not counted.")] = 10,
+    frames: Annotated[int, typer.Option(help="Single frames of a batch.")] = 512,
+    clips: Annotated[int, typer.Option(help="Clips of a batch, in the second part.")] = 48,
+    image_part: Annotated[float, typer.Option(help="Fraction of time on frames alone.")] = 0.5,
+    widths: Annotated[str, typer.Option(help="Channels of a new U-Net, such as 128,160.")] = "",
+    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    device: Annotated[str, typer.Option()] = "cuda",
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train for a number of minutes and write a model folder."""
+    torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    data = PackedClips.load(packed, torch.device(device))
+    levels = tuple(int(width) for width in widths.split(",")) if widths else None
+    trainer = Trainer(data, base, torch.device(device), levels, learning_rate)
+
+    def draw(step: int, with_clips: bool) -> list[object]:
+        rng = np.random.default_rng((seed, step))
+        single = data.draw(rng, frames // 4 if with_clips else frames, 1)
+        return [single, data.draw(rng, clips if with_clips else 0, NUM_FRAMES) if with_clips else 0]
+
+    started, step = time.monotonic(), 0
+    is_reported = -1
+    with ThreadPoolExecutor(4) as pool:  # batches are drawn while the device computes
+        waiting: list[Future[list[object]]] = []
+        while (part := (time.monotonic() - started) / (60 * minutes)) < 1:
+            with_clips = part >= image_part
+            if not waiting or with_clips != was_with_clips:  # noqa: F821 - set below
+                waiting = [pool.submit(draw, step + ahead, with_clips) for ahead in range(8)]
+            was_with_clips = with_clips
+            draws = waiting.pop(0).result()
+            waiting.append(pool.submit(draw, step + 8, with_clips))
+            # each part warms up over 50 updates' time and decays over its second half
+            inside = (part - image_part) / (1 - image_part) if with_clips else part / image_part
+            rate = min(1.0, (step + 1) / 50, 2 * (1 - inside) + (0.3 if not with_clips else 0.0))
+            values = trainer.update(
+                len(draws[0][0]),  # type: ignore[index]
+                clips if with_clips else 0,
+                draws,
+                rate,
+            )
+            trainer.average(min(0.999, (1 + step) / (10 + step)))
+            step += 1
+            if int(part * 100) != is_reported:
+                is_reported = int(part * 100)
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+                typer.echo(f"{is_reported} %  update {step}  {shown}  rate {rate:.2f}")
+    trainer.save(output)
+    typer.echo(f"{output}: {step} updates")
+
+
+if __name__ == "__main__":
+    app()
