@@ -92,6 +92,25 @@ def pack(
 
 
 @dataclass
+class Draw:
+    """Samples of a batch, before their pixels are gathered.
+
+    Attributes:
+        rows: Places of the frames among all, `b f`.
+        backgrounds: What stands behind each sample; None for clips without transparency.
+        captions: Text of each.
+        fps: Frames a second of each.
+        subjects: Number of each one's subject.
+    """
+
+    rows: Tensor
+    backgrounds: list[Background | None]
+    captions: list[str]
+    fps: Tensor
+    subjects: Tensor
+
+
+@dataclass
 class PackedClips:
     """All frames on the device, and how to make batches of them.
 
@@ -136,10 +155,8 @@ class PackedClips:
             [numbers[base] for base in bases],
         )
 
-    def draw(
-        self, rng: np.random.Generator, count: int, num_frames: int
-    ) -> tuple[Tensor, list[Background | None], list[str], Tensor, Tensor]:
-        """Draw samples: places of frames, backgrounds, captions, frame rates, subjects."""
+    def draw(self, rng: np.random.Generator, count: int, num_frames: int) -> Draw:
+        """Draw samples of single frames, or of clips at one or two frames a step."""
         rows, backgrounds, captions, rates, subjects = [], [], [], [], []
         for _ in range(count):
             index = min(int(np.searchsorted(self.shares, rng.random())), len(self.records) - 1)
@@ -155,7 +172,7 @@ class PackedClips:
             captions.append(random_caption(record, background, rng))
             rates.append(record.fps / stride)
             subjects.append(self.subjects[index])
-        return (
+        return Draw(
             torch.from_numpy(np.stack(rows)),
             backgrounds,
             captions,
@@ -163,10 +180,10 @@ class PackedClips:
             torch.tensor(subjects),
         )
 
-    def composite(self, rows: Tensor, backgrounds: list[Background | None]) -> Tensor:
+    def composite(self, drawn: Draw) -> Tensor:
         """Return frames on their backgrounds in [-1, 1], `b f 3 h w`."""
         size, device = self.pixels.shape[-1], self.pixels.device
-        picked = self.pixels[rows.to(device)].float()
+        picked = self.pixels[drawn.rows.to(device)].float()
         painted = torch.stack(
             [
                 torch.zeros(3, size, size)
@@ -176,7 +193,7 @@ class PackedClips:
                     .transpose(2, 0, 1)
                     .copy()
                 )
-                for background in backgrounds
+                for background in drawn.backgrounds
             ]
         ).to(device)
         clear = (255 - picked[:, :, 3:]) / 255
@@ -231,22 +248,20 @@ class Trainer:
         self.mode_weights = temporal_mode_weights(covariance, MODE_LIMIT).to(device)
         self.cholesky = torch.linalg.cholesky(covariance).float().to(device)
 
-    def update(self, frames: int, clips: int, draws: list[object], rate: float) -> dict[str, float]:
-        """Make one update on single frames and clips that were drawn, at a fraction of the rate."""
+    def update(self, draws: list[Draw], rate: float) -> dict[str, float]:
+        """Make one update on what was drawn, at a fraction of the learning rates."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        values: dict[str, Tensor] = {}
-        for name, count, drawn in (("frame", frames, draws[0]), ("clip", clips, draws[1])):
-            if not count:
-                continue
+        errors: dict[str, Tensor] = {}
+        for drawn in draws:
             with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
-                loss, error = self._loss(*drawn)  # type: ignore[misc]
+                loss, error = self._loss(drawn)
             loss.backward()
-            values[name] = error
+            errors["frames" if drawn.rows.shape[1] == 1 else "clips"] = error
         nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text.parameters()], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: value.item() for name, value in values.items()}
+        return {name: error.item() for name, error in errors.items()}
 
     def average(self, decay: float) -> None:
         """Move the averaged weights towards the trained ones."""
@@ -268,20 +283,14 @@ class Trainer:
         self.text.save_pretrained(output / "text_encoder")
         self.unet.save_pretrained(output / "unet")
 
-    def _loss(
-        self,
-        rows: Tensor,
-        backgrounds: list[Background | None],
-        captions: list[str],
-        fps: Tensor,
-        subjects: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        count, num_frames = rows.shape
+    def _loss(self, drawn: Draw) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the plain squared error of the velocity."""
+        count, num_frames = drawn.rows.shape
         device = self.device
         with torch.no_grad():
-            latents = encode_frames(self.vae, self.clips.composite(rows, backgrounds)).float()
+            latents = encode_frames(self.vae, self.clips.composite(drawn)).float()
         dropped = torch.rand(count) < 0.1
-        texts = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
+        texts = ["" if drop else text for drop, text in zip(dropped, drawn.captions, strict=True)]
         batch = self.tokenizer(
             texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         ).to(device)
@@ -290,7 +299,7 @@ class Trainer:
         kept = batch.attention_mask[..., None]
         pooled = (tokens * kept).sum(dim=1) / kept.sum(dim=1)
         told = (~dropped).to(device)
-        subject = F.cross_entropy(self.head(pooled)[told], subjects.to(device)[told])
+        subject = F.cross_entropy(self.head(pooled)[told], drawn.subjects.to(device)[told])
         step = torch.randint(1000, (count,), device=device)
         noise = torch.randn(latents.shape, device=device)
         given = torch.zeros(count, num_frames, dtype=torch.bool, device=device)
@@ -307,9 +316,9 @@ class Trainer:
             alpha * latents + sigma * noise,
             step[:, None].masked_fill(given, 0),
             tokens,
-            fps.to(device),
+            drawn.fps.to(device),
             motion=motion,
-        ).float()
+        ).sample.float()
         error = (prediction - (alpha * noise - sigma * latents)) * ~given[:, :, None, None, None]
         weighted = error
         if num_frames > 1:
@@ -390,37 +399,32 @@ def train(
     levels = tuple(int(width) for width in widths.split(",")) if widths else None
     trainer = Trainer(data, base, torch.device(device), levels, learning_rate)
 
-    def draw(step: int, with_clips: bool) -> list[object]:
+    def draw(step: int, with_clips: bool) -> list[Draw]:
         rng = np.random.default_rng((seed, step))
-        single = data.draw(rng, frames // 4 if with_clips else frames, 1)
-        return [single, data.draw(rng, clips if with_clips else 0, NUM_FRAMES) if with_clips else 0]
+        if not with_clips:
+            return [data.draw(rng, frames, 1)]
+        return [data.draw(rng, frames // 4, 1), data.draw(rng, clips, NUM_FRAMES)]
 
-    started, step = time.monotonic(), 0
-    is_reported = -1
+    started, step, reported = time.monotonic(), 0, -1
+    waiting: list[Future[list[object]]] = []
+    has_clips = False
     with ThreadPoolExecutor(4) as pool:  # batches are drawn while the device computes
-        waiting: list[Future[list[object]]] = []
         while (part := (time.monotonic() - started) / (60 * minutes)) < 1:
-            with_clips = part >= image_part
-            if not waiting or with_clips != was_with_clips:  # noqa: F821 - set below
-                waiting = [pool.submit(draw, step + ahead, with_clips) for ahead in range(8)]
-            was_with_clips = with_clips
+            if not waiting or has_clips != (part >= image_part):
+                has_clips = part >= image_part
+                waiting = [pool.submit(draw, step + ahead, has_clips) for ahead in range(8)]
             draws = waiting.pop(0).result()
-            waiting.append(pool.submit(draw, step + 8, with_clips))
-            # each part warms up over 50 updates' time and decays over its second half
-            inside = (part - image_part) / (1 - image_part) if with_clips else part / image_part
-            rate = min(1.0, (step + 1) / 50, 2 * (1 - inside) + (0.3 if not with_clips else 0.0))
-            values = trainer.update(
-                len(draws[0][0]),  # type: ignore[index]
-                clips if with_clips else 0,
-                draws,
-                rate,
-            )
+            waiting.append(pool.submit(draw, step + 8, has_clips))
+            # each part decays over its second half, the first one not to the end
+            inside = (part - image_part) / (1 - image_part) if has_clips else part / image_part
+            rate = min(1.0, (step + 1) / 50, 2 * (1 - inside) + (0.0 if has_clips else 0.3))
+            values = trainer.update(draws, rate)
             trainer.average(min(0.999, (1 + step) / (10 + step)))
             step += 1
-            if int(part * 100) != is_reported:
-                is_reported = int(part * 100)
+            if int(part * 100) != reported:
+                reported = int(part * 100)
                 shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-                typer.echo(f"{is_reported} %  update {step}  {shown}  rate {rate:.2f}")
+                typer.echo(f"{reported} %  update {step}  {shown}  rate {rate:.2f}")
     trainer.save(output)
     typer.echo(f"{output}: {step} updates")
 

@@ -109,7 +109,10 @@ def _errors(
 ) -> tuple[float, float]:
     """Return the error at one step, and its deviation from its mean over the frames."""
     noise = initial_latent_noise(
-        seed, tuple(latents.shape[1:]), pipeline.config.noise_correlation
+        seed,
+        tuple(latents.shape[1:]),
+        pipeline.config.noise_correlation,
+        pipeline.config.noise_decay,
     ).to(latents)
     timestep = torch.tensor([step], device=latents.device)
     noisy = pipeline.scheduler.add_noise(latents, noise, timestep)

@@ -112,6 +112,15 @@ def clip_normalize(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]
     return ((pixels.clamp(-1, 1) + 1) / 2 - mean) / std
 
 
+def motion_amount(latents: Latents) -> Float[Tensor, " b"]:
+    """Return how much each clip moves: the log of the mean absolute change from frame to frame.
+
+    A motion score is this number in standard deviations from its mean over the training clips.
+    """
+    change = (latents[:, 1:] - latents[:, :-1]).abs().flatten(1).mean(dim=1)
+    return change.clamp_min(1e-3).log()  # the floor is far below what an autoencoder leaves
+
+
 class ConditionedDenoiser(nn.Module):
     """A video U-Net conditioned on text tokens or, sample by sample, on an image embedding.
 
@@ -127,25 +136,27 @@ class ConditionedDenoiser(nn.Module):
     def forward(
         self,
         latents: Latents,
-        timestep: Shaped[Tensor, "b"],
+        timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
         tokens: Tokens,
         embeddings: Float[Tensor, "b e"],
         use_image_condition: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
+        motion: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents.
 
         Args:
             latents: Noisy latents.
-            timestep: Diffusion step of each video.
+            timestep: Diffusion step of each video, or of each frame.
             tokens: Text tokens of each video.
             embeddings: CLIP embedding of one frame of each video, at unit length.
             use_image_condition: Which videos use their embedding instead of the text.
             fps: Frames a second of each video.
+            motion: Motion score of each video, as `VideoUNet` takes it.
         """
         images = image_to_condition_tokens(self.image_conditioner, embeddings, tokens.shape[1])
         condition = torch.where(use_image_condition[:, None, None], images, tokens)
-        return self.unet(latents, timestep, condition, fps).sample
+        return self.unet(latents, timestep, condition, fps, motion=motion).sample
 
     @property
     def image_embed_dim(self) -> int:

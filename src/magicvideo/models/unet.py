@@ -86,6 +86,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             are the image network at the start, and see no later frame where the temporal attention
             is `directed`.
         motion_condition: Whether the network is conditioned on how much a video moves.
+        motion_mean: Mean of `motion_amount` over the training clips.
+        motion_std: Its standard deviation over them.
 
     Raises:
         ValueError: If the settings do not fit each other.
@@ -115,6 +117,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         spatial_attention: bool = True,
         convolutions: ConvType = "2d",
         motion_condition: bool = False,
+        motion_mean: float = 0.0,  # noqa: ARG002 - registered
+        motion_std: float = 1.0,  # noqa: ARG002 - registered
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)

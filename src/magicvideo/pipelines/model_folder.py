@@ -42,6 +42,7 @@ class ModelIndex(BaseModel):
     interpolation_noise_level: int = Field(default=0, ge=0, lt=1000)
     upscaler_noise_level: float = Field(default=0.0, ge=0)
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
+    noise_decay: float = Field(default=0.0, ge=0, lt=1)
     license: str | None = None
 
     @field_validator("class_name")

@@ -128,7 +128,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         interpolation_noise_level: Diffusion step up to which the interpolator's key frames are
             noised.
         upscaler_noise_level: Standard deviation of the noise on the upscaler's input frames.
-        noise_correlation: Correlation between the noise of two frames of a video, as in training.
+        noise_correlation: Part of the noise that all frames of a video share, as in training.
+        noise_decay: Correlation of the remaining noise of adjacent frames, as in training.
         license: Licence of the weights.
     """
 
@@ -172,6 +173,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         interpolation_noise_level: int = 0,
         upscaler_noise_level: float = 0.0,
         noise_correlation: float = 0.0,
+        noise_decay: float = 0.0,
         license: str | None = None,
     ) -> None:
         super().__init__()
@@ -198,6 +200,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             interpolation_noise_level=interpolation_noise_level,
             upscaler_noise_level=upscaler_noise_level,
             noise_correlation=noise_correlation,
+            noise_decay=noise_decay,
             license=license,
         )
 
@@ -971,7 +974,9 @@ class MagicVideoPipeline(DiffusionPipeline):
         shape = (request.num_frames, self.unet.config.in_channels, height, width)
         noise = inputs.latents
         if noise is None:
-            noise = initial_latent_noise(request.seed, shape, self.config.noise_correlation)
+            noise = initial_latent_noise(
+                request.seed, shape, self.config.noise_correlation, self.config.noise_decay
+            )
         _check_latents(noise, (1, *shape))
 
         def denoise(latents: Tensor, timestep: Tensor, tokens: Tensor, fps: Tensor) -> Tensor:

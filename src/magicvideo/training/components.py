@@ -38,7 +38,7 @@ PRODUCING_STAGES: Mapping[str, tuple[StageName, ...]] = {
 OPTIONAL = frozenset({"image_encoder", "interpolator", "upscaler", "upscaler_scheduler"})
 """Components without which a model makes key frames, conditioned on text, all the same."""
 # scales that were measured on the training data, and belong to the weights
-_MEASURED = ("scaling_factor", "residual_scale")
+_MEASURED = ("scaling_factor", "residual_scale", "motion_mean", "motion_std")
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
             **configuration,
             "generation_defaults": values,
             "noise_correlation": recipe.noise.noise_correlation,
+            "noise_decay": recipe.noise.noise_decay,
         },
     )
 

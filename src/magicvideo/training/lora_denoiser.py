@@ -93,14 +93,17 @@ class LoraDenoiser(nn.Module):
     def forward(
         self,
         latents: Latents,
-        timestep: Shaped[Tensor, "b"],
+        timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
         tokens: Tokens,
         embeddings: Float[Tensor, "b e"],
         use_image_condition: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
+        motion: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, as `ConditionedDenoiser` does."""
-        return self.base(latents, timestep, tokens, embeddings, use_image_condition, fps)
+        return self.base(
+            latents, timestep, tokens, embeddings, use_image_condition, fps, motion=motion
+        )
 
     @torch.no_grad()
     def save_components(self, folder: Path, *, image_conditioner: bool = True) -> None:  # noqa: ARG002

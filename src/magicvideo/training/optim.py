@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from magicvideo.errors import UserError
+from magicvideo.training.muon import Muon
 from magicvideo.training.recipe import StageConfig
 
+# Muon's updates are scaled to the size of AdamW's, which still wants a lower rate beside it
+_ADAMW_BESIDE_MUON = 0.4
 _MIN_8BIT_NUMEL = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
 
 
@@ -30,14 +33,17 @@ def build_optimizer(
     Raises:
         UserError: If the optimizer is not installed.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim >= 2 and "adaptor" not in name
         decay = config.weight_decay if decays else 0.0
         scale = 1.0 if lr_scale is None else lr_scale(name)
-        groups.setdefault((decay, scale), []).append(parameter)
+        use_muon = config.optimizer == "muon" and _is_hidden_matrix(name, parameter)
+        if config.optimizer == "muon" and not use_muon:
+            scale *= _ADAMW_BESIDE_MUON
+        groups.setdefault((decay, scale, use_muon), []).append(parameter)
     described = [
         {
             "params": parameters,
@@ -45,15 +51,28 @@ def build_optimizer(
             "lr": config.learning_rate * scale,
             "initial_lr": config.learning_rate * scale,
             "lr_scale": scale,
+            **({"use_muon": use_muon} if config.optimizer == "muon" else {}),
         }
-        for (decay, scale), parameters in groups.items()
+        for (decay, scale, use_muon), parameters in groups.items()
     ]
     betas = (0.9, config.beta2)
+    if config.optimizer == "muon":
+        return Muon(described, betas=betas)
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(described)
     if config.optimizer == "adamw_8bit":
         return _adamw_8bit(described, betas)
     return torch.optim.AdamW(described, betas=betas, fused=True)
+
+
+def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether Muon trains a parameter: a matrix or a kernel between hidden features.
+
+    The first and last layers, embeddings and frame adaptors are AdamW's, as are biases and norms:
+    what they map from or to is no space whose directions should all count alike.
+    """
+    outer = ("conv_in", "conv_out", "embedding", "adaptor", "image_conditioner")
+    return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 
 def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -71,6 +90,8 @@ def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> tor
 def optimizer_state_bytes(shape: torch.Size, optimizer: str) -> int:
     """Return how many bytes an optimizer keeps for a parameter of this shape."""
     numel = shape.numel()
+    if optimizer == "muon" and len(shape) >= 2:  # the momentum; AdamW's few matrices aside
+        return 4 * numel
     if optimizer == "adafactor":  # factored second moments: one number a row and one a column
         kept = numel if len(shape) < 2 else numel // shape[-1] + numel // shape[-2]
         return 4 * kept

@@ -58,7 +58,7 @@ class StageConfig(StrictModel):
     lr_decay_ratio: Share = Field(
         0.2, description="last share of the steps, with a linear decay to 0"
     )
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "muon"] = Field(
         "adamw", description="adamw_8bit is that of bitsandbytes"
     )
     weight_decay: float = Field(0.01, ge=0)
@@ -136,6 +136,9 @@ class UNetConfig(StrictModel):
     frame_adaptor: bool = True
     spatial_attention: bool = True
     convolutions: Literal["2d", "2+1d", "3d"] = "2d"
+    motion_condition: bool = Field(
+        default=False, description="condition the network on how much a clip moves"
+    )
 
 
 class LoaderConfig(StrictModel):
@@ -178,6 +181,12 @@ class NoiseConfig(StrictModel):
     zero_terminal_snr: bool = True
     noise_correlation: Share = Field(
         default=0.0, description="share of the noise that all frames of a clip have"
+    )
+    noise_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="correlation of the remaining noise of adjacent frames",
     )
 
 
@@ -223,6 +232,21 @@ class VideoStageConfig(DenoiserStageConfig):
     )
     temporal_weight: float = Field(
         1.0, gt=0, description="of the error's deviation from its mean over the frames"
+    )
+    mode_weight_limit: float | None = Field(
+        None,
+        gt=0,
+        description="temporal modes of the error weigh by the inverse of their noise, at most this "
+        "much; null: all alike",
+    )
+    given_frames_prob: Share = Field(
+        0.0, description="share of clips whose first frames are given without noise"
+    )
+    max_given_frames: PositiveInt = Field(
+        8, description="most of these frames; in half of such clips it is one"
+    )
+    motion_dropout: Share = Field(
+        0.3, description="share of clips without a motion score, where the network takes one"
     )
     weight_interpolation: Share = Field(
         0.0, description="share of the weights it began with in its product's reused weights"

@@ -213,6 +213,7 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "frame_adaptor": settings.frame_adaptor,
         "spatial_attention": settings.spatial_attention,
         "convolutions": settings.convolutions,
+        "motion_condition": settings.motion_condition,
     }
     if init_has(recipe, "unet"):
         stored = {"use_linear_projection": False, **init_config(recipe, "unet")}
@@ -239,7 +240,13 @@ def _block_types(levels: Sequence[bool]) -> dict[str, tuple[str, ...]]:
 def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     """Return the arguments for the 2D network alone, which the image stage trains."""
     config = unet_config(recipe, image_size)
-    return {**config, "temporal_attention": "none", "frame_adaptor": False, "convolutions": "2d"}
+    return {
+        **config,
+        "temporal_attention": "none",
+        "frame_adaptor": False,
+        "convolutions": "2d",
+        "motion_condition": False,
+    }
 
 
 def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
@@ -263,6 +270,7 @@ def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
         "temporal_attention",
         "spatial_attention",
         "convolutions",
+        "motion_condition",
     ):
         del config[name]
     wanted = recipe.interpolation

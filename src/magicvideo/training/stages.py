@@ -138,7 +138,10 @@ def assemble_task(plan: StagePlan, batches: BatchSource, *, pretrained: bool) ->
     network: Denoiser = denoiser
     if plan.lora is not None:
         network = _add_lora(plan, denoiser, pretrained)
-    return DenoiserTask(network, encoders, plan.config, plan.noise, batches)
+    task = DenoiserTask(network, encoders, plan.config, plan.noise, batches)
+    if pretrained and denoiser.unet.config.motion_std == 1.0:  # not measured yet
+        task.calibrate()
+    return task
 
 
 def _autoencoder_task(

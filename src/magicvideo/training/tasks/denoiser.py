@@ -7,14 +7,20 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 from einops import rearrange
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
-from magicvideo.diffusion.loss import denoising_loss, prediction_target, sample_timesteps
-from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise
+from magicvideo.diffusion.loss import (
+    denoising_loss,
+    prediction_target,
+    sample_timesteps,
+    temporal_mode_weights,
+)
+from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise, noise_covariance
 from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
 from magicvideo.models.autoencoder import decode_latents
-from magicvideo.models.conditioning import encode_text
+from magicvideo.models.conditioning import encode_text, motion_amount
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.rng import StackedGenerator
@@ -54,11 +60,16 @@ class DenoiserTask:
     ) -> None:
         self.network, self.encoders, self.config, self.batches = network, encoders, config, batches
         self.scheduler = build_training_scheduler(noise)
-        self.noise_correlation = noise.noise_correlation
+        self.noise_correlation, self.noise_decay = noise.noise_correlation, noise.noise_decay
         self.num_frames = batches.num_frames
         video = config if isinstance(config, VideoStageConfig) else None
         self.image_condition = video.image_condition if video else 0.0
         self.temporal_weight = video.temporal_weight if video else 1.0
+        self.mode_weights = self._temporal_mode_weights(video)
+        self.given_frames_prob = video.given_frames_prob if video else 0.0
+        self.max_given_frames = min(video.max_given_frames, self.num_frames - 1) if video else 0
+        self.has_motion = video is not None and network.unet.config.get("motion_condition", False)
+        self.motion_dropout = video.motion_dropout if video else 1.0
         self.weight_interpolation = video.weight_interpolation if video else 0.0
         self.pretrained_lr_scale = video.pretrained_lr_scale if video else 1.0
         self._initial_weights = _pretrained_weights(network) if self.weight_interpolation else {}
@@ -91,17 +102,31 @@ class DenoiserTask:
             else:
                 width = self.network.image_embed_dim
                 embeddings = tokens.new_zeros(size, width)
-        noise = correlated_noise(tuple(latents.shape), generator, self.noise_correlation)
+        noise = correlated_noise(
+            tuple(latents.shape), generator, self.noise_correlation, self.noise_decay
+        )
         noise, timesteps = to_device(noise, device), to_device(timesteps, device)
+        given = self._draw_given_frames(size, generator)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        frame_timesteps = timesteps
+        if given is not None:
+            given = to_device(given, device)
+            noisy = torch.where(given[:, :, None, None, None], latents, noisy)
+            frame_timesteps = timesteps[:, None].masked_fill(given, 0)
         prediction = network(
-            self.scheduler.add_noise(latents, noise, timesteps),
-            timesteps,
+            noisy,
+            frame_timesteps,
             tokens,
             embeddings,
             to_device(by_image & ~dropped, device),
             batch.fps.to(device),
+            motion=self._draw_motion(latents, generator),
         )
         target = prediction_target(self.scheduler, latents, noise, timesteps)
+        if given is not None:
+            # Frames that are shown teach nothing. Their error is zero with its gradient, also where
+            # mode weights mix the errors of frames, since both sides are the prediction itself.
+            target = torch.where(given[:, :, None, None, None], prediction.to(target.dtype), target)
         loss = denoising_loss(
             self.scheduler,
             prediction,
@@ -109,8 +134,63 @@ class DenoiserTask:
             timesteps,
             self.config.snr_gamma,
             self.temporal_weight,
+            self.mode_weights,
         )
         return {"loss": loss}
+
+    @torch.no_grad()
+    def calibrate(self, batches: int = 16) -> None:
+        """Measure how much the training clips move, and keep mean and deviation with the network.
+
+        Without a motion condition nothing is measured.
+        """
+        if not self.has_motion:
+            return
+        device = next(self.network.parameters()).device
+        amounts = torch.cat(
+            [
+                motion_amount(encode_latents(self.encoders, batch, device))
+                for batch in (
+                    self.batches.get_other_batch(1, position, self.config.batch_size)
+                    for position in range(batches)
+                )
+            ]
+        )
+        self.network.unet.register_to_config(
+            motion_mean=amounts.mean().item(), motion_std=max(amounts.std().item(), 1e-3)
+        )
+
+    def _temporal_mode_weights(self, config: VideoStageConfig | None) -> Tensor | None:
+        if config is None or config.mode_weight_limit is None:
+            return None
+        covariance = noise_covariance(self.num_frames, self.noise_correlation, self.noise_decay)
+        return temporal_mode_weights(covariance, config.mode_weight_limit)
+
+    def _draw_given_frames(
+        self, size: int, generator: StackedGenerator
+    ) -> Bool[Tensor, "b f"] | None:
+        """Draw which frames are given: in half of the clips with any the first, else the first k.
+
+        So one model makes a video of text alone, of a first picture, and of its own last frames.
+        """
+        if not self.given_frames_prob or self.max_given_frames < 1:
+            return None
+        has_given = generator.uniform(size) < self.given_frames_prob
+        is_first_alone = generator.uniform(size) < 0.5
+        several = 1 + generator.integers(self.max_given_frames, size)
+        count = torch.where(is_first_alone, 1, several) * has_given
+        return torch.arange(self.num_frames) < count[:, None]
+
+    def _draw_motion(
+        self, latents: Latents, generator: StackedGenerator
+    ) -> Float[Tensor, " b"] | None:
+        """Return the motion score of each clip, NaN where it is dropped."""
+        if not self.has_motion:
+            return None
+        config = self.network.unet.config
+        score = (motion_amount(latents) - config.motion_mean) / config.motion_std
+        dropped = generator.uniform(len(latents)) < self.motion_dropout
+        return score.masked_fill(to_device(dropped, latents.device), torch.nan)
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
@@ -157,7 +237,7 @@ class DenoiserTask:
         shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
         noise = torch.cat(
             [
-                initial_latent_noise(seed, shape, self.noise_correlation)
+                initial_latent_noise(seed, shape, self.noise_correlation, self.noise_decay)
                 for seed in range(len(captions))
             ]
         )
