@@ -218,9 +218,9 @@ def test_without_adaptors_shared_layers_cannot_tell_frames_apart():
     """With one frame repeated and no attention along time, only adaptors make frames differ."""
     latents, *given = make_inputs()
     still = latents[:, :1].expand_as(latents)
-    plain = make_unet(temporal_attention="none", frame_adaptor=False)(still, *given)
+    plain = make_unet(temporal_attention="none", frame_adaptor=False)(still, *given).sample
     torch.testing.assert_close(plain[:, 1:], plain[:, :1].expand_as(plain[:, 1:]))
-    adapted = make_unet(temporal_attention="none")(still, *given)
+    adapted = make_unet(temporal_attention="none")(still, *given).sample
     assert (adapted[:, 1:] - adapted[:, :-1]).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-2
 
 
