@@ -20,6 +20,7 @@ from magicvideo.cli import run
 from magicvideo.convert.diffusers_folder import read_checkpoint
 from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
 from magicvideo.errors import UserError
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 # diffusers warns of an import that it makes itself
@@ -138,7 +139,7 @@ def test_a_model_without_an_image_encoder_makes_videos_and_refuses_pictures(fold
     assert not (out / "image_encoder").exists()
     model = MagicVideoPipeline.from_pretrained(out)
     assert frames_of(model, "a red dog", seed=1, num_inference_steps=2).shape == (1, 2, 3, 8, 8)
-    with pytest.raises(UserError, match="This model takes no picture"):
+    with pytest.raises(UserError, match="This model takes no image"):
         model("a dog", image=Image.new("RGB", (9, 7)))
     model.save_pretrained(tmp_path / "again")
     assert MagicVideoPipeline.from_pretrained(tmp_path / "again").image_encoder is None
@@ -154,7 +155,7 @@ def test_an_image_encoder_can_be_named_and_then_takes_pictures(folder, tmp_path)
     model = MagicVideoPipeline.from_pretrained(out)
     video = model("", image=Image.new("RGB", (9, 7)), seed=1, num_inference_steps=1)
     # text tokens are 64 wide and embeddings 14: a picture is told by all of its own 14
-    assert video.frames.isfinite().all()
+    assert video.videos[0].frames.isfinite().all()
     assert model.image_conditioner.linear.weight.shape == (64, EMBEDDING)
 
 
@@ -290,7 +291,7 @@ def test_no_pickle_is_opened(image_folder, folder, tmp_path, zipped):
         ),
         (
             lambda f: edit_json(f / "unet/config.json", lambda c: c.update(in_channels=9)),
-            "expects 9 as the number of latent channels",
+            "a model for inpainting or depth cannot be inflated",
         ),
         (
             lambda f: edit_json(f / "unet/config.json", lambda c: c.update(act_fn="gelu")),
@@ -384,8 +385,9 @@ def test_single_files_of_other_programs_give_the_same_model(single, tmp_path, va
         file = f"{name}/diffusion_pytorch_model.safetensors"
         usual, made = (load_file(tmp_path / folder / file) for folder in ("usual", "variant"))
         assert usual.keys() == made.keys()
-        for key, tensor in usual.items():
-            torch.testing.assert_close(made[key], tensor, atol=0, rtol=2**-7, msg=key)
+        # temporal layers start at random, and neither file holds them
+        for key in (key for key in usual if not is_temporal_key(key)):
+            torch.testing.assert_close(made[key], usual[key], atol=0, rtol=2**-7, msg=key)
 
 
 def test_markers_of_the_schedule_are_applied(single, tmp_path):

@@ -250,7 +250,7 @@ def test_numbers_hold_for_the_whole_batch(unet):
     for step in (17, torch.tensor(17), torch.tensor([17]), torch.full((2, FRAMES), 17)):
         for fps in (8.0, 8, torch.tensor(8.0), torch.tensor([8.0])):
             (made,) = unet(latents, step, tokens, fps, return_dict=False)
-            torch.testing.assert_close(made, expected, atol=1e-6, rtol=0)
+            torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
