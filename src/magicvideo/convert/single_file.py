@@ -79,8 +79,8 @@ def map_unet_key(name: str, layers_per_block: int, attends_up: tuple[bool, ...])
 
     Args:
         name: As in `UNet2DConditionModel`.
-        layers_per_block: Residual blocks a level of the first half.
-        attends_up: Whether each level of the second half has attention.
+        layers_per_block: Residual blocks per level of the encoder.
+        attends_up: Whether each level of the decoder has attention.
     """
     for ours, theirs in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
@@ -111,7 +111,7 @@ def map_vae_key(name: str, num_levels: int) -> StoredKey:
 
     Args:
         name: As in `AutoencoderKL`.
-        num_levels: Levels of either half.
+        num_levels: Levels of the encoder and of the decoder.
     """
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = name.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")

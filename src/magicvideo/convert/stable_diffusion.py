@@ -51,7 +51,7 @@ class TransferReport:
 
     Attributes:
         component: Its name in the model folder.
-        copied: Tensors taken over.
+        copied: Copied tensors.
         new: Tensors that Stable Diffusion does not have, at their neutral values.
         refused: Stored tensors that are not used.
         reasons: The reasons, with the number of tensors for each.

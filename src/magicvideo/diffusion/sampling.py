@@ -262,7 +262,7 @@ def sample_inbetweens(
         num_steps: Evaluations of the denoiser.
         noise_level: Diffusion step up to which the keys were noised.
         tokens: Condition of each gap.
-        fps: Frames a second of the finished video.
+        fps: Frames per second of the finished video.
         on_step: Called with the number of finished steps.
     """
     level = torch.full((len(pairs),), noise_level, device=pairs.device)

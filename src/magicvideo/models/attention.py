@@ -27,7 +27,7 @@ def scaled_dot_product_attention(
         q: Queries of every head.
         k: Keys.
         v: Values.
-        visible: Which keys each query sees; all if None.
+        visible: Which keys each query attends to; all if None.
         is_causal: Whether query i attends to the keys 0 to i only.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:

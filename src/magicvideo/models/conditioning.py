@@ -151,7 +151,7 @@ class ConditionedDenoiser(nn.Module):
             tokens: Text tokens of each video.
             embeddings: CLIP embedding of one frame of each video, at unit length.
             use_image_condition: Which videos use their embedding instead of the text.
-            fps: Frames a second of each video.
+            fps: Frames per second of each video.
             motion: Motion score of each video, as `VideoUNet` takes it.
         """
         images = image_to_condition_tokens(self.image_conditioner, embeddings, tokens.shape[1])

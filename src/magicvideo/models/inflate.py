@@ -16,7 +16,7 @@ class InflationReport:
     """Which keys were copied and which are new.
 
     Attributes:
-        copied: Names of tensors taken over from the image network.
+        copied: Names of tensors copied from the image network.
         new: Names of tensors that only the video network has; they keep their neutral values.
     """
 

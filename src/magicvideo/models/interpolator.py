@@ -142,7 +142,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         down_block_types: As for `VideoUNet`, and so are all that follow.
         up_block_types: Levels of the decoder half.
         block_out_channels: Channels of each level.
-        layers_per_block: Residual blocks a level.
+        layers_per_block: Residual blocks per level.
         cross_attention_dim: Width of the condition's tokens.
         attention_head_dim: Attention heads.
         norm_num_groups: Groups of every group norm.
@@ -216,7 +216,7 @@ class Interpolator(ModelMixin, ConfigMixin):
                 U-Net processes.
             timestep: Diffusion step of each of these.
             tokens: Condition of these.
-            fps: Frames a second of the finished video, of these.
+            fps: Frames per second of the finished video, of these.
         """
         scale = self.residual_scale_for(noisy_keys)
         target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / scale
@@ -267,7 +267,7 @@ class Interpolator(ModelMixin, ConfigMixin):
             keys: Latents at both ends of each gap, noised up to `noise_level`.
             noise_level: Diffusion step up to which the keys were noised.
             tokens: Condition of each gap.
-            fps: Frames a second of the finished video.
+            fps: Frames per second of the finished video.
         """
         num_frames = self.config.num_inserted + 2
         at_keys = torch.zeros_like(keys[:, :1])

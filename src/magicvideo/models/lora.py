@@ -285,5 +285,5 @@ def _update(entry: _Found, alpha: float | None, source: str) -> LoraWeights:
         alpha = float(stored)
     rank = down.shape[0] if down.ndim else 0
     if rank == 0:
-        raise UserError(f"{source}: {entry.keys['down']} has the rank 0; it holds nothing.")
+        raise UserError(f"{source}: {entry.keys['down']} has the rank 0; take another copy.")
     return LoraWeights(down, up, float(rank) if alpha is None else alpha)

@@ -56,41 +56,43 @@ class VideoUNetOutput(BaseOutput):
 class VideoUNet(ModelMixin, ConfigMixin):
     """Predict noise or velocity of a video's latents.
 
-    Source: MagicVideo, Figures 3a and 3b. Parameters that an image network has carry the names of
-    diffusers' `UNet2DConditionModel`; the others are the adaptors, the temporal attentions and the
-    frame-rate embedding, all neutral at the start, so that a network which has just taken over
+    Source: MagicVideo, Figures 3a and 3b. Parameters of the image network have the names of
+    diffusers' `UNet2DConditionModel`. The others are the adaptors, temporal attention, and the
+    embeddings of frame rate and motion. All are neutral at the start, so a network initialised from
     image weights computes what the image network computes, frame by frame.
 
     Args:
         sample_size: Side of the latents that it was trained on; any other side works too.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        down_block_types: `CrossAttnDownBlock2D` or `DownBlock2D` a level, outermost first.
-        up_block_types: `CrossAttnUpBlock2D` or `UpBlock2D` a level, innermost first.
-        block_out_channels: Channels of each level, outermost first.
-        layers_per_block: Residual blocks a level.
+        down_block_types: `CrossAttnDownBlock2D` or `DownBlock2D` per level, highest resolution
+            first.
+        up_block_types: `CrossAttnUpBlock2D` or `UpBlock2D` per level, lowest resolution first.
+        block_out_channels: Channels of each level, highest resolution first.
+        layers_per_block: Residual blocks per level.
         cross_attention_dim: Width of the condition's tokens.
-        attention_head_dim: Attention heads, one number or one a level (the name is diffusers',
-            whose Stable Diffusion configurations store the number of heads under it).
+        attention_head_dim: Number of attention heads, one number or one per level (Stable
+            Diffusion's configurations in diffusers store the number of heads under this name).
         norm_num_groups: Groups of every group norm.
         use_linear_projection: Linear layers (Stable Diffusion 2.x) around the transformers, in
             place of 1x1 convolutions (1.x).
-        num_frames: The most frames of a video.
+        num_frames: The maximal number of frames.
         temporal_attention: Mode of the temporal attention, or `none`.
         frame_adaptor: Whether convolutions have frame-wise adaptors.
-        noise_level: Whether the network is told how noisy its conditioning pictures are.
-        spatial_attention: Whether positions of a frame attend to each other; without, what is left
-            of the spatial branch is cross-attention and feed-forward.
+        noise_level: Whether the network is conditioned on the noise level of its conditioning
+            images.
+        spatial_attention: Whether positions of a frame attend to each other. Without it, the
+            spatial branch is cross-attention and feed-forward.
         convolutions: `2d` for kernels that all frames share. For the ablation of the adaptors
-            `2+1d` adds a kernel over three frames after each, and `3d` has kernels of 3x3x3; both
-            are the image network at the start, and see no later frame where the temporal attention
-            is `directed`.
+            `2+1d` adds a kernel over three frames after each, and `3d` has kernels of 3x3x3. Both
+            equal the image network at the start, and are causal if temporal attention is
+            `directed`.
         motion_condition: Whether the network is conditioned on how much a video moves.
         motion_mean: Mean of `motion_amount` over the training clips.
         motion_std: Its standard deviation over them.
 
     Raises:
-        ValueError: If the settings do not fit each other.
+        ValueError: If arguments do not fit each other.
     """
 
     _supports_gradient_checkpointing = True
@@ -254,7 +256,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         Args:
             latents: The first frames of each video, without noise, `b f c h w`.
             tokens: Condition of each video.
-            fps: Frames a second of each video.
+            fps: Frames per second of each video.
             motion: As for `forward`.
 
         Raises:
@@ -348,7 +350,7 @@ def _heads_of(types: Sequence[str], heads: tuple[int, ...], name: str) -> list[i
 def _down_blocks(
     channels: tuple[int, ...], num_layers: int, heads: list[int | None], block_config: BlockConfig
 ) -> nn.ModuleList:
-    """Return the encoder half, outermost level first, as the heads are."""
+    """Return the encoder, highest resolution first, as the heads are."""
     last = len(channels) - 1
     return nn.ModuleList(
         DownBlock(widths, num_layers, heads[i], block_config, is_last=i == last)
@@ -359,7 +361,7 @@ def _down_blocks(
 def _up_blocks(
     channels: tuple[int, ...], num_layers: int, heads: list[int | None], block_config: BlockConfig
 ) -> nn.ModuleList:
-    """Return the decoder half, innermost level first, as the heads are."""
+    """Return the decoder, lowest resolution first, as the heads are."""
     skips = _skip_channels(channels, num_layers)
     blocks = nn.ModuleList()
     before = channels[-1]
@@ -373,7 +375,7 @@ def _up_blocks(
 
 
 def _skip_channels(channels: tuple[int, ...], num_layers: int) -> list[int]:
-    """Return the channels of what the encoder half hands over, in the order in which it does."""
+    """Return the channels of the skip connections, in the order of the encoder."""
     skips = [channels[0]]
     for i, width in enumerate(channels):
         skips += [width] * num_layers

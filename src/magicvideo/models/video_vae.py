@@ -129,11 +129,11 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
         down_block_types: Levels of the encoder.
         up_block_types: Levels of the decoder.
         block_out_channels: Channels of each level; the last a multiple of `temporal_heads`.
-        layers_per_block: Residual blocks a level.
+        layers_per_block: Residual blocks per level.
         act_fn: Activation.
         latent_channels: Channels of the latents.
         norm_num_groups: Groups of every group norm.
-        sample_size: Side of the pictures that it was trained on.
+        sample_size: Side of the training images.
         scaling_factor: One over the standard deviation of the latents.
         shift_factor: Mean of the latents.
         latents_mean: Mean of each channel of the latents.
