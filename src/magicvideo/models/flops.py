@@ -43,7 +43,8 @@ def count_flops(network: nn.Module, call: Callable[[], object]) -> FlopCounts:
 
     Args:
         network: On the meta device. There attention is two batched products, and linear layers
-            are never batched, so kinds can be distinguished; on a CPU, fused attention is not counted.
+            are never batched, so kinds can be distinguished. A CPU would not count fused
+            attention.
         call: Passes the network, forward or also backward.
 
     Raises:
