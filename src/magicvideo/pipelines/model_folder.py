@@ -179,13 +179,13 @@ def verify_model_folder(folder: Path, variant: str | None = None) -> ModelIndex:
     verify_checksums(folder)
     index = read_index(folder)
     files = [file for name in index.networks() for file in weights_files(folder / name, variant)]
-    for file in files:
-        read_safetensors_header(file)
     if variant is not None and not any(f".{variant}" in file.name for file in files):
         raise UserError(
             f"You are trying to load the model files of the `variant={variant}`, but no such "
             f"modeling files are available; {folder} has none of this variant."
         )
+    for file in files:
+        read_safetensors_header(file)
     return index
 
 

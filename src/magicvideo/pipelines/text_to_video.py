@@ -815,7 +815,11 @@ class MagicVideoPipeline(DiffusionPipeline):
             if self._interrupt:
                 break
         self.maybe_free_model_hooks()
-        frames = torch.cat(made) if made else _postprocess(videos, output_type)
+        if output_type == "latent":
+            is_whole = len({latent.shape for latent in made}) == 1
+            frames = torch.cat(made) if is_whole else [latent[0] for latent in made]
+        else:
+            frames = _postprocess(videos, output_type)
         output = VideoOutput(frames=frames, videos=videos)
         return output if return_dict else (output.frames, output.videos)
 
@@ -1243,10 +1247,24 @@ def _check_latents(latents: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def _postprocess(videos: Sequence[Video], output_type: str) -> Any:  # noqa: ANN401 - by type
-    frames = torch.stack([video.frames for video in videos])
     processor = VideoProcessor()
-    channels_first = rearrange(frames, "b f c h w -> b c f h w")
-    return processor.postprocess_video(channels_first, output_type=output_type)
+    groups = (
+        [torch.stack([video.frames for video in videos])]
+        if _are_alike(videos)
+        else [video.frames[None] for video in videos]
+    )
+    made = [
+        processor.postprocess_video(
+            rearrange(frames, "b f c h w -> b c f h w"), output_type=output_type
+        )
+        for frames in groups
+    ]
+    return made[0] if len(made) == 1 else [one[0] for one in made]
+
+
+def _are_alike(videos: Sequence[Video]) -> bool:
+    """Return whether all videos have one shape; an interrupted one has fewer frames."""
+    return len({video.frames.shape for video in videos}) == 1
 
 
 def _count_steps(
