@@ -295,6 +295,7 @@ def test_an_assigned_scheduler_is_used_and_recorded(pipe, kind, name, options):
     assert torch.equal(pipe.generate(video.request).frames, video.frames)
 
 
+@numpy_habit
 def test_a_scheduler_that_is_not_supported_is_refused(pipe):
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(UserError, match="HeunDiscreteScheduler is not supported; assign"):
