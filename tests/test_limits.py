@@ -24,6 +24,8 @@ from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
         ({"norm_num_groups": 0}, "norm_num_groups is 0; it must be at least 1"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1"),
         ({"cross_attention_dim": -3}, "cross_attention_dim is -3"),
+        ({"scaling_factor": 0.0}, r"scaling_factor is 0\.0; it must be above 0"),
+        ({"trained_betas": [0.1, float("nan")]}, "trained_betas is nan; it must be a finite"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -5,6 +5,7 @@ well above what honest files need; what exceeds one is refused with a sentence t
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 
 from magicvideo.errors import UserError
@@ -89,13 +90,17 @@ def check_model_config(source: str, config: Mapping[str, object]) -> None:
         config: As read from JSON; entries may be nested.
 
     Raises:
-        UserError: If a number or the length of a list is out of range.
+        UserError: If a number or the length of a list is out of range, or a number not finite.
     """
     depth = width = 1
     for name, value in _entries(config):
         if isinstance(value, list):
             width = max(width, len(value))
             check_count(f"{source}: the length of {name}", len(value), MAX_LAYERS)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{source}: {name} is {value}; it must be a finite number.")
+        elif name.endswith("scaling_factor") and isinstance(value, int | float) and value <= 0:
+            raise UserError(f"{source}: {name} is {value}; it must be above 0.")
         elif isinstance(value, int) and not isinstance(value, bool):
             most = next((most for part, most in _LIMITS if part in name), MAX_VOCABULARY)
             if value < 0 and not any(part in name for part, _ in _LIMITS):

@@ -111,7 +111,7 @@ def test_weights_cut_short_with_sums_to_match(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-3])
     write_checksums(folder)
-    assert_refused(folder, f"{name} has {len(content) - 3} bytes where its header promises")
+    assert_refused(folder, f"{name} is not a safetensors file")
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
@@ -166,6 +166,54 @@ def test_a_configuration_that_is_no_network(folder, name, change):
     edit_json(folder / name / "config.json", lambda config: config.update(change))
     write_checksums(folder)
     assert_refused(folder, f"{name}/config.json does not describe a network")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("unet", {"layers_per_block": 10**7}, "layers_per_block is 10000000; it must be"),
+        ("unet", {"norm_num_groups": 0}, "norm_num_groups is 0; it must be at least 1"),
+        ("text_encoder", {"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor is 0; it must be above 0"),
+    ],
+)
+def test_a_configuration_of_absurd_size(folder, name, change, sentence):
+    edit_json(folder / name / "config.json", lambda config: config.update(change))
+    write_checksums(folder)
+    assert_refused(folder, sentence)
+
+
+def test_a_schedule_without_numbers(folder):
+    path = folder / "scheduler/scheduler_config.json"
+    edit_json(path, lambda config: config.update(trained_betas=[0.1, float("nan")]))
+    write_checksums(folder)
+    assert_refused(folder, "trained_betas is nan; it must be a finite number")
+
+
+@pytest.mark.parametrize("name", [UNET, TEXT])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, name, value):
+    spoilt = []
+
+    def spoil(tensors):
+        spoilt.append(sorted(tensors)[-1])
+        tensors[spoilt[0]].flatten()[-1] = value
+
+    edit_tensors(folder / name, spoil)
+    write_checksums(folder)
+    assert_refused(folder, f"{spoilt[0].removeprefix('text_model.')} holds numbers that are not")
+
+
+def test_weights_of_whole_numbers(folder):
+    edit_tensors(folder / UNET, lambda t: t.update({"conv_in.bias": t["conv_in.bias"].int()}))
+    write_checksums(folder)
+    assert_refused(folder, "conv_in.bias holds int32; weights are floating-point numbers")
+
+
+def test_an_adapter_inside_of_an_encoder(folder):
+    (folder / "text_encoder/adapter_config.json").write_text("{}")
+    write_checksums(folder)
+    assert_refused(folder, "adapter_config.json would change the network")
 
 
 @pytest.mark.parametrize(

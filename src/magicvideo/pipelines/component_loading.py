@@ -138,7 +138,7 @@ def load_component(
         for file in weights_files(folder / component, variant)
         for key, tensor in load_file(file).items()
     }
-    _check_finite(folder / component, tensors)
+    _check_numbers(folder / component, tensors, model.state_dict())
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -201,7 +201,7 @@ def _load_encoder(
             f"{path} holds {name} with the shape {list(stored)}; "
             f"the configuration beside it asks for {list(expected)}."
         )
-    _check_finite(folder, model.state_dict())
+    _check_numbers(folder, model.state_dict(), model.state_dict())
     return model.eval().requires_grad_(False)
 
 
@@ -250,8 +250,21 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_finite(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_numbers(
+    place: Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse stored numbers that cannot be weights.
+
+    Raises:
+        UserError: If a tensor is not of floating-point numbers where the network's own is, or not
+            finite.
+    """
     for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(
+                f"{place}: {name} holds {str(tensor.dtype).removeprefix('torch.')}; weights are "
+                "floating-point numbers. Take another copy of the model."
+            )
         if not tensor.isfinite().all():
             raise UserError(
                 f"{place}: {name} holds numbers that are not finite; take another copy of the "
