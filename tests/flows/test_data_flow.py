@@ -74,7 +74,7 @@ def test_clips_of_films_are_examined_and_prepared(tmp_path, capsys):
     (films / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
     capsys.readouterr()
     assert cli.run(["data", "doctor", str(films), "--source", "clip-list"]) == 0
-    assert "1 x ends at 3 seconds, and the video at 1.25" in capsys.readouterr().out
+    assert "1 skipped: ends at 3 seconds, and the video at 1.25" in capsys.readouterr().out
     arguments = [str(films), str(out), "--size", "8", "--longest-scene"]
     assert cli.run(["data", "prepare", *arguments]) == 0
     said = capsys.readouterr()

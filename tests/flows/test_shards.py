@@ -148,7 +148,7 @@ def test_encoding_that_is_killed_goes_on_to_the_same_bytes(encode, shards, tmp_p
     assert child.wait() == -signal.SIGKILL
     assert not (out / INDEX).exists()
     assert cli.run(encode(out)) == 0
-    made, kept = re.findall(r"(\d+) shards made, (\d+) from before", capsys.readouterr().out)[0]
+    made, kept = re.findall(r"(\d+) shards written, (\d+) from before", capsys.readouterr().out)[0]
     assert int(made) >= 1
     assert int(kept) >= 1
     assert contents(out) == contents(shards)
@@ -186,7 +186,7 @@ def test_a_source_is_prepared_as_shards_by_one_command(shapes, tiny_model, tmp_p
     victim = min((tmp_path / "two").glob("train-*.json"))  # as a kill before its note leaves it
     victim.unlink()
     assert cli.run(prepare(tmp_path / "two")) == 0
-    assert "1 shards made, 3 from before" in capsys.readouterr().out
+    assert "1 shards written, 3 from before" in capsys.readouterr().out
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     index = read_index(tmp_path / "two")
     assert (index.info.size, index.info.every) == (24, 1)

@@ -1,7 +1,6 @@
 """Checks of every file of a source, a prepared folder or shards, with reasons and warnings."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,9 @@ FEW_FRAMES = 16
 FEW_FRAMES_A_SECOND = 5.0
 LARGE_CROP = 0.5
 """Fraction of a frame; if less of it is kept, a warning says so."""
+
+_NUMBER = re.compile(r"\b\d[\d.,:]*(x\d+)?\b")
+_QUOTED = re.compile(r'"[^"]*"(, "[^"]*")*')
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,17 @@ def count_by_cause(texts: Iterable[str]) -> list[tuple[str, int]]:
     """Return causes with their counts, the most frequent first.
 
     Reasons and warnings that differ only in numbers or quoted words have one cause: "cut off: 46 of
-    120 frames are there" is "cut off: N of N frames are there".
+    120 frames are there" and others become "cut off: N of N frames are there".
     """
-    causes = Counter(re.sub(r'"[^"]*"(, "[^"]*")*', "a word", _NUMBER.sub("N", t)) for t in texts)
-    return causes.most_common()
-
-
-_NUMBER = re.compile(r"\b\d[\d.,:]*(x\d+)?\b")
+    by_cause: dict[str, list[str]] = {}
+    for text in texts:
+        cause = _QUOTED.sub("a word", _NUMBER.sub("N", text))
+        by_cause.setdefault(cause, []).append(text)
+    counts = [
+        (cause if len(set(found)) > 1 else found[0], len(found))
+        for cause, found in by_cause.items()
+    ]
+    return sorted(counts, key=lambda item: -item[1])
 
 
 def _check_clip(frames: FrameSettings, clip: SourceClip) -> Finding:
