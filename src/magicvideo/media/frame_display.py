@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
+from typing import Any
 
 import av
 import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float32, UInt8, UInt16
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from magicvideo.errors import ClipError
@@ -139,6 +142,8 @@ class FrameDisplay:
     pixel_aspect: Fraction | None = None
     keep_alpha: bool = True
     changes: set[str] = field(default_factory=set)
+    # one for all frames: to set up a conversion takes longer than to convert a small frame
+    _reformatter: VideoReformatter = field(default_factory=VideoReformatter, repr=False)
 
     def show(self, frame: VideoFrame) -> Image.Image:
         """Return a frame as a picture in mode RGB, or RGBa (premultiplied) where it has alpha.
@@ -170,14 +175,18 @@ class FrameDisplay:
         frame.color_trc = frame.color_primaries = _UNSPECIFIED
         try:
             if not is_hdr and primaries not in _WIDE_PRIMARIES:
-                return frame.to_ndarray(format="rgba" if has_alpha else "rgb24")
-            codes = frame.to_ndarray(format="rgba64le" if has_alpha else "rgb48le")
+                return self._convert(frame, "rgba" if has_alpha else "rgb24")
+            codes = self._convert(frame, "rgba64le" if has_alpha else "rgb48le")
         except (av.FFmpegError, ValueError) as error:
             raise ClipError(
                 f"frames of pixel format {frame.format.name}, which cannot be converted ({error})"
             ) from None
         self.changes.add("tone-mapped from HDR" if is_hdr else "converted from a wide gamut")
         return tone_map(codes, transfer, primaries if primaries in _WIDE_PRIMARIES else _BT2020)
+
+    def _convert(self, frame: VideoFrame, pixel_format: str) -> NDArray[Any]:
+        pixels: NDArray[Any] = self._reformatter.reformat(frame, format=pixel_format).to_ndarray()
+        return pixels
 
     def _with_square_pixels(self, picture: Image.Image) -> Image.Image:
         aspect = self.pixel_aspect
