@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tiny_recipe import task_of
 
+from magicvideo.training.loader import BatchSource
 from magicvideo.training.progress import SilentReporter
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.trainer import Interrupted, Trainer
@@ -45,15 +46,19 @@ def run(
     return 0
 
 
-class TerminatingBatches:
+class TerminatingBatches(BatchSource):
     """Batches that send this process SIGTERM before those of one step."""
 
     def __init__(self, batches, gradient_accumulation_steps):
         self.batches, self.before = batches, (STOPPED_AT - 1) * gradient_accumulation_steps
-        self.num_read = 0
+        self.size, self.batch_size = batches.size, batches.batch_size
+        self.num_frames, self.num_read = batches.num_frames, 0
 
-    def __getattr__(self, name):
-        return getattr(self.batches, name)
+    def get_other_batch(self, *order):
+        return self.batches.get_other_batch(*order)
+
+    def preview_captions(self, count):
+        return self.batches.preview_captions(count)
 
     def __getitem__(self, position):
         if self.num_read == self.before:

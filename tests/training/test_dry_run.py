@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from diffusers import AutoencoderKL
 from tiny_recipe import SHARED, STAGES, task_of, tiny_values
 
+from magicvideo import cli
 from magicvideo.cli import run
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
@@ -15,6 +17,7 @@ from magicvideo.models.unet import VideoUNet
 from magicvideo.training.dry_run import clip_bytes, estimate_run
 from magicvideo.training.recipe import HardwareConfig, Recipe, read_recipe
 from magicvideo.training.resolve import frame_size, unet_config
+from magicvideo.training.tasks.autoencoder import AutoencoderTask
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
 SIZE, FRAMES = 64, 3
@@ -223,3 +226,33 @@ def test_a_dry_run_of_the_papers_recipe_prints_every_table(capsys, monkeypatch):
         assert text in shown
     for stage in ("unsupervised", "keyframes", "interpolation", "video_vae", "upscaler"):
         assert shown.count(f"│ {stage} ") == 3, stage
+
+
+def test_the_command_prints_json_with_clips_passes_and_measured_times(prepared, tmp_path, capsys):
+    values = tiny_values(prepared, tmp_path / "run")
+    kept = {name: values[name] for name in ("name", "data", "output", "seed", "unet")}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(kept | {"autoencoder": values["autoencoder"]}))
+    assert cli.run(["train", str(file), "--dry-run", "--json", "--scale", "3"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)["stages"]
+    assert (stage["name"], stage["clips"], stage["updates"]) == ("autoencoder", 7, 12)
+    assert stage["passes"] == pytest.approx(12 * 3 / 7)
+    assert 0 < stage["seconds_per_update"] < 60
+    assert not (tmp_path / "run").exists()
+    assert cli.run(["train", str(file), "--dry-run"]) == 0
+    assert "passes" in capsys.readouterr().out
+
+
+def test_what_is_counted_are_the_losses_of_the_task(trained, monkeypatch):
+    """A loss that computes twice as much is counted twice: nothing imitates it."""
+    (once,) = [row for row in estimate_run(trained) if row.name == "autoencoder"]
+    losses = AutoencoderTask.losses
+
+    def twice(task, network, batch, generator):
+        first = losses(task, network, batch, generator)["loss"]
+        return {"loss": first + losses(task, network, batch, generator)["loss"]}
+
+    monkeypatch.setattr(AutoencoderTask, "losses", twice)
+    (doubled,) = [row for row in estimate_run(trained) if row.name == "autoencoder"]
+    assert doubled.training_gflops == pytest.approx(2 * once.training_gflops)
+    assert doubled.parameters == once.parameters

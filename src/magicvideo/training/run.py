@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from magicvideo.atomic_io import atomic_file, lock_output, remove_partial
 from magicvideo.data.dataset import ClipDataset
@@ -99,16 +100,25 @@ def _train_plans(
         reporter.start_run({plan.name: (0, plan.config.steps) for plan in waiting})
         try:
             for plan in waiting:
-                _train_stage(recipe, plan, launch.device, reporter)
+                is_main = launch.is_main_process
+                _train_stage(recipe, plan, launch.device, reporter, is_main=is_main)
         except Interrupted as stopped:
             reporter.say(f"{stopped}; run the same command to continue.")
             raise
 
 
-def _train_stage(recipe: Recipe, plan: StagePlan, device: torch.device, reporter: Reporter) -> None:
+def _train_stage(
+    recipe: Recipe, plan: StagePlan, device: torch.device, reporter: Reporter, *, is_main: bool
+) -> None:
     batches = open_batches(plan)
     task = assemble_task(plan, batches, pretrained=True)
-    precision = choose_precision(plan, task, device, reporter)
+    # measured by one process, so that all take the same
+    choice: list[Precision | None] = [
+        choose_precision(plan, task, device, reporter) if is_main else None
+    ]
+    broadcast_object_list(choice)
+    precision = choice[0]
+    assert precision is not None
     trainer = Trainer(
         plan.name,
         plan.config,
@@ -205,12 +215,12 @@ def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
 
 def _describe_run(recipe: Recipe, plans: list[StagePlan], reporter: Reporter) -> None:
     """Say what each stage will see, and which words of the captions are lost."""
+    counted: dict[tuple[Any, bool], int] = {}
     for plan in plans:
-        try:
-            clips = len(open_batches(plan).dataset)
-        except UserError:  # an encoder that checks the data is still to be trained
-            continue
-        reporter.say(f"{plan.name}: {describe_updates(plan.config, clips)}")
+        data = (plan.data.location, plan.name == "clip")  # that stage leaves out clips without text
+        if data not in counted:
+            counted[data] = len(open_batches(plan, check_encoders=False).dataset)
+        reporter.say(f"{plan.name}: {describe_updates(plan.config, counted[data])}")
     lost = unknown_words(recipe, plans)
     if lost:
         shown = ", ".join(lost[:_SHOWN_WORDS]) + (", …" if len(lost) > _SHOWN_WORDS else "")
