@@ -242,7 +242,7 @@ def load_batches(
 ) -> Iterator[AnyBatch]:
     """Yield the batches at some positions, on a device.
 
-    On an accelerator, batches are read into pinned memory, and the next one is copied on a stream
+    For a CUDA device, batches are read into pinned memory, and the next one is copied on a stream
     of its own while the current one computes.
 
     Args:
@@ -252,7 +252,7 @@ def load_batches(
         num_workers: Processes that read; 0 reads in this one.
         prefetch_factor: Batches that each worker reads ahead.
     """
-    on_accelerator = device.type != "cpu"
+    is_cuda = device.type == "cuda"  # or ROCm
     loader: DataLoader[AnyBatch] = DataLoader(
         source,
         sampler=positions,
@@ -260,12 +260,12 @@ def load_batches(
         collate_fn=_as_it_is,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
-        pin_memory=on_accelerator,
+        pin_memory=is_cuda,
         worker_init_fn=_ignore_signals,
         # else the loader seeds its workers from torch's global stream, which belongs to the updates
         generator=torch.Generator(),
     )
-    return _copy_ahead(iter(loader), device) if on_accelerator else iter(loader)
+    return _copy_ahead(iter(loader), device) if is_cuda else _copy(iter(loader), device)
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
@@ -276,6 +276,11 @@ def _ignore_signals(worker: int) -> None:  # noqa: ARG001 - the loader passes it
     """Leave signals to the training process, which saves a checkpoint and ends its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _copy(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+    for batch in batches:
+        yield batch if device.type == "cpu" else batch.to(device)
 
 
 def _copy_ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
