@@ -34,6 +34,7 @@ def write_recipe(path, data, output, steps):
         "batch_size": 2,
         "learning_rate": 1e-3,
         "checkpoint_minutes": 0.001,
+        "mixed_precision": "no",
         "model": {
             "latent_channels": 5,
             "widths": [6, 10],

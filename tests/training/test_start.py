@@ -141,9 +141,11 @@ def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
         if tensor.shape[-2:] == (3, 3) and "temporal" not in name
     }
     assert component_source(recipe, "vae").path() == model / "vae"
-    assert estimate_run(recipe)[0].reused == 0
+    assert estimate_run(recipe)[0].pretrained == 0
     with pytest.raises(UserError, match="no stage image or unsupervised or keyframes"):
-        component_path(starting(model, prepared, tmp_path, "clip", init_components=parts), "unet")
+        component_source(
+            starting(model, prepared, tmp_path, "clip", init_components=parts), "unet"
+        ).path()
 
 
 def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
@@ -169,23 +171,23 @@ def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
 
 def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
     with pytest.raises(UserError, match="is no model folder"):
-        component_path(starting(tmp_path, prepared, tmp_path, "keyframes"), "vae")
+        train(starting(tmp_path, prepared, tmp_path, "keyframes"))
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
-        component_path(starting(copy, prepared, tmp_path, "keyframes"), "vae")
+        component_source(starting(copy, prepared, tmp_path, "keyframes"), "vae").path()
 
 
 def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
     values = tiny_values(prepared, tmp_path)
     del values["autoencoder"]
-    with pytest.raises(UserError, match=r"no stage autoencoder and names no model .* part vae"):
-        image_vae_path(Recipe.model_validate(values))
+    with pytest.raises(UserError, match=r"no stage autoencoder, and no init_from whose model has"):
+        image_vae_source(Recipe.model_validate(values)).path()
     del values["video_vae"]
-    with pytest.raises(UserError, match=r"no stage autoencoder or video_vae and names no model"):
-        component_path(Recipe.model_validate(values), "vae")
+    with pytest.raises(UserError, match=r"no stage autoencoder or video_vae, and no init_from"):
+        component_source(Recipe.model_validate(values), "vae").path()
 
 
 def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, tmp_path):
