@@ -93,4 +93,4 @@ def task_of(recipe, name):
 
 def report_to(write):
     """Return a reporter that gives every line, of every update too, to a function."""
-    return LineReporter(write, interval=0)
+    return LineReporter(write, interval=0.0)

@@ -21,6 +21,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def full_precision(device: torch.device) -> torch.autocast:
+    """Return a block in which mixed precision is off: what passes through it is not rounded."""
+    # the meta device, of dry runs, has no autocast of its own
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
 def slice_batch(batch: AnyBatch, chosen: slice) -> AnyBatch:
     """Return some samples of a batch."""
     return replace(

@@ -28,6 +28,7 @@ from magicvideo.training.tasks.batches import (
     batch_frames,
     encode_captions,
     encode_latents,
+    full_precision,
     slice_batch,
     to_device,
 )
@@ -165,5 +166,5 @@ class InterpolationTask:
     @torch.no_grad()
     def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
         # what is learned are small differences of latents, which half precision would round away
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             return encode_latents(self.encoders, batch, device)

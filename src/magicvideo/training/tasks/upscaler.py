@@ -24,7 +24,7 @@ from magicvideo.shapes import FoldedFrames
 from magicvideo.training.loader import AnyBatch, BatchSource
 from magicvideo.training.metrics_logger import image_grid
 from magicvideo.training.recipe import NoiseConfig, UpscalerModelConfig, UpscalerStageConfig
-from magicvideo.training.tasks.batches import to_device
+from magicvideo.training.tasks.batches import full_precision, to_device
 from magicvideo.training.tasks.denoiser import build_training_scheduler
 
 # One step from pure noise is the cheapest way to a large frame. It asks for velocity, since the
@@ -144,7 +144,7 @@ class UpscalerTask:
     def _examples(self, frames: FoldedFrames, generator: StackedGenerator) -> tuple[Tensor, Tensor]:
         """Return residuals, in pixels, and the small frames that they belong to, both whole."""
         config, factor = self.config, self.network.config.factor
-        with torch.autocast(frames.device.type, enabled=False):  # data are not rounded
+        with full_precision(frames.device):  # data are not rounded
             small = random_degrade(frames, factor, config.degradation_prob, generator)
         rebuilt = generator.uniform(len(small)) < config.vae_roundtrip_prob
         amounts = config.max_latent_noise * generator.uniform(len(small))
