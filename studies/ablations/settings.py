@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from magicvideo.data.manifest import Split
-from magicvideo.diffusion.sampling import SamplerName
 from magicvideo.errors import UserError
+from magicvideo.evaluation.benchmark.protocol import GuidanceScale, InferenceSteps, Scheduler
 from magicvideo.training.recipe import StrictModel
 
 Kind: TypeAlias = Literal["denoiser", "decoder", "upscaler"]
@@ -34,9 +34,9 @@ class ScoringConfig(StrictModel):
         description="of the held-out error",
     )
     prompts: int = Field(default=100, ge=2, description="of which a video each is generated")
-    num_inference_steps: PositiveInt = 20
-    guidance_scale: PositiveFloat = 4.0
-    scheduler: SamplerName = "ddim"
+    num_inference_steps: InferenceSteps = 20
+    guidance_scale: GuidanceScale = 4.0
+    scheduler: Scheduler = "ddim"
     pool_size: int = Field(
         default=50, ge=2, description="captions among which the own one is to be first"
     )

@@ -49,7 +49,8 @@ def test_an_unknown_name_is_answered_with_those_that_are_known():
 @pytest.mark.parametrize(
     ("key", "value", "where"),
     [
-        ("scheduler", "euler", "scheduler"),
+        ("scheduler", "eulr", "scheduler"),
+        ("num_inference_steps", 5000, "num_inference_steps"),
         ("pool_size", 0, "pool_size"),
         ("resamples", 1, "resamples"),
         ("speed", 3, "speed"),

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from magicvideo.data.manifest import Split
-from magicvideo.diffusion.sampling import SamplerName
 from magicvideo.errors import UserError
-from magicvideo.evaluation.benchmark.protocol import KIND, Benchmark
+from magicvideo.evaluation.benchmark.protocol import (
+    KIND,
+    Benchmark,
+    GuidanceScale,
+    GuidanceStop,
+    InferenceSteps,
+    Scheduler,
+)
 from magicvideo.evaluation.metrics.distribution import Divisor
 from magicvideo.evaluation.prompt_sets import Wording
 from magicvideo.evaluation.results_page import NAME
@@ -83,10 +89,10 @@ class Protocol(_Settings):
     seed: int = Field(ge=0)
     num_frames: int = Field(ge=2)
     stride: PositiveInt
-    scheduler: SamplerName
-    num_inference_steps: PositiveInt
-    guidance_scale: PositiveFloat
-    guidance_stop: float = Field(default=1.0, ge=0, le=1)
+    scheduler: Scheduler
+    num_inference_steps: InferenceSteps
+    guidance_scale: GuidanceScale
+    guidance_stop: GuidanceStop = 1.0
     pool_size: int = Field(ge=1)
     """Captions among which the own one is to rank first; 1 leaves these scores out."""
     reference_clips: int = Field(ge=0)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,9 +18,10 @@ from pydantic import (
 
 from magicvideo.data.manifest import Split
 from magicvideo.data.sources.annotation_list import label_to_prompt
-from magicvideo.diffusion.sampling import SamplerName
+from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.distribution import Divisor
 from magicvideo.evaluation.results_page import NAME
+from magicvideo.pipelines.request import GenerationSettings
 
 KIND = "benchmark"
 _SENTENCES = {"ucf101": Path(__file__).parents[1] / "prompts" / "ucf101.yaml"}
@@ -65,6 +67,25 @@ class Prompts(_Settings):
         return {label_to_prompt(str(name)): sentence for name, sentence in given.items()}
 
 
+def _valid(name: str) -> AfterValidator:
+    """Return the check of a generation setting, whose range is defined with the pipeline."""
+
+    def check(value: Any) -> Any:  # noqa: ANN401 - of the setting's type
+        try:
+            GenerationSettings.from_values({name: value})
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return AfterValidator(check)
+
+
+Scheduler: TypeAlias = Annotated[str, _valid("scheduler")]
+InferenceSteps: TypeAlias = Annotated[int, _valid("num_inference_steps")]
+GuidanceScale: TypeAlias = Annotated[PositiveFloat, _valid("guidance_scale")]
+GuidanceStop: TypeAlias = Annotated[float, _valid("guidance_stop")]
+
+
 class Generation(_Settings):
     """Generation settings; null is the model's own default."""
 
@@ -72,10 +93,10 @@ class Generation(_Settings):
     num_frames: PositiveInt | None = None
     video_fps: PositiveFloat | None = None
     """Frames a second of the finished video."""
-    scheduler: SamplerName | None = None
-    num_inference_steps: PositiveInt | None = None
-    guidance_scale: PositiveFloat | None = None
-    guidance_stop: float | None = Field(default=None, ge=0, le=1)
+    scheduler: Scheduler | None = None
+    num_inference_steps: InferenceSteps | None = None
+    guidance_scale: GuidanceScale | None = None
+    guidance_stop: GuidanceStop | None = None
 
 
 class Reference(_Settings):
