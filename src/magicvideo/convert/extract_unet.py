@@ -62,9 +62,10 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionRe
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
     index = verify_model_folder(model)
-    defaults = GenerationSettings(**index.generation_defaults).over(USUAL_DEFAULTS)
+    fps = GenerationSettings(**index.generation_defaults).over(USUAL_DEFAULTS).fps
+    assert fps is not None
     unet = load_component(model, "unet", "VideoUNet", torch.float32)
-    image, extraction = extract_image_unet(unet, defaults.fps)
+    image, extraction = extract_image_unet(unet, fps)
     if half:
         image.half()
         broken = [name for name, x in image.state_dict().items() if not x.isfinite().all()]

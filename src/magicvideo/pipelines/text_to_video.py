@@ -179,7 +179,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         super().__init__()
         self.lora_stack = LoraStack()
         self.chunks = DEFAULT_CHUNKS
-        self._trained_scheduler = scheduler
+        self._trained_scheduler: Any = scheduler
         self._interrupt = False
         self._guidance_scale = 1.0
         self._num_timesteps = 0
