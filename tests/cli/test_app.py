@@ -76,7 +76,7 @@ def test_success_is_nought(verb):
         (["data", "docter"], "did you mean 'doctor'; `magicvideo data --help` shows"),
         (["data", "prepare", "--siez", "3"], "--size"),
         (["--verson"], "--version"),
-        (["data", "prepare", "--size", "x", "a", "b"], "'--size'"),
+        (["data", "prepare", "--size", "x", "a", "b"], "--size 'x'"),
         (["data", "prepare", "a"], "Missing argument"),
         (["data"], "Missing command; `magicvideo data --help` shows"),
         (["data", "doctor", "a", "b"], "unexpected extra argument"),

@@ -49,7 +49,7 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
     scheduler = make_scheduler(CONFIG, "ddim")
     estimated, unit = torch.randn_like(truth), torch.rand(6, 1, 1, 1, 1) + 0.1
     residuals = (truth - estimated) / unit
-    noisy_keys = []
+    steps_done = []
 
     def estimate(keys, noisy_keys, level):
         assert torch.equal(keys, pairs)
@@ -76,7 +76,7 @@ def test_a_denoiser_that_knows_the_answer_gives_it(steps):
         40,
         torch.randn(6, 2, 7),
         torch.full((6,), 24.0),
-        seen.append,
+        steps_done.append,
     )
     torch.testing.assert_close(made, truth, atol=1e-4, rtol=1e-4)
-    assert noisy_keys == list(range(1, steps + 1))
+    assert steps_done == list(range(1, steps + 1))

@@ -153,7 +153,7 @@ def test_processes_share_the_videos_and_the_last_one_scores(
     }
     assert "emoji judge" in document["identity"]
     assert not {"FVD", "CLIPSIM"} & {score["name"] for score in document["scores"]}
-    assert "They are no FVD" in page
+    assert "They are not FVD" in page
 
 
 def test_steps_and_guidance_are_swept(values, write, command, networks, shapes, capsys):
