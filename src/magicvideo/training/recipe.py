@@ -508,13 +508,20 @@ def _is_recipe(path: Path) -> bool:
     return isinstance(values, dict) and ("data" in values or "base" in values)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no disk takes
+        return False
+
+
 def find_recipe(path: Path) -> Path:
     """Return the file of a recipe that is given by its path or by the name of a packaged one.
 
     Raises:
         UserError: If there is neither; the nearest name is offered.
     """
-    if path.is_file():
+    if _is_file(path):
         return path
     known = packaged_recipes()
     if str(path) in known:
@@ -539,7 +546,9 @@ def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"The recipe {path} is its own base.")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"The recipe {path} is nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
         first = str(error).splitlines()[0]
         raise UserError(f"The recipe {path} is not valid YAML: {first}.") from None
     if not isinstance(values, dict):
@@ -548,7 +557,7 @@ def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     beside = file.parent / str(base)
-    below = _load_on_base(beside if beside.is_file() else Path(str(base)), (*above, file.resolve()))
+    below = _load_on_base(beside if _is_file(beside) else Path(str(base)), (*above, file.resolve()))
     return deep_merge(below, values)
 
 
