@@ -16,9 +16,9 @@ from torch import Tensor
 from magicvideo.errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls such a file."""
+"""Default name of a LoRA file in diffusers."""
 BASE_MODEL = "base_model_sha256"
-"""Under it the header of a file of ours names the model that it adapts: the hash of its folder."""
+"""Key of the file's metadata under which training stores the hash of the adapted model's folder."""
 
 
 @dataclass(frozen=True)
