@@ -101,7 +101,7 @@ def test_the_settings_arrive(shared, picture):
     done = shared.wait(answer.json()["id"])
     assert (done["status"], done["size"], done["format"]) == ("completed", "48x48", "webp")
     request = json.loads(shared.studio.store.get(done["id"]).request)["magicvideo"]
-    assert request["num_frames"] == 3  # half a second at six key frames
+    assert request["num_frames"] == 4  # ten frames at eighteen a second are nearest
     assert request["guidance_scale"] == 1.5
     assert request["guidance_stop"] == 0.5
     assert request["negative_prompt"] == "blue"

@@ -146,6 +146,17 @@ class Engine:
         """Tell whether a video can begin with a picture."""
         return self._pipeline.image_encoder is not None
 
+    def seconds_of(self, frames: int | None = None, fps: float | None = None) -> float:
+        """Return the length of a video of all stages; None is the most frames, the usual rate."""
+        model = self.capabilities
+        rate = float(fps or model.default("fps"))
+        return _seconds(frames or model.max_frames, rate, model.num_inserted)
+
+    @property
+    def longest_seconds(self) -> float:
+        """Return the length of the longest video."""
+        return self.seconds_of(fps=_SLOWEST_KEYS)
+
     def read(self, text: str) -> Request:
         """Return the request in a job's record.
 
@@ -416,18 +427,26 @@ def _frames_and_rate(
         return parameters.frames, parameters.fps
     if parameters.frames is not None:
         raise UserError("seconds and frames both tell the length; give one of them.")
+    inserted = model.num_inserted if "interpolation" in stages else 0
     fps = parameters.fps or model.default("fps")
-    least = 2 if "interpolation" in stages else 1
-    frames = max(least, round(parameters.seconds * fps))
+    frames = round(parameters.seconds * fps - 1 / (inserted + 1)) + 1
+    frames = max(2 if inserted else 1, frames)
     if frames > model.max_frames and parameters.fps is None:
-        frames, fps = model.max_frames, model.max_frames / parameters.seconds
-    if frames > model.max_frames or fps < _SLOWEST_KEYS:
-        longest = model.max_frames / (parameters.fps or _SLOWEST_KEYS)
+        # the rate makes up for the key frames that the model does not have
+        frames = model.max_frames
+        fps = _seconds(frames, 1.0, inserted) / parameters.seconds
+    if frames > model.max_frames or (parameters.fps is None and fps < _SLOWEST_KEYS):
+        longest = _seconds(model.max_frames, parameters.fps or _SLOWEST_KEYS, inserted)
         raise UserError(
             f"seconds is {parameters.seconds:g}; this model makes at most {longest:.1f} seconds"
             f"{f' at {fps:g} key frames a second' if parameters.fps else ''}."
         )
     return frames, fps
+
+
+def _seconds(frames: int, fps: float, inserted: int) -> float:
+    """Return the length of a video of key frames, with new frames between them."""
+    return ((frames - 1) * (inserted + 1) + 1) / (fps * (inserted + 1))
 
 
 def _output_scale(

@@ -84,7 +84,7 @@ class Page:
         self._runs, self._data = RunsView(studio.config.runs), DataView(studio.config.data)
         traits = studio.engine.capabilities
         self._usual_fps = traits.default("fps")
-        self._usual_seconds = round(traits.max_frames / traits.default("fps"), 1)
+        self._usual_seconds = round(studio.engine.seconds_of(), 1)
 
     def build(self) -> gr.Blocks:
         """Return the page."""
@@ -105,7 +105,7 @@ class Page:
 
     def _build_create(self) -> "_Create":
         traits, engine = self._studio.engine.capabilities, self._studio.engine
-        longest = round(traits.max_frames / 3.0, 1)
+        longest = round(engine.longest_seconds, 1)
         with gr.Row(equal_height=False, elem_id="create"):
             with gr.Column(min_width=280, elem_id="ask"):
                 prompt = gr.Textbox(
@@ -298,16 +298,14 @@ class Page:
         traits = self._studio.engine.capabilities
         fps = float(fields.get("fps") or self._usual_fps)
         frames = fields.get("frames") or traits.max_frames
-        seconds = fields.get("seconds") or frames / fps
+        seconds = fields.get("seconds") or self._studio.engine.seconds_of(frames, fps)
         loras = [str(name).partition(":") for name in fields.get("lora") or []]
         return [
             fields.get("prompt", ""),
             str(fields.get("seed", "")),
             True,
             fps,
-            self._usual_seconds
-            if frames == traits.max_frames and fps == self._usual_fps
-            else seconds,
+            round(seconds, 1),
             fields.get("steps") or traits.default("num_inference_steps"),
             fields.get("guidance", traits.default("guidance_scale")),
             fields.get("negative_prompt") or "",
