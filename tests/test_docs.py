@@ -26,7 +26,7 @@ PAGES = sorted(chain(*(ROOT.glob(pages) for pages in ("*.md", "docs/*.md", "benc
 TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".jsonl", ""}
 INTERPRETERS = {"python", "python3", ".venv/bin/python"}
 LAUNCHERS = {"torchrun", "accelerate"}
-OTHER_SCORES = {"judge", "sheet", "report", "vbench", "PROTOCOL"}
+OTHER_SCORES = {"judge", "own", "sheet", "report", "vbench", "PROTOCOL"}
 NOT_OURS = {".git", ".venv", ".hypothesis", "runs", "dist", "build", "__pycache__"}
 
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
