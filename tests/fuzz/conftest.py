@@ -1,0 +1,11 @@
+"""Files that are opened for writing are watched while hostile files are read."""
+
+import sys
+
+import pytest
+from hostile_inputs import watch_files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watched_files():
+    sys.addaudithook(watch_files)
