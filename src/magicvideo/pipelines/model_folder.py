@@ -276,8 +276,11 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            begins = file.read(1)
         if length > _LONGEST_HEADER:
             raise ValueError("no header is that long")
+        if begins != b"{":  # the format asks for it; the library lets white space pass
+            raise ValueError("its header does not begin with a brace")
         with safe_open(path, framework="np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         return {
