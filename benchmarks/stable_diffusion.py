@@ -105,7 +105,9 @@ def compare(folder: Path) -> str:
 def generate(folder: Path) -> str:
     """Make a video, from the folder to pixels."""
     pipeline = MagicVideoPipeline.from_pretrained(folder / VIDEO)
-    frames = pipeline("a red dog", seed=1, num_inference_steps=STEPS).videos[0].frames
+    output = pipeline("a red dog", seed=1, num_inference_steps=STEPS)
+    assert not isinstance(output, tuple)
+    frames = output.videos[0].frames
     if not frames.isfinite().all():
         raise SystemExit("the frames are not finite")
     return f"{STEPS} steps with guidance, frames {list(frames.shape)}"

@@ -178,7 +178,7 @@ def _score_upscaler(run: AblationRun, scoring: ScoringConfig, progress: Progress
         moving_frames=scoring.moving_frames,
         seed=scoring.seed,
     ).run(lambda what, done, total: progress(f"{run.name}: {what}", done, total))
-    flicker = {row.name: row.flicker.value for row in scores.stillness}
+    flicker = {row.name: row.flicker.value for row in scores.static_flicker}
     # the network's ways come first, by their steps, and resizing after them
     steps = sorted({*scoring.upscaler_steps, pipeline.capabilities.default("upscaler_steps")})
     return {

@@ -51,6 +51,7 @@ _FINISHED = (
 def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> list[str]:
     """Return the paragraphs and tables of a section of a Markdown page."""
     pipeline = evaluation.pipeline
+    assert pipeline.image_encoder is not None  # the evaluation reads its features
     data = {"data": evaluation.data}
     if evaluation.moving is not None:
         data["clips in a row"] = evaluation.moving

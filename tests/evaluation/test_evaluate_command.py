@@ -256,10 +256,10 @@ def test_a_judge_is_trained_saved_and_scored(emoji, tmp_path, capsys):
     assert run(["evaluate", "judge", str(emoji), str(out), *words]) == 0
     said = capsys.readouterr()
     assert "step 2/2, contrast" in said.err
-    assert "real clips, heldout: skin tone" in said.out
+    assert "real clips: skin tone" in said.out
     assert load_judge(out).config.tones == ("default", "dark", "light", "medium")
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-    assert scores["heldout"]["skin tone"]["count"] == 3
+    assert scores["skin tone"]["count"] == 12
     assert [path.name for path in tmp_path.iterdir()] == ["judge"]
 
 

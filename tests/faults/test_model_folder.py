@@ -236,7 +236,7 @@ def test_a_configuration_that_fetches_code_or_other_weights(folder, change):
     [
         ({"unet": ["os", "system"]}, "names the class system for unet; it must be VideoUNet"),
         ({"vae": ["diffusers", "VideoUNet"]}, "must be PatchAutoencoder or AutoencoderKL or V"),
-        ({"unet": None}, "is not understood: unet"),
+        ({"unet": None}, "is not understood: components.unet"),
         ({"safety": ["x", "Y"]}, "is not understood: safety"),
         ({"generation_defaults": {"fps": "fast"}}, "is not understood: generation_defaults"),
     ],

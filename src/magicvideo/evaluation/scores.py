@@ -251,10 +251,11 @@ def power_scores(videos: FeatureSets) -> list[Score]:
         ("temporal_power_low", slice(0, _BAND)),
         ("temporal_power_high", slice(-_BAND, None)),
     )
-    return [
-        ratio_score(name, lambda m, band=band: (m.power / real)[:, band].mean(axis=1), videos)
-        for name, band in bands
-    ]
+
+    def relative_power(band: slice) -> Callable[[VideoFeatures], Float[np.ndarray, " n"]]:
+        return lambda features: (features.power / real)[:, band].mean(axis=1)
+
+    return [ratio_score(name, relative_power(band), videos) for name, band in bands]
 
 
 def distance_score(

@@ -311,7 +311,7 @@ def _scale_side(side: int, factor: Fraction) -> int:
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     """Return a, b, c and d of the display matrix, or None where there is none to apply."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None or data.buffer_size < 36:
         return None
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])

@@ -368,6 +368,7 @@ def _alphas(path: Path, notes: Mapping[str, str]) -> dict[str, float]:
         UserError: If it tells of something beyond plain LoRA.
     """
     config = _peft_config(path)
+    told: object
     if config is not None:
         told = read_json(config)
     else:
@@ -375,8 +376,8 @@ def _alphas(path: Path, notes: Mapping[str, str]) -> dict[str, float]:
             told = parse_json(notes.get(_DIFFUSERS_CONFIG, "{}"))
         except ValueError:
             told = None
-        if not isinstance(told, dict):
-            raise UserError(f"{path}: {_DIFFUSERS_CONFIG} in its header is no JSON object.")
+    if not isinstance(told, dict):
+        raise UserError(f"{path}: {_DIFFUSERS_CONFIG} in its header is no JSON object.")
     alphas = {}
     for component in ADAPTED_COMPONENTS:
         own = {

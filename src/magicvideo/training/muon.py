@@ -119,7 +119,8 @@ class Muon(torch.optim.Optimizer):
             buffer = state["momentum_buffer"]
             buffer.lerp_(gradient, 1 - group["momentum"])
             update = gradient.lerp(buffer, group["momentum"]).flatten(1)
-            by_shape[tuple(update.shape)].append((parameter, update))
+            rows, columns = update.shape
+            by_shape[rows, columns].append((parameter, update))
         for (rows, columns), pairs in by_shape.items():
             updates = orthogonalize(torch.stack([update for _, update in pairs]))
             # an orthogonal matrix has entries of 1 / sqrt(max(rows, columns)) in the mean square;
@@ -138,7 +139,7 @@ class Muon(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
         steps = self.state[parameters[0]]["step"].item()
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         means = [self.state[p]["exp_avg"] for p in parameters]
         squares = [self.state[p]["exp_avg_sq"] for p in parameters]
         torch._foreach_lerp_(means, gradients, 1 - beta1)

@@ -12,12 +12,11 @@ from jaxtyping import UInt8
 from magicvideo.data.manifest import MANIFEST, Split, read_info, read_manifest
 from magicvideo.data.sources.registry import open_source
 from magicvideo.data.sources.source import SourceClip
-from magicvideo.errors import UserError
+from magicvideo.errors import ClipError, UserError
 from magicvideo.evaluation.benchmark.protocol import Benchmark, Prompts
 from magicvideo.media.video_reader import (
     ANIMATION_SUFFIXES,
     VIDEO_SUFFIXES,
-    ClipError,
     read_clip_native,
 )
 from magicvideo.pipelines.video import read_request

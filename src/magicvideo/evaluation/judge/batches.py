@@ -193,8 +193,8 @@ class JudgeBatchSampler:
         same |= is_shifted & self.subjects.alike_without_colour[subjects][:, said]
         tones = _agree([s.tone for s in shown], [s.tone for s in statements])
         grounds = _agree(
-            [s.background and s.background.name for s in shown],
-            [s.background and s.background.name for s in statements],
+            [s.background.name if s.background else None for s in shown],
+            [s.background.name if s.background else None for s in statements],
         )
         return same & tones & grounds, grounds
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magicvideo.atomic_io import atomic_folder, sha256, verify_checksums
@@ -112,7 +112,8 @@ def train_judge(
 
 def build_optimizer(judge: Judge, settings: JudgeTraining) -> Muon:
     """Return Muon for the matrices and kernels inside the networks, AdamW for the rest."""
-    inner, rest = [], []
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in judge.named_parameters():
         is_outer = any(part in name for part in ("embedding", "positions", "stem"))
         (rest if parameter.ndim < 2 or is_outer else inner).append(parameter)
