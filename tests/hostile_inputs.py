@@ -99,8 +99,8 @@ def changed_bytes(draw, whole, head=1.0):
 def places_in(value, path=()):
     """The paths to all values inside a JSON document."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items if isinstance(value, dict | list) else ():
+    lists = enumerate(value) if isinstance(value, list) else ()
+    for key, inner in value.items() if isinstance(value, dict) else lists:
         yield from places_in(inner, (*path, key))
 
 
