@@ -392,14 +392,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         token: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        from huggingface_hub import create_repo, upload_folder
+        from huggingface_hub import HfApi
 
-        created = create_repo(repo_id, private=private, token=token, exist_ok=True)
-        done = upload_folder(
+        hub = HfApi(token=token)
+        created = hub.create_repo(repo_id, private=private, exist_ok=True)
+        done = hub.upload_folder(
             repo_id=created.repo_id,
             folder_path=folder,
             commit_message=commit_message or f"Upload {type(self).__name__}",
-            token=token,
             create_pr=create_pr,
         )
         return str(done)
