@@ -40,7 +40,8 @@ class Hub(BaseHTTPRequestHandler):
                 assert line["key"] == "file"
                 data = base64.b64decode(line["value"]["content"])
                 self.server.files[line["value"]["path"]] = data
-            self._answer({"commitUrl": f"http://x/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""})
+            address = f"https://huggingface.co/{REPOSITORY}/commit/{COMMIT}"
+            self._answer({"commitUrl": address, "commitOid": COMMIT, "hookOutput": ""})
         else:
             self.send_error(404)
 
