@@ -112,7 +112,7 @@ def test_checkpointing_of_the_video_decoder_changes_no_gradient():
 
 def test_a_network_without_the_switch_is_named():
     with pytest.raises(
-        UserError, match=r"autoencoder\.gradient_checkpointing: PatchAutoencoder does not"
+        UserError, match="gradient_checkpointing: PatchAutoencoder does not"
     ):
         enable_activation_checkpointing(PatchAutoencoder(), "autoencoder")
 
