@@ -111,9 +111,7 @@ def test_checkpointing_of_the_video_decoder_changes_no_gradient():
 
 
 def test_a_network_without_the_switch_is_named():
-    with pytest.raises(
-        UserError, match="gradient_checkpointing: PatchAutoencoder does not"
-    ):
+    with pytest.raises(UserError, match="gradient_checkpointing: PatchAutoencoder does not"):
         enable_activation_checkpointing(PatchAutoencoder(), "autoencoder")
 
 

@@ -65,7 +65,8 @@ def train(
     if schema or reference:
         from magicvideo.training.schema import recipe_reference, recipe_schema
 
-        typer.echo(json.dumps(recipe_schema(), indent=2) if schema else recipe_reference())
+        text = json.dumps(recipe_schema(), indent=2) + "\n" if schema else recipe_reference()
+        typer.echo(text, nl=False)
         return
     if recipe is None:
         from magicvideo.training.recipe import packaged_recipes
