@@ -9,6 +9,8 @@ from magicvideo.data.dataset import Batch, ClipDataset
 from magicvideo.training.loader import BatchSource, DatasetBatches, default_workers, load_batches
 
 CPU = torch.device("cpu")
+# tests may run on one core
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture
