@@ -189,7 +189,7 @@ def test_a_source_is_prepared_as_shards_by_one_command(shapes, tiny_model, tmp_p
     assert "1 shards written, 3 from before" in capsys.readouterr().out
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     index = read_index(tmp_path / "two")
-    assert (index.info.size, index.info.every) == (24, 1)
+    assert (index.info.height, index.info.width, index.info.frame_step) == (24, 24, 1)
 
 
 def test_preparing_refuses_what_would_do_nothing(
@@ -244,12 +244,6 @@ def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys
     mistakes = {
         ("--stage", "video_vae"): "Stage video_vae needs frames",
         ("--stage", "image", "--set", f"data={changed}"): "encoded with another vae than this",
-        (
-            "--stage",
-            "image",
-            "--set",
-            "image.subject_balance=0.5",
-        ): "set image.subject_balance=0, or data to a",
         ("--stage", "image", "--set", f"data={cut}"): f"{victim.name} is cut off or changed",
         ("--stage", "image", "--set", "data=nosuch://x"): "nosuch://x cannot be opened",
         ("--set", "size=32"): "have 24 pixels a side and the recipe says size=32",
@@ -271,7 +265,7 @@ def test_options_that_could_do_nothing_are_refused(encode, shards, tmp_path, cap
     assert "run it as one process" in capsys.readouterr().err
     half = tmp_path / "half"
     assert cli.run(encode(half)) == 0
-    assert "shards of other processes are to come" in capsys.readouterr().out
+    assert "shards of other processes are missing" in capsys.readouterr().out
     assert not (half / INDEX).exists()
     with pytest.raises(UserError, match="holds no finished shards"):
         read_index(half)

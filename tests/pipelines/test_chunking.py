@@ -85,7 +85,7 @@ def test_frames_below_the_least_tile_have_none(pipeline, request_):
         pipeline.capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=20))
 
 
-def test_bounds_are_lowered_until_nothing_is_left(capabilities, wide):
+def test_bounds_are_lowered_until_nothing_is_left(capabilities, request_, wide):
     lowered = [capabilities.reduce_memory(wide, DEFAULT_CHUNKS)]
     while (after := capabilities.reduce_memory(wide, lowered[-1])) != lowered[-1]:
         lowered.append(after)

@@ -3,13 +3,13 @@ import pytest
 from PIL import Image
 
 from magicvideo.errors import UserError
-from magicvideo.pipelines.request import ImageCondition
+from magicvideo.pipelines.image_condition import to_image_condition
 from magicvideo.pipelines.video import read_request, write_video
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
 def test_every_format_gives_the_request_back(tmp_path, moving_square, request_of, name):
-    long = ImageCondition.of(
+    long = to_image_condition(
         "a.png", np.random.default_rng(0).standard_normal(768).astype(np.float32)
     )
     request = request_of(image_condition=long)

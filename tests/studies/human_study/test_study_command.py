@@ -10,6 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from magicvideo.cli import run as generate
 from studies.__main__ import run
 from studies.human_study.study import read_study
 
@@ -29,7 +30,7 @@ def test_a_model_and_its_own_videos_are_compared(tiny_model, prompts, tmp_path, 
     finished, study = tmp_path / "finished", tmp_path / "study"
     made = ["--model", tiny_model, "--steps", "2", "--stages", "keyframes", "--seed", "4"]
     words = ["generate", "--prompts", prompts, *made, "--output", finished, "--format", "mp4"]
-    assert run(list(map(str, words))) == 0
+    assert generate(list(map(str, words))) == 0
     words = [
         tiny_model,
         finished,
@@ -105,10 +106,9 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
         (["--prepare-only"], "A study needs A, B and --prompts"),
         (["--steps", "3"], "A study needs A, B and --prompts"),
         (["--study", "nowhere"], "nowhere holds no study"),
-        (["one", "two", "--prompts", "nowhere.txt"], "nowhere.txt is not a text file"),
+        (["one", "two", "--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["{a}", "nowhere", "--prompts", "{prompts}"], "nowhere is no folder"),
         (["{a}", "{b}", "--prompts", "{prompts}", "--seed", "3"], "no seed and no setting"),
-        (["one", "two", "--scheduler", "euler"], "'euler' is not known"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(words, sentence, places, prompts, capsys):
