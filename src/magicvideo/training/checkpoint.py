@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -283,7 +284,9 @@ def _read_shards(state: TrainingState, path: Path) -> dict[str, dict[str, Tensor
         empty = torch.empty(stored.size, dtype=stored.properties.dtype)
         like = isinstance(owner, DTensor) and owner.shape == empty.shape
         tensors[key] = distribute_like(empty, owner) if like and owner is not None else empty
-    load_sharded(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
+    with warnings.catch_warnings():  # it tells that one process reads, which is what is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load_sharded(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
     groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
