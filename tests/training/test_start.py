@@ -15,7 +15,7 @@ from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.resolve import component_source
+from magicvideo.training.resolve import component_source, image_vae_source
 from magicvideo.training.run import train
 
 
