@@ -85,7 +85,7 @@ def test_frames_below_the_least_tile_have_none(pipeline, request_):
         pipeline.capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=20))
 
 
-def test_bounds_are_lowered_until_nothing_is_left(capabilities, request_, wide):
+def test_bounds_are_lowered_until_nothing_is_left(capabilities, wide):
     lowered = [capabilities.reduce_memory(wide, DEFAULT_CHUNKS)]
     while (after := capabilities.reduce_memory(wide, lowered[-1])) != lowered[-1]:
         lowered.append(after)
@@ -97,4 +97,4 @@ def test_bounds_are_lowered_until_nothing_is_left(capabilities, request_, wide):
     alone = replace(wide, stages=("keyframes",))
     assert capabilities.reduce_memory(alone, DEFAULT_CHUNKS) == ChunkSizes(decoder_frames=1)
     for bounds in lowered:
-        capabilities.check_chunks(request_, bounds)
+        capabilities.check_chunks(wide, bounds)

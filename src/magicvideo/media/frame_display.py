@@ -37,7 +37,7 @@ _KNOWN_MATRICES = frozenset({1, 4, 5, 6, 7, 9})
 _BT2020_CONSTANT, _IPT = 10, 15
 _PQ, _HLG = 16, 18
 _WIDE_PRIMARIES = {
-    # from BT.2020 and from Display P3 to BT.709, all with white D65, for linear light
+    # from BT.2020 and from Display P3 to BT.709, all with the same white, for linear light
     9: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
     12: ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)),
 }
