@@ -590,6 +590,9 @@ def _source(recipe: Recipe, name: str, producers: tuple[StageName, ...]) -> Comp
         config = vae_config(recipe) if name == "vae" else {}
         return ComponentSource(name, folder, config, here[-1])
     folder_or_none = init_component(recipe, name)
+    if folder_or_none is None and name == "tokenizer" and recipe.init_from is not None:
+        # a dry run needs no tokenizer; training misses it when it reads it
+        folder_or_none = recipe.init_from / name
     if folder_or_none is None:
         raise UserError(
             f"The recipe {recipe.name} has no stage {' or '.join(producers)}, and no init_from "

@@ -311,7 +311,7 @@ def seconds_per_update(
         with torch.autocast(device.type, dtype, enabled=is_mixed):
             loss = task.losses(network, batch, generator)["loss"]
         torch.autograd.backward(loss)
-        float(loss)  # waits for the device
+        loss.detach().item()  # waits for the device
         seconds.append(time.perf_counter() - started)
         network.zero_grad(set_to_none=True)
     return min(seconds[1:]) * plan.config.gradient_accumulation_steps
