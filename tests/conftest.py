@@ -23,6 +23,7 @@ TINY_CLIPS, TINY_SIZE = 7, 24
 UNSETTLED = (
     "studio/test_page.py",
     "studio/test_recovery.py",
+    "studio/test_studio_security.py::test_slow_clients",
 )
 
 

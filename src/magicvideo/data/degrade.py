@@ -50,12 +50,15 @@ def random_degrade(
     sigmas = _BLURS[0] + (_BLURS[1] - _BLURS[0]) * generator.uniform(len(frames))
     small = downsample(frames, factor)
     for number, kernel in enumerate(get_args(Kernel)):
-        chosen = (varied & (kernels == number)).to(frames.device)
-        if chosen.any():
+        # places and not a mask: their number is known on the host, also for frames on a meta device
+        places = (varied & (kernels == number)).nonzero()[:, 0]
+        if len(places):
+            chosen = places.to(frames.device)
             small[chosen] = downsample(frames[chosen], factor, kernel)
-    if varied.any():
-        varied = varied.to(frames.device)
-        small[varied] = blur(small[varied], sigmas.to(frames.device)[varied])
+    places = varied.nonzero()[:, 0]
+    if len(places):
+        chosen = places.to(frames.device)
+        small[chosen] = blur(small[chosen], sigmas[places].to(frames.device))
     return small
 
 
