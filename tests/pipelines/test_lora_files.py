@@ -111,6 +111,10 @@ def test_another_base_is_a_hint_and_alpha_in_the_header_counts(model, tmp_path, 
 
 def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
     weights = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="is a folder; name the"):
+        lora_hash(empty)
     pickled = tmp_path / "style.pt"
     pickled.write_bytes(pickle.dumps({"a": 1}))
     cut = tmp_path / "cut.safetensors"
@@ -121,6 +125,7 @@ def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
     save_file({**tensors, name: torch.ones(3, 1024)}, wide)
     for path, sentence in (
         (tmp_path / "none.safetensors", "does not exist"),
+        (empty, r"holds no \.safetensors file"),
         (pickled, r"only \.safetensors files are, which cannot run code"),
         (cut, "is not a safetensors file"),
         (wide, r"\[3, 1024\] .* made for another base model"),

@@ -103,6 +103,10 @@ def model_component(folder: Path) -> Path:
     if not (model / "model_index.json").is_file():
         raise UserError(f"init_from={model} is no model folder: it has no model_index.json.")
     _verify_once(model.resolve())
+    if not folder.is_dir():
+        raise UserError(
+            f"init_from={model} has no {folder.name}; take a complete copy of the model."
+        )
     return folder
 
 

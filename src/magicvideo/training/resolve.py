@@ -547,11 +547,24 @@ def encoder_sources(recipe: Recipe, size: int) -> EncoderSources:
     return EncoderSources(
         vae=image_vae_source(recipe),
         text_encoder=component_source(recipe, "text_encoder"),
-        tokenizer=component_source(recipe, "tokenizer"),
+        tokenizer=_tokenizer_source(recipe),
         image_encoder=component_source(recipe, "image_encoder") if has_image_encoder else None,
         text_config=text_config(recipe, size),
         vision_config=vision_config(recipe, size) if has_image_encoder else None,
     )
+
+
+def _tokenizer_source(recipe: Recipe) -> ComponentSource:
+    """Return where the tokenizer is read from: beside the text encoder, with which it belongs.
+
+    A tokenizer has no settings, so that a preset or a folder of settings, which are enough for a
+    dry run, do not have it. Training misses it when it is read.
+    """
+    text_encoder = component_source(recipe, "text_encoder")
+    if text_encoder.stage is None and not inits_component(recipe, "tokenizer"):
+        return component_source(recipe, "tokenizer")  # refuses the recipe, which leaves it out
+    folder = text_encoder.folder.with_name("tokenizer")
+    return ComponentSource("tokenizer", folder, {}, text_encoder.stage)
 
 
 def frozen_encoder_paths(recipe: Recipe) -> FrozenEncoderPaths:
@@ -590,9 +603,6 @@ def _source(recipe: Recipe, name: str, producers: tuple[StageName, ...]) -> Comp
         config = vae_config(recipe) if name == "vae" else {}
         return ComponentSource(name, folder, config, here[-1])
     folder_or_none = init_component(recipe, name)
-    if folder_or_none is None and name == "tokenizer" and recipe.init_from is not None:
-        # a dry run needs no tokenizer; training misses it when it reads it
-        folder_or_none = recipe.init_from / name
     if folder_or_none is None:
         raise UserError(
             f"The recipe {recipe.name} has no stage {' or '.join(producers)}, and no init_from "

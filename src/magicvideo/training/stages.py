@@ -169,7 +169,9 @@ def _clip_task(plan: CLIPPlan, batches: BatchSource, pretrained: bool) -> CLIPTa
     words = set(vocabulary(captions))
     if pretrained and plan.init_text_encoder is not None:  # what was trained before is not lost
         words |= read_words(plan.init_text_encoder.parent)
-    task = CLIPTask(tokenizer, sorted(words), config, batches)
+    # a tokenizer without captions knows bytes alone; the trained one has what the recipe asks for
+    rows = None if pretrained else config.vocabulary_size
+    task = CLIPTask(tokenizer, sorted(words), config, batches, rows)
     if pretrained and plan.init_text_encoder and plan.init_image_encoder:
         task.init_from(
             CLIPTextModel.from_pretrained(plan.init_text_encoder, dtype=torch.float32),

@@ -42,6 +42,7 @@ class CLIPTask:
         words: The words of the training captions, which the output lists.
         config: The stage's settings.
         batches: Single frames of the training split, with captions.
+        vocabulary_size: Rows of the token embedding; by default the tokenizer's tokens.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class CLIPTask:
         words: list[str],
         config: CLIPStageConfig,
         batches: BatchSource,
+        vocabulary_size: int | None = None,
     ) -> None:
         self.tokenizer, self.words = tokenizer, words
         self.config, self.batches = config, batches
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        self.network = CLIPModel(build_clip_config(config, special, len(tokenizer), batches.size))
+        rows = vocabulary_size or len(tokenizer)
+        self.network = CLIPModel(build_clip_config(config, special, rows, batches.size))
 
     def lr_scale(self, name: str) -> float:  # noqa: ARG002 - all parameters learn alike
         """Return the factor on the learning rate of a parameter."""
