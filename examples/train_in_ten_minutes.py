@@ -1,13 +1,15 @@
 """Train the key-frame stage of the emoji model on one GPU in ten minutes, from one packed file.
 
     python examples/train_in_ten_minutes.py pack runs/data/emoji64 runs/emoji64.pack
-    python examples/train_in_ten_minutes.py train runs/emoji64.pack runs/ten-minutes --minutes 10
+    python examples/train_in_ten_minutes.py train runs/emoji64.pack runs/ten-minutes \
+        --base src/magicvideo/weights/emoji --minutes 10
 
 `pack` writes all clips of a prepared folder into one small file: the frames as lossy video, colour
 beside alpha, and the clips' records. `train` keeps every frame on the device and trains the text
 encoder and the denoiser together, first on single frames, then on frames and clips in one batch.
 It replaces `text_encoder`, `tokenizer` and `unet` of the model that it starts from; all other
-components stay. On a CPU it runs too, with `--device cpu --frames 16 --clips 1`, only slower.
+components stay, the image condition among them, which this script does not train. On a CPU it runs
+too, with `--device cpu --frames 16 --clips 1`, only slower.
 
 The schedule is one of time, not of updates: a faster device makes more updates.
 """
@@ -28,11 +30,13 @@ import av
 import numpy as np
 import torch
 import typer
+from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from magicvideo.atomic_io import write_checksums
 from magicvideo.data.backgrounds import Background, random_background, render_background
 from magicvideo.data.captions import random_caption
 from magicvideo.data.dataset import ClipDataset
@@ -42,8 +46,9 @@ from magicvideo.diffusion.noise import noise_covariance
 from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import load_autoencoder
+from magicvideo.pipelines.hints import WORDS_FILE
 from magicvideo.training.muon import Muon
-from magicvideo.training.tasks.clip_model import train_tokenizer
+from magicvideo.training.tasks.clip_model import train_tokenizer, vocabulary
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -221,7 +226,9 @@ class Trainer:
     ) -> None:
         self.clips, self.device, self.base = clips, device, base
         self.vae = load_autoencoder(base / "vae").to(device).eval().requires_grad_(False)
-        self.tokenizer = self._build_tokenizer()
+        captions = self._draw_captions()
+        self.tokenizer = train_tokenizer(captions, VOCABULARY, MAX_TOKENS)
+        self.words = vocabulary(captions)
         stored = json.loads((base / "unet" / "config.json").read_text(encoding="utf-8"))
         config = {key: value for key, value in stored.items() if not key.startswith("_")}
         config["motion_condition"] = True
@@ -243,7 +250,7 @@ class Trainer:
             for name, parameter in network.named_parameters()
         }
         scheduler = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
-        self.alphas = _squared_alphas(scheduler).to(device)
+        self.alphas = DDIMScheduler.from_config(scheduler).alphas_cumprod.to(device)
         covariance = noise_covariance(NUM_FRAMES, NOISE_CORRELATION, NOISE_DECAY)
         self.mode_weights = temporal_mode_weights(covariance, MODE_LIMIT).to(device)
         self.cholesky = torch.linalg.cholesky(covariance).float().to(device)
@@ -274,7 +281,7 @@ class Trainer:
 
     def save(self, output: Path) -> None:
         """Write a model folder: the base with the averaged U-Net, text encoder and tokenizer."""
-        shutil.copytree(self.base, output, dirs_exist_ok=True)
+        shutil.copytree(self.base, output)
         with torch.no_grad():
             for (part, name), average in self.averages.items():
                 self.trained[part].get_parameter(name).copy_(average)
@@ -282,6 +289,12 @@ class Trainer:
         self.tokenizer.save_pretrained(output / "tokenizer")
         self.text.save_pretrained(output / "text_encoder")
         self.unet.save_pretrained(output / "unet")
+        (output / WORDS_FILE).write_text("\n".join(self.words) + "\n", encoding="utf-8")
+        index_file = output / "model_index.json"
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        index |= {"noise_correlation": NOISE_CORRELATION, "noise_decay": NOISE_DECAY}
+        index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_checksums(output)
 
     def _loss(self, drawn: Draw) -> tuple[Tensor, Tensor]:
         """Return the loss, and the plain squared error of the velocity."""
@@ -348,14 +361,13 @@ class Trainer:
         ]
         return [{**group, "initial_lr": group["lr"]} for group in groups]
 
-    def _build_tokenizer(self) -> CLIPTokenizer:
+    def _draw_captions(self) -> list[str]:
         rng = np.random.default_rng(0)
-        captions = [
+        return [
             random_caption(record, random_background(rng), rng)
             for record in self.clips.records
             for _ in range(12)
         ]
-        return train_tokenizer(captions, VOCABULARY, MAX_TOKENS)
 
     def _text_config(self, width: int) -> CLIPTextConfig:
         return CLIPTextConfig(
@@ -370,12 +382,6 @@ class Trainer:
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-
-
-def _squared_alphas(config: dict[str, object]) -> Tensor:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(config).alphas_cumprod
 
 
 @app.command()
@@ -393,6 +399,8 @@ def train(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train for a number of minutes and write a model folder."""
+    if output.exists():
+        raise typer.BadParameter(f"{output} exists; name a new folder.")
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     data = PackedClips.load(packed, torch.device(device))

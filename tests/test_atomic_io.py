@@ -225,3 +225,15 @@ def test_what_pip_compiles_in_a_folder_is_not_foreign(summed):
     (summed / "unet" / "pipeline.pyc").write_bytes(b"compiled")
     with pytest.raises(UserError, match=r"pipeline\.pyc does not belong to the folder"):
         verify_checksums(summed)
+
+
+def test_what_python_compiles_is_neither_listed_nor_foreign(tmp_path):
+    (tmp_path / "weights.txt").write_text("1")
+    compiled = tmp_path / "__pycache__" / "pipeline.cpython-311.pyc"
+    compiled.parent.mkdir()
+    compiled.write_bytes(b"1")
+    write_checksums(tmp_path)
+    assert "pycache" not in (tmp_path / CHECKSUMS_FILE).read_text()
+    verify_checksums(tmp_path)
+    compiled.unlink()
+    verify_checksums(tmp_path)

@@ -204,8 +204,7 @@ def write_checksums(folder: Path) -> None:
 
     A `README.md` at the top is left out: it describes the folder, and editing it changes nothing.
     """
-    left_out = {folder / CHECKSUMS_FILE, folder / "README.md"}
-    files = [path for path in folder.rglob("*") if path.is_file() and path not in left_out]
+    files = [path for path in _files_below(folder) if path != folder / "README.md"]
     (folder / CHECKSUMS_FILE).write_text(_sums(folder, files), encoding="utf-8")
 
 
@@ -223,12 +222,7 @@ def verify_checksums(folder: Path) -> None:
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         expected[name] = digest
-    # pip compiles what it installs, and nothing of a folder is imported
-    present = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.parent.name != "__pycache__"
-    } - {CHECKSUMS_FILE}
+    present = {path.relative_to(folder).as_posix() for path in _files_below(folder)}
     if missing := sorted(set(expected) - present):
         raise UserError(f"{folder} lacks {missing[0]}; take a complete copy of the folder.")
     # a repository on the Hub has files of its own beside those of the folder
@@ -243,6 +237,14 @@ def verify_checksums(folder: Path) -> None:
                 f"{folder / name} is damaged (its SHA-256 differs from {CHECKSUMS_FILE}); "
                 "copy it again."
             )
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder less its sums, and less what pip compiles as it installs them."""
+    for path in folder.rglob("*"):
+        is_compiled = path.parent.name == "__pycache__"
+        if path.is_file() and path != folder / CHECKSUMS_FILE and not is_compiled:
+            yield path
 
 
 def hash_folder(folder: Path) -> str:
