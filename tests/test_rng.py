@@ -28,7 +28,7 @@ def test_a_sample_draws_the_same_in_any_batch():
 def test_draws_of_some_leave_the_others_where_they_are():
     chosen = torch.tensor([True, False, True, False])
     some, all_of = per_sample_generators(0, 4, 7), per_sample_generators(0, 4, 7)
-    first = some.only(chosen).normal((2, 6))
+    first = some.select(chosen).normal((2, 6))
     assert torch.equal(first, all_of.normal((4, 6))[chosen])
     fresh = per_sample_generators(0, 4, 7)
     assert torch.equal(some.uniform(4)[1], fresh.uniform(4)[1])

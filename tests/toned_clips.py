@@ -90,6 +90,6 @@ def _pixels(shape: int, colour: tuple[int, int, int]) -> np.ndarray:
     height, width = 6 + 2 * (shape % 3), 6 + 3 * (shape // 3)
     pixels = np.zeros((FRAMES, SIZE, SIZE, 4), np.uint8)
     for number, frame in enumerate(pixels):
-        left = 5 + number % 3
+        left = 4 + number % 5  # no stride of a protocol is a multiple of it
         frame[7 : 7 + height, left : left + width] = (*colour, 255)
     return pixels

@@ -30,7 +30,7 @@ def test_few_clips_are_scored_and_what_they_are_too_few_for_is_named(
     assert written.out.splitlines()[-1] == str(document)
     assert "held-out captions" in written.out
     assert "training captions" in written.out
-    assert "slow" in written.out  # of the power of slow motion; wrapped on narrow terminals
+    assert "temporal" in written.out  # names of measures wrap on narrow terminals
     assert "The Frechet distance needs 20 clips" in written.err
     found = json.loads(document.read_text(encoding="utf-8"))
     assert found["protocol"]["num_frames"] == make_tiny_pipeline().capabilities.max_frames
