@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import (
     JudgeFolder,
     check_target,
@@ -66,9 +67,9 @@ def ablations(
     if not table_only:
         with progress() as report:
             try:
-                work.run(runs, lambda line: typer.echo(line, err=True), report)
+                work.run(runs, lambda line: say(line, err=True), report)
             except Interrupted as stopped:
-                typer.echo(f"{stopped}; run the same command to go on.", err=True)
+                say(f"{stopped}; run the same command to go on.", err=True)
                 raise typer.Exit(stopped.exit_code) from None
     work.write()
-    typer.echo(output)
+    say(output)

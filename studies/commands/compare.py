@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import check_target, command_line, load, progress, require
 from magicvideo.errors import UserError
 from studies import PROGRAM
@@ -76,7 +77,7 @@ def compare(
             "the study that is in --study."
         )
     if prepare_only:
-        typer.echo(study)
+        say(study)
     else:
         _serve(opened, study, host, port)
 
@@ -113,8 +114,8 @@ def compare_report(
         opened, votes, command_line(["compare-report", study], {"output": output}, PROGRAM)
     )
     write_section(page, f"study {name}", text)
-    typer.echo(text)
-    typer.echo(page)
+    say(text)
+    say(page)
 
 
 def _prepare(
@@ -159,8 +160,8 @@ def _serve(study: "Study", folder: Path, host: str, port: int) -> None:
     from studies.human_study.server import serve_study
 
     server = serve_study(study, folder, host, port)
-    typer.echo(f"{server.address} shows the study; Ctrl-C ends it, and votes are kept.")
+    say(f"{server.address} shows the study; Ctrl-C ends it, and votes are kept.")
     if host not in LOOPBACK_HOSTS:
-        typer.echo("Hint: everybody who reaches this machine can vote, unencrypted.", err=True)
+        say("Hint: everybody who reaches this machine can vote, unencrypted.", err=True)
     server.run()
-    typer.echo(f"Count the votes: python -m studies compare-report {folder}")
+    say(f"Count the votes: python -m studies compare-report {folder}")

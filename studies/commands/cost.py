@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
+
 
 def cost(
     output: Annotated[Path, typer.Option(help="The Markdown page, replaced.")] = Path(
@@ -27,4 +29,4 @@ def cost(
     page = cost_page()
     with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
-    typer.echo(f"{output}")
+    say(f"{output}")

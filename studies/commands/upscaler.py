@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import (
     DEFAULT_PAGE,
     Data,
@@ -106,7 +107,7 @@ def upscaler(
     )
     if sheet is not None:
         write_comparison_sheet(evaluation, sheet)
-        typer.echo(sheet)
+        say(sheet)
     with progress() as report:
         scores = evaluation.run(report)
     options = {"data": data, "model": model, **vars(trial), "sheet": sheet}

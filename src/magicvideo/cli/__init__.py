@@ -46,7 +46,7 @@ def _print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"magicvideo {version('magicvideo')}")
+        say(f"magicvideo {version('magicvideo')}")
         raise typer.Exit
     return wanted
 

@@ -90,8 +90,13 @@ def printable(text: object) -> str:
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Print a line to the standard output, or to standard error."""
-    typer.echo(printable(text), err=err)
+    """Print a line to the standard output, or to standard error, in the stream's own encoding."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is None:  # a program without a console
+        return
+    # not by click, which writes UTF-8 to a stream that asks for ASCII
+    stream.write(f"{printable(text)}\n")
+    stream.flush()
 
 
 def make_console() -> "Console":

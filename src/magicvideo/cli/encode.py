@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from magicvideo.cli.console import make_console, progress_bar
+from magicvideo.cli.console import make_console, progress_bar, say
 from magicvideo.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
@@ -219,13 +219,13 @@ def _or(value: int | None, default: int) -> int:
 
 
 def _print_report(report: "EncodeReport", out: Path, of_this: str) -> None:
-    typer.echo(f"{out}: {report.written:,} shards written{of_this}, {report.kept:,} from before.")
+    say(f"{out}: {report.written:,} shards written{of_this}, {report.kept:,} from before.")
     if report.missing:
-        typer.echo(f"{report.missing:,} shards of other processes are missing; then the index.")
+        say(f"{report.missing:,} shards of other processes are missing; then the index.")
         return
     for skipped in report.skipped:
-        typer.echo(f"skipped {skipped.file}: {skipped.reason}", err=True)
-    typer.echo(f"{out}: complete, {report.clips:,} clips, {len(report.skipped):,} files skipped.")
+        say(f"skipped {skipped.file}: {skipped.reason}", err=True)
+    say(f"{out}: complete, {report.clips:,} clips, {len(report.skipped):,} files skipped.")
 
 
 def _open_inputs(source: Path, decoding: DecodeOptions) -> "EncodeInputs":

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.errors import UserError
 
 
@@ -52,19 +53,19 @@ def export(
     from magicvideo.training.export import export as export_run
 
     export_run(source, output, precision, card)
-    typer.echo(f"{output} holds the model; use it with --model {output}.")
+    say(f"{output} holds the model; use it with --model {output}.")
 
 
 def _export_image_model(model: Path, output: Path, *, half: bool) -> None:
     from magicvideo.convert.extract_unet import export_image_model
 
     done = export_image_model(model, output, half=half)
-    typer.echo(f"{done.folded} adaptors of the first frame are folded into convolutions.")
+    say(f"{done.folded} adaptors of the first frame are folded into convolutions.")
     if done.scaled_residuals:
-        typer.echo(
+        say(
             f"{done.scaled_residuals} more scale a residual connection too, up to "
             f"{done.largest:.3f} away from 1, for which an image network has no place; there the "
             "scale is left out."
         )
-    typer.echo(f"{done.left_out} temporal attentions are left out.")
-    typer.echo(f"{output} holds the image network; diffusers loads it as UNet2DConditionModel.")
+    say(f"{done.left_out} temporal attentions are left out.")
+    say(f"{output} holds the image network; diffusers loads it as UNet2DConditionModel.")

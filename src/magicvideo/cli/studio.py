@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicvideo.cli.console import Model
+from magicvideo.cli.console import Model, say
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,10 +157,10 @@ def _serve(
 
     def announce(address: str) -> None:
         if host not in LOOPBACK_HOSTS:
-            typer.echo("Hint: everybody with a token can use it, unencrypted.", err=True)
+            say("Hint: everybody with a token can use it, unencrypted.", err=True)
         if len(access.tokens) == 1:
             address += f"?token={next(iter(access.tokens))}"
-        typer.echo(f"The studio is at {address} (Ctrl-C ends it; videos are kept).")
+        say(f"The studio is at {address} (Ctrl-C ends it; videos are kept).")
 
     serve(
         app,
@@ -177,7 +177,7 @@ def _work(config: "StudioConfig", devices: list[str]) -> None:
 
     if len(devices) > 1:
         raise UserError("A worker has one device; start one for each.")
-    typer.echo(f"A worker on {devices[0]} takes videos of the queue; Ctrl-C ends it.")
+    say(f"A worker on {devices[0]} takes videos of the queue; Ctrl-C ends it.")
     run_worker(config, devices[0])
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from magicvideo.cli.console import say
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -65,8 +67,7 @@ def train(
     if schema or reference:
         from magicvideo.training.schema import recipe_reference, recipe_schema
 
-        text = json.dumps(recipe_schema(), indent=2) + "\n" if schema else recipe_reference()
-        typer.echo(text, nl=False)
+        say(json.dumps(recipe_schema(), indent=2) if schema else recipe_reference().rstrip("\n"))
         return
     if recipe is None:
         from magicvideo.training.recipe import packaged_recipes
@@ -104,7 +105,7 @@ def _train(recipe: "Recipe", stage: str | None, threads: int | None) -> None:
 
 
 def _write_line(line: str) -> None:
-    typer.echo(line)
+    say(line)
 
 
 def _dry_run(recipe: "Recipe", stage: str | None, threads: int | None, *, as_json: bool) -> None:
@@ -123,7 +124,7 @@ def _dry_run(recipe: "Recipe", stage: str | None, threads: int | None, *, as_jso
     rows = [estimate_stage(plan, recipe.hardware) for plan in plans]
     seconds = [time_update(plan) for plan in plans]
     if as_json:
-        typer.echo(json.dumps(_as_json(recipe, rows, seconds), indent=1))
+        say(json.dumps(_as_json(recipe, rows, seconds), indent=1))
         return
     _show_tables(recipe, rows, seconds, Console(soft_wrap=True, highlight=False))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import check_target, require_scipy
 from magicvideo.errors import UserError
 
@@ -50,8 +51,8 @@ def judge(
     shutil.rmtree(state, ignore_errors=True)
     load_judge(out)
     for name, score in scores.items():
-        typer.echo(f"real clips: {name} {100 * score.value:.1f} % (n={score.count})")
-    typer.echo(out)
+        say(f"real clips: {name} {100 * score.value:.1f} % (n={score.count})")
+    say(out)
 
 
 def _report(steps: int) -> Callable[[int, dict[str, float]], None]:
@@ -66,6 +67,6 @@ def _report(steps: int) -> Callable[[int, dict[str, float]], None]:
         first, start = began[0]
         left = (now - start) / max(1, step - first) * (steps - step)
         values = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        typer.echo(f"step {step}/{steps}, {values}, {left / 60:.0f} minutes left", err=True)
+        say(f"step {step}/{steps}, {values}, {left / 60:.0f} minutes left", err=True)
 
     return report

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import (
     JudgeFolder,
     Model,
@@ -76,12 +77,12 @@ def own(
         partial.write_text(as_json(result), encoding="utf-8")
     _print(result)
     for reason in missing:
-        typer.echo(reason, err=True)
+        say(reason, err=True)
     if page is not None:
         options = {"data": data, "model": model, "judge": judge, "prompts": prompts}
         write_section(page, NAME, as_markdown(result, command_line([NAME], options)))
-        typer.echo(page)
-    typer.echo(folder / _DOCUMENT)
+        say(page)
+    say(folder / _DOCUMENT)
 
 
 def _print(result: "EvaluationResult") -> None:

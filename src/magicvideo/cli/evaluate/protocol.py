@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import (
     DEFAULT_PAGE,
     DEFAULT_WORK,
@@ -125,7 +126,7 @@ class EvaluationJob:
             there += generate_shard(pipeline, wanted, folder, self.rank, on_video)
         total = sum(map(len, requests))
         if there < total:
-            typer.echo(
+            say(
                 f"{there} of {total} videos are made; the process that makes the last one scores "
                 "them, and the same command continues after a stop.",
                 err=True,
@@ -149,7 +150,7 @@ class EvaluationJob:
         check_writable_folder(self.work)
         with FileLock(self.work / f"{self.section.replace(' ', '-')}.lock"):
             if self.rank.world_size > 1 and _stamp(self.documents[-1]) != self._begun:
-                typer.echo("Another process has scored the videos meanwhile.", err=True)
+                say("Another process has scored the videos meanwhile.", err=True)
                 return
             section, texts = score()
             write_section(self.page, self.section, section)
@@ -158,7 +159,7 @@ class EvaluationJob:
                 with atomic_file(path) as partial:
                     partial.write_text(text, encoding="utf-8")
         for path in (self.page, *self.documents):
-            typer.echo(path)
+            say(path)
 
 
 def _stamp(path: Path) -> int | None:

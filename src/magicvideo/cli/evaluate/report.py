@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import check_target, require
 
 
@@ -42,4 +43,4 @@ def report(
     check_target(page)
     with atomic_file(page) as partial:
         partial.write_text(as_html(found, sheets), encoding="utf-8")
-    typer.echo(page)
+    say(page)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def write_results(
     command = command_line([name, *words], options, program)
     text = "\n\n".join([f"## {name.capitalize()}", f"`{command}`", *parts])
     write_section(page, name, text)
-    typer.echo(page)
+    say(page)
 
 
 def process_device() -> "torch.device":
@@ -275,6 +276,6 @@ def progress() -> Iterator[Report]:
         def report(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
             if not console.is_terminal and (done == total or done % max(1, total // 10) == 0):
-                typer.echo(f"{what}: {done} of {total}", err=True)
+                say(f"{what}: {done} of {total}", err=True)
 
         yield report

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import DEFAULT_WORK, Model, Work, check_target, load, progress
 
 
@@ -48,4 +49,4 @@ def sheet(
             pipeline, requests, work, lambda done: report("sheet", done, len(requests))
         )
         write_sheet(zip(texts, videos, strict=True), shown, output)
-    typer.echo(output)
+    say(output)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from magicvideo.cli.console import say
 from magicvideo.cli.evaluate.setup import Model, check_writable_folder, load, progress
 
 
@@ -35,4 +36,4 @@ def vbench(
     pipeline = load(model)
     with progress() as report:
         export(pipeline, own, output, lambda done: report("videos", done, len(own)))
-    typer.echo(output)
+    say(output)
