@@ -40,6 +40,16 @@ class StackedGenerator:
         pairs = zip(self._streams, chosen.tolist(), strict=True)
         return StackedGenerator([stream for stream, is_chosen in pairs if is_chosen])
 
+    def spawn(self, count: int) -> "StackedGenerator":
+        """Return `count` new generators, seeded by the generators of the samples in order.
+
+        New generator i belongs to sample i * n // count of the n samples, so that several processes
+        that share a batch spawn what one process spawns.
+        """
+        parents = [self._streams[i * len(self._streams) // count] for i in range(count)]
+        seeds = [int(torch.randint(1 << 62, (), generator=parent)) for parent in parents]
+        return StackedGenerator([torch.Generator().manual_seed(seed) for seed in seeds])
+
     def _fill(self, numbers: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         if len(numbers) % len(self._streams):
             raise ValueError(

@@ -6,7 +6,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -66,6 +66,13 @@ def encode_text(
         prompts: Texts.
         device: Where the encoder computes, if its weights are elsewhere between calls (offloaded).
     """
+    if device is None:
+        device = next(text_encoder.parameters()).device
+    return text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Int[Tensor, "b l"]:
+    """Return the token ids of texts, cut or padded to the tokenizer's length."""
     batch = tokenizer(
         prompts,
         padding="max_length",
@@ -73,9 +80,8 @@ def encode_text(
         truncation=True,
         return_tensors="pt",
     )
-    if device is None:
-        device = next(text_encoder.parameters()).device
-    return text_encoder(batch.input_ids.to(device)).last_hidden_state
+    ids: Tensor = batch.input_ids
+    return ids
 
 
 def embed_frames(
@@ -127,17 +133,24 @@ class ConditionedDenoiser(nn.Module):
     Args:
         unet: The denoiser.
         image_conditioner: Turns CLIP image embeddings into condition tokens.
+        text_encoder: Trained with the denoiser; None where tokens come from a frozen one.
     """
 
-    def __init__(self, unet: VideoUNet, image_conditioner: ImageConditioner) -> None:
+    def __init__(
+        self,
+        unet: VideoUNet,
+        image_conditioner: ImageConditioner,
+        text_encoder: CLIPTextModel | None = None,
+    ) -> None:
         super().__init__()
         self.unet, self.image_conditioner = unet, image_conditioner
+        self.text_encoder = text_encoder
 
     def forward(
         self,
         latents: Latents,
         timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
-        tokens: Tokens,
+        text: Tokens | Int[Tensor, "b l"],
         embeddings: Float[Tensor, "b e"],
         use_image_condition: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
@@ -148,12 +161,13 @@ class ConditionedDenoiser(nn.Module):
         Args:
             latents: Noisy latents.
             timestep: Diffusion step of each video, or of each frame.
-            tokens: Text tokens of each video.
+            text: Text tokens of each video, or token ids where the denoiser has a text encoder.
             embeddings: CLIP embedding of one frame of each video, at unit length.
             use_image_condition: Which videos use their embedding instead of the text.
             fps: Frames per second of each video.
             motion: Motion score of each video, as `VideoUNet` takes it.
         """
+        tokens = text if self.text_encoder is None else self.text_encoder(text).last_hidden_state
         images = image_to_condition_tokens(self.image_conditioner, embeddings, tokens.shape[1])
         condition = torch.where(use_image_condition[:, None, None], images, tokens)
         return self.unet(latents, timestep, condition, fps, motion=motion).sample
@@ -164,8 +178,15 @@ class ConditionedDenoiser(nn.Module):
         return int(self.image_conditioner.config.embedding_dim)
 
     def save_components(self, folder: Path, *, image_conditioner: bool = True) -> None:
-        """Write the component `unet` of a model folder, and `image_conditioner` if it is wanted."""
+        """Write the components that are trained.
+
+        Args:
+            folder: Gets `unet`, and `text_encoder` if the denoiser has one.
+            image_conditioner: Whether `image_conditioner` is wanted too.
+        """
         self.unet.save_pretrained(folder / "unet")
+        if self.text_encoder is not None:
+            self.text_encoder.save_pretrained(folder / "text_encoder")
         if image_conditioner:
             self.image_conditioner.save_pretrained(folder / "image_conditioner")
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ from magicvideo.training.ema import EMA
 STATE_FILE = "state.json"
 _INTEGER = ":int"  # marks a whole number that an optimizer keeps beside its tensors
 _ASYNC_BYTES = 256 * 1024**2
-_GROUPS = ("network", "ema", "optimizer")
 
 
 @dataclass
@@ -52,6 +51,11 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     ema: EMA
     step: int = 0
+    extra_emas: Sequence[EMA] = ()
+
+    def averages(self) -> dict[str, EMA]:
+        """Return all averages, by the name of their tensors in a checkpoint."""
+        return {"ema": self.ema, **{f"ema-{ema.decay:g}": ema for ema in self.extra_emas}}
 
     def optimizer_state_of(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
         """Return what the optimizer keeps for a parameter, sharded as the parameter is."""
@@ -116,8 +120,11 @@ class CheckpointManager:
             return target
         tensors = {
             "network": gather_full(state.weights().items(), keep=self.is_main),
-            "ema": gather_full(state.ema.tensors(state.network), keep=self.is_main),
             "optimizer": gather_full(_optimizer_tensors(state), keep=self.is_main),
+            **{
+                name: gather_full(ema.tensors(state.network), keep=self.is_main)
+                for name, ema in state.averages().items()
+            },
         }
         if not self.is_main:
             return target
@@ -193,7 +200,11 @@ class CheckpointManager:
         folder = context.broadcast_path(partial)
         tensors = {
             **{f"network/{name}": tensor for name, tensor in state.weights().items()},
-            **{f"ema/{name}": tensor for name, tensor in state.ema.tensors(state.network)},
+            **{
+                f"{group}/{name}": tensor
+                for group, ema in state.averages().items()
+                for name, tensor in ema.tensors(state.network)
+            },
             **{f"optimizer/{name}": tensor for name, tensor in _optimizer_tensors(state)},
         }
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
@@ -254,16 +265,23 @@ class CheckpointManager:
         if about["stage"] != self.stage:
             raise UserError(f"{path} is of stage {about['stage']} and not of {self.stage}.")
         if (path / "network.safetensors").is_file():
-            groups = {name: load_file(path / f"{name}.safetensors") for name in _GROUPS}
+            groups = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
         else:
             groups = _read_shards(state, path)
+        missing = {"network", "optimizer", *state.averages()} - set(groups)
+        if missing:
+            raise UserError(
+                f"{path} has no {sorted(missing)[0]}: extra_ema_decays must not change in a run; "
+                "set them as they were, or train into another output."
+            )
         own = state.weights()
         _check_tensors(groups["network"], own, path / "network.safetensors")
         for name, tensor in groups["network"].items():
             with torch.no_grad():
                 own[name].copy_(distribute_like(tensor, own[name]))
-        _compare(set(groups["ema"]), set(state.ema.shadow), path / "ema.safetensors")
-        state.ema.load(state.network, groups["ema"])
+        for name, ema in state.averages().items():
+            _compare(set(groups[name]), set(ema.shadow), path / f"{name}.safetensors")
+            ema.load(state.network, groups[name])
         _load_optimizer(state, groups["optimizer"])
         state.step = int(about["step"])
         return about
@@ -287,10 +305,10 @@ def _read_shards(state: TrainingState, path: Path) -> dict[str, dict[str, Tensor
     with warnings.catch_warnings():  # it tells that one process reads, which is what is meant
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_sharded(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
-    groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
+    groups: dict[str, dict[str, Tensor]] = {"optimizer": {}}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
-        groups[group][name] = tensor
+        groups.setdefault(group, {})[name] = tensor
     return groups
 
 

@@ -23,7 +23,7 @@ from magicvideo.models.flops import (
 )
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.training.loader import AnyBatch, BatchSource
-from magicvideo.training.optim import optimizer_state_bytes
+from magicvideo.training.optim import TEXT_ENCODER, optimizer_state_bytes
 from magicvideo.training.recipe import HardwareConfig, Precision, Recipe, StageConfig, StageName
 from magicvideo.training.resolve import (
     AutoencoderPlan,
@@ -41,6 +41,7 @@ from magicvideo.training.run import bf16_slowdown, seconds_per_update
 from magicvideo.training.stages import (
     assemble_task,
     clip_sampling,
+    frame_batch_size,
     open_batches,
 )
 
@@ -70,7 +71,7 @@ class MemoryEstimate:
         weights: Of the trained and the frozen networks.
         gradients: Of what is trained.
         optimizer: What it keeps: of AdamW, the two moments.
-        ema: The averaged weights, if they are not on the CPU.
+        ema: All averages of the weights, if they are not on the CPU.
         activations: What the forward pass of a batch keeps for the backward pass.
     """
 
@@ -144,17 +145,27 @@ class MetaBatches(BatchSource):
     size: int
     batch_size: int
     num_frames: int
+    frame_batch_size: int = 0
     encoded: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
 
-    def get_other_batch(self, offset: int, position: int, batch_size: int) -> AnyBatch:  # noqa: ARG002
+    def get_other_batch(
+        self,
+        offset: int,  # noqa: ARG002 - all batches are alike
+        position: int,  # noqa: ARG002
+        batch_size: int,
+        num_frames: int | None = None,
+    ) -> AnyBatch:
         """Return a batch; all are alike."""
+        if num_frames is None:
+            num_frames = self.num_frames
         captions, clip_ids = [""] * batch_size, [""] * batch_size
         with torch.device("meta"):
             fps = torch.empty(batch_size)
             if self.encoded is None:
-                frames = torch.empty(batch_size, self.num_frames, 3, self.size, self.size)
+                frames = torch.empty(batch_size, num_frames, 3, self.size, self.size)
                 return Batch(frames, fps, captions, clip_ids)
             latents, embeddings, tokens = (torch.empty(batch_size, *s) for s in self.encoded)
+            latents, embeddings = latents[:, :num_frames], embeddings[:, :num_frames]
             return EncodedBatch(latents, embeddings, tokens, fps, captions, clip_ids)
 
     def preview_captions(self, count: int) -> tuple[list[str], float]:
@@ -262,18 +273,22 @@ def _meta_batches(plan: StagePlan) -> MetaBatches:
             (num_frames, width),
             (length, config["cross_attention_dim"]),
         )
-    return MetaBatches(plan.data.size, plan.config.batch_size, num_frames, encoded)
+    return MetaBatches(
+        plan.data.size, plan.config.batch_size, num_frames, frame_batch_size(plan), encoded
+    )
 
 
 def _frozen_networks(task: object) -> list[nn.Module]:
     """Return the networks that a task calls and does not train."""
+    network = getattr(task, "network", None)
+    trained = set(network.modules()) if isinstance(network, nn.Module) else set()
     found: list[nn.Module] = []
     for value in vars(task).values():
         if isinstance(value, nn.Module):
             found.append(value)
         elif hasattr(value, "networks"):
             found += value.networks()
-    return [network for network in found if network is not getattr(task, "network", None)]
+    return [network for network in found if network not in trained]
 
 
 def _count_clips(plan: StagePlan) -> int | None:
@@ -299,7 +314,10 @@ def _pretrained_names(plan: StagePlan) -> Callable[[str], bool]:
     if plan.lora is not None:
         return lambda name: "lora_" not in name
     begins = plan.init_unet is not None or plan.previous_unet is not None
-    return lambda name: begins and name.startswith("unet.") and not is_temporal_key(name)
+    return lambda name: (
+        name.startswith(TEXT_ENCODER)
+        or (begins and name.startswith("unet.") and not is_temporal_key(name))
+    )
 
 
 def _memory(
@@ -313,6 +331,8 @@ def _memory(
         weights=_FLOAT * everything + (_HALF * numel if is_mixed else 0),
         gradients=_FLOAT * numel * min(gpus, 2),
         optimizer=sum(optimizer_state_bytes(p.shape, config.optimizer) for p in trained),
-        ema=0 if config.ema_device == "cpu" else _FLOAT * numel,
+        ema=0
+        if config.ema_device == "cpu"
+        else _FLOAT * numel * (1 + len(config.extra_ema_decays)),
         activations=number * passed.saved_activation_numel + passed.saved_other_bytes,
     )

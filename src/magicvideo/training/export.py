@@ -64,7 +64,7 @@ def export(
         for name, folder in parts.items():
             shutil.copytree(folder, partial / name)
             _forget_origin(partial / name / "config.json")
-        words = parts["tokenizer"].parent / WORDS
+        words = parts["text_encoder"].parent / WORDS
         if words.is_file():  # a model made from Stable Diffusion knows none
             shutil.copyfile(words, partial / WORDS)
         if lora_config(recipe) is not None:

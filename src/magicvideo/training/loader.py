@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from magicvideo.data.batch_order import load_batch, load_encoded_batch
 from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.manifest import Split
 from magicvideo.data.shards.dataset import EncodedBatch, ShardDataset
 from magicvideo.data.shards.index import PathOrUrl, is_shard_location
 from magicvideo.errors import UserError
@@ -29,7 +30,37 @@ SHARD_STAGES: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "in
 # stages conditioned on text; a clip without a caption is trained as if its caption were dropped
 _TEXT_STAGES: tuple[StageName, ...] = ("image", "keyframes")
 _MAX_WORKERS = 8
+_SINGLE_FRAMES = 2  # offset of their order; 0 is that of clips, 1 that of calibration
 _PREVIEW_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Clips, and single frames of other clips, which are trained on together."""
+
+    clips: AnyBatch
+    single_frames: AnyBatch
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """Return the names of all clips."""
+        return [*self.clips.clip_ids, *self.single_frames.clip_ids]
+
+    def to(self, device: torch.device) -> "MixedBatch":
+        """Return both on a device."""
+        return MixedBatch(self.clips.to(device), self.single_frames.to(device))
+
+    def pin_memory(self) -> "MixedBatch":
+        """Return both in pinned memory."""
+        return MixedBatch(self.clips.pin_memory(), self.single_frames.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Note that a stream uses the tensors of both."""
+        self.clips.record_stream(stream)
+        self.single_frames.record_stream(stream)
+
+
+TrainingBatch: TypeAlias = AnyBatch | MixedBatch
 
 
 @dataclass(frozen=True)
@@ -70,8 +101,15 @@ def frames_folder(location: PathOrUrl, who: str) -> Path:
     return location
 
 
-def open_frames(data: DataSource, stage: StageName) -> ClipDataset:
-    """Return the clips of the training split for a stage that learns from frames.
+TRAINING: tuple[Split, ...] = ("train",)
+HELD_OUT: tuple[Split, ...] = ("validation", "heldout")
+"""Clips that no stage is trained on."""
+
+
+def open_frames(
+    data: DataSource, stage: StageName, splits: tuple[Split, ...] = TRAINING
+) -> ClipDataset:
+    """Return the clips of some splits for a stage that learns from frames.
 
     The stage `clip` matches frames with captions, so that it leaves out clips that have none.
 
@@ -80,7 +118,7 @@ def open_frames(data: DataSource, stage: StageName) -> ClipDataset:
             is conditioned on text.
     """
     folder = frames_folder(data.location, f"Stage {stage}")
-    dataset = ClipDataset(folder, ("train",), captioned=stage == "clip")
+    dataset = ClipDataset(folder, splits, captioned=stage == "clip")
     if stage in _TEXT_STAGES and not any(clip.has_caption for clip in dataset.clips):
         raise UserError(
             f"Stage {stage} is conditioned on text, and not one training clip in {folder} has a "
@@ -90,23 +128,27 @@ def open_frames(data: DataSource, stage: StageName) -> ClipDataset:
 
 
 def open_clips(
-    data: DataSource, stage: StageName, encoder_hashes: dict[str, str] | None
+    data: DataSource,
+    stage: StageName,
+    encoder_hashes: dict[str, str] | None,
+    splits: tuple[Split, ...] = TRAINING,
 ) -> AnyDataset:
-    """Return the clips of the training split for a stage of the denoiser: frames or shards.
+    """Return the clips of some splits for a stage of the denoiser: frames or shards.
 
     Args:
         data: The recipe's data.
         stage: The stage.
         encoder_hashes: Identity of each frozen encoder, which shards must have been encoded with;
             None: not checked.
+        splits: The splits whose clips are read.
 
     Raises:
         UserError: If they cannot be read, or shards do not fit the stage.
     """
     if not data.is_sharded:
-        return open_frames(data, stage)
+        return open_frames(data, stage, splits)
     dataset = ShardDataset(
-        data.location, ("train",), window=data.shards.window, cache=data.shards.cache
+        data.location, splits, window=data.shards.window, cache=data.shards.cache
     )
     for component, digest in (encoder_hashes or {}).items():
         if dataset.info.parts[component] != digest:
@@ -117,7 +159,7 @@ def open_clips(
     return dataset
 
 
-class BatchSource(TorchDataset[AnyBatch], ABC):
+class BatchSource(TorchDataset[TrainingBatch], ABC):
     """The endless order of batches of one stage. A batch is a pure function of its position.
 
     So a run that resumes at any position reads what the uninterrupted run reads, and worker
@@ -127,34 +169,43 @@ class BatchSource(TorchDataset[AnyBatch], ABC):
         size: Side of the frames in pixels.
         batch_size: Samples of a batch.
         num_frames: Frames of a sample.
+        frame_batch_size: Single frames beside the samples of a batch; 0: none.
     """
 
     size: int
     batch_size: int
     num_frames: int
+    frame_batch_size: int = 0
 
-    def get_batch(self, position: int) -> AnyBatch:
+    def get_batch(self, position: int) -> TrainingBatch:
         """Return the batch at a position of the order.
 
         Of several processes, number r of n reads the positions r, n + r, 2 n + r and so on.
         """
-        return self.get_other_batch(0, position, self.batch_size)
+        clips = self.get_other_batch(0, position, self.batch_size)
+        if not self.frame_batch_size:
+            return clips
+        frames = self.get_other_batch(_SINGLE_FRAMES, position, self.frame_batch_size, 1)
+        return MixedBatch(clips, frames)
 
     @abstractmethod
-    def get_other_batch(self, offset: int, position: int, batch_size: int) -> AnyBatch:
+    def get_other_batch(
+        self, offset: int, position: int, batch_size: int, num_frames: int | None = None
+    ) -> AnyBatch:
         """Return a batch of another order and size, for previews and calibration.
 
         Args:
             offset: Which order; 0 is that of training.
             position: Which batch of that order.
             batch_size: Its samples.
+            num_frames: Frames of a sample, if not `self.num_frames`.
         """
 
     @abstractmethod
     def preview_captions(self, count: int) -> tuple[list[str], float]:
         """Return captions of clips spread over the data, and a slow frame rate."""
 
-    def __getitem__(self, position: int) -> AnyBatch:
+    def __getitem__(self, position: int) -> TrainingBatch:
         """Return `get_batch(position)`, as torch's `DataLoader` asks for it."""
         return self.get_batch(position)
 
@@ -170,6 +221,7 @@ class DatasetBatches(BatchSource):
         num_frames: Frames of a sample.
         strides: Lowest and highest stride between frames.
         subject_balance: 0: all clips weigh alike; 1: all subjects do.
+        frame_batch_size: Single frames beside the samples of a batch; 0: none.
     """
 
     dataset: AnyDataset
@@ -178,21 +230,26 @@ class DatasetBatches(BatchSource):
     num_frames: int = 1
     strides: tuple[int, int] = (1, 4)
     subject_balance: float = 0.0
+    frame_batch_size: int = 0
 
     @property
     def size(self) -> int:  # type: ignore[override]
         """Return the side of the frames in pixels."""
         return self.dataset.info.size
 
-    def get_other_batch(self, offset: int, position: int, batch_size: int) -> AnyBatch:
+    def get_other_batch(
+        self, offset: int, position: int, batch_size: int, num_frames: int | None = None
+    ) -> AnyBatch:
         """Return a batch of another order and size."""
+        if num_frames is None:
+            num_frames = self.num_frames
         if isinstance(self.dataset, ShardDataset):
             return load_encoded_batch(
                 self.dataset,
                 self.seed + offset,
                 position,
                 batch_size,
-                self.num_frames,
+                num_frames,
                 self.strides,
                 self.subject_balance,
             )
@@ -201,7 +258,7 @@ class DatasetBatches(BatchSource):
             self.seed + offset,
             position,
             batch_size,
-            self.num_frames,
+            num_frames,
             self.strides,
             self.subject_balance,
         )
@@ -233,13 +290,13 @@ def default_workers(device: torch.device, world_size: int) -> int:
 
 
 def load_batches(
-    source: TorchDataset[AnyBatch],
+    source: TorchDataset[TrainingBatch],
     positions: Sequence[int],
     device: torch.device,
     *,
     num_workers: int,
     prefetch_factor: int = 2,
-) -> Iterator[AnyBatch]:
+) -> Iterator[TrainingBatch]:
     """Yield the batches at some positions, on a device.
 
     For a CUDA device, batches are read into pinned memory, and the next one is copied on a stream
@@ -253,7 +310,7 @@ def load_batches(
         prefetch_factor: Batches that each worker reads ahead.
     """
     is_cuda = device.type == "cuda"  # or ROCm
-    loader: DataLoader[AnyBatch] = DataLoader(
+    loader: DataLoader[TrainingBatch] = DataLoader(
         source,
         sampler=positions,
         batch_size=None,
@@ -278,12 +335,12 @@ def _ignore_signals(worker: int) -> None:  # noqa: ARG001 - the loader passes it
         signal.signal(number, signal.SIG_IGN)
 
 
-def _copy(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+def _copy(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
     for batch in batches:
         yield batch if device.type == "cpu" else batch.to(device)
 
 
-def _copy_ahead(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+def _copy_ahead(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
     copies = torch.Stream(device)
     for batch in batches:
         # the kernels of the last update are still queued on the current stream: this copy overtakes

@@ -63,6 +63,7 @@ class LoraDenoiser(nn.Module):
         inject_adapter_in_model(layers, base.unet, _ADAPTER)
         self.alpha, self.base_hash = config.alpha, base_hash
         self.base = base
+        self.text_encoder = None
 
     def train(self, mode: bool = True) -> "LoraDenoiser":
         """Set the module to training; the base stays in evaluation."""
@@ -94,7 +95,7 @@ class LoraDenoiser(nn.Module):
         self,
         latents: Latents,
         timestep: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"],
-        tokens: Tokens,
+        text: Tokens,
         embeddings: Float[Tensor, "b e"],
         use_image_condition: Bool[Tensor, "b"],
         fps: Float[Tensor, "b"],
@@ -102,7 +103,7 @@ class LoraDenoiser(nn.Module):
     ) -> Float[Tensor, "b f out h w"]:
         """Return the prediction for noisy latents, as `ConditionedDenoiser` does."""
         return self.base(
-            latents, timestep, tokens, embeddings, use_image_condition, fps, motion=motion
+            latents, timestep, text, embeddings, use_image_condition, fps, motion=motion
         )
 
     @torch.no_grad()

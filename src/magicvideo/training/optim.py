@@ -13,6 +13,8 @@ from magicvideo.training.recipe import StageConfig
 
 # Muon's updates are scaled to the size of AdamW's, which still wants a lower rate beside it
 _ADAMW_BESIDE_MUON = 0.4
+TEXT_ENCODER = "text_encoder."
+"""How the names of a text encoder's parameters begin where it is trained with the denoiser."""
 _MIN_8BIT_NUMEL = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
 
 
@@ -41,7 +43,8 @@ def build_optimizer(
         decay = config.weight_decay if decays else 0.0
         scale = 1.0 if lr_scale is None else lr_scale(name)
         use_muon = config.optimizer == "muon" and _is_hidden_matrix(name, parameter)
-        if config.optimizer == "muon" and not use_muon:
+        has_own_rate = name.startswith(TEXT_ENCODER)
+        if config.optimizer == "muon" and not use_muon and not has_own_rate:
             scale *= _ADAMW_BESIDE_MUON
         groups.setdefault((decay, scale, use_muon), []).append(parameter)
     described = [
@@ -69,9 +72,10 @@ def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Return whether Muon trains a parameter: a matrix or a kernel between hidden features.
 
     The first and last layers, embeddings and frame adaptors are AdamW's, as are biases and norms:
-    what they map from or to is no space whose directions should all count alike.
+    what they map from or to is no space whose directions should all count alike. A text encoder is
+    AdamW's as a whole: it is pretrained, and is to change little.
     """
-    outer = ("conv_in", "conv_out", "embedding", "adaptor", "image_conditioner")
+    outer = ("conv_in", "conv_out", "embedding", "adaptor", "image_conditioner", TEXT_ENCODER)
     return parameter.ndim >= 2 and not any(part in name for part in outer)
 
 

@@ -22,6 +22,7 @@ from magicvideo.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+    from typing_extensions import Self
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")  # of a wheel; of a clone
@@ -65,6 +66,11 @@ class StageConfig(StrictModel):
     beta2: Share = Field(0.99, description="AdamW's second beta")
     max_grad_norm: float = Field(1.0, gt=0, description="largest norm of an update's gradient")
     ema_decay: Share = Field(0.999, description="of the averaged weights, which are what is kept")
+    extra_ema_decays: tuple[Share, ...] = Field(
+        (),
+        description="decays of further averages; of all of them the one with the least loss on "
+        "held-out clips becomes the output, and the others are kept beside it",
+    )
     ema_device: Literal["same", "cpu"] = Field(
         "same", description="of the averages: that of the weights, or the CPU"
     )
@@ -80,6 +86,16 @@ class StageConfig(StrictModel):
     preview_every: PositiveInt = Field(1000, description="updates between sample sheets")
     checkpoint_minutes: float = Field(5.0, gt=0)
     keep_checkpoints: PositiveInt = Field(2, description="how many; the newest are kept")
+
+    @model_validator(mode="after")
+    def _averages_differ(self) -> "Self":
+        decays = (self.ema_decay, *self.extra_ema_decays)
+        if len(set(decays)) < len(decays):
+            raise ValueError(
+                f"extra_ema_decays={list(self.extra_ema_decays)} must differ from each other and "
+                f"from ema_decay={self.ema_decay}"
+            )
+        return self
 
 
 class PatchAutoencoderConfig(StrictModel):
@@ -190,6 +206,17 @@ class NoiseConfig(StrictModel):
     )
 
 
+TextEncoderRate: TypeAlias = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="learning rate of the text encoder, which is then trained with the denoiser; "
+        "0: it is frozen",
+    ),
+]
+
+
 class DenoiserStageConfig(StageConfig):
     """What the stages of the denoiser share."""
 
@@ -202,6 +229,8 @@ class DenoiserStageConfig(StageConfig):
 
 class ImageStageConfig(DenoiserStageConfig):
     """Stage `image`: the 2D network on single frames."""
+
+    text_encoder_learning_rate: TextEncoderRate = 0.0
 
 
 class LoraTrainingConfig(StrictModel):
@@ -256,6 +285,13 @@ class VideoStageConfig(DenoiserStageConfig):
 class KeyframesStageConfig(VideoStageConfig):
     """Stage `keyframes`, which may make a LoRA of a finished model in place of a new one."""
 
+    text_encoder_learning_rate: TextEncoderRate = 0.0
+    frame_batch_size: int = Field(
+        0,
+        ge=0,
+        description="single frames of other clips beside each batch of clips, whose loss is added "
+        "to that of the clips",
+    )
     lora: LoraTrainingConfig | None = None
 
 

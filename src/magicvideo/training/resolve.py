@@ -388,6 +388,7 @@ class DenoiserPlan(StagePlan):
         unet_config: Arguments of the video network.
         image_unet_config: Arguments of the image network that stage `image` trains; else None.
         image_embed_dim: Width of the image encoder's embeddings.
+        trains_text_encoder: Whether the text encoder is trained with the denoiser.
         init_unet: Folder of the U-Net that the weights begin with, of images or of videos.
         init_unet_config: Its settings.
         init_image_conditioner: The same of the image conditioner.
@@ -402,6 +403,7 @@ class DenoiserPlan(StagePlan):
     unet_config: dict[str, Any]
     image_unet_config: dict[str, Any] | None
     image_embed_dim: int
+    trains_text_encoder: bool
     init_unet: Path | None
     init_unet_config: Mapping[str, Any] | None
     init_image_conditioner: Path | None
@@ -505,7 +507,7 @@ def _denoiser_plan(
     recipe: Recipe, name: StageName, config: DenoiserStageConfig, data: DataSource
 ) -> DenoiserPlan:
     is_image = name == "image"
-    encoders = encoder_sources(recipe, data.size)
+    encoders = encoder_sources(recipe, data.size, before=name)
     if encoders.image_encoder is None and getattr(config, "image_condition", 0.0) > 0:
         raise UserError(
             f"{name}.image_condition={getattr(config, 'image_condition', 0.0)} conditions clips on "
@@ -530,6 +532,7 @@ def _denoiser_plan(
         unet_config=unet_config(recipe, data.size),
         image_unet_config=image_unet_config(recipe, data.size) if is_image else None,
         image_embed_dim=image_embed_dim(recipe),
+        trains_text_encoder=_trains_text_encoder(recipe, name),
         init_unet=init,
         init_unet_config=init_config_or_none(recipe, "unet"),
         init_image_conditioner=init_component(recipe, "image_conditioner"),
@@ -541,26 +544,47 @@ def _denoiser_plan(
     )
 
 
-def encoder_sources(recipe: Recipe, size: int) -> EncoderSources:
-    """Return where the frozen encoders of the denoiser are read from."""
+def encoder_sources(recipe: Recipe, size: int, before: StageName | None = None) -> EncoderSources:
+    """Return where the encoders of the denoiser are read from.
+
+    Args:
+        recipe: The recipe.
+        size: Side of the frames in pixels.
+        before: A stage of the denoiser: the encoders are those that it begins with. None: those
+            that the recipe's stages leave.
+    """
+    text_encoder = _text_encoder_source(recipe, before)
     has_image_encoder = "clip" in recipe.stages() or init_has(recipe, "image_encoder")
     return EncoderSources(
         vae=image_vae_source(recipe),
-        text_encoder=component_source(recipe, "text_encoder"),
-        tokenizer=_tokenizer_source(recipe),
+        text_encoder=text_encoder,
+        tokenizer=_tokenizer_source(recipe, text_encoder),
         image_encoder=component_source(recipe, "image_encoder") if has_image_encoder else None,
         text_config=text_config(recipe, size),
         vision_config=vision_config(recipe, size) if has_image_encoder else None,
     )
 
 
-def _tokenizer_source(recipe: Recipe) -> ComponentSource:
+def _trains_text_encoder(recipe: Recipe, name: StageName) -> bool:
+    """Return whether a stage trains the text encoder with the denoiser."""
+    return getattr(recipe.stages()[name], "text_encoder_learning_rate", 0.0) > 0
+
+
+def _text_encoder_source(recipe: Recipe, before: StageName | None = None) -> ComponentSource:
+    """Return the text encoder of the last stage that trains it, or of the last before a stage."""
+    stages = list(recipe.stages())
+    if before is not None:
+        stages = stages[: stages.index(before)]
+    trained = [name for name in stages if _trains_text_encoder(recipe, name)]
+    return _source(recipe, "text_encoder", (*PRODUCING_STAGES["text_encoder"], *trained))
+
+
+def _tokenizer_source(recipe: Recipe, text_encoder: ComponentSource) -> ComponentSource:
     """Return where the tokenizer is read from: beside the text encoder, with which it belongs.
 
     A tokenizer has no settings, so that a preset or a folder of settings, which are enough for a
     dry run, do not have it. Training misses it when it is read.
     """
-    text_encoder = component_source(recipe, "text_encoder")
     if text_encoder.stage is None and not inits_component(recipe, "tokenizer"):
         return component_source(recipe, "tokenizer")  # refuses the recipe, which leaves it out
     folder = text_encoder.folder.with_name("tokenizer")
@@ -591,6 +615,8 @@ def component_source(recipe: Recipe, name: str) -> ComponentSource:
     Raises:
         UserError: If no stage of the recipe writes it and the model of `init_from` lacks it too.
     """
+    if name == "text_encoder":
+        return _text_encoder_source(recipe)
     return _source(recipe, name, PRODUCING_STAGES[name])
 
 
@@ -646,6 +672,11 @@ def lora_config(recipe: Recipe) -> LoraTrainingConfig | None:
             f"keyframes.lora adapts a finished model, and the recipe {recipe.name} "
             f"{'names none' if recipe.init_from is None else 'trains it in another stage'}; set "
             "init_from=MODEL_FOLDER and leave the stages image and unsupervised out."
+        )
+    if config.text_encoder_learning_rate:
+        raise UserError(
+            f"keyframes.text_encoder_learning_rate={config.text_encoder_learning_rate} does not go "
+            "with keyframes.lora, which leaves the text encoder alone; leave one of both out."
         )
     if config.weight_interpolation:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from pydantic_core import to_jsonable_python
 
 from magicvideo.atomic_io import atomic_file, lock_output, remove_partial
 from magicvideo.data.dataset import ClipDataset
@@ -18,11 +19,11 @@ from magicvideo.errors import UserError
 from magicvideo.rng import StackedGenerator
 from magicvideo.training.components import OUTPUT, STAGE_FILE
 from magicvideo.training.distributed import init_distributed
-from magicvideo.training.loader import AnyDataset
+from magicvideo.training.loader import HELD_OUT, AnyDataset
 from magicvideo.training.metrics_logger import check_tracker
 from magicvideo.training.progress import Reporter, SilentReporter
 from magicvideo.training.recipe import Precision, Recipe, StageConfig, StageName
-from magicvideo.training.resolve import StagePlan, plan_stages
+from magicvideo.training.resolve import DenoiserPlan, StagePlan, plan_stages
 from magicvideo.training.stages import assemble_task, open_batches
 from magicvideo.training.task import Task
 from magicvideo.training.tasks.clip_model import caption_words, read_words
@@ -112,6 +113,9 @@ def _train_stage(
 ) -> None:
     batches = open_batches(plan)
     task = assemble_task(plan, batches, pretrained=True)
+    heldout = None
+    if plan.config.extra_ema_decays:
+        heldout = open_batches(plan, check_encoders=False, splits=HELD_OUT)
     # measured by one process, so that all take the same
     choice: list[Precision | None] = [
         choose_precision(plan, task, device, reporter) if is_main else None
@@ -129,6 +133,7 @@ def _train_stage(
         recipe.loader,
         recipe.tracker,
         about=_provenance(plan, batches.dataset),
+        heldout=heldout,
     )
     trainer.train(task)
 
@@ -189,7 +194,14 @@ def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
     if "settings" not in about:
         return []
     now = plan.config.model_dump(mode="json")
-    before = about["settings"]
+    # a setting that came after the output was written had its default
+    fields = type(plan.config).model_fields
+    defaults = {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields.items()
+        if not field.is_required()
+    }
+    before = {**defaults, **about["settings"]}
     names = [name for name in now if name not in _RUN_SETTINGS]
     changes = [
         f"{plan.name}.{name} was {before.get(name)} and is {now[name]}"
@@ -243,7 +255,8 @@ def describe_updates(config: StageConfig, clips: int) -> str:
 
 def unknown_words(recipe: Recipe, plans: list[StagePlan]) -> list[str]:
     """Return the words of the training captions that a frozen text encoder was not trained on."""
-    if recipe.init_from is None or recipe.clip is not None:
+    trained = any(isinstance(plan, DenoiserPlan) and plan.trains_text_encoder for plan in plans)
+    if recipe.init_from is None or recipe.clip is not None or trained:
         return []
     known = read_words(recipe.init_from)
     captioned = [plan for plan in plans if plan.name in ("image", "keyframes")]

@@ -1,5 +1,6 @@
 """The task of each stage, built from its settings: networks, initial weights, and batches."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from transformers import (
 
 from magicvideo.atomic_io import hash_folder
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import Split
 from magicvideo.diffusion.noise import seeded_generator
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import Autoencoder
@@ -27,13 +29,14 @@ from magicvideo.models.video_vae import (
 )
 from magicvideo.training.components import WEIGHTS, ComponentSource, load_init_weights, read_config
 from magicvideo.training.loader import (
+    TRAINING,
     BatchSource,
     DatasetBatches,
     open_clips,
     open_frames,
 )
 from magicvideo.training.lora_denoiser import Denoiser, LoraDenoiser
-from magicvideo.training.recipe import VideoStageConfig
+from magicvideo.training.recipe import KeyframesStageConfig, VideoStageConfig
 from magicvideo.training.resolve import (
     AutoencoderPlan,
     CLIPPlan,
@@ -52,6 +55,7 @@ from magicvideo.training.tasks.autoencoder import (
 )
 from magicvideo.training.tasks.clip_model import (
     CLIPTask,
+    caption_words,
     iter_captions,
     read_words,
     train_tokenizer,
@@ -63,12 +67,16 @@ from magicvideo.training.tasks.upscaler import UpscalerTask, build_upscaler
 from magicvideo.training.tasks.video_vae import VideoVaeTask
 
 
-def open_batches(plan: StagePlan, *, check_encoders: bool = True) -> DatasetBatches:
+def open_batches(
+    plan: StagePlan, *, check_encoders: bool = True, splits: tuple[Split, ...] = TRAINING
+) -> DatasetBatches:
     """Return the batches of a stage.
 
     Args:
         plan: The stage's settings.
-        check_encoders: Whether shards must have been encoded with the recipe's encoders.
+        check_encoders: Whether shards must have been encoded with the recipe's encoders. Their
+            tokens need not be those of a text encoder that is trained, which reads the captions.
+        splits: The splits whose clips are read.
 
     Raises:
         UserError: If the data cannot be read, or do not fit the stage.
@@ -77,14 +85,27 @@ def open_batches(plan: StagePlan, *, check_encoders: bool = True) -> DatasetBatc
     if isinstance(plan, DenoiserPlan | InterpolationPlan):
         checks = plan.data.is_sharded and check_encoders
         encoders = plan.encoders.paths() if checks else None
-        hashes = None if encoders is None else encoders.hashes()
-        dataset = open_clips(plan.data, plan.name, hashes)
+        hashes = {} if encoders is None else encoders.hashes()
+        if isinstance(plan, DenoiserPlan) and plan.trains_text_encoder:
+            hashes = {name: digest for name, digest in hashes.items() if name != "text_encoder"}
+        dataset = open_clips(plan.data, plan.name, hashes, splits)
     else:
-        dataset = open_frames(plan.data, plan.name)
+        dataset = open_frames(plan.data, plan.name, splits)
     num_frames, strides = clip_sampling(plan)
     return DatasetBatches(
-        dataset, plan.seed, config.batch_size, num_frames, strides, config.subject_balance
+        dataset,
+        plan.seed,
+        config.batch_size,
+        num_frames,
+        strides,
+        config.subject_balance,
+        frame_batch_size(plan),
     )
+
+
+def frame_batch_size(plan: StagePlan) -> int:
+    """Return the single frames beside a batch of a stage's clips."""
+    return plan.config.frame_batch_size if isinstance(plan.config, KeyframesStageConfig) else 0
 
 
 def clip_sampling(plan: StagePlan) -> tuple[int, tuple[int, int]]:
@@ -138,10 +159,22 @@ def assemble_task(plan: StagePlan, batches: BatchSource, *, pretrained: bool) ->
     network: Denoiser = denoiser
     if plan.lora is not None:
         network = _add_lora(plan, denoiser, pretrained)
-    task = DenoiserTask(network, encoders, plan.config, plan.noise, batches)
+    words = None
+    if plan.trains_text_encoder:
+        denoiser.text_encoder = copy.deepcopy(encoders.text_encoder)
+        words = sorted(_words(plan, batches)) if pretrained else None
+    task = DenoiserTask(network, encoders, plan.config, plan.noise, batches, words)
     if pretrained and denoiser.unet.config.motion_std == 1.0:  # not measured yet
         task.calibrate()
     return task
+
+
+def _words(plan: DenoiserPlan, batches: BatchSource) -> set[str]:
+    """Return the words that the text encoder knows after it was trained on the captions."""
+    words = read_words(plan.encoders.text_encoder.folder.parent)
+    if isinstance(batches, DatasetBatches) and isinstance(batches.dataset, ClipDataset):
+        words |= caption_words(batches.dataset)
+    return words
 
 
 def _autoencoder_task(

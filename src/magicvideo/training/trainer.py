@@ -25,7 +25,7 @@ from magicvideo.training.distributed import (
     sync_gradients,
 )
 from magicvideo.training.ema import EMA, ema_weights
-from magicvideo.training.loader import default_workers, load_batches
+from magicvideo.training.loader import BatchSource, default_workers, load_batches
 from magicvideo.training.metrics_logger import MetricsLogger, TrackerName
 from magicvideo.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from magicvideo.training.progress import Reporter
@@ -34,6 +34,9 @@ from magicvideo.training.signals import SIGNALS, catch_signals, ignore_sigterm
 from magicvideo.training.task import Task
 
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
+AVERAGES = "averages"
+"""Folder, below that of a stage, of the averages that did not become its output."""
+_HELDOUT_BATCHES = 16
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error: the run can continue
@@ -63,6 +66,8 @@ class Trainer:
         loader: Worker processes that read batches.
         tracker: Where metrics go beside `log.jsonl`.
         about: What the output says of its stage beside its steps.
+        heldout: Batches of clips that are not trained on, among which the best average is chosen;
+            None where there is one average.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Trainer:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     tracker: TrackerName = "none"
     about: dict[str, Any] = field(default_factory=dict)
+    heldout: BatchSource | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -118,7 +124,10 @@ class Trainer:
             )
         optimizer = build_optimizer(network, config, task.lr_scale)
         on_cpu = torch.device("cpu") if config.ema_device == "cpu" else None
-        state = TrainingState(network, optimizer, EMA(network, config.ema_decay, on_cpu))
+        ema, *extra_emas = (
+            EMA(network, decay, on_cpu) for decay in (config.ema_decay, *config.extra_ema_decays)
+        )
+        state = TrainingState(network, optimizer, ema, extra_emas=extra_emas)
         checkpoints = self._resume(state, context)
         model = context.wrap(network)
         optimizer_step = context.accelerator.prepare_optimizer(optimizer, device_placement=False)
@@ -181,7 +190,8 @@ class Trainer:
                         self._check_finite(step, totals, batch.clip_ids, context)
                     optimizer_step.step()
                     optimizer_step.zero_grad(set_to_none=True)
-                    state.ema.update(network, step)
+                    for average in state.averages().values():
+                        average.update(network, step)
                     state.step += 1
                     window.add(step + 1, totals, config.learning_rate * factor)
 
@@ -324,15 +334,47 @@ class Trainer:
         self.reporter.say(f"{self.name}: samples of step {state.step} in {target}")
 
     def _save_output(self, task: Task, state: TrainingState, context: DistributedContext) -> None:
-        """Write the components of the averaged weights."""
-        with ema_weights(task.network, state.network, state.ema, context):
-            if context.is_main:
-                with atomic_folder(self.output_dir) as partial:
-                    task.save(partial)
-                    about = {"stage": self.name, "steps": state.step, **self.about}
-                    (partial / STAGE_FILE).write_text(json.dumps(about), encoding="utf-8")
+        """Write the components of the averaged weights.
+
+        Of several averages the one with the least held-out loss is the output, and the others are
+        written to the folder `averages`, each by its decay.
+        """
+        about = {"stage": self.name, "steps": state.step, **self.about}
+        best = state.ema
+        if state.extra_emas:
+            losses = {}
+            for ema in state.averages().values():
+                with ema_weights(task.network, state.network, ema, context):
+                    losses[ema] = self._heldout_loss(task, context) if context.is_main else 0.0
+            best = min(losses, key=lambda ema: losses[ema])  # the others only take part
+            table = {f"{ema.decay:g}": loss for ema, loss in losses.items()}
+            about["averages"] = {"kept": best.decay, "heldout_loss": table}
+            shown = ", ".join(f"{loss:.4f} of decay {decay}" for decay, loss in table.items())
+            self.reporter.say(f"{self.name}: held-out loss of the averages: {shown}")
+        for ema in state.averages().values():
+            folder = self.output_dir if ema is best else self.folder / AVERAGES / f"{ema.decay:g}"
+            with ema_weights(task.network, state.network, ema, context):
+                if context.is_main:
+                    with atomic_folder(folder) as partial:
+                        task.save(partial)
+                        (partial / STAGE_FILE).write_text(json.dumps(about), encoding="utf-8")
         context.barrier()
         self.reporter.say(f"{self.name}: done, {self.output_dir}")
+
+    @torch.no_grad()
+    def _heldout_loss(self, task: Task, context: DistributedContext) -> float:
+        """Return the mean loss over a few held-out batches, the same ones for every average."""
+        assert self.heldout is not None
+        network, size = task.network, self.config.batch_size
+        total = 0.0
+        for position in range(_HELDOUT_BATCHES):
+            batch = self.heldout.get_batch(position).to(context.device)
+            generator = per_sample_generators(
+                position * size, size, self.seed, self.name, "held out"
+            )
+            with context.accelerator.autocast():
+                total += float(task.losses(network, batch, generator)["loss"])
+        return total / _HELDOUT_BATCHES
 
 
 def _precise(value: Tensor) -> Tensor:

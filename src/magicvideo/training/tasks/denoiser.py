@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,21 +21,29 @@ from magicvideo.diffusion.loss import (
 from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise, noise_covariance
 from magicvideo.diffusion.sampling import make_scheduler, sample_with_cfg
 from magicvideo.models.autoencoder import decode_latents
-from magicvideo.models.conditioning import encode_text, motion_amount
+from magicvideo.models.conditioning import encode_text, motion_amount, tokenize
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.pretrained_encoders import FrozenEncoders
 from magicvideo.rng import StackedGenerator
-from magicvideo.shapes import Latents
-from magicvideo.training.loader import AnyBatch, BatchSource
+from magicvideo.shapes import Latents, Tokens
+from magicvideo.training.loader import AnyBatch, BatchSource, MixedBatch, TrainingBatch
 from magicvideo.training.lora_denoiser import Denoiser
 from magicvideo.training.metrics_logger import image_grid
-from magicvideo.training.recipe import DenoiserStageConfig, NoiseConfig, VideoStageConfig
+from magicvideo.training.optim import TEXT_ENCODER
+from magicvideo.training.recipe import (
+    DenoiserStageConfig,
+    ImageStageConfig,
+    KeyframesStageConfig,
+    NoiseConfig,
+    VideoStageConfig,
+)
 from magicvideo.training.tasks.batches import (
     encode_captions,
     encode_frame_embeds,
     encode_latents,
     to_device,
 )
+from magicvideo.training.tasks.clip_model import WORDS
 
 _PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
 
@@ -48,6 +57,7 @@ class DenoiserTask:
         config: The stage's settings; `VideoStageConfig` for clips, else single frames.
         noise: The diffusion process.
         batches: Clips of the training split, or single frames, with their captions.
+        words: What the text encoder knows once it is trained too, which the output lists.
     """
 
     def __init__(
@@ -57,8 +67,13 @@ class DenoiserTask:
         config: DenoiserStageConfig,
         noise: NoiseConfig,
         batches: BatchSource,
+        words: list[str] | None = None,
     ) -> None:
-        self.network, self.encoders, self.config, self.batches = network, encoders, config, batches
+        self.network, self.config, self.batches = network, config, batches
+        self.words = words or []
+        self.encoders = encoders
+        if network.text_encoder is not None:
+            self.encoders = replace(encoders, text_encoder=network.text_encoder)
         self.scheduler = build_training_scheduler(noise)
         self.noise_correlation, self.noise_decay = noise.noise_correlation, noise.noise_decay
         self.num_frames = batches.num_frames
@@ -73,16 +88,36 @@ class DenoiserTask:
         self.weight_interpolation = video.weight_interpolation if video else 0.0
         self.pretrained_lr_scale = video.pretrained_lr_scale if video else 1.0
         self._initial_weights = _pretrained_weights(network) if self.weight_interpolation else {}
-        encoders.freeze()
+        encoders.freeze()  # the text encoder that is trained is a copy of the one in it
 
     def lr_scale(self, name: str) -> float:
-        """Return the factor on the learning rate: weights of the image network have their own."""
+        """Return the factor on the learning rate.
+
+        Weights of the image network and the text encoder have their own.
+        """
+        if name.startswith(TEXT_ENCODER):
+            config = self.config
+            assert isinstance(config, ImageStageConfig | KeyframesStageConfig)
+            return config.text_encoder_learning_rate / config.learning_rate
         return self.pretrained_lr_scale if _is_pretrained(name) else 1.0
 
     def losses(
-        self, network: nn.Module, batch: AnyBatch, generator: StackedGenerator
+        self, network: nn.Module, batch: TrainingBatch, generator: StackedGenerator
     ) -> dict[str, Tensor]:
-        """Return the weighted denoising error."""
+        """Return the weighted denoising error: of clips, and of single frames where there are any.
+
+        Both count alike: the loss is their sum.
+        """
+        if not isinstance(batch, MixedBatch):
+            return {"loss": self._loss(network, batch, generator)}
+        clips = self._loss(network, batch.clips, generator)
+        frames = batch.single_frames
+        single = self._loss(network, frames, generator.spawn(len(frames.captions)))
+        return {"loss": clips + single, "clip_loss": clips, "frame_loss": single}
+
+    def _loss(
+        self, network: nn.Module, batch: AnyBatch, generator: StackedGenerator
+    ) -> Float[Tensor, ""]:
         device = next(network.parameters()).device
         size = len(batch.captions)
         dropped = generator.uniform(size) < self.config.condition_dropout
@@ -93,20 +128,20 @@ class DenoiserTask:
             self.config.terminal_step_prob,
             generator,
         )
-        shown = generator.integers(self.num_frames, size)
         with torch.no_grad():
             latents = encode_latents(self.encoders, batch, device)
-            tokens = encode_captions(self.encoders, batch, dropped, device)
+            shown = generator.integers(latents.shape[1], size)
+            text = self._text(batch, dropped, device)
             if self.image_condition > 0:
                 embeddings = encode_frame_embeds(self.encoders, batch, shown, device)
             else:
-                width = self.network.image_embed_dim
-                embeddings = tokens.new_zeros(size, width)
+                embeddings = latents.new_zeros(size, self.network.image_embed_dim)
         noise = correlated_noise(
             tuple(latents.shape), generator, self.noise_correlation, self.noise_decay
         )
         noise, timesteps = to_device(noise, device), to_device(timesteps, device)
-        given = self._draw_given_frames(size, generator)
+        is_clip = latents.shape[1] > 1
+        given = self._draw_given_frames(size, generator) if is_clip else None
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         frame_timesteps = timesteps
         if given is not None:
@@ -116,27 +151,35 @@ class DenoiserTask:
         prediction = network(
             noisy,
             frame_timesteps,
-            tokens,
+            text,
             embeddings,
             to_device(by_image & ~dropped, device),
             batch.fps.to(device),
-            motion=self._draw_motion(latents, generator),
+            motion=self._draw_motion(latents, generator) if is_clip else None,
         )
         target = prediction_target(self.scheduler, latents, noise, timesteps)
         if given is not None:
             # Frames that are shown teach nothing. Their error is zero with its gradient, also where
             # mode weights mix the errors of frames, since both sides are the prediction itself.
             target = torch.where(given[:, :, None, None, None], prediction.to(target.dtype), target)
-        loss = denoising_loss(
+        return denoising_loss(
             self.scheduler,
             prediction,
             target,
             timesteps,
             self.config.snr_gamma,
-            self.temporal_weight,
-            self.mode_weights,
+            self.temporal_weight if is_clip else 1.0,
+            self.mode_weights if is_clip else None,
         )
-        return {"loss": loss}
+
+    def _text(
+        self, batch: AnyBatch, dropped: Bool[Tensor, " b"], device: torch.device
+    ) -> Tokens | Int[Tensor, "b l"]:
+        """Return the tokens of the captions, or their ids where the network encodes them."""
+        if self.network.text_encoder is None:
+            return encode_captions(self.encoders, batch, dropped, device)
+        texts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
+        return tokenize(self.encoders.tokenizer, texts).to(device)
 
     @torch.no_grad()
     def calibrate(self, batches: int = 16) -> None:
@@ -209,6 +252,9 @@ class DenoiserTask:
             has_images = self.encoders.image_encoder is not None
             self.network.save_components(folder, image_conditioner=has_images)
         self.scheduler.save_pretrained(folder / "scheduler")
+        if self.network.text_encoder is not None:
+            self.encoders.tokenizer.save_pretrained(folder / "tokenizer")
+            (folder / WORDS).write_text("\n".join(self.words) + "\n", encoding="utf-8")
 
     @contextmanager
     def _interpolated_weights(self) -> Iterator[None]:
