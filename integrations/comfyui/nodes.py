@@ -16,6 +16,7 @@ from magicvideo.pipelines.staged import (
     load_staged_pipeline,
     sample_keyframe_latents,
     to_images,
+    to_pil,
     upscale_images,
 )
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -27,7 +28,7 @@ Model = io.Custom("MAGICVIDEO_MODEL")
 Latents = io.Custom("MAGICVIDEO_LATENTS")
 
 
-def _sampling_inputs() -> list[Any]:
+def _settings_inputs() -> list[Any]:
     """Return the inputs that every sampling node has; 0 is the model's own default."""
     return [
         io.Int.Input("seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True),
@@ -51,18 +52,6 @@ def _sampling_inputs() -> list[Any]:
         ),
         io.String.Input("negative_prompt", default="", multiline=True),
     ]
-
-
-def _settings(
-    steps: int, guidance: float, frames: int, fps: float, negative_prompt: str
-) -> GenerationSettings:
-    return GenerationSettings(
-        negative_prompt=negative_prompt,
-        num_frames=frames or None,
-        fps=fps or None,
-        num_inference_steps=steps or None,
-        guidance_scale=None if guidance < 0 else guidance,
-    )
 
 
 def _progress() -> Callable[[str, int, int], None]:
@@ -115,23 +104,8 @@ class LoadModel(io.ComfyNode):
         return io.NodeOutput(load_staged_pipeline(path, device))
 
 
-class TextToKeyframes(io.ComfyNode):
-    """Samples key frames from a prompt."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """Return the node's description."""
-        return io.Schema(
-            node_id="MagicVideoTextToKeyframes",
-            display_name="Text to Key Frames (magicvideo)",
-            category=_CATEGORY,
-            inputs=[
-                Model.Input("model"),
-                io.String.Input("prompt", multiline=True),
-                *_sampling_inputs(),
-            ],
-            outputs=[Latents.Output(display_name="key_frames")],
-        )
+class _SamplingNode(io.ComfyNode):
+    """Base of the nodes that begin with a prompt: one schema of settings, one way to read them."""
 
     @classmethod
     def execute(
@@ -144,15 +118,52 @@ class TextToKeyframes(io.ComfyNode):
         frames: int,
         fps: float,
         negative_prompt: str,
+        image: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Return what the node samples; `image` is there only where the schema names it."""
+        settings = GenerationSettings(
+            negative_prompt=negative_prompt,
+            num_frames=frames or None,
+            fps=fps or None,
+            num_inference_steps=steps or None,
+            guidance_scale=None if guidance < 0 else guidance,
+        )
+        return cls.sample(model, prompt, seed, settings, image)
+
+    @classmethod
+    def sample(
+        cls,
+        model: MagicVideoPipeline,
+        prompt: str,
+        seed: int,
+        settings: GenerationSettings,
+        image: torch.Tensor | None,
     ) -> io.NodeOutput:
         """Return the latents of the key frames."""
-        settings = _settings(steps, guidance, frames, fps, negative_prompt)
-        return io.NodeOutput(
-            sample_keyframe_latents(model, prompt, seed, settings, progress=_progress())
+        latents = sample_keyframe_latents(model, prompt, seed, settings, image, _progress())
+        return io.NodeOutput(latents)
+
+
+class TextToKeyframes(_SamplingNode):
+    """Samples key frames from a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's description."""
+        return io.Schema(
+            node_id="MagicVideoTextToKeyframes",
+            display_name="Text to Key Frames (magicvideo)",
+            category=_CATEGORY,
+            inputs=[
+                Model.Input("model"),
+                io.String.Input("prompt", multiline=True),
+                *_settings_inputs(),
+            ],
+            outputs=[Latents.Output(display_name="key_frames")],
         )
 
 
-class ImageToKeyframes(io.ComfyNode):
+class ImageToKeyframes(_SamplingNode):
     """Samples key frames from an image, with a prompt beside it or none."""
 
     @classmethod
@@ -166,28 +177,9 @@ class ImageToKeyframes(io.ComfyNode):
                 Model.Input("model"),
                 io.Image.Input("image"),
                 io.String.Input("prompt", default="", multiline=True),
-                *_sampling_inputs(),
+                *_settings_inputs(),
             ],
             outputs=[Latents.Output(display_name="key_frames")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model: MagicVideoPipeline,
-        image: torch.Tensor,
-        prompt: str,
-        seed: int,
-        steps: int,
-        guidance: float,
-        frames: int,
-        fps: float,
-        negative_prompt: str,
-    ) -> io.NodeOutput:
-        """Return the latents of the key frames."""
-        settings = _settings(steps, guidance, frames, fps, negative_prompt)
-        return io.NodeOutput(
-            sample_keyframe_latents(model, prompt, seed, settings, image, _progress())
         )
 
 
@@ -273,8 +265,8 @@ class Upscale(io.ComfyNode):
         return io.NodeOutput(large, _video(large, latents.fps))
 
 
-class Generate(io.ComfyNode):
-    """Goes through all stages of the model."""
+class Generate(_SamplingNode):
+    """Goes through all stages of the model, from a prompt, an image or both."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -286,7 +278,8 @@ class Generate(io.ComfyNode):
             inputs=[
                 Model.Input("model"),
                 io.String.Input("prompt", multiline=True),
-                *_sampling_inputs(),
+                *_settings_inputs(),
+                io.Image.Input("image", optional=True, tooltip="To begin with; may be left out."),
             ],
             outputs=[
                 io.Video.Output(display_name="video"),
@@ -295,20 +288,17 @@ class Generate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def sample(
         cls,
         model: MagicVideoPipeline,
         prompt: str,
         seed: int,
-        steps: int,
-        guidance: float,
-        frames: int,
-        fps: float,
-        negative_prompt: str,
+        settings: GenerationSettings,
+        image: torch.Tensor | None,
     ) -> io.NodeOutput:
-        """Return the video."""
-        settings = _settings(steps, guidance, frames, fps, negative_prompt)
-        (request,) = model.build_requests([prompt], [seed], settings, None)
+        """Return the video, as a video and as images."""
+        picture = None if image is None else to_pil(image)
+        (request,) = model.build_requests([prompt], [seed], settings, picture)
         video = model.generate(request, _progress())
         images = to_images(video.frames[None])
         return io.NodeOutput(_video(images, request.video_fps), images)

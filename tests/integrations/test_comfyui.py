@@ -64,7 +64,12 @@ def test_schemas_fit_their_functions(nodes):
         schema = node.define_schema()
         ids = [socket.id for socket in schema.inputs]
         assert len(set(ids)) == len(ids)
-        assert list(inspect.signature(node.execute).parameters) == ids
+        parameters = inspect.signature(node.execute).parameters
+        assert set(ids) <= set(parameters)
+        optional = {socket.id for socket in schema.inputs if socket.options.get("optional")}
+        needed = {name for name, value in parameters.items() if value.default is value.empty}
+        assert needed <= set(ids) - optional
+        assert {parameters[name].default for name in optional} <= {None}
         assert schema.category == "magicvideo"
         assert all(socket.display_name for socket in schema.outputs)
         for socket in schema.inputs:
@@ -97,11 +102,16 @@ def test_an_image_changes_the_key_frames(nodes, pipeline):
     node = nodes["MagicVideoImageToKeyframes"]
     pictures = [torch.full((1, 9, 7, 3), shade) for shade in (0.1, 0.9)]
     first, again, other = (
-        node.execute(pipeline, picture, "", 5, **COMMON)[0].latents
+        node.execute(pipeline, "", 5, image=picture, **COMMON)[0].latents
         for picture in (pictures[0], pictures[0], pictures[1])
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    whole = nodes["MagicVideoGenerate"]
+    _, plain = whole.execute(pipeline, "a cat", 5, **COMMON)
+    _, begun = whole.execute(pipeline, "a cat", 5, **COMMON, image=pictures[0])
+    assert begun.shape == plain.shape
+    assert not torch.equal(begun, plain)
 
 
 def test_progress_is_shown_and_cancel_stops(nodes, pipeline, switch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -115,6 +116,24 @@ def picture():
     holder = io.BytesIO()
     Image.new("RGB", (31, 23), (200, 40, 90)).save(holder, format="PNG")
     return holder.getvalue()
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run of two stages, one of them with samples and a line that was cut short."""
+    home = tmp_path_factory.mktemp("runs")
+    for stage, scale in (("vae", 1.0), ("keyframes", 2.0)):
+        folder = home / "emoji" / stage
+        (folder / "samples").mkdir(parents=True)
+        lines = [
+            json.dumps({"step": step, "loss": scale / step, "lr": 1e-4}) + "\n"
+            for step in range(1, 2001)
+        ]
+        (folder / "log.jsonl").write_text("".join(lines) + '{"step": 20', encoding="utf-8")
+    for step in (100, 2000):
+        name = f"emoji/keyframes/samples/step-{step:08}.png"
+        Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(home / name)
+    return home
 
 
 @pytest.fixture(scope="session")

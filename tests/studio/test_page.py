@@ -27,6 +27,13 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+NOTE_PREVIEWS = """() => {
+  window.previews = [];
+  new MutationObserver(() => {
+    const image = document.querySelector('#stage .mv-preview');
+    if (image && window.previews.at(-1) !== image.src) window.previews.push(image.src);
+  }).observe(document.querySelector('#stage'), {subtree: true, childList: true, attributes: true});
+}"""
 PATIENCE = 240_000  # milliseconds: a browser and a model share what may be one busy core
 pytestmark = [
     pytest.mark.slow,
@@ -35,8 +42,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return StudioConfig(home=tmp_path_factory.mktemp("page"), threads=1)
+def config(tmp_path_factory, run_folder, prepared):
+    home = tmp_path_factory.mktemp("page")
+    return StudioConfig(home=home, threads=1, runs=run_folder, data=prepared)
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +123,13 @@ def test_a_person_makes_cancels_finds_and_reads_back(config, shipped, screen, tm
         page.get_by_label("Prompt", exact=True).fill(EXAMPLES[-1])
         page.get_by_role("button", name="Settings").click()
         set_slider(page, "Steps", 4)
+        set_slider(page, "Seconds", 0.6)
+        page.evaluate(NOTE_PREVIEWS)
         page.get_by_role("button", name="Generate").click()
-        preview = page.locator("#stage .mv-preview")
-        preview.wait_for()
-        first = preview.get_attribute("src")
-        video = page.locator("#stage video")
-        video.wait_for()
-        assert first.startswith("data:image/webp")
+        page.locator("#stage video").wait_for()
+        previews = page.evaluate("window.previews")
+        assert len(previews) >= 2
+        assert all(image.startswith("data:image/webp") for image in previews)
         assert "Done in" in page.locator("#stage [role=status]").inner_text()
         page.wait_for_function("document.querySelector('#stage video').currentTime > 0.1")
         seed = page.get_by_label("Seed", exact=True).input_value()
@@ -169,17 +177,24 @@ def test_a_person_makes_cancels_finds_and_reads_back(config, shipped, screen, tm
         again.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
+)
 def test_it_fits_every_width_and_has_no_serious_fault(config, shipped, screen, width, scheme):
     studio = RunningStudio(config, shipped, wrap=mount_page, worker=False)
+    shown = {
+        "Create": "#stage .mv-stage",
+        "Gallery": "#gallery .mv-gallery, #gallery .mv-none",
+        "Train": "figure.mv-sheet img, .mv-facts dd",
+        "Data": "ul[aria-label=Clips] img",
+    }
     try:
         page = screen(studio.url, width=width, scheme=scheme)
-        assert fits(page)
-        assert serious(page) == []
-        page.get_by_role("tab", name="Gallery").click()
-        page.locator("#gallery .mv-gallery, #gallery .mv-none").first.wait_for()
-        assert fits(page)
-        assert serious(page) == []
+        for tab, content in shown.items():
+            page.get_by_role("tab", name=tab).click()
+            page.locator(content).first.wait_for()
+            assert fits(page), tab
+            assert serious(page) == [], tab
     finally:
         studio.close()
 

@@ -2,30 +2,12 @@
 
 import base64
 import io
-import json
 import math
 
 import pytest
 from PIL import Image
 
 from magicvideo.studio.page_data import DataView, RunsView
-
-
-@pytest.fixture
-def run_folder(tmp_path):
-    """A run of two stages, one of them with samples and a line that was cut short."""
-    for stage, scale in (("vae", 1.0), ("keyframes", 2.0)):
-        folder = tmp_path / "emoji" / stage
-        (folder / "samples").mkdir(parents=True)
-        lines = [
-            json.dumps({"step": step, "loss": scale / step, "lr": 1e-4}) + "\n"
-            for step in range(1, 2001)
-        ]
-        (folder / "log.jsonl").write_text("".join(lines) + '{"step": 20', encoding="utf-8")
-    for step in (100, 2000):
-        name = f"emoji/keyframes/samples/step-{step:08}.png"
-        Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(tmp_path / name)
-    return tmp_path
 
 
 def picture_of(address):

@@ -19,11 +19,11 @@ from magicvideo.studio.jobs import JobStore, NewJob, QueueFullError
 from magicvideo.studio.parameters import VideoParameters
 from magicvideo.studio.worker import _Progress
 
-LONG = {"steps": 400, "stages": "keyframes"}
+LONG = {"steps": 1000, "stages": "keyframes"}
 FAST = {"steps": 1, "stages": "keyframes"}
 
 
-def until(condition, seconds=300):
+def until(condition, seconds=900):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
@@ -85,15 +85,23 @@ def test_a_video_that_takes_too_long_is_stopped(open_studio):
     assert "0.5 seconds" in done["error"]["message"]
 
 
-def test_a_stopped_worker_puts_its_video_back_and_the_next_goes_on(open_studio):
+def test_a_stopped_worker_puts_its_video_back_and_the_next_goes_on(open_studio, monkeypatch):
     """The key frames are kept: the second worker does not sample them again."""
     studio = open_studio()
-    reference = studio.make(prompt="a cat", seed=3, steps=3, interpolation_steps=40)
+    fields = {"prompt": "a cat", "seed": 3, "steps": 3, "interpolation_steps": 6}
+    reference = studio.make(**fields)
     studio.http.delete(f"/v1/videos/{reference['id']}")
-    video = studio.create(prompt="a cat", seed=3, steps=3, interpolation_steps=40).json()["id"]
-    until(lambda: studio.studio.store.get(video).stage == "interpolation")
-    studio.worker.stop()
-    studio.threads[-1].join(30)
+    report = _Progress.report
+
+    def stop_half_way(progress, stage, done, total):
+        if (stage, done) == ("interpolation", 3):
+            studio.worker.stop()
+        report(progress, stage, done, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Progress, "report", stop_half_way)
+        video = studio.create(**fields).json()["id"]
+        studio.threads[-1].join(900)
     job = studio.studio.store.get(video)
     assert (job.state, job.attempts) == ("queued", 1)
     again = open_studio()  # the same home
@@ -286,38 +294,38 @@ def commands():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds processes as Linux lists them")
 def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path, commands):
+    """`benchmarks/studio_faults.py` is the long form: many kills, many clients."""
     home, random_source = tmp_path / "home", random.Random(4)
     server = Command(home, tiny_model)
     commands.append(server)
     ids = []
-    for number in range(12):
-        fields = {"prompt": f"a cat {number % 6}", "seed": str(number % 6), "steps": "20"}
+    for number in range(8):
+        fields = {"prompt": f"a cat {number % 4}", "seed": str(number % 4), "steps": "20"}
         files = {name: (None, value) for name, value in fields.items()}
         key = {"Idempotency-Key": f"job {number}"}
         ids.append(server.http.post("/v1/videos", files=files, headers=key).json()["id"])
-    assert len(set(ids)) == 12
-    until(server.workers)
+    assert len(set(ids)) == 8
     store = JobStore(f"sqlite:///{home / 'jobs.sqlite'}")
-    until(lambda: store.counts()["running"] or store.counts()["completed"], 600)
+    until(lambda: store.counts()["running"])
     for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
-    until(lambda: store.counts()["completed"] >= 2, 600)
-    time.sleep(random_source.random())
+    until(lambda: store.counts()["completed"] >= 1)
+    time.sleep(random_source.random() / 2)
     server.kill()
     server = Command(home, tiny_model)
     commands.append(server)
-    until(lambda: store.counts()["completed"] == 12, 900)
+    until(lambda: store.counts()["completed"] == 8)
     digests = {}
     for number, name in enumerate(ids):
         content = server.http.get(f"/v1/videos/{name}/content").content
         digest = hashlib.sha256(content).hexdigest()
         assert digest == store.get(name).sha256
-        assert digests.setdefault(number % 6, digest) == digest
-    assert len(set(digests.values())) == 6
+        assert digests.setdefault(number % 4, digest) == digest
+    assert len(set(digests.values())) == 4
     server.stop()
     assert server.process.returncode == 0
     names = [path.name for path in (home / "files").iterdir()]
-    assert len(names) == 3 * 12, names
+    assert len(names) == 3 * 8, names
     store.close()
 
 

@@ -225,7 +225,7 @@ def test_pictures_that_would_fill_memory_are_refused(shared, picture):
         answer = shared.http.post("/v1/videos", files=files)
         assert answer.status_code == 422, content[:20]
         assert words in answer.json()["error"]["message"]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30  # as many pixels would take minutes
 
 
 def test_a_picture_is_kept_upright_small_and_without_metadata():
@@ -242,6 +242,15 @@ def test_a_picture_is_kept_upright_small_and_without_metadata():
         normalize_picture(holder.getvalue(), most_pixels=3_999_999)
 
 
+def until_closed(connection):
+    """Return all that comes until the other side closes."""
+    connection.settimeout(300)
+    answer = b""
+    while part := connection.recv(65536):
+        answer += part
+    return answer
+
+
 def test_slow_clients_hold_no_thread_and_are_sent_away(open_studio):
     studio = open_studio(limits=Limits(receive_seconds=1.0), worker=False)
     head = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -250,14 +259,14 @@ def test_slow_clients_hold_no_thread_and_are_sent_away(open_studio):
     with contextlib.ExitStack() as stack:
         slow = []
         for _ in range(60):
-            connection = socket.create_connection(("127.0.0.1", studio.port), timeout=30)
+            connection = socket.create_connection(("127.0.0.1", studio.port), timeout=300)
             stack.callback(connection.close)
             connection.sendall(head)
             slow.append(connection)
         assert studio.http.get("/health").status_code == 200
         assert threading.active_count() - threads <= 41  # AnyIO's pool, whatever the clients do
-        assert b"408" in slow[0].recv(4096)
-        assert slow[0].recv(4096) == b""
+        assert {until_closed(connection).split()[1] for connection in slow} == {b"408"}
+        assert studio.http.get("/health").status_code == 200
 
 
 def test_too_many_connections_are_told(open_studio):

@@ -17,80 +17,97 @@ if TYPE_CHECKING:
 _PACKAGES = ("fastapi", "gradio", "huey", "sqlalchemy", "uvicorn", "prometheus_client", "httpx")
 
 
+_Host = Annotated[str, typer.Option(help="Address to listen on.")]
+_Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+]
+_Home = Annotated[
+    Path | None,
+    typer.Option(help="Folder of jobs and videos; by default ~/.magicvideo/studio."),
+]
+_Devices = Annotated[
+    list[str] | None,
+    typer.Option(help="cpu, mps, cuda or cuda:N; several make videos side by side."),
+]
+_Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of each worker.")]
+_Loras = Annotated[Path | None, typer.Option(help="Folder of LoRA files that requests may name.")]
+_Runs = Annotated[Path | None, typer.Option(help="Folder of training runs, for the Train tab.")]
+_Data = Annotated[Path | None, typer.Option(help="Prepared data set, for the Data tab.")]
+_Tokens = Annotated[
+    Path | None, typer.Option(help="File of clients: a name, a space and a token on each line.")
+]
+_Hosts = Annotated[
+    list[str] | None, typer.Option(help="Further host name under which the server is reached.")
+]
+_Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MAGICVIDEO_DATABASE", help="Job table: sqlite:///FILE or postgresql://..."
+    ),
+]
+_Queue = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MAGICVIDEO_QUEUE", help="Queue: sqlite:///FILE, redis://... or postgresql://..."
+    ),
+]
+_Files = Annotated[
+    str | None, typer.Option(help="Results: a folder, or an fsspec URL such as s3://...")
+]
+_Webhook = Annotated[
+    str | None,
+    typer.Option(
+        help="URL that receives an event for each finished video, signed with "
+        "MAGICVIDEO_WEBHOOK_SECRET."
+    ),
+]
+_MaxQueued = Annotated[int, typer.Option(min=1, help="Most waiting videos.")]
+_MaxPerClient = Annotated[int, typer.Option(min=1, help="Most unfinished videos of one client.")]
+_MaxGigabytes = Annotated[
+    float, typer.Option(help="Videos are kept up to this size; the oldest go first.")
+]
+_KeepHours = Annotated[
+    float | None, typer.Option(help="Hours that a video is kept; by default without end.")
+]
+_JobMinutes = Annotated[float, typer.Option(help="Longest time that a video may take.")]
+_ServerOnly = Annotated[
+    bool, typer.Option("--server-only", help="Start no worker; they run elsewhere.")
+]
+_WorkerOnly = Annotated[
+    bool, typer.Option("--worker-only", help="Serve nothing; make videos of a shared queue.")
+]
+_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the API alone.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("studio")(studio)
 
 
 def studio(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 7860,
-    home: Annotated[
-        Path | None,
-        typer.Option(help="Folder of jobs and videos; by default ~/.magicvideo/studio."),
-    ] = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 7860,
+    home: _Home = None,
     model: Model = None,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(help="cpu, mps, cuda or cuda:N; several make videos side by side."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads of each worker.")
-    ] = None,
-    loras: Annotated[
-        Path | None, typer.Option(help="Folder of LoRA files that requests may name.")
-    ] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of training runs, for the Train tab.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Prepared data set, for the Data tab.")] = None,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(help="File of clients: a name, a space and a token on each line."),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Further host name under which the server is reached."),
-    ] = None,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MAGICVIDEO_DATABASE", help="Job table: sqlite:///FILE or postgresql://..."
-        ),
-    ] = None,
-    queue: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MAGICVIDEO_QUEUE", help="Queue: sqlite:///FILE, redis://... or postgresql://..."
-        ),
-    ] = None,
-    files: Annotated[
-        str | None, typer.Option(help="Results: a folder, or an fsspec URL such as s3://...")
-    ] = None,
-    webhook: Annotated[
-        str | None,
-        typer.Option(help="URL told of finished videos; signed with MAGICVIDEO_WEBHOOK_SECRET."),
-    ] = None,
-    max_queued: Annotated[int, typer.Option(min=1, help="Most waiting videos.")] = 200,
-    max_per_client: Annotated[
-        int, typer.Option(min=1, help="Most unfinished videos of one client.")
-    ] = 100,
-    max_gigabytes: Annotated[
-        float, typer.Option(help="Videos are kept up to this size; the oldest go first.")
-    ] = 20.0,
-    keep_hours: Annotated[
-        float | None, typer.Option(help="Hours that a video is kept; by default without end.")
-    ] = None,
-    job_minutes: Annotated[float, typer.Option(help="Longest time that a video may take.")] = 60.0,
-    server_only: Annotated[
-        bool, typer.Option("--server-only", help="Start no worker; they run elsewhere.")
-    ] = False,
-    worker_only: Annotated[
-        bool, typer.Option("--worker-only", help="Serve nothing; make videos of a shared queue.")
-    ] = False,
-    no_page: Annotated[bool, typer.Option("--no-page", help="Serve the API alone.")] = False,
+    device: _Devices = None,
+    threads: _Threads = None,
+    loras: _Loras = None,
+    runs: _Runs = None,
+    data: _Data = None,
+    tokens: _Tokens = None,
+    allow_host: _Hosts = None,
+    database: _Database = None,
+    queue: _Queue = None,
+    files: _Files = None,
+    webhook: _Webhook = None,
+    max_queued: _MaxQueued = 200,
+    max_per_client: _MaxPerClient = 100,
+    max_gigabytes: _MaxGigabytes = 20.0,
+    keep_hours: _KeepHours = None,
+    job_minutes: _JobMinutes = 60.0,
+    server_only: _ServerOnly = False,
+    worker_only: _WorkerOnly = False,
+    no_page: _NoPage = False,
 ) -> None:
     """Open the studio: a page to make, compare and keep videos, and the API /v1/videos.
 

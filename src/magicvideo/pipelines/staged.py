@@ -58,7 +58,7 @@ def sample_keyframe_latents(
     Raises:
         UserError: If a value is out of the model's range.
     """
-    picture = None if image is None else _to_pil(image)
+    picture = None if image is None else to_pil(image)
     keys_only = replace(settings, stages=("keyframes",))
     (request,) = pipeline.build_requests([prompt], [seed], keys_only, picture)
     return StagedLatents(request, pipeline.generate_latents(request, progress))
@@ -144,6 +144,7 @@ def load_staged_pipeline(folder: Path | None, device: str) -> MagicVideoPipeline
     return MagicVideoPipeline.from_pretrained(folder).to(device)
 
 
-def _to_pil(image: Float[Tensor, "n h w c"]) -> Image.Image:
+def to_pil(image: Float[Tensor, "n h w c"]) -> Image.Image:
+    """Return the first of some images as Pillow's; an alpha channel is left out."""
     pixels = (image[0, ..., :3].clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.cpu().numpy())

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     Connection,
     CursorResult,
     Engine,
@@ -425,28 +426,12 @@ class JobStore:
         That is so when the job was cancelled or deleted, or went to another worker.
         """
         with self._write() as session:
-            return bool(
-                _rows(
-                    session,
-                    update(Job)
-                    .where(
-                        Job.id == job_id,
-                        Job.worker == worker,
-                        Job.state == "running",
-                        Job.cancel_requested.is_(False),
-                    )
-                    .values(beat_at=time.time(), **values),
-                )
-            )
+            statement = update(Job).where(*_may_go_on(job_id, worker))
+            return _rows(session, statement.values(beat_at=time.time(), **values)) == 1
 
     def may_go_on(self, job_id: str, worker: str) -> bool:
         """Tell whether a worker still has a job that nobody cancelled; only reads."""
-        query = select(Job.id).where(
-            Job.id == job_id,
-            Job.worker == worker,
-            Job.state == "running",
-            Job.cancel_requested.is_(False),
-        )
+        query = select(Job.id).where(*_may_go_on(job_id, worker))
         with self._sessions() as session:
             return session.scalar(query) is not None
 
@@ -473,30 +458,21 @@ class JobStore:
 
     def complete(self, job_id: str, worker: str, result: Result) -> bool:
         """Finish a job; False if it is not this worker's any more, or was cancelled meanwhile."""
+        values = {
+            "state": "completed",
+            "progress": 100,
+            "stage": None,
+            "time_left": None,
+            "finished_at": time.time(),
+            "files": dict(result.files),
+            "sha256": result.sha256,
+            "num_bytes": result.num_bytes,
+            "timings": dict(result.timings),
+            "expires_at": result.expires_at,
+        }
         with self._write() as session:
-            return bool(
-                _rows(
-                    session,
-                    update(Job)
-                    .where(
-                        Job.id == job_id,
-                        Job.worker == worker,
-                        Job.state == "running",
-                        Job.cancel_requested.is_(False),
-                    )
-                    .values(
-                        state="completed",
-                        progress=100,
-                        stage=None,
-                        time_left=None,
-                        finished_at=time.time(),
-                        files=dict(result.files),
-                        sha256=result.sha256,
-                        num_bytes=result.num_bytes,
-                        timings=dict(result.timings),
-                        expires_at=result.expires_at,
-                    ),
-                )
+            return (
+                _rows(session, update(Job).where(*_may_go_on(job_id, worker)).values(values)) == 1
             )
 
     def fail(self, job_id: str, worker: str, code: str, message: str) -> bool:
@@ -512,33 +488,25 @@ class JobStore:
         return self._end(job_id, worker, "cancelled", "cancelled", "The job was cancelled.")
 
     def _end(self, job_id: str, worker: str, state: State, code: str, message: str) -> bool:
+        values = {
+            "state": state,
+            "stage": None,
+            "time_left": None,
+            "finished_at": time.time(),
+            "error_code": code,
+            "error_message": message,
+        }
         with self._write() as session:
-            return bool(
-                _rows(
-                    session,
-                    update(Job)
-                    .where(Job.id == job_id, Job.worker == worker, Job.state == "running")
-                    .values(
-                        state=state,
-                        stage=None,
-                        time_left=None,
-                        finished_at=time.time(),
-                        error_code=code,
-                        error_message=message,
-                    ),
-                )
+            return (
+                _rows(session, update(Job).where(*_is_run_by(job_id, worker)).values(values)) == 1
             )
 
     def release(self, job_id: str, worker: str) -> bool:
         """Put a running job back, as a worker does that has to stop."""
+        values = {"state": "queued", "queued_at": time.time(), "stage": None, "time_left": None}
         with self._write() as session:
-            return bool(
-                _rows(
-                    session,
-                    update(Job)
-                    .where(Job.id == job_id, Job.worker == worker, Job.state == "running")
-                    .values(state="queued", queued_at=time.time(), stage=None, time_left=None),
-                )
+            return (
+                _rows(session, update(Job).where(*_is_run_by(job_id, worker)).values(values)) == 1
             )
 
     def requeue_lost(
@@ -688,6 +656,14 @@ class JobStore:
     def _write(self) -> Iterator[Session]:
         with self._writing() as session, session.begin():
             yield session
+
+
+def _is_run_by(job_id: str, worker: str) -> tuple[ColumnElement[bool], ...]:
+    return Job.id == job_id, Job.worker == worker, Job.state == "running"
+
+
+def _may_go_on(job_id: str, worker: str) -> tuple[ColumnElement[bool], ...]:
+    return *_is_run_by(job_id, worker), Job.cancel_requested.is_(False)
 
 
 def _rows(session: Session, statement: Update) -> int:

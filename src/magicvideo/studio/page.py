@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.components import Component
 
 from magicvideo.errors import UserError
 from magicvideo.studio.engine import parameters_of, read_recipe
@@ -36,6 +37,7 @@ _GALLERY_PAGE = 24
 _VARIATIONS = 4
 _MOST_COMPARED = 6
 _VIDEO_SUFFIXES = [".mp4", ".webm", ".webp", ".gif", ".png"]
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _CLICKS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-action]');
@@ -104,34 +106,9 @@ class Page:
     # -- create -----------------------------------------------------------------------------------
 
     def _build_create(self) -> "_Create":
-        traits, engine = self._studio.engine.capabilities, self._studio.engine
-        longest = round(engine.longest_seconds, 1)
         with gr.Row(equal_height=False, elem_id="create"):
             with gr.Column(min_width=280, elem_id="ask"):
-                prompt = gr.Textbox(
-                    "",
-                    label="Prompt",
-                    placeholder="What the video shows, such as: panda, green background",
-                    lines=2,
-                    max_lines=6,
-                    autofocus=True,
-                    elem_id="prompt",
-                )
-                picture = gr.Image(
-                    label="Picture to begin with (optional)",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=130,
-                    visible=engine.takes_pictures,
-                    buttons=[],
-                    elem_id="picture",
-                )
-                with gr.Row():
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                    cancel = gr.Button(
-                        "Cancel", variant="stop", interactive=False, elem_id="cancel"
-                    )
+                prompt, picture, generate, cancel = self._build_question()
             with gr.Column(min_width=280, elem_id="refine"):
                 gr.Examples(
                     [[text] for text in EXAMPLES],
@@ -140,68 +117,87 @@ class Page:
                     elem_id="examples",
                 )
                 with gr.Accordion("Settings", open=False):
-                    with gr.Row():
-                        seed = gr.Textbox("", label="Seed", max_length=19, elem_id="seed")
-                        keep_seed = gr.Checkbox(label="Keep this seed", elem_id="keep-seed")
-                    fps = gr.Slider(
-                        2,
-                        16,
-                        self._usual_fps,
-                        step=0.5,
-                        label="Motion",
-                        info="Key frames a second: fewer lie further apart and move more.",
-                    )
-                    seconds = gr.Slider(
-                        0.5, longest, self._usual_seconds, step=0.1, label="Seconds"
-                    )
-                    steps = gr.Slider(
-                        1, 50, traits.default("num_inference_steps"), step=1, label="Steps"
-                    )
-                    guidance = gr.Slider(
-                        1,
-                        12,
-                        traits.default("guidance_scale"),
-                        step=0.5,
-                        label="Guidance",
-                        info="How closely to follow the prompt; 1 is no guidance.",
-                    )
-                    negative = gr.Textbox("", label="Negative prompt", lines=1)
-                    file_format = gr.Radio(_FORMATS, value="mp4", label="Format")
-                    lora = gr.Dropdown(
-                        engine.lora_names(),
-                        label="LoRA",
-                        multiselect=True,
-                        max_choices=4,
-                        visible=bool(engine.lora_names()),
-                    )
-                    lora_scale = gr.Slider(
-                        0, 2, 1.0, step=0.1, label="LoRA scale", visible=bool(engine.lora_names())
-                    )
+                    settings = self._build_settings()
                     recipe = gr.File(
                         label="Read the settings of a video: drop a file of magicvideo",
                         file_types=_VIDEO_SUFFIXES,
                         type="binary",
-                        height=110,
+                        height=160,
                         elem_id="recipe",
                     )
             with gr.Column(min_width=280, elem_id="watch"):
                 stage = gr.HTML(self._markup.stage(None, "", None), elem_id="stage")
         job_id = gr.BrowserState("", storage_key="magicvideo-job", secret="magicvideo")
         timer = gr.Timer(_TICK, active=False)
-        controls = [
-            prompt, seed, keep_seed, fps, seconds, steps, guidance, negative, file_format, lora,
-            lora_scale,
-        ]  # fmt: skip
-        shown = [stage, cancel, timer]
-        made: dict[str, Any] = {"outputs": [job_id, seed, *shown], "show_progress": "hidden"}
+        controls, shown = [prompt, *settings], [stage, cancel, timer]
+        outputs = [job_id, settings[0], *shown]
         for event in (generate.click, prompt.submit):
-            event(self._generate, [picture, *controls], api_visibility="private", **made)
-        cancel.click(
-            self._cancel, [job_id], shown, show_progress="hidden", api_visibility="private"
-        )
-        timer.tick(self._show, [job_id], shown, show_progress="hidden", api_visibility="private")
+            event(self._generate, [picture, *controls], outputs, **_QUIET)
+        cancel.click(self._cancel, [job_id], shown, **_QUIET)
+        timer.tick(self._show, [job_id], shown, **_QUIET)
         recipe.upload(self._read_recipe, [recipe], controls, api_visibility="private")
         return _Create(controls, shown, job_id)
+
+    def _build_question(self) -> tuple[gr.Textbox, gr.Image, gr.Button, gr.Button]:
+        """Return prompt, picture to begin with, and the buttons to generate and to cancel."""
+        prompt = gr.Textbox(
+            "",
+            label="Prompt",
+            placeholder="What the video shows, such as: panda, green background",
+            lines=2,
+            max_lines=6,
+            autofocus=True,
+            elem_id="prompt",
+        )
+        picture = gr.Image(
+            label="Picture to begin with (optional)",
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            height=130,
+            visible=self._studio.engine.takes_pictures,
+            buttons=[],
+            elem_id="picture",
+        )
+        with gr.Row():
+            generate = gr.Button("Generate", variant="primary", elem_id="generate")
+            cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+        return prompt, picture, generate, cancel
+
+    def _build_settings(self) -> list[Component]:
+        """Return the controls that are folded away, in the order of `_Create.NAMES`."""
+        engine = self._studio.engine
+        usual, longest = engine.capabilities.default, round(engine.longest_seconds, 1)
+        loras = engine.lora_names()
+        with gr.Row():
+            seed = gr.Textbox("", label="Seed", max_length=19, elem_id="seed")
+            keep_seed = gr.Checkbox(label="Keep this seed", elem_id="keep-seed")
+        return [
+            seed,
+            keep_seed,
+            gr.Slider(
+                2,
+                16,
+                self._usual_fps,
+                step=0.5,
+                label="Motion",
+                info="Key frames a second: fewer lie further apart and move more.",
+            ),
+            gr.Slider(0.5, longest, self._usual_seconds, step=0.1, label="Seconds"),
+            gr.Slider(1, 50, usual("num_inference_steps"), step=1, label="Steps"),
+            gr.Slider(
+                1,
+                12,
+                usual("guidance_scale"),
+                step=0.5,
+                label="Guidance",
+                info="How closely to follow the prompt; 1 is no guidance.",
+            ),
+            gr.Textbox("", label="Negative prompt", lines=1),
+            gr.Radio(_FORMATS, value="mp4", label="Format"),
+            gr.Dropdown(loras, label="LoRA", multiselect=True, max_choices=4, visible=bool(loras)),
+            gr.Slider(0, 2, 1.0, step=0.1, label="LoRA scale", visible=bool(loras)),
+        ]
 
     def _generate(
         self,
@@ -330,8 +326,7 @@ class Page:
         looks: dict[str, Any] = {
             "inputs": [search, chosen, count, seen],
             "outputs": [gallery, compare, more, timer, seen],
-            "show_progress": "hidden",
-            "api_visibility": "private",
+            **_QUIET,
         }
         tab.select(self._open_gallery, **looks)
         search.change(self._open_gallery, trigger_mode="always_last", **looks)
@@ -342,15 +337,11 @@ class Page:
         acts: dict[str, Any] = {
             "inputs": [chosen],
             "outputs": [*create.controls, tabs, chosen],
-            "show_progress": "hidden",
-            "api_visibility": "private",
+            **_QUIET,
         }
         for part in (gallery, compare):
             part.act(self._act, **acts).then(self._open_gallery, **looks)
-        page.load(
-            self._show, [create.job_id], create.shown, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
+        page.load(self._show, [create.job_id], create.shown, **_QUIET)
 
     def _open_gallery(
         self, search: str, chosen: list[str], count: int, seen: str, request: gr.Request
@@ -430,19 +421,14 @@ class Page:
             gr.HTML(self._markup.note(self._runs.hint()))
             return
         with gr.Row():
-            run = gr.Dropdown(names, value=names[0], label="Run")
+            run = gr.Dropdown(names, value=names[0], label="Run", min_width=280)
             value = gr.Dropdown(
-                self._runs.values(names[0]), value="loss", label="Value", allow_custom_value=False
+                self._runs.values(names[0]), value="loss", label="Value", min_width=280
             )
         plot = gr.LinePlot(x="step", y="value", height=300, label="Curve")
         table = gr.HTML("")
         timer = gr.Timer(5.0, active=False)
-        shows: dict[str, Any] = {
-            "inputs": [run, value],
-            "outputs": [plot, table],
-            "show_progress": "hidden",
-            "api_visibility": "private",
-        }
+        shows: dict[str, Any] = {"inputs": [run, value], "outputs": [plot, table], **_QUIET}
         run.change(
             lambda name: gr.Dropdown(self._runs.values(name), value="loss"),
             [run],
@@ -456,7 +442,7 @@ class Page:
         )
 
     def _show_run(self, name: str, value: str) -> tuple[Any, ...]:
-        curve = self._runs.curve(name, value)
+        curve = gr.LinePlot(self._runs.curve(name, value), y_title=value)
         return curve, self._markup.run(self._runs.facts(name, value), self._runs.sheet(name))
 
     def _build_data(self, tab: gr.Tab) -> None:
@@ -472,9 +458,6 @@ class Page:
     def _show_data(self, search: str) -> str:
         summary, clips = self._data.clips(search[:200])
         return self._markup.clips(summary, clips, self._data.skipped())
-
-
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 class _Create:
@@ -512,4 +495,5 @@ def _theme() -> gr.themes.Base:
         block_title_text_color="*neutral_700",
         body_text_color_subdued="*neutral_600",
         input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
     )

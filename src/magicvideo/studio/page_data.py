@@ -142,9 +142,10 @@ class DataView:
         found = [clip for clip in clips if all(word in _caption(clip).lower() for word in words)]
         shown = [self._show(clip) for clip in found[:_CLIPS]]
         frames = sum(clip.frames for clip in clips)
+        matching = f"{len(found):,} have these words, " if words else ""
         summary = (
-            f"{len(clips):,} clips of {info.width}x{info.height} pixels with {frames:,} frames "
-            f"from {info.source}; {len(found):,} have these words, {len(shown)} are shown."
+            f"{len(clips):,} clips of {info.width}x{info.height} pixels with {frames:,} frames, "
+            f"prepared from {info.source}; {matching}{len(shown)} are shown."
         )
         return summary, [clip for clip in shown if clip is not None]
 
