@@ -144,7 +144,7 @@ def lock_outputs(targets: Sequence[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in {target.parent for target in targets}:
             if not folder.exists():
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 stack.callback(_remove_if_empty, folder)
         for target in targets:
             stack.enter_context(lock_output(target))
@@ -152,14 +152,23 @@ def lock_outputs(targets: Sequence[Path]) -> Iterator[None]:
 
 
 def _remove_stale(target: Path) -> None:
-    """Delete what writers of a file that were killed left beside it; its lock is held."""
-    if len(target.stem) > _STEM:
-        return  # other files may begin alike
-    name = re.escape(f"{PARTIAL}{target.stem}-") + r"[a-z0-9_]{8}" + re.escape(target.suffix)
+    """Delete what killed writers of a file or folder left beside it; its lock is held.
+
+    A folder that was moved aside, and not replaced before the kill, gets its name back.
+    """
+    if len(target.name) > _STEM:
+        return  # names of partial files are cut, and other outputs may begin alike
+    draw = r"[a-z0-9_]{8}"
+    file = re.escape(f"{PARTIAL}{target.stem}-") + draw + re.escape(target.suffix)
+    folder = re.escape(f"{PARTIAL}{target.name}-") + draw
     with suppress(OSError):
-        for path in target.parent.iterdir():
-            if re.fullmatch(name, path.name) and path.is_file():
+        for path in list(target.parent.iterdir()):
+            if re.fullmatch(file, path.name) and path.is_file():
                 path.unlink(missing_ok=True)
+            elif re.fullmatch(f"{folder}-old", path.name) and not target.exists():
+                path.rename(target)
+            elif re.fullmatch(f"{folder}(-old)?", path.name) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

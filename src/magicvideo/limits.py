@@ -27,6 +27,8 @@ MAX_IMAGE_PIXELS = 50_000_000
 # Text
 MAX_TEXT_BYTES = 64 << 20
 """Of a file of prompts, captions, metadata, settings or JSON."""
+MAX_RECIPE_BYTES = 1 << 18
+"""Of a recipe; its parser takes seconds for a megabyte."""
 MAX_LINE_LENGTH = 1 << 20
 """Characters of a line of a file that is read line by line."""
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from plain_request import PLAIN
 
+from magicvideo import cli
 from magicvideo.atomic_io import LOCK, atomic_file, lock_output
 from magicvideo.cli.console import make_console
 from magicvideo.cli.generate import DecodeJob, OutputOptions
@@ -76,6 +77,33 @@ def test_a_killed_process_holds_no_lock_and_its_litter_goes(holder, tmp_path):
         assert not stale.exists()
         assert litter.exists()
     assert not list(tmp_path.glob(f"{LOCK}*"))
+
+
+@pytest.mark.parametrize("name", ["frames", "model.v2"])
+def test_folders_of_killed_writers_go_or_get_their_name_back(tmp_path, name):
+    """Frames as PNG and exported models: a kill between two renames leaves the old one aside."""
+    stale, aside, foreign = (
+        tmp_path / f".partial-{name}{end}" for end in ("-0123abcd", "-4567cdef-old", "-y-0123abcd")
+    )
+    for folder in (stale, aside, foreign):
+        folder.mkdir()
+        (folder / "000.png").write_bytes(folder.name.encode())
+    with lock_output(tmp_path / name):
+        assert (tmp_path / name / "000.png").read_bytes() == aside.name.encode()
+    aside.mkdir()
+    with lock_output(tmp_path / name):
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(
+            [foreign.name, name]
+        )
+    assert (tmp_path / name / "000.png").read_bytes() == b".partial-" + name.encode() + (
+        b"-4567cdef-old"
+    )
+
+
+@pytest.mark.parametrize("command", ["export", "export --image-model", "inflate"])
+def test_models_are_written_by_one_process(holder, capsys, command):
+    assert cli.run([*command.split(), "source", "x.mp4"]) == 2
+    assert f"x.mp4 is being written by process {holder.pid}" in capsys.readouterr().err
 
 
 def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):

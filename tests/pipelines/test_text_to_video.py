@@ -219,6 +219,26 @@ def test_a_request_is_all_that_is_needed(pipeline):
     assert video.request.num_inference_steps == 3  # the model's own default
 
 
+@pytest.mark.parametrize("offload_device", [None, "cpu"])
+def test_precision_that_the_caller_set_for_others_changes_nothing(
+    pipeline, tiny_model, offload_device
+):
+    options = {"num_frames": 2, "num_inference_steps": 2, "seed": 3, "output_type": "pt"}
+    expected = pipeline("a fox", **options).frames
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            model = MagicVideoPipeline.from_pretrained(tiny_model, offload_device=offload_device)
+            found = model("a fox", **options).frames
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(default)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
 def test_progress_tells_every_step(pipeline):
     told = []
     pipeline("a cat", seed=3, progress=lambda *event: told.append(event))

@@ -1,11 +1,19 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from magicvideo.errors import UserError
-from magicvideo.training.recipe import Recipe, packaged_recipes, parse_recipe, read_recipe
+from magicvideo.limits import MAX_RECIPE_BYTES
+from magicvideo.training.recipe import (
+    Recipe,
+    load_yaml,
+    packaged_recipes,
+    parse_recipe,
+    read_recipe,
+)
 from magicvideo.training.schema import recipe_reference, recipe_schema
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "emoji.yaml"
@@ -139,3 +147,24 @@ def test_the_schema_knows_every_setting_of_the_packaged_recipes():
     for name, file in packaged_recipes().items():
         for key in yaml.safe_load(file.read_text()):
             assert key in schema["properties"], (name, key)
+
+
+def test_mistakes_without_end_are_a_few_short_sentences(tmp_path):
+    """Aliases make a small file a huge value, and each of a thousand entries is a mistake."""
+    path = tmp_path / "recipe.yaml"
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 9)]
+    lines += ["name: *a8", f"unet: {{attention_heads: [{'null, ' * 1000}]}}"]
+    path.write_text("\n".join(lines))
+    started = time.process_time()
+    with pytest.raises(UserError) as refused:
+        parse_recipe(load_yaml(path), "it")
+    assert time.process_time() - started < 2
+    said = str(refused.value)
+    assert len(said) < 6000
+    assert "name=[[...], [...]" in said
+    assert "unet.attention_heads=[None, None" in said
+    assert "constrained" not in said
+    path.write_text("#" + "x" * MAX_RECIPE_BYTES)
+    with pytest.raises(UserError, match="has 262,145 bytes, more than 262,144"):
+        load_yaml(path)

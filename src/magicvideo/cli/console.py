@@ -30,7 +30,14 @@ Device = Annotated[
 ]
 
 # What torch says on each of its devices: CUDA and MPS, cuBLAS, the CPU on Linux and elsewhere
-_SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+_SIGNS = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",  # oneDNN's words for it
+    "could not create a memory object",
+)
 _WANTED = re.compile(r"allocate (\d+(?:\.\d+)?)\.? (bytes|\w+iB)")
 
 

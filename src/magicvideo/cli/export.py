@@ -45,14 +45,17 @@ def export(
       magicvideo generate "a cat face, blue background" --model models/emoji
       magicvideo export --image-model models/emoji models/emoji-unet
     """
-    if image_model:
-        if card is not None:
-            raise UserError("--card describes a whole model; leave it out with --image-model.")
-        _export_image_model(source, output, half=precision == "fp16")
-        return
-    from magicvideo.training.export import export as export_run
+    from magicvideo.atomic_io import lock_outputs
 
-    export_run(source, output, precision, card)
+    if image_model and card is not None:
+        raise UserError("--card describes a whole model; leave it out with --image-model.")
+    with lock_outputs([output.absolute()]):
+        if image_model:
+            _export_image_model(source, output, half=precision == "fp16")
+            return
+        from magicvideo.training.export import export as export_run
+
+        export_run(source, output, precision, card)
     say(f"{output} holds the model; use it with --model {output}.")
 
 

@@ -62,17 +62,19 @@ def inflate(
       magicvideo inflate stable-diffusion-v1-5 models/start --size 256
       magicvideo inflate v1-5-pruned.safetensors models/start --tokenizer stable-diffusion/tokenizer
     """
+    from magicvideo.atomic_io import lock_outputs
     from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
 
-    accounts = inflate_stable_diffusion(
-        source,
-        output,
-        num_frames=frames,
-        size=size,
-        tokenizer=tokenizer,
-        image_encoder=image_encoder,
-        prediction=prediction,
-    )
+    with lock_outputs([output.absolute()]):
+        accounts = inflate_stable_diffusion(
+            source,
+            output,
+            num_frames=frames,
+            size=size,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            prediction=prediction,
+        )
     _tell(accounts, output)
 
 

@@ -4,7 +4,6 @@ Tensors of the image autoencoders keep their names, so that image weights such a
 Diffusion's load by name (`inflate_autoencoder`). New tensors are `temporal_mid` and `temporal_up`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
 from magicvideo.errors import UserError
+from magicvideo.limits import parse_json
 from magicvideo.models.autoencoder import (
     Autoencoder,
     Features,
@@ -340,7 +340,8 @@ def read_autoencoder_class(folder: Path) -> type[Any]:
         UserError: If it is none of these classes.
     """
     try:
-        return AUTOENCODERS[json.loads((folder / "config.json").read_text())["_class_name"]]
+        config: Any = parse_json((folder / "config.json").read_text())
+        return AUTOENCODERS[config["_class_name"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder} holds no autoencoder: its config.json must name the class "

@@ -1,6 +1,7 @@
 """From a checked model folder to its networks: every key accounted for, nothing downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -67,6 +68,22 @@ Network: TypeAlias = ModelMixin | PreTrainedModel
 Dtypes: TypeAlias = Mapping[str, torch.dtype]
 
 
+@contextmanager
+def own_precision(device: torch.device) -> Iterator[None]:
+    """Compute in the precision of the weights, whatever the caller has set for its own networks.
+
+    `torch.autocast` and `torch.set_default_dtype` around a call would change the video, and the
+    request in its file could not make it again.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
 def resolve_dtypes(dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> Dtypes:
     """Return the dtype of each component, with `default` for those that are not named."""
     if isinstance(dtype, torch.dtype) or dtype is None:
@@ -122,6 +139,7 @@ class LazyComponentLoader:
         return self.dtypes.get(name, self.dtypes["default"])
 
 
+@own_precision(torch.device("cpu"))
 def load_component(
     folder: Path, component: str, class_name: str, dtype: torch.dtype, variant: str | None = None
 ) -> Network:

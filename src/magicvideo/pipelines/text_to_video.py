@@ -44,6 +44,7 @@ from magicvideo.pipelines.component_loading import (
     LazyComponentLoader,
     load_scheduler,
     load_tokenizer,
+    own_precision,
     resolve_dtypes,
 )
 from magicvideo.pipelines.hints import WORDS_FILE, prompt_hints
@@ -456,14 +457,16 @@ class MagicVideoPipeline(DiffusionPipeline):
                 hook = getattr(network, "_hf_hook", None)
                 if hook is not None:
                     hook.pre_forward(network)
-            yield
+            with own_precision(self._execution_device):
+                yield
             return
         try:
-            for name in present:
-                network = self.loader.load(name)
-                self.lora_stack.merge_into(name, network)
-                object.__setattr__(self, name, network)
-            yield
+            with own_precision(self._execution_device):
+                for name in present:
+                    network = self.loader.load(name)
+                    self.lora_stack.merge_into(name, network)
+                    object.__setattr__(self, name, network)
+                yield
         finally:
             for name, empty in present.items():
                 object.__setattr__(self, name, empty)

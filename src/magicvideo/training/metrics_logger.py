@@ -1,6 +1,12 @@
-"""The log of a stage: one JSON line an update for programs, and a tracker's curves for people."""
+"""The log of a stage: one JSON line an update for programs, and a tracker's curves for people.
+
+Neither ends a training: what a full disk or a tracker refuses is a warning.
+"""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +20,12 @@ from PIL import Image
 
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
+from magicvideo.limits import parse_json
 from magicvideo.shapes import Frames
 
 FILE = "log.jsonl"
+
+_logger = logging.getLogger(__name__)
 
 TrackerName: TypeAlias = Literal["tensorboard", "wandb", "none"]
 
@@ -56,6 +65,7 @@ class MetricsLogger:
         path = folder / FILE
         _keep_until(path, first_step)
         self._lines = path.open("a", encoding="utf-8")
+        self._failed: set[str] = set()
         self._tracker = _start(tracker, folder, first_step, config or {})
 
     def __enter__(self) -> "MetricsLogger":
@@ -69,23 +79,42 @@ class MetricsLogger:
         trace: TracebackType | None,
     ) -> None:
         """Close the file and the tracker."""
-        self._lines.close()
+        with self._tolerate(FILE):
+            self._lines.close()
         if self._tracker is not None:
-            self._tracker.finish()
+            with self._tolerate("the tracker"):
+                self._tracker.finish()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of an update."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with self._tolerate(FILE):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         if self._tracker is not None:
-            self._tracker.log(values, step=step)
+            with self._tolerate("the tracker"):
+                self._tracker.log(values, step=step)
 
     def log_image(self, step: int, image: Image.Image) -> None:
         """Log a sheet of samples."""
         if self._tracker is not None:
             # b h w c, as both trackers take it
             pixels = np.asarray(image.convert("RGB"))[None]
-            self._tracker.log_images({"samples": pixels}, step=step, **self._image_options())
+            with self._tolerate("the tracker"):
+                self._tracker.log_images({"samples": pixels}, step=step, **self._image_options())
+
+    @contextmanager
+    def _tolerate(self, what: str) -> Iterator[None]:
+        """Warn once of what a log refuses, and go on.
+
+        Trackers raise errors of many kinds, some of them of an earlier call: TensorBoard writes its
+        file in a thread.
+        """
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                _logger.warning("%s cannot be written (%s); training continues.", what, error)
 
     def _image_options(self) -> dict[str, str]:
         return {"dataformats": "NHWC"} if isinstance(self._tracker, TensorBoardTracker) else {}
@@ -114,18 +143,31 @@ def _start(
 
 
 def _keep_until(path: Path, last_step: int) -> None:
+    """Drop the lines of later steps, and those that no logger wrote."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # a kill can cut the last line
-        if step <= last_step:
+    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
+    num_damaged = 0
+    for number, line in enumerate(lines, start=1):
+        step = _step_of(line)
+        if step is None:
+            num_damaged += number < len(lines)  # a kill can cut the last line
+        elif step <= last_step:
             kept.append(line + "\n")
+    if num_damaged:
+        _logger.warning("%s: %d damaged lines are left out.", path, num_damaged)
     with atomic_file(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> int | None:
+    """Return the step of a line, or None if it is damaged."""
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def image_grid(frames: Frames, enlarge: int = 1) -> Image.Image:

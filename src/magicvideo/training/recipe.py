@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import re
+import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -18,7 +20,9 @@ from pydantic import (
 
 from magicvideo.data.shards.dataset import CACHE
 from magicvideo.data.shards.index import PathOrUrl, parse_path_or_url
+from magicvideo.data.text_files import TextFileError, read_text
 from magicvideo.errors import UserError
+from magicvideo.limits import MAX_RECIPE_BYTES
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -28,6 +32,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")  # of a wheel; of a clone
 BUNDLED_MODEL = _PACKAGE / "weights" / "emoji"
 """The model that the package has: what `init_from: bundled` means."""
+
+_MOST_MISTAKES, _LONGEST = 8, 200  # mistakes, and characters of each, that are shown
+_TYPE_TRIED = re.compile(r"^((constrained|function)-|(list|tuple|literal)\[|(int|float|str)$)")
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 1, 4, 4, 80, 80
 
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -581,7 +590,9 @@ def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if file.resolve() in above:
         raise UserError(f"The recipe {path} is its own base.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(file, MAX_RECIPE_BYTES))
+    except TextFileError as error:
+        raise UserError(f"The recipe {path} {error}.") from None
     except RecursionError:
         raise UserError(f"The recipe {path} is nested too deeply.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
@@ -645,11 +656,15 @@ def _describe_mistakes(error: ValidationError, source: str) -> str:
     missing = [_place(m) for m in mistakes if m["type"] == "missing"]
     others = [_describe_mistake(m) for m in mistakes if m["type"] != "missing"]
     sentences = [f"{', '.join(missing)} must be given."] if missing else []
-    return f"{source}: " + " ".join([*others, *sentences])
+    if len(others) > _MOST_MISTAKES:
+        sentences.append(f"There are {len(others) - _MOST_MISTAKES} more mistakes.")
+    return f"{source}: " + " ".join([*others[:_MOST_MISTAKES], *sentences])
 
 
 def _place(mistake: "ErrorDetails") -> str:
-    return ".".join(str(part) for part in mistake["loc"])
+    """Return the name of a setting, without the types that pydantic tried for it."""
+    names = [str(part) for part in mistake["loc"]]
+    return _short(".".join(name for name in names if not _TYPE_TRIED.search(name)))
 
 
 def _describe_mistake(mistake: "ErrorDetails") -> str:
@@ -661,7 +676,11 @@ def _describe_mistake(mistake: "ErrorDetails") -> str:
         return f"{place} is not a setting; {hint}"
     if isinstance(mistake["input"], dict):  # settings that do not go together
         return f"{place} does not fit: {mistake['msg'].removeprefix('Value error, ')}."
-    return f"{place}={mistake['input']!r} does not fit: {mistake['msg']}."
+    return f"{place}={_REPR.repr(mistake['input'])} does not fit: {_short(mistake['msg'])}."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _known_names(location: tuple[int | str, ...]) -> list[str]:

@@ -76,7 +76,12 @@ def train(recipe: Recipe, only: StageName | None = None, reporter: Reporter | No
         if launch.is_main_process:
             recipe.output.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock_output(recipe.output.absolute()))
-            remove_partial(recipe.output)
+            for folder in (
+                recipe.output,
+                *recipe.output.glob("*"),
+                *recipe.output.glob("*/samples"),
+            ):
+                remove_partial(folder)
         launch.wait_for_everyone()
         _train_plans(recipe, plans, launch, reporter)
 

@@ -33,6 +33,7 @@ def judge(
     check_target(out)
     import shutil
 
+    from magicvideo.atomic_io import lock_output
     from magicvideo.data.dataset import ClipDataset
     from magicvideo.evaluation.judge.network import load_judge, save_judge
     from magicvideo.evaluation.judge.self_test import check_judge, scores_as_json
@@ -45,10 +46,11 @@ def judge(
     dataset = ClipDataset(data, ("train", "validation", "heldout"), captioned=True)
     state = out.with_name(f"{out.name}-training")
     report = _report(settings.steps)
-    trained = train_judge(dataset, settings, state, report)
-    scores = check_judge(trained, data)
-    save_judge(trained, scores_as_json(scores), out)
-    shutil.rmtree(state, ignore_errors=True)
+    with lock_output(out.absolute()):
+        trained = train_judge(dataset, settings, state, report)
+        scores = check_judge(trained, data)
+        save_judge(trained, scores_as_json(scores), out)
+        shutil.rmtree(state, ignore_errors=True)
     load_judge(out)
     for name, score in scores.items():
         say(f"real clips: {name} {100 * score.value:.1f} % (n={score.count})")

@@ -28,6 +28,7 @@ def sheet(
       magicvideo evaluate sheet --prompts prompts.txt --output docs/sheet.png
     """
     check_target(output)
+    from magicvideo.atomic_io import lock_output
     from magicvideo.data.text_files import read_prompts
     from magicvideo.evaluation.sheet import DEFAULT_PROMPTS, write_sheet
     from magicvideo.evaluation.video_cache import generate_cached
@@ -40,11 +41,11 @@ def sheet(
         scheduler=scheduler,
         stages=("keyframes",),
     )
-    pipeline = load(model)
-    requests = pipeline.build_requests(
-        texts, [seed + place for place in range(len(texts))], settings
-    )
-    with progress() as report:
+    with lock_output(output.absolute()), progress() as report:
+        pipeline = load(model)
+        requests = pipeline.build_requests(
+            texts, [seed + place for place in range(len(texts))], settings
+        )
         videos = generate_cached(
             pipeline, requests, work, lambda done: report("sheet", done, len(requests))
         )

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from magicvideo.errors import UserError
+from magicvideo.limits import parse_json
 
 _NO_NETWORK = "none"  # what scores say that pixels are enough for
 
@@ -78,7 +79,7 @@ def read_results(path: Path) -> Results:
         UserError: If it is missing or something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document: Any = parse_json(path.read_text(encoding="utf-8"))
         return Results.model_validate(_one_form(document) | {"file": path.name})
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
@@ -117,7 +118,7 @@ def humanize(name: str) -> str:
 
 def _looks_like_results(path: Path) -> bool:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     if not isinstance(document, dict) or "protocol" not in document:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from magicvideo.errors import UserError
 from magicvideo.evaluation.run_report.results import Results, find_results, read_results
+from magicvideo.limits import parse_json
 
 # what training calls its files; it cannot be imported from here
 _LOG, _SAMPLES, _RECIPE = "log.jsonl", "samples", "recipe.json"
@@ -128,9 +129,9 @@ def _read_log(path: Path) -> dict[str, Series]:
     collected: dict[str, tuple[list[int], list[float]]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values = json.loads(line)
+            values: Any = parse_json(line)
             step = int(values.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
