@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from magicvideo.atomic_io import write_checksums
 from magicvideo.cli import run
 from magicvideo.errors import UserError
+from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -256,10 +257,46 @@ def test_files_that_are_no_json_object(folder, name, content):
 
 
 @pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
-def test_a_tokenizer_or_scheduler_that_is_none(folder, name):
-    (folder / name).write_text("{")
+@pytest.mark.parametrize("content", ["{", '{"a":' + "[" * 100_000])
+def test_a_tokenizer_or_scheduler_that_is_none(folder, name, content):
+    (folder / name).write_text(content)
     write_checksums(folder)
     assert_refused(folder, name.partition("/")[0])
+
+
+def test_a_tokenizer_of_another_encoder(folder):
+    def count_from_a_million(content):
+        vocabulary = content["model"]["vocab"]
+        content["model"]["vocab"] = {token: 10**6 + id for token, id in vocabulary.items()}
+
+    edit_json(folder / "tokenizer/tokenizer.json", count_from_a_million)
+    write_checksums(folder)
+    with pytest.raises(UserError, match=r"token \d+, and the text encoder has \d+ embeddings"):
+        MagicVideoPipeline.from_pretrained(folder)("fox", num_inference_steps=1, num_frames=2)
+
+
+def test_words_in_another_encoding_cost_no_more_than_hints(folder):
+    (folder / "words.txt").write_bytes("caf\u00e9\nfox\n".encode("latin-1"))
+    write_checksums(folder)
+    assert "fox" in MagicVideoPipeline.from_pretrained(folder).words
+
+
+@pytest.mark.parametrize("component", ["unet", "interpolator", "vae", "upscaler"])
+def test_weights_that_overflow_make_no_black_video(folder, component):
+    path = folder / component / "diffusion_pytorch_model.safetensors"
+    edit_tensors(path, lambda tensors: [one.fill_(3e38) for one in tensors.values()])
+    write_checksums(folder)
+    with pytest.raises(UserError, match="numbers that are not finite"):
+        MagicVideoPipeline.from_pretrained(folder)("fox", num_inference_steps=2, num_frames=2)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 999, 5), (1, 7, 3, 4, 4), (2, 2, 3, 4, 4)])
+def test_latents_of_another_shape_are_refused(tiny_model, shape):
+    pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
+    settings = GenerationSettings(stages=("keyframes",), num_frames=2, num_inference_steps=1)
+    (request,) = pipeline.build_requests(["fox"], [1], settings)
+    with pytest.raises(UserError, match="latents of a video have the shape"):
+        pipeline.decode_and_upscale(request, torch.zeros(shape))
 
 
 def test_a_folder_that_is_no_model(tmp_path):

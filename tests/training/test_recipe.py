@@ -168,3 +168,9 @@ def test_mistakes_without_end_are_a_few_short_sentences(tmp_path):
     path.write_text("#" + "x" * MAX_RECIPE_BYTES)
     with pytest.raises(UserError, match="has 262,145 bytes, more than 262,144"):
         load_yaml(path)
+
+
+@pytest.mark.parametrize("value", ["[[[[", "2020-99-99", "!!python/name:os.system"])
+def test_a_change_that_is_no_yaml_is_refused(value):
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_recipe(SHIPPED, [f"name={value}"])

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from magicvideo.errors import UserError
 from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Frames, Latents, Tokens
 
@@ -65,10 +66,20 @@ def encode_text(
         tokenizer: Its own.
         prompts: Texts.
         device: Where the encoder computes, if its weights are elsewhere between calls (offloaded).
+
+    Raises:
+        UserError: If the tokenizer knows tokens that the encoder has no embedding for.
     """
+    ids = tokenize(tokenizer, prompts)
+    largest, known = int(ids.max()), text_encoder.config.vocab_size
+    if largest >= known:
+        raise UserError(
+            f"The tokenizer gives token {largest}, and the text encoder has {known} embeddings; "
+            "the two are not of one model."
+        )
     if device is None:
         device = next(text_encoder.parameters()).device
-    return text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
+    return text_encoder(ids.to(device)).last_hidden_state
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Int[Tensor, "b l"]:

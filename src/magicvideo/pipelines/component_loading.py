@@ -237,7 +237,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         check_model_config(str(settings), config)
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{folder} does not hold a CLIP tokenizer: {_reason(error)}") from None
 
 

@@ -66,7 +66,7 @@ from magicvideo.pipelines.request import (
 )
 from magicvideo.pipelines.upscale import upscale_frames
 from magicvideo.pipelines.video import Video, VideoOutput
-from magicvideo.shapes import Frames, Latents, Tokens
+from magicvideo.shapes import Frames, Latents, Tokens, check_finite
 
 logger = logging.getLogger(__name__)
 # what diffusers logs of its own pipelines comes from here, and so it does of ours
@@ -297,7 +297,9 @@ class MagicVideoPipeline(DiffusionPipeline):
         # with other networks than the folder's it is another model
         pipeline.model_hash = None if overrides.keys() & WEIGHTS.keys() else hash_folder(folder)
         if (folder / WORDS_FILE).is_file():
-            pipeline.words = frozenset((folder / WORDS_FILE).read_text(encoding="utf-8").split())
+            # hints alone need it; in another encoding it still names most words
+            text = (folder / WORDS_FILE).read_text(encoding="utf-8", errors="replace")
+            pipeline.words = frozenset(text.split())
         return pipeline
 
     def save_pretrained(
@@ -884,13 +886,21 @@ class MagicVideoPipeline(DiffusionPipeline):
         """Return the video of finished latents: the second half of the flow.
 
         Raises:
-            UserError: If a tile is too small for the upscaler.
+            UserError: If the latents are of another shape than the request's, a tile is too small
+                for the upscaler, or a number is not finite.
         """
+        size = self.capabilities.latent_size(request)
+        num_frames = request.video_frames
+        if latents.shape[1] == request.num_frames:  # interrupted before the interpolation
+            num_frames = request.num_frames
+        _check_latents(latents, (1, num_frames, self.unet.config.in_channels, *size))
+        check_finite(latents, "The latents")
         with self.load_components("vae"):
             frames = self.decode(latents, progress, chunks)
         if "upscaler" in request.stages:
             with self.load_components("upscaler"):
                 frames = self.upscale(request, frames, progress, chunks)
+        check_finite(frames, "The frames")
         return Video(frames[0].cpu(), request)
 
     # ------------------------------------------------------------------ stages

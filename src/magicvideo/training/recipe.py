@@ -642,7 +642,10 @@ def _apply(values: dict[str, Any], change: str) -> None:
         if not isinstance(inner, dict):
             raise UserError(f"--set {change!r}: {parent} is a value and has no settings inside.")
         target = inner
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"--set {_short(change)!r}: the value is not valid YAML.") from None
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 as text, for want of a dot
         with contextlib.suppress(ValueError):
