@@ -113,7 +113,7 @@ class Machine:
 
     def peak_memory(self) -> int:
         """Return the most bytes that this process has held so far, on the GPU if it runs there."""
-        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else _peak_on_cpu()
+        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else peak_on_cpu()
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def measure(name: str, model: Path | None, given: Path, machine: Machine, rounds
     return Cost(processor, clock, loaded, peak, tuple(made.shape[1:]))
 
 
-def _peak_on_cpu() -> int:
+def peak_on_cpu() -> int:
+    """Return the most bytes that this process has held so far."""
     if _STATUS.exists():
         # what `getrusage` tells begins at the size of the process that started this one
         lines = (line.split() for line in _STATUS.read_text().splitlines())

@@ -24,6 +24,7 @@ from magicvideo.pipelines.video import read_request
 
 _CATEGORY = "magicvideo"
 _MAX_SEED = 2**63 - 1
+_FREE_MOTION = -5.0
 Model = io.Custom("MAGICVIDEO_MODEL")
 Latents = io.Custom("MAGICVIDEO_LATENTS")
 
@@ -51,6 +52,15 @@ def _settings_inputs() -> list[Any]:
             tooltip="Key frames a second; 0: usual.",
         ),
         io.String.Input("negative_prompt", default="", multiline=True),
+        io.Float.Input(
+            "motion",
+            default=_FREE_MOTION,
+            min=_FREE_MOTION,
+            max=4.0,
+            step=0.1,
+            tooltip="How much moves: 0 is the mean of the training clips, 1 a standard deviation "
+            "more; -5 leaves it to the model.",
+        ),
     ]
 
 
@@ -118,6 +128,7 @@ class _SamplingNode(io.ComfyNode):
         frames: int,
         fps: float,
         negative_prompt: str,
+        motion: float = _FREE_MOTION,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         """Return what the node samples; `image` is there only where the schema names it."""
@@ -127,6 +138,7 @@ class _SamplingNode(io.ComfyNode):
             fps=fps or None,
             num_inference_steps=steps or None,
             guidance_scale=None if guidance < 0 else guidance,
+            motion=None if motion == _FREE_MOTION else motion,
         )
         return cls.sample(model, prompt, seed, settings, image)
 

@@ -16,7 +16,14 @@ from magicvideo.errors import UserError
 from magicvideo.pipelines.request import GenerationSettings
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
-COMMON = {"steps": 2, "guidance": -1.0, "frames": 0, "fps": 0.0, "negative_prompt": ""}
+COMMON = {
+    "steps": 2,
+    "guidance": -1.0,
+    "frames": 0,
+    "fps": 0.0,
+    "negative_prompt": "",
+    "motion": -5.0,
+}
 
 
 @pytest.fixture

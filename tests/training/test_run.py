@@ -16,7 +16,7 @@ from magicvideo.errors import UserError
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.components import stage_output
-from magicvideo.training.export import export
+from magicvideo.training.export import _max_given_frames, export
 from magicvideo.training.run import resolve_stage, train
 from magicvideo.training.trainer import Interrupted, Trainer
 
@@ -159,8 +159,19 @@ def test_export_accounts_for_every_tensor(trained, tmp_path, precision):
     assert steps == dict.fromkeys(STAGES, 4)
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["generation_defaults"]["fps"] == trained.defaults.fps
+    assert index["max_given_frames"] == 0  # none are given in this recipe
     for config in (tmp_path / "model").rglob("config.json"):
         assert "_name_or_path" not in json.loads(config.read_text()), config  # a folder of training
+
+
+def test_the_export_says_how_many_frames_the_denoiser_continues(trained):
+    stage = trained.keyframes.model_copy(update={"given_frames_prob": 0.5, "max_given_frames": 3})
+    learned = trained.model_copy(update={"keyframes": stage})
+    assert _max_given_frames(learned, {}) == 3
+    many = stage.model_copy(update={"max_given_frames": 99})
+    assert _max_given_frames(trained.model_copy(update={"keyframes": many}), {}) == (
+        trained.unet.num_frames - 1
+    )
 
 
 def test_what_was_exported_makes_a_video(trained, tmp_path):

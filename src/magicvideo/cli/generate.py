@@ -1,7 +1,7 @@
 """`magicvideo generate`: a prompt, or an image, to a video file."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,8 +31,11 @@ from magicvideo.pipelines.request import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
+    from magicvideo.media.video_stream import Frame, Progress
+    from magicvideo.pipelines.extend import ContinuedVideo
     from magicvideo.pipelines.request import LoraRef, Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
     from magicvideo.shapes import Latents
@@ -69,7 +72,7 @@ class PromptOptions:
         ),
     ] = None
 
-    def read(self, image: Path | None) -> tuple[list[str], list[str]]:
+    def read(self, condition: "ConditionOptions") -> tuple[list[str], list[str]]:
         """Return the prompts, and what each video is named after.
 
         Raises:
@@ -78,8 +81,15 @@ class PromptOptions:
         from magicvideo.data.text_files import read_prompts
 
         texts = [*(self.prompt or []), *(read_prompts(self.prompts) if self.prompts else [])]
-        if image is not None and not texts:
-            return [""], [image.stem]
+        if condition.extend is not None:
+            from magicvideo.pipelines.extend import read_recorded_prompt
+
+            if len(texts) > 1:
+                raise UserError("One video is extended by one prompt; leave the others out.")
+            texts = texts or [read_recorded_prompt(condition.extend)]
+            return texts, [f"{condition.extend.stem} extended"]
+        if condition.image is not None and not texts:
+            return [""], [condition.image.stem]
         if not texts or not all(text.strip() for text in texts):
             raise UserError("The prompt is empty; say what the video should show.")
         for text in texts:
@@ -162,7 +172,26 @@ class ConditionOptions:
     image: Annotated[
         Path | None,
         typer.Option(
-            help="An image as condition, in place of the text or beside it.", show_default=False
+            help="A picture that the video begins with, beside the prompt or in its place: scaled "
+            "until it covers the frame, its centre cut out. Models that have not learned to "
+            "continue given frames show something like it instead.",
+            show_default=False,
+        ),
+    ] = None
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            help="A video to continue; the output has its frames and then new ones. Without a "
+            "prompt or a seed, those in the file are taken.",
+            show_default=False,
+        ),
+    ] = None
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Length of the video in seconds, in place of --frames; with --extend, of what is "
+            "added.",
+            show_default="as many key frames as the model makes at once",
         ),
     ] = None
     seed: Annotated[
@@ -171,6 +200,20 @@ class ConditionOptions:
             help="Seed of the first video; the others count up from it.", show_default="random"
         ),
     ] = None
+
+    def seeds(self, count: int) -> list[int]:
+        """Return one seed for each video.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        from magicvideo.pipelines.request import resolve_seeds
+
+        if self.extend is None or self.seed is not None:
+            return resolve_seeds(self.seed, count)
+        from magicvideo.pipelines.extend import read_recorded_seed
+
+        return resolve_seeds(read_recorded_seed(self.extend), count)
 
 
 @dataclass(frozen=True)
@@ -225,13 +268,13 @@ def generate(
       magicvideo generate "a red heart beating" --output heart.gif --seed 7
       magicvideo generate "a cat" "a dog" --output "pets/{index}-{slug}.webp"
       magicvideo generate --image face.png --output face.mp4
+      magicvideo generate "a cat" --seconds 10
+      magicvideo generate --extend cat.mp4 --seconds 10 --output longer.mp4
       magicvideo generate "a cat" --stages keyframes
       magicvideo generate "a cat" --lora style.safetensors:0.8
       magicvideo generate --reproduce heart.gif --output again.gif
       magicvideo generate --resume heart.gif --device cpu
     """
-    from magicvideo.pipelines.request import resolve_seeds
-
     job = DecodeJob(model.model, model.device, chunks, output.overwrite)
     given: list[object] = [prompts.prompt or None, prompts.prompts]
     given += [None if condition == ConditionOptions() else condition, settings.chosen() or None]
@@ -243,14 +286,17 @@ def generate(
         _check_alone("--reproduce", *given, model.device)
         _remake(reproduce, output.for_copy_of(reproduce), model, job)
         return
-    texts, names = prompts.read(condition.image)
-    seeds = resolve_seeds(condition.seed, len(texts))
+    texts, names = prompts.read(condition)
+    seeds = condition.seeds(len(texts))
     with output.reserve(names, seeds) as paths:
         console = make_console()
         pipeline = model.load(console)
+        settings, continued = pipeline.plan_length(
+            settings, condition.seconds, condition.extend, condition.image
+        )
         requests = pipeline.build_requests(texts, seeds, settings, condition.image)
         with report_out_of_memory("ask for fewer --frames, or take another --device"):
-            _make(console, pipeline, requests, paths, job, model.lora or [])
+            _make(console, pipeline, requests, paths, job, model.lora or [], continued)
 
 
 def _check_alone(name: str, *others: object) -> None:
@@ -307,7 +353,10 @@ def _finish(output: Path, job: "DecodeJob") -> None:
                 markup=False,
             )
         _use_threads(request.threads)
-        job.make(console, "", pipeline, request, latents.to(pipeline.device), output)
+        if pipeline.capabilities.is_long(request):
+            job.make_long(console, "", pipeline, request, output, latents)
+        else:
+            job.make(console, "", pipeline, request, latents.to(pipeline.device), output)
         _print_result(output, request, job, [ref.name for ref in request.loras])
 
 
@@ -327,6 +376,7 @@ def _make(
     paths: list[Path],
     job: "DecodeJob",
     loras: list[str],
+    continued: "ContinuedVideo | None" = None,
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
     from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
@@ -335,6 +385,14 @@ def _make(
         pipeline.capabilities.check_chunks(request, job.chunks)
     for number, (request, path) in enumerate(zip(requests, paths, strict=True), start=1):
         place = f"{number}/{len(requests)} " if len(requests) > 1 else ""
+        if continued is not None:
+            job.extend(console, pipeline, request, continued, path)
+            say(f"{path} (seed {request.seed})")
+            continue
+        if pipeline.capabilities.is_long(request):
+            job.make_long(console, place, pipeline, request, path)
+            _print_result(path, request, job, loras)
+            continue
         with progress_bar(console, place) as progress:
             latents = pipeline.generate_latents(request, progress)
         write_latents(latents_path(path), latents, request)
@@ -396,7 +454,7 @@ class DecodeJob:
         from magicvideo.pipelines.video import write_video
 
         with (
-            self._say_how_to_continue(pipeline, request, latents, output),
+            self._say_how_to_continue(pipeline, request, [latents], output),
             progress_bar(console, place) as progress,
         ):
             video = pipeline.decode_and_upscale(request, latents, progress, self.chunks)
@@ -404,17 +462,108 @@ class DecodeJob:
             write_video(video.frames, request, output, overwrite=self.overwrite)
         latents_path(output).unlink(missing_ok=True)
 
+    def make_long(
+        self,
+        console: "Console",
+        place: str,
+        pipeline: "MagicVideoPipeline",
+        request: "Request",
+        output: Path,
+        made: "Latents | None" = None,
+    ) -> None:
+        """Write a long video while its frames are made; memory holds its key latents alone.
+
+        Args:
+            console: Shows the progress.
+            place: Which of several videos this is, before what the progress says.
+            pipeline: The model.
+            request: What to make.
+            output: Where the video goes.
+            made: Latents of key frames that an earlier attempt has made.
+
+        Raises:
+            UserError: If the file cannot be written, or memory ends.
+        """
+        from magicvideo.pipelines.latent_checkpoint import latents_path
+
+        kept = [] if made is None else [made]
+        with (
+            self._say_how_to_continue(pipeline, request, kept, output),
+            progress_bar(console, place) as progress,
+        ):
+            frames = pipeline.iter_frames(
+                request, progress, self.chunks, made=made, on_keys=kept.append
+            )
+            self._write_frames(frames, request.video_frames, request, output, progress)
+        latents_path(output).unlink(missing_ok=True)
+
+    def extend(
+        self,
+        console: "Console",
+        pipeline: "MagicVideoPipeline",
+        request: "Request",
+        continued: "ContinuedVideo",
+        output: Path,
+    ) -> None:
+        """Write a video and its continuation while new frames are made.
+
+        Args:
+            console: Shows the progress.
+            pipeline: The model.
+            request: What to make.
+            continued: The video that is continued.
+            output: Where the longer video goes.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
+        from itertools import chain
+
+        from magicvideo.pipelines.text_to_video import CallInputs
+
+        request = replace(request, unrecorded=("extend",))
+        with progress_bar(console, "") as progress:
+            new = pipeline.iter_frames(request, progress, self.chunks, CallInputs(extend=continued))
+            added = (request.num_frames - continued.keys.shape[1]) * (request.num_inserted + 1)
+            total = continued.num_frames + added
+            frames = chain(continued.frames(), new)
+            self._write_frames(frames, total, request, output, progress)
+
+    def _write_frames(
+        self,
+        frames: "Iterable[Frame]",
+        total: int,
+        request: "Request",
+        output: Path,
+        progress: "Progress",
+    ) -> None:
+        from magicvideo.media.video_io import check_frames, to_uint8, write_pixels
+
+        scale = request.output_scale
+        check_frames(output, total, scale * request.height, scale * request.width)
+
+        def pixels() -> "Iterator[np.ndarray]":
+            for done, frame in enumerate(frames, start=1):
+                yield to_uint8(frame[None], scale)[0]
+                progress("writing", done, total)
+
+        write_pixels(
+            pixels(), request.video_fps, request.to_json(), output, overwrite=self.overwrite
+        )
+
     @contextmanager
     def _say_how_to_continue(
         self,
         pipeline: "MagicVideoPipeline",
         request: "Request",
-        latents: "Latents",
+        latents: "list[Latents]",
         output: Path,
     ) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            if not latents:
+                raise
             _keep_latents(output, latents, request)
             if not is_out_of_memory(error):
                 self._print_command(output, self.device, self.chunks)
@@ -440,12 +589,15 @@ class DecodeJob:
         say(f"The latents are kept; continue with: {shlex.join(words)}", err=True)
 
 
-def _keep_latents(output: Path, latents: "Latents", request: "Request") -> None:
-    """Write latents again that another program removed, so that they are there as it is said."""
+def _keep_latents(output: Path, latents: "list[Latents]", request: "Request") -> None:
+    """Write the latents of a video, in parts one after the other, if they are not there yet."""
+    import torch
+
     from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
 
-    if not latents_path(output).exists():
-        write_latents(latents_path(output), latents, request)
+    whole = torch.cat([part.cpu() for part in latents], dim=1)
+    if len(latents) > 1 or not latents_path(output).exists():
+        write_latents(latents_path(output), whole, request)
 
 
 def _changed_flags(before: ChunkSizes, after: ChunkSizes) -> list[str]:

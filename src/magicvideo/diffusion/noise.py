@@ -72,11 +72,17 @@ def noise_covariance(
     return noise_correlation + (1 - noise_correlation) * noise_decay**apart
 
 
+def window_parts(window: int) -> tuple[int | str, ...]:
+    """Return what a window of a long video adds to the parts of a seed; the first adds nothing."""
+    return ("window", window) if window else ()
+
+
 def initial_latent_noise(
     seed: int,
     shape: tuple[int, ...],
     noise_correlation: float = 0.0,
     noise_decay: float = 0.0,
+    window: int = 0,
 ) -> Latents:
     """Return the noise of one video, the same on every machine for the same seed.
 
@@ -85,9 +91,10 @@ def initial_latent_noise(
         shape: Of its latents, `f c h w`.
         noise_correlation: As for `correlated_noise`.
         noise_decay: As for `correlated_noise`.
+        window: Which window of a long video it is for; each has noise of its own.
 
     Returns:
         Noise, `1 f c h w`.
     """
-    generator = StackedGenerator([seeded_generator("video", seed)])
+    generator = StackedGenerator([seeded_generator("video", seed, *window_parts(window))])
     return correlated_noise((1, *shape), generator, noise_correlation, noise_decay)

@@ -173,7 +173,7 @@ def denoising_loop(
     scheduler: Scheduler,
     num_steps: int,
     on_step: Callable[[int], None] | None = None,
-    after_step: Callable[[int, Tensor, Latents], Latents | None] | None = None,
+    after_step: Callable[[int, Tensor, Latents, Latents], Latents | None] | None = None,
     generator: torch.Generator | None = None,
 ) -> Latents:
     """Return the latents at the end of the scheduler's steps from noise.
@@ -187,8 +187,9 @@ def denoising_loop(
         scheduler: Gives the steps and leads from one to the next.
         num_steps: Calls of `predict`.
         on_step: Called with the number of finished steps.
-        after_step: Called with the number of a step, from 0 on, its timestep and its latents; it
-            returns the latents to continue with, or None to end here.
+        after_step: Called with the number of a step, from 0 on, its timestep, its latents and the
+            estimate of the clean latents; it returns the latents to continue with, or None to end
+            here.
         generator: Of the noise that a stochastic scheduler adds.
     """
     scheduler.set_timesteps(num_steps, device=noise.device)
@@ -204,11 +205,34 @@ def denoising_loop(
         if on_step is not None:
             on_step(step + 1)
         if after_step is not None:
-            following = after_step(step, timestep, latents)
+            estimate = estimate_clean(scheduler, scaled, prediction, timestep)
+            following = after_step(step, timestep, latents, estimate)
             if following is None:
                 break
             latents = following
     return latents
+
+
+def estimate_clean(
+    scheduler: Scheduler, noisy: Latents, prediction: Latents, timestep: Tensor
+) -> Latents:
+    """Return the clean latents that a prediction implies: what a step would end at if it were last.
+
+    With x = alpha x_0 + sigma e, it is (x - sigma e) / alpha for a predicted noise e, and
+    alpha x - sigma v for a predicted velocity v (Salimans and Ho, 2202.00512).
+
+    Args:
+        scheduler: One of `SCHEDULERS`.
+        noisy: What the network saw, scaled as `scale_model_input` does, so of unit variance.
+        prediction: What it said.
+        timestep: Of the noisy latents; it may lie between two diffusion steps.
+    """
+    kept = scheduler.alphas_cumprod.to(noisy)[timestep.long()]
+    alpha, sigma = kept**0.5, (1 - kept) ** 0.5
+    if scheduler.config.prediction_type == "v_prediction":
+        return alpha * noisy - sigma * prediction
+    # with zero terminal SNR nothing of the clean latents is in the first step's input
+    return (noisy - sigma * prediction) / alpha.clamp_min(1e-2)
 
 
 Keys: TypeAlias = Float[Tensor, "g 2 c h w"]

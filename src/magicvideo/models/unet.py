@@ -240,6 +240,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
         if all_frames > longest:
             raise ValueError(f"the video has {all_frames} frames and the network at most {longest}")
 
+    @property
+    def can_cache_frames(self) -> bool:
+        """Whether frames never depend on later ones, as `cache_frames` needs it."""
+        directed = self.config.temporal_attention in ("directed", "none")
+        return directed and self.config.convolutions == "2d"
+
     @torch.no_grad()
     def cache_frames(
         self,

@@ -1,5 +1,6 @@
 """What a loaded model can do, and complete requests within it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -10,7 +11,9 @@ import torch
 from magicvideo.errors import UserError
 from magicvideo.pipelines.request import (
     DEFAULT_CHUNKS,
+    MAX_FRAMES,
     ChunkSizes,
+    FirstFrame,
     GenerationSettings,
     ImageCondition,
     LoraRef,
@@ -30,7 +33,8 @@ class ModelCapabilities:
         device: Kind of device that it is on.
         side: Pixels a side of the key frames that it was trained on.
         vae_scale_factor: Pixels a side of one position of the latents.
-        max_frames: The most key frames of a video.
+        max_frames: The most key frames that are sampled together; without given frames in training,
+            the most of a video.
         max_steps: The most diffusion steps.
         defaults: Settings where a caller gives none.
         scheduler_options: Configuration of the default scheduler beside its name.
@@ -39,6 +43,8 @@ class ModelCapabilities:
         upscale_factor: Of the super-resolution.
         min_tile_size: Shortest side of what the upscaler can see, in pixels of the small frames.
         loras: What is merged into its weights, in order.
+        max_given_frames: The most first frames that its denoiser has learned to continue.
+        has_motion: Whether its denoiser is conditioned on a motion score.
     """
 
     hash: str | None
@@ -54,6 +60,13 @@ class ModelCapabilities:
     upscale_factor: int
     min_tile_size: int
     loras: tuple[LoraRef, ...] = ()
+    max_given_frames: int = 0
+    has_motion: bool = False
+
+    @property
+    def default_overlap(self) -> int:
+        """Return how many key frames each part of a long video takes over by default."""
+        return max(1, min(self.max_given_frames, self.max_frames // 4))
 
     def default(self, name: str) -> Any:  # noqa: ANN401 - of the setting's type
         """Return the model's default of a generation setting, by the setting's name."""
@@ -65,6 +78,7 @@ class ModelCapabilities:
         seeds: Sequence[int],
         settings: GenerationSettings,
         image_condition: ImageCondition | None,
+        first_frame: FirstFrame | None = None,
     ) -> list[Request]:
         """Return one complete request for each prompt.
 
@@ -74,7 +88,7 @@ class ModelCapabilities:
         if not prompts:
             raise UserError("There is no prompt; say what the video should show.")
         return [
-            self.build_request(prompt, seed, settings, image_condition)
+            self.build_request(prompt, seed, settings, image_condition, first_frame=first_frame)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
@@ -85,6 +99,7 @@ class ModelCapabilities:
         settings: GenerationSettings,
         image_condition: ImageCondition | None,
         unrecorded: tuple[str, ...] = (),
+        first_frame: FirstFrame | None = None,
     ) -> Request:
         """Return one complete request.
 
@@ -92,17 +107,22 @@ class ModelCapabilities:
             prompt: Text.
             seed: Of the noise.
             settings: What the caller chose.
-            image_condition: An image beside the text or in its place.
+            image_condition: An image beside the text or in its place. Beside a first frame, it
+                takes the place of an empty text alone.
             unrecorded: Names of inputs that the request does not hold.
+            first_frame: The picture that the video begins with.
 
         Raises:
             UserError: If a value is out of the model's range.
         """
         chosen = {**self.defaults.chosen(), **settings.chosen()}
         stages = chosen.setdefault("stages", self.stages)
-        side = self.side * (self.upscale_factor if "upscaler" in stages else 1)
-        height, width = chosen.setdefault("height", side), chosen.setdefault("width", side)
-        chosen.setdefault("num_frames", self.max_frames)
+        height, width = self.video_size(settings)
+        chosen |= {"height": height, "width": width}
+        if chosen.setdefault("num_frames", self.max_frames) > self.max_frames:
+            chosen.setdefault("overlap", self.default_overlap)
+        if first_frame is not None and prompt.strip():
+            image_condition = None
         chosen.setdefault("output_scale", max(1, _PLEASANT_SIDE // min(height, width)))
         chosen.setdefault("negative_prompt", "")
         request = Request(
@@ -118,9 +138,49 @@ class ModelCapabilities:
             version=version("magicvideo"),
             loras=self.loras,
             unrecorded=unrecorded,
+            first_frame=first_frame,
         )
         self.validate(request)
         return request
+
+    def video_size(self, settings: GenerationSettings) -> tuple[int, int]:
+        """Return height and width of the finished video that settings ask for."""
+        chosen = {**self.defaults.chosen(), **settings.chosen()}
+        large = "upscaler" in chosen.get("stages", self.stages)
+        side = self.side * (self.upscale_factor if large else 1)
+        return chosen.get("height", side), chosen.get("width", side)
+
+    def with_length(
+        self, settings: GenerationSettings, seconds: float, *, is_added: bool = False
+    ) -> GenerationSettings:
+        """Return settings for a video of a length in seconds, to the nearest key frame.
+
+        Args:
+            settings: What else the caller chose.
+            seconds: The length.
+            is_added: Whether the new frames follow others, so that each key frame has a gap.
+
+        Raises:
+            UserError: If they name a number of frames, too, or the length is out of range.
+        """
+        if settings.num_frames is not None:
+            raise UserError(
+                "Both the number of frames and the seconds tell the length; give one of them."
+            )
+        fps = settings.fps or float(self.default("fps"))
+        stages = settings.stages or self.defaults.stages or self.stages
+        inserted = self.num_inserted if "interpolation" in stages else 0
+        longest = (MAX_FRAMES - 1 + 1 / (inserted + 1)) / fps
+        if not (math.isfinite(seconds) and 0 < seconds <= longest):
+            raise UserError(
+                f"The length is {seconds:g} seconds; it must be a number above 0, up to "
+                f"{longest:.0f} at {fps:g} key frames a second."
+            )
+        if is_added:
+            return replace(settings, num_frames=max(1, round(seconds * fps)))
+        # n key frames last (n - 1) / fps, and as long as one frame of the finished video
+        frames = round(seconds * fps - 1 / (inserted + 1)) + 1
+        return replace(settings, num_frames=max(2 if inserted else 1, frames))
 
     def latent_size(self, request: Request) -> tuple[int, int]:
         """Return height and width of the latents of a request's key frames.
@@ -128,18 +188,36 @@ class ModelCapabilities:
         Raises:
             UserError: If the model makes no videos of this size.
         """
+        return self.latent_size_of(request.height, request.width, request.stages)
+
+    def latent_size_of(self, height: int, width: int, stages: Sequence[str]) -> tuple[int, int]:
+        """Return height and width of the latents of a video of this size, by these stages.
+
+        Raises:
+            UserError: If the model makes no videos of this size.
+        """
         unit = self.vae_scale_factor
-        if "upscaler" in request.stages:
+        if "upscaler" in stages:
             unit *= self.upscale_factor
-        for name in ("height", "width"):
-            value = getattr(request, name)
+        for name, value in (("height", height), ("width", width)):
             if value % unit:
                 near = max(unit, round(value / unit) * unit)
                 raise UserError(
                     f"The {name} is {value}; with these stages the model makes multiples of "
                     f"{unit}, such as {near}."
                 )
-        return request.height // unit, request.width // unit
+        return height // unit, width // unit
+
+    def is_long(self, request: Request) -> bool:
+        """Return whether a video is made in several windows."""
+        return request.num_frames > self.max_frames
+
+    def num_windows(self, request: Request) -> int:
+        """Return how many times key frames are sampled, one after the other."""
+        if not self.is_long(request):
+            return 1
+        beyond = request.num_frames - self.max_frames
+        return 1 + -(-beyond // (self.max_frames - (request.overlap or 1)))
 
     def validate(self, request: Request) -> None:
         """Refuse a request that the model cannot fulfil.
@@ -147,10 +225,11 @@ class ModelCapabilities:
         Raises:
             UserError: If it wants too many frames or steps, another size or another model.
         """
-        if request.num_frames > self.max_frames:
+        self._check_continuation(request)
+        if request.motion is not None and not self.has_motion:
             raise UserError(
-                f"The number of frames is {request.num_frames}; this model makes at most "
-                f"{self.max_frames}."
+                f"The motion is {request.motion:g}; this model was trained without a motion score, "
+                "so leave the motion out."
             )
         most = max(request.num_inference_steps, request.interpolation_steps, request.upscaler_steps)
         if most > self.max_steps:
@@ -178,6 +257,36 @@ class ModelCapabilities:
                 f"{self.hash}; name the right folder with --model."
             )
         self.latent_size(request)
+
+    def _check_continuation(self, request: Request) -> None:
+        """Refuse long videos and first frames of models that have not learned to continue frames.
+
+        Raises:
+            UserError: If the request is for one.
+        """
+        if request.first_frame is not None and not self.max_given_frames:
+            raise UserError(
+                "The video begins with a given picture, and this model was trained without given "
+                "frames; choose another model."
+            )
+        if not self.is_long(request):
+            if request.overlap is not None:
+                raise UserError(
+                    f"The overlap is {request.overlap}; it is for videos of more than "
+                    f"{self.max_frames} key frames, so leave it out."
+                )
+            return
+        if not self.max_given_frames:
+            raise UserError(
+                f"The number of frames is {request.num_frames}; this model makes at most "
+                f"{self.max_frames}, since it was trained without given frames to continue."
+            )
+        most = min(self.max_given_frames, self.max_frames - 1)
+        if request.overlap is None or request.overlap > most:
+            raise UserError(
+                f"The overlap is {request.overlap}; it must be an integer from 1 to {most}, as "
+                "many frames as this model has learned to continue."
+            )
 
     def check_loras(self, request: Request) -> None:
         """Refuse a request for other LoRAs than the model has.

@@ -7,7 +7,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from magicvideo.diffusion.noise import correlated_noise, seeded_generator
+from magicvideo.diffusion.noise import correlated_noise, seeded_generator, window_parts
 from magicvideo.diffusion.sampling import (
     Scheduler,
     interleave_frames,
@@ -31,6 +31,7 @@ def interpolate_latents(
     noise_correlation: float,
     noise_level: int,
     on_step: Callable[[int], None] | None = None,
+    window: int = 0,
 ) -> Float[Tensor, "1 all c h w"]:
     """Return a video's latents: its key frames unchanged, and new frames between them.
 
@@ -49,9 +50,10 @@ def interpolate_latents(
             (conditioning augmentation), so that it does not take errors of generated key frames
             for motion.
         on_step: Called with the number of finished steps.
+        window: Which window of a long video the key frames are of; each has noise of its own.
     """
     gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
-    generator = seeded_generator("interpolation", seed)
+    generator = seeded_generator("interpolation", seed, *window_parts(window))
     noise = correlated_noise(
         (1, gaps * inserted, *keys.shape[2:]), StackedGenerator([generator]), noise_correlation
     )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from magicvideo.atomic_io import hash_folder, verify_checksums
 from magicvideo.errors import UserError
+from magicvideo.limits import MAX_WIDTH
 from magicvideo.models.components import (
     COMPONENTS,
     INDEX_FILE,
@@ -43,6 +44,7 @@ class ModelIndex(BaseModel):
     upscaler_noise_level: float = Field(default=0.0, ge=0)
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     noise_decay: float = Field(default=0.0, ge=0, lt=1)
+    max_given_frames: int = Field(default=0, ge=0, le=MAX_WIDTH)
     license: str | None = None
 
     @field_validator("class_name")

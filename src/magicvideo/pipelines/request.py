@@ -19,6 +19,7 @@ from magicvideo.limits import parse_json
 
 MAX_SEED = 2**63 - 1
 MAX_LORA_SCALE = 10.0
+MAX_FRAMES = 10_000  # key frames
 STAGES = ("keyframes", "interpolation", "upscaler")
 SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "lcm")
 _KEY = "magicvideo"  # the one key of the JSON object that travels in files
@@ -37,6 +38,7 @@ def setting(
     highest: Number | None = None,
     default: object = None,
     usual: str | None = "the model's own",
+    optional: bool = False,
 ) -> Any:  # noqa: ANN401 - as dataclasses.field
     """Return the field of a generation setting.
 
@@ -48,6 +50,7 @@ def setting(
         highest: Largest value of a number.
         default: Value of the field; None stands for the model's own default.
         usual: What the help shows as the default, or None for the value itself.
+        optional: Whether a complete request may leave it None.
     """
     metadata = {
         "label": label,
@@ -56,6 +59,7 @@ def setting(
         "lowest": lowest,
         "highest": highest,
         "usual": usual,
+        "optional": optional,
     }
     return field(default=default, metadata=metadata)
 
@@ -99,7 +103,7 @@ class GenerationSettings:
         "Number of key frames; interpolation inserts further frames between them.",
         flag="--frames",
         lowest=1,
-        highest=10_000,
+        highest=MAX_FRAMES,
         usual="as many as in training",
     )
     fps: float | None = setting(
@@ -107,6 +111,22 @@ class GenerationSettings:
         "Key frames per second; the motion is paced by it.",
         lowest=1.0,
         highest=60.0,
+    )
+    motion: float | None = setting(
+        "The motion",
+        "How much moves: 0 is the mean of the training clips, 1 a standard deviation more.",
+        lowest=-4.0,
+        highest=4.0,
+        usual="left to the model",
+        optional=True,
+    )
+    overlap: int | None = setting(
+        "The overlap",
+        "Key frames of a long video that each part takes over from the part before it.",
+        lowest=1,
+        highest=1000,
+        usual="a quarter of what the model makes at once",
+        optional=True,
     )
     height: int | None = setting(
         "The height",
@@ -257,6 +277,22 @@ class ImageCondition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstFrame:
+    """The picture that a video begins with, as the model sees it.
+
+    Attributes:
+        name: Name of the image's file, for people.
+        latents: Float32 values of its latents `c h w`, little-endian, in base64;
+            `first_frame.latents_of` reads them.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: str
+    latents: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraRef:
     """A LoRA that is merged into the model for a video.
 
@@ -285,11 +321,13 @@ class LoraRef:
 class Request(GenerationSettings):
     """Everything that decides the bytes of one video; it travels in the file.
 
-    The settings of `GenerationSettings` are complete here, none is None.
+    The settings of `GenerationSettings` are complete here. Only `motion`, where the video is not
+    conditioned on it, and `overlap`, where the model makes it at once, may be None.
 
     Attributes:
         prompt: Text; may be empty beside an image.
         image_condition: An image beside the text or in its place, or None.
+        first_frame: The picture that the video begins with, or None.
         seed: Seed of the noise.
         num_inserted: New frames between two key frames.
         scheduler_options: Configuration values of the scheduler that differ from the model's.
@@ -328,17 +366,19 @@ class Request(GenerationSettings):
     scheduler_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     loras: tuple[LoraRef, ...] = ()
     unrecorded: tuple[str, ...] = ()
+    first_frame: FirstFrame | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be."""
         super().__post_init__()
         for one in fields(GenerationSettings):
-            if getattr(self, one.name) is None:
+            if getattr(self, one.name) is None and not one.metadata["optional"]:
                 raise UserError(f"The request lacks {one.name}.")
         check_integer("The seed", self.seed, 0, MAX_SEED)
         check_integer("The number of threads", self.threads, 1, 4096)
         check_integer("The number of inserted frames", self.num_inserted, 0, 1000)
-        has_condition = self.image_condition is not None or "prompt_embeds" in self.unrecorded
+        pictures = (self.image_condition, self.first_frame)
+        has_condition = any(pictures) or "prompt_embeds" in self.unrecorded
         check_text("The prompt", self.prompt)
         if not has_condition and not self.prompt.strip():
             raise UserError("The prompt is empty; say what the video should show.")

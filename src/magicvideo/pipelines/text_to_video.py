@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from magicvideo.atomic_io import atomic_folder, hash_folder
-from magicvideo.diffusion.noise import initial_latent_noise, seeded_generator
+from magicvideo.diffusion.noise import initial_latent_noise, seeded_generator, window_parts
 from magicvideo.diffusion.sampling import (
     GuidedDenoiser,
     Scheduler,
@@ -29,7 +29,14 @@ from magicvideo.diffusion.sampling import (
     make_scheduler,
 )
 from magicvideo.errors import UserError
-from magicvideo.models.autoencoder import Autoencoder, decode_latents, vae_scale_factor
+from magicvideo.media.video_stream import open_video_stream
+from magicvideo.models.autoencoder import (
+    Autoencoder,
+    decode_latents,
+    encode_frames,
+    iter_decode,
+    vae_scale_factor,
+)
 from magicvideo.models.components import COMPONENTS, OPTIONAL, WEIGHTS, write_model_index
 from magicvideo.models.conditioning import (
     ImageConditioner,
@@ -37,6 +44,7 @@ from magicvideo.models.conditioning import (
     image_to_condition_tokens,
 )
 from magicvideo.models.interpolator import Interpolator
+from magicvideo.models.preview import LatentPreview
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.pipelines.capabilities import ModelCapabilities
@@ -47,16 +55,32 @@ from magicvideo.pipelines.component_loading import (
     own_precision,
     resolve_dtypes,
 )
+from magicvideo.pipelines.extend import (
+    ContinuedVideo,
+    plan_extension,
+    read_last_key_frames,
+    read_recorded_prompt,
+    read_recorded_seed,
+)
+from magicvideo.pipelines.first_frame import encode_first_frame, latents_of
 from magicvideo.pipelines.hints import WORDS_FILE, prompt_hints
 from magicvideo.pipelines.image_condition import embedding_of, encode_image_condition
 from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.keyframes import (
+    GivenFrames,
+    Window,
+    WindowDenoiser,
+    plan_windows,
+)
 from magicvideo.pipelines.lora import ADAPTED_COMPONENTS, LoraStack, locate_lora, read_lora
 from magicvideo.pipelines.model_folder import find_model_folder, verify_model_folder
 from magicvideo.pipelines.request import (
     DEFAULT_CHUNKS,
+    MAX_FRAMES,
     STAGES,
     USUAL_DEFAULTS,
     ChunkSizes,
+    FirstFrame,
     GenerationSettings,
     ImageCondition,
     Request,
@@ -64,7 +88,7 @@ from magicvideo.pipelines.request import (
     check_text,
     resolve_seeds,
 )
-from magicvideo.pipelines.upscale import upscale_frames
+from magicvideo.pipelines.upscale import upscale_batches, upscale_frames
 from magicvideo.pipelines.video import Video, VideoOutput
 from magicvideo.shapes import Frames, Latents, Tokens, check_finite
 
@@ -92,6 +116,7 @@ class CallInputs:
         negative_prompt_embeds: What guidance moves away from, in place of the encoded text.
         callback: Called after every step of the key frames.
         callback_tensors: Names of the tensors that it is called with.
+        extend: A video that this one continues.
         altered: Names of what made the video differ from its request; the loop adds to it.
     """
 
@@ -100,11 +125,12 @@ class CallInputs:
     negative_prompt_embeds: Tokens | None = None
     callback: StepEndCallback | None = None
     callback_tensors: Sequence[str] = ()
+    extend: ContinuedVideo | None = None
     altered: list[str] = field(default_factory=list)
 
     def given(self) -> tuple[str, ...]:
-        """Return the names of the tensors that decide the video and are not in a request."""
-        names = ("latents", "prompt_embeds", "negative_prompt_embeds")
+        """Return the names of what decides the video and is not in a request."""
+        names = ("latents", "prompt_embeds", "negative_prompt_embeds", "extend")
         return tuple(name for name in names if getattr(self, name) is not None)
 
 
@@ -131,6 +157,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         upscaler_noise_level: Standard deviation of the noise on the upscaler's input frames.
         noise_correlation: Part of the noise that all frames of a video share, as in training.
         noise_decay: Correlation of the remaining noise of adjacent frames, as in training.
+        max_given_frames: The most first frames that the denoiser has learned to continue: with any,
+            videos begin with a given picture and have any length.
         license: Licence of the weights.
     """
 
@@ -139,6 +167,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         "latents",
         "prompt_embeds",
         "negative_prompt_embeds",
+        "pred_original_sample",
     ]
     model_cpu_offload_seq = (
         "text_encoder->image_encoder->image_conditioner->unet->interpolator->vae->upscaler"
@@ -157,6 +186,7 @@ class MagicVideoPipeline(DiffusionPipeline):
     model_hash: str | None = None
     words: frozenset[str] = frozenset()
     loader: LazyComponentLoader | None = None
+    latent_preview: LatentPreview | None = None
 
     def __init__(
         self,
@@ -175,6 +205,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         upscaler_noise_level: float = 0.0,
         noise_correlation: float = 0.0,
         noise_decay: float = 0.0,
+        max_given_frames: int = 0,
         license: str | None = None,
     ) -> None:
         super().__init__()
@@ -202,6 +233,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             upscaler_noise_level=upscaler_noise_level,
             noise_correlation=noise_correlation,
             noise_decay=noise_decay,
+            max_given_frames=max_given_frames,
             license=license,
         )
 
@@ -209,6 +241,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         """Set an attribute; a model whose networks are replaced is no longer that of its folder."""
         if name in WEIGHTS and name in self.__dict__ and self.__dict__[name] is not value:
             self.model_hash = None
+        if name == "vae":
+            self.latent_preview = None  # it was fitted to the other one
         super().__setattr__(name, value)
 
     # ------------------------------------------------------------------ loading and saving
@@ -296,6 +330,9 @@ class MagicVideoPipeline(DiffusionPipeline):
         pipeline.loader = loader if offload_device else None
         # with other networks than the folder's it is another model
         pipeline.model_hash = None if overrides.keys() & WEIGHTS.keys() else hash_folder(folder)
+        if "vae" not in overrides:
+            channels = pipeline.vae.config.latent_channels
+            pipeline.latent_preview = LatentPreview.load(folder / "vae", channels)
         if (folder / WORDS_FILE).is_file():
             # hints alone need it; in another encoding it still names most words
             text = (folder / WORDS_FILE).read_text(encoding="utf-8", errors="replace")
@@ -343,6 +380,8 @@ class MagicVideoPipeline(DiffusionPipeline):
             super().save_pretrained(partial_folder, variant=variant, max_shard_size=max_shard_size)
             index = self._dict_from_json_file(partial_folder / self.config_name)
             write_model_index(partial_folder, index)
+            if self.latent_preview is not None:
+                self.latent_preview.save(partial_folder / "vae")
             if self.words:
                 text = "".join(f"{word}\n" for word in sorted(self.words))
                 (partial_folder / WORDS_FILE).write_text(text, encoding="utf-8")
@@ -627,6 +666,8 @@ class MagicVideoPipeline(DiffusionPipeline):
             upscale_factor=self.upscaler.config.factor if self.upscaler else 1,
             min_tile_size=self.upscaler.min_tile_size if self.upscaler else 0,
             loras=self.lora_stack.refs,
+            max_given_frames=self.config.max_given_frames,
+            has_motion=self.unet.config.motion_condition,
         )
 
     def _default_scheduler(self, defaults: GenerationSettings) -> tuple[str, dict[str, Any]]:
@@ -648,10 +689,36 @@ class MagicVideoPipeline(DiffusionPipeline):
         Raises:
             UserError: If a value is out of the model's range.
         """
-        condition = None if image is None else self.encode_image(image)
-        requests = self.capabilities.build_requests(prompts, seeds, settings, condition)
+        condition, first = self.prepare_image(image, prompts, settings)
+        requests = self.capabilities.build_requests(prompts, seeds, settings, condition, first)
         self._log_hints([*prompts, settings.negative_prompt or ""])
         return requests
+
+    def prepare_image(
+        self, image: ImageInput | None, prompts: Sequence[str], settings: GenerationSettings
+    ) -> tuple[ImageCondition | None, FirstFrame | None]:
+        """Return an image as what the model takes: a condition, the first frame, or both.
+
+        A model that has learned to continue given frames begins the video with the image. Where a
+        prompt is empty, the image's CLIP embedding also takes the place of the text, if the model
+        has an image encoder. Other models take the embedding alone, as a condition.
+
+        Args:
+            image: A file or an image, or None for neither.
+            prompts: The texts beside it.
+            settings: They tell the size of the frames.
+
+        Raises:
+            UserError: If the model takes no image, or the file is missing or no image.
+        """
+        if image is None:
+            return None, None
+        if not self.config.max_given_frames:
+            return self.encode_image(image), None
+        has_text = all(text.strip() for text in prompts)
+        takes_embedding = self.image_encoder is not None and self.image_conditioner is not None
+        condition = self.encode_image(image) if takes_embedding and not has_text else None
+        return condition, self.encode_first_frame(image, settings)
 
     def encode_image(self, image: ImageInput) -> ImageCondition:
         """Return an image as condition: its CLIP embedding.
@@ -663,6 +730,26 @@ class MagicVideoPipeline(DiffusionPipeline):
         with self.load_components("image_encoder"):
             encoder, _ = self.image_condition_models
             return encode_image_condition(encoder, image, self._execution_device)
+
+    def encode_first_frame(self, image: ImageInput, settings: GenerationSettings) -> FirstFrame:
+        """Return an image as first frame: its latents.
+
+        The image is scaled until it covers the frame, and its centre is cut out.
+
+        Raises:
+            UserError: If the model makes no videos of this size, or the file is missing or no
+                image.
+        """
+        height, width = self._key_frame_size(settings)
+        with self.load_components("vae"):
+            return encode_first_frame(self.vae, image, height, width, self._execution_device)
+
+    def _key_frame_size(self, settings: GenerationSettings) -> tuple[int, int]:
+        """Return height and width of the key frames in pixels."""
+        model = self.capabilities
+        stages = settings.stages or model.defaults.stages or model.stages
+        rows, columns = model.latent_size_of(*model.video_size(settings), stages)
+        return rows * model.vae_scale_factor, columns * model.vae_scale_factor
 
     def _log_hints(self, texts: Sequence[str]) -> None:
         if self.tokenizer is None:
@@ -680,10 +767,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         *,
         negative_prompt: str | Sequence[str] | None = None,
         image: ImageInput | None = None,
+        extend: str | Path | None = None,
+        seconds: SupportsFloat | None = None,
         height: SupportsIndex | None = None,
         width: SupportsIndex | None = None,
         num_frames: SupportsIndex | None = None,
         fps: SupportsFloat | None = None,
+        motion: SupportsFloat | None = None,
+        overlap: SupportsIndex | None = None,
         num_inference_steps: SupportsIndex | None = None,
         guidance_scale: SupportsFloat | None = None,
         guidance_stop: SupportsFloat | None = None,
@@ -713,12 +804,23 @@ class MagicVideoPipeline(DiffusionPipeline):
         Args:
             prompt: Text, or several.
             negative_prompt: What guidance moves away from; one text, or one for each prompt.
-            image: An image as condition, in place of the text or beside it.
+            image: With a model that has learned to continue given frames, the first frame of the
+                video: scaled until it covers the frame, with the centre cut out. With others an
+                image as condition. In place of the text or beside it.
+            extend: A video file, which the new frames continue; its own frames come first in the
+                result. Needs a model that has learned to continue given frames. Without a prompt
+                and a seed, those that the file records.
+            seconds: Length of the video, in place of `num_frames`; with `extend` of what is added.
             height: Of the finished video, in pixels; by default what the model was trained for.
             width: Likewise.
-            num_frames: Key frames, at most and by default as many as the denoiser was trained
-                with. Interpolation inserts new frames between them.
+            num_frames: Key frames, by default as many as the denoiser was trained with. More need
+                a model that has learned to continue given frames. Interpolation inserts new frames
+                between them. With `extend`, the number of those that are added.
             fps: Key frames per second: the network paces the motion by it.
+            motion: How much moves: 0 is the mean of the training clips, 1 a standard deviation
+                more. Needs a model that was trained with a motion score. By default the motion is
+                left to the model.
+            overlap: Key frames that each part of a long video takes over from the part before it.
             num_inference_steps: Diffusion steps of the key frames.
             guidance_scale: 1 is no guidance.
             guidance_stop: Fraction of those steps after which guidance ends; 1 guides all of them.
@@ -740,41 +842,41 @@ class MagicVideoPipeline(DiffusionPipeline):
             callback_on_step_end: Called after each step of the key frames of each video with the
                 pipeline, the step, the timestep and a dict of tensors; what it returns takes their
                 place. It may set `pipeline._interrupt`: the call then ends with this video.
-            callback_on_step_end_tensor_inputs: Names of these tensors.
+            callback_on_step_end_tensor_inputs: Names of these tensors. `pred_original_sample` is
+                the present estimate of the clean latents, which `preview` shows; in it are all
+                frames that are sampled together, also given ones.
             progress: Called with a stage, the steps done in it, from 0 on, and their number; of
                 decoding these are frames. It takes the place of the progress bars.
 
         Raises:
             UserError: If a value is out of its range.
         """
-        if output_type not in _OUTPUT_TYPES:
-            raise UserError(
-                f"The output type {output_type!r} is not known; choose {', '.join(_OUTPUT_TYPES)}."
-            )
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        for name in callback_on_step_end_tensor_inputs:
-            if name not in self._callback_tensor_inputs:
-                raise UserError(
-                    f"The callback cannot get {name!r}; it can get "
-                    f"{', '.join(self._callback_tensor_inputs)}."
-                )
+        _check_output_type(output_type, _OUTPUT_TYPES)
         # numpy's numbers and any sequences become plain ones in it
-        chosen: dict[str, Any] = {
-            "height": height,
-            "width": width,
-            "num_frames": num_frames,
-            "fps": fps,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "guidance_stop": guidance_stop,
-            "scheduler": scheduler,
-            "stages": stages,
-            "interpolation_steps": interpolation_steps,
-            "upscaler_steps": upscaler_steps,
-        }
-        settings = GenerationSettings.from_values(chosen)
+        settings = GenerationSettings.from_values(
+            {
+                "height": height,
+                "width": width,
+                "num_frames": num_frames,
+                "fps": fps,
+                "motion": motion,
+                "overlap": overlap,
+                "num_inference_steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "guidance_stop": guidance_stop,
+                "scheduler": scheduler,
+                "stages": stages,
+                "interpolation_steps": interpolation_steps,
+                "upscaler_steps": upscaler_steps,
+            }
+        )
         per_prompt = check_integer("num_videos_per_prompt", num_videos_per_prompt, 1, 10_000)
+        watched = self._callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        settings, continued = self.plan_length(settings, seconds, extend, image)
+        if extend is not None and generator is None and seed is None:
+            seed = read_recorded_seed(Path(extend))
+        if extend is not None and prompt_embeds is None and prompt is None:
+            prompt = read_recorded_prompt(Path(extend))
         prompts, negatives = _pair_prompts(
             prompt,
             negative_prompt,
@@ -782,51 +884,223 @@ class MagicVideoPipeline(DiffusionPipeline):
             negative_prompt_embeds,
             has_image=image is not None,
         )
-        condition = None if image is None else self.encode_image(image)
-        count = len(prompts) * per_prompt
-        seeds = _draw_seeds(generator, seed, count)
-        if latents is not None and len(latents) != count:
-            raise UserError(f"{len(latents)} latents were given for {count} videos.")
         self._log_hints([*prompts, *negatives])
+        seeds = _draw_seeds(generator, seed, len(prompts) * per_prompt)
+        _check_count(latents, len(seeds))
+        texts = prompts if prompt_embeds is None else ["given"]
+        condition, first = self.prepare_image(image, texts, settings)
         self._interrupt = False
-        videos: list[Video] = []
-        made: list[Tensor] = []
         shown = progress or self._show_progress()
-        for number in range(count):
+        made: list[Video | Latents] = []
+        for number, video_seed in enumerate(seeds):
             place = number // per_prompt
             inputs = CallInputs(
-                latents=None if latents is None else latents[number, None],
+                latents=_row(latents, number),
                 prompt_embeds=_row(prompt_embeds, place),
                 negative_prompt_embeds=_row(negative_prompt_embeds, place),
                 callback=callback_on_step_end,
-                callback_tensors=tuple(callback_on_step_end_tensor_inputs),
+                callback_tensors=watched,
+                extend=continued,
             )
             request = self.capabilities.build_request(
                 prompts[place],
-                seeds[number],
+                video_seed,
                 replace(settings, negative_prompt=negatives[place]),
                 condition,
                 inputs.given(),
+                first,
             )
-            result = self.generate_latents(request, shown, inputs)
-            request = replace(request, unrecorded=(*request.unrecorded, *inputs.altered))
-            if self._interrupt:
-                stages = tuple(name for name in request.stages if name != "interpolation")
-                request = replace(request, stages=stages, num_inserted=0)
-            if output_type == "latent":
-                made.append(result)
-            else:
-                videos.append(self.decode_and_upscale(request, result, shown))
+            is_decoded = output_type != "latent"
+            made.append(self._make(request, inputs, shown, is_decoded=is_decoded))
             if self._interrupt:
                 break
         self.maybe_free_model_hooks()
-        if output_type == "latent":
-            is_whole = len({latent.shape for latent in made}) == 1
-            frames = torch.cat(made) if is_whole else [latent[0] for latent in made]
-        else:
-            frames = _postprocess(videos, output_type)
-        output = VideoOutput(frames=frames, videos=videos)
+        output = _to_output(made, output_type)
         return output if return_dict else (output.frames, output.videos)
+
+    def _callback_tensors(self, callback: object, tensor_inputs: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the tensors that a callback gets; diffusers' own name theirs.
+
+        Raises:
+            UserError: If there is no such tensor.
+        """
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            tensor_inputs = callback.tensor_inputs
+        for name in tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                raise UserError(
+                    f"The callback cannot get {name!r}; it can get "
+                    f"{', '.join(self._callback_tensor_inputs)}."
+                )
+        return tuple(tensor_inputs)
+
+    def plan_length(
+        self,
+        settings: GenerationSettings,
+        seconds: SupportsFloat | None,
+        extend: str | Path | None,
+        image: ImageInput | None,
+    ) -> tuple[GenerationSettings, ContinuedVideo | None]:
+        """Return settings with the number of key frames, and the video that is continued, if any.
+
+        Args:
+            settings: What the caller chose.
+            seconds: Length of the video, or of what is added.
+            extend: A video file to continue.
+            image: How else the video may begin; it is looked at elsewhere.
+
+        Raises:
+            UserError: If a value is out of the model's range.
+        """
+        length = None if seconds is None else float(seconds)
+        if extend is not None:
+            if image is not None:
+                raise UserError(
+                    "Both an image and a video to extend tell how the video begins; give one."
+                )
+            return self.continue_video(Path(extend), settings, length)
+        if length is not None:
+            settings = self.capabilities.with_length(settings, length)
+        return settings, None
+
+    @torch.no_grad()
+    def continue_video(
+        self, path: Path, settings: GenerationSettings, seconds: float | None = None
+    ) -> tuple[GenerationSettings, ContinuedVideo]:
+        """Return a video file as what new frames continue, and complete settings for it.
+
+        Args:
+            path: The video.
+            settings: What the caller chose; `num_frames` is the number of new key frames.
+            seconds: Length of what is added, in place of that number.
+
+        Raises:
+            UserError: If the file cannot be read, or the model cannot continue it.
+        """
+        clip = open_video_stream(path)
+        plan = plan_extension(self.capabilities, clip, settings, seconds)
+        pixels = read_last_key_frames(clip, plan, *self._key_frame_size(plan.settings))
+        with self.load_components("vae"):
+            keys = encode_frames(self.vae, pixels.to(self._execution_device)).cpu()
+        size = self.capabilities.video_size(plan.settings)
+        return plan.settings, ContinuedVideo(path, keys, clip.num_frames, *size)
+
+    def _make(
+        self,
+        request: Request,
+        inputs: CallInputs,
+        progress: ProgressCallback,
+        *,
+        is_decoded: bool,
+    ) -> "Video | Latents":
+        """Return one video of a call, or its latents."""
+        if inputs.extend is not None and is_decoded:
+            new = list(self.iter_frames(request, progress, inputs=inputs))
+            request = replace(request, unrecorded=(*request.unrecorded, *inputs.altered))
+            return Video(torch.stack([*inputs.extend.frames(), *new]), request)
+        latents = self.generate_latents(request, progress, inputs)
+        request = replace(request, unrecorded=(*request.unrecorded, *inputs.altered))
+        if self._interrupt:
+            stages = tuple(name for name in request.stages if name != "interpolation")
+            request = replace(request, stages=stages, num_inserted=0)
+        return self.decode_and_upscale(request, latents, progress) if is_decoded else latents
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        negative_prompt: str | None = None,
+        image: ImageInput | None = None,
+        extend: str | Path | None = None,
+        seconds: SupportsFloat | None = None,
+        height: SupportsIndex | None = None,
+        width: SupportsIndex | None = None,
+        fps: SupportsFloat | None = None,
+        motion: SupportsFloat | None = None,
+        overlap: SupportsIndex | None = None,
+        num_inference_steps: SupportsIndex | None = None,
+        guidance_scale: SupportsFloat | None = None,
+        guidance_stop: SupportsFloat | None = None,
+        seed: SupportsIndex | None = None,
+        scheduler: str | None = None,
+        stages: str | Sequence[str] | None = None,
+        interpolation_steps: SupportsIndex | None = None,
+        upscaler_steps: SupportsIndex | None = None,
+        output_type: str = "pil",
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[Any]:
+        """Return the frames of one video, each made when it is asked for.
+
+        Without `seconds` they go on without end, which needs a model that has learned to continue
+        given frames. Memory does not grow with the number of frames. For as long as frames are
+        asked for, the networks of all stages are in memory. With `seconds` and a seed, they are the
+        frames of the call.
+
+        Args:
+            prompt: Text.
+            negative_prompt: As for the call, like the arguments that follow.
+            image: The first frame, or a condition.
+            extend: A video file that is continued; its own frames are not among those returned.
+            seconds: Length of the video.
+            height: Of the video, in pixels.
+            width: Likewise.
+            fps: Key frames per second.
+            motion: How much moves.
+            overlap: Key frames that each part takes over from the part before it.
+            num_inference_steps: Diffusion steps of the key frames.
+            guidance_scale: 1 is no guidance.
+            guidance_stop: Fraction of those steps after which guidance ends.
+            seed: Of the noise.
+            scheduler: Name of a sampler.
+            stages: Comma-separated, or a sequence.
+            interpolation_steps: Diffusion steps of the interpolation.
+            upscaler_steps: Diffusion steps of the super-resolution.
+            output_type: `pil`; `np`, arrays `h w c`, or `pt`, tensors `c h w`, in [0, 1].
+            progress: As for the call; of a stream without end, it is told of no key frames.
+
+        Raises:
+            UserError: If a value is out of its range.
+        """
+        _check_output_type(output_type, _OUTPUT_TYPES[:3])
+        settings = GenerationSettings.from_values(
+            {
+                "negative_prompt": negative_prompt,
+                "height": height,
+                "width": width,
+                "fps": fps,
+                "motion": motion,
+                "overlap": overlap,
+                "num_inference_steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "guidance_stop": guidance_stop,
+                "scheduler": scheduler,
+                "stages": stages,
+                "interpolation_steps": interpolation_steps,
+                "upscaler_steps": upscaler_steps,
+            }
+        )
+        is_endless = seconds is None
+        if is_endless:
+            if not self.config.max_given_frames:
+                raise UserError(
+                    "This model was trained without given frames, so its videos have an end; give "
+                    "seconds."
+                )
+            settings = replace(settings, num_frames=MAX_FRAMES // 2)
+        settings, continued = self.plan_length(settings, seconds, extend, image)
+        if extend is not None:
+            seed = read_recorded_seed(Path(extend)) if seed is None else seed
+            prompt = read_recorded_prompt(Path(extend)) if prompt is None else prompt
+        text = "" if prompt is None and image is not None else prompt or ""
+        inputs = CallInputs(extend=continued)
+        condition, first = self.prepare_image(image, [text], settings)
+        (video_seed,) = resolve_seeds(seed, 1)
+        request = self.capabilities.build_request(
+            text, video_seed, settings, condition, inputs.given(), first
+        )
+        self._log_hints([text, negative_prompt or ""])
+        frames = self.iter_frames(request, progress, inputs=inputs, is_endless=is_endless)
+        return (_convert_frame(frame, output_type) for frame in frames)
 
     def generate(
         self,
@@ -849,6 +1123,104 @@ class MagicVideoPipeline(DiffusionPipeline):
         request.check_reproducible()
         latents = self.generate_latents(request, progress)
         return self.decode_and_upscale(request, latents, progress, chunks)
+
+    @torch.no_grad()
+    def iter_frames(
+        self,
+        request: Request,
+        progress: ProgressCallback | None = None,
+        chunks: ChunkSizes | None = None,
+        inputs: CallInputs | None = None,
+        *,
+        made: Latents | None = None,
+        on_keys: Callable[[Latents], None] | None = None,
+        is_endless: bool = False,
+    ) -> Iterator[Float[Tensor, "3 h w"]]:
+        """Yield the frames of one video, pixels in [-1, 1], each made when it is asked for.
+
+        They are to the last bit those of `generate`. The networks of all stages are in memory.
+
+        Args:
+            request: What to make.
+            progress: Called with a stage, the steps done in it and their number; of writing these
+                are frames.
+            chunks: What decoder and upscaler process at once, by default `self.chunks`.
+            inputs: What decides the video beside its request. Of a video that is extended, the new
+                frames alone are yielded.
+            made: Key frames that an earlier attempt has made, whole windows from the first on.
+            on_keys: Called with the key frames of each window that was not there before.
+            is_endless: Make windows without end; the request's number of frames does not count.
+
+        Raises:
+            UserError: If the request is for another model, or beyond this one.
+        """
+        inputs, chunks = inputs or CallInputs(), chunks or self.chunks
+        self.capabilities.validate(request)
+        self.capabilities.check_loras(request)
+        with self.load_components("text_encoder", "image_conditioner"):
+            tokens, negative_tokens = self.encode_condition(request, inputs)
+        shown = None if is_endless else progress
+        # all stages at once: what is between them would grow with the video
+        with self.load_components("unet", "interpolator", "vae", "upscaler"):
+            latents = self._iter_latents(
+                request, tokens, negative_tokens, shown, inputs, made, on_keys, is_endless
+            )
+            frames = iter_decode(self.vae, rebatch(latents, chunks.decoder_frames))
+            if inputs.extend is not None:
+                # what was given was decoded, too, since a video decoder remembers earlier frames
+                given = (inputs.extend.keys.shape[1] - 1) * (request.num_inserted + 1) + 1
+                frames = _skip(frames, given)
+            if "upscaler" in request.stages:
+                assert self.upscaler is not None
+                frames = upscale_batches(
+                    self.upscaler,
+                    self.scheduler_for("upscaler", request),
+                    rebatch(frames, chunks.upscaler_frames),
+                    request.seed,
+                    num_steps=request.upscaler_steps,
+                    noise_level=self.config.upscaler_noise_level,
+                    tile=chunks.upscaler_tile,
+                )
+            for part in frames:
+                yield from part.cpu()
+
+    def _iter_latents(
+        self,
+        request: Request,
+        tokens: Tokens,
+        negative_tokens: Tokens,
+        progress: ProgressCallback | None,
+        inputs: CallInputs,
+        made: Latents | None,
+        on_keys: Callable[[Latents], None] | None,
+        is_endless: bool,
+    ) -> Iterator[Float[Tensor, "f c h w"]]:
+        """Yield the latents of all frames, window by window, each frame once."""
+        last: Latents | None = None
+        windows = self._windows(request, inputs, is_endless=is_endless)
+        for window, keys in zip(
+            windows,
+            self.iter_keyframes(
+                request,
+                tokens,
+                negative_tokens,
+                progress,
+                inputs,
+                made=made,
+                is_endless=is_endless,
+            ),
+            strict=False,  # a callback may end the key frames
+        ):
+            if on_keys is not None and (made is None or window.stop > made.shape[1]):
+                on_keys(keys)
+            if "interpolation" not in request.stages:
+                yield keys[0]
+                continue
+            # the last key frame again: what lies between two windows is interpolated, too
+            joined = keys if last is None else torch.cat([last, keys], dim=1)
+            latents = self._interpolate_window(request, window, joined, tokens, None, None)
+            yield latents[0, min(window.index, 1) :]
+            last = keys[:, -1:]
 
     @torch.no_grad()
     def generate_latents(
@@ -985,22 +1357,99 @@ class MagicVideoPipeline(DiffusionPipeline):
         inputs: CallInputs | None = None,
     ) -> Latents:
         """Return the latents of the key frames, in single precision like the noise."""
+        windows = self.iter_keyframes(request, tokens, negative_tokens, progress, inputs)
+        return torch.cat(list(windows), dim=1)
+
+    def iter_keyframes(
+        self,
+        request: Request,
+        tokens: Tokens,
+        negative_tokens: Tokens,
+        progress: ProgressCallback | None = None,
+        inputs: CallInputs | None = None,
+        *,
+        made: Latents | None = None,
+        is_endless: bool = False,
+    ) -> Iterator[Latents]:
+        """Yield the latents of the key frames, window by window, each frame once.
+
+        The last frames of a window are the given frames of the next one, `request.overlap` of them.
+        Directed attention lets the new frames see them as if both had been sampled together.
+
+        Args:
+            request: What to make.
+            tokens: Condition of the video.
+            negative_tokens: What guidance moves away from.
+            progress: Called with `key frames`, the steps done and their number, of all windows.
+            inputs: What decides the video beside its request.
+            made: Key frames that are there already, whole windows from the first on.
+            is_endless: Yield windows without end.
+        """
         inputs = inputs or CallInputs()
+        total = 0 if is_endless else len(list(self._windows(request, inputs)))
+        steps = request.num_inference_steps
+        on_step = _count_steps(progress, "key frames", total * steps)
+        recent = self._given_keys(request, inputs)
+        for window in self._windows(request, inputs, is_endless=is_endless):
+            given = None if recent is None else recent[:, recent.shape[1] - window.num_given :]
+            begin = 0 if window.index == 0 else window.first
+            if made is not None and window.stop <= made.shape[1]:
+                keys = made[:, begin : window.stop].to(self._execution_device)
+            else:
+                offset = window.index * steps
+                done = None if on_step is None else partial(_advance, on_step, offset)
+                new = self._sample_window(
+                    request, window, given, tokens, negative_tokens, inputs, done
+                )
+                keys = new if given is None or window.index else torch.cat([given, new], dim=1)
+            yield keys
+            if inputs.callback is not None and self._interrupt:
+                return
+            known = keys if recent is None else torch.cat([recent, keys], dim=1)
+            recent = known[:, -(request.overlap or 1) :]
+
+    def _windows(
+        self, request: Request, inputs: CallInputs, *, is_endless: bool = False
+    ) -> Iterator[Window]:
+        """Yield the windows of the video in order."""
+        given = 1 if request.first_frame is not None else 0
+        if inputs.extend is not None:
+            given = inputs.extend.keys.shape[1]
+        num_frames = None if is_endless else request.num_frames
+        return plan_windows(num_frames, self.capabilities.max_frames, given, request.overlap or 1)
+
+    def _given_keys(self, request: Request, inputs: CallInputs) -> GivenFrames | None:
+        """Return the clean latents of the key frames that the video begins with, if any."""
+        if inputs.extend is not None:
+            return inputs.extend.keys.to(self._execution_device)
+        if request.first_frame is None:
+            return None
+        channels = self.unet.config.in_channels
+        shape = (channels, *self.capabilities.latent_size(request))
+        return latents_of(request.first_frame, shape).to(self._execution_device)
+
+    def _sample_window(
+        self,
+        request: Request,
+        window: Window,
+        given: GivenFrames | None,
+        tokens: Tokens,
+        negative_tokens: Tokens,
+        inputs: CallInputs,
+        on_step: Callable[[int], None] | None,
+    ) -> Latents:
+        """Return the new key frames of a window, after its given ones."""
         device = self._execution_device
-        height, width = self.capabilities.latent_size(request)
-        shape = (request.num_frames, self.unet.config.in_channels, height, width)
-        noise = inputs.latents
-        if noise is None:
-            noise = initial_latent_noise(
-                request.seed, shape, self.config.noise_correlation, self.config.noise_decay
-            )
-        _check_latents(noise, (1, *shape))
-
-        def denoise(latents: Tensor, timestep: Tensor, tokens: Tensor, fps: Tensor) -> Tensor:
-            return self.unet(latents, timestep, tokens, fps).sample
-
+        noise = self._window_noise(request, window, inputs).to(device, torch.float32)
+        if window.first == window.stop:
+            return noise  # of no frame: the given one is the whole video
         guided = GuidedDenoiser(
-            denoise,
+            WindowDenoiser(
+                self.unet,
+                given if window.num_given else None,
+                request.motion,
+                use_cache=self.unet.can_cache_frames,
+            ),
             tokens,
             negative_tokens,
             torch.tensor([request.fps], device=device),
@@ -1010,18 +1459,44 @@ class MagicVideoPipeline(DiffusionPipeline):
         )
         scheduler = self.scheduler_for("keyframes", request)
         self._guidance_scale = request.guidance_scale
-        after_step = partial(self._call_back, guided, inputs) if inputs.callback else None
+        shown = given if window.num_given else None
+        after_step = partial(self._call_back, guided, inputs, shown) if inputs.callback else None
         latents: Latents = denoising_loop(
             guided,
-            noise.to(device, torch.float32),
+            noise,
             scheduler,
             request.num_inference_steps,
-            _count_steps(progress, "key frames", request.num_inference_steps),
+            on_step,
             after_step,
-            seeded_generator("sampler", request.seed),
+            seeded_generator("sampler", request.seed, *window_parts(window.index)),
         )
         self._num_timesteps = len(scheduler.timesteps)
         return latents
+
+    def _window_noise(self, request: Request, window: Window, inputs: CallInputs) -> Latents:
+        """Return the noise of a window's new key frames.
+
+        Training draws the noise of all frames of a clip together and then replaces given frames by
+        clean ones. So what is left has the same stationary covariance as any run of frames, and
+        does not depend on given frames: their noise is nowhere in the input. Therefore each window
+        draws anew, with that covariance, whatever the noise of the frames before it was.
+        """
+        rows, columns = self.capabilities.latent_size(request)
+        frame = (self.unet.config.in_channels, rows, columns)
+        if inputs.latents is not None:
+            _check_latents(inputs.latents, (1, request.num_frames, *frame))
+            return inputs.latents[:, window.first : window.stop]
+        # the first window draws for a given first frame, too, so that it has the noise of the
+        # same video without it
+        given = window.num_given if window.index == 0 and inputs.extend is None else 0
+        noise = initial_latent_noise(
+            request.seed,
+            (window.stop - window.first + given, *frame),
+            self.config.noise_correlation,
+            self.config.noise_decay,
+            window.index,
+        )
+        return noise[:, given:]
 
     def scheduler_for(self, stage: str, request: Request | None = None) -> Scheduler:
         """Return a fresh scheduler for a stage.
@@ -1045,9 +1520,11 @@ class MagicVideoPipeline(DiffusionPipeline):
         self,
         guided: GuidedDenoiser,
         inputs: CallInputs,
+        given: GivenFrames | None,
         step: int,
         timestep: Tensor,
         latents: Latents,
+        estimate: Latents,
     ) -> Latents | None:
         """Return the latents after a callback, or None if it interrupts the call."""
         assert inputs.callback is not None
@@ -1059,8 +1536,10 @@ class MagicVideoPipeline(DiffusionPipeline):
         }
         before = {name: tensor.clone() for name, tensor in now.items()}
         scale = self._guidance_scale
-        given = {name: now[name] for name in inputs.callback_tensors}
-        now |= inputs.callback(self, step, timestep, dict(given)) or {}
+        whole = estimate if given is None else torch.cat([given, estimate], dim=1)
+        every = {**now, "pred_original_sample": whole}
+        tensors = {name: every[name] for name in inputs.callback_tensors}
+        now |= inputs.callback(self, step, timestep, tensors) or {}
         changed = self._guidance_scale != scale or any(
             now[name].shape != old.shape or not torch.equal(now[name], old)
             for name, old in before.items()
@@ -1082,10 +1561,33 @@ class MagicVideoPipeline(DiffusionPipeline):
         """Return the latents of all frames, the key frames among them unchanged.
 
         The network's view of the key frames is noised up to `noise_level`, by default the model's
-        own.
+        own. Of a long video, the gaps are batched by the windows of the key frames.
         """
-        assert self.interpolator is not None
         steps = request.interpolation_steps
+        longest = self.capabilities.max_frames
+        # given frames at the start of the first window are part of it, so it begins at 0
+        windows = list(plan_windows(keys.shape[1], longest, 0, request.overlap or 1))
+        on_step = _count_steps(progress, "interpolation", len(windows) * steps)
+        parts = []
+        for window in windows:
+            done = None if on_step is None else partial(_advance, on_step, window.index * steps)
+            latents = self._interpolate_window(
+                request, window, keys[:, window.keys], tokens, noise_level, done
+            )
+            parts.append(latents[:, min(window.index, 1) :])
+        return torch.cat(parts, dim=1)
+
+    def _interpolate_window(
+        self,
+        request: Request,
+        window: Window,
+        keys: Latents,
+        tokens: Tokens,
+        noise_level: int | None,
+        on_step: Callable[[int], None] | None,
+    ) -> Float[Tensor, "b all c h w"]:
+        """Return the latents of some key frames of a video and of the frames between them."""
+        assert self.interpolator is not None
         if noise_level is None:
             noise_level = self.config.interpolation_noise_level
         return interpolate_latents(
@@ -1095,10 +1597,11 @@ class MagicVideoPipeline(DiffusionPipeline):
             tokens,
             fps=request.video_fps,
             seed=request.seed,
-            num_steps=steps,
+            num_steps=request.interpolation_steps,
             noise_correlation=self.config.noise_correlation,
             noise_level=noise_level,
-            on_step=_count_steps(progress, "interpolation", steps),
+            on_step=on_step,
+            window=window.index,
         )
 
     def decode(
@@ -1132,6 +1635,30 @@ class MagicVideoPipeline(DiffusionPipeline):
             frames_at_once=chunks.upscaler_frames,
             on_step=None if progress is None else partial(progress, "super-resolution"),
         )
+
+    # ------------------------------------------------------------------ previews
+
+    def preview(self, latents: Latents) -> Frames:
+        """Return small frames of latents, pixels in [-1, 1], by a linear map.
+
+        A model folder may hold the map, fitted to real frames. Otherwise it is fitted to the
+        decoder at the first call, which takes as long as decoding some 50 frames. A callback gets
+        suitable latents as `pred_original_sample`.
+        """
+        if self.latent_preview is None:
+            with self.load_components("vae"):
+                self.latent_preview = LatentPreview.fit_to_decoder(self.vae)
+        return self.latent_preview(latents)
+
+    @torch.no_grad()
+    def fit_preview(self, frames: Frames) -> None:
+        """Fit the map of `preview` to frames of real clips; `save_pretrained` keeps it.
+
+        Args:
+            frames: Pixels in [-1, 1], at the size of key frames.
+        """
+        with self.load_components("vae"):
+            self.latent_preview = LatentPreview.fit_to_decoder(self.vae, frames)
 
     # ------------------------------------------------------------------ what callbacks read
 
@@ -1242,6 +1769,18 @@ def _draw_seeds(
     ]
 
 
+def _check_output_type(output_type: str, allowed: Sequence[str]) -> None:
+    if output_type not in allowed:
+        raise UserError(
+            f"The output type {output_type!r} is not known; choose {', '.join(allowed)}."
+        )
+
+
+def _check_count(latents: Latents | None, count: int) -> None:
+    if latents is not None and len(latents) != count:
+        raise UserError(f"{len(latents)} latents were given for {count} videos.")
+
+
 def _row(batch: Tensor | None, place: int) -> Tensor | None:
     return None if batch is None else batch[place, None]
 
@@ -1257,6 +1796,22 @@ def _check_latents(latents: Tensor, expected: tuple[int, ...]) -> None:
         f"The latents of a video have the shape {list(latents.shape)[1:]}; {list(expected)[1:]} is "
         f"asked for{advice}."
     )
+
+
+def _to_output(made: Sequence[Video | Latents], output_type: str) -> VideoOutput:
+    """Return what a call has made as its output."""
+    if output_type != "latent":
+        videos = [video for video in made if isinstance(video, Video)]
+        return VideoOutput(frames=_postprocess(videos, output_type), videos=videos)
+    latents = [one for one in made if isinstance(one, Tensor)]
+    is_whole = len({one.shape for one in latents}) == 1
+    frames = torch.cat(latents) if is_whole else [one[0] for one in latents]
+    return VideoOutput(frames=frames, videos=[])
+
+
+def _convert_frame(frame: Float[Tensor, "3 h w"], output_type: str) -> Any:  # noqa: ANN401
+    """Return one frame, pixels in [-1, 1], as an output type has it."""
+    return VideoProcessor().postprocess(frame[None], output_type=output_type)[0]
 
 
 def _postprocess(videos: Sequence[Video], output_type: str) -> Any:  # noqa: ANN401 - by type
@@ -1278,6 +1833,32 @@ def _postprocess(videos: Sequence[Video], output_type: str) -> Any:  # noqa: ANN
 def _are_alike(videos: Sequence[Video]) -> bool:
     """Return whether all videos have one shape; an interrupted one has fewer frames."""
     return len({video.frames.shape for video in videos}) == 1
+
+
+def rebatch(
+    parts: Iterable[Float[Tensor, "_ c h w"]], size: int
+) -> Iterator[Float[Tensor, "_ c h w"]]:
+    """Yield the same frames in order, `size` at a time; the last batch may have fewer."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting = list(torch.split(torch.cat([*waiting, part]), size))
+        while waiting and len(waiting[0]) == size:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def _skip(
+    parts: Iterable[Float[Tensor, "_ c h w"]], count: int
+) -> Iterator[Float[Tensor, "_ c h w"]]:
+    """Yield the same frames in order but for the first `count`."""
+    for part in parts:
+        if count < len(part):
+            yield part[count:]
+        count = max(0, count - len(part))
+
+
+def _advance(on_step: Callable[[int], None], offset: int, done: int) -> None:
+    on_step(offset + done)
 
 
 def _count_steps(

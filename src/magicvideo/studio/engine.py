@@ -41,6 +41,7 @@ from magicvideo.studio.files import FileStore
 from magicvideo.studio.parameters import VideoParameters
 
 _PREVIEW_STRIDE = 4  # of the key frames that are shown while they are sampled
+_LONGEST_SECONDS = 20.0  # of models that continue frames: a job holds all frames in memory
 _SLOWEST_KEYS = 3.0  # key frames a second; the network has seen nothing slower
 _SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 16, 4, 160
 _PREVIEW_SIDE = 256
@@ -90,7 +91,7 @@ class Watcher(Protocol):
         """Show what a stage has made, pixels in [-1, 1]."""
 
     def show_step(self, make_frames: Callable[[], Frames]) -> None:
-        """Show what a step has made, if there is time to decode it."""
+        """Show what a step expects at its end, if there is time to encode it."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ class Engine:
 
     @property
     def takes_pictures(self) -> bool:
-        """Tell whether a video can begin with a picture."""
-        return self._pipeline.image_encoder is not None
+        """Tell whether a video can begin with a picture, or be conditioned on one."""
+        return self._pipeline.image_encoder is not None or self.capabilities.max_given_frames > 0
 
     def seconds_of(self, frames: int | None = None, fps: float | None = None) -> float:
         """Return the length of a video of all stages; None is the most frames, the usual rate."""
@@ -155,7 +156,8 @@ class Engine:
     @property
     def longest_seconds(self) -> float:
         """Return the length of the longest video."""
-        return self.seconds_of(fps=_SLOWEST_KEYS)
+        longest = self.seconds_of(fps=_SLOWEST_KEYS)
+        return max(longest, _LONGEST_SECONDS) if self.capabilities.max_given_frames else longest
 
     def read(self, text: str) -> Request:
         """Return the request in a job's record.
@@ -267,9 +269,10 @@ class Engine:
 
     def expected_seconds(self, request: Request) -> dict[str, tuple[int, float]]:
         """Return, by stage, the number of steps and the seconds of one, as measured last."""
-        steps = {"key frames": request.num_inference_steps}
+        windows = self.capabilities.num_windows(request)
+        steps = {"key frames": windows * request.num_inference_steps}
         if "interpolation" in request.stages:
-            steps["interpolation"] = request.interpolation_steps
+            steps["interpolation"] = windows * request.interpolation_steps
         steps["decoding"] = request.video_frames
         if "upscaler" in request.stages:
             steps["super-resolution"] = request.upscaler_steps * -(
@@ -350,6 +353,7 @@ def read_recipe(content: bytes) -> dict[str, str | int | float]:
 
 def parameters_of(request: Request) -> dict[str, str | int | float]:
     """Return a request as the parameters that ask for it again."""
+    motion = {} if request.motion is None else {"motion": request.motion}
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -363,6 +367,7 @@ def parameters_of(request: Request) -> dict[str, str | int | float]:
         "stages": ",".join(request.stages),
         "interpolation_steps": request.interpolation_steps,
         "upscaler_steps": request.upscaler_steps,
+        **motion,
     }
 
 
@@ -389,16 +394,16 @@ def preview_bytes(frames: Frames) -> bytes:
 
 
 def _shown_steps(watcher: Watcher) -> CallInputs:
-    """Return what lets a watcher see some key frames after each of their steps."""
+    """Return what lets a watcher see some expected key frames after each of their steps."""
 
     def after_step(
         pipeline: MagicVideoPipeline, _: int, __: Tensor, tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        some = tensors["latents"][:, ::_PREVIEW_STRIDE]
-        watcher.show_step(lambda: pipeline.decode(some))
+        some = tensors["pred_original_sample"][:, ::_PREVIEW_STRIDE]
+        watcher.show_step(lambda: pipeline.preview(some))
         return {}
 
-    return CallInputs(callback=after_step, callback_tensors=("latents",))
+    return CallInputs(callback=after_step, callback_tensors=("pred_original_sample",))
 
 
 def _settings(parameters: VideoParameters, model: ModelCapabilities) -> GenerationSettings:
@@ -409,6 +414,7 @@ def _settings(parameters: VideoParameters, model: ModelCapabilities) -> Generati
         negative_prompt=parameters.negative_prompt or "",
         num_frames=frames,
         fps=fps,
+        motion=parameters.motion,
         num_inference_steps=parameters.steps,
         guidance_scale=parameters.guidance,
         guidance_stop=parameters.guidance_stop,
@@ -431,12 +437,15 @@ def _frames_and_rate(
     fps = parameters.fps or model.default("fps")
     frames = round(parameters.seconds * fps - 1 / (inserted + 1)) + 1
     frames = max(2 if inserted else 1, frames)
+    if model.max_given_frames and parameters.seconds <= _LONGEST_SECONDS:
+        return frames, parameters.fps
     if frames > model.max_frames and parameters.fps is None:
         # the rate makes up for the key frames that the model does not have
         frames = model.max_frames
         fps = _seconds(frames, 1.0, inserted) / parameters.seconds
     if frames > model.max_frames or (parameters.fps is None and fps < _SLOWEST_KEYS):
         longest = _seconds(model.max_frames, parameters.fps or _SLOWEST_KEYS, inserted)
+        longest = max(longest, _LONGEST_SECONDS) if model.max_given_frames else longest
         raise UserError(
             f"seconds is {parameters.seconds:g}; this model makes at most {longest:.1f} seconds"
             f"{f' at {fps:g} key frames a second' if parameters.fps else ''}."

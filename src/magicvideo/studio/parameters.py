@@ -55,6 +55,7 @@ class VideoParameters(BaseModel):
         negative_prompt: What guidance moves away from.
         frames: Number of key frames.
         fps: Key frames a second, by which the network paces the motion.
+        motion: How much moves: 0 is the mean of the training clips, 1 a standard deviation more.
         stages: Comma-separated: keyframes, interpolation, upscaler.
         interpolation_steps: Diffusion steps of the interpolation.
         upscaler_steps: Diffusion steps of the super-resolution.
@@ -76,6 +77,7 @@ class VideoParameters(BaseModel):
     negative_prompt: Text | None = None
     frames: Annotated[_Whole, Field(ge=1, le=10_000)] | None = None
     fps: Annotated[_Number, Field(ge=1, le=60)] | None = None
+    motion: Annotated[_Number, Field(ge=-4, le=4)] | None = None
     stages: Annotated[str, StringConstraints(pattern=r"^[a-z]+(,[a-z]+){0,2}$")] | None = None
     interpolation_steps: Annotated[_Whole, Field(ge=1, le=1000)] | None = None
     upscaler_steps: Annotated[_Whole, Field(ge=1, le=1000)] | None = None

@@ -145,8 +145,19 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
             "generation_defaults": values,
             "noise_correlation": recipe.noise.noise_correlation,
             "noise_decay": recipe.noise.noise_decay,
+            "max_given_frames": _max_given_frames(recipe, begun),
         },
     )
+
+
+def _max_given_frames(recipe: Recipe, begun: dict[str, Any]) -> int:
+    """Return how many first frames the denoiser has learned to continue, 0 if none."""
+    if "keyframes" not in recipe.stages():
+        return int(begun.get("max_given_frames", 0))
+    stage = recipe.keyframes
+    assert stage is not None
+    most = min(stage.max_given_frames, recipe.unet.num_frames - 1)
+    return most if stage.given_frames_prob else 0
 
 
 def _read_index(model: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from magicvideo.evaluation.metrics.motion import (
+    change_at_joints,
     corner_mask,
     flicker,
     static_mask,
@@ -72,3 +73,27 @@ def test_a_wave_has_its_power_at_its_own_frequency():
     expected = [0, 0, 2.0, 0, 0, 0, 0, 0]
     assert power.tolist() == pytest.approx(expected, abs=1e-6)
     assert temporal_power(torch.ones(16, 2, 4, 5)).sum() == 0
+
+
+def test_steady_motion_has_no_seam():
+    steps = torch.arange(FRAMES, dtype=torch.float32).view(FRAMES, 1, 1, 1)
+    video = (0.01 * steps).expand(FRAMES, 3, HEIGHT, WIDTH)
+    assert change_at_joints(video, [7, 20]) == pytest.approx((1.0, 1.0))
+
+
+def test_a_jump_and_a_lasting_tone_are_seen_at_their_joints_alone():
+    noise = torch.randn(FRAMES, 3, HEIGHT, WIDTH)
+    jump = noise.clone()
+    jump[20:] += 3.0
+    at_jump, tone = change_at_joints(jump, [20])
+    assert at_jump > 2
+    assert tone > 100
+    elsewhere, calm = change_at_joints(jump, [9, 30])
+    assert elsewhere == pytest.approx(1, abs=0.1)
+    assert calm < 1
+
+
+@pytest.mark.parametrize("joints", [[], [0], [FRAMES]])
+def test_joints_that_cannot_be_are_refused(joints):
+    with pytest.raises(ValueError, match="joints"):
+        change_at_joints(torch.zeros(FRAMES, 3, 2, 2), joints)

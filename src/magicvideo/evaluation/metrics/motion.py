@@ -1,5 +1,7 @@
 """Motion and flicker: temporal change, temporal power and the warping error."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -18,6 +20,41 @@ def temporal_change(frames: Frames) -> Float[Tensor, " b"]:
     The unit is that of the pixels (a span of 2). A still video has 0. Computed in float64.
     """
     return frames.double().diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
+
+
+def change_at_joints(
+    video: Float[Tensor, "f rgb h w"], joints: Sequence[int]
+) -> tuple[float, float]:
+    """Return the temporal change at the joints of a video over that elsewhere.
+
+    A video of several parts has no seam if its frames change at joints as they do elsewhere: both
+    ratios are then about 1. A jump at the joints raises the first. A grain or a tone that differs
+    between the parts, and lasts, is a jump of all pixels at once and raises the second most: it
+    compares the change of the mean colour.
+
+    Args:
+        video: Pixels of one video.
+        joints: Positions of the first frame of each part but the first.
+
+    Returns:
+        The ratio of the mean absolute change of a pixel, and that of the mean colour.
+
+    Raises:
+        ValueError: If there is no joint, one is no position behind a frame, or all are joints.
+    """
+    gaps = torch.zeros(len(video) - 1, dtype=torch.bool)
+    if not joints or not all(1 <= joint < len(video) for joint in joints):
+        raise ValueError(f"joints={list(joints)} are no positions from 1 to {len(video) - 1}")
+    gaps[[joint - 1 for joint in joints]] = True
+    if bool(gaps.all()):
+        raise ValueError("every frame is at a joint; there is nothing to compare with")
+    steps = video.double().diff(dim=0)
+    pixels = steps.abs().mean(dim=(1, 2, 3))
+    colours = steps.mean(dim=(2, 3)).abs().mean(dim=1)
+    return (
+        (pixels[gaps].mean() / pixels[~gaps].mean()).item(),
+        (colours[gaps].mean() / colours[~gaps].mean()).item(),
+    )
 
 
 def flicker(frames: Frames, region: Bool[Tensor, "h w"]) -> Float[Tensor, " b"]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
+from magicvideo.models.preview import LatentPreview
 from magicvideo.rng import StackedGenerator
 from magicvideo.training.loader import BatchSource
 from magicvideo.training.losses import image_gradient_loss
@@ -18,6 +19,7 @@ from magicvideo.training.recipe import AutoencoderStageConfig, PatchAutoencoderC
 
 _FRAMES_FOR_COMPONENTS = 2048
 _PREVIEWED = 12
+_FRAMES_FOR_PREVIEW_MAP = 64
 
 
 class AutoencoderTask:
@@ -68,8 +70,11 @@ class AutoencoderTask:
         return image_grid(rows, enlarge=2)
 
     def save(self, folder: Path) -> None:
-        """Write the component `vae`."""
+        """Write the component `vae`, with the map by which its latents are shown."""
         self.network.save_pretrained(folder / "vae")
+        batch = self.batches.get_other_batch(3, 0, _FRAMES_FOR_PREVIEW_MAP)
+        assert isinstance(batch, Batch)
+        LatentPreview.fit_to_decoder(self.network, batch.frames).save(folder / "vae")
 
 
 def init_autoencoder_from_pca(network: PatchAutoencoder, batches: BatchSource) -> None:

@@ -12,6 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.inflate import is_temporal_key
+from magicvideo.models.preview import LatentPreview
 from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Frames
@@ -22,6 +23,7 @@ from magicvideo.training.recipe import VideoVaeStageConfig
 from magicvideo.training.tasks.batches import to_device
 
 _PREVIEWED = 4
+_PREVIEW_MAP_STRIDE = 4  # neighbouring frames are similar
 
 
 class VideoVaeTask:
@@ -105,8 +107,12 @@ class VideoVaeTask:
         return image_grid(rows, enlarge=1)
 
     def save(self, folder: Path) -> None:
-        """Write the component `vae`."""
+        """Write the component `vae`, with the map by which its latents are shown."""
         self.network.save_pretrained(folder / "vae")
+        batch = self.batches.get_other_batch(2, 0, _PREVIEWED)
+        assert isinstance(batch, Batch)
+        some = batch.frames[:, ::_PREVIEW_MAP_STRIDE]
+        LatentPreview.fit_to_decoder(self.network, some).save(folder / "vae")
 
 
 def _flicker(made: Frames, clips: Frames) -> Tensor:

@@ -1,0 +1,140 @@
+"""Previews: small frames from latents by a linear map, without the decoder."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from magicvideo.errors import UserError
+from magicvideo.models.autoencoder import (
+    Autoencoder,
+    decode_latents,
+    encode_frames,
+    vae_scale_factor,
+)
+from magicvideo.shapes import Frames, Latents
+
+PREVIEW_FILE = "preview.safetensors"
+_MOST_PIXELS = 4  # a side for each position of the latents
+_FIT_FRAMES = 48
+
+
+@dataclass(frozen=True)
+class LatentPreview:
+    """A linear map from the latents at a position to the pixels there.
+
+    It is fitted by least squares, and shows an estimate of clean latents after each diffusion step
+    for far less than the decoder would take.
+
+    Attributes:
+        weight: Rows are the pixels, in the order `rgb p q` of a square of p x p.
+        bias: Likewise.
+    """
+
+    weight: Float[Tensor, "out c"]
+    bias: Float[Tensor, " out"]
+
+    @property
+    def side(self) -> int:
+        """Return the pixels a side for each position of the latents."""
+        return math.isqrt(len(self.bias) // 3)
+
+    @torch.no_grad()
+    def __call__(self, latents: Latents) -> Frames:
+        """Return small frames of latents, pixels in [-1, 1]."""
+        weight, bias = self.weight.to(latents), self.bias.to(latents)
+        pixels = torch.einsum("oc,bfchw->bfohw", weight, latents) + bias[:, None, None]
+        folded = rearrange(
+            pixels, "b f (rgb p q) h w -> b f rgb (h p) (w q)", p=self.side, q=self.side
+        )
+        return folded.clamp(-1, 1)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, latents: Latents, frames: Frames, side: int) -> "LatentPreview":
+        """Return the map with the least squared error.
+
+        Args:
+            latents: Clean latents.
+            frames: Their frames.
+            side: Pixels a side for each position of the latents.
+        """
+        height, width = latents.shape[-2:]
+        small = F.interpolate(
+            rearrange(frames.double(), "b f c h w -> (b f) c h w"),
+            size=(side * height, side * width),
+            mode="area",
+        )
+        seen = rearrange(latents.double(), "b f c h w -> (b f h w) c")
+        wanted = rearrange(small, "n rgb (h p) (w q) -> (n h w) (rgb p q)", p=side, q=side)
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
+        # the normal equations, kept solvable where a channel hardly varies
+        square = seen.T @ seen
+        ridge = 1e-6 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+        solved = torch.linalg.solve(square + ridge.to(square), seen.T @ wanted)
+        return cls(solved[:-1].T.float().contiguous(), solved[-1].float())
+
+    @classmethod
+    @torch.no_grad()
+    def fit_to_decoder(cls, vae: Autoencoder, frames: Frames | None = None) -> "LatentPreview":
+        """Return the map that comes closest to an autoencoder's decoder.
+
+        Args:
+            vae: The autoencoder.
+            frames: Frames whose latents it is fitted on, of any clips. Without them latents are
+                drawn: white noise blurred over random distances, of unit variance as real ones.
+        """
+        side = min(_MOST_PIXELS, vae_scale_factor(vae))
+        if frames is None:
+            latents = _smooth_noise(int(vae.config.latent_channels)).to(vae.device, vae.dtype)
+            return cls.fit(latents, decode_latents(vae, latents), side)
+        return cls.fit(encode_frames(vae, frames.to(vae.device)), frames.to(vae.device), side)
+
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of the autoencoder."""
+        tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+        save_file(tensors, folder / PREVIEW_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: Path, latent_channels: int) -> "LatentPreview | None":
+        """Return the map in the folder of an autoencoder, or None if there is none.
+
+        Raises:
+            UserError: If the file is damaged, or does not fit the latents.
+        """
+        path = folder / PREVIEW_FILE
+        if not path.is_file():
+            return None
+        try:
+            tensors = load_file(path)
+            weight, bias = tensors["weight"].float(), tensors["bias"].float()
+        except (SafetensorError, OSError, KeyError):
+            raise UserError(f"{path} holds no preview; take a fresh copy of the folder.") from None
+        expected = (3 * math.isqrt(bias.numel() // 3) ** 2, latent_channels)
+        is_map = bias.ndim == 1 and len(bias) > 0 and tuple(weight.shape) == expected
+        is_finite = bool(weight.isfinite().all()) and bool(bias.isfinite().all())
+        if not (is_map and len(bias) == len(weight) and is_finite):
+            raise UserError(
+                f"{path} does not fit latents of {latent_channels} channels; take a fresh copy of "
+                "the folder."
+            )
+        return cls(weight, bias)
+
+
+def _smooth_noise(channels: int) -> Float[Tensor, "1 f c h w"]:
+    """Return latents like those of frames: noise, blurred from not at all to nearly flat."""
+    side, generator = 8, torch.Generator().manual_seed(0)
+    frames = []
+    for number in range(_FIT_FRAMES):
+        grid = 1 + number % side
+        noise = torch.randn((1, channels, grid, grid), generator=generator)
+        frames.append(F.interpolate(noise, size=(side, side), mode="bilinear"))
+    latents = torch.cat(frames)
+    return (latents / latents.std())[None]

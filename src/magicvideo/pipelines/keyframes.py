@@ -1,0 +1,127 @@
+"""Key frames of a video of any length: windows, each of which continues given clean frames."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magicvideo.models.blocks import FrameCache
+from magicvideo.models.unet import VideoUNet
+from magicvideo.shapes import Tokens
+
+GivenFrames: TypeAlias = Float[Tensor, "b past c h w"]
+"""Clean latents of the frames before those that are sampled."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Key frames that are sampled together.
+
+    Attributes:
+        index: Position among the windows of the video, from 0 on.
+        first: Position in the video of the first frame that is sampled.
+        stop: Position behind the last one.
+        num_given: Frames directly before them that the denoiser is shown without noise.
+    """
+
+    index: int
+    first: int
+    stop: int
+    num_given: int
+
+    @property
+    def keys(self) -> slice:
+        """Return the key frames between which this window's new frames are interpolated.
+
+        They begin with the last one of the window before, so that no gap is left out at a joint.
+        """
+        return slice(self.first - 1 if self.index else 0, self.stop)
+
+
+def plan_windows(
+    num_frames: int | None, longest: int, num_given: int, overlap: int
+) -> Iterator[Window]:
+    """Yield the windows of a video in order.
+
+    The first one begins with the frames that the caller gives, if any; each later one is shown the
+    last frames of the one before it.
+
+    Args:
+        num_frames: Key frames of the video, given ones included; None yields windows without end.
+        longest: The most frames of a window, given ones included.
+        num_given: Frames that the caller gives.
+        overlap: Given frames of each later window.
+    """
+    first, given, index = num_given, num_given, 0
+    while num_frames is None or first < num_frames or index == 0:
+        stop = first + longest - given
+        if num_frames is not None:
+            stop = min(stop, num_frames)
+        yield Window(index, first, stop, given)
+        first, given, index = stop, overlap, index + 1
+
+
+class WindowDenoiser:
+    """A U-Net that predicts the new frames of a window, after given ones without noise.
+
+    Directed attention never lets a given frame depend on a later one. So the keys and values of
+    given frames, at timestep 0, are computed once for all steps (`VideoUNet.cache_frames`), and a
+    step costs as much as its new frames.
+
+    Args:
+        unet: The denoiser.
+        given: Clean latents of the frames before the new ones; None if there are none.
+        motion: Motion score of the video; None if it is not conditioned on one.
+        use_cache: Whether given frames are computed once; otherwise with every step, which needs
+            no directed attention and gives the same to rounding.
+    """
+
+    def __init__(
+        self,
+        unet: VideoUNet,
+        given: GivenFrames | None = None,
+        motion: float | None = None,
+        *,
+        use_cache: bool = True,
+    ) -> None:
+        self.unet, self.given, self.motion, self.use_cache = unet, given, motion, use_cache
+        self._tokens: Tokens | None = None
+        self._cache: FrameCache | None = None
+
+    def __call__(self, latents: Tensor, timestep: Tensor, tokens: Tokens, fps: Tensor) -> Tensor:
+        """Return the prediction for the new frames, `b f c h w`."""
+        motion = None
+        if self.motion is not None:
+            motion = torch.full((len(latents),), self.motion, device=latents.device)
+        if self.given is None:
+            return self.unet(latents, timestep, tokens, fps, motion=motion).sample
+        given = self.given.expand(len(latents), -1, -1, -1, -1)
+        if self.use_cache:
+            past = self._cached(given, tokens, fps, motion)
+            return self.unet(latents, timestep, tokens, fps, motion=motion, past=past).sample
+        count = given.shape[1]
+        whole = torch.cat([given.to(latents), latents], dim=1)
+        steps = timestep[:, None].repeat(1, whole.shape[1])
+        steps[:, :count] = 0
+        return self.unet(whole, steps, tokens, fps, motion=motion).sample[:, count:]
+
+    def _cached(
+        self, given: GivenFrames, tokens: Tokens, fps: Tensor, motion: Tensor | None
+    ) -> FrameCache:
+        """Return the cache of the given frames for these tokens, computed when they are new."""
+        cache, before, count = self._cache, self._tokens, len(tokens)
+        if (
+            cache is None
+            or before is None
+            or len(before) < count
+            or not torch.equal(before[-count:], tokens)
+        ):
+            cache = self.unet.cache_frames(given, tokens, fps, motion)
+        elif len(before) > count:
+            # guidance has ended: of both conditions the prompt, the last one, is left
+            cache = cache.select_videos(slice(len(before) - count, None), len(before))
+        self._cache, self._tokens = cache, tokens
+        return cache
