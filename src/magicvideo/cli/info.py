@@ -53,6 +53,11 @@ def info(
     console.print(table)
     console.print(f"\nfolder      {summary.folder}", markup=False)
     console.print(f"hash        {summary.hash}")
+    continues = (
+        f"up to {summary.max_given_frames} given frames" if summary.max_given_frames else "no"
+    )
+    console.print(f"continues   {continues}")
+    console.print(f"motion      {'a condition' if summary.has_motion else 'no condition'}")
     if summary.training:
         steps = ", ".join(f"{stage} {count:,}" for stage, count in summary.training.items())
         console.print(f"steps       {steps}", markup=False)

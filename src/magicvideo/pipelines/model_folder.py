@@ -330,13 +330,25 @@ class ComponentSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What `magicvideo info` says of a model; `training` is steps by stage, where it is known."""
+    """What `magicvideo info` says of a model.
+
+    Attributes:
+        folder: The model folder.
+        hash: Of its files.
+        license: Of its weights, if it is stated.
+        training: Steps by stage, where they are known.
+        components: In the order of the flow.
+        max_given_frames: The most first frames that its denoiser has learned to continue.
+        has_motion: Whether its denoiser is conditioned on a motion score.
+    """
 
     folder: Path
     hash: str
     license: str | None
     training: dict[str, int]
     components: list[ComponentSummary]
+    max_given_frames: int
+    has_motion: bool
 
 
 def summarize(folder: Path) -> ModelSummary:
@@ -366,7 +378,13 @@ def summarize(folder: Path) -> ModelSummary:
             )
         )
     return ModelSummary(
-        folder, hash_folder(folder), index.license, _training_steps(folder), components
+        folder,
+        hash_folder(folder),
+        index.license,
+        _training_steps(folder),
+        components,
+        index.max_given_frames,
+        bool(read_json(folder / "unet" / "config.json").get("motion_condition", False)),
     )
 
 
