@@ -330,7 +330,7 @@ def test_every_sampler_ends_at_the_only_video_of_a_perfect_denoiser(pipe, name):
     target = noise()
     schedule = pipe._trained_scheduler.alphas_cumprod
 
-    def perfect(latents, timestep, *_):
+    def perfect(latents, timestep, *_, **__):
         scale = schedule[timestep.long()].view(-1, 1, 1, 1, 1)
         clean = target.to(latents).expand_as(latents)
         spread = (1 - scale).sqrt()
