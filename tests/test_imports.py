@@ -71,6 +71,28 @@ def run_by_importing(tree):
             waiting.extend(ast.iter_child_nodes(node))
 
 
+# files that are read on the way of a command, whether they are imported at its start or later
+REACHABLE = {"cli.generate": 52, "cli.train": 76}
+
+
+@pytest.mark.parametrize("command", REACHABLE)
+def test_a_command_is_read_in_few_files(command):
+    """A file holds one idea, whole: splitting one adds to what is read together."""
+    modules = {".".join(path.with_suffix("").parts): path for path in TREES}
+    found, waiting = set(), [command]
+    while waiting:
+        module = waiting.pop()
+        if module not in modules or module in found:
+            continue
+        found.add(module)
+        for node in ast.walk(TREES[modules[module]]):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("magicvideo."):
+                name = node.module.removeprefix("magicvideo.")
+                waiting += [name, *(f"{name}.{alias.name}" for alias in node.names)]
+    assert len(found) > 30
+    assert len(found) <= REACHABLE[command], sorted(found)
+
+
 def test_every_part_has_its_rule():
     assert {part_of(path) for path in TREES} == set(ALLOWED)
 

@@ -61,22 +61,26 @@ def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; on success it is summed and takes its place.
+def atomic_folder(target: Path, *, checksums: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success it takes the target's place.
 
-    An existing target is replaced: for the moment between two renames neither is there. The folder
-    that appears always carries `SHA256SUMS`.
+    An existing target is replaced: for the moment between two renames neither is there.
+
+    Args:
+        target: The folder.
+        checksums: Whether `SHA256SUMS` is written into it.
 
     Raises:
         OSError: If the disk refuses to write, also where safetensors says so. It names `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name[:_STEM]}-", dir=target.parent))
     old = partial.with_name(f"{partial.name}-old")
     try:
         with _naming(target):
             yield partial
-            write_checksums(partial)
+            if checksums:
+                write_checksums(partial)
             for path in partial.rglob("*"):
                 if path.is_file():
                     _flush(path)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from magicvideo.cli.console import choose_device, progress_bar
+from magicvideo.cli.console import progress_bar
+from magicvideo.cli.model_option import choose_device
 from magicvideo.errors import UserError
 
 

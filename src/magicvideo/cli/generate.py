@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.console import (
-    Device,
-    Model,
     Overwrite,
     is_out_of_memory,
-    load_pipeline,
     make_console,
     out_of_memory_error,
     progress_bar,
     report_out_of_memory,
     say,
 )
+from magicvideo.cli.model_option import Device, Model, load_pipeline
 from magicvideo.cli.option_groups import with_option_groups
 from magicvideo.errors import UserError
 from magicvideo.pipelines.request import (

@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
-from magicvideo.cli.console import (
-    Device,
-    Model,
-    Overwrite,
-    load_pipeline,
-    make_console,
-    progress_bar,
-    say,
-)
+from magicvideo.cli.console import Overwrite, make_console, progress_bar, say
+from magicvideo.cli.model_option import Device, Model, load_pipeline
 from magicvideo.errors import UserError
 
 VideoFile = Annotated[

@@ -3,8 +3,6 @@
 The same frames and text give the same bytes.
 """
 
-import secrets
-import shutil
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
@@ -26,7 +24,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from magicvideo.atomic_io import atomic_file
+from magicvideo.atomic_io import atomic_file, atomic_folder
 from magicvideo.errors import ClipError, UserError
 from magicvideo.limits import MAX_CLIP_BYTES
 from magicvideo.media.animated_images import (
@@ -199,19 +197,9 @@ def _check_even_sides(path: Path, height: int, width: int) -> None:
 
 
 def _write_folder(path: Path, pixels: Iterable[UInt8[np.ndarray, "h w 3"]], text: str) -> None:
-    partial = path.parent / f".partial-{path.name[:50]}-{secrets.token_hex(4)}"
-    old = partial.with_name(f"{partial.name}-old")
-    try:
-        partial.mkdir()
+    with atomic_folder(path, checksums=False) as partial:
         for index, frame in enumerate(pixels):
-            with atomic_file(partial / f"{index:03}.png") as file:
-                write_png(file, frame, text)
-        if path.exists():
-            path.rename(old)
-        partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            write_png(partial / f"{index:03}.png", frame, text)
 
 
 def read_text(path: Path) -> str | None:

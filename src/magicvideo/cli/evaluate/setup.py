@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from typer.models import OptionInfo
 
 from magicvideo.cli.console import say
 from magicvideo.errors import UserError
@@ -33,61 +34,40 @@ Work = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw of clips, and of all noise.")]
 
-_SWEEPS = "Sweeps"
-SweptSteps = Annotated[
-    list[int] | None,
-    typer.Option(
-        help="Diffusion steps in place of the protocol's; repeatable, one result each.",
-        rich_help_panel=_SWEEPS,
-    ),
-]
-SweptGuidance = Annotated[
-    list[float] | None,
-    typer.Option(
-        help="Guidance scale in place of the protocol's; repeatable, one result each.",
-        rich_help_panel=_SWEEPS,
-    ),
-]
 
-_BENCHMARKS = "Benchmarks"
+def _sweep(what: str) -> OptionInfo:
+    text = f"{what} in place of the protocol's; repeatable, one result each."
+    option: OptionInfo = typer.Option(help=text, rich_help_panel="Sweeps")
+    return option
+
+
+def _benchmark(text: str, *flags: str, lowest: int | None = None) -> OptionInfo:
+    option: OptionInfo = typer.Option(*flags, help=text, min=lowest, rich_help_panel="Benchmarks")
+    return option
+
+
+SweptSteps = Annotated[list[int] | None, _sweep("Diffusion steps")]
+SweptGuidance = Annotated[list[float] | None, _sweep("Guidance scale")]
+
 Generated = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of finished videos to score in place of a model's.",
-        rich_help_panel=_BENCHMARKS,
-    ),
+    Path | None, _benchmark("Folder of finished videos to score in place of a model's.")
 ]
 I3dFile = Annotated[
     str | None,
-    typer.Option(
-        help="I3D, for FVD and KVD: TorchScript or .safetensors, or hub:OWNER/REPOSITORY/FILE.",
-        rich_help_panel=_BENCHMARKS,
-    ),
+    _benchmark("I3D, for FVD and KVD: TorchScript or .safetensors, or hub:OWNER/REPOSITORY/FILE."),
 ]
 InceptionFile = Annotated[
-    str | None,
-    typer.Option(
-        help="Inception-v3 of FID, for FID, KID and IS: as --i3d.",
-        rich_help_panel=_BENCHMARKS,
-    ),
+    str | None, _benchmark("Inception-v3 of FID, for FID, KID and IS: as --i3d.")
 ]
 ClipFolder = Annotated[
-    str | None,
-    typer.Option(
-        help="CLIP ViT-B/32, for CLIPSIM: a folder, or hub:OWNER/REPOSITORY.",
-        rich_help_panel=_BENCHMARKS,
-    ),
+    str | None, _benchmark("CLIP ViT-B/32, for CLIPSIM: a folder, or hub:OWNER/REPOSITORY.")
 ]
-Samples = Annotated[
-    int | None,
-    typer.Option(min=4, help="The first so many videos alone.", rich_help_panel=_BENCHMARKS),
-]
+Samples = Annotated[int | None, _benchmark("The first so many videos alone.", lowest=4)]
 AllowFewer = Annotated[
     bool,
-    typer.Option(
+    _benchmark(
+        "Score fewer videos or real clips than the protocol asks for, and mark it.",
         "--allow-fewer",
-        help="Score fewer videos or real clips than the protocol asks for, and mark it.",
-        rich_help_panel=_BENCHMARKS,
     ),
 ]
 
@@ -253,7 +233,7 @@ def load(model: Path | None) -> "MagicVideoPipeline":
     """
     from rich.console import Console
 
-    from magicvideo.cli.console import load_pipeline
+    from magicvideo.cli.model_option import load_pipeline
 
     process_device()
     return load_pipeline(Console(stderr=True), model, None, whole=True)
