@@ -15,6 +15,7 @@ PredictionType: TypeAlias = Literal["epsilon", "v_prediction"]
 
 def snr(scheduler: DDIMScheduler, timesteps: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
     """Return the signal-to-noise ratio of each diffusion step, alpha^2 / sigma^2."""
+    # of x_t = alpha x + sigma e diffusers stores alpha^2; sigma^2 = 1 - alpha^2
     kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     return kept / (1 - kept)
 
@@ -25,6 +26,8 @@ def prediction_target(
     """Return the prediction target: the noise e, or v = alpha * e - sigma * x (2202.00512)."""
     if scheduler.config.prediction_type == "epsilon":
         return noise
+    # v has about unit variance at every step; at pure noise (alpha = 0) it is -x, so the network
+    # learns the data there, where predicting e would be trivial
     return scheduler.get_velocity(latents, noise, timesteps)
 
 
@@ -56,8 +59,10 @@ def temporal_mode_weights(covariance: Float[Tensor, "f f"], limit: float) -> Flo
         limit: The largest weight of a mode, so that the weakest ones, mostly noise of the
             autoencoder, do not rule.
     """
+    # symmetric, so the modes are orthogonal: from the mean over frames to frame-to-frame flicker
     variances, modes = torch.linalg.eigh(covariance)
     weights = (1 / variances.clamp_min(1e-6)).clamp(max=limit)
+    # trace(W C) = f: an error with the noise's own covariance weighs 1 a frame
     weights = weights * len(weights) / (weights * variances).sum()
     return (modes * weights @ modes.T).float()
 
@@ -99,10 +104,12 @@ def denoising_loss(
     )
     errors = (error * weighted).flatten(1).mean(dim=1)
     if temporal_weight != 1.0:
+        # mean square = square of the mean + variance over frames; the weight acts on the variance
         common = error.mean(dim=1).square().flatten(1).mean(dim=1)
         errors = temporal_weight * errors + (1 - temporal_weight) * common
     if snr_gamma is None:
         return errors.mean()
     ratio = snr(scheduler, timesteps)
+    # squared errors of e and v are SNR and SNR + 1 times that of x, as x = alpha x_t - sigma v
     scale = ratio if scheduler.config.prediction_type == "epsilon" else ratio + 1
     return (errors * (snr_gamma / scale).clamp(max=1)).mean()

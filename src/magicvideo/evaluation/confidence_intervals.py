@@ -40,6 +40,7 @@ def proportion(hits: Shaped[np.ndarray, " n"]) -> Estimate:
     if not len(hits):
         raise UserError("A share of no samples is not defined; measure at least one video.")
     count = int(np.count_nonzero(hits))
+    # Wilson's interval keeps its coverage near 0 and 1, where the normal one leaves [0, 1]
     interval = binomtest(count, len(hits)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(count / len(hits), len(hits), float(interval.low), float(interval.high))
 
@@ -56,6 +57,7 @@ def median(values: Shaped[np.ndarray, " n"]) -> Estimate:
     if not len(values):
         raise UserError("A median of no samples is not defined; measure at least one video.")
     count, ordered = len(values), np.sort(values)
+    # how many samples lie below the median is binomial with p = 1/2
     place = int(binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
     bounds = (float(ordered[place - 1]), float(ordered[-place])) if place else (None, None)
     return Estimate(float(np.median(values)), count, *bounds)
@@ -79,6 +81,7 @@ def ratio_of_means(
     if not len(values):
         raise UserError("A mean of no samples is not defined; measure at least one video.")
     rng = np.random.default_rng(seed)
+    # one draw for both sides, so that pairs stay together
     drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = values[drawn].mean(axis=1) / reference[drawn].mean(axis=1)

@@ -21,6 +21,7 @@ class FrameAdaptor(nn.Module):
 
     def __init__(self, num_frames: int, channels: int) -> None:
         super().__init__()
+        # the identity: the video network starts as the image network
         self.scale = nn.Parameter(torch.ones(num_frames, channels))
         self.shift = nn.Parameter(torch.zeros(num_frames, channels))
 
@@ -46,6 +47,7 @@ class FrameAdaptor(nn.Module):
         shift = self.shift[rows].repeat(batch, 1)
         if offset is not None:
             shift = shift + repeat_for_frames(offset, x.shape[0])
+        # S * x + B in one pass over memory, forward and backward
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 

@@ -70,6 +70,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "n p c"]) -> Float[Tensor, "n p width"]:
         """Return the gated half."""
+        # GEGLU(x) = (x V) * GELU(x W) (Shazeer, 2002.05202), with V and W in one matrix
         value, gate = self.proj(x).chunk(2, dim=-1)
         # on a CPU the half of a row is far slower to pass through erf than memory of its own
         return value * F.gelu(gate.contiguous())
@@ -122,6 +123,7 @@ class TransformerBlock(nn.Module):
             normed = self.norm1(x)
             x = x + self.attn1(normed, normed)
         queries = rearrange(self.norm2(x), "(b f) p c -> b (f p) c", f=num_frames)
+        # no mask: a query reads text tokens alone, never another frame
         gathered = self.attn2(queries, condition)
         x = x + rearrange(gathered, "b (f p) c -> (b f) p c", f=num_frames)
         return x + self.ff(self.norm3(x))

@@ -150,7 +150,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def encode(self, x: FoldedFrames) -> AutoencoderKLOutput:
         """Return the posterior over unscaled latents of pixels in [-1, 1]."""
         mean = self.encoder_linear(x) + self.encoder(x)
+        # a fraction of the latents' own deviation, which is 1 / scaling_factor
         std = self.config.noise_std / self.config.scaling_factor
+        # log sigma^2 = 2 log sigma, constant: how much noise the decoder must bear is a setting
         log_variance = torch.full_like(mean, 2 * math.log(std))
         return AutoencoderKLOutput(
             latent_dist=DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
@@ -183,6 +185,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         mean = patches.mean(dim=0)
         covariance = torch.cov(patches.T, correction=0)
         variances, vectors = torch.linalg.eigh(covariance)
+        # eigenvalues ascend, so the principal components are the last columns
         kept = vectors[:, -self.config.latent_channels :].flip(1)
         # the sign of an eigenvector is arbitrary; fix it for reproducible latents
         kept = kept * torch.where(kept.sum(dim=0) < 0, -1.0, 1.0)
@@ -190,11 +193,13 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         assert self.encoder_linear.bias is not None
         assert self.decoder_linear.bias is not None
         self.encoder_linear.weight.copy_(basis)
+        # P^T (x - mean) = P^T x - P^T mean
         self.encoder_linear.bias.copy_(-(kept.T @ mean).float())
         self.decoder_linear.weight.copy_(basis)
         # the mean patch is constant over colours to first order: one value a colour channel
         channels = rearrange(mean, "(c r) -> c r", r=size * size).mean(dim=1)
         self.decoder_linear.bias.copy_(channels.float())
+        # an eigenvalue is the variance of its latent channel; one factor scales all by their mean
         variance = variances[-self.config.latent_channels :].mean()
         self.register_to_config(scaling_factor=float(variance**-0.5))
 

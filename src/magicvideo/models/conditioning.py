@@ -106,6 +106,7 @@ def embed_frames(
     """
     folded = rearrange(frames, "b f c h w -> (b f) c h w")
     prepared = clip_preprocess(image_encoder, folded).to(image_encoder.dtype)
+    # CLIP is trained on cosines, so the length of an embedding carries no information
     unit = F.normalize(image_encoder(prepared).image_embeds.to(frames.dtype), dim=-1)
     return rearrange(unit, "(b f) e -> b f e", f=frames.shape[1])
 
@@ -126,6 +127,7 @@ def clip_normalize(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]
     """Return pixels in [-1, 1] with the mean and deviation that CLIP expects."""
     mean = pixels.new_tensor(_CLIP_MEAN)[:, None, None]
     std = pixels.new_tensor(_CLIP_STD)[:, None, None]
+    # CLIP's mean and deviation are those of pixels in [0, 1]
     return ((pixels.clamp(-1, 1) + 1) / 2 - mean) / std
 
 
@@ -134,6 +136,7 @@ def motion_amount(latents: Latents) -> Float[Tensor, " b"]:
 
     A motion score is this number in standard deviations from its mean over the training clips.
     """
+    # a log, since amounts of motion span orders of magnitude
     change = (latents[:, 1:] - latents[:, :-1]).abs().flatten(1).mean(dim=1)
     return change.clamp_min(1e-3).log()  # the floor is far below what an autoencoder leaves
 

@@ -24,6 +24,7 @@ def lerp_keyframes(
     keys: Float[Tensor, "g 2 c h w"], num_inserted: int
 ) -> Float[Tensor, "g k c h w"]:
     """Return the frames between two keys by linear interpolation of the latents."""
+    # frame i of k new ones lies i / (k + 1) of the way from the first key to the second
     weights = torch.arange(1, num_inserted + 1, device=keys.device) / (num_inserted + 1)
     first, second = keys[:, :1], keys[:, 1:]
     return torch.lerp(first, second, weights.to(keys.dtype)[:, None, None, None])
@@ -35,7 +36,9 @@ def keyframe_rms_distance(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 
     The error of linear interpolation is proportional to it. Residuals are normalised by it, so that
     gaps with little and with much motion count alike in the loss.
     """
+    # in float32: squares of small differences underflow in half precision
     apart = (keys[:, 1] - keys[:, 0]).float().square().flatten(1).mean(dim=1).sqrt()
+    # the constant keeps the division by it finite where nothing moves
     return (apart + _LEAST_DIFFERENCE).to(keys.dtype)[:, None, None, None, None]
 
 
@@ -90,8 +93,10 @@ class ResidualEstimator(nn.Module):
     ) -> Float[Tensor, "g k c h w"]:
         """Return the difference from linear interpolation, divided by `scale`."""
         first, second = keys.unbind(dim=1)
+        # a fraction in [0, 1), the same at every position
         level = (noise_level.to(keys.dtype) / _NUM_LEVELS)[:, None, None, None]
         plane = level.expand(-1, 1, *keys.shape[-2:])
+        # the difference is given at about unit scale too, so that slow gaps look like fast ones
         inputs = torch.cat([first, second, (second - first) / scale[:, 0], plane], dim=1)
         x = self.conv_in(inputs.to(self.conv_in.weight.dtype))
         for block in self.blocks:
@@ -219,9 +224,12 @@ class Interpolator(ModelMixin, ConfigMixin):
             fps: Frames per second of the finished video, of these.
         """
         scale = self.residual_scale_for(noisy_keys)
+        # (x - l) / s
         target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / scale
         estimate = self.correction(noisy_keys, scale, noise_level)
         few = every_nth(len(keys) // len(timestep))
+        # r = (x - l) / s - c. The regression is fixed here: the diffusion loss would otherwise move
+        # its own target
         residuals = (target - estimate.detach())[few]
         noisy = add_noise(residuals)
         prediction = self.denoise(noisy, timestep, noisy_keys[few], noise_level[few], tokens, fps)
@@ -274,10 +282,12 @@ class Interpolator(ModelMixin, ConfigMixin):
         both = repeat(keys, "g two c h w -> g f (two c) h w", f=num_frames)
         mask = torch.zeros_like(both[:, :, :1])
         mask[:, 0] = mask[:, -1] = 1.0
+        # the residual is zero at the keys, which are known
         known = torch.cat([at_keys, residuals, at_keys], dim=1)
         prediction = self.unet(
             torch.cat([known, both, mask], dim=2), timestep, tokens, fps, noise_level
         )
+        # the outputs at the keys have no target
         return prediction.sample[:, 1:-1]
 
     @torch.no_grad()

@@ -63,6 +63,7 @@ class DirectedTemporalAttention(nn.Module):
             )
         self.num_heads, self.mode, self.window_size = num_heads, mode, window_size
         self.norm = nn.LayerNorm(channels)
+        # one matrix for queries, keys and values: the features are read from memory once
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
         nn.init.zeros_(self.to_out.weight)  # at the start the video network is the image network
@@ -101,16 +102,19 @@ class DirectedTemporalAttention(nn.Module):
             m=self.num_heads,
         ).unbind()
         if past is not None:
+            # earlier frames come first, so the mask stays a triangle at the end of a longer row
             k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
         mixed = rearrange(self._attend(q, k, v), "t m f d -> t f (m d)")
         update = rearrange(
             self.to_out(mixed), "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3]
         )
+        # the next frame sees `window_size` frames with itself, so one fewer of the past are kept
         forgotten = 0 if self.window_size is None else max(0, k.shape[2] + 1 - self.window_size)
         return update, KVCache(k[:, :, forgotten:], v[:, :, forgotten:])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.mode == "post_softmax_mask":
+            # the printed formula: rows sum to less than 1, since later frames had their share
             weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).tril()
             return weights @ v
         visible = self._visible(q.shape[2], k.shape[2], q.device)
@@ -123,5 +127,6 @@ class DirectedTemporalAttention(nn.Module):
         if queries == keys <= window_size or self.mode != "directed":
             return None
         frame = torch.arange(keys, device=device)
+        # query i of the chunk is frame keys - queries + i; below 0 the key lies in its future
         age = frame[keys - queries :, None] - frame
         return (age >= 0) & (age < window_size)

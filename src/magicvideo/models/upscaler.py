@@ -101,6 +101,7 @@ class Upscaler(ModelMixin, ConfigMixin):
         *finer, deepest = self.config.num_blocks
         radius = 2 * deepest
         for count in reversed(finer):
+            # 2 for each of `count` blocks on the way down, and again on the way up
             radius = 2 * radius + 1 + 4 * count
         return int(radius + 2)
 
@@ -141,10 +142,12 @@ class Upscaler(ModelMixin, ConfigMixin):
                 f"former must be multiples of {self.size_divisor}, the latter {factor} times as "
                 "large"
             )
+        # two scalars condition a frame: its diffusion step and the noise in its small frame
         embedding = F.silu(
             self.time_embedding(self.frequencies(timestep).to(noisy.dtype))
             + self.level_embedding(self.frequencies(_LEVEL_UNITS * noise_level).to(noisy.dtype))
         )
+        # large pixels become channels at the small side, where all convolutions work
         folded = F.pixel_unshuffle(noisy, factor)
         x = self.conv_in(cat([folded, small], dim=1).contiguous(memory_format=channels_last))
         skips = []
@@ -192,6 +195,7 @@ class FiLMResBlock(nn.Module):
         """Return the block's output."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        # 1 + scale: without modulation the block is a plain residual block
         h = addcmul(shift, self.norm2(h), 1 + scale)
         return x + self.conv2(F.silu(h))
 

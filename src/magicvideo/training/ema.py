@@ -41,12 +41,14 @@ class EMA:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Move the averages towards the weights after update number `step` (from 0)."""
+        # 0.1 at the first update: the average moves 9/10 of the way to the weights
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [
             to_local(p).detach().to(self.shadow[name].device)
             for name, p in network.named_parameters()
             if name in self.shadow
         ]
+        # average <- average + (1 - decay) (weights - average), all parameters in one call
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ def perceptual_distance(
     """
     with torch.no_grad():
         wanted = _directions(image_encoder, real)
+    # |u - v|^2 = 2 - 2 cos(u, v) of unit vectors: from 0 to 4
     distances = [
         (direction - target).square().sum(dim=-1).mean()
         for direction, target in zip(_directions(image_encoder, made), wanted, strict=True)
@@ -50,4 +51,5 @@ def image_gradient_loss(rebuilt: FoldedFrames, pixels: FoldedFrames) -> Float[Te
     A blurred edge has a small squared error and a large one here.
     """
     error = rebuilt - pixels
+    # differences are linear: that of the error is the error of the differences
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

@@ -110,8 +110,11 @@ def learning_rate_factor(config: StageConfig, step: int) -> float:
     Linear warm-up, a plateau, and a linear decay over the last `lr_decay_ratio` of the steps. On
     the plateau it does not depend on `steps`, so that a run can be made longer.
     """
+    # step + 1: the first update has a rate above 0
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1, round(config.steps * config.lr_decay_ratio))
+    # warm-up, decay and plateau are three lines; the lowest holds. The last update has the rate
+    # 1 / decay_steps of the peak
     return min(warm, (config.steps - step) / decay_steps, 1.0)
 
 

@@ -61,11 +61,14 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     That matrix is symmetric, so singular covariances (fewer samples than dimensions) are safe,
     where a root of the product S1 S2 turns complex or NaN.
     """
+    # A = S1^(1/2) = U diag(sqrt(l)) U^T; rounding can leave an l slightly below 0
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    # A S2 A has the eigenvalues of A A S2 = S1 S2, and is symmetric
     product = np.linalg.eigvalsh(root @ second.covariance @ root)
     shift = np.square(first.mean - second.mean).sum()
     traces = np.trace(first.covariance) + np.trace(second.covariance)
+    # two equal sets can come out below 0 by rounding
     return max(0.0, float(shift + traces - 2 * np.sqrt(product.clip(min=0)).sum()))
 
 
@@ -141,6 +144,7 @@ def _within(samples: Features, kernel: PolynomialKernel, left_out: int) -> Sums:
     sums = np.concatenate([block.sum(axis=1) for block in _blocks(samples, samples, kernel)])
     if left_out:
         groups = samples.reshape(-1, left_out, samples.shape[1])
+        # a sample with itself, or a frame with its own clip, would bias the estimate upwards
         own = kernel.of(groups @ groups.swapaxes(1, 2), samples.shape[1])
         sums -= own.sum(axis=2).reshape(-1)
     means: Sums = sums / (len(samples) - left_out)
@@ -197,6 +201,7 @@ def _distances(
     norms = np.square(points).sum(axis=1)
     for start in range(0, len(samples), _ROWS):
         rows = samples[start : start + _ROWS]
+        # |x - y|^2 = |x|^2 - 2 x.y + |y|^2: one matrix product in place of all differences
         squares = np.square(rows).sum(axis=1)[:, None] - 2 * rows @ points.T + norms
         yield squares.clip(min=0)
 
@@ -224,6 +229,7 @@ def inception_score(probabilities: Float[np.ndarray, "n classes"]) -> float:
             "that ends in a softmax."
         )
     marginal = posteriors.mean(axis=0)
+    # the mean divergence KL(p(y|x) || p(y)) equals H(p(y)) - mean H(p(y|x))
     return float(np.exp(entr(marginal).sum() - entr(posteriors).sum(axis=1).mean()))
 
 
@@ -247,5 +253,6 @@ def extrapolate_to_infinity(
         distance(*(rng.permutation(n)[: max(2, round(share * n))] for n in (first, second)))
         for share in shares
     ]
+    # to first order the bias falls as 1/n (Chong and Forsyth, 1911.07023), so the line is read at 0
     _, intercept = np.polyfit(1 / shares, found, deg=1)
     return float(intercept)

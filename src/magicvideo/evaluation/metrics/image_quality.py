@@ -21,9 +21,11 @@ def psnr(frames: Frames, reference: Frames) -> Float[Tensor, " b"]:
         PSNR in dB; infinite where both are equal.
     """
     error = (frames.double() - reference.double()).square().mean(dim=(1, 2, 3, 4))
+    # decibels: ten times the decimal logarithm of peak power over error power
     return 10 * torch.log10(_PEAK**2 / error)
 
 
+# red, green and blue in the luma of BT.601
 _LUMA = (0.299, 0.587, 0.114)
 _EDGE = 5  # pixels to the middle of a window: whole windows count alone
 

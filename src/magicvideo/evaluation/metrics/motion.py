@@ -73,6 +73,7 @@ def temporal_power(latents: Float[Tensor, "f c h w"]) -> Float[Tensor, " frequen
     over all entries is the mean variance of a value over time (Parseval).
     """
     frames = latents.shape[0]
+    # divided by the length, a coefficient is an amplitude; entry 0, the mean over time, is left out
     spectrum = torch.fft.rfft(latents.double(), dim=0)[1:] / frames
     power = spectrum.abs().square().mean(dim=(1, 2, 3))
     # a real signal has each frequency twice, as k and -k, but for the highest of an even count
@@ -120,6 +121,7 @@ def warping_error(video: Video, forward: Flow, backward: Flow) -> float:
     warped, visible = _warp(video[1:].double(), forward)
     returned, _ = _warp(backward.double(), forward)
     misses = (forward.double() + returned).norm(dim=1, keepdim=True)
+    # where nothing is hidden, forward(x) + backward(x + forward(x)) = 0
     visible = visible & (misses <= _TOLERANCE)
     if not visible.any():
         return 0.0
@@ -139,6 +141,7 @@ def block_flow(start: Video, goal: Video) -> Flow:
         ((x, y) for x in range(-_REACH, _REACH + 1) for y in range(-_REACH, _REACH + 1)),
         key=lambda step: (step[0] ** 2 + step[1] ** 2, step),
     )
+    # blocks at the border may move out by as much: the nearest pixel continues there
     padded = F.pad(goal, (_REACH, _REACH, _REACH, _REACH), mode="replicate")
     costs = []
     for x, y in steps:
