@@ -98,6 +98,17 @@ def send_jobs(
                 time.sleep(min(2.0, float(answer.headers.get("Retry-After", 1))))
 
 
+def count_jobs(server: RunningServer, token: str, *states: str) -> int:
+    """Return the number of jobs in some states, as the server's metrics tell it."""
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = httpx.get(f"{server.url}/metrics", headers=headers, timeout=120)
+    answer.raise_for_status()
+    starts = tuple(f'magicvideo_jobs{{state="{state}"}}' for state in states)
+    return sum(
+        int(float(line.split()[-1])) for line in text.splitlines() if line.startswith(starts)
+    )
+
+
 def check(server: RunningServer, tokens: list[str], ids: dict[str, str]) -> list[str]:
     """Return what is wrong: lost, doubled and broken videos."""
     wrong, digests = [], dict[tuple[str, int], str]()
@@ -135,6 +146,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument(
+        "--pause", type=float, default=4.0, help="most seconds from the first work to a kill"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="model folder; by default the shipped one")
     parser.add_argument("--database")
@@ -161,23 +175,23 @@ def main() -> None:
         ]
         for thread in clients:
             thread.start()
+
+        def is_finished() -> bool:
+            is_sent = len(ids) == share * arguments.clients
+            return is_sent and not count_jobs(server, tokens[0], "queued", "running")
+
         kills = Counter[str]()
-        headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
-        while True:
-            time.sleep(draw.uniform(2.0, 12.0))
-            if sum(kills.values()) < arguments.kills:
-                what = draw.choice(["worker", "server", "both"])
-                kills[what] += 1
-                server.kill(what)
+        while sum(kills.values()) < arguments.kills and not is_finished():
+            if not count_jobs(server, tokens[0], "running"):
+                time.sleep(0.1)
                 continue
-            text = httpx.get(f"{server.url}/metrics", headers=headers[0], timeout=60).text
-            waiting = sum(
-                float(line.split()[-1])
-                for line in text.splitlines()
-                if line.startswith(('magicvideo_jobs{state="queued"', 'magicvideo_jobs{state="run'))
-            )
-            if len(ids) == share * arguments.clients and not waiting:
-                break
+            time.sleep(draw.uniform(0.0, arguments.pause))
+            what = draw.choice(["worker", "server", "both"])
+            kills[what] += 1
+            server.kill(what)
+            print(f"{time.monotonic() - began:.0f} s: killed {what}", file=sys.stderr)
+        while not is_finished():
+            time.sleep(1.0)
         for thread in clients:
             thread.join()
         wrong = check(server, tokens, ids)

@@ -83,7 +83,7 @@ def _add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _failure(_: Request, __: Exception) -> JSONResponse:
-        message = "The server failed to answer; its log tells why."
+        message = "The server failed to answer; see its log."
         return JSONResponse(error_body(500, message, code="server_error"), 500)
 
     @app.exception_handler(SQLAlchemyError)

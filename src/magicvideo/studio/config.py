@@ -61,7 +61,7 @@ class StudioConfig:
         runs: Folder of training runs that the page shows, or None.
         data: Prepared data set that the page shows, or None.
         threads: CPU threads of one worker; None leaves PyTorch's choice.
-        webhook: URL that is told of finished jobs, or None.
+        webhook: URL that receives an event for each finished job, or None.
         webhook_secret: Signs what is sent there: `whsec_` and base64.
         limits: What is accepted.
     """

@@ -50,7 +50,7 @@ State: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelle
 STATES: tuple[State, ...] = get_args(State)
 ACTIVE: tuple[State, ...] = ("queued", "running")
 SILENCE = 30.0
-"""Seconds after which a worker that says nothing is taken to be gone."""
+"""Seconds without a heartbeat after which a worker is taken to be gone."""
 SCHEMA_VERSION = 1
 _CREATE_LOCK = 0x6D616769  # of PostgreSQL's advisory locks: one creation of a job at a time
 _PATIENCE = 30.0  # seconds that a writer waits for another
@@ -79,12 +79,12 @@ class Job(Table):
         progress: Percent.
         preview: Number of the newest preview, 0 for none.
         time_left: Estimated seconds to the end.
-        worker: Who has it, or had it last.
-        beat_at: When that worker last said that it was alive.
+        worker: Name of the worker that runs it, or ran it last.
+        beat_at: Time of the last heartbeat of that worker.
         attempts: How often a worker began it.
         cancel_requested: Set to stop a running job within one step.
         deleted_at: When the client deleted it; it is hidden from then on.
-        notified: Whether the webhook has accepted the news of its end, or never will.
+        notified: Whether the webhook has accepted the event of its end, or never will.
         notice_attempts: How often the webhook was tried.
         notice_at: When it is tried next.
         files: Names of stored results by variant: video, thumbnail, spritesheet.
@@ -149,7 +149,7 @@ class Job(Table):
 
 
 class WorkerRow(Table):
-    """A worker process, and when it last said that it was alive."""
+    """A worker process and the time of its last heartbeat."""
 
     __tablename__ = "workers"
 
@@ -391,7 +391,7 @@ class JobStore:
     def claim(self, job_id: str, worker: str) -> Job | None:
         """Take a waiting job, or return None if it does not wait (any more).
 
-        A job whose bytes another worker is making goes on waiting: it gets a copy of them.
+        A job whose bytes another worker is making stays queued: later it gets a copy of them.
         """
         now, other = time.time(), aliased(Job)
         is_being_made = exists().where(
@@ -421,7 +421,7 @@ class JobStore:
     def report(
         self, job_id: str, worker: str, values: Mapping[str, str | int | float | None]
     ) -> bool:
-        """Note a running job's progress; False means that the worker has to stop.
+        """Record a running job's progress; False means that the worker has to stop.
 
         That is so when the job was cancelled or deleted, or went to another worker.
         """
@@ -436,7 +436,7 @@ class JobStore:
             return session.scalar(query) is not None
 
     def beat(self, worker: str, device: str) -> None:
-        """Say that a worker is alive."""
+        """Record a heartbeat of a worker."""
         now = time.time()
         with self._write() as session:
             session.merge(WorkerRow(name=worker, device=device, seen_at=now))
@@ -445,7 +445,7 @@ class JobStore:
             )
 
     def workers(self, *, silent_for: float) -> dict[str, str]:
-        """Return the devices of the workers that spoke lately, by worker, and forget the others."""
+        """Return the device of each worker with a recent heartbeat, and remove the others."""
         limit = time.time() - silent_for
         with self._write() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.seen_at < limit))
@@ -516,7 +516,7 @@ class JobStore:
 
         Args:
             worker_prefix: Workers so named are known to be gone.
-            silent_for: Workers that said nothing for so many seconds are taken to be gone.
+            silent_for: Workers without a heartbeat for so many seconds are taken to be gone.
         """
         now = time.time()
         gone = []
@@ -609,7 +609,7 @@ class JobStore:
             return expired
 
     def open_notices(self) -> list[Job]:
-        """Return finished jobs that the webhook is to be told of now."""
+        """Return finished jobs whose webhook event is due."""
         query = (
             select(Job)
             .where(
@@ -624,12 +624,12 @@ class JobStore:
             return list(session.scalars(query))
 
     def close_notice(self, job_id: str) -> None:
-        """Note that the webhook needs to hear of a job no more."""
+        """Record that no webhook event of a job is left to send."""
         with self._write() as session:
             session.execute(update(Job).where(Job.id == job_id).values(notified=True))
 
     def postpone_notice(self, job_id: str, seconds: float) -> None:
-        """Note that the webhook did not accept the news of a job."""
+        """Record that the webhook did not accept the event of a job."""
         with self._write() as session:
             session.execute(
                 update(Job)
@@ -681,7 +681,7 @@ def _make_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # BEGIN is said below, not by the driver
+        connection.isolation_level = None  # BEGIN is sent below, not by the driver
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

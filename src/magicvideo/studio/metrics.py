@@ -52,7 +52,7 @@ class MeasuredApp:
 
     Args:
         app: What answers.
-        metrics: What is told.
+        metrics: Where requests are counted.
     """
 
     def __init__(self, app: AsgiApp, metrics: Metrics) -> None:

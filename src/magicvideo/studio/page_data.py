@@ -150,7 +150,7 @@ class DataView:
         return summary, [clip for clip in shown if clip is not None]
 
     def skipped(self) -> list[tuple[str, str]] | None:
-        """Return the files that were skipped and why, or None where nothing tells."""
+        """Return the files that were skipped and why, or None where there is no record."""
         assert self._folder is not None
         path = self._folder / SKIPPED
         if not path.is_file():

@@ -47,7 +47,7 @@ class VideoParameters(BaseModel):
         model: Name of the model.
         seconds: Length of the video.
         size: Width and height of the frames, such as `256x256`.
-        seed: Of the noise; by default a random one, which the answer tells.
+        seed: Of the noise; by default a random one, which the answer contains.
         steps: Diffusion steps of the key frames.
         guidance: How closely to follow the prompt; 1 is no guidance.
         guidance_stop: Fraction of the steps after which guidance ends.

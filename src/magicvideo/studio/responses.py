@@ -176,7 +176,7 @@ def video_object(job: Job, position: int | None = None) -> VideoObject:
 
 
 def poll_after(job: Job) -> dict[str, str]:
-    """Return the header that tells the client when to ask again."""
+    """Return the header with the milliseconds until the next poll."""
     if job.is_finished:
         return {}
     wait = 1000 if job.time_left is None else min(5000, max(200, 100 * job.time_left))

@@ -166,7 +166,7 @@ async def edit_video() -> VideoObject:
 
 @router.post("/videos/extensions", openapi_extra=multipart_schema(RemixBody))
 async def extend_video() -> VideoObject:
-    """Refuse an extension: the model goes on from no finished video."""
+    """Refuse an extension: the model continues no finished video."""
     message = "This model extends no videos; ask for more seconds instead."
     raise ApiError(400, message, code="unsupported_operation")
 
@@ -318,12 +318,12 @@ async def _preview(studio: Studio, job: Job) -> bytes | None:
 
 
 async def _watch(studio: Studio, job: Job, client: str) -> AsyncIterator[str]:
-    shown, sent, said = 0, "", time.monotonic()
+    shown, sent, sent_at = 0, "", time.monotonic()
     while True:
-        told = (await _object(studio, job)).model_dump_json()
-        if told != sent:
-            sent, said = told, time.monotonic()
-            yield _event("progress", told)
+        state = (await _object(studio, job)).model_dump_json()
+        if state != sent:
+            sent, sent_at = state, time.monotonic()
+            yield _event("progress", state)
         if job.preview > shown and not job.is_finished:
             content = await _preview(studio, job)
             if content is not None:
@@ -331,10 +331,10 @@ async def _watch(studio: Studio, job: Job, client: str) -> AsyncIterator[str]:
                 image = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
                 yield _event("preview", json.dumps({"number": shown, "image": image}))
         if job.is_finished:
-            yield _event("completed" if job.state == "completed" else "failed", told)
+            yield _event("completed" if job.state == "completed" else "failed", state)
             return
-        if time.monotonic() - said > _PING_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - sent_at > _PING_SECONDS:
+            sent_at = time.monotonic()
             yield ": still here\n\n"
         await asyncio.sleep(_WATCH_SECONDS)
         try:

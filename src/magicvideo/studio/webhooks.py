@@ -1,4 +1,4 @@
-"""News of finished jobs to one address of the operator's, signed as Standard Webhooks say.
+"""Events of finished jobs for one URL of the operator, signed as in Standard Webhooks.
 
 The address is part of the server's settings. No request names one, so no request makes the server
 open a connection.
@@ -47,12 +47,14 @@ class Webhook:
         self._url = url
 
     def send_all(self, store: JobStore) -> None:
-        """Send what is due; what is not accepted comes again later, ever more seldom."""
+        """Send what is due; what is not accepted is sent again, at growing intervals."""
         for job in store.open_notices():
             if self._send(job):
                 store.close_notice(job.id)
             elif job.notice_attempts + 1 >= _MOST_ATTEMPTS:
-                logger.warning("The webhook accepted no news of %s; it is given up.", job.id)
+                logger.warning(
+                    "The webhook accepted no event of %s; it is not tried again.", job.id
+                )
                 store.close_notice(job.id)
             else:
                 store.postpone_notice(job.id, _FIRST_WAIT * 4**job.notice_attempts)

@@ -2,7 +2,7 @@
 
 Any of these processes can be killed at any moment. Its job is queued again by the next worker on
 the device, which holds a file lock that the operating system frees with the process, or by any
-other worker once it has been silent for too long. Work goes on from latents kept between stages,
+other worker after 30 seconds without a heartbeat. Work continues from latents kept between stages,
 and since equal requests give equal bytes, it does not matter who finishes.
 """
 
@@ -90,7 +90,7 @@ class Worker:
         self._parent = parent
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until `stop` is called."""
         lock = FileLock(self.config.home / "locks" / f"worker-{self.device.replace(':', '-')}.lock")
         threading.Thread(target=self._beat, daemon=True).start()
         while not self._stop.is_set():
@@ -178,7 +178,7 @@ class Worker:
                 message = "The device's memory ended; ask for fewer frames or a smaller size."
                 self.store.fail(job_id, self.name, "out_of_memory", message)
             else:
-                message = "The server could not make the video; its log tells why."
+                message = "The server could not make the video; see its log."
                 self.store.fail(job_id, self.name, "server_error", message)
         self._clean_up(job_id)
 
@@ -189,7 +189,7 @@ class Worker:
             self.queue.put(job.id)
 
     def _clean_up(self, job_id: str) -> None:
-        """Remove what was kept of a job that will not go on."""
+        """Remove what was kept of a job that will not continue."""
         job = self.store.get(job_id)
         if job is None or job.is_finished:
             assert self._engine is not None
@@ -256,7 +256,7 @@ class Worker:
 
     @property
     def is_stopping(self) -> bool:
-        """Tell whether it was told to stop."""
+        """Tell whether `stop` was called."""
         return self._stop.is_set()
 
 
@@ -275,7 +275,7 @@ class _Progress:
         self._previews = job.preview
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """Note a step, and stop if the job is not to go on."""
+        """Record a step, and stop if the job must not continue."""
         now = time.monotonic()
         if self._worker.is_stopping:
             raise _StopError
@@ -338,7 +338,7 @@ class _Progress:
                 before += done * seconds
                 break
             before += self._expected[name][0] * seconds
-        # this job's own pace tells more than those before it, as soon as there is one
+        # this job's own pace is a better estimate than that of earlier jobs, once it is known
         elapsed = time.monotonic() - self._began
         pace = elapsed / before if before > 0.05 * whole else 1.0
         return min(99, int(100 * before / whole)), round(max(0.0, whole - before) * pace, 1)
