@@ -205,17 +205,20 @@ class Page:
         prompt: str,
         seed: str,
         keep_seed: bool,
-        fps: float,
-        seconds: float,
-        steps: float,
-        guidance: float,
+        fps: int | float,
+        seconds: int | float,
+        steps: int | float,
+        guidance: int | float,
         negative: str,
         file_format: str,
         lora: list[str] | None,
-        lora_scale: float,
+        lora_scale: int | float,
         request: gr.Request,
     ) -> tuple[Any, ...]:
-        """Submit what the controls say; returns the job's id, the seed and what is shown."""
+        """Submit what the controls say; returns the job's id, the seed and what is shown.
+
+        Numbers arrive as JSON from the browser, where 6.0 is 6.
+        """
         if not keep_seed or not seed.strip():
             seed = str(secrets.randbelow(_RANDOM_SEEDS))
         fields: dict[str, Any] = {
