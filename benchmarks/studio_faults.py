@@ -104,9 +104,8 @@ def count_jobs(server: RunningServer, token: str, *states: str) -> int:
     answer = httpx.get(f"{server.url}/metrics", headers=headers, timeout=120)
     answer.raise_for_status()
     starts = tuple(f'magicvideo_jobs{{state="{state}"}}' for state in states)
-    return sum(
-        int(float(line.split()[-1])) for line in text.splitlines() if line.startswith(starts)
-    )
+    lines = [line for line in answer.text.splitlines() if line.startswith(starts)]
+    return sum(int(float(line.split()[-1])) for line in lines)
 
 
 def check(server: RunningServer, tokens: list[str], ids: dict[str, str]) -> list[str]:
@@ -169,34 +168,38 @@ def main() -> None:
         ids: dict[str, str] = {}
         share = arguments.jobs // arguments.clients
         began = time.monotonic()
-        clients = [
-            threading.Thread(target=send_jobs, args=(server, token, number, share, ids))
-            for number, token in enumerate(tokens)
-        ]
-        for thread in clients:
-            thread.start()
+        try:
+            clients = [
+                threading.Thread(
+                    target=send_jobs, args=(server, token, number, share, ids), daemon=True
+                )
+                for number, token in enumerate(tokens)
+            ]
+            for thread in clients:
+                thread.start()
 
-        def is_finished() -> bool:
-            is_sent = len(ids) == share * arguments.clients
-            return is_sent and not count_jobs(server, tokens[0], "queued", "running")
+            def is_finished() -> bool:
+                is_sent = len(ids) == share * arguments.clients
+                return is_sent and not count_jobs(server, tokens[0], "queued", "running")
 
-        kills = Counter[str]()
-        while sum(kills.values()) < arguments.kills and not is_finished():
-            if not count_jobs(server, tokens[0], "running"):
-                time.sleep(0.1)
-                continue
-            time.sleep(draw.uniform(0.0, arguments.pause))
-            what = draw.choice(["worker", "server", "both"])
-            kills[what] += 1
-            server.kill(what)
-            print(f"{time.monotonic() - began:.0f} s: killed {what}", file=sys.stderr)
-        while not is_finished():
-            time.sleep(1.0)
-        for thread in clients:
-            thread.join()
-        wrong = check(server, tokens, ids)
-        seconds = time.monotonic() - began
-        server.stop()
+            kills = Counter[str]()
+            while sum(kills.values()) < arguments.kills and not is_finished():
+                if not count_jobs(server, tokens[0], "running"):
+                    time.sleep(0.1)
+                    continue
+                time.sleep(draw.uniform(0.0, arguments.pause))
+                what = draw.choice(["worker", "server", "both"])
+                kills[what] += 1
+                server.kill(what)
+                print(f"{time.monotonic() - began:.0f} s: killed {what}", file=sys.stderr)
+            while not is_finished():
+                time.sleep(1.0)
+            for thread in clients:
+                thread.join()
+            wrong = check(server, tokens, ids)
+            seconds = time.monotonic() - began
+        finally:
+            server.stop()
     print(
         json.dumps(
             {
