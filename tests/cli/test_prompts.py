@@ -5,7 +5,7 @@ import os
 import pytest
 
 from magicvideo.cli import run
-from magicvideo.cli.generate import PromptOptions
+from magicvideo.cli.generate import ConditionOptions, PromptOptions
 from magicvideo.errors import UserError
 
 
@@ -13,14 +13,14 @@ from magicvideo.errors import UserError
 def test_prompt_files_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     file = tmp_path / "prompts.txt"
     file.write_bytes("fox\r\n\n# a comment\r\n red heart \r\n".encode(encoding))
-    assert PromptOptions(prompts=file).read(None)[0] == ["fox", "red heart"]
+    assert PromptOptions(prompts=file).read(ConditionOptions())[0] == ["fox", "red heart"]
 
 
 def test_prompt_files_of_other_encodings_are_refused(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"caf\xe9\n")
     with pytest.raises(UserError, match="is not UTF-8 text; save it as UTF-8"):
-        PromptOptions(prompts=file).read(None)
+        PromptOptions(prompts=file).read(ConditionOptions())
 
 
 @pytest.mark.parametrize("words", [[b"caf\xe9"], [b"fox", b"--negative-prompt", b"caf\xe9"]])
