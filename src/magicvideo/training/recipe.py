@@ -55,46 +55,46 @@ class StrictModel(BaseModel):
 
 
 class StageConfig(StrictModel):
-    """What every stage has: how long, how fast, and how often it looks up."""
+    """Settings of every stage: duration, learning rate, logging and checkpoint intervals."""
 
-    steps: PositiveInt = Field(description="updates of the weights, in all")
-    batch_size: PositiveInt = Field(description="samples of one forward pass on one process")
+    steps: PositiveInt = Field(description="number of updates")
+    batch_size: PositiveInt = Field(description="samples per forward pass and process")
     subject_balance: Share = Field(
-        0.0, description="0: all clips weigh alike; 1: all subjects do, however many clips"
+        0.0, description="0: every clip is drawn equally often; 1: every subject is"
     )
-    gradient_accumulation_steps: PositiveInt = Field(1, description="forward passes of one update")
-    learning_rate: Rate = Field(description="at its height")
-    warmup_steps: int = Field(100, ge=0, description="updates of the linear warm-up")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="forward passes per update")
+    learning_rate: Rate = Field(description="peak")
+    warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up")
     lr_decay_ratio: Share = Field(
-        0.2, description="last share of the steps, with a linear decay to 0"
+        0.2, description="fraction of the steps, at the end, with a linear decay to 0"
     )
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "muon"] = Field(
-        "adamw", description="adamw_8bit is that of bitsandbytes"
+        "adamw", description="adamw_8bit comes from bitsandbytes"
     )
     weight_decay: float = Field(0.01, ge=0)
     beta2: Share = Field(0.99, description="AdamW's second beta")
-    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of an update's gradient")
-    ema_decay: Share = Field(0.999, description="of the averaged weights, which are what is kept")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    ema_decay: Share = Field(0.999, description="of the averaged weights, which become the output")
     extra_ema_decays: tuple[Share, ...] = Field(
         (),
         description="decays of further averages; of all of them the one with the least loss on "
         "held-out clips becomes the output, and the others are kept beside it",
     )
     ema_device: Literal["same", "cpu"] = Field(
-        "same", description="of the averages: that of the weights, or the CPU"
+        "same", description="where averages are kept: with the weights, or on the CPU"
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="keep inputs of layers alone, and compute the rest again"
+        default=False, description="store only the inputs of blocks, and recompute the rest"
     )
     compile: bool = Field(default=False, description="compile the network, block by block")
     mixed_precision: PrecisionSetting = Field(
         "auto",
         description="auto: bf16 on a GPU that has it, and on a CPU where an update measures faster",
     )
-    log_every: PositiveInt = Field(50, description="updates between lines on the console")
-    preview_every: PositiveInt = Field(1000, description="updates between sample sheets")
+    log_every: PositiveInt = Field(50, description="updates between two lines of progress")
+    preview_every: PositiveInt = Field(1000, description="updates between two sheets of samples")
     checkpoint_minutes: float = Field(5.0, gt=0)
-    keep_checkpoints: PositiveInt = Field(2, description="how many; the newest are kept")
+    keep_checkpoints: PositiveInt = Field(2, description="the newest so many are kept")
 
     @model_validator(mode="after")
     def _averages_differ(self) -> "Self":
@@ -120,12 +120,12 @@ class PatchAutoencoderConfig(StrictModel):
 
 
 class AutoencoderStageConfig(StageConfig):
-    """Stage `autoencoder`: frames to latents and back."""
+    """Stage `autoencoder`: encodes frames to latents, and decodes them."""
 
     model: PatchAutoencoderConfig = Field(default_factory=PatchAutoencoderConfig)
-    squared_weight: float = Field(4.0, ge=0, description="of the squared error, beside L1")
-    gradient_weight: float = Field(1.0, ge=0, description="of L1 between image gradients")
-    kl_weight: float = Field(1e-3, ge=0, description="of the squared latents, at unit scale")
+    squared_weight: float = Field(4.0, ge=0, description="weight of the squared error beside L1")
+    gradient_weight: float = Field(1.0, ge=0, description="weight of L1 between image gradients")
+    kl_weight: float = Field(1e-3, ge=0, description="weight of the squared latents at unit scale")
 
 
 class CLIPStageConfig(StageConfig):
@@ -147,11 +147,11 @@ class UNetConfig(StrictModel):
     attention_levels: tuple[bool, ...] = (True, True)
     layers_per_block: PositiveInt = 1
     attention_heads: PositiveInt | tuple[PositiveInt, ...] = Field(
-        default=4, description="one number, or one a level"
+        default=4, description="one number, or one per level"
     )
     linear_projection: bool = Field(
         default=False,
-        description="linear layers around transformers, as Stable Diffusion 2.x has them",
+        description="linear layers around transformers, as in Stable Diffusion 2.x",
     )
     norm_num_groups: PositiveInt = 16
     num_frames: PositiveInt = 16
@@ -179,21 +179,23 @@ class LoaderConfig(StrictModel):
 
 
 class HardwareConfig(StrictModel):
-    """What a dry run reckons with. Training itself takes what is there."""
+    """The hardware that a dry run assumes. Training itself uses what is there."""
 
-    gpus: PositiveInt = Field(1, description="processes, each with one GPU")
-    tflops: float = Field(gt=0, description="of one GPU at its peak, in the recipe's precision")
-    utilisation: Share = Field(0.4, gt=0, description="share of the peak that training reaches")
-    clips: PositiveInt | None = Field(None, description="in the data, for their size on the disk")
+    gpus: PositiveInt = Field(1, description="number of processes, each with one GPU")
+    tflops: float = Field(gt=0, description="peak of one GPU in the recipe's precision")
+    utilisation: Share = Field(0.4, gt=0, description="fraction of the peak that training reaches")
+    clips: PositiveInt | None = Field(
+        None, description="number of clips, to estimate their size on disk"
+    )
 
 
 class ShardConfig(StrictModel):
-    """How shards are read, where the recipe's data are shards."""
+    """How data in shards are read."""
 
     window: PositiveInt = Field(
         default=8, description="shards among which clips are shuffled; three times as many are kept"
     )
-    cache: Path = Field(default=CACHE, description="folder for shards that are fetched from a URL")
+    cache: Path = Field(default=CACHE, description="folder for shards downloaded from a URL")
 
 
 class NoiseConfig(StrictModel):
@@ -205,7 +207,7 @@ class NoiseConfig(StrictModel):
     beta_end: float = 0.012
     zero_terminal_snr: bool = True
     noise_correlation: Share = Field(
-        default=0.0, description="share of the noise that all frames of a clip have"
+        default=0.0, description="fraction of the noise variance that all frames of a clip share"
     )
     noise_decay: float = Field(
         default=0.0,
@@ -227,12 +229,14 @@ TextEncoderRate: TypeAlias = Annotated[
 
 
 class DenoiserStageConfig(StageConfig):
-    """What the stages of the denoiser share."""
+    """Settings that the stages of the denoiser share."""
 
-    condition_dropout: Share = Field(0.1, description="share of samples without a condition")
-    snr_gamma: float | None = Field(5.0, gt=0, description="ceiling of the SNR weight; null: none")
+    condition_dropout: Share = Field(0.1, description="fraction of samples without a condition")
+    snr_gamma: float | None = Field(
+        5.0, gt=0, description="gamma of min-SNR weights; null: no weights"
+    )
     terminal_step_prob: Share = Field(
-        0.0, description="share of samples at the last step, beyond chance"
+        0.0, description="fraction of samples set to the last diffusion step"
     )
 
 
@@ -243,13 +247,13 @@ class ImageStageConfig(DenoiserStageConfig):
 
 
 class LoraTrainingConfig(StrictModel):
-    """Adapters of low rank that learn while all else rests."""
+    """Trainable low-rank adapters; all other weights are frozen."""
 
-    rank: PositiveInt = Field(16, description="of the update of each layer")
+    rank: PositiveInt = Field(16, description="rank of each layer's update")
     alpha: float = Field(16.0, gt=0, description="updates are multiplied by alpha / rank")
     targets: tuple[
         Literal["attention", "feed_forward", "projections", "convolutions", "temporal"], ...
-    ] = Field(("attention",), min_length=1, description="layers of the U-Net that get one")
+    ] = Field(("attention",), min_length=1, description="layers of the U-Net that get an adapter")
 
 
 class VideoStageConfig(DenoiserStageConfig):
@@ -257,19 +261,19 @@ class VideoStageConfig(DenoiserStageConfig):
 
     trainable: Literal["all", "temporal"] = Field(
         "all",
-        description="temporal: what image networks lack, while the image network's weights rest",
+        description="temporal: temporal layers only; the image network's weights are frozen",
     )
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 4), description="between frames, inclusive"
+        (1, 4), description="least and largest distance of two frames, in frames of the data"
     )
     image_condition: Share = Field(
-        description="share of samples told by image embeddings, not text"
+        description="fraction of samples conditioned on an image embedding instead of text"
     )
     pretrained_lr_scale: float = Field(
-        1.0, gt=0, le=1, description="learning rate of reused weights, times"
+        1.0, gt=0, le=1, description="factor of the learning rate for reused weights"
     )
     temporal_weight: float = Field(
-        1.0, gt=0, description="of the error's deviation from its mean over the frames"
+        1.0, gt=0, description="weight of the error's deviation from its mean over the frames"
     )
     mode_weight_limit: float | None = Field(
         None,
@@ -278,16 +282,16 @@ class VideoStageConfig(DenoiserStageConfig):
         "much; null: all alike",
     )
     given_frames_prob: Share = Field(
-        0.0, description="share of clips whose first frames are given without noise"
+        0.0, description="fraction of clips whose first frames are given without noise"
     )
     max_given_frames: PositiveInt = Field(
-        8, description="most of these frames; in half of such clips it is one"
+        8, description="largest number of these frames; in half of such clips it is one"
     )
     motion_dropout: Share = Field(
-        0.3, description="share of clips without a motion score, where the network takes one"
+        0.3, description="fraction of clips without a motion score, where the network takes one"
     )
     weight_interpolation: Share = Field(
-        0.0, description="share of the weights it began with in its product's reused weights"
+        0.0, description="fraction of the initial weights in the reused weights of the output"
     )
 
 
@@ -307,16 +311,16 @@ class KeyframesStageConfig(VideoStageConfig):
 class InterpolationStageConfig(DenoiserStageConfig):
     """Stage `interpolation`: the frames between two key frames."""
 
-    num_inserted: PositiveInt = Field(3, description="new frames between two keys")
+    num_inserted: PositiveInt = Field(3, description="new frames between two key frames")
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 2), description="between the frames of a window, inclusive"
+        (1, 2), description="least and largest distance of two frames, in frames of the data"
     )
     max_noise_level: PositiveInt = Field(
-        250, le=1000, description="diffusion step below which keys are noised"
+        250, le=1000, description="key frames get the noise of a diffusion step below this one"
     )
-    clean_prob: Share = Field(0.5, description="share of windows whose keys get no noise")
+    clean_prob: Share = Field(0.5, description="fraction of windows whose key frames get no noise")
     attention_levels: tuple[bool, ...] | None = Field(
-        None, description="levels of the U-Net with attention; null: those of the denoiser"
+        None, description="levels of the U-Net with attention; null: as in the denoiser"
     )
     estimate_channels: PositiveInt = Field(
         96, multiple_of=8, description="width of the network that estimates new frames in one pass"
@@ -327,7 +331,7 @@ class InterpolationStageConfig(DenoiserStageConfig):
         description="the U-Net learns from one window in so many, since it takes dozens of times "
         "as long as the estimate, which learns from all",
     )
-    pretrained_lr_scale: Rate = Field(1.0, description="learning rate of the U-Net, times")
+    pretrained_lr_scale: Rate = Field(1.0, description="factor of the learning rate for the U-Net")
 
     @model_validator(mode="after")
     def _divides(self) -> "InterpolationStageConfig":
@@ -340,11 +344,11 @@ class InterpolationStageConfig(DenoiserStageConfig):
 
 
 class VideoVaeStageConfig(StageConfig):
-    """Stage `video_vae`: the autoencoder's decoder on clips."""
+    """Stage `video_vae`: trains the autoencoder's decoder on clips."""
 
     num_frames: PositiveInt = Field(16, description="frames of a clip")
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 4), description="between frames, inclusive"
+        (1, 4), description="least and largest distance of two frames, in frames of the data"
     )
     temporal_heads: PositiveInt = Field(4, description="attention heads of both new layers")
     temporal_window_size: PositiveInt = Field(
@@ -358,20 +362,20 @@ class VideoVaeStageConfig(StageConfig):
     common_latent_noise: Share = Field(
         0.4, description="share of that noise's variance which all places of a frame have in common"
     )
-    clean_prob: Share = Field(0.5, description="share of clips whose latents get no noise")
-    squared_weight: float = Field(4.0, ge=0, description="of the squared error, beside L1")
-    gradient_weight: float = Field(1.0, ge=0, description="of L1 between image gradients")
+    clean_prob: Share = Field(0.5, description="fraction of clips whose latents get no noise")
+    squared_weight: float = Field(4.0, ge=0, description="weight of the squared error beside L1")
+    gradient_weight: float = Field(1.0, ge=0, description="weight of L1 between image gradients")
     perceptual_weight: float = Field(
-        1.0, ge=0, description="of the distance to the CLIP tower's eye, beside L1"
+        1.0, ge=0, description="weight of the perceptual distance by the CLIP image encoder"
     )
     temporal_weight: float = Field(
-        1.0, ge=0, description="of L1 between the changes from frame to frame"
+        1.0, ge=0, description="weight of the L1 error of changes from frame to frame"
     )
     flicker_weight: float = Field(
-        0.0, ge=0, description="of the mean change where nothing of the clip changes"
+        0.0, ge=0, description="weight of the mean change where the clip does not change"
     )
     pretrained_lr_scale: float = Field(
-        0.1, gt=0, le=1, description="learning rate of reused weights, times"
+        0.1, gt=0, le=1, description="factor of the learning rate for reused weights"
     )
 
 
@@ -384,21 +388,23 @@ class UpscalerModelConfig(StrictModel):
 
 
 class UpscalerStageConfig(StageConfig):
-    """Stage `upscaler`: large frames out of small ones."""
+    """Stage `upscaler`: super-resolution of frames."""
 
     data: Path = Field(description="prepared frames of the large size")
     crop: PositiveInt = Field(128, description="side of the crops, in pixels of large frames")
     degradation_prob: Share = Field(
-        0.5, description="share of inputs shrunk in another way than by area"
+        0.5, description="fraction of inputs that are downsampled by another kernel than area"
     )
-    vae_roundtrip_prob: Share = Field(0.5, description="share of inputs that pass the autoencoder")
+    vae_roundtrip_prob: Share = Field(0.5, description="fraction of inputs encoded and decoded")
     max_latent_noise: float = Field(
-        0.3, ge=0, description="most noise on their latents, as a standard deviation"
+        0.3, ge=0, description="largest standard deviation of noise on their latents"
     )
     max_noise_level: float = Field(
-        0.2, gt=0, description="most noise on all inputs, in pixels from -1 to 1"
+        0.2, gt=0, description="largest standard deviation of noise on all inputs in [-1, 1]"
     )
-    snr_gamma: float | None = Field(5.0, gt=0, description="ceiling of the SNR weight; null: none")
+    snr_gamma: float | None = Field(
+        5.0, gt=0, description="gamma of min-SNR weights; null: no weights"
+    )
     model: UpscalerModelConfig = Field(default_factory=UpscalerModelConfig)
 
 
@@ -429,22 +435,24 @@ DataLocation: TypeAlias = Annotated[PathOrUrl, BeforeValidator(parse_path_or_url
 
 
 class GenerationDefaults(StrictModel):
-    """What the exported model does where a request gives no value."""
+    """Defaults of generation that are stored in the exported model."""
 
-    fps: float = Field(default=8.0, gt=0, description="frames a second of the key frames")
+    fps: float = Field(default=8.0, gt=0, description="key frames per second")
     steps: PositiveInt = Field(default=25, description="diffusion steps")
     guidance_scale: float = Field(default=4.0, ge=1)
     guidance_stop: float = Field(
-        default=1.0, ge=0, le=1, description="share of the steps after which guidance ends"
+        default=1.0, ge=0, le=1, description="fraction of the steps after which guidance ends"
     )
     scheduler: Literal["ddim", "dpm++"] = "ddim"
     interpolation_steps: PositiveInt = Field(default=8, description="diffusion steps")
     upscaler_steps: PositiveInt = Field(default=2, description="diffusion steps")
     interpolation_noise_level: int = Field(
-        default=0, ge=0, lt=1000, description="diffusion step up to which keys are noised"
+        default=0, ge=0, lt=1000, description="diffusion step of the noise on key frames"
     )
     upscaler_noise_level: float = Field(
-        default=0.0, ge=0, description="deviation of the noise on frames that are upscaled"
+        default=0.0,
+        ge=0,
+        description="standard deviation of the noise on frames before they are upscaled",
     )
     license: str | None = Field(default=None, description="of the weights")
 
@@ -474,8 +482,8 @@ class Recipe(StrictModel):
     )
     init_preset: Literal["stable-diffusion-1"] | None = Field(
         default=None,
-        description="what `init_from` is to be; a dry run takes sizes from it while there is no "
-        "folder",
+        description="model that `init_from` will hold; a dry run takes its sizes before the "
+        "folder exists",
     )
     size: PositiveInt | None = Field(
         default=None,
