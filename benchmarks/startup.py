@@ -1,9 +1,10 @@
 """CPU time from the start of Python to the first diffusion step, beside that of `import torch`.
 
-    python benchmarks/startup.py
+    python -m benchmarks.startup
 
-Each line is the least of several runs in fresh processes, in CPU seconds (user and system): waiting
-for a disk or for other programs does not count.
+Each figure is the least of several runs in fresh processes, in CPU seconds (user and system) of one
+thread: waiting for a disk or for other programs does not count. The second table imports the
+libraries of `generate` one after the other in one process, so it says what each of them adds.
 """
 
 import argparse
@@ -17,9 +18,12 @@ _CASES = {
     "import torch": "import torch",
     "magicvideo --help": "from magicvideo.cli import run; run(['--help'])",
     "magicvideo info": "from magicvideo.cli import run; run(['info'])",
-    "imports of generate": "import magicvideo.pipelines.text_to_video, magicvideo.cli.generate",
+    "imports of generate": """
+import magicvideo.cli.generate
+from magicvideo import MagicVideoPipeline
+""",
     "generate, to the first step": """
-from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo import MagicVideoPipeline
 class Started(Exception): pass
 def stop(*_):
     raise Started
@@ -37,35 +41,74 @@ import json, resource, sys
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([used.ru_utime + used.ru_stime, len(sys.modules)]), file=sys.stderr)
 """
+# in this order each is what the ones before it have not imported
+_LIBRARIES = {
+    "torch": "torch",
+    "torch._dynamo, which diffusers.utils imports": "torch._dynamo",
+    "diffusers.utils, with huggingface_hub": "diffusers.utils",
+    "transformers.utils": "transformers.utils",
+    "transformers.modeling_utils": "transformers.modeling_utils",
+    "CLIP": "transformers.models.clip.modeling_clip",
+    "DiffusionPipeline, with all networks of diffusers": "diffusers.pipelines.pipeline_utils",
+    "magicvideo": "magicvideo.pipelines.text_to_video",
+}
+_IMPORT_IN_ORDER = """
+import gc, importlib, json, resource, sys
+gc.disable()
+def now():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+rows = []
+for name in json.loads(sys.argv[1]):
+    before, modules = now(), len(sys.modules)
+    importlib.import_module(name)
+    rows.append([now() - before, len(sys.modules) - modules])
+print(json.dumps(rows), file=sys.stderr)
+"""
+
+
+def _run(code: str, *arguments: str) -> str:
+    """Return the last line that a fresh process writes to standard error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return done.stderr.strip().splitlines()[-1]
 
 
 def measure(code: str, repeats: int) -> tuple[float, int]:
     """Return the least CPU seconds of some runs, and the number of loaded modules."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = []
-    for _ in range(repeats):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code + _REPORT],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        )
-        seconds, modules = json.loads(done.stderr.strip().splitlines()[-1])
-        found.append((float(seconds), int(modules)))
-    return min(found)
+    found = [json.loads(_run(code + _REPORT)) for _ in range(repeats)]
+    seconds, modules = min(found)
+    return float(seconds), int(modules)
+
+
+def measure_libraries(repeats: int) -> dict[str, tuple[float, int]]:
+    """Return the least CPU seconds that each library adds, and the number of its modules."""
+    names = json.dumps(list(_LIBRARIES.values()))
+    runs = [json.loads(_run(_IMPORT_IN_ORDER, names)) for _ in range(repeats)]
+    least = [min(rows) for rows in zip(*runs, strict=True)]
+    return {
+        label: (float(seconds), int(modules))
+        for label, (seconds, modules) in zip(_LIBRARIES, least, strict=True)
+    }
 
 
 def main() -> None:
-    """Print one line for each case."""
+    """Print one line for each case and for each library."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    results = {name: measure(code, repeats) for name, code in _CASES.items()}
-    torch_seconds = results["import torch"][0]
-    print(f"{'':30}{'CPU s':>8}{'x torch':>9}{'modules':>9}")
-    for name, (seconds, modules) in results.items():
-        print(f"{name:30}{seconds:8.2f}{seconds / torch_seconds:9.2f}{modules:9,}")
+    cases = {name: measure(code, repeats) for name, code in _CASES.items()}
+    libraries = measure_libraries(repeats)
+    torch_seconds = cases["import torch"][0]
+    for rows in (cases, libraries):
+        print(f"\n{'':50}{'CPU s':>8}{'x torch':>9}{'modules':>9}")
+        for name, (seconds, modules) in rows.items():
+            print(f"{name:50}{seconds:8.2f}{seconds / torch_seconds:9.2f}{modules:9,}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source of the whole package."""
 
 import ast
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import magicvideo
+from magicvideo.garbage_collection import pause_garbage_collection
 
 ROOT = Path(magicvideo.__file__).parent
 STUDIES = ROOT.parents[1] / "studies"
-BASE = {"atomic_io", "errors", "limits", "rng", "shapes"}
+BASE = {"atomic_io", "errors", "garbage_collection", "limits", "rng", "shapes"}
 NETWORKS = {"diffusion", "models"}
 # each part, and the others that it may import
 ALLOWED = {
@@ -19,6 +21,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "atomic_io": {"errors"},
     "errors": set(),
+    "garbage_collection": set(),
     "limits": {"errors"},
     "rng": set(),
     "shapes": {"errors"},
@@ -159,3 +162,23 @@ def test_a_module_defines_and_does_nothing_more():
             assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)), where
             if isinstance(node, ast.ImportFrom):
                 assert all(alias.name != "*" for alias in node.names), where
+
+
+def test_garbage_collection_is_paused_for_imports_and_goes_on_after_them():
+    was_enabled = []
+
+    def fail():
+        with pause_garbage_collection():
+            was_enabled.append(gc.isenabled())
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        fail()
+    assert (was_enabled, gc.isenabled()) == ([False], True)
+    gc.disable()
+    try:
+        with pause_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

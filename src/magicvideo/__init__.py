@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from magicvideo.garbage_collection import pause_garbage_collection
+
 if TYPE_CHECKING:
     from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
     from magicvideo.errors import UserError
@@ -86,10 +88,12 @@ def __getattr__(name: str) -> object:
 
         return version("magicvideo")
     if name in _HOMES:
-        value: object = getattr(import_module(_HOMES[name]), name)
+        with pause_garbage_collection():
+            value: object = getattr(import_module(_HOMES[name]), name)
         return value
     if name == _BASE_CLASS:
-        base: object = getattr(import_module("diffusers"), name)
+        with pause_garbage_collection():
+            base: object = getattr(import_module("diffusers"), name)
         return base
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

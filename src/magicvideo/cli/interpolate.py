@@ -8,6 +8,7 @@ import typer
 from magicvideo.cli.console import Overwrite, make_console, progress_bar, say
 from magicvideo.cli.model_option import Device, Model, load_pipeline
 from magicvideo.errors import UserError
+from magicvideo.garbage_collection import pause_garbage_collection
 
 VideoFile = Annotated[
     Path, typer.Argument(help="A video file, a GIF or an animated WebP, of any length.")
@@ -59,7 +60,9 @@ def interpolate(
     from magicvideo.atomic_io import lock_output
     from magicvideo.media.outputs import check_output, ensure_encodable_size
     from magicvideo.media.video_stream import open_video_stream, write_video_stream
-    from magicvideo.pipelines.video_to_video import interpolate_video
+
+    with pause_garbage_collection():
+        from magicvideo.pipelines.video_to_video import interpolate_video
 
     console = make_console()
     with console.status("Checking the video"):
@@ -96,7 +99,9 @@ def upscale(
     from magicvideo.atomic_io import lock_output
     from magicvideo.media.outputs import check_output
     from magicvideo.media.video_stream import open_video_stream, write_video_stream
-    from magicvideo.pipelines.video_to_video import upscale_video
+
+    with pause_garbage_collection():
+        from magicvideo.pipelines.video_to_video import upscale_video
 
     console = make_console()
     with console.status("Checking the video"):

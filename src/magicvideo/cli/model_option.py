@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.errors import UserError
+from magicvideo.garbage_collection import pause_garbage_collection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +37,10 @@ def load_pipeline(
         UserError: If the folder is no whole model, or the device is not there.
     """
     with console.status("Loading the model"):
-        from transformers.utils import logging as transformers_logging
+        with pause_garbage_collection():
+            from transformers.utils import logging as transformers_logging
 
-        from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+            from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
         place = choose_device(device)
         transformers_logging.disable_progress_bar()

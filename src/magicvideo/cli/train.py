@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from magicvideo.cli.console import say
+from magicvideo.garbage_collection import pause_garbage_collection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,12 +86,14 @@ def train(
 
 
 def _train(recipe: "Recipe", stage: str | None, threads: int | None) -> None:
-    import torch
     from rich.console import Console
 
+    with pause_garbage_collection():
+        import torch
+
+        from magicvideo.training.run import resolve_stage, train
+        from magicvideo.training.trainer import Interrupted
     from magicvideo.training.progress import LineReporter, Reporter, RichReporter, silence_libraries
-    from magicvideo.training.run import resolve_stage, train
-    from magicvideo.training.trainer import Interrupted
 
     only = resolve_stage(recipe, stage)
     if threads is not None:
@@ -109,13 +112,15 @@ def _write_line(line: str) -> None:
 
 
 def _dry_run(recipe: "Recipe", stage: str | None, threads: int | None, *, as_json: bool) -> None:
-    import torch
     from rich.console import Console
 
-    from magicvideo.training.dry_run import estimate_stage, time_update
+    with pause_garbage_collection():
+        import torch
+
+        from magicvideo.training.dry_run import estimate_stage, time_update
+        from magicvideo.training.resolve import plan_stages
+        from magicvideo.training.run import resolve_stage
     from magicvideo.training.progress import silence_libraries
-    from magicvideo.training.resolve import plan_stages
-    from magicvideo.training.run import resolve_stage
 
     if threads is not None:
         torch.set_num_threads(threads)
