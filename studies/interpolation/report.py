@@ -133,6 +133,6 @@ def _pulse_about(evaluation: InterpolationEvaluation) -> str:
     return _PULSE_ABOUT.format(
         videos=evaluation.generated,
         frames=capabilities.max_frames + (capabilities.max_frames - 1) * capabilities.num_inserted,
-        side=capabilities.side,
+        side=capabilities.height,
         level=evaluation.pipeline.config.interpolation_noise_level,
     )

@@ -113,7 +113,7 @@ def test_every_kind_of_folder_gives_the_same_model(
     for name, tensor in model.image_encoder.state_dict().items():
         torch.testing.assert_close(checker[name], tensor, atol=2e-3 * (kind is half), rtol=0)
     assert model.image_conditioner.config.embedding_dim == EMBEDDING
-    assert (model.unet.config.num_frames, model.capabilities.side) == (3, 6 * FACTOR)
+    assert (model.unet.config.num_frames, model.capabilities.height) == (3, 6 * FACTOR)
     assert model.scheduler.config.prediction_type == PREDICTION[version]
     assert model.scheduler.config.steps_offset == 1
     assert not model.scheduler.config.clip_sample

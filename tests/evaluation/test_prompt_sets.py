@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.manifest import read_manifest, write_manifest
+from magicvideo.data.manifest import FrameSize, read_manifest, write_manifest
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.attributes import background_colour
 from magicvideo.evaluation.prompt_sets import (
@@ -44,8 +44,10 @@ def test_real_videos_show_the_prompts_background(every_clip):
 
 def test_empty_videos_show_nothing_else(every_clip):
     prompts = sample_prompts(every_clip, 5, seed=2)
-    for prompt, video in zip(prompts, background_only_videos(prompts, 3, 7), strict=True):
-        assert video.shape == (3, 3, 7, 7)
+    for prompt, video in zip(
+        prompts, background_only_videos(prompts, 3, FrameSize(7, 9)), strict=True
+    ):
+        assert video.shape == (3, 3, 7, 9)
         assert background_colour(video) == prompt.background
         assert (video == video[:1, :, :1, :1]).all()
 

@@ -8,15 +8,18 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_recipe import STAGES, report_to, task_of
+from tiny_recipe import STAGES, report_to, task_of, tiny_values
 
 from magicvideo.atomic_io import lock_output
 from magicvideo.data.manifest import read_manifest, write_manifest
+from magicvideo.data.prepare import FrameSettings, prepare
+from magicvideo.data.sources import folder
 from magicvideo.errors import UserError
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.components import stage_output
 from magicvideo.training.export import _max_given_frames, export
+from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import resolve_stage, train
 from magicvideo.training.trainer import Interrupted, Trainer
 
@@ -242,3 +245,28 @@ def test_two_runs_do_not_train_into_one_folder(recipe):
     with lock_output(recipe.output), pytest.raises(UserError, match=expected):
         train(recipe, "autoencoder")
     assert (recipe.output / ".partial-of-the-first").exists()
+
+
+def test_frames_need_not_be_square(shapes, tmp_path):
+    """Every stage trains on them, and the model makes videos of their size by default."""
+    size = FrameSettings(height=16, width=24)
+    prepare(folder.scan(shapes), tmp_path / "data", size)
+    values = tiny_values(tmp_path / "data", tmp_path / "run")
+    for name in STAGES:
+        values[name] = {**values[name], "steps": 1, "preview_every": 1}
+    recipe = Recipe.model_validate(values)
+    train(recipe)
+    export(recipe.output, tmp_path / "model", "fp32")
+    pipeline = MagicVideoPipeline.from_pretrained(tmp_path / "model")
+    factor = 24 // pipeline.unet.config.sample_size[1]
+    assert list(pipeline.unet.config.sample_size) == [16 // factor, 24 // factor]
+    assert pipeline.image_encoder.config.image_size == 16
+    video = pipeline("a red square", seed=1, num_inference_steps=1).videos[0]
+    assert video.frames.shape[-2:] == (16, 24)
+    assert (video.request.height, video.request.width) == (16, 24)
+
+
+def test_a_size_that_is_not_that_of_the_data_is_refused(recipe):
+    wider = recipe.model_copy(update={"size": "32x24"})
+    with pytest.raises(UserError, match="have the size 24 and the recipe says size=32x24"):
+        train(wider)

@@ -6,7 +6,7 @@ folder is complete.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -92,6 +92,17 @@ class ClipRecord(BaseModel):
         return self.attributes.base if self.attributes else self.text or self.id
 
 
+class FrameSize(NamedTuple):
+    """Height and width of frames in pixels; as text "64", or "96x64" for 96 pixels of width."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        """Return the size as the command line has it."""
+        return str(self.height) if self.height == self.width else f"{self.width}x{self.height}"
+
+
 class DatasetInfo(BaseModel):
     """The settings of a prepared folder."""
 
@@ -109,6 +120,11 @@ class DatasetInfo(BaseModel):
     """One frame in so many of the source was kept; frame rates are those of the kept frames."""
     licence: str
     split_rule: str
+
+    @property
+    def frame_size(self) -> FrameSize:
+        """Return height and width of the frames."""
+        return FrameSize(self.height, self.width)
 
     @property
     def size(self) -> int:

@@ -26,6 +26,7 @@ from magicvideo.data.manifest import (
     ClipRecord,
     DatasetInfo,
     Fit,
+    FrameSize,
     read_info,
     write_info,
     write_manifest,
@@ -87,10 +88,10 @@ class FrameSettings:
     @property
     def size(self) -> str:
         """Return the size as the command line has it: "64", or "96x64" for 96 pixels of width."""
-        return str(self.height) if self.height == self.width else f"{self.width}x{self.height}"
+        return str(FrameSize(self.height, self.width))
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> FrameSize:
     """Return the height and width of a size such as "64" or, width first, "96x64".
 
     Raises:
@@ -100,7 +101,7 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise UserError(f"--size {text!r} is not a size; give one such as 64, or 96x64.")
     width, height = match[1], match[2] or match[1]
-    return int(height), int(width)
+    return FrameSize(int(height), int(width))
 
 
 class CachedFile(BaseModel):

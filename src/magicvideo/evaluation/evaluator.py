@@ -94,13 +94,13 @@ def _check_size(autoencoder: Autoencoder, dataset: ClipDataset) -> None:
     """Refuse clips that an autoencoder cannot encode.
 
     Raises:
-        UserError: If the side of the frames is no multiple of the autoencoder's factor.
+        UserError: If a side of the frames is no multiple of the autoencoder's factor.
     """
-    size, factor = dataset.info.size, vae_scale_factor(autoencoder)
-    if size % factor:
+    size, factor = dataset.info.frame_size, vae_scale_factor(autoencoder)
+    if any(side % factor for side in size):
         raise UserError(
-            f"The clips of {dataset.folder} are {size} pixels wide, and this model's autoencoder "
-            f"needs a multiple of {factor}; prepare them with another --size."
+            f"The clips of {dataset.folder} have the size {size}, and this model's autoencoder "
+            f"needs multiples of {factor} pixels; prepare them with another --size."
         )
 
 
@@ -224,7 +224,7 @@ class Evaluator:
             self.work,
             lambda done: progress(prompt_set.name, done, len(requests)),
         )
-        still = background_only_videos(prompts, num_frames, dataset.info.size)
+        still = background_only_videos(prompts, num_frames, dataset.info.frame_size)
         videos = FeatureSets(
             prompts=prompts,
             generated=extract_features(judge, generated, vae),

@@ -12,7 +12,7 @@ from torch import Tensor
 from magicvideo.data.backgrounds import COLOURS, Background, parse_background
 from magicvideo.data.captions import canonical_caption, heldout_caption
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.manifest import ClipRecord
+from magicvideo.data.manifest import ClipRecord, FrameSize
 from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.text_alignment import draw_pools
 from magicvideo.evaluation.subjects import Subjects, tone_of
@@ -83,12 +83,12 @@ def real_videos(
 
 
 def background_only_videos(
-    prompts: list[Prompt], num_frames: int, size: int
+    prompts: list[Prompt], num_frames: int, size: FrameSize
 ) -> Iterator[Float[Tensor, "f 3 h w"]]:
     """Yield still videos of each prompt's background alone: what knowing only the colour earns."""
     for prompt in prompts:
         colour = torch.tensor(COLOURS[prompt.background or "white"], dtype=torch.uint8)
-        yield from_uint8(colour.expand(num_frames, size, size, 3))
+        yield from_uint8(colour.expand(num_frames, *size, 3))
 
 
 def to_uint8(video: Float[Tensor, "f 3 h w"]) -> UInt8[Tensor, "f h w 3"]:

@@ -115,7 +115,14 @@ def clip_preprocess(
     image_encoder: CLIPVisionModelWithProjection, pixels: Float[Tensor, "n 3 _ _"]
 ) -> Float[Tensor, "n 3 h w"]:
     """Return pixels in [-1, 1], resized and normalized as CLIP's image encoder expects."""
-    side = image_encoder.config.image_size
+    return clip_pixels(pixels, image_encoder.config.image_size)
+
+
+def clip_pixels(pixels: Float[Tensor, "n 3 _ _"], side: int) -> Float[Tensor, "n 3 side side"]:
+    """Return pixels in [-1, 1], resized to a square of `side` pixels and normalized for CLIP.
+
+    The whole picture is resized, whatever its shape, so that nothing at its edges is lost.
+    """
     if pixels.shape[-2:] != (side, side):
         pixels = F.interpolate(
             pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False

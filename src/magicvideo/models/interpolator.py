@@ -143,7 +143,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         residual_scale: Standard deviation of x - l relative to the distance of the keys.
         estimate_channels: Width of the regression network.
         estimate_blocks: Its residual blocks.
-        sample_size: Side of the latents that it was trained on.
+        sample_size: Side of the latents that it was trained on, or their height and width.
         down_block_types: As for `VideoUNet`, and so are all that follow.
         up_block_types: Levels of the decoder half.
         block_out_channels: Channels of each level.
@@ -166,7 +166,7 @@ class Interpolator(ModelMixin, ConfigMixin):
         residual_scale: float = 1.0,  # noqa: ARG002 - registered
         estimate_channels: int = 96,
         estimate_blocks: int = 3,
-        sample_size: int = 32,
+        sample_size: int | Sequence[int] = 32,
         down_block_types: Sequence[str] = DOWN_BLOCK_TYPES,
         up_block_types: Sequence[str] = UP_BLOCK_TYPES,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),

@@ -53,6 +53,18 @@ class VideoUNetOutput(BaseOutput):
     sample: Tensor
 
 
+def latent_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of the latents that a network was trained on.
+
+    Args:
+        sample_size: As in the network's configuration: one side, or height and width.
+    """
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    height, width = sample_size
+    return height, width
+
+
 class VideoUNet(ModelMixin, ConfigMixin):
     """Predict noise or velocity of a video's latents.
 
@@ -62,7 +74,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
     image weights computes what the image network computes, frame by frame.
 
     Args:
-        sample_size: Side of the latents that it was trained on; any other side works too.
+        sample_size: Side of the latents that it was trained on, or their height and width; any
+            other size works too.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         down_block_types: `CrossAttnDownBlock2D` or `DownBlock2D` per level, highest resolution
@@ -101,7 +114,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 32,  # noqa: ARG002 - registered
+        sample_size: int | Sequence[int] = 32,  # noqa: ARG002 - registered
         in_channels: int = 4,
         out_channels: int = 4,
         down_block_types: Sequence[str] = DOWN_BLOCK_TYPES,

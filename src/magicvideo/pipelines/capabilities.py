@@ -31,7 +31,8 @@ class ModelCapabilities:
     Attributes:
         hash: Of its folder, or None for a model that was never saved.
         device: Kind of device that it is on.
-        side: Pixels a side of the key frames that it was trained on.
+        height: Pixels of the key frames that it was trained on.
+        width: Likewise.
         vae_scale_factor: Pixels a side of one position of the latents.
         max_frames: The most key frames that are sampled together; without given frames in training,
             the most of a video.
@@ -49,7 +50,8 @@ class ModelCapabilities:
 
     hash: str | None
     device: str
-    side: int
+    height: int
+    width: int
     vae_scale_factor: int
     max_frames: int
     max_steps: int
@@ -146,9 +148,17 @@ class ModelCapabilities:
     def video_size(self, settings: GenerationSettings) -> tuple[int, int]:
         """Return height and width of the finished video that settings ask for."""
         chosen = {**self.defaults.chosen(), **settings.chosen()}
-        large = "upscaler" in chosen.get("stages", self.stages)
-        side = self.side * (self.upscale_factor if large else 1)
-        return chosen.get("height", side), chosen.get("width", side)
+        height, width = self.default_size(chosen.get("stages", self.stages))
+        return chosen.get("height", height), chosen.get("width", width)
+
+    def default_size(self, stages: Sequence[str]) -> tuple[int, int]:
+        """Return height and width of videos where a caller gives none.
+
+        Args:
+            stages: The stages that make them.
+        """
+        factor = self.upscale_factor if "upscaler" in stages else 1
+        return factor * self.height, factor * self.width
 
     def with_length(
         self, settings: GenerationSettings, seconds: float, *, is_added: bool = False

@@ -45,7 +45,7 @@ from magicvideo.models.conditioning import (
 )
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.preview import LatentPreview
-from magicvideo.models.unet import VideoUNet
+from magicvideo.models.unet import VideoUNet, latent_size
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.pipelines.capabilities import ModelCapabilities
 from magicvideo.pipelines.component_loading import (
@@ -652,11 +652,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         }
         defaults = GenerationSettings(**self.config.generation_defaults)
         name, options = self._default_scheduler(defaults)
+        factor = vae_scale_factor(self.vae)
+        height, width = latent_size(self.unet.config.sample_size)
         return ModelCapabilities(
             hash=self.model_hash,
             device=self._execution_device.type,
-            vae_scale_factor=vae_scale_factor(self.vae),
-            side=self.unet.config.sample_size * vae_scale_factor(self.vae),
+            vae_scale_factor=factor,
+            height=factor * height,
+            width=factor * width,
             max_frames=self.unet.config.num_frames,
             max_steps=self._trained_scheduler.config.num_train_timesteps,
             defaults=replace(defaults.over(USUAL_DEFAULTS), scheduler=name),

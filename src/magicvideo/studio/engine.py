@@ -45,6 +45,7 @@ _LONGEST_SECONDS = 20.0  # of models that continue frames: a job holds all frame
 _SLOWEST_KEYS = 3.0  # key frames a second; the network has seen nothing slower
 _SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 16, 4, 160
 _PREVIEW_SIDE = 256
+_MAX_SCALE = 8  # times the size that a model makes
 _SUFFIXES = {  # by the first bytes of a file
     b"\x89PNG": ".png",
     b"GIF8": ".gif",
@@ -205,7 +206,6 @@ class Engine:
         request = replace(request, device=device, threads=threads)
         facts = asdict(request) | {"image_condition": picture_sha256, "format": parameters.format}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        side = _side(request, model) * request.output_scale
         texts = dict.fromkeys([parameters.prompt, parameters.negative_prompt or ""])
         hints = [
             hint
@@ -215,7 +215,7 @@ class Engine:
         return Plan(
             request=request,
             seconds=request.video_frames / request.video_fps,
-            size=f"{side}x{side}",
+            size=f"{request.width * request.output_scale}x{request.height * request.output_scale}",
             fingerprint=digest,
             warnings=tuple(hints),
         )
@@ -463,16 +463,12 @@ def _output_scale(
 ) -> int | None:
     if size is None:
         return None
-    width, height = map(int, size.split("x"))
-    side = model.side * (model.upscale_factor if "upscaler" in stages else 1)
-    if width != height or width % side or not 1 <= width // side <= 8:
-        allowed = ", ".join(f"{side * factor}x{side * factor}" for factor in (1, 2, 4, 8))
-        raise UserError(f"size is {size}; this model makes squares such as {allowed}.")
-    return width // side
-
-
-def _side(request: Request, model: ModelCapabilities) -> int:
-    return model.side * (model.upscale_factor if "upscaler" in request.stages else 1)
+    usual_height, usual_width = model.default_size(stages)
+    possible = {f"{usual_width * by}x{usual_height * by}": by for by in range(1, _MAX_SCALE + 1)}
+    if size not in possible:
+        allowed = ", ".join(name for name, by in possible.items() if by in (1, 2, 4, 8))
+        raise UserError(f"size is {size}; this model makes videos of {allowed}.")
+    return possible[size]
 
 
 def _kept(job_id: str, stage: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from magicvideo.data.dataset import Batch
+from magicvideo.data.manifest import FrameSize
 from magicvideo.data.shards.dataset import EncodedBatch
 from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.errors import UserError
@@ -22,6 +23,7 @@ from magicvideo.models.flops import (
     profile_training_step,
 )
 from magicvideo.models.inflate import is_temporal_key
+from magicvideo.models.unet import latent_size
 from magicvideo.training.loader import AnyBatch, BatchSource
 from magicvideo.training.optim import TEXT_ENCODER, optimizer_state_bytes
 from magicvideo.training.recipe import HardwareConfig, Precision, Recipe, StageConfig, StageName
@@ -136,13 +138,13 @@ class MetaBatches(BatchSource):
     """Batches without data, on the meta device: shapes alone.
 
     Attributes:
-        size: Side of the frames in pixels.
+        size: Height and width of the frames in pixels.
         batch_size: Samples of a batch.
         num_frames: Frames of a sample.
         encoded: Shapes of a sample's latents, embeddings and tokens, where clips are encoded.
     """
 
-    size: int
+    size: FrameSize
     batch_size: int
     num_frames: int
     frame_batch_size: int = 0
@@ -162,7 +164,7 @@ class MetaBatches(BatchSource):
         with torch.device("meta"):
             fps = torch.empty(batch_size)
             if self.encoded is None:
-                frames = torch.empty(batch_size, num_frames, 3, self.size, self.size)
+                frames = torch.empty(batch_size, num_frames, 3, *self.size)
                 return Batch(frames, fps, captions, clip_ids)
             latents, embeddings, tokens = (torch.empty(batch_size, *s) for s in self.encoded)
             latents, embeddings = latents[:, :num_frames], embeddings[:, :num_frames]
@@ -248,10 +250,11 @@ def time_update(plan: StagePlan) -> float | None:
 
 def clip_bytes(recipe: Recipe) -> tuple[int, int]:
     """Return the bytes of one clip's key frames: as half-precision latents, and as pixels."""
-    size = frame_size(recipe)
+    height, width = frame_size(recipe)
     channels, factor = latent_shape(recipe)
     frames = recipe.unet.num_frames
-    return frames * channels * (size // factor) ** 2 * _HALF, frames * 3 * size**2
+    positions = (height // factor) * (width // factor)
+    return frames * channels * positions * _HALF, frames * 3 * height * width
 
 
 def _meta_batches(plan: StagePlan) -> MetaBatches:
@@ -266,10 +269,9 @@ def _meta_batches(plan: StagePlan) -> MetaBatches:
             channels = config["latent_channels"]
             vision = plan.encoders.vision_config
             width = 1 if vision is None else vision.projection_dim
-        side = config["sample_size"]
         length = plan.encoders.text_config.max_position_embeddings
         encoded = (
-            (num_frames, channels, side, side),
+            (num_frames, channels, *latent_size(config["sample_size"])),
             (num_frames, width),
             (length, config["cross_attention_dim"]),
         )

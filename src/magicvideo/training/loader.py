@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from magicvideo.data.batch_order import load_batch, load_encoded_batch
 from magicvideo.data.dataset import Batch, ClipDataset
-from magicvideo.data.manifest import Split
+from magicvideo.data.manifest import FrameSize, Split
 from magicvideo.data.shards.dataset import EncodedBatch, ShardDataset
 from magicvideo.data.shards.index import PathOrUrl, is_shard_location
 from magicvideo.errors import UserError
@@ -69,12 +69,12 @@ class DataSource:
 
     Attributes:
         location: A prepared folder, or shards: their folder or URL.
-        size: Side of the frames in pixels.
+        size: Height and width of the frames in pixels.
         shards: How shards are read.
     """
 
     location: PathOrUrl
-    size: int
+    size: FrameSize
     shards: ShardConfig
 
     @property
@@ -166,13 +166,13 @@ class BatchSource(TorchDataset[TrainingBatch], ABC):
     processes need not know of each other.
 
     Attributes:
-        size: Side of the frames in pixels.
+        size: Height and width of the frames in pixels.
         batch_size: Samples of a batch.
         num_frames: Frames of a sample.
         frame_batch_size: Single frames beside the samples of a batch; 0: none.
     """
 
-    size: int
+    size: FrameSize
     batch_size: int
     num_frames: int
     frame_batch_size: int = 0
@@ -233,9 +233,9 @@ class DatasetBatches(BatchSource):
     frame_batch_size: int = 0
 
     @property
-    def size(self) -> int:  # type: ignore[override]
-        """Return the side of the frames in pixels."""
-        return self.dataset.info.size
+    def size(self) -> FrameSize:  # type: ignore[override]
+        """Return height and width of the frames in pixels."""
+        return self.dataset.info.frame_size
 
     def get_other_batch(
         self, offset: int, position: int, batch_size: int, num_frames: int | None = None

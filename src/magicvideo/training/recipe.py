@@ -38,6 +38,7 @@ _TYPE_TRIED = re.compile(r"^((constrained|function)-|(list|tuple|literal)\[|(int
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 1, 4, 4, 80, 80
 
+FrameSizeSetting: TypeAlias = PositiveInt | Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -485,10 +486,10 @@ class Recipe(StrictModel):
         description="model that `init_from` will hold; a dry run takes its sizes before the "
         "folder exists",
     )
-    size: PositiveInt | None = Field(
+    size: FrameSizeSetting | None = Field(
         default=None,
-        description="side of the frames in pixels, which the prepared data must have; a dry run "
-        "without data needs it",
+        description="side of the frames in pixels, which the prepared data must have, or width and "
+        "height such as 96x64; a dry run without data needs it",
     )
     seed: int = Field(0, ge=0)
     tracker: Literal["tensorboard", "wandb", "none"] = Field(

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from magicvideo.data.manifest import DATASET, read_info
+from magicvideo.data.manifest import DATASET, FrameSize, read_info
+from magicvideo.data.prepare import parse_size
 from magicvideo.data.shards.index import is_shard_location, read_index
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
@@ -29,7 +30,7 @@ from magicvideo.training.recipe import (
     UpscalerStageConfig,
     VideoVaeStageConfig,
 )
-from magicvideo.training.tasks.clip_model import build_clip_config
+from magicvideo.training.tasks.clip_model import build_clip_config, clip_image_size
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "stable-diffusion-1": {
@@ -48,54 +49,62 @@ _COMPARED = {
 }
 
 
-def frame_size(recipe: Recipe) -> int:
-    """Return the side of the frames in pixels: that of the prepared data, or the recipe's.
+def frame_size(recipe: Recipe) -> FrameSize:
+    """Return height and width of the frames in pixels: of the prepared data, or the recipe's.
 
     Raises:
         UserError: If neither is there, or they differ.
     """
-    data = recipe.data
+    data, wanted = recipe.data, _recipe_size(recipe)
     if isinstance(data, str) or is_shard_location(data):
-        size = read_index(data).info.size
-    elif recipe.size is not None and not (data / DATASET).is_file():
-        return recipe.size
+        size = read_index(data).info.frame_size
+    elif wanted is not None and not (data / DATASET).is_file():
+        return wanted
     else:
-        size = read_info(data).size
-    if recipe.size not in (None, size):
+        size = read_info(data).frame_size
+    if wanted not in (None, size):
         raise UserError(
-            f"The frames in {recipe.data} have {size} pixels a side and the recipe says "
-            f"size={recipe.size}; prepare the data anew or change it."
+            f"The frames in {recipe.data} have the size {size} and the recipe says size={wanted}; "
+            "prepare the data anew or change it."
         )
     return size
 
 
-def large_frame_size(recipe: Recipe, config: UpscalerStageConfig) -> int:
-    """Return the side of the upscaler's frames: that of its data, or the small side enlarged.
+def _recipe_size(recipe: Recipe) -> FrameSize | None:
+    """Return the size that a recipe gives as a side, or as width and height."""
+    return None if recipe.size is None else parse_size(str(recipe.size))
+
+
+def large_frame_size(recipe: Recipe, config: UpscalerStageConfig) -> FrameSize:
+    """Return the size of the upscaler's frames: that of its data, or the small one enlarged.
 
     Raises:
         UserError: If there are no data and the recipe has no `size`.
     """
-    if recipe.size is not None and not (config.data / DATASET).is_file():
-        return config.model.factor * recipe.size
-    return read_info(config.data).size
+    small, factor = _recipe_size(recipe), config.model.factor
+    if small is not None and not (config.data / DATASET).is_file():
+        return FrameSize(factor * small.height, factor * small.width)
+    return read_info(config.data).frame_size
 
 
-def check_frame_size(recipe: Recipe, size: int) -> None:
+def check_frame_size(recipe: Recipe, size: FrameSize) -> None:
     """Refuse frames that the networks of a recipe cannot take.
 
     Raises:
-        UserError: If the side is no multiple of a patch of an encoder, or its latents cannot be
-            halved as often as the U-Net does.
+        UserError: If a side is no multiple of a patch of the autoencoder, or what CLIP sees no
+            multiple of its own.
     """
     _, factor = latent_shape(recipe)
-    units = {"the autoencoder": factor}
+    units = [("the autoencoder", factor, size)]
     if recipe.clip is not None:
-        units["the image encoder (clip.patch_size)"] = recipe.clip.patch_size
-    for network, unit in units.items():
-        if size % unit:
+        seen = FrameSize(clip_image_size(size), clip_image_size(size))
+        units.append(("the image encoder (clip.patch_size)", recipe.clip.patch_size, seen))
+    for network, unit, sides in units:
+        if any(side % unit for side in sides):
+            fitting = FrameSize(*(max(1, round(side / unit)) * unit for side in size))
             raise UserError(
-                f"Frames of {size} pixels a side do not fit {network}, which takes multiples of "
-                f"{unit}; prepare the data with --size {max(1, round(size / unit)) * unit}."
+                f"Frames of the size {size} do not fit {network}, which takes multiples of {unit} "
+                f"pixels; prepare the data with --size {fitting}."
             )
 
 
@@ -149,19 +158,23 @@ def vae_config(recipe: Recipe) -> dict[str, Any]:
     return {"_class_name": PatchAutoencoder.__name__, **recipe.autoencoder.model.model_dump()}
 
 
-def text_config(recipe: Recipe, image_size: int) -> CLIPTextConfig:
+def text_config(recipe: Recipe, size: FrameSize) -> CLIPTextConfig:
     """Return the sizes of the text encoder."""
     if recipe.clip is None:
         return CLIPTextConfig(**_public(init_config(recipe, "text_encoder")))
-    towers = build_clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, image_size)
+    towers = build_clip_config(
+        recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, clip_image_size(size)
+    )
     return towers.text_config
 
 
-def vision_config(recipe: Recipe, image_size: int) -> CLIPVisionConfig:
+def vision_config(recipe: Recipe, size: FrameSize) -> CLIPVisionConfig:
     """Return the sizes of the image encoder."""
     if recipe.clip is None:
         return CLIPVisionConfig(**_public(init_config(recipe, "image_encoder")))
-    towers = build_clip_config(recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, image_size)
+    towers = build_clip_config(
+        recipe.clip, (0, 1, 1), recipe.clip.vocabulary_size, clip_image_size(size)
+    )
     return towers.vision_config
 
 
@@ -183,8 +196,8 @@ def image_embed_dim(recipe: Recipe) -> int:
     return width
 
 
-def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
-    """Return the arguments of `VideoUNet` for a recipe and frames of `image_size` pixels a side.
+def unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
+    """Return the arguments of `VideoUNet` for a recipe and frames of a size.
 
     Raises:
         UserError: If heads and levels are not as many, or the model to start from has other heads,
@@ -197,8 +210,9 @@ def unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
             "give one number, or one for each level."
         )
     channels, factor = latent_shape(recipe)
+    height, width = (side // factor for side in size)
     config = {
-        "sample_size": image_size // factor,
+        "sample_size": height if height == width else (height, width),
         "in_channels": channels,
         "out_channels": channels,
         **_block_types(levels),
@@ -237,9 +251,9 @@ def _block_types(levels: Sequence[bool]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
+def image_unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
     """Return the arguments for the 2D network alone, which the image stage trains."""
-    config = unet_config(recipe, image_size)
+    config = unet_config(recipe, size)
     return {
         **config,
         "temporal_attention": "none",
@@ -249,7 +263,7 @@ def image_unet_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
     }
 
 
-def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
+def interpolator_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
     """Return the arguments of `Interpolator`: the key-frame network's, where it has them.
 
     Raises:
@@ -262,7 +276,7 @@ def interpolator_config(recipe: Recipe, image_size: int) -> dict[str, Any]:
             "than one with unet.convolutions=2d and unet.spatial_attention=true; leave the stage "
             "or these two settings out."
         )
-    config = unet_config(recipe, image_size)
+    config = unet_config(recipe, size)
     config["latent_channels"] = config.pop("in_channels")
     for name in (
         "out_channels",
@@ -544,12 +558,14 @@ def _denoiser_plan(
     )
 
 
-def encoder_sources(recipe: Recipe, size: int, before: StageName | None = None) -> EncoderSources:
+def encoder_sources(
+    recipe: Recipe, size: FrameSize, before: StageName | None = None
+) -> EncoderSources:
     """Return where the encoders of the denoiser are read from.
 
     Args:
         recipe: The recipe.
-        size: Side of the frames in pixels.
+        size: Height and width of the frames in pixels.
         before: A stage of the denoiser: the encoders are those that it begins with. None: those
             that the recipe's stages leave.
     """

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from magicvideo.atomic_io import atomic_file
-from magicvideo.data.manifest import Fit, FrameRate, Split, square_side
+from magicvideo.data.manifest import Fit, FrameRate, FrameSize, Split, square_side
 from magicvideo.errors import UserError
 
 INDEX, SETTINGS = "index.json", "encoding.json"
@@ -70,6 +70,11 @@ class ShardInfo(BaseModel):
     """The hash of the autoencoder, of both towers of CLIP and of the tokenizer."""
     device: Literal["cpu", "cuda"]
     threads: PositiveInt
+
+    @property
+    def frame_size(self) -> FrameSize:
+        """Return height and width of the frames."""
+        return FrameSize(self.height, self.width)
 
     @property
     def size(self) -> int:

@@ -23,8 +23,9 @@ from magicvideo.atomic_io import atomic_file
 from magicvideo.data.backgrounds import random_background
 from magicvideo.data.captions import random_caption
 from magicvideo.data.dataset import Batch, ClipDataset
+from magicvideo.data.manifest import FrameSize
 from magicvideo.errors import UserError
-from magicvideo.models.conditioning import clip_normalize
+from magicvideo.models.conditioning import clip_pixels
 from magicvideo.rng import StackedGenerator
 from magicvideo.training.loader import BatchSource
 from magicvideo.training.recipe import CLIPStageConfig
@@ -57,7 +58,8 @@ class CLIPTask:
         self.config, self.batches = config, batches
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         rows = vocabulary_size or len(tokenizer)
-        self.network = CLIPModel(build_clip_config(config, special, rows, batches.size))
+        self.image_size = clip_image_size(batches.size)
+        self.network = CLIPModel(build_clip_config(config, special, rows, self.image_size))
 
     def lr_scale(self, name: str) -> float:  # noqa: ARG002 - all parameters learn alike
         """Return the factor on the learning rate of a parameter."""
@@ -80,7 +82,7 @@ class CLIPTask:
         )
         output = network(
             input_ids=tokens.input_ids.to(device),
-            pixel_values=clip_normalize(batch.frames[:, 0].to(device)),
+            pixel_values=clip_pixels(batch.frames[:, 0].to(device), self.image_size),
         )
         logits = output.logits_per_image
         own = torch.arange(len(logits), device=device)
@@ -137,7 +139,7 @@ def build_clip_config(
         settings: The stage's settings.
         marks: Numbers of the tokens for the start, the end and the padding of a text.
         vocabulary_size: Tokens that the tokenizer has.
-        image_size: Side of the frames in pixels.
+        image_size: Side of the square that the image tower sees, in pixels.
     """
     shared = {
         "hidden_size": settings.width,
@@ -164,6 +166,11 @@ def build_clip_config(
         },
         projection_dim=settings.width,
     )
+
+
+def clip_image_size(size: FrameSize) -> int:
+    """Return the side of the square to which CLIP resizes frames: their shorter side."""
+    return min(size)
 
 
 _WORDINGS = 24

@@ -24,6 +24,7 @@ from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text, motion_amount, tokenize
 from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.pretrained_encoders import FrozenEncoders
+from magicvideo.models.unet import latent_size
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents, Tokens
 from magicvideo.training.loader import AnyBatch, BatchSource, MixedBatch, TrainingBatch
@@ -280,7 +281,7 @@ class DenoiserTask:
         device = next(self.network.parameters()).device
         self.encoders.to(device)
         config = self.network.unet.config
-        shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
+        shape = (self.num_frames, config.in_channels, *latent_size(config.sample_size))
         noise = torch.cat(
             [
                 initial_latent_noise(seed, shape, self.noise_correlation, self.noise_decay)

@@ -161,16 +161,16 @@ class UpscalerTask:
     def _check_sizes(self) -> None:
         size, crop, config = self.batches.size, self.config.crop, self.network.config
         unit = config.factor * self.network.size_divisor
-        if crop % unit or crop > size:
+        if crop % unit or crop > min(size):
             raise UserError(
-                f"upscaler.crop={crop} is not a multiple of {unit} of at most {size}, the side of "
-                "the frames in pixels."
+                f"upscaler.crop={crop} is not a multiple of {unit} of at most {min(size)}, the "
+                "shorter side of the frames in pixels."
             )
         unit = config.factor * vae_scale_factor(self.vae)
-        if size % unit:
+        if any(side % unit for side in size):
             raise UserError(
-                f"The frames of stage upscaler have {size} pixels a side; they "
-                f"must be multiples of {unit}, so that the autoencoder fits the small ones."
+                f"The frames of stage upscaler have the size {size}; both sides must be multiples "
+                f"of {unit} pixels, so that the autoencoder fits the small ones."
             )
 
 
