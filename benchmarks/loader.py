@@ -71,7 +71,7 @@ def main(
     torch.set_num_threads(1)
     settings = read_recipe(recipe, [])
     assert settings.keyframes is not None
-    assert settings.size is not None
+    assert isinstance(settings.size, int)
     frames = write_frames(folder / "frames", settings.size)
     shards = write_shards(folder / "shards", settings.size)
     cores = len(os.sched_getaffinity(0))

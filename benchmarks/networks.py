@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from magicvideo.data.manifest import FrameSize
 from magicvideo.training.recipe import read_recipe
 from magicvideo.training.resolve import unet_config
 from studies.cost.networks import PAPER, Workload
@@ -36,7 +37,7 @@ def emoji() -> Size:
     """Return the denoiser of the emoji recipe, with two videos."""
     recipe = read_recipe(RECIPE, [])
     assert recipe.clip is not None
-    config, tokens = unet_config(recipe, image_size=64), recipe.clip.max_tokens
+    config, tokens = unet_config(recipe, FrameSize(64, 64)), recipe.clip.max_tokens
     work = Workload(config, videos=2, frames=16, side=8, tokens=tokens, head_width=32)
     return Size("the emoji recipe's width", work, 16, 8, backward=True)
 

@@ -13,7 +13,7 @@ from magicvideo.garbage_collection import pause_garbage_collection
 
 ROOT = Path(magicvideo.__file__).parent
 STUDIES = ROOT.parents[1] / "studies"
-BASE = {"atomic_io", "errors", "garbage_collection", "limits", "rng", "shapes"}
+BASE = {"atomic_io", "errors", "extras", "garbage_collection", "limits", "rng", "shapes"}
 NETWORKS = {"diffusion", "models"}
 # each part, and the others that it may import
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "atomic_io": {"errors"},
     "errors": set(),
+    "extras": set(),
     "garbage_collection": set(),
     "limits": {"errors"},
     "rng": set(),

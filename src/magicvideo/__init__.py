@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from magicvideo.extras import explain_missing
 from magicvideo.garbage_collection import pause_garbage_collection
 
 if TYPE_CHECKING:
@@ -88,8 +89,14 @@ def __getattr__(name: str) -> object:
 
         return version("magicvideo")
     if name in _HOMES:
-        with pause_garbage_collection():
-            value: object = getattr(import_module(_HOMES[name]), name)
+        try:
+            with pause_garbage_collection():
+                value: object = getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            sentence = explain_missing(error)
+            if sentence is None:
+                raise
+            raise ModuleNotFoundError(sentence, name=error.name) from error
         return value
     if name == _BASE_CLASS:
         with pause_garbage_collection():

@@ -44,6 +44,9 @@ def raising(error):
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied at /x."),
         (MemoryError(), 2, "not enough memory; take smaller frames or fewer of them, or another"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB."), 2, "(2.50 GiB more were"),
+        (ModuleNotFoundError(name="accelerate"), 2, "`pip install 'magicvideo[train]'`."),
+        (ModuleNotFoundError(name="prometheus_client"), 2, "`pip install 'magicvideo[studio]'`."),
+        (ModuleNotFoundError(name="peft.tuners"), 2, "This needs peft; install it with `pip "),
         (typer.Exit(7), 7, ""),
     ],
 )
@@ -56,7 +59,15 @@ def test_errors_become_a_sentence_and_a_code(verb, capsys, error, code, sentence
     assert said.out == ""
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes do not match")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError(),
+        RuntimeError("shapes do not match"),
+        ModuleNotFoundError(name="magicvideo.nothing"),
+        ModuleNotFoundError(name="mypy"),  # an extra of developers
+    ],
+)
 def test_a_fault_of_ours_is_not_hidden(verb, error):
     verb(raising(error))
     with pytest.raises(type(error)):

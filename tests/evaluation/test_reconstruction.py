@@ -41,5 +41,5 @@ def test_more_clips_than_there_are_is_refused(linear, every_clip):
 
 def test_clips_of_a_size_that_does_not_fit_are_refused(every_clip):
     autoencoder = PatchAutoencoder(patch_size=10, widths=(8, 12), norm_num_groups=4)
-    with pytest.raises(UserError, match=r"24 pixels wide, .* needs a multiple of 10"):
+    with pytest.raises(UserError, match=r"have the size 24, .* needs multiples of 10"):
         score_autoencoder(autoencoder, every_clip, count=7, num_frames=3, seed=0)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from magicvideo.data.dataset import ClipDataset
-from magicvideo.data.manifest import FrameSize
 from magicvideo.evaluation.prompt_sets import (
     background_only_videos,
     real_videos,
@@ -59,7 +58,7 @@ def real(judge, every_clip, prompts):
 
 @pytest.fixture
 def empty(judge, prompts):
-    return extract_features(judge, background_only_videos(prompts, NUM_FRAMES, FrameSize(24, 24)))
+    return extract_features(judge, background_only_videos(prompts, NUM_FRAMES, FRAME_SIZE))
 
 
 def protocol(**values):
@@ -200,7 +199,7 @@ def test_clips_without_colour_or_tone_have_no_such_scores(judge, prepared):
     prompts = sample_prompts(dataset, 5, seed=0)
     pools = pools_of(dataset, prompts, 3)
     real = extract_features(judge, real_videos(dataset, prompts, NUM_FRAMES, STRIDE))
-    empty = extract_features(judge, background_only_videos(prompts, NUM_FRAMES, FrameSize(24, 24)))
+    empty = extract_features(judge, background_only_videos(prompts, NUM_FRAMES, FRAME_SIZE))
     videos = FeatureSets(prompts=prompts, generated=empty, real=real, empty=empty)
     scores = score_videos(judge, videos, pools, real.features, protocol())
     names = {score.name for score in scores}

@@ -10,6 +10,7 @@ from tiny_recipe import SHARED, STAGES, task_of, tiny_values
 
 from magicvideo import cli
 from magicvideo.cli import run
+from magicvideo.data.manifest import FrameSize
 from magicvideo.errors import UserError
 from magicvideo.models import sd_presets
 from magicvideo.models.flops import count_parameters
@@ -20,7 +21,8 @@ from magicvideo.training.resolve import frame_size, unet_config
 from magicvideo.training.tasks.autoencoder import AutoencoderTask
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
-SIZE, FRAMES = 64, 3
+SIDE, FRAMES = 64, 3
+SIZE = FrameSize(SIDE, SIDE)
 
 
 def recipe_of(tmp_path, **changes):
@@ -31,7 +33,7 @@ def recipe_of(tmp_path, **changes):
         "output": str(tmp_path / "run"),
         "init_from": str(tmp_path / "start"),
         "init_preset": "stable-diffusion-1",
-        "size": SIZE,
+        "size": SIDE,
         "unet": {
             "block_out_channels": [32, 64],
             "attention_levels": [True, False],
@@ -104,7 +106,7 @@ def test_time_and_disk_by_hand(tmp_path):
     (row,) = estimate_run(recipe_of(tmp_path))
     machine = HardwareConfig(gpus=5, tflops=2.0, utilisation=0.25)
     assert row.hours(machine) == pytest.approx(60 * row.training_gflops * 1e9 / 0.5e12 / 3600)
-    assert clip_bytes(recipe_of(tmp_path)) == (FRAMES * 4 * 8 * 8 * 2, FRAMES * 3 * SIZE * SIZE)
+    assert clip_bytes(recipe_of(tmp_path)) == (FRAMES * 4 * 8 * 8 * 2, FRAMES * 3 * SIDE * SIDE)
 
 
 def write_settings(folder, name, **settings):
@@ -125,7 +127,7 @@ def test_a_folder_of_settings_is_enough(tmp_path):
     write_settings(start, "unet", attention_head_dim=8, norm_num_groups=32)
     recipe = recipe_of(tmp_path)
     config = unet_config(recipe, SIZE)
-    assert (config["in_channels"], config["sample_size"]) == (5, SIZE // 2)
+    assert (config["in_channels"], config["sample_size"]) == (5, SIDE // 2)
     assert config["cross_attention_dim"] == 20
     (row,) = estimate_run(recipe)
     assert row.new + row.pretrained == row.trained
@@ -172,9 +174,9 @@ def test_what_is_not_known_is_named(tmp_path, prepared):
         estimate_run(recipe_of(tmp_path, init_from=None))
     wrong = recipe_of(tmp_path, data=str(prepared))
     for ask in (estimate_run, lambda recipe: task_of(recipe, "keyframes")):
-        with pytest.raises(UserError, match=r"have 24 pixels a side and the recipe says size=64"):
+        with pytest.raises(UserError, match=r"have the size 24 and the recipe says size=64"):
             ask(wrong)
-    assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == 24
+    assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == (24, 24)
 
 
 def test_the_interpolation_knows_one_kind_of_denoiser(tmp_path):

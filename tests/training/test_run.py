@@ -234,7 +234,9 @@ def test_clips_updates_and_passes_are_said_before_training(recipe):
 
 def test_a_size_that_does_not_fit_is_refused(recipe):
     model = recipe.autoencoder.model.model_copy(update={"patch_size": 16})
-    with pytest.raises(UserError, match="takes multiples of 16; prepare the data with --size 32"):
+    with pytest.raises(
+        UserError, match="takes multiples of 16 pixels; prepare the data with --size 32"
+    ):
         train(changed(recipe, model=model), "autoencoder")
 
 

@@ -29,6 +29,7 @@ from magicvideo.cli.console import (
     tolerate_broken_streams,
 )
 from magicvideo.errors import UserError
+from magicvideo.extras import explain_missing
 
 MISTAKE = 2
 INTERRUPTED = 130
@@ -95,6 +96,11 @@ def run_app(commands: typer.Typer, arguments: list[str], name: str) -> int:
         return _complain(_usage(error.format_message(), command))
     except KeyboardInterrupt:
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        sentence = explain_missing(error)
+        if sentence is None:
+            raise
+        return _complain(sentence)
     except OSError as error:
         return _complain(_disk(error))
     except (MemoryError, RuntimeError) as error:

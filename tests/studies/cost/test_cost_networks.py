@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from magicvideo.data.manifest import FrameSize
 from magicvideo.training.recipe import read_recipe
 from magicvideo.training.resolve import unet_config
 from studies.__main__ import run
@@ -44,7 +45,7 @@ def test_ours_costs_at_most_a_tenth_more_than_the_image_network(rows):
 
 
 def test_a_recipe_says_what_its_network_and_the_peers_cost():
-    config = unet_config(read_recipe(ROOT / "recipes" / "emoji.yaml", []), image_size=64)
+    config = unet_config(read_recipe(ROOT / "recipes" / "emoji.yaml", []), FrameSize(64, 64))
     work = Workload(config, videos=1, frames=16, side=8, tokens=32, head_width=32)
     lines = [line.strip("| ").split(" | ") for line in networks_table(work).splitlines()[2:]]
     ratios = {name: float(cells[-1]) for name, *cells in lines}
