@@ -243,8 +243,8 @@ def _describe_run(recipe: Recipe, plans: list[StagePlan], reporter: Reporter) ->
         shown = ", ".join(lost[:_SHOWN_WORDS]) + (", …" if len(lost) > _SHOWN_WORDS else "")
         reporter.say(
             f"{len(lost)} words of the captions are unknown to the text encoder of "
-            f"{recipe.init_from}, and have no effect on videos: {shown}. Add a stage clip to train "
-            "the text encoder too."
+            f"{recipe.init_from}, and have no effect on videos: {shown}. Add a stage clip, or set "
+            "keyframes.text_encoder_learning_rate, to train the text encoder too."
         )
 
 
