@@ -14,11 +14,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from magicvideo.diffusion.flow_map import FlowMapScheduler
 from magicvideo.errors import UserError
 from magicvideo.shapes import Latents, Tokens
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-SamplerName: TypeAlias = Literal["ddim", "dpm++", "unipc", "euler", "lcm"]
+SamplerName: TypeAlias = Literal["ddim", "dpm++", "unipc", "euler", "lcm", "flow_map"]
+FLOW_MAP = "flow_map"
+"""The scheduler of distilled networks, the one that is not diffusers'."""
 Scheduler: TypeAlias = SchedulerMixin
 # by name, since some import scipy, which takes its time
 SCHEDULERS: Mapping[str, str] = {
@@ -39,16 +42,18 @@ def make_scheduler(
     Args:
         config: Configuration of the scheduler that the model was trained with.
         sampler: `ddim` (the paper's kind, deterministic), `dpm++` (DPM-Solver++, second order),
-            `unipc`, `euler`, or `lcm` (stochastic, for few steps).
+            `unipc`, `euler`, `lcm` (stochastic, for few steps), or `flow_map` (for distilled
+            networks alone, which no other fits).
         options: Configuration values in place of those that follow from `config`.
 
     Raises:
         UserError: If the sampler has another name.
     """
+    if sampler == FLOW_MAP:
+        return FlowMapScheduler.of_process(config)
     if sampler not in SCHEDULERS:
-        raise UserError(
-            f"The sampler {sampler!r} is not known; choose one of {', '.join(SCHEDULERS)}."
-        )
+        known = ", ".join((*SCHEDULERS, FLOW_MAP))
+        raise UserError(f"The sampler {sampler!r} is not known; choose one of {known}.")
     values = {**_ALGORITHM.get(sampler, {}), **(options or {})}
     kind = getattr(diffusers, SCHEDULERS[sampler])
     scheduler: Scheduler = kind.from_config(dict(config), **values)

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from magicvideo.errors import UserError
 
-_NEW = ("adaptor", "temporal", "fps_embedding", "level_embedding", "motion_embedding")
+_NEW = (
+    "adaptor",
+    "temporal",
+    "fps_embedding",
+    "level_embedding",
+    "motion_embedding",
+    "interval_embedding",
+)
 
 
 @dataclass(frozen=True)

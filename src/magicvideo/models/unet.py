@@ -103,6 +103,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         motion_condition: Whether the network is conditioned on how much a video moves.
         motion_mean: Mean of `motion_amount` over the training clips.
         motion_std: Its standard deviation over them.
+        flow_map: Whether the network leads to a target timestep and is conditioned on how far it is
+            (`diffusion.flow_map`).
 
     Raises:
         ValueError: If arguments do not fit each other.
@@ -134,6 +136,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         motion_condition: bool = False,
         motion_mean: float = 0.0,  # noqa: ARG002 - registered
         motion_std: float = 1.0,  # noqa: ARG002 - registered
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
@@ -157,6 +160,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         self.fps_embedding = _silent_embedding(first, width)
         self.level_embedding = _silent_embedding(first, width) if noise_level else None
         self.motion_embedding = _silent_embedding(first, width) if motion_condition else None
+        self.interval_embedding = _silent_embedding(first, width) if flow_map else None
         self.conv_in = block_config.build_conv(in_channels, first)
         self.conv_in_adaptor = build_adaptor(num_frames, first, enabled=frame_adaptor)
         self.down_blocks = _down_blocks(channels, layers_per_block, down, block_config)
@@ -175,6 +179,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         noise_level: PerVideo | None = None,
         motion: PerVideo | None = None,
         *,
+        target_timestep: PerVideo | None = None,
         past: FrameCache | None = None,
         record: FrameCache | None = None,
         return_dict: bool = True,
@@ -196,6 +201,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             motion: Motion score: a number, or one of each video, in standard deviations from the
                 mean of the training clips; NaN, or None for all, if unknown. Needs
                 `motion_condition`.
+            target_timestep: Diffusion step that the prediction leads to, in the same form as
+                `timestep`; by default that one itself. Below 0 are clean latents. Needs `flow_map`.
             past: Cache of the frames that precede these in each video (`cache_frames`).
             record: An empty cache, to fill with what later frames need of these.
             return_dict: Return a `VideoUNetOutput`; if False, a tuple of its value.
@@ -212,6 +219,9 @@ class VideoUNet(ModelMixin, ConfigMixin):
             _as_batch("fps", fps, sample),
             None if noise_level is None else _as_batch("noise_level", noise_level, sample),
             None if motion is None else _as_batch("motion", motion, sample),
+            None
+            if target_timestep is None
+            else _as_batch("target_timestep", target_timestep, sample, per_frame=True),
         )
         if len(encoder_hidden_states) != batch:
             raise ValueError(
@@ -302,6 +312,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         fps: Shaped[Tensor, "b"],
         noise_level: Shaped[Tensor, "b"] | None,
         motion: Shaped[Tensor, "b"] | None,
+        target: Shaped[Tensor, "b"] | Shaped[Tensor, "b f"] | None,
     ) -> Float[Tensor, "_ d"]:
         """Return SiLU(emb_t + emb_fps + ...), with emb_v = Linear(SiLU(Linear(sinusoids(v))))."""
         dtype = self.time_embedding.linear_1.weight.dtype
@@ -320,6 +331,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
             embedded = self.time_proj(_MOTION_SCALE * motion.nan_to_num()).to(dtype)
             known = (~motion.isnan()).to(dtype)[:, None]
             total = total + repeat_for_frames(self.motion_embedding(embedded) * known, len(steps))
+        if target is not None and self.interval_embedding is None:
+            raise ValueError("target_timestep is for networks with flow_map=True")
+        if self.interval_embedding is not None:
+            # a given frame has step 0 and stays there, wherever the others are led
+            interval = _interval(timestep, timestep if target is None else target).flatten()
+            total = total + self.interval_embedding(self.time_proj(interval).to(dtype))
         return F.silu(total)
 
 
@@ -340,6 +357,17 @@ def _as_batch(name: str, value: PerVideo, sample: Latents, *, per_frame: bool = 
             f"have the shape {shapes}"
         )
     return value
+
+
+def _interval(
+    timestep: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]
+) -> Shaped[Tensor, "..."]:
+    """Return how many diffusion steps lie between, in the shape of the timestep."""
+    if timestep.ndim < target.ndim:
+        raise ValueError("target_timestep is given for each frame, and timestep is not")
+    if timestep.ndim > target.ndim:
+        target = target[:, None]
+    return (timestep - target.clamp_min(0)).clamp_min(0)
 
 
 def _silent_embedding(channels: int, width: int) -> TimestepEmbedding:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from magicvideo.diffusion.sampling import FLOW_MAP
 from magicvideo.errors import UserError
 from magicvideo.pipelines.request import (
     DEFAULT_CHUNKS,
@@ -46,6 +47,7 @@ class ModelCapabilities:
         loras: What is merged into its weights, in order.
         max_given_frames: The most first frames that its denoiser has learned to continue.
         has_motion: Whether its denoiser is conditioned on a motion score.
+        is_flow_map: Whether its denoiser is distilled: guided already, and for one scheduler alone.
     """
 
     hash: str | None
@@ -62,6 +64,7 @@ class ModelCapabilities:
     upscale_factor: int
     min_tile_size: int
     loras: tuple[LoraRef, ...] = ()
+    is_flow_map: bool = False
     max_given_frames: int = 0
     has_motion: bool = False
 
@@ -252,6 +255,7 @@ class ModelCapabilities:
                 f"The number of steps is {latent_steps}; the scheduler lcm takes at most "
                 f"{_MOST_LCM_STEPS}."
             )
+        self._check_flow_map(request)
         if absent := [name for name in request.stages if name not in self.stages]:
             raise UserError(
                 f"This model has no stage {absent[0]}; what it has: {', '.join(self.stages)}."
@@ -296,6 +300,29 @@ class ModelCapabilities:
             raise UserError(
                 f"The overlap is {request.overlap}; it must be an integer from 1 to {most}, as "
                 "many frames as this model has learned to continue."
+            )
+
+    def _check_flow_map(self, request: Request) -> None:
+        """Refuse what does not fit a distilled denoiser, or what only one can do.
+
+        Raises:
+            UserError: If the scheduler is not the one of the denoiser, or guidance is asked of a
+                denoiser that has it already.
+        """
+        if (request.scheduler == FLOW_MAP) != self.is_flow_map:
+            reason = (
+                f"this model is distilled and takes {FLOW_MAP} alone"
+                if self.is_flow_map
+                else "it is for distilled models, which this one is not"
+            )
+            raise UserError(
+                f"The scheduler is {request.scheduler}; {reason}. Leave the scheduler out."
+            )
+        if self.is_flow_map and request.guidance_scale != 1:
+            raise UserError(
+                f"The guidance scale is {request.guidance_scale:g}; guidance is distilled into "
+                "this model, which takes none. Leave the scale out, or take the model that it was "
+                "distilled from."
             )
 
     def check_loras(self, request: Request) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.models.blocks import FrameCache
+from magicvideo.models.flow_map_unet import FlowMapUNet
 from magicvideo.models.unet import VideoUNet
 from magicvideo.shapes import Tokens
 
@@ -81,7 +82,7 @@ class WindowDenoiser:
 
     def __init__(
         self,
-        unet: VideoUNet,
+        unet: VideoUNet | FlowMapUNet,
         given: GivenFrames | None = None,
         motion: float | None = None,
         *,

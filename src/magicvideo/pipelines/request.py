@@ -21,7 +21,7 @@ MAX_SEED = 2**63 - 1
 MAX_LORA_SCALE = 10.0
 MAX_FRAMES = 10_000  # key frames
 STAGES = ("keyframes", "interpolation", "upscaler")
-SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "lcm")
+SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "lcm", "flow_map")
 _KEY = "magicvideo"  # the one key of the JSON object that travels in files
 _RANDOM_SEEDS = 2**32  # few digits: a seed is read, typed and put into file names
 

@@ -20,8 +20,10 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from magicvideo.atomic_io import atomic_folder, hash_folder
+from magicvideo.diffusion.flow_map import FlowMapScheduler
 from magicvideo.diffusion.noise import initial_latent_noise, seeded_generator, window_parts
 from magicvideo.diffusion.sampling import (
+    FLOW_MAP,
     GuidedDenoiser,
     Scheduler,
     denoising_loop,
@@ -43,6 +45,7 @@ from magicvideo.models.conditioning import (
     encode_text,
     image_to_condition_tokens,
 )
+from magicvideo.models.flow_map_unet import FlowMapUNet
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.preview import LatentPreview
 from magicvideo.models.unet import VideoUNet, latent_size
@@ -671,6 +674,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             loras=self.lora_stack.refs,
             max_given_frames=self.config.max_given_frames,
             has_motion=self.unet.config.motion_condition,
+            is_flow_map=self.unet.config.flow_map,
         )
 
     def _default_scheduler(self, defaults: GenerationSettings) -> tuple[str, dict[str, Any]]:
@@ -1446,9 +1450,13 @@ class MagicVideoPipeline(DiffusionPipeline):
         noise = self._window_noise(request, window, inputs).to(device, torch.float32)
         if window.first == window.stop:
             return noise  # of no frame: the given one is the whole video
+        scheduler = self.scheduler_for("keyframes", request)
+        unet: VideoUNet | FlowMapUNet = self.unet
+        if isinstance(scheduler, FlowMapScheduler):
+            unet = FlowMapUNet(self.unet, scheduler.target_of)
         guided = GuidedDenoiser(
             WindowDenoiser(
-                self.unet,
+                unet,
                 given if window.num_given else None,
                 request.motion,
                 use_cache=self.unet.can_cache_frames,
@@ -1460,7 +1468,6 @@ class MagicVideoPipeline(DiffusionPipeline):
             request.guidance_stop,
             request.num_inference_steps,
         )
-        scheduler = self.scheduler_for("keyframes", request)
         self._guidance_scale = request.guidance_scale
         shown = given if window.num_given else None
         after_step = partial(self._call_back, guided, inputs, shown) if inputs.callback else None
@@ -1512,7 +1519,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         name = request.scheduler if request else capabilities.default("scheduler")
         options = request.scheduler_options if request else capabilities.scheduler_options
         # LCM adds fresh noise at every step; the stages that follow the key frames must not flicker
-        if name is None or (name == "lcm" and stage != "keyframes"):
+        # and a flow map is one of key frames
+        if name is None or (name in ("lcm", FLOW_MAP) and stage != "keyframes"):
             name, options = "ddim", {}
         if stage != "upscaler":
             return make_scheduler(self._trained_scheduler.config, name, options)

@@ -28,7 +28,7 @@ PRODUCING_STAGES: Mapping[str, tuple[StageName, ...]] = {
     "text_encoder": ("clip",),
     "tokenizer": ("clip",),
     "image_encoder": ("clip",),
-    "unet": ("image", "unsupervised", "keyframes"),
+    "unet": ("image", "unsupervised", "keyframes", "distill"),
     "image_conditioner": ("unsupervised", "keyframes"),
     "scheduler": ("keyframes",),
     "interpolator": ("interpolation",),

@@ -31,6 +31,7 @@ from magicvideo.training.resolve import (
     AutoencoderPlan,
     CLIPPlan,
     DenoiserPlan,
+    DistillPlan,
     InterpolationPlan,
     StagePlan,
     UpscalerPlan,
@@ -260,15 +261,17 @@ def clip_bytes(recipe: Recipe) -> tuple[int, int]:
 def _meta_batches(plan: StagePlan) -> MetaBatches:
     num_frames, _ = clip_sampling(plan)
     encoded = None
-    if isinstance(plan, DenoiserPlan | InterpolationPlan) and plan.data.is_sharded:
-        if isinstance(plan, DenoiserPlan):
-            channels, width = plan.unet_config["in_channels"], plan.image_embed_dim
-            config = plan.unet_config
-        else:
+    if isinstance(plan, DenoiserPlan | DistillPlan | InterpolationPlan) and plan.data.is_sharded:
+        vision = plan.encoders.vision_config
+        width = 1 if vision is None else vision.projection_dim
+        if isinstance(plan, InterpolationPlan):
             config = plan.interpolator_config
             channels = config["latent_channels"]
-            vision = plan.encoders.vision_config
-            width = 1 if vision is None else vision.projection_dim
+        else:
+            config = plan.unet_config
+            channels = config["in_channels"]
+        if isinstance(plan, DenoiserPlan):
+            width = plan.image_embed_dim
         length = plan.encoders.text_config.max_position_embeddings
         encoded = (
             (num_frames, channels, *latent_size(config["sample_size"])),
@@ -309,6 +312,8 @@ def _pretrained_names(plan: StagePlan) -> Callable[[str], bool]:
         return lambda name: begins and "text_projection" not in name and "logit_scale" not in name
     if isinstance(plan, VideoVaePlan):
         return lambda name: not is_temporal_key(name)
+    if isinstance(plan, DistillPlan):
+        return lambda name: "interval_embedding" not in name
     if isinstance(plan, InterpolationPlan):
         # the embedding of the noise level and the estimate begin anew
         return lambda name: name.startswith("unet.") and "level_embedding" not in name

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magicvideo.atomic_io import atomic_folder
+from magicvideo.diffusion.sampling import FLOW_MAP
 from magicvideo.errors import UserError
 from magicvideo.models.components import COMPONENTS, library_of, write_model_index
 from magicvideo.models.lora import LORA_FILE, convert_lora_state_dict, merge_lora
@@ -24,7 +25,12 @@ from magicvideo.training.components import (
 )
 from magicvideo.training.model_card import write_model_card
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.resolve import component_source, init_component, lora_config
+from magicvideo.training.resolve import (
+    component_source,
+    init_component,
+    lora_config,
+    noise_config,
+)
 from magicvideo.training.run import read_run_recipe
 from magicvideo.training.tasks.clip_model import WORDS
 
@@ -136,6 +142,10 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
         if name not in _BESIDE_DEFAULTS:
             key = "num_inference_steps" if name == "steps" else name
             values[key] = value if name in said else before.get(key, value)
+    if recipe.distill is not None:
+        distilled = {"scheduler": FLOW_MAP, "guidance_scale": 1.0, "guidance_stop": 1.0}
+        values |= {**distilled, "num_inference_steps": recipe.distill.sampling_steps}
+    noise = noise_config(recipe)
     write_model_index(
         folder,
         {
@@ -143,8 +153,8 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
             **components,
             **configuration,
             "generation_defaults": values,
-            "noise_correlation": recipe.noise.noise_correlation,
-            "noise_decay": recipe.noise.noise_decay,
+            "noise_correlation": noise.noise_correlation,
+            "noise_decay": noise.noise_decay,
             "max_given_frames": _max_given_frames(recipe, begun),
         },
     )

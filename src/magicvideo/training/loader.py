@@ -25,10 +25,16 @@ from magicvideo.training.signals import SIGNALS
 AnyBatch: TypeAlias = Batch | EncodedBatch
 AnyDataset: TypeAlias = ClipDataset | ShardDataset
 
-SHARD_STAGES: tuple[StageName, ...] = ("image", "unsupervised", "keyframes", "interpolation")
+SHARD_STAGES: tuple[StageName, ...] = (
+    "image",
+    "unsupervised",
+    "keyframes",
+    "distill",
+    "interpolation",
+)
 """Stages that need no frames and may read shards of latents."""
 # stages conditioned on text; a clip without a caption is trained as if its caption were dropped
-_TEXT_STAGES: tuple[StageName, ...] = ("image", "keyframes")
+_TEXT_STAGES: tuple[StageName, ...] = ("image", "keyframes", "distill")
 _MAX_WORKERS = 8
 _SINGLE_FRAMES = 2  # offset of their order; 0 is that of clips, 1 that of calibration
 _PREVIEW_STRIDE = 4

@@ -309,6 +309,51 @@ class KeyframesStageConfig(VideoStageConfig):
     lora: LoraTrainingConfig | None = None
 
 
+class DistillStageConfig(StageConfig):
+    """Stage `distill`: a network that makes in few steps what the key-frame network makes in many.
+
+    It learns from the key-frame network with guidance, so that it needs none itself.
+    """
+
+    sampling_steps: PositiveInt = Field(4, description="steps of the exported model by default")
+    guidance_scale: float | None = Field(
+        None, ge=1, description="guidance that is distilled; null: that of the defaults"
+    )
+    strides: tuple[PositiveInt, PositiveInt] = Field(
+        (1, 4), description="between frames, inclusive"
+    )
+    diagonal_prob: Share = Field(
+        0.5, description="share of samples that learn the direction alone, over no interval"
+    )
+    to_data_prob: Share = Field(
+        0.25, description="share of samples whose interval ends at clean latents"
+    )
+    finite_difference: float = Field(
+        0.005, gt=0, le=0.1, description="distance in time of the points of the central difference"
+    )
+    mode_weight_limit: float | None = Field(
+        None, gt=0, description="as in keyframes; null: all temporal modes weigh alike"
+    )
+    given_frames_prob: Share = Field(
+        0.0, description="share of clips whose first frames are given without noise"
+    )
+    max_given_frames: PositiveInt = Field(
+        8, description="most of these frames; in half of such clips it is one"
+    )
+    motion_dropout: Share = Field(
+        0.3, description="share of clips without a motion score, where the network takes one"
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "Self":
+        if self.diagonal_prob + self.to_data_prob > 1:
+            raise ValueError(
+                f"diagonal_prob={self.diagonal_prob} and to_data_prob={self.to_data_prob} are more "
+                "than 1 together; make one of both smaller"
+            )
+        return self
+
+
 class InterpolationStageConfig(DenoiserStageConfig):
     """Stage `interpolation`: the frames between two key frames."""
 
@@ -415,6 +460,7 @@ StageName: TypeAlias = Literal[
     "image",
     "unsupervised",
     "keyframes",
+    "distill",
     "interpolation",
     "video_vae",
     "upscaler",
@@ -507,6 +553,7 @@ class Recipe(StrictModel):
     image: ImageStageConfig | None = None
     unsupervised: VideoStageConfig | None = None
     keyframes: KeyframesStageConfig | None = None
+    distill: DistillStageConfig | None = None
     interpolation: InterpolationStageConfig | None = None
     video_vae: VideoVaeStageConfig | None = None
     upscaler: UpscalerStageConfig | None = None

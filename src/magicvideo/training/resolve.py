@@ -1,5 +1,6 @@
 """A recipe resolved into complete settings of each stage, which is all that a stage sees of it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from magicvideo.training.recipe import (
     AutoencoderStageConfig,
     CLIPStageConfig,
     DenoiserStageConfig,
+    DistillStageConfig,
     InterpolationStageConfig,
     LoraTrainingConfig,
     NoiseConfig,
@@ -230,6 +232,11 @@ def unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
         "motion_condition": settings.motion_condition,
     }
     if init_has(recipe, "unet"):
+        if init_config(recipe, "unet").get("flow_map"):
+            raise UserError(
+                f"init_from={recipe.init_from} is distilled, and only networks that are not can be "
+                "trained further; start from the model that it was distilled from."
+            )
         stored = {"use_linear_projection": False, **init_config(recipe, "unet")}
         for name, known_as in _COMPARED.items():
             if _each(stored[name], len(levels)) != _each(config[name], len(levels)):
@@ -427,6 +434,28 @@ class DenoiserPlan(StagePlan):
 
 
 @dataclass(frozen=True)
+class DistillPlan(StagePlan):
+    """Settings of stage `distill`.
+
+    Attributes:
+        noise: The diffusion process.
+        encoders: The frozen encoders.
+        teacher: The key-frame network that it learns from.
+        unet_config: Arguments of the network that is trained.
+        guidance_scale: Of the key-frame network.
+        guidance_stop: Fraction of its steps after which guidance ends.
+    """
+
+    config: DistillStageConfig
+    noise: NoiseConfig
+    encoders: EncoderSources
+    teacher: ComponentSource
+    unet_config: dict[str, Any]
+    guidance_scale: float
+    guidance_stop: float
+
+
+@dataclass(frozen=True)
 class InterpolationPlan(StagePlan):
     """Settings of stage `interpolation`, which begins with the key-frame network `unet`."""
 
@@ -500,6 +529,8 @@ def plan_stage(recipe: Recipe, name: StageName) -> StagePlan:
             component_source(recipe, "image_encoder"),
             vision_config(recipe, size),
         )
+    if isinstance(config, DistillStageConfig):
+        return _distill_plan(recipe, config, data)
     if isinstance(config, InterpolationStageConfig):
         return InterpolationPlan(
             name,
@@ -510,7 +541,7 @@ def plan_stage(recipe: Recipe, name: StageName) -> StagePlan:
             recipe.noise,
             encoder_sources(recipe, size),
             interpolator_config(recipe, size),
-            component_source(recipe, "unet"),
+            _keyframe_unet(recipe),
             init_component(recipe, "interpolator"),
         )
     assert isinstance(config, DenoiserStageConfig)
@@ -556,6 +587,82 @@ def _denoiser_plan(
         ),
         lora=lora_config(recipe) if name == "keyframes" else None,
     )
+
+
+def _distill_plan(recipe: Recipe, config: DistillStageConfig, data: DataSource) -> DistillPlan:
+    if lora_config(recipe) is not None:
+        raise UserError(
+            f"The recipe {recipe.name} has keyframes.lora and distill, which needs whole weights "
+            "to learn from; export the LoRA's model, and distill that by init_from."
+        )
+    if "keyframes" in recipe.stages():
+        network = unet_config(recipe, data.size)
+    else:
+        network = _public(init_config(recipe, "unet"))
+    if network.get("flow_map"):
+        raise UserError(
+            f"init_from={recipe.init_from} is distilled already; start from the model that it was "
+            "distilled from."
+        )
+    scale = config.guidance_scale
+    return DistillPlan(
+        "distill",
+        config,
+        recipe.output / "distill",
+        recipe.seed,
+        data,
+        noise_config(recipe),
+        encoder_sources(recipe, data.size),
+        _keyframe_unet(recipe),
+        {**network, "flow_map": True},
+        generation_default(recipe, "guidance_scale") if scale is None else scale,
+        generation_default(recipe, "guidance_stop"),
+    )
+
+
+def noise_config(recipe: Recipe) -> NoiseConfig:
+    """Return the diffusion process: the recipe's, or the model's whose key frames it takes over."""
+    if recipe.distill is None or "keyframes" in recipe.stages() or recipe.init_from is None:
+        return recipe.noise
+    if not recipe.init_from.is_dir():  # a preset, of which a dry run wants no more than sizes
+        return recipe.noise
+    index = _read_json(recipe.init_from / "model_index.json")
+    process = _read_json(recipe.init_from / "scheduler" / "scheduler_config.json")
+    names = ("prediction_type", "beta_schedule", "beta_start", "beta_end")
+    return NoiseConfig.model_validate(
+        {
+            **{name: process[name] for name in names},
+            "zero_terminal_snr": process["rescale_betas_zero_snr"],
+            "noise_correlation": index.get("noise_correlation", 0.0),
+            "noise_decay": index.get("noise_decay", 0.0),
+        }
+    )
+
+
+def generation_default(recipe: Recipe, name: str) -> float:
+    """Return a default of generation: the recipe's, or the model's of `init_from`."""
+    own: float = getattr(recipe.defaults, name)
+    if name in recipe.defaults.model_fields_set or recipe.init_from is None:
+        return own
+    file = recipe.init_from / "model_index.json"
+    stored = _read_json(file).get("generation_defaults", {}) if file.is_file() else {}
+    return float(stored.get(name, own))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{file} is missing or damaged; take a complete copy of the model."
+        ) from None
+    return values
+
+
+def _keyframe_unet(recipe: Recipe) -> ComponentSource:
+    """Return the key-frame network as its own stages leave it, not distilled."""
+    stages = tuple(name for name in PRODUCING_STAGES["unet"] if name != "distill")
+    return _source(recipe, "unet", stages)
 
 
 def encoder_sources(

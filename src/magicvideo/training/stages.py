@@ -41,6 +41,7 @@ from magicvideo.training.resolve import (
     AutoencoderPlan,
     CLIPPlan,
     DenoiserPlan,
+    DistillPlan,
     EncoderSources,
     InterpolationPlan,
     StagePlan,
@@ -62,6 +63,7 @@ from magicvideo.training.tasks.clip_model import (
     vocabulary,
 )
 from magicvideo.training.tasks.denoiser import DenoiserTask
+from magicvideo.training.tasks.distill import DistillTask
 from magicvideo.training.tasks.interpolation import InterpolationTask
 from magicvideo.training.tasks.upscaler import UpscalerTask, build_upscaler
 from magicvideo.training.tasks.video_vae import VideoVaeTask
@@ -82,7 +84,7 @@ def open_batches(
         UserError: If the data cannot be read, or do not fit the stage.
     """
     config = plan.config
-    if isinstance(plan, DenoiserPlan | InterpolationPlan):
+    if isinstance(plan, DenoiserPlan | DistillPlan | InterpolationPlan):
         checks = plan.data.is_sharded and check_encoders
         encoders = plan.encoders.paths() if checks else None
         hashes = {} if encoders is None else encoders.hashes()
@@ -114,6 +116,8 @@ def clip_sampling(plan: StagePlan) -> tuple[int, tuple[int, int]]:
         return plan.unet_config["num_frames"], plan.config.strides
     if isinstance(plan, DenoiserPlan):
         return 1, (1, 1)
+    if isinstance(plan, DistillPlan):
+        return plan.unet_config["num_frames"], plan.config.strides
     if isinstance(plan, InterpolationPlan):
         return plan.config.num_inserted + 2, plan.config.strides
     if isinstance(plan, VideoVaePlan):
@@ -153,6 +157,8 @@ def assemble_task(plan: StagePlan, batches: BatchSource, *, pretrained: bool) ->
         return _video_vae_task(plan, batches, pretrained)
     if isinstance(plan, InterpolationPlan):
         return _interpolation_task(plan, batches, pretrained)
+    if isinstance(plan, DistillPlan):
+        return _distill_task(plan, batches, pretrained)
     assert isinstance(plan, DenoiserPlan)
     encoders = _load_encoders(plan.encoders, pretrained)
     denoiser = _build_denoiser(plan, pretrained)
@@ -258,6 +264,29 @@ def _interpolation_task(
     elif pretrained:
         task.calibrate()
     return task
+
+
+def _distill_task(plan: DistillPlan, batches: BatchSource, pretrained: bool) -> DistillTask:
+    """Return the task of a network that begins as the one that it learns from."""
+    encoders = _load_encoders(plan.encoders, pretrained)
+    if pretrained:
+        teacher = VideoUNet.from_pretrained(plan.teacher.path())
+    else:
+        teacher = VideoUNet(**{**plan.unet_config, "flow_map": False})
+    settings = {k: v for k, v in teacher.config.items() if not k.startswith("_")}
+    student = VideoUNet(**{**settings, "flow_map": True})
+    found = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert all(name.startswith("interval_embedding") for name in found.missing_keys)
+    return DistillTask(
+        student,
+        teacher,
+        encoders,
+        plan.config,
+        plan.noise,
+        batches,
+        plan.guidance_scale,
+        plan.guidance_stop,
+    )
 
 
 def _build_denoiser(plan: DenoiserPlan, pretrained: bool) -> ConditionedDenoiser:

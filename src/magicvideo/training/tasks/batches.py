@@ -3,13 +3,15 @@
 from dataclasses import fields, replace
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import decode_latents, encode_frames
-from magicvideo.models.conditioning import embed_frames, encode_text
+from magicvideo.models.conditioning import embed_frames, encode_text, motion_amount
 from magicvideo.models.pretrained_encoders import FrozenEncoders
+from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Frames, Latents, Tokens
 from magicvideo.training.loader import AnyBatch
 
@@ -85,3 +87,40 @@ def encode_frame_embeds(
 def _encode(frozen: FrozenEncoders, texts: list[str], device: torch.device) -> Tokens:
     frozen.text_encoder.to(device)
     return encode_text(frozen.text_encoder, frozen.tokenizer, texts)
+
+
+def draw_given_frames(
+    size: int, num_frames: int, share: float, most: int, generator: StackedGenerator
+) -> Bool[Tensor, "b f"]:
+    """Draw which frames are given: in half of the clips with any the first, else the first k.
+
+    So one model makes a video of text alone, of a first picture, and of its own last frames.
+
+    Args:
+        size: Clips.
+        num_frames: Frames of each.
+        share: Of the clips with given frames.
+        most: The most given frames.
+        generator: What is drawn from.
+    """
+    has_given = generator.uniform(size) < share
+    is_first_alone = generator.uniform(size) < 0.5
+    several = 1 + generator.integers(most, size)
+    count = torch.where(is_first_alone, 1, several) * has_given
+    return torch.arange(num_frames) < count[:, None]
+
+
+def draw_motion(
+    latents: Latents, config: FrozenDict, dropout: float, generator: StackedGenerator
+) -> Float[Tensor, " b"]:
+    """Return the motion score of each clip, NaN where it is dropped.
+
+    Args:
+        latents: The clips.
+        config: Of the U-Net, with the mean and the deviation of the amount of motion.
+        dropout: Share of the clips that get none.
+        generator: What is drawn from.
+    """
+    score = (motion_amount(latents) - config.motion_mean) / config.motion_std
+    dropped = generator.uniform(len(latents)) < dropout
+    return score.masked_fill(to_device(dropped, latents.device), torch.nan)

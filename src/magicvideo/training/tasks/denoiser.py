@@ -39,6 +39,8 @@ from magicvideo.training.recipe import (
     VideoStageConfig,
 )
 from magicvideo.training.tasks.batches import (
+    draw_given_frames,
+    draw_motion,
     encode_captions,
     encode_frame_embeds,
     encode_latents,
@@ -142,13 +144,20 @@ class DenoiserTask:
         )
         noise, timesteps = to_device(noise, device), to_device(timesteps, device)
         is_clip = latents.shape[1] > 1
-        given = self._draw_given_frames(size, generator) if is_clip else None
+        given = None
+        if is_clip and self.given_frames_prob and self.max_given_frames:
+            given = draw_given_frames(
+                size, self.num_frames, self.given_frames_prob, self.max_given_frames, generator
+            )
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         frame_timesteps = timesteps
         if given is not None:
             given = to_device(given, device)
             noisy = torch.where(given[:, :, None, None, None], latents, noisy)
             frame_timesteps = timesteps[:, None].masked_fill(given, 0)
+        motion = None
+        if is_clip and self.has_motion:
+            motion = draw_motion(latents, self.network.unet.config, self.motion_dropout, generator)
         prediction = network(
             noisy,
             frame_timesteps,
@@ -156,7 +165,7 @@ class DenoiserTask:
             embeddings,
             to_device(by_image & ~dropped, device),
             batch.fps.to(device),
-            motion=self._draw_motion(latents, generator) if is_clip else None,
+            motion=motion,
         )
         target = prediction_target(self.scheduler, latents, noise, timesteps)
         if given is not None:
@@ -209,32 +218,6 @@ class DenoiserTask:
             return None
         covariance = noise_covariance(self.num_frames, self.noise_correlation, self.noise_decay)
         return temporal_mode_weights(covariance, config.mode_weight_limit)
-
-    def _draw_given_frames(
-        self, size: int, generator: StackedGenerator
-    ) -> Bool[Tensor, "b f"] | None:
-        """Draw which frames are given: in half of the clips with any the first, else the first k.
-
-        So one model makes a video of text alone, of a first picture, and of its own last frames.
-        """
-        if not self.given_frames_prob or self.max_given_frames < 1:
-            return None
-        has_given = generator.uniform(size) < self.given_frames_prob
-        is_first_alone = generator.uniform(size) < 0.5
-        several = 1 + generator.integers(self.max_given_frames, size)
-        count = torch.where(is_first_alone, 1, several) * has_given
-        return torch.arange(self.num_frames) < count[:, None]
-
-    def _draw_motion(
-        self, latents: Latents, generator: StackedGenerator
-    ) -> Float[Tensor, " b"] | None:
-        """Return the motion score of each clip, NaN where it is dropped."""
-        if not self.has_motion:
-            return None
-        config = self.network.unet.config
-        score = (motion_amount(latents) - config.motion_mean) / config.motion_std
-        dropped = generator.uniform(len(latents)) < self.motion_dropout
-        return score.masked_fill(to_device(dropped, latents.device), torch.nan)
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
