@@ -1,4 +1,4 @@
-"""The recipe of the second emoji model, at its real size without data and at toy size with clips."""
+"""The recipe of the second emoji model: its real sizes without data, and a toy run."""
 
 import json
 
