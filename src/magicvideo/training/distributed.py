@@ -154,6 +154,10 @@ class DistributedContext:
         if isinstance(network, FSDPModule):
             return network
         wrapped: nn.Module = self.accelerator.prepare_model(network)
+        if isinstance(wrapped, DistributedDataParallel):
+            # buffers are constants here, such as CLIP's positions. To send them at each forward
+            # pass would spoil the backward pass of the one before, as clips and frames have both
+            wrapped.broadcast_buffers = False
         return wrapped
 
     def is_peer_failure(self, error: RuntimeError) -> bool:
