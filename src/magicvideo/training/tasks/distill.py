@@ -129,7 +129,8 @@ class DistillTask:
             ),
             device,
         )
-        given, motion = None, None
+        given: Tensor | None = None
+        motion: Tensor | None = None
         if self.config.given_frames_prob and self.max_given_frames:
             given = draw_given_frames(
                 size,
@@ -209,11 +210,14 @@ class DistillTask:
         if told.given is not None:
             noisy = torch.where(told.given[:, :, None, None, None], told.latents, noisy)
             steps = steps[:, None].masked_fill(told.given, 0)
-        target = {}
-        if target_time is not None:
-            target["target_timestep"] = self.path.step_at(target_time)
         output: tuple[Tensor] = network(
-            noisy, steps, told.tokens, told.fps, motion=told.motion, **target, return_dict=False
+            noisy,
+            steps,
+            told.tokens,
+            told.fps,
+            motion=told.motion,
+            target_timestep=None if target_time is None else self.path.step_at(target_time),
+            return_dict=False,
         )
         return output[0].float()
 
