@@ -16,7 +16,7 @@ from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.flow_map_unet import FlowMapUNet
 from magicvideo.models.pretrained_encoders import FrozenEncoders
-from magicvideo.models.unet import VideoUNet
+from magicvideo.models.unet import VideoUNet, latent_size
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents, Tokens
 from magicvideo.training.loader import AnyBatch, BatchSource
@@ -273,7 +273,7 @@ class DistillTask:
         device = next(self.network.parameters()).device
         self.encoders.to(device)
         config = self.network.config
-        shape = (self.num_frames, config.in_channels, config.sample_size, config.sample_size)
+        shape = (self.num_frames, config.in_channels, *latent_size(config.sample_size))
         noise = torch.cat(
             [
                 initial_latent_noise(seed, shape, self.noise_correlation, self.noise_decay)
