@@ -6,6 +6,7 @@ Seconds are CPU time of one thread. A model that has not learned to continue fra
 so it is measured, too. README.md in this folder says how to read the numbers.
 """
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -174,14 +175,17 @@ def main(
         "# Given frames, previews and streams\n\n"
         "Written by `python -m benchmarks.streaming`; `benchmarks/README.md` says how it measures. "
         f"torch {torch.__version__}, one thread of {processor}, float32, the least of {rounds} "
-        f"rounds, model {pipeline.model_hash}.{note}",
-        given_section(pipeline, request, rounds),
-        preview_section(pipeline, request, rounds),
+        f"rounds, model {pipeline.model_hash}. Load average of the machine at the start: "
+        f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.{note}"
     ]
+    print(sections[0])
+    for section in (given_section, preview_section):
+        sections.append(section(pipeline, request, rounds))
+        print(f"\n{sections[-1]}", flush=True)
     if seconds:
         sections.append(stream_section(pipeline, seconds))
+        print(f"\n{sections[-1]}")
     text = "\n\n".join(sections) + "\n"
-    print(text)
     if output is not None:
         with atomic_file(output) as partial:
             partial.write_text(text, encoding="utf-8")
