@@ -135,7 +135,7 @@ class Page:
             event(self._generate, [picture, *controls], outputs, **_QUIET)
         cancel.click(self._cancel, [job_id], shown, **_QUIET)
         timer.tick(self._show, [job_id], shown, **_QUIET)
-        recipe.upload(self._read_recipe, [recipe], controls, api_visibility="private")
+        recipe.upload(self._read_recipe, [recipe], controls, **_QUIET)
         return _Create(controls, shown, job_id)
 
     def _build_question(self) -> tuple[gr.Textbox, gr.Image, gr.Button, gr.Button]:

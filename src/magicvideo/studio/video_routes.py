@@ -166,8 +166,11 @@ async def edit_video() -> VideoObject:
 
 @router.post("/videos/extensions", openapi_extra=multipart_schema(RemixBody))
 async def extend_video() -> VideoObject:
-    """Refuse an extension: the model continues no finished video."""
-    message = "This model extends no videos; ask for more seconds instead."
+    """Refuse an extension: only the command line continues finished videos."""
+    message = (
+        "The server extends no videos; `magicvideo generate --extend FILE` does, with a model that "
+        "has learned to continue frames."
+    )
     raise ApiError(400, message, code="unsupported_operation")
 
 
