@@ -45,7 +45,7 @@ def raising(error):
         (MemoryError(), 2, "not enough memory; take smaller frames or fewer of them, or another"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB."), 2, "(2.50 GiB more were"),
         (ModuleNotFoundError(name="accelerate"), 2, "`pip install 'magicvideo[train]'`."),
-        (ModuleNotFoundError(name="prometheus_client"), 2, "`pip install 'magicvideo[studio]'`."),
+        (ModuleNotFoundError(name="jinja2"), 2, "`pip install 'magicvideo[report]'`."),
         (ModuleNotFoundError(name="peft.tuners"), 2, "This needs peft; install it with `pip "),
         (typer.Exit(7), 7, ""),
     ],

@@ -38,7 +38,19 @@ _TYPE_TRIED = re.compile(r"^((constrained|function)-|(list|tuple|literal)\[|(int
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 1, 4, 4, 80, 80
 
-FrameSizeSetting: TypeAlias = PositiveInt | Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+_FRAME_SIZE = r"^[1-9]\d*x[1-9]\d*$"
+
+
+def _check_frame_size(value: object) -> object:
+    is_side = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if is_side or (isinstance(value, str) and re.match(_FRAME_SIZE, value)):
+        return value
+    raise ValueError("give the side of squares, such as 64, or width and height, such as 96x64")
+
+
+FrameSizeSetting: TypeAlias = Annotated[
+    PositiveInt | Annotated[str, Field(pattern=_FRAME_SIZE)], BeforeValidator(_check_frame_size)
+]
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
@@ -735,7 +747,8 @@ def _describe_mistake(mistake: "ErrorDetails") -> str:
         return f"{place} is not a setting; {hint}"
     if isinstance(mistake["input"], dict):  # settings that do not go together
         return f"{place} does not fit: {mistake['msg'].removeprefix('Value error, ')}."
-    return f"{place}={_REPR.repr(mistake['input'])} does not fit: {_short(mistake['msg'])}."
+    reason = _short(mistake["msg"].removeprefix("Value error, "))
+    return f"{place}={_REPR.repr(mistake['input'])} does not fit: {reason}."
 
 
 def _short(text: str) -> str:
