@@ -1,4 +1,4 @@
-"""How different two pictures look to a trained image tower."""
+"""Losses between images: perceptual distance, and differences of image gradients."""
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ def perceptual_distance(
     is a linear map of the pixels.
 
     Args:
-        image_encoder: FrozenEncoders; it gets no gradient of its own.
+        image_encoder: CLIP's, frozen; gradients pass through it to `made`.
         made: Pixels in [-1, 1], which get the gradient.
         real: Pixels in [-1, 1], of the same shape.
 

@@ -4,7 +4,8 @@ import json
 import math
 import time
 from collections import deque
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,12 @@ from magicvideo.training.distributed import (
     sync_gradients,
 )
 from magicvideo.training.ema import EMA, ema_weights
-from magicvideo.training.loader import BatchSource, default_workers, load_batches
+from magicvideo.training.loader import (
+    BatchSource,
+    TrainingBatch,
+    default_workers,
+    load_batches,
+)
 from magicvideo.training.metrics_logger import MetricsLogger, TrackerName
 from magicvideo.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from magicvideo.training.progress import Reporter
@@ -110,8 +116,72 @@ class Trainer:
         """
         config = self.config
         context = DistributedContext.from_env(self.precision)
+        state = self._build_state(task, context)
+        checkpoints = self._resume(state, context)
+        network, optimizer = state.network, state.optimizer
+        model = context.wrap(network)
+        optimizer_step = context.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        batches = self._load_batches(task, state.step, context)
+        logger = (
+            MetricsLogger(self.folder, state.step, self.tracker, config.model_dump(mode="json"))
+            if context.is_main
+            else None
+        )
+        window = _Window(config.log_every)
+        saved_at = time.monotonic()
+        with (
+            logger or nullcontext(),
+            catch_signals() as signals,
+            self._name_lost_process(state, checkpoints, context),
+        ):
+            while state.step < config.steps:
+                step = state.step
+                torch.manual_seed(seeded_generator(self.seed, self.name, step).initial_seed())
+                factor = learning_rate_factor(config, step)
+                set_learning_rate(optimizer, factor)
 
-        # Networks: whole or sharded, then wrapped for gradients that are means over processes
+                # Update: gradients, clip, step, average. A number that is not finite is noticed
+                # before the step on a CPU, and before anything is saved on an accelerator, which
+                # would have to be waited for
+                metrics = self._backward(task, model, batches, step, window, context)
+                context.accelerator.unscale_gradients(optimizer_step)
+                norm = nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                metrics["gradient_norm"] = _precise(norm)
+                if context.device.type == "cpu":
+                    self._check_finite(step, metrics, window.clip_ids[-1], context)
+                optimizer_step.step()
+                optimizer_step.zero_grad(set_to_none=True)
+                for average in state.averages().values():
+                    average.update(network, step)
+                state.step += 1
+                window.add(step + 1, metrics, config.learning_rate * factor)
+
+                # Log: the one moment at which the device is waited for
+                is_last = state.step == config.steps
+                is_preview = state.step % config.preview_every == 0
+                is_logged = state.step % config.log_every == 0 or is_preview or is_last
+                if is_logged or context.device.type == "cpu":
+                    self._log(window, context, logger)
+                if is_preview:
+                    self._preview(task, state, context, logger)
+
+                # Checkpoint: nothing is saved that was not found to be finite
+                is_late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+                is_due, stopped_by = _agree(signals, checkpoints, context, is_late=is_late)
+                if is_due or is_last or stopped_by is not None:
+                    self._log(window, context, logger)
+                    path = checkpoints.save(state)
+                    saved_at = time.monotonic()
+                if stopped_by is not None:
+                    checkpoints.wait()
+                    raise Interrupted(stopped_by, path)
+            checkpoints.wait()
+        self._save_output(task, state, context)
+
+    def _build_state(self, task: Task, context: DistributedContext) -> TrainingState:
+        """Return network, optimizer and averages at step 0, whole or sharded over processes."""
+        config = self.config
         if config.gradient_checkpointing:
             enable_activation_checkpointing(task.network, self.name)
         network = context.shard_or_move(task.network)
@@ -127,18 +197,18 @@ class Trainer:
         ema, *extra_emas = (
             EMA(network, decay, on_cpu) for decay in (config.ema_decay, *config.extra_ema_decays)
         )
-        state = TrainingState(network, optimizer, ema, extra_emas=extra_emas)
-        checkpoints = self._resume(state, context)
-        model = context.wrap(network)
-        optimizer_step = context.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        return TrainingState(network, optimizer, ema, extra_emas=extra_emas)
 
-        # Batches: those of this process, from the first update that is still to be made
-        micro_batches, world_size = config.gradient_accumulation_steps, context.world_size
+    def _load_batches(
+        self, task: Task, step: int, context: DistributedContext
+    ) -> Iterator[TrainingBatch]:
+        """Return the batches of this process, from those of update `step` on."""
+        micro_batches, world_size = self.config.gradient_accumulation_steps, context.world_size
         first, end = (
-            step * micro_batches * world_size + context.rank for step in (state.step, config.steps)
+            one * micro_batches * world_size + context.rank for one in (step, self.config.steps)
         )
         workers = self.loader.num_workers
-        batches = load_batches(
+        return load_batches(
             task.batches,
             range(first, end, world_size),
             context.device,
@@ -146,100 +216,51 @@ class Trainer:
             prefetch_factor=self.loader.prefetch_factor,
         )
 
-        logger = (
-            MetricsLogger(self.folder, state.step, self.tracker, config.model_dump(mode="json"))
-            if context.is_main
-            else None
-        )
-        window = _Window(config.log_every)
-        saved_at = time.monotonic()
-        with logger or nullcontext(), catch_signals() as signals:
-            try:
-                while state.step < config.steps:
-                    step = state.step
-                    torch.manual_seed(seeded_generator(self.seed, self.name, step).initial_seed())
-                    factor = learning_rate_factor(config, step)
-                    set_learning_rate(optimizer, factor)
+    def _backward(
+        self,
+        task: Task,
+        model: nn.Module,
+        batches: Iterator[TrainingBatch],
+        step: int,
+        window: "_Window",
+        context: DistributedContext,
+    ) -> dict[str, Tensor]:
+        """Add up the gradients of an update's micro-batches; return the means of their losses."""
+        micro_batches, world_size = self.config.gradient_accumulation_steps, context.world_size
+        batch_size = self.config.batch_size
+        position = step * micro_batches * world_size + context.rank
+        means: dict[str, Tensor] = {}
+        for micro in range(micro_batches):
+            batch = next(batches)
+            window.clip_ids.append(batch.clip_ids)
+            sample = (position + micro * world_size) * batch_size
+            generator = per_sample_generators(sample, batch_size, self.seed, self.name, "sample")
+            with sync_gradients(model, enabled=micro == micro_batches - 1):
+                with context.accelerator.autocast():
+                    losses = task.losses(model, batch, generator)
+                # divided, so that the sum over micro-batches is the gradient of their mean loss
+                context.accelerator.backward(losses["loss"] / micro_batches)
+            for name, value in losses.items():
+                part = _precise(value) / micro_batches
+                means[name] = means[name] + part if name in means else part
+        return means
 
-                    # Gradients: forward and backward of each micro-batch
-                    position = step * micro_batches * world_size + context.rank
-                    totals: dict[str, Tensor] = {}
-                    for micro in range(micro_batches):
-                        batch = next(batches)
-                        window.clip_ids.append(batch.clip_ids)
-                        sample = (position + micro * world_size) * config.batch_size
-                        generator = per_sample_generators(
-                            sample, config.batch_size, self.seed, self.name, "sample"
-                        )
-                        with sync_gradients(model, enabled=micro == micro_batches - 1):
-                            with context.accelerator.autocast():
-                                losses = task.losses(model, batch, generator)
-                            context.accelerator.backward(losses["loss"] / micro_batches)
-                        for name, value in losses.items():
-                            part = _precise(value) / micro_batches
-                            totals[name] = totals[name] + part if name in totals else part
-
-                    # Update: clip, step, average. A number that is not finite is noticed before
-                    # the step on a CPU, and before anything is saved on an accelerator, which would
-                    # have to be waited for
-                    context.accelerator.unscale_gradients(optimizer_step)
-                    norm = nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
-                    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-                    totals["gradient_norm"] = _precise(norm)
-                    if context.device.type == "cpu":
-                        self._check_finite(step, totals, batch.clip_ids, context)
-                    optimizer_step.step()
-                    optimizer_step.zero_grad(set_to_none=True)
-                    for average in state.averages().values():
-                        average.update(network, step)
-                    state.step += 1
-                    window.add(step + 1, totals, config.learning_rate * factor)
-
-                    # Log: the one moment at which the device is waited for
-                    is_last = state.step == config.steps
-                    is_preview = state.step % config.preview_every == 0
-                    is_logged = state.step % config.log_every == 0 or is_preview or is_last
-                    if is_logged or context.device.type == "cpu":
-                        self._log(window, context, logger)
-                    if is_preview:
-                        self._preview(task, state, context, logger)
-
-                    # Agreement: a signal may reach one process alone, and the main one's clock
-                    # says when a checkpoint is due
-                    due = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
-                    noticed = [float(number in signals) for number in SIGNALS]
-                    is_due, written, *heard = context.all_reduce_sum(
-                        [
-                            float(due and context.is_main),
-                            float(checkpoints.is_written()),
-                            *noticed,
-                        ]
-                    )
-                    stopped_by = next(
-                        (int(n) for n, count in zip(SIGNALS, heard, strict=True) if count), None
-                    )
-                    if checkpoints.is_pending and written == world_size:
-                        checkpoints.wait()
-
-                    # Checkpoint: nothing is saved that was not found to be finite
-                    if is_due or is_last or stopped_by is not None:
-                        self._log(window, context, logger)
-                        path = checkpoints.save(state)
-                        saved_at = time.monotonic()
-                    if stopped_by is not None:
-                        checkpoints.wait()
-                        raise Interrupted(stopped_by, path)
-                checkpoints.wait()
-            except RuntimeError as error:
-                if not context.is_peer_failure(error):
-                    raise
-                ignore_sigterm()
-                raise UserError(
-                    f"{self.name}: another process of this run ended during step {state.step}, so "
-                    f"this one ends too; the newest checkpoint below {checkpoints.folder} holds "
-                    "the run, and the same command continues from it."
-                ) from error
-        self._save_output(task, state, context)
+    @contextmanager
+    def _name_lost_process(
+        self, state: TrainingState, checkpoints: CheckpointManager, context: DistributedContext
+    ) -> Iterator[None]:
+        """Turn the error that follows the end of another process into one sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not context.is_peer_failure(error):
+                raise
+            ignore_sigterm()
+            raise UserError(
+                f"{self.name}: another process of this run ended during step {state.step}, so "
+                f"this one ends too; the newest checkpoint below {checkpoints.folder} holds "
+                "the run, and the same command continues from it."
+            ) from error
 
     def _resume(self, state: TrainingState, context: DistributedContext) -> CheckpointManager:
         """Load the newest checkpoint, if there is one, and say what differs from its run."""
@@ -375,6 +396,28 @@ class Trainer:
             with context.accelerator.autocast():
                 total += float(task.losses(network, batch, generator)["loss"])
         return total / _HELDOUT_BATCHES
+
+
+def _agree(
+    signals: Collection[int],
+    checkpoints: CheckpointManager,
+    context: DistributedContext,
+    *,
+    is_late: bool,
+) -> tuple[bool, int | None]:
+    """Agree over processes on whether a checkpoint is due, and which signal ends the run.
+
+    A signal may reach one process alone, and the clock of the main one says when a checkpoint is
+    late. A checkpoint that all processes have written becomes the newest one here.
+    """
+    noticed = [float(number in signals) for number in SIGNALS]
+    is_due, written, *heard = context.all_reduce_sum(
+        [float(is_late and context.is_main), float(checkpoints.is_written()), *noticed]
+    )
+    if checkpoints.is_pending and written == context.world_size:
+        checkpoints.wait()
+    stopped_by = (int(n) for n, count in zip(SIGNALS, heard, strict=True) if count)
+    return bool(is_due), next(stopped_by, None)
 
 
 def _precise(value: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a judge sees of real clips, without which no other score of it means much.
 
-Different subjects stand on one background, each with a caption like all others but for its subject.
+Different subjects have the same background, and captions that differ in the subject only.
 The same clips in other colours must still be recognised, and what nobody could recognise must not.
 """
 

@@ -41,7 +41,7 @@ _FRAMES_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 3, 4
 
 
 class UpscalerTask:
-    """Denoise residuals of large frames, told by small ones that are as poor as generated ones.
+    """Denoise residuals of large frames, conditioned on small ones as degraded as generated ones.
 
     Small frames are made in various ways, a share of them passes the autoencoder with noise on its
     latents, and all get noise of a random level, which the network is told (Ho et al., 2106.15282,
