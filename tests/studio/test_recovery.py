@@ -64,7 +64,7 @@ def test_a_running_video_stops_within_one_step(open_studio, monkeypatch):
     assert 0 < len(steps) < LONG["steps"]
     assert sum(step > cancelled for step in steps) <= 1
     assert not list(studio.studio.config.scratch.glob("*.mp4"))
-    assert not [name for name in studio.studio.files.names() if video in name]
+    until(lambda: not [name for name in studio.studio.files.names() if video in name])
     assert studio.make(prompt="a dog", seed=1, **FAST)["status"] == "completed"
 
 
@@ -109,7 +109,8 @@ def test_a_stopped_worker_puts_its_video_back_and_the_next_goes_on(open_studio, 
     assert done["sha256"] == reference["sha256"]
     assert "key frames" not in done["timings"]
     assert again.studio.store.get(video).attempts == 2
-    assert not [name for name in again.studio.files.names() if name.endswith(".safetensors")]
+    names = again.studio.files.names  # the worker cleans up after the video is there
+    until(lambda: not [name for name in names() if name.endswith(".safetensors")])
 
 
 def test_eight_at_once_with_one_that_fails(open_studio):
@@ -324,7 +325,7 @@ def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path
     assert len(set(digests.values())) == 4
     server.stop()
     assert server.process.returncode == 0
-    names = [path.name for path in (home / "files").iterdir()]
+    names = [path.name for path in (home / "files").iterdir()]  # a worker that ends cleans up first
     assert len(names) == 3 * 8, names
     store.close()
 
