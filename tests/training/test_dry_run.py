@@ -122,7 +122,7 @@ def test_a_folder_of_settings_is_enough(tmp_path):
     AutoencoderKL(**vae).save_config(start / "vae")
     tower = {"hidden_size": 20, "intermediate_size": 22, "num_attention_heads": 2}
     tower["num_hidden_layers"] = 1
-    write_settings(start, "text_encoder", **tower, max_position_embeddings=13, vocab_size=99)
+    write_settings(start, "text_encoder", **tower, max_position_embeddings=13, vocab_size=600)
     write_settings(start, "image_encoder", **tower, projection_dim=14, image_size=16, patch_size=8)
     write_settings(start, "unet", attention_head_dim=8, norm_num_groups=32)
     recipe = recipe_of(tmp_path)
@@ -144,7 +144,7 @@ def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
     start = tmp_path / "start"
     AutoencoderKL().save_config(start / "vae")
     tower = {"hidden_size": 20, "intermediate_size": 22, "num_attention_heads": 2}
-    write_settings(start, "text_encoder", **tower, num_hidden_layers=1, vocab_size=99)
+    write_settings(start, "text_encoder", **tower, num_hidden_layers=1, vocab_size=600)
     write_settings(start, "image_encoder", **tower, num_hidden_layers=1, projection_dim=14)
     stored = {"attention_head_dim": [2, 4], "use_linear_projection": True, "norm_num_groups": 32}
     write_settings(start, "unet", **stored)
