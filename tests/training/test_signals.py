@@ -32,11 +32,13 @@ def test_a_process_that_says_why_it_ends_is_not_cut_off_by_the_launcher():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
 def test_a_closed_terminal_is_noted_unless_nohup_was_used():
-    with catch_signals() as noted:
-        signal.raise_signal(signal.SIGHUP)
-    assert noted == [signal.SIGHUP]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # the tests may themselves run under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with catch_signals() as noted:
+            signal.raise_signal(signal.SIGHUP)
+        assert noted == [signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with catch_signals() as noted:
             signal.raise_signal(signal.SIGHUP)
         assert noted == []

@@ -28,7 +28,7 @@ def starting(model, prepared, output, *stages, **changes):
 
 
 def weights(folder):
-    (file,) = folder.glob("*.safetensors")
+    (file,) = folder.glob("*model.safetensors")
     return load_file(file)
 
 
