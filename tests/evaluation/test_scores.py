@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.data.manifest import FrameSize
 from magicvideo.evaluation.prompt_sets import (
     background_only_videos,
     real_videos,
