@@ -145,8 +145,8 @@ def _expand(values: Float[Tensor, "b"], like: Tensor) -> Tensor:
 class FlowMapScheduler(SchedulerMixin, ConfigMixin):
     """Steps of a flow map: z at one diffusion step to z at the next, exact for a perfect network.
 
-    It has the interface of diffusers' schedulers. The network is told the target of each step
-    (`target_of`).
+    It has the interface of diffusers' schedulers. The network is conditioned on the target of each
+    step, too (`target_of`).
 
     Args:
         num_train_timesteps: Diffusion steps of the process.
@@ -214,7 +214,7 @@ class FlowMapScheduler(SchedulerMixin, ConfigMixin):
         """Return the sample at the target of a step, as a tuple of one.
 
         Args:
-            model_output: The network's prediction, told the step and its target.
+            model_output: The network's prediction, conditioned on the step and its target.
             timestep: One of `timesteps`.
             sample: At that step, `b f c h w`.
             return_dict: Not used.

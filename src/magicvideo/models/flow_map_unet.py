@@ -10,7 +10,7 @@ from magicvideo.shapes import Latents, Tokens
 
 
 class FlowMapUNet:
-    """A U-Net with `flow_map` that is told where each step of a sampler leads.
+    """A U-Net with `flow_map`, conditioned on the target of each step of a sampler.
 
     Args:
         unet: The network.

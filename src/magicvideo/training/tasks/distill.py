@@ -1,6 +1,6 @@
 """Stage `distill`: a flow map makes in few steps what the key-frame network makes in many."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ _PREVIEWS = 4
 
 @dataclass(frozen=True)
 class ClipConditions:
-    """What both networks are told of a batch of clips.
+    """Conditions of both networks, for a batch of clips.
 
     Attributes:
         tokens: Of the captions.
@@ -154,10 +154,10 @@ class DistillTask:
             if len(rows):
                 # a difference of close points, divided by their distance: not in half precision
                 with full_precision(device):
-                    told = conditions.select(rows)
+                    selected = conditions.select(rows)
 
                     def direction(points: Tensor, time: Tensor, target_time: Tensor) -> Tensor:
-                        return self._direction(network, points, time, target_time, told)
+                        return self._direction(network, points, time, target_time, selected)
 
                     over = flow_map_target(
                         direction,
@@ -202,20 +202,20 @@ class DistillTask:
         points: Latents,
         time: Float[Tensor, " b"],
         target_time: Float[Tensor, " b"] | None,
-        told: ClipConditions,
+        conditions: ClipConditions,
     ) -> Latents:
         """Return what a network predicts at points of the line; None: it is no flow map."""
         noisy = points * self.path.scale(time)[:, None, None, None, None]
         steps = self.path.step_at(time).clamp_min(0)
-        if told.given is not None:
-            noisy = torch.where(told.given[:, :, None, None, None], told.latents, noisy)
-            steps = steps[:, None].masked_fill(told.given, 0)
+        if conditions.given is not None:
+            noisy = torch.where(conditions.given[:, :, None, None, None], conditions.latents, noisy)
+            steps = steps[:, None].masked_fill(conditions.given, 0)
         output: tuple[Tensor] = network(
             noisy,
             steps,
-            told.tokens,
-            told.fps,
-            motion=told.motion,
+            conditions.tokens,
+            conditions.fps,
+            motion=conditions.motion,
             target_timestep=None if target_time is None else self.path.step_at(target_time),
             return_dict=False,
         )
@@ -227,17 +227,17 @@ class DistillTask:
         points: Latents,
         time: Float[Tensor, " b"],
         target_time: Float[Tensor, " b"] | None,
-        told: ClipConditions,
+        conditions: ClipConditions,
     ) -> Latents:
         """Return the direction of the trajectories, in which given frames do not move."""
-        prediction = self._predict(network, points, time, target_time, told)
+        prediction = self._predict(network, points, time, target_time, conditions)
         velocity = self.path.velocity(prediction, points, time)
-        if told.given is None:
+        if conditions.given is None:
             return velocity
-        return velocity.masked_fill(told.given[:, :, None, None, None], 0)
+        return velocity.masked_fill(conditions.given[:, :, None, None, None], 0)
 
     def _guided_direction(
-        self, points: Latents, time: Float[Tensor, " b"], told: ClipConditions, empty: Tokens
+        self, points: Latents, time: Float[Tensor, " b"], conditions: ClipConditions, empty: Tokens
     ) -> Latents:
         """Return the teacher's direction with guidance, where its sampler has guidance.
 
@@ -245,9 +245,8 @@ class DistillTask:
         """
         self.teacher.to(points.device)
         both = torch.arange(len(points), device=points.device).repeat(2)
-        twice = told.select(both)
-        tokens = torch.cat([empty, told.tokens])
-        twice = ClipConditions(tokens, twice.fps, twice.motion, twice.latents, twice.given)
+        tokens = torch.cat([empty, conditions.tokens])
+        twice = replace(conditions.select(both), tokens=tokens)
         direction = self._direction(self.teacher, points[both], time[both], None, twice)
         plain, conditional = direction.chunk(2)
         total = self.scheduler.config.num_train_timesteps
