@@ -47,7 +47,7 @@ from magicvideo.models.autoencoder import encode_frames
 from magicvideo.models.unet import VideoUNet
 from magicvideo.models.video_vae import load_autoencoder
 from magicvideo.pipelines.hints import WORDS_FILE
-from magicvideo.training.muon import Muon
+from magicvideo.training.optim import Muon
 from magicvideo.training.tasks.clip_model import train_tokenizer, vocabulary
 
 app = typer.Typer(add_completion=False, help=__doc__)

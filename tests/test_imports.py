@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import magicvideo
-from magicvideo.garbage_collection import pause_garbage_collection
+from magicvideo.imports import pause_garbage_collection
 
 ROOT = Path(magicvideo.__file__).parent
 STUDIES = ROOT.parents[1] / "studies"

@@ -3,8 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from magicvideo.extras import explain_missing
-from magicvideo.garbage_collection import pause_garbage_collection
+from magicvideo.imports import explain_missing, pause_garbage_collection
 
 if TYPE_CHECKING:
     from magicvideo.convert.stable_diffusion import inflate_stable_diffusion
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
     from magicvideo.pipelines.video import Video, VideoOutput, read_request, write_video
     from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video
-    from magicvideo.training.task import Task
-    from magicvideo.training.trainer import Trainer
+    from magicvideo.training.trainer import Task, Trainer
 
     __version__: str
 
@@ -37,7 +35,7 @@ _HOMES = {
     "MagicVideoPipeline": "magicvideo.pipelines.text_to_video",
     "PatchAutoencoder": "magicvideo.models.autoencoder",
     "Request": "magicvideo.pipelines.request",
-    "Task": "magicvideo.training.task",
+    "Task": "magicvideo.training.trainer",
     "Trainer": "magicvideo.training.trainer",
     "Upscaler": "magicvideo.models.upscaler",
     "UserError": "magicvideo.errors",

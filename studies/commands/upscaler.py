@@ -19,7 +19,7 @@ from magicvideo.cli.evaluate.setup import (
     progress,
     write_results,
 )
-from magicvideo.cli.option_groups import with_option_groups
+from magicvideo.cli.options import with_option_groups
 from studies import PROGRAM
 
 _SECTION = "upscaler"

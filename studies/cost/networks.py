@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel, UNetMotionMode
 from einops import rearrange
 from torch import Tensor, nn
 
-from magicvideo.models.sd_presets import UNET
 from magicvideo.models.unet import VideoUNet
+from magicvideo.training.resolve import PRESETS
 
 FLOOR, OURS = "UNet2DConditionModel", "VideoUNet (ours)"
 
@@ -38,7 +38,7 @@ class Workload:
 
 
 PAPER = Workload(
-    {**UNET, "sample_size": 32, "num_frames": 16},
+    {**PRESETS["stable-diffusion-1"]["unet"], "sample_size": 32, "num_frames": 16},
     videos=1,
     frames=16,
     side=32,

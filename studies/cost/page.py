@@ -12,7 +12,7 @@ from torch import nn
 from magicvideo.models.adaptor import FrameAdaptor
 from magicvideo.models.blocks import ConvType
 from magicvideo.models.flops import FlopCounts, count_flops, count_parameters, profile_forward
-from magicvideo.models.sd_presets import AUTOENCODER
+from magicvideo.training.resolve import PRESETS
 from studies.cost.networks import (
     FLOOR,
     NETWORKS,
@@ -243,7 +243,7 @@ def _convolution_flops(side: int) -> int:
 
 def _video_text(ours: int, vdm: Range) -> str:
     with torch.device("meta"), torch.no_grad():
-        vae = AutoencoderKL(**AUTOENCODER)
+        vae = AutoencoderKL.from_config(PRESETS["stable-diffusion-1"]["vae"])
         decoder = count_flops(vae, lambda: vae.decode(torch.empty(16, 4, 32, 32)))
     whole = _OUR_STEPS * ours + decoder.total
     theirs = Range(_VDM_STEPS * vdm.least, _VDM_STEPS * vdm.most)

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from magicvideo.atomic_io import CHECKSUMS_FILE, atomic_file, hash_folder, sha256
 from magicvideo.errors import UserError
 from magicvideo.media.outputs import slugify
-from magicvideo.media.video_io import to_uint8, write_pixels
-from magicvideo.media.video_stream import VideoStream, open_video_stream
+from magicvideo.media.video_io import VideoStream, open_video_stream, to_uint8, write_pixels
 from magicvideo.models.components import INDEX_FILE
 from magicvideo.pipelines.request import GenerationSettings, resolve_seeds
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline

@@ -32,7 +32,7 @@ from magicvideo.evaluation.prompt_sets import (
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.interpolator import lerp_keyframes
-from magicvideo.pipelines.interpolate import noise_keyframes
+from magicvideo.pipelines.keyframes import noise_keyframes
 from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.shapes import Frames, Latents

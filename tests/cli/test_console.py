@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from magicvideo.cli.console import progress_bar
-from magicvideo.cli.model_option import choose_device
+from magicvideo.cli.options import choose_device
 from magicvideo.errors import UserError
 
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicvideo.data.batch_order import load_batch, sample_indices, sample_rng
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.training.loader import load_batch, sample_indices, sample_rng
 
 
 @given(st.integers(0, 99), st.integers(1, 50), st.integers(0, 3))

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import ClipDataset
 from magicvideo.data.doctor import check_source
 from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources.folder import scan
 from magicvideo.errors import ClipError
 from magicvideo.media.video_reader import read_clip, read_clip_native
+from magicvideo.training.loader import load_batch
 
 FRAMES = 13
 

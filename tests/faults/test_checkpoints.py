@@ -11,8 +11,7 @@ from torch import nn
 
 from magicvideo.atomic_io import PARTIAL, atomic_folder, remove_partial, verify_checksums
 from magicvideo.cli import run
-from magicvideo.training.checkpoint import CheckpointManager, TrainingState
-from magicvideo.training.ema import EMA
+from magicvideo.training.checkpoint import EMA, CheckpointManager, TrainingState
 from magicvideo.training.optim import build_optimizer
 from magicvideo.training.recipe import ImageStageConfig
 

@@ -15,14 +15,14 @@ from PIL import Image
 
 from magicvideo.atomic_io import LOCK
 from magicvideo.cli import run
-from magicvideo.pipelines.latent_checkpoint import (
+from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.video import (
     latents_path,
     output_of,
     read_latents,
+    read_request,
     write_latents,
 )
-from magicvideo.pipelines.text_to_video import MagicVideoPipeline
-from magicvideo.pipelines.video import read_request
 
 WISH = ("a cat", "--seed", "4")
 GO_ON = "The latents are kept; continue with: magicvideo "

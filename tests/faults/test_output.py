@@ -11,8 +11,7 @@ from plain_request import PLAIN
 
 from magicvideo.cli import run
 from magicvideo.errors import UserError
-from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
-from magicvideo.pipelines.video import read_request, write_video
+from magicvideo.pipelines.video import read_latents, read_request, write_latents, write_video
 
 
 @pytest.fixture

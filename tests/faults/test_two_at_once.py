@@ -17,9 +17,9 @@ from magicvideo.atomic_io import LOCK, atomic_file, lock_output
 from magicvideo.cli.console import make_console
 from magicvideo.cli.generate import DecodeJob, OutputOptions
 from magicvideo.errors import UserError
-from magicvideo.pipelines.latent_checkpoint import latents_path, read_latents, write_latents
 from magicvideo.pipelines.request import ChunkSizes, GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
+from magicvideo.pipelines.video import latents_path, read_latents, write_latents
 
 HOLD = """
     import sys, time

@@ -9,8 +9,8 @@ import torch
 
 from magicvideo import cli
 from magicvideo.data.backgrounds import nearest_colour
-from magicvideo.data.batch_order import load_batch
 from magicvideo.data.dataset import ClipDataset
+from magicvideo.training.loader import load_batch
 
 
 def magicvideo(*arguments):

@@ -17,8 +17,7 @@ import magicvideo
 from magicvideo import MagicVideoPipeline, __version__, read_request
 from magicvideo.atomic_io import hash_folder
 from magicvideo.cli import run
-from magicvideo.media.video_io import to_uint8
-from magicvideo.media.video_stream import open_video_stream
+from magicvideo.media.video_io import open_video_stream, to_uint8
 from magicvideo.pipelines.component_loading import load_component
 from magicvideo.pipelines.video import write_video
 
@@ -230,7 +229,7 @@ def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeyp
             raise KeyboardInterrupt
         return to_uint8(frame)
 
-    monkeypatch.setattr("magicvideo.media.video_stream.to_uint8", press_ctrl_c)
+    monkeypatch.setattr("magicvideo.media.video_io.to_uint8", press_ctrl_c)
     assert run([verb, "in.mp4", "--model", str(tiny_model)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 

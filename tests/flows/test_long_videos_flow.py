@@ -8,10 +8,8 @@ from tiny_model import FRAMES, INSERTED
 
 from magicvideo import MagicVideoPipeline, read_request
 from magicvideo.cli import run
-from magicvideo.media.video_io import to_uint8
-from magicvideo.media.video_stream import open_video_stream
-from magicvideo.pipelines.latent_checkpoint import read_latents
-from magicvideo.pipelines.video import write_video
+from magicvideo.media.video_io import open_video_stream, to_uint8
+from magicvideo.pipelines.video import read_latents, write_video
 
 SMALL = ("--output-scale", "1", "--steps", "2", "--interpolation-steps", "1")
 

@@ -14,9 +14,9 @@ from safetensors.torch import save
 
 from magicvideo.data.shards.index import read_index
 from magicvideo.data.sources.registry import open_source
-from magicvideo.pipelines.latent_checkpoint import read_latents
 from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 from magicvideo.pipelines.request import request_from_json
+from magicvideo.pipelines.video import read_latents
 from magicvideo.training.recipe import load_yaml, parse_recipe
 
 

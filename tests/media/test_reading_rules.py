@@ -179,7 +179,7 @@ def test_delays_are_those_of_browsers(tmp_path, name, delay, fps):
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])
 def test_an_animation_has_a_limit_of_all_pixels(tmp_path, name, monkeypatch):
     path = write_gif(tmp_path / name, 100)
-    monkeypatch.setattr("magicvideo.media.animated_images.MAX_ANIMATION_PIXELS", 6 * 32 * 32 - 1)
+    monkeypatch.setattr("magicvideo.media.images.MAX_ANIMATION_PIXELS", 6 * 32 * 32 - 1)
     with pytest.raises(ClipError, match="6 frames of 32x32, more than 6,143 pixels together"):
         probe_video(path)
 

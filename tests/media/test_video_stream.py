@@ -6,8 +6,13 @@ import torch
 from PIL import Image
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_io import to_uint8, write_pixels
-from magicvideo.media.video_stream import VideoStream, open_video_stream, write_video_stream
+from magicvideo.media.video_io import (
+    VideoStream,
+    open_video_stream,
+    to_uint8,
+    write_pixels,
+    write_video_stream,
+)
 
 
 def bytes_of(path):

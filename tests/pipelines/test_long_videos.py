@@ -13,7 +13,7 @@ from tiny_model import FRAMES, INSERTED, SIDE, UPSCALING, frames_of
 from magicvideo.diffusion.noise import noise_covariance
 from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import encode_frames
-from magicvideo.pipelines.first_frame import fit_frames, latents_of
+from magicvideo.pipelines.image_condition import fit_frames, latents_of
 from magicvideo.pipelines.keyframes import WindowDenoiser, plan_windows
 from magicvideo.pipelines.request import GenerationSettings, request_from_json
 from magicvideo.pipelines.text_to_video import CallInputs, MagicVideoPipeline, rebatch

@@ -9,7 +9,7 @@ from tiny_model import frames_of
 
 from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import VideoStream
+from magicvideo.media.video_io import VideoStream
 from magicvideo.pipelines.component_loading import load_component
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video

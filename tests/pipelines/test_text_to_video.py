@@ -27,11 +27,11 @@ from magicvideo.errors import UserError
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
 from magicvideo.pipelines.image_condition import embedding_of
-from magicvideo.pipelines.interpolate import interpolate_latents
-from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
+from magicvideo.pipelines.keyframes import interpolate_latents
 from magicvideo.pipelines.request import GenerationSettings
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
+from magicvideo.pipelines.video import read_latents, write_latents
 
 # diffusers' solver hands tensors to numpy in a way that numpy 2 discourages
 numpy_habit = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

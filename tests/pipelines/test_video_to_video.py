@@ -10,12 +10,12 @@ from tiny_model import AUTOENCODER, INSERTED, UPSCALING
 
 from magicvideo.diffusion.sampling import make_scheduler
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import VideoStream
+from magicvideo.media.video_io import VideoStream
 from magicvideo.models.autoencoder import decode_latents, encode_frames
 from magicvideo.models.conditioning import encode_text
 from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.pipelines import video_to_video
-from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.keyframes import interpolate_latents
 from magicvideo.pipelines.request import ChunkSizes
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.upscale import upscale_frames
@@ -75,7 +75,7 @@ def test_of_large_frames_fewer_gaps_are_filled_at_a_time(pipeline, monkeypatch):
     interpolated(pipeline, random_frames(9, 24, 30))
     assert seen == [8]
     seen.clear()
-    monkeypatch.setattr("magicvideo.media.video_stream._FULL_BATCH_AREA", 24 * 30 // 5 + 1)
+    monkeypatch.setattr("magicvideo.media.video_io._FULL_BATCH_AREA", 24 * 30 // 5 + 1)
     interpolated(pipeline, random_frames(9, 24, 30))
     assert seen == [3, 3, 2]
 
@@ -220,7 +220,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from magicvideo.media.video_stream import VideoStream, open_video_stream, write_video_stream
+from magicvideo.media.video_io import VideoStream, open_video_stream, write_video_stream
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.pipelines.video_to_video import interpolate_video, upscale_video
 

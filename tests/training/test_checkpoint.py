@@ -11,8 +11,7 @@ from torch import nn
 
 from magicvideo.atomic_io import write_checksums
 from magicvideo.errors import UserError
-from magicvideo.training.checkpoint import CheckpointManager, TrainingState
-from magicvideo.training.ema import EMA
+from magicvideo.training.checkpoint import EMA, CheckpointManager, TrainingState
 from magicvideo.training.optim import build_optimizer
 from magicvideo.training.recipe import ImageStageConfig
 

@@ -13,8 +13,7 @@ from tiny_recipe import SHARED, task_of, tiny_values
 
 from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.errors import UserError
-from magicvideo.models.flow_map_unet import FlowMapUNet
-from magicvideo.models.unet import VideoUNet
+from magicvideo.models.unet import FlowMapUNet, VideoUNet
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.dry_run import estimate_stage
 from magicvideo.training.export import export

@@ -12,12 +12,11 @@ from magicvideo import cli
 from magicvideo.cli import run
 from magicvideo.data.manifest import FrameSize
 from magicvideo.errors import UserError
-from magicvideo.models import sd_presets
 from magicvideo.models.flops import count_parameters
 from magicvideo.models.unet import VideoUNet
 from magicvideo.training.dry_run import clip_bytes, estimate_run
 from magicvideo.training.recipe import HardwareConfig, Recipe, read_recipe
-from magicvideo.training.resolve import frame_size, unet_config
+from magicvideo.training.resolve import PRESETS, frame_size, unet_config
 from magicvideo.training.tasks.autoencoder import AutoencoderTask
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
@@ -207,7 +206,8 @@ def test_the_papers_recipe_is_stable_diffusions_network_and_process():
     stages = ["unsupervised", "keyframes", "interpolation", "video_vae", "upscaler"]
     assert list(recipe.stages()) == stages
     config = unet_config(recipe, frame_size(recipe))
-    assert {name: config[name] for name in sd_presets.UNET} == dict(sd_presets.UNET)
+    unet = PRESETS["stable-diffusion-1"]["unet"]
+    assert {name: config[name] for name in unet} == dict(unet)
     assert (config["sample_size"], config["num_frames"]) == (32, 16)
     noise = recipe.noise
     assert (noise.prediction_type, noise.beta_schedule) == ("epsilon", "scaled_linear")

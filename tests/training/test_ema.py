@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from magicvideo.training.ema import EMA
+from magicvideo.training.checkpoint import EMA
 
 
 def test_averages_follow_the_written_out_rule():

@@ -17,10 +17,10 @@ from magicvideo.models.inflate import is_temporal_key
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
-from magicvideo.training.lora_denoiser import LoraDenoiser
 from magicvideo.training.optim import build_optimizer
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.run import train
+from magicvideo.training.tasks.denoiser import LoraDenoiser
 from magicvideo.training.trainer import Interrupted
 
 RANK, ALPHA = 2, 3.0

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from magicvideo.training.muon import Muon, orthogonalize
+from magicvideo.training.optim import Muon, orthogonalize
 
 SHAPES = [(7, 11), (24, 5), (6, 90), (40, 3), (8, 8)]
 

@@ -29,7 +29,7 @@ from magicvideo.cli.console import (
     tolerate_broken_streams,
 )
 from magicvideo.errors import UserError
-from magicvideo.extras import explain_missing
+from magicvideo.imports import explain_missing
 
 MISTAKE = 2
 INTERRUPTED = 130

@@ -15,7 +15,7 @@ from magicvideo.cli.encode import (
     encode_into,
     explicit_options,
 )
-from magicvideo.cli.option_groups import with_option_groups
+from magicvideo.cli.options import with_option_groups
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding

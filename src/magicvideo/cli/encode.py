@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from magicvideo.cli.console import make_console, progress_bar, say
-from magicvideo.cli.option_groups import with_option_groups
+from magicvideo.cli.options import with_option_groups
 
 if TYPE_CHECKING:
     from magicvideo.data.prepare import FrameSettings

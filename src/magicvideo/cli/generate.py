@@ -18,8 +18,7 @@ from magicvideo.cli.console import (
     report_out_of_memory,
     say,
 )
-from magicvideo.cli.model_option import Device, Model, load_pipeline
-from magicvideo.cli.option_groups import with_option_groups
+from magicvideo.cli.options import Device, Model, load_pipeline, with_option_groups
 from magicvideo.errors import UserError
 from magicvideo.pipelines.request import (
     ChunkSizes,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from magicvideo.media.video_stream import Frame, Progress
+    from magicvideo.media.video_io import Frame, Progress
     from magicvideo.pipelines.extend import ContinuedVideo
     from magicvideo.pipelines.request import LoraRef, Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
@@ -150,7 +149,7 @@ class OutputOptions:
             UserError: If a name is not possible, taken or not writable.
         """
         from magicvideo.media.outputs import check_output, check_writable, output_paths
-        from magicvideo.pipelines.latent_checkpoint import LATENTS_SUFFIX, check_no_latents
+        from magicvideo.pipelines.video import LATENTS_SUFFIX, check_no_latents
 
         paths = output_paths(self.output, names, seeds, self.format)
         for path in paths:
@@ -333,7 +332,7 @@ def _finish(output: Path, job: "DecodeJob") -> None:
     """Make the rest of a video whose latents are there."""
     from magicvideo.atomic_io import lock_output
     from magicvideo.media.outputs import check_output, check_writable
-    from magicvideo.pipelines.latent_checkpoint import output_of, read_latents
+    from magicvideo.pipelines.video import output_of, read_latents
 
     output, latents_file = output_of(output)
     check_writable(output.parent)
@@ -377,7 +376,7 @@ def _make(
     continued: "ContinuedVideo | None" = None,
 ) -> None:
     """Make the videos one after the other; each is whole on the disk before the next begins."""
-    from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
+    from magicvideo.pipelines.video import latents_path, write_latents
 
     for request in requests:
         pipeline.capabilities.check_chunks(request, job.chunks)
@@ -448,8 +447,7 @@ class DecodeJob:
         Raises:
             UserError: If the file cannot be written, or memory ends.
         """
-        from magicvideo.pipelines.latent_checkpoint import latents_path
-        from magicvideo.pipelines.video import write_video
+        from magicvideo.pipelines.video import latents_path, write_video
 
         with (
             self._say_how_to_continue(pipeline, request, [latents], output),
@@ -482,7 +480,7 @@ class DecodeJob:
         Raises:
             UserError: If the file cannot be written, or memory ends.
         """
-        from magicvideo.pipelines.latent_checkpoint import latents_path
+        from magicvideo.pipelines.video import latents_path
 
         kept = [] if made is None else [made]
         with (
@@ -591,7 +589,7 @@ def _keep_latents(output: Path, latents: "list[Latents]", request: "Request") ->
     """Write the latents of a video, in parts one after the other, if they are not there yet."""
     import torch
 
-    from magicvideo.pipelines.latent_checkpoint import latents_path, write_latents
+    from magicvideo.pipelines.video import latents_path, write_latents
 
     whole = torch.cat([part.cpu() for part in latents], dim=1)
     if len(latents) > 1 or not latents_path(output).exists():

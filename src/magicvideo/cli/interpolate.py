@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from magicvideo.cli.console import Overwrite, make_console, progress_bar, say
-from magicvideo.cli.model_option import Device, Model, load_pipeline
+from magicvideo.cli.options import Device, Model, load_pipeline
 from magicvideo.errors import UserError
-from magicvideo.garbage_collection import pause_garbage_collection
+from magicvideo.imports import pause_garbage_collection
 
 VideoFile = Annotated[
     Path, typer.Argument(help="A video file, a GIF or an animated WebP, of any length.")
@@ -59,7 +59,7 @@ def interpolate(
     target = choose_target(video, output, "interpolated", overwrite=overwrite)
     from magicvideo.atomic_io import lock_output
     from magicvideo.media.outputs import check_output, ensure_encodable_size
-    from magicvideo.media.video_stream import open_video_stream, write_video_stream
+    from magicvideo.media.video_io import open_video_stream, write_video_stream
 
     with pause_garbage_collection():
         from magicvideo.pipelines.video_to_video import interpolate_video
@@ -98,7 +98,7 @@ def upscale(
     target = choose_target(video, output, "upscaled", overwrite=overwrite)
     from magicvideo.atomic_io import lock_output
     from magicvideo.media.outputs import check_output
-    from magicvideo.media.video_stream import open_video_stream, write_video_stream
+    from magicvideo.media.video_io import open_video_stream, write_video_stream
 
     with pause_garbage_collection():
         from magicvideo.pipelines.video_to_video import upscale_video

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.cli.console import say
-from magicvideo.cli.model_option import Model
+from magicvideo.cli.options import Model
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:

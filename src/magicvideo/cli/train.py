@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from magicvideo.cli.console import say
-from magicvideo.garbage_collection import pause_garbage_collection
+from magicvideo.imports import pause_garbage_collection
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -28,8 +28,8 @@ from PIL import Image
 
 from magicvideo.errors import ClipError
 from magicvideo.limits import MAX_CLIP_BYTES, MAX_CLIP_FRAMES, MAX_FRAME_PIXELS
-from magicvideo.media.animated_images import read_animation
 from magicvideo.media.frame_display import FrameDisplay, check_frame_size, deinterlace
+from magicvideo.media.images import read_animation
 
 ANIMATION_SUFFIXES = frozenset({".gif", ".webp"})
 MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})

@@ -1,6 +1,6 @@
 """The denoiser: Stable Diffusion's U-Net on frames, with adaptors and temporal attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -429,3 +429,50 @@ def _skip_channels(channels: tuple[int, ...], num_layers: int) -> list[int]:
         if i < len(channels) - 1:
             skips.append(width)
     return skips
+
+
+class FlowMapUNet:
+    """A U-Net with `flow_map`, conditioned on the target of each step of a sampler.
+
+    Args:
+        unet: The network.
+        target_of: Returns the target of a diffusion step: `FlowMapScheduler.target_of`.
+    """
+
+    def __init__(self, unet: VideoUNet, target_of: Callable[[Tensor], int]) -> None:
+        self.unet, self.target_of = unet, target_of
+
+    def __call__(
+        self,
+        sample: Latents,
+        timestep: Tensor,
+        encoder_hidden_states: Tokens,
+        fps: Tensor | float,
+        motion: Tensor | None = None,
+        *,
+        past: FrameCache | None = None,
+    ) -> VideoUNetOutput:
+        """Return the prediction over the interval of a step; the arguments are the U-Net's.
+
+        Given frames have timestep 0, and all others have the same.
+        """
+        output: VideoUNetOutput = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            fps,
+            motion=motion,
+            target_timestep=self.target_of(timestep.max()),
+            past=past,
+        )
+        return output
+
+    def cache_frames(
+        self,
+        latents: Latents,
+        tokens: Tokens,
+        fps: Tensor,
+        motion: Tensor | None = None,
+    ) -> FrameCache:
+        """Return what later frames need of given ones: `VideoUNet.cache_frames`."""
+        return self.unet.cache_frames(latents, tokens, fps, motion)

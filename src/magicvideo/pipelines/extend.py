@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import Frame, VideoStream, open_video_stream
+from magicvideo.media.video_io import Frame, VideoStream, open_video_stream
 from magicvideo.pipelines.capabilities import ModelCapabilities
-from magicvideo.pipelines.first_frame import fit_frames
+from magicvideo.pipelines.image_condition import fit_frames
 from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.video import read_request
 from magicvideo.shapes import Frames, Latents

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
@@ -31,7 +31,7 @@ from magicvideo.diffusion.sampling import (
     make_scheduler,
 )
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import open_video_stream
+from magicvideo.media.video_io import open_video_stream
 from magicvideo.models.autoencoder import (
     Autoencoder,
     decode_latents,
@@ -45,10 +45,9 @@ from magicvideo.models.conditioning import (
     encode_text,
     image_to_condition_tokens,
 )
-from magicvideo.models.flow_map_unet import FlowMapUNet
 from magicvideo.models.interpolator import Interpolator
 from magicvideo.models.preview import LatentPreview
-from magicvideo.models.unet import VideoUNet, latent_size
+from magicvideo.models.unet import FlowMapUNet, VideoUNet, latent_size
 from magicvideo.models.upscaler import Upscaler
 from magicvideo.pipelines.capabilities import ModelCapabilities
 from magicvideo.pipelines.component_loading import (
@@ -65,14 +64,18 @@ from magicvideo.pipelines.extend import (
     read_recorded_prompt,
     read_recorded_seed,
 )
-from magicvideo.pipelines.first_frame import encode_first_frame, latents_of
 from magicvideo.pipelines.hints import WORDS_FILE, prompt_hints
-from magicvideo.pipelines.image_condition import embedding_of, encode_image_condition
-from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.image_condition import (
+    embedding_of,
+    encode_first_frame,
+    encode_image_condition,
+    latents_of,
+)
 from magicvideo.pipelines.keyframes import (
     GivenFrames,
     Window,
     WindowDenoiser,
+    interpolate_latents,
     plan_windows,
 )
 from magicvideo.pipelines.lora import ADAPTED_COMPONENTS, LoraStack, locate_lora, read_lora
@@ -106,6 +109,7 @@ StepEndCallback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], dict[s
 ImageInput: TypeAlias = Image.Image | str | Path
 P = TypeVar("P", bound="MagicVideoPipeline")
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_STREAM_SETTINGS = {one.name for one in fields(GenerationSettings)} - {"num_frames", "output_scale"}
 _HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
 
 
@@ -1016,76 +1020,40 @@ class MagicVideoPipeline(DiffusionPipeline):
         self,
         prompt: str | None = None,
         *,
-        negative_prompt: str | None = None,
         image: ImageInput | None = None,
         extend: str | Path | None = None,
         seconds: SupportsFloat | None = None,
-        height: SupportsIndex | None = None,
-        width: SupportsIndex | None = None,
-        fps: SupportsFloat | None = None,
-        motion: SupportsFloat | None = None,
-        overlap: SupportsIndex | None = None,
-        num_inference_steps: SupportsIndex | None = None,
-        guidance_scale: SupportsFloat | None = None,
-        guidance_stop: SupportsFloat | None = None,
         seed: SupportsIndex | None = None,
-        scheduler: str | None = None,
-        stages: str | Sequence[str] | None = None,
-        interpolation_steps: SupportsIndex | None = None,
-        upscaler_steps: SupportsIndex | None = None,
         output_type: str = "pil",
         progress: ProgressCallback | None = None,
+        **settings: Any,  # noqa: ANN401 - each setting has a type of its own
     ) -> Iterator[Any]:
-        """Return the frames of one video, each made when it is asked for.
+        """Yield the frames of one video, each generated when it is requested.
 
-        Without `seconds` they go on without end, which needs a model that has learned to continue
-        given frames. Memory does not grow with the number of frames. For as long as frames are
-        asked for, the networks of all stages are in memory. With `seconds` and a seed, they are the
-        frames of the call.
+        Without `seconds` the video never ends, which needs a model trained with given frames.
+        Memory does not grow with the number of frames; the networks of all stages stay in memory
+        until the iterator is closed. With `seconds` and a seed, the frames equal those of the call.
 
         Args:
             prompt: Text.
-            negative_prompt: As for the call, like the arguments that follow.
-            image: The first frame, or a condition.
-            extend: A video file that is continued; its own frames are not among those returned.
-            seconds: Length of the video.
-            height: Of the video, in pixels.
-            width: Likewise.
-            fps: Key frames per second.
-            motion: How much moves.
-            overlap: Key frames that each part takes over from the part before it.
-            num_inference_steps: Diffusion steps of the key frames.
-            guidance_scale: 1 is no guidance.
-            guidance_stop: Fraction of those steps after which guidance ends.
-            seed: Of the noise.
-            scheduler: Name of a sampler.
-            stages: Comma-separated, or a sequence.
-            interpolation_steps: Diffusion steps of the interpolation.
-            upscaler_steps: Diffusion steps of the super-resolution.
+            image: The first frame, or a condition, as for the call.
+            extend: A video file to continue; its own frames are not yielded.
+            seconds: Length of the video; None for no end.
+            seed: Seed of the noise.
             output_type: `pil`; `np`, arrays `h w c`, or `pt`, tensors `c h w`, in [0, 1].
-            progress: As for the call; of a stream without end, it is told of no key frames.
+            progress: As for the call. Key frames of a video without end are not reported.
+            settings: Fields of `GenerationSettings`, such as `guidance_scale`, except
+                `num_frames` and `output_scale`.
 
         Raises:
-            UserError: If a value is out of its range.
+            UserError: If a value is out of its range, or a setting is unknown.
         """
         _check_output_type(output_type, _OUTPUT_TYPES[:3])
-        settings = GenerationSettings.from_values(
-            {
-                "negative_prompt": negative_prompt,
-                "height": height,
-                "width": width,
-                "fps": fps,
-                "motion": motion,
-                "overlap": overlap,
-                "num_inference_steps": num_inference_steps,
-                "guidance_scale": guidance_scale,
-                "guidance_stop": guidance_stop,
-                "scheduler": scheduler,
-                "stages": stages,
-                "interpolation_steps": interpolation_steps,
-                "upscaler_steps": upscaler_steps,
-            }
-        )
+        if unknown := sorted(settings.keys() - _STREAM_SETTINGS):
+            raise UserError(
+                f"stream has no setting {unknown[0]}; it has {', '.join(sorted(_STREAM_SETTINGS))}."
+            )
+        chosen = GenerationSettings.from_values(settings)
         is_endless = seconds is None
         if is_endless:
             if not self.config.max_given_frames:
@@ -1093,19 +1061,19 @@ class MagicVideoPipeline(DiffusionPipeline):
                     "This model was trained without given frames, so its videos have an end; give "
                     "seconds."
                 )
-            settings = replace(settings, num_frames=MAX_FRAMES // 2)
-        settings, continued = self.plan_length(settings, seconds, extend, image)
+            chosen = replace(chosen, num_frames=MAX_FRAMES // 2)
+        chosen, continued = self.plan_length(chosen, seconds, extend, image)
         if extend is not None:
             seed = read_recorded_seed(Path(extend)) if seed is None else seed
             prompt = read_recorded_prompt(Path(extend)) if prompt is None else prompt
         text = "" if prompt is None and image is not None else prompt or ""
         inputs = CallInputs(extend=continued)
-        condition, first = self.prepare_image(image, [text], settings)
+        condition, first = self.prepare_image(image, [text], chosen)
         (video_seed,) = resolve_seeds(seed, 1)
         request = self.capabilities.build_request(
-            text, video_seed, settings, condition, inputs.given(), first
+            text, video_seed, chosen, condition, inputs.given(), first
         )
-        self._log_hints([text, negative_prompt or ""])
+        self._log_hints([text, chosen.negative_prompt or ""])
         frames = self.iter_frames(request, progress, inputs=inputs, is_endless=is_endless)
         return (_convert_frame(frame, output_type) for frame in frames)
 

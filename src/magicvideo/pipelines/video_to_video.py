@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicvideo.errors import UserError
-from magicvideo.media.video_stream import Frame, VideoStream
+from magicvideo.media.video_io import Frame, VideoStream
 from magicvideo.models.autoencoder import encode_frames, iter_decode, vae_scale_factor
 from magicvideo.models.conditioning import encode_text
-from magicvideo.pipelines.interpolate import interpolate_latents
+from magicvideo.pipelines.keyframes import interpolate_latents
 from magicvideo.pipelines.request import DEFAULT_CHUNKS
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline, ProgressCallback
 from magicvideo.pipelines.upscale import pad_to_multiple, upscale_batches

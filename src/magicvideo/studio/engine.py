@@ -24,7 +24,6 @@ from magicvideo.errors import UserError
 from magicvideo.media.video_io import to_uint8, write_pixels
 from magicvideo.pipelines.capabilities import ModelCapabilities
 from magicvideo.pipelines.hints import prompt_hints
-from magicvideo.pipelines.latent_checkpoint import read_latents, write_latents
 from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
 from magicvideo.pipelines.request import (
     DEFAULT_CHUNKS,
@@ -35,7 +34,7 @@ from magicvideo.pipelines.request import (
     resolve_seeds,
 )
 from magicvideo.pipelines.text_to_video import CallInputs, MagicVideoPipeline
-from magicvideo.pipelines.video import read_request
+from magicvideo.pipelines.video import read_latents, read_request, write_latents
 from magicvideo.shapes import Frames, Latents
 from magicvideo.studio.files import FileStore
 from magicvideo.studio.parameters import VideoParameters

@@ -1,15 +1,154 @@
 """Optimizers, their parameter groups, and the learning-rate schedule."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from magicvideo.errors import UserError
-from magicvideo.training.muon import Muon
 from magicvideo.training.recipe import StageConfig
+
+# Coefficients of the quintic iteration x <- a x + b (x x^T) x + c (x x^T)^2 x, chosen by Jordan et
+# al. for the fastest growth of small singular values; the result has singular values in about
+# [0.7, 1.2], which serves as well as exact orthogonality.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return approximately the nearest semi-orthogonal matrices, U V^T of each SVD U S V^T.
+
+    Args:
+        matrices: `n rows columns`, floating point.
+        steps: Newton-Schulz iterations.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    is_tall = x.shape[-2] > x.shape[-1]
+    if is_tall:
+        x = x.mT
+    # the iteration converges for singular values up to 1; the Frobenius norm bounds them
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    x = _iterate_on_gram(x, steps) if x.shape[-1] > 2 * x.shape[-2] else _iterate(x, steps)
+    return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def _iterate(x: Tensor, steps: int) -> Tensor:
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x
+
+
+def _iterate_on_gram(x: Tensor, steps: int) -> Tensor:
+    """Return the same for a wide matrix, with all products but two of the size of its rows.
+
+    Every iterate is Q x with Q a polynomial in R = x x^T, and x^T enters only by R: Q <- P Q and
+    R <- P R P with P = a I + b R + c R^2. All of these commute.
+    """
+    gram = (x @ x.mT).float()
+    identity = torch.eye(gram.shape[-1], device=x.device)
+    total = identity.expand_as(gram)
+    for step in range(steps):
+        polynomial = _A * identity + _B * gram + _C * gram @ gram
+        total = polynomial @ total
+        if step < steps - 1:
+            gram = polynomial @ gram @ polynomial
+    return total.to(x.dtype) @ x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices and kernels, AdamW for all other parameters, in one optimizer.
+
+    A group with `use_muon` holds parameters of two axes or more; kernels count as matrices of
+    `out` rows and `in * k * k` columns. Matrices of equal shape are orthogonalised in one batch.
+
+    Args:
+        groups: Parameter groups with `params`, `lr`, `weight_decay` and `use_muon`.
+        momentum: Of Muon, with Nesterov's look-ahead.
+        betas: Of AdamW.
+        eps: Of AdamW.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": 1e-3,
+            "weight_decay": 0.0,
+            "use_muon": False,
+            "momentum": momentum,
+            "betas": betas,
+            "eps": eps,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one update of all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            if not trained:
+                continue
+            if group["weight_decay"]:
+                torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
+            if group["use_muon"]:
+                self._apply_muon(trained, group)
+            else:
+                self._apply_adam(trained, group)
+        return loss
+
+    def _apply_muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"]
+            buffer.lerp_(gradient, 1 - group["momentum"])
+            update = gradient.lerp(buffer, group["momentum"]).flatten(1)
+            rows, columns = update.shape
+            by_shape[rows, columns].append((parameter, update))
+        for (rows, columns), pairs in by_shape.items():
+            updates = orthogonalize(torch.stack([update for _, update in pairs]))
+            # an orthogonal matrix has entries of 1 / sqrt(max(rows, columns)) in the mean square;
+            # 0.2 is about the mean square of AdamW's updates
+            scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+            for (parameter, _), update in zip(pairs, updates, strict=True):
+                parameter.add_(update.view_as(parameter), alpha=-scale)
+
+    def _apply_adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        steps = self.state[parameters[0]]["step"].item()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        means = [self.state[p]["exp_avg"] for p in parameters]
+        squares = [self.state[p]["exp_avg_sq"] for p in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scales, (1 - beta2**steps) ** 0.5)
+        torch._foreach_add_(scales, group["eps"])
+        torch._foreach_addcdiv_(parameters, means, scales, -group["lr"] / (1 - beta1**steps))
+
 
 # Muon's updates are scaled to the size of AdamW's, which still wants a lower rate beside it
 _ADAMW_BESIDE_MUON = 0.4

@@ -12,7 +12,6 @@ from magicvideo.data.manifest import DATASET, FrameSize, read_info
 from magicvideo.data.prepare import parse_size
 from magicvideo.data.shards.index import is_shard_location, read_index
 from magicvideo.errors import UserError
-from magicvideo.models import sd_presets
 from magicvideo.models.autoencoder import PatchAutoencoder, vae_scale_factor
 from magicvideo.models.pretrained_encoders import FrozenEncoderPaths
 from magicvideo.models.video_vae import autoencoder_from_config_meta
@@ -34,15 +33,56 @@ from magicvideo.training.recipe import (
 )
 from magicvideo.training.tasks.clip_model import build_clip_config, clip_image_size
 
+# Networks of Stable Diffusion 1.x, from which the paper initialises its model
+_SD_UNET: Mapping[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+}
+_SD_AUTOENCODER: Mapping[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
+# CLIP ViT-L/14, text
+_SD_TEXT_ENCODER: Mapping[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+}
+# CLIP ViT-L/14, images; Stable Diffusion's safety checker contains it
+_SD_IMAGE_ENCODER: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "stable-diffusion-1": {
-        "vae": {"_class_name": "AutoencoderKL", **sd_presets.AUTOENCODER},
-        "text_encoder": sd_presets.TEXT_ENCODER,
-        "image_encoder": sd_presets.IMAGE_ENCODER,
-        "unet": sd_presets.UNET,
+        "vae": {"_class_name": "AutoencoderKL", **_SD_AUTOENCODER},
+        "text_encoder": _SD_TEXT_ENCODER,
+        "image_encoder": _SD_IMAGE_ENCODER,
+        "unet": _SD_UNET,
     }
 }
-"""Settings of models to start from that have a name, by component."""
+"""Named presets of model sizes: the configuration of each component."""
 # what shapes of weights do not show, or show without a reason, and the recipe's names for it
 _COMPARED = {
     "attention_head_dim": "attention_heads",

@@ -25,9 +25,8 @@ from magicvideo.training.progress import Reporter, SilentReporter
 from magicvideo.training.recipe import Precision, Recipe, StageConfig, StageName
 from magicvideo.training.resolve import DenoiserPlan, StagePlan, plan_stages
 from magicvideo.training.stages import assemble_task, open_batches
-from magicvideo.training.task import Task
 from magicvideo.training.tasks.clip_model import caption_words, read_words
-from magicvideo.training.trainer import Interrupted, Trainer
+from magicvideo.training.trainer import Interrupted, Task, Trainer
 
 RECIPE_FILE = "recipe.json"
 _EMULATED = 5.0  # times; with instructions for it, bfloat16 is no slower than float32

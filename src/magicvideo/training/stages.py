@@ -35,7 +35,6 @@ from magicvideo.training.loader import (
     open_clips,
     open_frames,
 )
-from magicvideo.training.lora_denoiser import Denoiser, LoraDenoiser
 from magicvideo.training.recipe import KeyframesStageConfig, VideoStageConfig
 from magicvideo.training.resolve import (
     AutoencoderPlan,
@@ -48,9 +47,9 @@ from magicvideo.training.resolve import (
     UpscalerPlan,
     VideoVaePlan,
 )
-from magicvideo.training.task import Task
 from magicvideo.training.tasks.autoencoder import (
     AutoencoderTask,
+    VideoVaeTask,
     build_autoencoder,
     init_autoencoder_from_pca,
 )
@@ -62,11 +61,11 @@ from magicvideo.training.tasks.clip_model import (
     train_tokenizer,
     vocabulary,
 )
-from magicvideo.training.tasks.denoiser import DenoiserTask
+from magicvideo.training.tasks.denoiser import Denoiser, DenoiserTask, LoraDenoiser
 from magicvideo.training.tasks.distill import DistillTask
 from magicvideo.training.tasks.interpolation import InterpolationTask
 from magicvideo.training.tasks.upscaler import UpscalerTask, build_upscaler
-from magicvideo.training.tasks.video_vae import VideoVaeTask
+from magicvideo.training.trainer import Task
 
 
 def open_batches(

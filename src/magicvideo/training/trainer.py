@@ -8,16 +8,18 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from magicvideo.atomic_io import atomic_file, atomic_folder, verify_checksums
 from magicvideo.diffusion.noise import per_sample_generators, seeded_generator
 from magicvideo.errors import UserError
-from magicvideo.training.checkpoint import CheckpointManager, TrainingState
+from magicvideo.rng import StackedGenerator
+from magicvideo.training.checkpoint import EMA, CheckpointManager, TrainingState, ema_weights
 from magicvideo.training.components import OUTPUT, STAGE_FILE
 from magicvideo.training.distributed import (
     DistributedContext,
@@ -25,7 +27,6 @@ from magicvideo.training.distributed import (
     enable_activation_checkpointing,
     sync_gradients,
 )
-from magicvideo.training.ema import EMA, ema_weights
 from magicvideo.training.loader import (
     BatchSource,
     TrainingBatch,
@@ -37,7 +38,46 @@ from magicvideo.training.optim import build_optimizer, learning_rate_factor, set
 from magicvideo.training.progress import Reporter
 from magicvideo.training.recipe import LoaderConfig, Precision, StageConfig
 from magicvideo.training.signals import SIGNALS, catch_signals, ignore_sigterm
-from magicvideo.training.task import Task
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One stage of training. The trainer knows no more of it than this."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Return what is trained, averaged and saved."""
+
+    @property
+    def batches(self) -> BatchSource:
+        """Return the batches that it is trained on."""
+
+    def lr_scale(self, name: str) -> float:
+        """Return the factor on the learning rate of a parameter, by its name in `network`."""
+
+    def losses(
+        self,
+        network: nn.Module,
+        batch: Any,  # noqa: ANN401 (each stage has its own kind)
+        generator: StackedGenerator,
+    ) -> dict[str, Tensor]:
+        """Return `loss`, which is minimised, and the parts that are logged beside it.
+
+        Nothing in it waits for the device, so that it runs on the meta device too, where a dry run
+        counts what it computes.
+
+        Args:
+            network: `self.network`, possibly wrapped for several processes.
+            batch: From `batches`, on any device.
+            generator: The only source of random numbers, one stream a sample.
+        """
+
+    def preview(self) -> Image.Image | None:
+        """Return a picture of what `self.network` can do, or None where there is none to show."""
+
+    def save(self, folder: Path) -> None:
+        """Write the stage's output, as components of a model folder."""
+
 
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 AVERAGES = "averages"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from magicvideo.data.batch_order import load_encoded_batch
 from magicvideo.data.shards.dataset import ShardDataset
 from magicvideo.data.shards.index import INDEX, is_shard_location, read_index
 from magicvideo.errors import UserError
+from magicvideo.training.loader import load_encoded_batch
 
 
 @pytest.fixture

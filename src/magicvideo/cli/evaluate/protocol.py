@@ -32,7 +32,7 @@ from magicvideo.cli.evaluate.setup import (
     process_device,
     progress,
 )
-from magicvideo.cli.option_groups import with_option_groups
+from magicvideo.cli.options import with_option_groups
 from magicvideo.errors import UserError
 
 if TYPE_CHECKING:

@@ -233,7 +233,7 @@ def load(model: Path | None) -> "MagicVideoPipeline":
     """
     from rich.console import Console
 
-    from magicvideo.cli.model_option import load_pipeline
+    from magicvideo.cli.options import load_pipeline
 
     process_device()
     return load_pipeline(Console(stderr=True), model, None, whole=True)

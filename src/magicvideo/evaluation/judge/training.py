@@ -21,7 +21,7 @@ from magicvideo.errors import UserError
 from magicvideo.evaluation.judge.batches import NOT_SHOWN, JudgeBatch, JudgeBatchSampler
 from magicvideo.evaluation.judge.network import Judge, JudgeConfig, count_words
 from magicvideo.evaluation.subjects import DEFAULT_TONE, Subjects, tone_of
-from magicvideo.training.muon import Muon
+from magicvideo.training.optim import Muon
 
 _TONE_WEIGHT = 0.5
 _FLAT_WEIGHT = 0.5

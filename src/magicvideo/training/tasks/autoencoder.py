@@ -1,4 +1,4 @@
-"""Stage `autoencoder`: frames to latents and back."""
+"""Stages `autoencoder` and `video_vae`: frames to latents and back, singly and as clips."""
 
 from pathlib import Path
 
@@ -7,19 +7,30 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
 
 from magicvideo.data.dataset import Batch
 from magicvideo.models.autoencoder import PatchAutoencoder, decode_latents, encode_frames
+from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.preview import LatentPreview
+from magicvideo.models.video_vae import VideoAutoencoder, freeze_encoder
 from magicvideo.rng import StackedGenerator
+from magicvideo.shapes import Frames
 from magicvideo.training.loader import BatchSource
-from magicvideo.training.losses import image_gradient_loss
+from magicvideo.training.losses import image_gradient_loss, perceptual_distance
 from magicvideo.training.metrics_logger import image_grid
-from magicvideo.training.recipe import AutoencoderStageConfig, PatchAutoencoderConfig
+from magicvideo.training.recipe import (
+    AutoencoderStageConfig,
+    PatchAutoencoderConfig,
+    VideoVaeStageConfig,
+)
+from magicvideo.training.tasks.batches import to_device
 
 _FRAMES_FOR_COMPONENTS = 2048
 _PREVIEWED = 12
+_PREVIEWED_CLIPS = 4
 _FRAMES_FOR_PREVIEW_MAP = 64
+_PREVIEW_MAP_STRIDE = 4  # neighbouring frames are similar
 
 
 class AutoencoderTask:
@@ -96,3 +107,103 @@ def build_autoencoder(config: PatchAutoencoderConfig) -> PatchAutoencoder:
         norm_num_groups=config.norm_num_groups,
         noise_std=config.noise_std,
     )
+
+
+class VideoVaeTask:
+    """Reconstruct clips: as the autoencoder, as an image tower sees them, and as they move.
+
+    The encoder stays as it is, since denoisers live on its latents. The latents of some clips are
+    clean. Those of the others get noise of a random level, as generated latents have it: anew in
+    every frame, and in part common to the whole frame, where no neighbour helps and only earlier
+    frames do. It is the flicker that the decoder learns to take out.
+
+    Args:
+        network: The image autoencoder's video form. Its encoder is frozen here.
+        image_encoder: CLIP's image tower; it is frozen here.
+        config: The stage's settings.
+        batches: Clips of the training split.
+    """
+
+    def __init__(
+        self,
+        network: VideoAutoencoder,
+        image_encoder: CLIPVisionModelWithProjection,
+        config: VideoVaeStageConfig,
+        batches: BatchSource,
+    ) -> None:
+        self.network, self.config, self.batches = network, config, batches
+        self.image_encoder = image_encoder.requires_grad_(requires_grad=False).eval()
+        freeze_encoder(network)
+
+    def lr_scale(self, name: str) -> float:
+        """Return the factor on the learning rate: weights of the image decoder have their own."""
+        return 1.0 if is_temporal_key(name) else self.config.pretrained_lr_scale
+
+    def losses(
+        self, network: nn.Module, batch: Batch, generator: StackedGenerator
+    ) -> dict[str, Tensor]:
+        """Return the weighted sum and its parts."""
+        device = next(network.parameters()).device
+        self.image_encoder.to(device)
+        clips = batch.frames.to(device)
+        pixels = rearrange(clips, "b f c h w -> (b f) c h w").contiguous(
+            memory_format=torch.channels_last
+        )
+        levels = self.config.max_latent_noise * generator.uniform(len(clips))
+        clean = generator.uniform(len(clips)) < self.config.clean_prob
+        levels = levels.masked_fill(clean, 0.0)
+        rebuilt, _ = network(
+            pixels,
+            generator,
+            self.config.num_frames,
+            to_device(levels, device),
+            self.config.common_latent_noise,
+        )
+        made = rearrange(rebuilt, "(b f) c h w -> b f c h w", b=len(clips))
+        parts = {
+            "pixels": F.l1_loss(rebuilt, pixels),
+            "squared": F.mse_loss(rebuilt, pixels),
+            "gradient": image_gradient_loss(rebuilt, pixels),
+            "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
+            "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
+            "flicker": _flicker(made, clips),
+        }
+        loss = (
+            parts["pixels"]
+            + self.config.squared_weight * parts["squared"]
+            + self.config.gradient_weight * parts["gradient"]
+            + self.config.perceptual_weight * parts["perceptual"]
+            + self.config.temporal_weight * parts["temporal"]
+            + self.config.flicker_weight * parts["flicker"]
+        )
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """Return some clips, each above its reconstruction."""
+        device = next(self.network.parameters()).device
+        batch = self.batches.get_other_batch(1, 0, _PREVIEWED_CLIPS)
+        assert isinstance(batch, Batch)
+        frames = batch.frames.to(device)
+        made = decode_latents(self.network, encode_frames(self.network, frames))
+        rows = torch.stack([frames, made], dim=1).flatten(0, 1)
+        return image_grid(rows, enlarge=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the component `vae`, with the map by which its latents are shown."""
+        self.network.save_pretrained(folder / "vae")
+        batch = self.batches.get_other_batch(2, 0, _PREVIEWED_CLIPS)
+        assert isinstance(batch, Batch)
+        some = batch.frames[:, ::_PREVIEW_MAP_STRIDE]
+        LatentPreview.fit_to_decoder(self.network, some).save(folder / "vae")
+
+
+def _flicker(made: Frames, clips: Frames) -> Tensor:
+    """Return the mean absolute change from frame to frame where a clip stands perfectly still.
+
+    It is a thousandth of the range and the changes of what moves are a tenth, so that their mean
+    over all pixels would not notice it. An eye does.
+    """
+    still = (clips.diff(dim=1) == 0).all(dim=2, keepdim=True)
+    changes = made.diff(dim=1).abs().mean(dim=2, keepdim=True)
+    return (changes * still).sum() / still.sum().clamp(min=1)

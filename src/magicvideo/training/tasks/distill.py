@@ -14,9 +14,8 @@ from magicvideo.diffusion.noise import correlated_noise, initial_latent_noise, n
 from magicvideo.diffusion.sampling import denoising_loop
 from magicvideo.models.autoencoder import decode_latents
 from magicvideo.models.conditioning import encode_text
-from magicvideo.models.flow_map_unet import FlowMapUNet
 from magicvideo.models.pretrained_encoders import FrozenEncoders
-from magicvideo.models.unet import VideoUNet, latent_size
+from magicvideo.models.unet import FlowMapUNet, VideoUNet, latent_size
 from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents, Tokens
 from magicvideo.training.loader import AnyBatch, BatchSource
