@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from magicvideo.atomic_io import atomic_folder, hash_folder, verify_checksums
 from magicvideo.errors import UserError
 from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
-from magicvideo.training.model_card import CARD, write_model_card
+from magicvideo.training.export import CARD, write_model_card
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from magicvideo.training.recipe import (
     packaged_recipes,
     parse_recipe,
     read_recipe,
+    recipe_reference,
+    recipe_schema,
 )
-from magicvideo.training.schema import recipe_reference, recipe_schema
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "emoji.yaml"
 

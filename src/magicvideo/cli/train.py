@@ -66,7 +66,7 @@ def train(
       magicvideo train my_recipe.yaml --scale 0.1 --dry-run
     """
     if schema or reference:
-        from magicvideo.training.schema import recipe_reference, recipe_schema
+        from magicvideo.training.recipe import recipe_reference, recipe_schema
 
         say(json.dumps(recipe_schema(), indent=2) if schema else recipe_reference().rstrip("\n"))
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 from magicvideo.evaluation.confidence_intervals import Estimate
 from magicvideo.evaluation.evaluator import EvaluationResult, SetResult
-from magicvideo.evaluation.protocol import Protocol, ScoreName, TargetRange
+from magicvideo.evaluation.protocol import Protocol, ScoreName, TargetRange, sampling_label
 from magicvideo.evaluation.results_page import (
     markdown_table,
     nan_to_none,
@@ -15,7 +15,6 @@ from magicvideo.evaluation.results_page import (
     zip_rows,
 )
 from magicvideo.evaluation.scores import Score
-from magicvideo.evaluation.sweep import sampling_label
 
 _COLUMNS = (
     "measure",

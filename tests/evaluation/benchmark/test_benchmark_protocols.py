@@ -4,7 +4,7 @@ import pytest
 
 from magicvideo.errors import UserError
 from magicvideo.evaluation.benchmark.protocol import Benchmark
-from magicvideo.evaluation.benchmark.published import published_rows
+from magicvideo.evaluation.benchmark.report import published_rows
 from magicvideo.evaluation.protocol import read_any_protocol, read_protocol, shipped_protocols
 
 BENCHMARKS = {

@@ -17,10 +17,10 @@ from magicvideo.evaluation.judge.batches import (
     warp,
 )
 from magicvideo.evaluation.judge.network import Judge
-from magicvideo.evaluation.judge.self_test import check_judge
 from magicvideo.evaluation.judge.training import (
     JudgeTraining,
     build_optimizer,
+    check_judge,
     judge_config,
     judge_losses,
     lr_scale,

@@ -16,14 +16,13 @@ from magicvideo.evaluation.benchmark.scores import MetricResult
 from magicvideo.evaluation.confidence_intervals import Estimate
 from magicvideo.evaluation.evaluator import EvaluationResult, SetResult
 from magicvideo.evaluation.networks.extractors import I3D, locate_file
-from magicvideo.evaluation.protocol import TargetRange, read_any_protocol, read_protocol
+from magicvideo.evaluation.protocol import SweepPoint, TargetRange, read_any_protocol, read_protocol
 from magicvideo.evaluation.provenance import provenance
 from magicvideo.evaluation.run_report import plots
 from magicvideo.evaluation.run_report.page import as_html
 from magicvideo.evaluation.run_report.results import read_results
 from magicvideo.evaluation.run_report.run import read_run
 from magicvideo.evaluation.scores import Score
-from magicvideo.evaluation.sweep import SweepPoint
 
 CAVEATS = ["7 of 10100 videos", "6 of 9537 real clips", "prompts of its own"]
 JUDGE_HASH, OTHER_HASH = "1dea" * 16, "decade" * 10 + "0000"

@@ -36,8 +36,12 @@ def judge(
     from magicvideo.atomic_io import lock_output
     from magicvideo.data.dataset import ClipDataset
     from magicvideo.evaluation.judge.network import load_judge, save_judge
-    from magicvideo.evaluation.judge.self_test import check_judge, scores_as_json
-    from magicvideo.evaluation.judge.training import JudgeTraining, train_judge
+    from magicvideo.evaluation.judge.training import (
+        JudgeTraining,
+        check_judge,
+        scores_as_json,
+        train_judge,
+    )
 
     chosen = {"steps": steps, "batch_size": batch_size, "seed": seed}
     settings = JudgeTraining.model_validate(

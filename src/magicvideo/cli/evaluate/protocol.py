@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from magicvideo.evaluation.benchmark.protocol import Benchmark
     from magicvideo.evaluation.benchmark.run import BenchmarkResult, BenchmarkRun
     from magicvideo.evaluation.evaluator import Evaluator
-    from magicvideo.evaluation.protocol import Protocol
-    from magicvideo.evaluation.sweep import SweepPoint
+    from magicvideo.evaluation.protocol import Protocol, SweepPoint
     from magicvideo.pipelines.request import Request
     from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
@@ -404,8 +403,7 @@ def run(
     check_target(output)
     from magicvideo.data.workers import Rank
     from magicvideo.evaluation.benchmark.protocol import Benchmark
-    from magicvideo.evaluation.protocol import read_any_protocol
-    from magicvideo.evaluation.sweep import section_name, sweep_points
+    from magicvideo.evaluation.protocol import read_any_protocol, section_name, sweep_points
 
     found = read_any_protocol(protocol)
     if not isinstance(found, Benchmark) and (named := benchmark.unsupported()):

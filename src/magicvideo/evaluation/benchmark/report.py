@@ -3,14 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from magicvideo.evaluation.benchmark.features import METHOD, FeatureNetworks
 from magicvideo.evaluation.benchmark.protocol import Crop
-from magicvideo.evaluation.benchmark.published import published_rows
 from magicvideo.evaluation.benchmark.run import BenchmarkResult
 from magicvideo.evaluation.benchmark.scores import Column, MetricResult
 from magicvideo.evaluation.confidence_intervals import RESAMPLES, Estimate
+from magicvideo.evaluation.protocol import sampling_label
 from magicvideo.evaluation.results_page import (
     format_estimate,
     markdown_table,
@@ -18,7 +22,35 @@ from magicvideo.evaluation.results_page import (
     provenance_table,
     zip_rows,
 )
-from magicvideo.evaluation.sweep import sampling_label
+
+_ROWS = Path(__file__).parent / "published.yaml"
+
+
+class PublishedResult(BaseModel):
+    """One model on one data set; None where nothing was published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    data: Literal["msr-vtt", "ucf-101"]
+    fid: float | None = None
+    clip_fid: float | None = None
+    """Frechet distance of frames by features of CLIP."""
+    fvd: float | None = None
+    clipsim: float | None = None
+    inception: float | None = Field(default=None, alias="is")
+    """Inception Score of C3D trained on UCF-101, which is not that of single frames."""
+    source: str
+    note: str = ""
+
+
+def published_rows(data: str | None) -> list[PublishedResult]:
+    """Return the results on a data set, ordered by publication where known."""
+    rows = TypeAdapter(list[PublishedResult]).validate_python(
+        yaml.safe_load(_ROWS.read_text(encoding="utf-8"))
+    )
+    return [row for row in rows if row.data == data]
+
 
 _PUBLISHED: tuple[tuple[str, Column], ...] = (
     ("FID", "fid"),
