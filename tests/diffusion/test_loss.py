@@ -139,6 +139,18 @@ def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
     assert torch.equal(first.uniform(3), second.uniform(3))
 
 
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_timesteps_have_the_density_of_a_power(power):
+    # P(t < x T) = P(u < x^(1/power)) = x^(1/power)
+    stream = StackedGenerator([torch.Generator().manual_seed(9)])
+    drawn = sample_timesteps(20000, 1000, 0.0, stream, power)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    for x in (0.2, 0.5, 0.9):
+        share = (drawn < 1000 * x).float().mean().item()
+        assert share == pytest.approx(x ** (1 / power), abs=0.015)
+
+
 def test_modes_weigh_by_the_inverse_of_their_noise_up_to_the_limit():
     covariance = noise_covariance(6, 0.8, 0.5)
     variances, modes = torch.linalg.eigh(covariance)

@@ -32,14 +32,31 @@ def prediction_target(
 
 
 def sample_timesteps(
-    count: int, num_train_timesteps: int, terminal_step_prob: float, generator: StackedGenerator
+    count: int,
+    num_train_timesteps: int,
+    terminal_step_prob: float,
+    generator: StackedGenerator,
+    power: float = 1.0,
 ) -> Int[Tensor, "b"]:
-    """Return diffusion steps for training: a share at the last one, the others spread evenly.
+    """Return diffusion steps for training.
 
     At the last step of a schedule with zero terminal SNR the input is pure noise, and the network
     learns the conditional mean of the data, which is what sampling in one step returns.
+
+    Args:
+        count: Number of steps to draw.
+        num_train_timesteps: Steps of the schedule, T; the result is in [0, T).
+        terminal_step_prob: Share of samples at the last step, T - 1.
+        generator: Source of randomness, one per sample.
+        power: The other samples are `floor(T u^power)` with u uniform on [0, 1). With 1 all steps
+            are equally frequent. Below 1 steps of high noise, at which the subject of a picture
+            is decided, are drawn more often: the density at t is proportional to t^(1/power - 1).
     """
-    drawn = generator.integers(num_train_timesteps, count)
+    if power == 1.0:
+        drawn = generator.integers(num_train_timesteps, count)
+    else:
+        drawn = (num_train_timesteps * generator.uniform(count) ** power).long()
+        drawn = drawn.clamp(max=num_train_timesteps - 1)  # u^power may round to 1
     if not terminal_step_prob:
         return drawn
     at_last = generator.uniform(count) < terminal_step_prob

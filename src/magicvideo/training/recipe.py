@@ -255,6 +255,13 @@ class DenoiserStageConfig(StageConfig):
     terminal_step_prob: Share = Field(
         0.0, description="fraction of samples set to the last diffusion step"
     )
+    timestep_power: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="training timesteps are T * u^power with u uniform; below 1, steps of high "
+        "noise are drawn more often",
+    )
 
 
 class ImageStageConfig(DenoiserStageConfig):

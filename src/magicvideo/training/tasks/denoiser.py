@@ -237,6 +237,7 @@ class DenoiserTask:
             self.scheduler.config.num_train_timesteps,
             self.config.terminal_step_prob,
             generator,
+            self.config.timestep_power,
         )
         with torch.no_grad():
             latents = encode_latents(self.encoders, batch, device)

@@ -95,9 +95,10 @@ class InterpolationTask:
         few = every_nth(self.config.denoise_every)
         dropped = generator.uniform(size) < self.config.condition_dropout
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = sample_timesteps(size, steps, self.config.terminal_step_prob, generator)[
-            few
-        ].to(device)
+        config = self.config
+        timesteps = sample_timesteps(
+            size, steps, config.terminal_step_prob, generator, config.timestep_power
+        )[few].to(device)
         levels = generator.integers(self.config.max_noise_level, size)
         levels = levels.masked_fill(generator.uniform(size) < self.config.clean_prob, 0)
         timesteps, levels = to_device(timesteps, device), to_device(levels, device)
