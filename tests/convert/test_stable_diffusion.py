@@ -139,7 +139,7 @@ def test_a_model_without_an_image_encoder_makes_videos_and_refuses_pictures(fold
     assert not (out / "image_encoder").exists()
     model = MagicVideoPipeline.from_pretrained(out)
     assert frames_of(model, "a red dog", seed=1, num_inference_steps=2).shape == (1, 2, 3, 8, 8)
-    with pytest.raises(UserError, match="This model takes no image"):
+    with pytest.raises(UserError, match="This model accepts no image"):
         model("a dog", image=Image.new("RGB", (9, 7)))
     model.save_pretrained(tmp_path / "again")
     assert MagicVideoPipeline.from_pretrained(tmp_path / "again").image_encoder is None

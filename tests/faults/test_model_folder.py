@@ -295,7 +295,7 @@ def test_latents_of_another_shape_are_refused(tiny_model, shape):
     pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
     settings = GenerationSettings(stages=("keyframes",), num_frames=2, num_inference_steps=1)
     (request,) = pipeline.build_requests(["fox"], [1], settings)
-    with pytest.raises(UserError, match="latents of a video have the shape"):
+    with pytest.raises(UserError, match="latents of a video have shape"):
         pipeline.decode_and_upscale(request, torch.zeros(shape))
 
 

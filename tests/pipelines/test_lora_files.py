@@ -104,7 +104,7 @@ def test_another_base_is_a_hint_and_alpha_in_the_header_counts(model, tmp_path, 
     notes = json.dumps({"unet.r": 3, "unet.lora_alpha": 7})
     save_file(tensors, path, {BASE_MODEL: "ab" * 32, "lora_adapter_metadata": notes})
     model.load_lora_weights(path)
-    assert f"was trained on the model {'ab' * 32}" in caplog.text
+    assert f"was trained on model {'ab' * 32}" in caplog.text
     (lora,) = model.lora_stack._in_use()
     assert {update.alpha for update in lora.weights["unet"].values()} == {7.0}
 

@@ -276,7 +276,7 @@ def test_a_saved_model_is_the_model(pipeline, tmp_path):
 
 def test_saving_never_replaces_what_is_no_model(pipeline, tmp_path):
     (tmp_path / "diary.txt").write_text("dear diary")
-    with pytest.raises(UserError, match="exists and is no model folder"):
+    with pytest.raises(UserError, match="exists and is not a model folder"):
         pipeline.save_pretrained(tmp_path)
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 

@@ -1,4 +1,4 @@
-"""The pipeline: from a prompt or an image to frames, by the components of one model folder."""
+"""The pipeline: generates videos from a prompt or an image with the components of a model."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,13 +99,13 @@ from magicvideo.pipelines.video import Video, VideoOutput
 from magicvideo.shapes import Frames, Latents, Tokens, check_finite
 
 logger = logging.getLogger(__name__)
-# what diffusers logs of its own pipelines comes from here, and so it does of ours
+# diffusers logs the loading of its own pipelines with this logger
 _loading_logger = diffusers_logging.get_logger(DiffusionPipeline.__module__)
 
 ProgressCallback: TypeAlias = Callable[[str, int, int], None]
-"""Called with a stage, the steps done in it, from 0 on, and their number."""
+"""Called with the stage, the number of finished steps (from 0), and the total."""
 StepEndCallback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
-"""As in diffusers: called with pipeline, step, timestep and tensors; it may return new tensors."""
+"""As in diffusers: called with pipeline, step, timestep and tensors; may return new tensors."""
 ImageInput: TypeAlias = Image.Image | str | Path
 P = TypeVar("P", bound="MagicVideoPipeline")
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -115,16 +115,16 @@ _HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "create_pr")
 
 @dataclass(eq=False)
 class CallInputs:
-    """What a call may give for one video beside its request.
+    """Inputs of one video that its request does not hold.
 
     Attributes:
         latents: Initial noise of the key frames.
-        prompt_embeds: Condition in place of the encoded prompt.
-        negative_prompt_embeds: What guidance moves away from, in place of the encoded text.
-        callback: Called after every step of the key frames.
-        callback_tensors: Names of the tensors that it is called with.
-        extend: A video that this one continues.
-        altered: Names of what made the video differ from its request; the loop adds to it.
+        prompt_embeds: Condition that replaces the encoded prompt.
+        negative_prompt_embeds: Negative condition that replaces the encoded text.
+        callback: Called after each diffusion step of the key frames.
+        callback_tensors: Names of the tensors passed to it.
+        extend: The video to continue.
+        altered: Names of inputs that changed the video during sampling.
     """
 
     latents: Latents | None = None
@@ -136,7 +136,7 @@ class CallInputs:
     altered: list[str] = field(default_factory=list)
 
     def given(self) -> tuple[str, ...]:
-        """Return the names of what decides the video and is not in a request."""
+        """Return the names of given inputs that a request cannot hold."""
         names = ("latents", "prompt_embeds", "negative_prompt_embeds", "extend")
         return tuple(name for name in names if getattr(self, name) is not None)
 
@@ -145,27 +145,27 @@ class MagicVideoPipeline(DiffusionPipeline):
     """Text to video, and image to video, by latent diffusion.
 
     Source: MagicVideo (2211.11018): key frames, interpolation, decoding, super-resolution.
-    `generate` is the flow, in order.
+    `generate` runs these stages in order.
 
     Args:
         vae: Autoencoder between pixels and latents.
         text_encoder: CLIP's text encoder.
-        tokenizer: The text encoder's own.
+        tokenizer: Tokenizer of the text encoder.
         unet: The denoiser of key frames.
-        scheduler: The noise schedule that the denoisers of latents were trained with.
+        scheduler: Noise schedule the latent denoisers were trained with.
         image_encoder: CLIP's image encoder with its projection, or None.
-        image_conditioner: From image embeddings to tokens, or None; images need both.
-        interpolator: The denoiser of the frames between key frames, or None.
-        upscaler: The denoiser of large frames, or None.
-        upscaler_scheduler: The noise schedule that it was trained with, or None.
-        generation_defaults: Values of `GenerationSettings` where a call gives none.
+        image_conditioner: Maps image embeddings to tokens, or None. Image conditions need both.
+        interpolator: Denoiser of the frames between key frames, or None.
+        upscaler: Denoiser of high-resolution frames, or None.
+        upscaler_scheduler: Noise schedule the upscaler was trained with, or None.
+        generation_defaults: Default values of `GenerationSettings`.
         interpolation_noise_level: Diffusion step up to which the interpolator's key frames are
             noised.
         upscaler_noise_level: Standard deviation of the noise on the upscaler's input frames.
-        noise_correlation: Part of the noise that all frames of a video share, as in training.
-        noise_decay: Correlation of the remaining noise of adjacent frames, as in training.
-        max_given_frames: The most first frames that the denoiser has learned to continue: with any,
-            videos begin with a given picture and have any length.
+        noise_correlation: Fraction of the noise variance shared by all frames, as in training.
+        noise_decay: Correlation of the remaining noise between adjacent frames, as in training.
+        max_given_frames: Maximal number of given first frames in training. Above 0, videos can
+            start from an image and have any length.
         license: Licence of the weights.
     """
 
@@ -245,11 +245,11 @@ class MagicVideoPipeline(DiffusionPipeline):
         )
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute; a model whose networks are replaced is no longer that of its folder."""
+        """Set an attribute; replacing a network clears the hash of the model folder."""
         if name in WEIGHTS and name in self.__dict__ and self.__dict__[name] is not value:
             self.model_hash = None
         if name == "vae":
-            self.latent_preview = None  # it was fitted to the other one
+            self.latent_preview = None  # was fitted to the previous autoencoder
         super().__setattr__(name, value)
 
     # ------------------------------------------------------------------ loading and saving
@@ -272,34 +272,34 @@ class MagicVideoPipeline(DiffusionPipeline):
         use_safetensors: bool = True,
         **overrides: Any,  # noqa: ANN401 - components and configuration, as in diffusers
     ) -> P:
-        """Load a model; without an argument, the emoji model that comes with the package.
+        """Load a model; by default the emoji model included in the package.
 
-        Every file is checked against `SHA256SUMS` and every tensor against its network. Weights
-        are read from safetensors only.
+        Every file is verified against `SHA256SUMS` and every tensor against its network. Weights
+        are loaded from safetensors only.
 
         Args:
             pretrained_model_name_or_path: A model folder, or `owner/name` of a repository on the
                 Hugging Face Hub.
-            torch_dtype: Of the weights in memory, float32 by default; or one for each component,
-                with `default` for the others.
-            dtype: The same, by its newer name.
-            variant: Load `*.VARIANT.safetensors` where a component has it, such as `fp16`.
+            torch_dtype: Data type of the weights, float32 by default; or a mapping from component
+                to data type, with `default` for the others.
+            dtype: Newer name of `torch_dtype`.
+            variant: Load `*.VARIANT.safetensors` where available, such as `fp16`.
             revision: Branch, tag or commit of the repository.
-            device_map: Device on which the components are placed, the CPU by default.
-            offload_device: A device: every stage loads its components there when it begins and
-                frees them at its end, so that memory holds one stage at a time.
-            cache_dir: Folder of downloads.
+            device_map: Device of the components, the CPU by default.
+            offload_device: Device to which each stage loads its components at its start. They are
+                freed at its end, so memory holds one stage at a time.
+            cache_dir: Download cache.
             token: Access token of the Hub.
-            local_files_only: Use what was downloaded before; download nothing.
+            local_files_only: Use cached files only.
             force_download: Download again.
-            use_safetensors: Must stay True; other weights are never read.
-            overrides: Components, which are then not loaded, and values of the configuration.
+            use_safetensors: Must be True.
+            overrides: Components to use instead of loading them, and configuration values.
 
         Raises:
-            UserError: If the folder is no whole model. It names the file or the tensor.
+            UserError: If the folder is not a complete model. The message names the file or tensor.
         """
         if not use_safetensors:
-            raise UserError("Weights are read from safetensors only; leave use_safetensors out.")
+            raise UserError("Weights are loaded from safetensors only; omit use_safetensors.")
         folder = find_model_folder(
             pretrained_model_name_or_path,
             revision=revision,
@@ -312,8 +312,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         values = index.configuration()
         if unknown := sorted(overrides.keys() - COMPONENTS.keys() - values.keys()):
             raise UserError(
-                f"from_pretrained does not know {unknown[0]}; beside its own arguments it takes "
-                f"the components {', '.join(COMPONENTS)}, and {', '.join(values)}."
+                f"from_pretrained has no argument {unknown[0]}; besides its own arguments it "
+                f"accepts the components {', '.join(COMPONENTS)}, and {', '.join(values)}."
             )
         device = torch.device(offload_device or device_map or "cpu")
         dtypes = resolve_dtypes(dtype if dtype is not None else torch_dtype)
@@ -335,13 +335,13 @@ class MagicVideoPipeline(DiffusionPipeline):
         pipeline = cls(**parts, **configuration)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path or folder))
         pipeline.loader = loader if offload_device else None
-        # with other networks than the folder's it is another model
+        # a replaced network makes it a different model
         pipeline.model_hash = None if overrides.keys() & WEIGHTS.keys() else hash_folder(folder)
         if "vae" not in overrides:
             channels = pipeline.vae.config.latent_channels
             pipeline.latent_preview = LatentPreview.load(folder / "vae", channels)
         if (folder / WORDS_FILE).is_file():
-            # hints alone need it; in another encoding it still names most words
+            # only needed for hints; a wrong encoding loses few words
             text = (folder / WORDS_FILE).read_text(encoding="utf-8", errors="replace")
             pipeline.words = frozenset(text.split())
         return pipeline
@@ -355,31 +355,29 @@ class MagicVideoPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **hub_options: Any,  # noqa: ANN401 - those of diffusers
     ) -> None:
-        """Write the model as a folder that `from_pretrained` accepts; an older model is replaced.
+        """Write the model to a folder for `from_pretrained`; an existing model is replaced.
 
         Args:
             save_directory: The folder.
-            safe_serialization: Weights are written as safetensors, also if it is False.
+            safe_serialization: Ignored; weights are always written as safetensors.
             variant: Name the weights `*.VARIANT.safetensors`.
-            max_shard_size: Split larger weights files, such as `"2GB"`.
-            push_to_hub: Upload the folder, too.
-            hub_options: `repo_id`, `commit_message`, `private`, `token` and `create_pr` of the
-                upload.
+            max_shard_size: Maximal size of a weights file, such as `"2GB"`.
+            push_to_hub: Also upload the folder.
+            hub_options: `repo_id`, `commit_message`, `private`, `token` and `create_pr`.
 
         Raises:
-            UserError: If the folder exists and holds something that is no model, or the weights
-                are not in memory.
+            UserError: If the folder exists and is not a model folder, or the weights are offloaded.
         """
         folder = Path(save_directory)
         if foreign := sorted(hub_options.keys() - set(_HUB_OPTIONS)):
             raise UserError(f"save_pretrained has no option {foreign[0]}.")
         if folder.exists() and any(folder.iterdir()) and not (folder / self.config_name).is_file():
-            raise UserError(f"{folder} exists and is no model folder; choose another name.")
+            raise UserError(f"{folder} exists and is not a model folder; choose another name.")
         networks = [getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None]
         if any(parameter.is_meta for network in networks for parameter in network.parameters()):
             raise UserError(
-                "The weights are offloaded; load the model without offload_device and without "
-                "offloading to save it."
+                "The weights are offloaded; to save the model, load it without offload_device and "
+                "without offloading."
             )
         if not safe_serialization:
             logger.warning("Weights are always written as safetensors.")
@@ -393,7 +391,7 @@ class MagicVideoPipeline(DiffusionPipeline):
                 text = "".join(f"{word}\n" for word in sorted(self.words))
                 (partial_folder / WORDS_FILE).write_text(text, encoding="utf-8")
         self.model_hash = hash_folder(folder)
-        self.lora_stack.bake()  # they are part of what was written
+        self.lora_stack.bake()  # the saved weights include the LoRAs
         if push_to_hub:
             self._upload(folder, **{"repo_id": folder.name, **hub_options})
 
@@ -411,17 +409,17 @@ class MagicVideoPipeline(DiffusionPipeline):
         """Write the model and upload it to a repository on the Hugging Face Hub.
 
         Args:
-            repo_id: `owner/name`; it is made if it does not exist.
-            commit_message: Of the upload.
+            repo_id: `owner/name`; created if it does not exist.
+            commit_message: Message of the commit.
             private: Whether a new repository is private.
             token: Access token of the Hub.
-            create_pr: Open a pull request in place of a commit.
+            create_pr: Open a pull request instead of committing.
             safe_serialization: As for `save_pretrained`.
             variant: As for `save_pretrained`.
             max_shard_size: As for `save_pretrained`.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
         """
         import tempfile
 
@@ -457,7 +455,7 @@ class MagicVideoPipeline(DiffusionPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """Return the components by name, without optional ones that the model lacks."""
+        """Return the components by name, without absent optional ones."""
         every: dict[str, Any] = super().components
         return {
             name: component
@@ -467,11 +465,11 @@ class MagicVideoPipeline(DiffusionPipeline):
 
     @property
     def device(self) -> torch.device:
-        """Return where the networks are, or are loaded when their stage begins."""
+        """Return the device of the networks, or the one to which stages load them."""
         return super().device if self.loader is None else self.loader.device
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:  # noqa: ANN401 - as torch.nn.Module.to
-        """Move the networks to a device or a dtype, as `torch.nn.Module.to`."""
+        """Move the networks to a device or dtype, like `torch.nn.Module.to`."""
         if self.loader is None:
             moved: P = super().to(*args, **kwargs)
             return moved
@@ -488,16 +486,16 @@ class MagicVideoPipeline(DiffusionPipeline):
         self.chunks = replace(self.chunks, decoder_frames=1)
 
     def disable_vae_slicing(self) -> None:
-        """Decode several frames at a time again."""
+        """Decode several frames at a time, the default."""
         self.chunks = replace(self.chunks, decoder_frames=DEFAULT_CHUNKS.decoder_frames)
 
     @contextmanager
     def load_components(self, *names: str) -> Iterator[None]:
-        """Have the weights of some networks in memory for the duration of the block.
+        """Load the weights of some networks for the duration of the block.
 
-        With `offload_device` they are loaded here and freed at the end; with diffusers' offloading
-        they are moved to the device, since hooks alone act on calls of `forward` only. Otherwise
-        all have their weights all the time. Networks that a model lacks are passed over.
+        With `offload_device`, weights are loaded here and freed at the end. With diffusers'
+        offloading, networks are moved to the device, because its hooks only run on `forward`.
+        Otherwise all weights are always loaded. Absent networks are skipped.
         """
         present = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.loader is None:
@@ -533,23 +531,23 @@ class MagicVideoPipeline(DiffusionPipeline):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> None:
-        """Merge a LoRA into U-Net and text encoder, on top of those that were loaded before.
+        """Merge a LoRA into U-Net and text encoder, in addition to loaded LoRAs.
 
-        Requests and files of videos name it.
+        Requests, and so video files, record it.
 
         Args:
             pretrained_model_name_or_path_or_dict: A safetensors file in the layout of peft,
                 diffusers or kohya; a folder or repository that holds one; or its tensors.
             adapter_name: Name for `set_adapters`, by default `default_0`, `default_1` and so on.
-            weight_name: Name of the file in a folder or repository.
-            scale: Factor of its weights.
-            revision: Of the repository.
+            weight_name: File name in a folder or repository.
+            scale: Factor applied to its weights.
+            revision: Branch, tag or commit of the repository.
             token: Access token of the Hub.
-            cache_dir: Folder of downloads.
-            local_files_only: Download nothing.
+            cache_dir: Download cache.
+            local_files_only: Use cached files only.
 
         Raises:
-            UserError: If the file cannot be read, or a tensor in it does not fit this model.
+            UserError: If the file cannot be read, or a tensor does not fit this model.
         """
         source = pretrained_model_name_or_path_or_dict
         if not isinstance(source, Mapping):
@@ -565,7 +563,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         lora = read_lora(source, scale, networks)
         if lora.base not in (None, self.model_hash):
             logger.warning(
-                f"{lora.ref.name} was trained on the model {lora.base}, and this is "
+                f"{lora.ref.name} was trained on model {lora.base}, but the loaded model is "
                 f"{self.model_hash}."
             )
         self.lora_stack.add(lora, adapter_name, networks if self.loader is None else {})
@@ -575,14 +573,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         adapter_names: str | Sequence[str],
         adapter_weights: float | Sequence[float] | None = None,
     ) -> None:
-        """Use some of the loaded LoRAs, and no others, each at a scale.
+        """Activate some of the loaded LoRAs, each with a scale, and deactivate the others.
 
         Args:
-            adapter_names: One or several.
-            adapter_weights: Scale of all of them, or of each; 1 by default.
+            adapter_names: One or several names.
+            adapter_weights: One scale, or one per name; 1 by default.
 
         Raises:
-            UserError: If a name is unknown, or the numbers of names and scales differ.
+            UserError: If a name is unknown, or the number of scales is wrong.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         given = 1.0 if adapter_weights is None else adapter_weights
@@ -590,31 +588,31 @@ class MagicVideoPipeline(DiffusionPipeline):
         self.lora_stack.activate(names, scales, self._merged_networks())
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """Return the names of the loaded LoRAs that each component has."""
+        """Return the names of the loaded LoRAs by component."""
         return self.lora_stack.names_by_component()
 
     def get_active_adapters(self) -> list[str]:
-        """Return the names of the LoRAs in use, in order."""
+        """Return the names of the active LoRAs, in order."""
         return self.lora_stack.active_names()
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Take some LoRAs out."""
+        """Remove some LoRAs."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self.lora_stack.delete(names, self._merged_networks())
 
     def disable_lora(self) -> None:
-        """Use no LoRA until `enable_lora`."""
+        """Deactivate all LoRAs until `enable_lora`."""
         self.lora_stack.switch(enabled=False, networks=self._merged_networks())
 
     def enable_lora(self) -> None:
-        """Use the LoRAs again that `disable_lora` left out."""
+        """Reactivate the LoRAs that `disable_lora` deactivated."""
         self.lora_stack.switch(enabled=True, networks=self._merged_networks())
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
-        """Keep the LoRAs in use for good: `unload_lora_weights` does not take them out.
+        """Fuse the active LoRAs: `unload_lora_weights` keeps them.
 
         Args:
-            lora_scale: Multiplies their scales.
+            lora_scale: Factor on their scales.
         """
         self.lora_stack.fuse(lora_scale, self._merged_networks())
 
@@ -623,35 +621,35 @@ class MagicVideoPipeline(DiffusionPipeline):
         self.lora_stack.unfuse()
 
     def unload_lora_weights(self) -> None:
-        """Take out all LoRAs but fused ones; weights are as before to the last bit."""
+        """Remove all LoRAs except fused ones; weights are restored bit for bit."""
         self.lora_stack.unload(self._merged_networks())
 
     def _adapted_networks(self) -> dict[str, torch.nn.Module]:
         return {name: getattr(self, name) for name in ADAPTED_COMPONENTS}
 
     def _merged_networks(self) -> dict[str, torch.nn.Module]:
-        """Return the networks whose weights hold the LoRAs: none if every stage loads its own."""
+        """Return the networks with merged LoRAs: none if each stage loads its own weights."""
         return self._adapted_networks() if self.loader is None else {}
 
     # ------------------------------------------------------------------ requests
 
     @property
     def image_condition_models(self) -> tuple[CLIPVisionModelWithProjection, ImageConditioner]:
-        """Return what turns an image into tokens.
+        """Return the networks that turn an image into tokens.
 
         Raises:
-            UserError: If this model has no such networks.
+            UserError: If the model lacks them.
         """
         if self.image_encoder is None or self.image_conditioner is None:
             raise UserError(
-                "This model takes no image, since it has no image encoder; leave the image "
-                "out, or choose a model with one (`magicvideo info` lists what a model has)."
+                "This model accepts no image, because it has no image encoder; omit the image or "
+                "choose a model with one (`magicvideo info` lists the components of a model)."
             )
         return self.image_encoder, self.image_conditioner
 
     @property
     def capabilities(self) -> ModelCapabilities:
-        """Return what this model can do, and does by default."""
+        """Return the model's capabilities and default settings."""
         present = {
             "keyframes": True,
             "interpolation": self.interpolator is not None,
@@ -682,7 +680,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         )
 
     def _default_scheduler(self, defaults: GenerationSettings) -> tuple[str, dict[str, Any]]:
-        """Return the name and the options of the scheduler where a call names none."""
+        """Return the name and options of the default scheduler."""
         trained = self._trained_scheduler
         if self.scheduler is trained and type(trained) is DDIMScheduler:
             return defaults.over(USUAL_DEFAULTS).scheduler or "ddim", {}
@@ -695,10 +693,10 @@ class MagicVideoPipeline(DiffusionPipeline):
         settings: GenerationSettings,
         image: ImageInput | None = None,
     ) -> list[Request]:
-        """Return one complete request for each prompt, and log hints on the prompts.
+        """Return one complete request per prompt, and log hints about the prompts.
 
         Raises:
-            UserError: If a value is out of the model's range.
+            UserError: If the model does not support a value.
         """
         condition, first = self.prepare_image(image, prompts, settings)
         requests = self.capabilities.build_requests(prompts, seeds, settings, condition, first)
@@ -708,19 +706,19 @@ class MagicVideoPipeline(DiffusionPipeline):
     def prepare_image(
         self, image: ImageInput | None, prompts: Sequence[str], settings: GenerationSettings
     ) -> tuple[ImageCondition | None, FirstFrame | None]:
-        """Return an image as what the model takes: a condition, the first frame, or both.
+        """Encode an image as the model expects it: as condition, first frame, or both.
 
-        A model that has learned to continue given frames begins the video with the image. Where a
-        prompt is empty, the image's CLIP embedding also takes the place of the text, if the model
-        has an image encoder. Other models take the embedding alone, as a condition.
+        A model trained with given frames uses the image as the first frame. If a prompt is empty
+        and the model has an image encoder, the image's CLIP embedding also replaces the text. Other
+        models use only the embedding, as a condition.
 
         Args:
-            image: A file or an image, or None for neither.
-            prompts: The texts beside it.
-            settings: They tell the size of the frames.
+            image: A file or an image, or None.
+            prompts: The prompts.
+            settings: Settings with the size of the frames.
 
         Raises:
-            UserError: If the model takes no image, or the file is missing or no image.
+            UserError: If the model accepts no image, or the file is missing or not an image.
         """
         if image is None:
             return None, None
@@ -732,10 +730,10 @@ class MagicVideoPipeline(DiffusionPipeline):
         return condition, self.encode_first_frame(image, settings)
 
     def encode_image(self, image: ImageInput) -> ImageCondition:
-        """Return an image as condition: its CLIP embedding.
+        """Encode an image as a condition: its CLIP embedding.
 
         Raises:
-            UserError: If the model takes no image, or the file is missing or no image.
+            UserError: If the model accepts no image, or the file is missing or not an image.
         """
         self.image_condition_models  # noqa: B018 - refuses before anything is loaded
         with self.load_components("image_encoder"):
@@ -743,12 +741,12 @@ class MagicVideoPipeline(DiffusionPipeline):
             return encode_image_condition(encoder, image, self._execution_device)
 
     def encode_first_frame(self, image: ImageInput, settings: GenerationSettings) -> FirstFrame:
-        """Return an image as first frame: its latents.
+        """Encode an image as the first frame: its latents.
 
-        The image is scaled until it covers the frame, and its centre is cut out.
+        The image is scaled to cover the frame and center-cropped.
 
         Raises:
-            UserError: If the model makes no videos of this size, or the file is missing or no
+            UserError: If the model does not support this size, or the file is missing or not an
                 image.
         """
         height, width = self._key_frame_size(settings)
@@ -808,62 +806,59 @@ class MagicVideoPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         progress: ProgressCallback | None = None,
     ) -> VideoOutput | tuple[Any, list[Video]]:
-        """Make `num_videos_per_prompt` videos for each prompt.
+        """Generate `num_videos_per_prompt` videos for each prompt.
 
-        Videos are made one at a time, so that a seed gives the same video in any batch.
+        Videos are generated one at a time, so a seed gives the same video in any batch.
 
         Args:
-            prompt: Text, or several.
-            negative_prompt: What guidance moves away from; one text, or one for each prompt.
-            image: With a model that has learned to continue given frames, the first frame of the
-                video: scaled until it covers the frame, with the centre cut out. With others an
-                image as condition. In place of the text or beside it.
-            extend: A video file, which the new frames continue; its own frames come first in the
-                result. Needs a model that has learned to continue given frames. Without a prompt
-                and a seed, those that the file records.
-            seconds: Length of the video, in place of `num_frames`; with `extend` of what is added.
-            height: Of the finished video, in pixels; by default what the model was trained for.
-            width: Likewise.
-            num_frames: Key frames, by default as many as the denoiser was trained with. More need
-                a model that has learned to continue given frames. Interpolation inserts new frames
-                between them. With `extend`, the number of those that are added.
-            fps: Key frames per second: the network paces the motion by it.
-            motion: How much moves: 0 is the mean of the training clips, 1 a standard deviation
-                more. Needs a model that was trained with a motion score. By default the motion is
-                left to the model.
-            overlap: Key frames that each part of a long video takes over from the part before it.
+            prompt: One text or several.
+            negative_prompt: Text that guidance moves away from; one, or one per prompt.
+            image: The first frame of the video, with a model trained with given frames; it is
+                scaled to cover the frame and center-cropped. With other models a condition, instead
+                of the text or in addition to it.
+            extend: A video file to continue; the result starts with its frames. Needs a model
+                trained with given frames. Prompt and seed default to those recorded in the file.
+            seconds: Length of the video instead of `num_frames`; with `extend`, of the added part.
+            height: Height of the finished video in pixels, by default as in training.
+            width: Width of the finished video in pixels, by default as in training.
+            num_frames: Number of key frames, by default as in training. More key frames need a
+                model trained with given frames. Interpolation inserts frames between them. With
+                `extend`, the number of added key frames.
+            fps: Key frames per second; a condition of the network.
+            motion: Motion score in standard deviations from the mean of the training clips. Needs a
+                model trained with a motion score. By default the motion is not conditioned.
+            overlap: Key frames that consecutive windows of a long video share.
             num_inference_steps: Diffusion steps of the key frames.
-            guidance_scale: 1 is no guidance.
-            guidance_stop: Fraction of those steps after which guidance ends; 1 guides all of them.
-            num_videos_per_prompt: Videos of each prompt, with a seed each.
-            seed: One for each video, or that of the first, from which the others count up. By
-                default random ones, to be found in the request of each video.
-            generator: The seeds are drawn from it in place of `seed`; or one for each video.
-            latents: Initial noise of the key frames, `b f c h w`, in place of noise by seed.
-            prompt_embeds: Condition in place of `prompt`, `b l d`, as `encode_prompt` returns it.
-            negative_prompt_embeds: Likewise in place of `negative_prompt`.
-            scheduler: `ddim`, `dpm++`, `unipc`, `euler` or `lcm`. By default the one that was
-                assigned to `pipeline.scheduler`, or else the model's own.
-            stages: `keyframes`, and any of `interpolation` and `upscaler` after it; by default all
-                that the model has.
+            guidance_scale: Scale of classifier-free guidance; 1 disables it.
+            guidance_stop: Fraction of these steps that use guidance.
+            num_videos_per_prompt: Number of videos per prompt, each with its own seed.
+            seed: One seed per video, or the first seed, from which the others count up. Random by
+                default; the request of each video records its seed.
+            generator: Generator that draws the seeds, instead of `seed`; or one per video.
+            latents: Initial noise of the key frames, `b f c h w`, instead of noise from the seed.
+            prompt_embeds: Condition instead of `prompt`, `b l d`, as `encode_prompt` returns it.
+            negative_prompt_embeds: Condition instead of `negative_prompt`.
+            scheduler: `ddim`, `dpm++`, `unipc`, `euler` or `lcm`. By default `pipeline.scheduler`.
+            stages: `keyframes`, then any of `interpolation` and `upscaler`; by default all stages
+                of the model.
             interpolation_steps: Diffusion steps of the interpolation.
             upscaler_steps: Diffusion steps of the super-resolution.
             output_type: `pil`, `np`, `pt` or `latent`.
-            return_dict: Return a `VideoOutput`; otherwise the tuple of its fields.
-            callback_on_step_end: Called after each step of the key frames of each video with the
-                pipeline, the step, the timestep and a dict of tensors; what it returns takes their
-                place. It may set `pipeline._interrupt`: the call then ends with this video.
+            return_dict: Return a `VideoOutput`; if False, a tuple of its fields.
+            callback_on_step_end: Called after each diffusion step of the key frames with the
+                pipeline, the step, the timestep and a dict of tensors; it may return replacements.
+                If it sets `pipeline._interrupt`, the call ends with this video.
             callback_on_step_end_tensor_inputs: Names of these tensors. `pred_original_sample` is
-                the present estimate of the clean latents, which `preview` shows; in it are all
-                frames that are sampled together, also given ones.
-            progress: Called with a stage, the steps done in it, from 0 on, and their number; of
-                decoding these are frames. It takes the place of the progress bars.
+                the current estimate of the clean latents, which `preview` decodes. It includes
+                given frames of the window.
+            progress: Called with the stage, the number of finished steps (frames, when decoding)
+                and the total. It replaces the progress bars.
 
         Raises:
             UserError: If a value is out of its range.
         """
         _check_output_type(output_type, _OUTPUT_TYPES)
-        # numpy's numbers and any sequences become plain ones in it
+        # converts NumPy scalars and any sequences
         settings = GenerationSettings.from_values(
             {
                 "height": height,
@@ -930,10 +925,10 @@ class MagicVideoPipeline(DiffusionPipeline):
         return output if return_dict else (output.frames, output.videos)
 
     def _callback_tensors(self, callback: object, tensor_inputs: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the tensors that a callback gets; diffusers' own name theirs.
+        """Return the names of the tensors for a callback; callbacks of diffusers declare theirs.
 
         Raises:
-            UserError: If there is no such tensor.
+            UserError: If a name is unknown.
         """
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback.tensor_inputs
@@ -952,22 +947,22 @@ class MagicVideoPipeline(DiffusionPipeline):
         extend: str | Path | None,
         image: ImageInput | None,
     ) -> tuple[GenerationSettings, ContinuedVideo | None]:
-        """Return settings with the number of key frames, and the video that is continued, if any.
+        """Return settings with the number of key frames, and the video to continue, if any.
 
         Args:
-            settings: What the caller chose.
-            seconds: Length of the video, or of what is added.
+            settings: The caller's settings.
+            seconds: Length of the video, or of the added part.
             extend: A video file to continue.
-            image: How else the video may begin; it is looked at elsewhere.
+            image: The image that the video starts from, which excludes `extend`.
 
         Raises:
-            UserError: If a value is out of the model's range.
+            UserError: If the model does not support a value.
         """
         length = None if seconds is None else float(seconds)
         if extend is not None:
             if image is not None:
                 raise UserError(
-                    "Both an image and a video to extend tell how the video begins; give one."
+                    "Both an image and a video to extend were given; give only one of them."
                 )
             return self.continue_video(Path(extend), settings, length)
         if length is not None:
@@ -978,12 +973,12 @@ class MagicVideoPipeline(DiffusionPipeline):
     def continue_video(
         self, path: Path, settings: GenerationSettings, seconds: float | None = None
     ) -> tuple[GenerationSettings, ContinuedVideo]:
-        """Return a video file as what new frames continue, and complete settings for it.
+        """Read the video to continue and complete the settings for it.
 
         Args:
             path: The video.
-            settings: What the caller chose; `num_frames` is the number of new key frames.
-            seconds: Length of what is added, in place of that number.
+            settings: The caller's settings; `num_frames` is the number of new key frames.
+            seconds: Length of the added part, instead of `num_frames`.
 
         Raises:
             UserError: If the file cannot be read, or the model cannot continue it.
@@ -1058,8 +1053,8 @@ class MagicVideoPipeline(DiffusionPipeline):
         if is_endless:
             if not self.config.max_given_frames:
                 raise UserError(
-                    "This model was trained without given frames, so its videos have an end; give "
-                    "seconds."
+                    "This model was trained without given frames and cannot generate endless "
+                    "videos; give seconds."
                 )
             chosen = replace(chosen, num_frames=MAX_FRAMES // 2)
         chosen, continued = self.plan_length(chosen, seconds, extend, image)
@@ -1083,17 +1078,17 @@ class MagicVideoPipeline(DiffusionPipeline):
         progress: ProgressCallback | None = None,
         chunks: ChunkSizes | None = None,
     ) -> Video:
-        """Make one video: the whole flow.
+        """Generate one video from its request: all stages.
 
-        Between its two halves `latent_checkpoint.write_latents` can keep what the first one made.
+        Between the two calls, `video.write_latents` can store the latents.
 
         Args:
-            request: What to make.
-            progress: Called with a stage, the steps done in it and their number.
-            chunks: What decoder and upscaler process at once, by default `self.chunks`.
+            request: The request.
+            progress: Called with the stage, the number of finished steps and the total.
+            chunks: Chunk sizes of decoder and upscaler, by default `self.chunks`.
 
         Raises:
-            UserError: If the request is for another model, or beyond this one.
+            UserError: If the request is for another model, or the model cannot fulfil it.
         """
         request.check_reproducible()
         latents = self.generate_latents(request, progress)
@@ -1111,23 +1106,22 @@ class MagicVideoPipeline(DiffusionPipeline):
         on_keys: Callable[[Latents], None] | None = None,
         is_endless: bool = False,
     ) -> Iterator[Float[Tensor, "3 h w"]]:
-        """Yield the frames of one video, pixels in [-1, 1], each made when it is asked for.
+        """Yield the frames of one video, pixels in [-1, 1], each generated when requested.
 
-        They are to the last bit those of `generate`. The networks of all stages are in memory.
+        They equal those of `generate` bit for bit. The networks of all stages are in memory.
 
         Args:
-            request: What to make.
-            progress: Called with a stage, the steps done in it and their number; of writing these
-                are frames.
-            chunks: What decoder and upscaler process at once, by default `self.chunks`.
-            inputs: What decides the video beside its request. Of a video that is extended, the new
-                frames alone are yielded.
-            made: Key frames that an earlier attempt has made, whole windows from the first on.
-            on_keys: Called with the key frames of each window that was not there before.
-            is_endless: Make windows without end; the request's number of frames does not count.
+            request: The request.
+            progress: Called with the stage, the number of finished steps and the total.
+            chunks: Chunk sizes of decoder and upscaler, by default `self.chunks`.
+            inputs: Inputs that the request does not hold. When a video is extended, only the new
+                frames are yielded.
+            made: Key frames of an earlier attempt, complete windows from the first one.
+            on_keys: Called with the key frames of each newly sampled window.
+            is_endless: Sample windows without end and ignore the request's number of frames.
 
         Raises:
-            UserError: If the request is for another model, or beyond this one.
+            UserError: If the request is for another model, or the model cannot fulfil it.
         """
         inputs, chunks = inputs or CallInputs(), chunks or self.chunks
         self.capabilities.validate(request)
@@ -1135,14 +1129,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         with self.load_components("text_encoder", "image_conditioner"):
             tokens, negative_tokens = self.encode_condition(request, inputs)
         shown = None if is_endless else progress
-        # all stages at once: what is between them would grow with the video
+        # all stages at once: intermediate results would grow with the length of the video
         with self.load_components("unet", "interpolator", "vae", "upscaler"):
             latents = self._iter_latents(
                 request, tokens, negative_tokens, shown, inputs, made, on_keys, is_endless
             )
             frames = iter_decode(self.vae, rebatch(latents, chunks.decoder_frames))
             if inputs.extend is not None:
-                # what was given was decoded, too, since a video decoder remembers earlier frames
+                # given frames are decoded too, because a video decoder depends on earlier frames
                 given = (inputs.extend.keys.shape[1] - 1) * (request.num_inserted + 1) + 1
                 frames = _skip(frames, given)
             if "upscaler" in request.stages:
@@ -1191,7 +1185,7 @@ class MagicVideoPipeline(DiffusionPipeline):
             if "interpolation" not in request.stages:
                 yield keys[0]
                 continue
-            # the last key frame again: what lies between two windows is interpolated, too
+            # repeat the last key frame, so that the gap between two windows is interpolated too
             joined = keys if last is None else torch.cat([last, keys], dim=1)
             latents = self._interpolate_window(request, window, joined, tokens, None, None)
             yield latents[0, min(window.index, 1) :]
@@ -1204,10 +1198,10 @@ class MagicVideoPipeline(DiffusionPipeline):
         progress: ProgressCallback | None = None,
         inputs: CallInputs | None = None,
     ) -> Latents:
-        """Return the latents of all frames: the first half of the flow.
+        """Sample the latents of all frames: the first half of `generate`.
 
         Raises:
-            UserError: If the request is for another model, or beyond this one.
+            UserError: If the request is for another model, or the model cannot fulfil it.
         """
         inputs = inputs or CallInputs()
         self.capabilities.validate(request)
@@ -1230,11 +1224,11 @@ class MagicVideoPipeline(DiffusionPipeline):
         progress: ProgressCallback | None = None,
         chunks: ChunkSizes | None = None,
     ) -> Video:
-        """Return the video of finished latents: the second half of the flow.
+        """Decode and upscale finished latents: the second half of `generate`.
 
         Raises:
-            UserError: If the latents are of another shape than the request's, a tile is too small
-                for the upscaler, or a number is not finite.
+            UserError: If the latents do not have the request's shape, a tile is too small for the
+                upscaler, or a value is not finite.
         """
         size = self.capabilities.latent_size(request)
         num_frames = request.video_frames
@@ -1261,14 +1255,14 @@ class MagicVideoPipeline(DiffusionPipeline):
         do_classifier_free_guidance: bool = True,
         device: torch.device | str | None = None,
     ) -> tuple[Tokens, Tokens | None]:
-        """Return what `prompt_embeds` and `negative_prompt_embeds` of a call may be.
+        """Encode prompts as `prompt_embeds` and `negative_prompt_embeds` of the call.
 
         Args:
-            prompt: Text, or several.
-            negative_prompt: One text for all, or one for each prompt.
-            num_videos_per_prompt: How often each row is repeated.
-            do_classifier_free_guidance: Whether the negative prompts are encoded, too.
-            device: Where the result goes, by default where the networks are.
+            prompt: One text or several.
+            negative_prompt: One text for all prompts, or one per prompt.
+            num_videos_per_prompt: Repetitions of each row.
+            do_classifier_free_guidance: Whether to encode the negative prompts too.
+            device: Device of the result, by default that of the networks.
         """
         prompts, negatives = _pair_prompts(prompt, negative_prompt, None, None, has_image=True)
         place = torch.device(device) if device is not None else self._execution_device
@@ -1289,10 +1283,10 @@ class MagicVideoPipeline(DiffusionPipeline):
     def encode_condition(
         self, request: Request, inputs: CallInputs | None = None
     ) -> tuple[Tokens, Tokens]:
-        """Return the tokens of the condition, and those that guidance moves away from.
+        """Return the tokens of the condition and of the negative condition.
 
-        An image alone takes the place of the text, as in training. Beside a text its tokens are
-        joined to the text's, and attention weighs them; no training stage has seen such pairs.
+        An image without text replaces the text tokens, as in training. With a text, the tokens of
+        both are concatenated; no training stage uses such pairs.
         """
         inputs = inputs or CallInputs()
         device = self._execution_device
@@ -1301,13 +1295,13 @@ class MagicVideoPipeline(DiffusionPipeline):
             text = self._encode_texts([request.prompt])
         if negative is None:
             guided = request.guidance_scale != 1.0
-            # without guidance it is never looked at, and there may be no text encoder
+            # unused without guidance, and the text encoder may be absent
             negative = self._encode_texts([request.negative_prompt]) if guided else text
         text, negative = text.to(device), negative.to(device)
         if text.shape[-1] != negative.shape[-1] or text.shape[1] != negative.shape[1]:
             raise UserError(
-                f"prompt_embeds have the shape {list(text.shape)} and negative_prompt_embeds "
-                f"{list(negative.shape)}; give both in one shape."
+                f"prompt_embeds has shape {list(text.shape)} and negative_prompt_embeds has shape "
+                f"{list(negative.shape)}; the shapes must be equal."
             )
         if request.image_condition is None:
             return text, negative
@@ -1316,7 +1310,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         width = conditioner.config.embedding_dim
         if len(embedding) != width:
             raise UserError(
-                f"The image's embedding has {len(embedding)} values; this model's have {width}."
+                f"The image embedding has {len(embedding)} values; this model needs {width}."
             )
         image = image_to_condition_tokens(conditioner, embedding[None], text.shape[1])
         if not request.prompt.strip() and inputs.prompt_embeds is None:
@@ -1331,7 +1325,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         progress: ProgressCallback | None = None,
         inputs: CallInputs | None = None,
     ) -> Latents:
-        """Return the latents of the key frames, in single precision like the noise."""
+        """Sample the latents of the key frames, in float32 like the noise."""
         windows = self.iter_keyframes(request, tokens, negative_tokens, progress, inputs)
         return torch.cat(list(windows), dim=1)
 
@@ -1346,18 +1340,19 @@ class MagicVideoPipeline(DiffusionPipeline):
         made: Latents | None = None,
         is_endless: bool = False,
     ) -> Iterator[Latents]:
-        """Yield the latents of the key frames, window by window, each frame once.
+        """Sample the latents of the key frames window by window; each frame is yielded once.
 
-        The last frames of a window are the given frames of the next one, `request.overlap` of them.
-        Directed attention lets the new frames see them as if both had been sampled together.
+        The last `request.overlap` frames of a window are the given frames of the next one. With
+        directed attention, new frames attend to them as if all had been sampled together.
 
         Args:
-            request: What to make.
-            tokens: Condition of the video.
-            negative_tokens: What guidance moves away from.
-            progress: Called with `key frames`, the steps done and their number, of all windows.
-            inputs: What decides the video beside its request.
-            made: Key frames that are there already, whole windows from the first on.
+            request: The request.
+            tokens: Tokens of the condition.
+            negative_tokens: Tokens of the negative condition.
+            progress: Called with `key frames`, the number of finished steps of all windows, and
+                the total.
+            inputs: Inputs that the request does not hold.
+            made: Key frames of an earlier attempt, complete windows from the first one.
             is_endless: Yield windows without end.
         """
         inputs = inputs or CallInputs()
@@ -1394,7 +1389,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         return plan_windows(num_frames, self.capabilities.max_frames, given, request.overlap or 1)
 
     def _given_keys(self, request: Request, inputs: CallInputs) -> GivenFrames | None:
-        """Return the clean latents of the key frames that the video begins with, if any."""
+        """Return the clean latents of the key frames that the video starts with, if any."""
         if inputs.extend is not None:
             return inputs.extend.keys.to(self._execution_device)
         if request.first_frame is None:
@@ -1413,11 +1408,11 @@ class MagicVideoPipeline(DiffusionPipeline):
         inputs: CallInputs,
         on_step: Callable[[int], None] | None,
     ) -> Latents:
-        """Return the new key frames of a window, after its given ones."""
+        """Sample the new key frames of a window, which follow its given ones."""
         device = self._execution_device
         noise = self._window_noise(request, window, inputs).to(device, torch.float32)
         if window.first == window.stop:
-            return noise  # of no frame: the given one is the whole video
+            return noise  # empty: the given frame is the whole video
         scheduler = self.scheduler_for("keyframes", request)
         unet: VideoUNet | FlowMapUNet = self.unet
         if isinstance(scheduler, FlowMapScheduler):
@@ -1454,18 +1449,18 @@ class MagicVideoPipeline(DiffusionPipeline):
     def _window_noise(self, request: Request, window: Window, inputs: CallInputs) -> Latents:
         """Return the noise of a window's new key frames.
 
-        Training draws the noise of all frames of a clip together and then replaces given frames by
-        clean ones. So what is left has the same stationary covariance as any run of frames, and
-        does not depend on given frames: their noise is nowhere in the input. Therefore each window
-        draws anew, with that covariance, whatever the noise of the frames before it was.
+        Training draws correlated noise for all frames of a clip and then replaces given frames by
+        clean ones, so their noise is not in the input. The noise of the remaining frames has the
+        same stationary covariance as that of any consecutive frames. Each window therefore draws
+        independent noise with this covariance.
         """
         rows, columns = self.capabilities.latent_size(request)
         frame = (self.unet.config.in_channels, rows, columns)
         if inputs.latents is not None:
             _check_latents(inputs.latents, (1, request.num_frames, *frame))
             return inputs.latents[:, window.first : window.stop]
-        # the first window draws for a given first frame, too, so that it has the noise of the
-        # same video without it
+        # the first window also draws noise for a given first frame, so that its other frames have
+        # the same noise as without a given frame
         given = window.num_given if window.index == 0 and inputs.extend is None else 0
         noise = initial_latent_noise(
             request.seed,
@@ -1477,17 +1472,17 @@ class MagicVideoPipeline(DiffusionPipeline):
         return noise[:, given:]
 
     def scheduler_for(self, stage: str, request: Request | None = None) -> Scheduler:
-        """Return a fresh scheduler for a stage.
+        """Return a new scheduler for a stage.
 
         Args:
             stage: `keyframes`, `interpolation` or `upscaler`.
-            request: Names the scheduler; without one it is the default.
+            request: Request with the scheduler's name; None for the default scheduler.
         """
         capabilities = self.capabilities
         name = request.scheduler if request else capabilities.default("scheduler")
         options = request.scheduler_options if request else capabilities.scheduler_options
-        # LCM adds fresh noise at every step; the stages that follow the key frames must not flicker
-        # and a flow map is one of key frames
+        # LCM adds new noise at every step, which would flicker in the stages after the key frames;
+        # flow maps are only distilled for key frames
         if name is None or (name in ("lcm", FLOW_MAP) and stage != "keyframes"):
             name, options = "ddim", {}
         if stage != "upscaler":
@@ -1505,7 +1500,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         latents: Latents,
         estimate: Latents,
     ) -> Latents | None:
-        """Return the latents after a callback, or None if it interrupts the call."""
+        """Return the latents after a callback, or None if it interrupted the call."""
         assert inputs.callback is not None
         self._num_timesteps = guided.num_steps
         now = {
@@ -1539,12 +1534,12 @@ class MagicVideoPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b all c h w"]:
         """Return the latents of all frames, the key frames among them unchanged.
 
-        The network's view of the key frames is noised up to `noise_level`, by default the model's
-        own. Of a long video, the gaps are batched by the windows of the key frames.
+        The network's input key frames are noised up to `noise_level`, by default the model's own.
+        In a long video, gaps are batched by window.
         """
         steps = request.interpolation_steps
         longest = self.capabilities.max_frames
-        # given frames at the start of the first window are part of it, so it begins at 0
+        # given first frames are part of the first window, so it starts at 0
         windows = list(plan_windows(keys.shape[1], longest, 0, request.overlap or 1))
         on_step = _count_steps(progress, "interpolation", len(windows) * steps)
         parts = []
@@ -1565,7 +1560,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         noise_level: int | None,
         on_step: Callable[[int], None] | None,
     ) -> Float[Tensor, "b all c h w"]:
-        """Return the latents of some key frames of a video and of the frames between them."""
+        """Interpolate between some key frames; return the latents of both."""
         assert self.interpolator is not None
         if noise_level is None:
             noise_level = self.config.interpolation_noise_level
@@ -1589,7 +1584,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         progress: ProgressCallback | None = None,
         chunks: ChunkSizes | None = None,
     ) -> Frames:
-        """Return the frames of latents."""
+        """Decode latents to frames."""
         on_chunk = None if progress is None else partial(progress, "decoding")
         return decode_latents(self.vae, latents, (chunks or self.chunks).decoder_frames, on_chunk)
 
@@ -1600,7 +1595,7 @@ class MagicVideoPipeline(DiffusionPipeline):
         progress: ProgressCallback | None = None,
         chunks: ChunkSizes | None = None,
     ) -> Float[Tensor, "b f 3 tall wide"]:
-        """Return large frames."""
+        """Upscale frames."""
         assert self.upscaler is not None
         chunks = chunks or self.chunks
         return upscale_frames(
@@ -1618,11 +1613,11 @@ class MagicVideoPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------ previews
 
     def preview(self, latents: Latents) -> Frames:
-        """Return small frames of latents, pixels in [-1, 1], by a linear map.
+        """Map latents to small frames, pixels in [-1, 1], without the decoder.
 
-        A model folder may hold the map, fitted to real frames. Otherwise it is fitted to the
-        decoder at the first call, which takes as long as decoding some 50 frames. A callback gets
-        suitable latents as `pred_original_sample`.
+        The linear map is loaded from the model folder, or fitted to the decoder at the first call,
+        which takes as long as decoding about 50 frames. A callback gets suitable latents as
+        `pred_original_sample`.
         """
         if self.latent_preview is None:
             with self.load_components("vae"):
@@ -1631,7 +1626,7 @@ class MagicVideoPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def fit_preview(self, frames: Frames) -> None:
-        """Fit the map of `preview` to frames of real clips; `save_pretrained` keeps it.
+        """Fit the linear map of `preview` to frames of real clips; `save_pretrained` stores it.
 
         Args:
             frames: Pixels in [-1, 1], at the size of key frames.
@@ -1643,26 +1638,26 @@ class MagicVideoPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Return the guidance scale of the running or last video; a callback may change it."""
+        """Return the guidance scale of the current or last video; a callback may change it."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Return whether the running or last video is guided."""
+        """Return whether the current or last video uses guidance."""
         return self._guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
-        """Return the number of diffusion steps of the running or last video."""
+        """Return the number of diffusion steps of the current or last video."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Return whether a callback has interrupted the call."""
+        """Return whether a callback interrupted the call."""
         return self._interrupt
 
     def _show_progress(self) -> ProgressCallback:
-        """Return what draws a progress bar for each stage."""
+        """Return a callback that shows one progress bar per stage."""
         bars: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -1684,20 +1679,20 @@ def _pair_prompts(
     *,
     has_image: bool,
 ) -> tuple[list[str], list[str]]:
-    """Return one prompt and one negative prompt for each row of the batch.
+    """Return one prompt and one negative prompt per row of the batch.
 
     Raises:
-        UserError: If text and embeddings are both given, none is, or their numbers differ.
+        UserError: If both text and embeddings are given, or neither, or their numbers differ.
     """
     for name, text, embeds in (
         ("prompt", prompt, prompt_embeds),
         ("negative_prompt", negative_prompt, negative_prompt_embeds),
     ):
         if text and embeds is not None:
-            raise UserError(f"Both {name} and {name}_embeds are given; leave one of them out.")
+            raise UserError(f"Both {name} and {name}_embeds were given; give only one of them.")
         if embeds is not None and embeds.ndim != 3:
             raise UserError(
-                f"{name}_embeds have the shape {list(embeds.shape)}; give batch, tokens, width."
+                f"{name}_embeds has shape {list(embeds.shape)}; it must have 3 axes, b l d."
             )
     if prompt_embeds is not None:
         prompts = [""] * len(prompt_embeds)
@@ -1706,7 +1701,7 @@ def _pair_prompts(
         if prompt is None and has_image:
             prompts = [""]
         if not prompts:
-            raise UserError("There is no prompt; say what the video should show.")
+            raise UserError("No prompt was given; describe what the video should show.")
     count = len(prompts)
     if negative_prompt_embeds is not None:
         negatives = [""] * len(negative_prompt_embeds)
@@ -1719,7 +1714,7 @@ def _pair_prompts(
     if len(negatives) != count:
         raise UserError(
             f"{len(negatives)} negative prompts were given for {count} prompts; give one, or one "
-            "for each."
+            "per prompt."
         )
     return prompts, negatives
 
@@ -1729,19 +1724,19 @@ def _draw_seeds(
     seed: SupportsIndex | Iterable[SupportsIndex] | None,
     count: int,
 ) -> list[int]:
-    """Return the seed of each video, drawn from generators where they are given.
+    """Return the seed of each video, drawn from the generators if given.
 
-    A seed is what a file can hold, so a video that was made with a generator can be made again.
+    The file records the seed, so a video made with a generator can be reproduced.
     """
     if generator is None:
         return resolve_seeds(seed, count)
     if seed is not None:
-        raise UserError("Both seed and generator are given; leave one of them out.")
+        raise UserError("Both seed and generator were given; give only one of them.")
     generators = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != count:
         raise UserError(
-            f"{len(generators)} generators were given for {count} videos; give one, or one for "
-            "each."
+            f"{len(generators)} generators were given for {count} videos; give one, or one per "
+            "video."
         )
     return [
         int(torch.randint(0, 2**32, (), generator=one, device=one.device)) for one in generators
@@ -1750,9 +1745,7 @@ def _draw_seeds(
 
 def _check_output_type(output_type: str, allowed: Sequence[str]) -> None:
     if output_type not in allowed:
-        raise UserError(
-            f"The output type {output_type!r} is not known; choose {', '.join(allowed)}."
-        )
+        raise UserError(f"Unknown output type {output_type!r}; choose one of {', '.join(allowed)}.")
 
 
 def _check_count(latents: Latents | None, count: int) -> None:
@@ -1770,15 +1763,15 @@ def _check_latents(latents: Tensor, expected: tuple[int, ...]) -> None:
     one, frames, channels, *rest = expected
     advice = ""
     if tuple(latents.shape) == (one, channels, frames, *rest):
-        advice = "; their axes are b c f h w here, give b f c h w: latents.transpose(1, 2)"
+        advice = "; the axis order seems to be b c f h w, so pass latents.transpose(1, 2)"
     raise UserError(
-        f"The latents of a video have the shape {list(latents.shape)[1:]}; {list(expected)[1:]} is "
-        f"asked for{advice}."
+        f"The latents of a video have shape {list(latents.shape)[1:]}; the expected shape is "
+        f"{list(expected)[1:]}{advice}."
     )
 
 
 def _to_output(made: Sequence[Video | Latents], output_type: str) -> VideoOutput:
-    """Return what a call has made as its output."""
+    """Convert the videos or latents of a call to its output."""
     if output_type != "latent":
         videos = [video for video in made if isinstance(video, Video)]
         return VideoOutput(frames=_postprocess(videos, output_type), videos=videos)
@@ -1789,7 +1782,7 @@ def _to_output(made: Sequence[Video | Latents], output_type: str) -> VideoOutput
 
 
 def _convert_frame(frame: Float[Tensor, "3 h w"], output_type: str) -> Any:  # noqa: ANN401
-    """Return one frame, pixels in [-1, 1], as an output type has it."""
+    """Convert one frame, pixels in [-1, 1], to an output type."""
     return VideoProcessor().postprocess(frame[None], output_type=output_type)[0]
 
 
@@ -1810,14 +1803,14 @@ def _postprocess(videos: Sequence[Video], output_type: str) -> Any:  # noqa: ANN
 
 
 def _are_alike(videos: Sequence[Video]) -> bool:
-    """Return whether all videos have one shape; an interrupted one has fewer frames."""
+    """Return whether all videos have the same shape; an interrupted one has fewer frames."""
     return len({video.frames.shape for video in videos}) == 1
 
 
 def rebatch(
     parts: Iterable[Float[Tensor, "_ c h w"]], size: int
 ) -> Iterator[Float[Tensor, "_ c h w"]]:
-    """Yield the same frames in order, `size` at a time; the last batch may have fewer."""
+    """Yield the frames in batches of `size`; the last batch may be smaller."""
     waiting: list[Tensor] = []
     for part in parts:
         waiting = list(torch.split(torch.cat([*waiting, part]), size))
@@ -1829,7 +1822,7 @@ def rebatch(
 def _skip(
     parts: Iterable[Float[Tensor, "_ c h w"]], count: int
 ) -> Iterator[Float[Tensor, "_ c h w"]]:
-    """Yield the same frames in order but for the first `count`."""
+    """Yield the frames without the first `count`."""
     for part in parts:
         if count < len(part):
             yield part[count:]
