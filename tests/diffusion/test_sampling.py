@@ -173,5 +173,7 @@ def test_dpm_is_of_second_order():
 
 
 def test_names_the_samplers_that_there_are():
-    with pytest.raises(UserError, match=r"'heun' is not known; choose one of ddim, dpm\+\+, unipc"):
+    with pytest.raises(
+        UserError, match=r"Unknown sampler 'heun'; choose one of ddim, dpm\+\+, unipc"
+    ):
         make_scheduler(stored(), "heun")

@@ -215,7 +215,7 @@ def test_comes_back_from_a_folder_with_its_scale(tmp_path):
     ("changes", "message"),
     [
         ({"patch_size": 7}, "patch_size=7 is odd"),
-        ({"noise_std": 0.0}, "noise_std=0.0 is not above zero"),
+        ({"noise_std": 0.0}, "noise_std=0.0 must be above zero"),
     ],
 )
 def test_names_the_settings_that_do_not_fit(changes, message):

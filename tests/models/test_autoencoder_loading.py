@@ -66,11 +66,11 @@ def test_a_model_folder_may_hold_all_of_them():
 def test_another_folder_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="holds no autoencoder: its config"):
+    with pytest.raises(UserError, match="is not an autoencoder: _class_name"):
         load_autoencoder(tmp_path)
 
 
 @pytest.mark.parametrize("settings", [{}, {"_class_name": "VideoUNet"}])
 def test_settings_of_another_class_are_refused(settings):
-    with pytest.raises(UserError, match=r"must name one of the classes .+ they name"):
+    with pytest.raises(UserError, match=r"_class_name of an autoencoder is .+ it must be one of"):
         autoencoder_from_config_meta(settings)

@@ -261,7 +261,7 @@ def test_numbers_hold_for_the_whole_batch(unet):
         ({"sample": lambda x: x[:, :, :2]}, r"axis 2 must have in_channels=3$"),
         ({"timestep": lambda x: x.repeat(2)}, r"timestep has the shape \(4,\)"),
         ({"fps": lambda x: x.repeat(2, 1)}, r"fps has the shape \(2, 2\)"),
-        ({"encoder_hidden_states": lambda x: x[:1]}, "conditions of 1 videos and sample 2"),
+        ({"encoder_hidden_states": lambda x: x[:1]}, "has 1 conditions and sample has 2"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

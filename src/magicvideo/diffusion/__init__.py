@@ -1,1 +1,1 @@
-"""Noise, loss and sampling, as functions of tensors and callables, without networks."""
+"""Noise, loss and sampling, as functions of tensors and callables; no networks."""

@@ -1,9 +1,10 @@
-"""Flow maps: networks that lead from one noise level to another in a single evaluation.
+"""Flow maps: networks that map one noise level to another in a single evaluation.
 
-The deterministic sampler of a diffusion model follows an ordinary differential equation. A flow map
-is its solution: it leads from a point at time t to the point at time r of the same trajectory. It
-is distilled from the model that gives the equation's direction, by central differences, which need
-neither Jacobian products nor a discriminator (docs/paper_map.md has the equations).
+The deterministic sampler of a diffusion model solves an ordinary differential equation. A flow map
+is its solution: it maps the point at time t of a trajectory to the point at time r. It is distilled
+from the model whose predictions define the equation. The training target uses central differences,
+which need neither Jacobian-vector products nor a discriminator (docs/paper_map.md has the
+equations).
 """
 
 import inspect
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from magicvideo.shapes import Latents
 
-# (points, time `b`) to the direction of the trajectories there
+# (points, time `b`) to the velocity dy/dt of the trajectories through the points
 Direction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-# (points, time `b`, target time `b`) to the mean direction between both times
+# (points, time `b`, target time `b`) to the mean velocity between both times
 MeanDirection: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-_LEAST_ALPHA = 1e-3  # noise prediction says nothing of the data where they are absent
+_LEAST_ALPHA = 1e-3  # at alpha = 0 a predicted noise carries no information about the data
 
 
 class LinearPath:
@@ -31,14 +32,16 @@ class LinearPath:
 
     A noisy latent z = alpha x + sigma e, divided by alpha + sigma, is y = (1 - t) x + t e with the
     time t = sigma / (alpha + sigma), from 0 for data to 1 for noise. Along the line the velocity is
-    e - x. Diffusion steps, which networks are conditioned on, are real numbers here, from -1 for
-    data to the last one.
+    e - x. Diffusion steps, which condition the networks, are real numbers here, from -1 for data to
+    the last step.
 
     Args:
-        scheduler: The diffusion process, with what its network predicts.
+        scheduler: The diffusion process, with its prediction type.
     """
 
     def __init__(self, scheduler: "DDIMScheduler | FlowMapScheduler") -> None:
+        # alpha = cos(angle) and sigma = sin(angle); angle 0, clean data, is prepended as step -1.
+        # Interpolating angles keeps alpha^2 + sigma^2 = 1 between two steps.
         kept = scheduler.alphas_cumprod.double()
         angle = torch.atan2((1 - kept).sqrt(), kept.sqrt())
         self._angles = torch.cat([angle.new_zeros(1), angle])
@@ -46,12 +49,14 @@ class LinearPath:
 
     @property
     def last(self) -> Float[Tensor, ""]:
-        """Return the time of the last diffusion step: 1 with zero terminal SNR."""
+        """Return the time of the last diffusion step; 1 with zero terminal SNR."""
         angle = self._angles[-1]
+        # t = sigma / (alpha + sigma)
         return (angle.sin() / (angle.sin() + angle.cos())).float()
 
     def time_at(self, step: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the time of diffusion steps."""
+        # index 0 of the angles is step -1; steps between two integers are interpolated
         position = (step.double() + 1).clamp(0, len(self._angles) - 1)
         angles = self._angles.to(step.device)
         below = position.floor().long().clamp(max=len(angles) - 2)
@@ -59,26 +64,28 @@ class LinearPath:
         return (angle.sin() / (angle.sin() + angle.cos())).float()
 
     def step_at(self, time: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the diffusion step of times."""
+        """Return the diffusion step of times, the inverse of `time_at`."""
         angles = self._angles.to(time.device)
+        # sigma / alpha = t / (1 - t)
         angle = torch.atan2(time.double(), 1 - time.double()).clamp(max=angles[-1])
         above = torch.searchsorted(angles, angle).clamp(1, len(angles) - 1)
         low, high = angles[above - 1], angles[above]
         return (above - 2 + (angle - low) / (high - low)).float()
 
     def scale(self, time: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return alpha + sigma, by which a point of the line is multiplied for the network."""
+        """Return alpha + sigma, the factor from points on the line to the network's input."""
+        # alpha = (1 - t)(alpha + sigma), sigma = t (alpha + sigma) and alpha^2 + sigma^2 = 1
         return (time.square() + (1 - time).square()).rsqrt()
 
     def velocity(self, prediction: Latents, points: Latents, time: Float[Tensor, "b"]) -> Latents:
-        """Return the velocity e - x that a network's prediction means.
+        """Convert a network's prediction to the velocity e - x.
 
-        For v = alpha e - sigma x it is (sigma - alpha) z + (alpha + sigma) v, with z the network's
-        input; a predicted noise e is first v = (e - sigma z) / alpha.
+        With v = alpha e - sigma x and the network's input z, it is (sigma - alpha) z + (alpha +
+        sigma) v. A predicted noise e is first converted to v = (e - sigma z) / alpha.
 
         Args:
-            prediction: Noise or v, as the network predicts.
-            points: On the lines, not scaled for the network.
+            prediction: Predicted noise or v.
+            points: Points on the lines, not scaled for the network.
             time: Of each video.
         """
         alpha, sigma, scale = self._coefficients(time, points)
@@ -87,7 +94,7 @@ class LinearPath:
         return (sigma - alpha) * noisy + scale * (v if self.predicts_noise else prediction)
 
     def prediction(self, velocity: Latents, points: Latents, time: Float[Tensor, "b"]) -> Latents:
-        """Return the network's prediction that means a velocity, the inverse of `velocity`."""
+        """Convert a velocity to the network's prediction, the inverse of `velocity`."""
         alpha, sigma, scale = self._coefficients(time, points)
         noisy = points * scale
         v = (velocity - (sigma - alpha) * noisy) / scale
@@ -111,26 +118,27 @@ def flow_map_target(
     difference: float,
     last: Float[Tensor, ""] | float = 1.0,
 ) -> Float[Tensor, "b ..."]:
-    """Return what the mean direction between two times must be, by what it is close by.
+    """Return the training target of the mean velocity between two times.
 
-    With u(y, t, r) the mean direction, the flow map is y - (t - r) u. That it does not change when
-    y moves along its own trajectory gives u = v - (t - r) du/dt (Geng et al., 2505.13447), with v
-    the direction at t. The total derivative is the difference of u at two close points of that
-    trajectory, taken on both sides where the time has room for it.
+    With u(y, t, r) the mean velocity, the flow map is y - (t - r) u. It is constant along the
+    trajectory of y, which gives u = v - (t - r) du/dt (Geng et al., 2505.13447, equation 6), with v
+    the velocity at t. The total derivative is approximated by the central difference of u at two
+    close points of the trajectory, one-sided at the ends of the time interval.
 
     Args:
-        mean_direction: u, the network that learns.
-        points: y, of which the first axis is that of the videos.
+        mean_direction: u, the student network.
+        points: y; the first axis is the video.
         direction: v at these points.
         time: t of each video.
-        target_time: r of each video, at most t. Where both are equal the result is v.
-        difference: Distance in time of the close points.
-        last: The last time.
+        target_time: r of each video, at most t. Where both are equal, the result is v.
+        difference: Step of the central difference, in time.
+        last: Time of the last diffusion step.
     """
     later = torch.minimum(time + difference, torch.as_tensor(last).to(time))
     earlier = (time - difference).clamp(min=0)
 
     def at(moment: Tensor) -> Tensor:
+        # y moves along the tangent of its trajectory, which has the error O(difference^2)
         moved = points + _expand(moment - time, points) * direction
         return mean_direction(moved, moment, target_time)
 
@@ -143,18 +151,18 @@ def _expand(values: Float[Tensor, "b"], like: Tensor) -> Tensor:
 
 
 class FlowMapScheduler(SchedulerMixin, ConfigMixin):
-    """Steps of a flow map: z at one diffusion step to z at the next, exact for a perfect network.
+    """Scheduler of a flow map: maps z at one diffusion step to z at the next.
 
-    It has the interface of diffusers' schedulers. The network is conditioned on the target of each
-    step, too (`target_of`).
+    A step has no discretization error. The interface is that of diffusers' schedulers, but the
+    network is also conditioned on the target of each step (`target_of`).
 
     Args:
         num_train_timesteps: Diffusion steps of the process.
-        beta_start: As in `DDIMScheduler`, and so are the following.
-        beta_end: As there.
-        beta_schedule: As there.
-        prediction_type: As there.
-        rescale_betas_zero_snr: As there.
+        beta_start: As in `DDIMScheduler`, like all following arguments.
+        beta_end: Last beta.
+        beta_schedule: Schedule of the betas.
+        prediction_type: Prediction type of the network.
+        rescale_betas_zero_snr: Whether the last step has zero SNR.
     """
 
     order = 1
@@ -184,7 +192,7 @@ class FlowMapScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def of_process(cls, config: Mapping[str, Any]) -> "FlowMapScheduler":
-        """Return the scheduler for the diffusion process of another scheduler's configuration."""
+        """Build the scheduler from the configuration of another scheduler of the same process."""
         names = inspect.signature(cls.__init__).parameters
         return cls(**{name: value for name, value in config.items() if name in names})
 
@@ -195,11 +203,11 @@ class FlowMapScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = (spaced.round().long() - 1).to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | int | None = None) -> Tensor:  # noqa: ARG002
-        """Return the sample as it is."""
+        """Return the sample unchanged."""
         return sample
 
     def target_of(self, timestep: Tensor | int) -> int:
-        """Return the diffusion step that a step of these leads to, -1 for clean latents."""
+        """Return the target of a step of `timesteps`: the next one, or -1 for clean latents."""
         steps = self.timesteps.tolist()
         place = steps.index(int(timestep)) + 1
         return int(steps[place]) if place < len(steps) else -1
@@ -211,7 +219,7 @@ class FlowMapScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         return_dict: bool = False,  # noqa: ARG002 - diffusers' schedulers have it
     ) -> tuple[Tensor]:
-        """Return the sample at the target of a step, as a tuple of one.
+        """Return the sample at the target of a step, in a tuple.
 
         Args:
             model_output: The network's prediction, conditioned on the step and its target.
@@ -225,5 +233,6 @@ class FlowMapScheduler(SchedulerMixin, ConfigMixin):
         )
         points = sample / _expand(self.path.scale(time), sample)
         velocity = self.path.velocity(model_output, points, time)
+        # the flow map: y_r = y_t - (t - r) u(y_t, t, r)
         moved = points - _expand(time - target, sample) * velocity
         return (moved * _expand(self.path.scale(target), sample),)

@@ -1,4 +1,4 @@
-"""Noise that depends on the video, not on the batch in which it is generated."""
+"""Noise that is a function of the video's seed and independent of the batch."""
 
 import hashlib
 
@@ -11,15 +11,15 @@ from magicvideo.shapes import Latents
 
 
 def seeded_generator(*parts: int | str) -> torch.Generator:
-    """Return a generator on the CPU whose stream is a pure function of `parts`."""
+    """Return a CPU generator seeded by a hash of `parts`."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def per_sample_generators(first: int, count: int, *parts: int | str) -> StackedGenerator:
-    """Return the draws of `count` samples from position `first` on of an endless order.
+    """Return generators for `count` samples at positions from `first` in an endless order.
 
-    The numbers of a sample are a pure function of `parts` and its position, so they are the same
+    The random numbers of a sample are a function of `parts` and its position, so they are the same
     in every process and batch.
     """
     return StackedGenerator(
@@ -35,29 +35,30 @@ def correlated_noise(
 ) -> Latents:
     """Return standard normal noise for videos, correlated over their frames.
 
-    The noise of two frames that lie k apart has the correlation c + (1 - c) a^k, with c the
-    `noise_correlation` and a the `noise_decay`. Both 0 is the paper's independent noise. A part c
-    of the variance that all frames share leaves motion, and not identity, for the temporal
-    attention to learn (mixed noise of Ge et al., 2305.10474, section 4.1). The rest decays over
-    time, as the latents of real clips do: then slow motion has as large a part of the noise as of
-    the data, and is not hidden below it.
+    The noise of two frames at distance k has correlation c + (1 - c) a^k, with c =
+    `noise_correlation` and a = `noise_decay`. With both 0 it is the paper's independent noise. If
+    all frames share the fraction c of the variance, temporal attention need not learn identity and
+    can learn motion (mixed noise of Ge et al., 2305.10474, section 4.1). The correlation of the
+    rest decays over time like that of latents of real clips, so the noise has the same share of
+    slow motion as the data.
 
-    Frames are drawn in order (an autoregressive process), so a longer video of the same seed and
-    length of frames begins with the same covariance, whatever its length.
+    The process is autoregressive and stationary, so the covariance of frames does not depend on the
+    length of the video.
 
     Args:
-        shape: Of the latents, `b f c h w`.
-        generator: What the noise is drawn from.
-        noise_correlation: Fraction of the variance that all frames of a video share, from 0 to 1.
-        noise_decay: Correlation of the remaining noise of adjacent frames, from 0 up to below 1.
+        shape: Shape of the latents, `b f c h w`.
+        generator: Source of the random numbers.
+        noise_correlation: Fraction of the variance shared by all frames of a video, in [0, 1].
+        noise_decay: Correlation of the remaining noise between adjacent frames, in [0, 1).
     """
     noise = generator.normal(shape)
     if noise_decay:
-        # x_i = a x_{i-1} + sqrt(1 - a^2) n_i keeps unit variance and has the correlation a^k
+        # AR(1) process: x_i = a x_{i-1} + sqrt(1 - a^2) n_i has unit variance and correlation a^k
         for i in range(1, shape[1]):
             noise[:, i].mul_((1 - noise_decay**2) ** 0.5).add_(noise[:, i - 1], alpha=noise_decay)
     if noise_correlation == 0.0:
         return noise
+    # sqrt(1 - c) x_i + sqrt(c) x_common has unit variance
     common = generator.normal((shape[0], 1, *shape[2:]))
     return noise.mul_((1 - noise_correlation) ** 0.5).add_(common, alpha=noise_correlation**0.5)
 
@@ -65,15 +66,15 @@ def correlated_noise(
 def noise_covariance(
     num_frames: int, noise_correlation: float, noise_decay: float
 ) -> Float[Tensor, "f f"]:
-    """Return the covariance over frames of `correlated_noise`, in double precision."""
+    """Return the covariance matrix of `correlated_noise` over frames, in float64."""
     frame = torch.arange(num_frames, dtype=torch.float64)
     apart = (frame[:, None] - frame).abs()
-    # 0 ** 0 is 1: without decay the remaining noise is independent
+    # 0 ** 0 = 1, so with decay 0 the remaining noise is independent
     return noise_correlation + (1 - noise_correlation) * noise_decay**apart
 
 
 def window_parts(window: int) -> tuple[int | str, ...]:
-    """Return what a window of a long video adds to the parts of a seed; the first adds nothing."""
+    """Return the seed parts of a window of a long video; none for the first window."""
     return ("window", window) if window else ()
 
 
@@ -87,11 +88,11 @@ def initial_latent_noise(
     """Return the noise of one video, the same on every machine for the same seed.
 
     Args:
-        seed: The video's.
-        shape: Of its latents, `f c h w`.
+        seed: Seed of the video.
+        shape: Shape of its latents, `f c h w`.
         noise_correlation: As for `correlated_noise`.
         noise_decay: As for `correlated_noise`.
-        window: Which window of a long video it is for; each has noise of its own.
+        window: Index of the window in a long video; each window has different noise.
 
     Returns:
         Noise, `1 f c h w`.

@@ -1,4 +1,4 @@
-"""From noise to latents: the loop over diffusion steps, with classifier-free guidance."""
+"""Sampling: the denoising loop with classifier-free guidance."""
 
 import inspect
 import itertools
@@ -21,9 +21,9 @@ from magicvideo.shapes import Latents, Tokens
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 SamplerName: TypeAlias = Literal["ddim", "dpm++", "unipc", "euler", "lcm", "flow_map"]
 FLOW_MAP = "flow_map"
-"""The scheduler of distilled networks, the one that is not diffusers'."""
+"""The scheduler of distilled networks, defined in this package; the others are diffusers'."""
 Scheduler: TypeAlias = SchedulerMixin
-# by name, since some import scipy, which takes its time
+# by name, because importing some of them imports scipy, which is slow
 SCHEDULERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
@@ -37,23 +37,23 @@ _ALGORITHM = {"dpm++": {"algorithm_type": "dpmsolver++"}}
 def make_scheduler(
     config: Mapping[str, Any], sampler: str, options: Mapping[str, Any] | None = None
 ) -> Scheduler:
-    """Return diffusers' scheduler for a model's stored scheduler configuration.
+    """Build a scheduler from a model's stored scheduler configuration.
 
     Args:
-        config: Configuration of the scheduler that the model was trained with.
-        sampler: `ddim` (the paper's kind, deterministic), `dpm++` (DPM-Solver++, second order),
+        config: Configuration of the model's training scheduler.
+        sampler: `ddim` (deterministic, as in the paper), `dpm++` (DPM-Solver++, second order),
             `unipc`, `euler`, `lcm` (stochastic, for few steps), or `flow_map` (for distilled
-            networks alone, which no other fits).
-        options: Configuration values in place of those that follow from `config`.
+            networks, which need it).
+        options: Configuration values that replace those of `config`.
 
     Raises:
-        UserError: If the sampler has another name.
+        UserError: If the sampler is unknown.
     """
     if sampler == FLOW_MAP:
         return FlowMapScheduler.of_process(config)
     if sampler not in SCHEDULERS:
         known = ", ".join((*SCHEDULERS, FLOW_MAP))
-        raise UserError(f"The sampler {sampler!r} is not known; choose one of {known}.")
+        raise UserError(f"Unknown sampler {sampler!r}; choose one of {known}.")
     values = {**_ALGORITHM.get(sampler, {}), **(options or {})}
     kind = getattr(diffusers, SCHEDULERS[sampler])
     scheduler: Scheduler = kind.from_config(dict(config), **values)
@@ -61,14 +61,14 @@ def make_scheduler(
 
 
 def describe_scheduler(scheduler: object, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return name and options by which `make_scheduler` makes a scheduler again.
+    """Return the name and options with which `make_scheduler` recreates a scheduler.
 
     Args:
-        scheduler: One of diffusers'.
-        config: Configuration of the scheduler that the model was trained with.
+        scheduler: A scheduler of diffusers.
+        config: Configuration of the model's training scheduler.
 
     Raises:
-        UserError: If it is of another class than those of `SCHEDULERS`.
+        UserError: If its class is not in `SCHEDULERS`.
     """
     names = [name for name, kind in SCHEDULERS.items() if type(scheduler).__name__ == kind]
     if not names:
@@ -89,20 +89,20 @@ def describe_scheduler(scheduler: object, config: Mapping[str, Any]) -> tuple[st
 
 @dataclass
 class GuidedDenoiser:
-    """A denoiser with classifier-free guidance; its fields may change between steps.
+    """A denoiser with classifier-free guidance; callbacks may change its fields between steps.
 
-    Source: Ho and Salimans, 2207.12598: the prediction is moved away from what the negative tokens
-    give, e = e_neg + s (e_pos - e_neg).
+    Source: Ho and Salimans, 2207.12598, equation 6, with a negative instead of an empty condition:
+    e = e_neg + s (e_pos - e_neg).
 
     Attributes:
         denoise: Maps (noisy latents, timestep `b`, tokens, fps) to its prediction.
         tokens: Condition of each video.
-        negative_tokens: What to move away from, usually the empty prompt; the shape of `tokens`.
+        negative_tokens: Negative condition, usually the empty prompt, in the shape of `tokens`.
         fps: Frame rate of each video.
-        guidance_scale: s; 1 is the plain conditional model.
-        guidance_stop: Fraction of the steps after which guidance ends. The last ones settle what
-            is nearly clean; there the plain model does as well and costs half (Kynkäänniemi et
-            al., 2404.07724).
+        guidance_scale: s; 1 disables guidance.
+        guidance_stop: Fraction of the steps that use guidance. At the last steps, with little
+            noise, guidance has little effect and doubles the cost (Kynkäänniemi et al.,
+            2404.07724).
         num_steps: Diffusion steps.
     """
 
@@ -115,13 +115,13 @@ class GuidedDenoiser:
     num_steps: int
 
     def __post_init__(self) -> None:
-        """Count from the first step, with guidance unless the scale is 1."""
+        """Start the step counter and enable guidance unless the scale is 1."""
         self._is_guided = self.guidance_scale != 1.0
         self._guided_steps = math.ceil(self.guidance_stop * self.num_steps)
         self._steps = itertools.count()
 
     def set_guidance_scale(self, scale: float) -> None:
-        """Change the scale for the steps to come; at 1 and below, as in diffusers, it is off."""
+        """Change the scale of the following steps; 1 or less disables guidance, as in diffusers."""
         if scale != self.guidance_scale:
             self.guidance_scale, self._is_guided = scale, scale > 1
 
@@ -130,10 +130,11 @@ class GuidedDenoiser:
         is_guided = next(self._steps) < self._guided_steps and self._is_guided
         if not is_guided:
             return self.denoise(latents, timestep, self.tokens, self.fps)
+        # both conditions in one batch: one forward pass over twice as many videos
         condition = torch.cat([self.negative_tokens, self.tokens])
         rates = torch.cat([self.fps, self.fps])
         doubled = self.denoise(latents.repeat(2, 1, 1, 1, 1), timestep.repeat(2), condition, rates)
-        # the difference of two predictions is taken in the precision of the latents
+        # the difference needs the precision of the latents
         negative, positive = doubled.to(latents.dtype).chunk(2)
         return negative + self.guidance_scale * (positive - negative)
 
@@ -151,19 +152,19 @@ def sample_with_cfg(
     on_step: Callable[[int], None] | None = None,
     guidance_stop: float = 1.0,
 ) -> Latents:
-    """Return the latents that the denoiser makes of noise.
+    """Sample latents from noise with classifier-free guidance.
 
     Args:
-        denoise: As for `GuidedDenoiser`, and so are tokens, fps and guidance.
-        noise: Standard normal.
-        scheduler: Gives the steps and leads from one to the next.
-        num_steps: Evaluations of the denoiser (each of two videos, while guidance is on).
-        guidance_scale: 1 is the plain conditional model.
+        denoise: The denoiser, as for `GuidedDenoiser`.
+        noise: Standard normal noise.
+        scheduler: The sampler.
+        num_steps: Number of diffusion steps.
+        guidance_scale: Guidance scale; 1 disables guidance.
         tokens: Condition of each video.
-        negative_tokens: What to move away from, usually the empty prompt.
+        negative_tokens: Negative condition, usually the empty prompt.
         fps: Frame rate of each video.
         on_step: Called with the number of finished steps.
-        guidance_stop: Fraction of the steps after which guidance ends.
+        guidance_stop: Fraction of the steps that use guidance.
     """
     guided = GuidedDenoiser(
         denoise, tokens, negative_tokens, fps, guidance_scale, guidance_stop, num_steps
@@ -181,25 +182,27 @@ def denoising_loop(
     after_step: Callable[[int, Tensor, Latents, Latents], Latents | None] | None = None,
     generator: torch.Generator | None = None,
 ) -> Latents:
-    """Return the latents at the end of the scheduler's steps from noise.
+    """Run the denoising loop of a scheduler and return the final latents.
 
-    All but the predictions keep the precision of the noise, so that small steps are not lost.
+    Everything except the predictions has the precision of the noise, so that small steps are not
+    rounded away.
 
     Args:
-        predict: Maps (noisy latents, timestep `b`) to the noise or the velocity in them, in any
+        predict: Maps (noisy latents, timestep `b`) to the predicted noise or velocity, in any
             precision.
-        noise: Standard normal.
-        scheduler: Gives the steps and leads from one to the next.
-        num_steps: Calls of `predict`.
+        noise: Standard normal noise.
+        scheduler: The sampler.
+        num_steps: Number of diffusion steps.
         on_step: Called with the number of finished steps.
-        after_step: Called with the number of a step, from 0 on, its timestep, its latents and the
-            estimate of the clean latents; it returns the latents to continue with, or None to end
-            here.
-        generator: Of the noise that a stochastic scheduler adds.
+        after_step: Called with the index of the step (from 0), its timestep, the latents and the
+            estimate of the clean latents. Returns the latents to continue with, or None to stop.
+        generator: Source of the noise that a stochastic scheduler adds.
     """
     scheduler.set_timesteps(num_steps, device=noise.device)
     takes_noise = "generator" in inspect.signature(scheduler.step).parameters
     noise_source = {"generator": generator} if takes_noise else {}
+    # Euler's samples have the standard deviation sigma instead of 1, and are scaled back to unit
+    # variance for the network
     latents = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
@@ -221,22 +224,22 @@ def denoising_loop(
 def estimate_clean(
     scheduler: Scheduler, noisy: Latents, prediction: Latents, timestep: Tensor
 ) -> Latents:
-    """Return the clean latents that a prediction implies: what a step would end at if it were last.
+    """Return the estimate of the clean latents that a prediction implies.
 
-    With x = alpha x_0 + sigma e, it is (x - sigma e) / alpha for a predicted noise e, and
-    alpha x - sigma v for a predicted velocity v (Salimans and Ho, 2202.00512).
+    With x = alpha x_0 + sigma e, it is (x - sigma e) / alpha for a predicted noise e, and alpha x -
+    sigma v for a predicted velocity v (Salimans and Ho, 2202.00512, appendix D).
 
     Args:
         scheduler: One of `SCHEDULERS`.
-        noisy: What the network saw, scaled as `scale_model_input` does, so of unit variance.
-        prediction: What it said.
-        timestep: Of the noisy latents; it may lie between two diffusion steps.
+        noisy: The network's input, after `scale_model_input`, with unit variance.
+        prediction: Output of the network.
+        timestep: Timestep of the noisy latents; it may be fractional.
     """
     kept = scheduler.alphas_cumprod.to(noisy)[timestep.long()]
     alpha, sigma = kept**0.5, (1 - kept) ** 0.5
     if scheduler.config.prediction_type == "v_prediction":
         return alpha * noisy - sigma * prediction
-    # with zero terminal SNR nothing of the clean latents is in the first step's input
+    # alpha is 0 at the first step with zero terminal SNR: avoid the division by zero
     return (noisy - sigma * prediction) / alpha.clamp_min(1e-2)
 
 
@@ -249,13 +252,13 @@ GapEstimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tenso
 
 
 def pair_keyframes(keys: Latents) -> Keys:
-    """Return the two key frames around every gap; the gaps of a video are consecutive."""
+    """Return the pairs of consecutive key frames, one per gap."""
     pairs = torch.stack([keys[:, :-1], keys[:, 1:]], dim=2)
     return rearrange(pairs, "b gaps two c h w -> (b gaps) two c h w")
 
 
 def interleave_frames(keys: Latents, inserted: Inserted) -> Float[Tensor, "b all c h w"]:
-    """Return the whole video: every key frame unchanged, followed by the new frames of its gap."""
+    """Return the whole video: each key frame unchanged, followed by the new frames of its gap."""
     between = rearrange(inserted, "(b gaps) k c h w -> b gaps k c h w", b=keys.shape[0])
     interleaved = torch.cat([keys[:, :-1, None], between], dim=2)
     return torch.cat(
@@ -277,7 +280,7 @@ def sample_inbetweens(
     fps: Float[Tensor, "g"],
     on_step: Callable[[int], None] | None = None,
 ) -> Inserted:
-    """Return the new frames of gaps: an estimate plus diffused residuals.
+    """Sample the new frames of gaps: an estimate plus diffused residuals.
 
     x = estimate + scale * r, with r sampled from the denoiser.
 
@@ -285,10 +288,10 @@ def sample_inbetweens(
         estimate: Estimates the new frames in one pass (`Interpolator.estimate`).
         denoise: Predicts from noisy residuals (`Interpolator.denoise`).
         pairs: Both keys of each gap.
-        noisy_keys: The same, noised up to `noise_level`: the networks' input.
-        noise: Standard normal, in the shape of the result.
-        scheduler: Gives the diffusion steps.
-        num_steps: Evaluations of the denoiser.
+        noisy_keys: The keys noised up to `noise_level`, the networks' input.
+        noise: Standard normal noise, in the shape of the result.
+        scheduler: The sampler.
+        num_steps: Number of diffusion steps.
         noise_level: Diffusion step up to which the keys were noised.
         tokens: Condition of each gap.
         fps: Frames per second of the finished video.
@@ -299,9 +302,10 @@ def sample_inbetweens(
     def denoise_gaps(x: Tensor, timestep: Tensor, condition: Tensor, rates: Tensor) -> Tensor:
         return denoise(x, timestep, noisy_keys, level, condition, rates)
 
-    # the keys determine nearly everything, so guidance would only add cost
+    # the keys determine the new frames almost completely, so guidance (1.0 = off) has no benefit
     residuals = sample_with_cfg(
         denoise_gaps, noise, scheduler, num_steps, 1.0, tokens, tokens, fps, on_step
     )
-    estimated, unit = estimate(pairs, noisy_keys, level)
-    return estimated + unit * residuals
+    # x = (l + s c) + s r
+    estimated, scale = estimate(pairs, noisy_keys, level)
+    return estimated + scale * residuals

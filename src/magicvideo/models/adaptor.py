@@ -1,4 +1,4 @@
-"""The frame-wise adaptor, by which all frames of a video share one 2D convolution."""
+"""The frame-wise adaptor, which lets all frames of a video share one 2D convolution."""
 
 import torch
 from jaxtyping import Float
@@ -8,20 +8,20 @@ from magicvideo.shapes import FoldedFrames
 
 
 class FrameAdaptor(nn.Module):
-    """Scale and shift per frame and channel, after a convolution that all frames share.
+    """Per-frame, per-channel scale and shift after a convolution shared by all frames.
 
-    Source: MagicVideo, frame-wise lightweight adaptor: z^i = S^i * Conv2d(z^i) + B^i. It starts at
-    S = 1 and B = 0, where the video network equals the image network. Because S and B differ by
-    frame, they also encode the position of a frame in the video.
+    Source: MagicVideo, frame-wise lightweight adaptor: z^i = S^i * Conv2d(z^i) + B^i. With the
+    initial values S = 1 and B = 0 the video network equals the image network. S and B differ by
+    frame, so they also encode the position of a frame in the video.
 
     Args:
-        num_frames: The most frames of a video; a shorter video uses the first rows.
+        num_frames: Maximal number of frames; a shorter video uses the first rows.
         channels: Channels of the convolution's output.
     """
 
     def __init__(self, num_frames: int, channels: int) -> None:
         super().__init__()
-        # the identity: the video network starts as the image network
+        # identity initialization: the video network starts as the image network
         self.scale = nn.Parameter(torch.ones(num_frames, channels))
         self.shift = nn.Parameter(torch.zeros(num_frames, channels))
 
@@ -32,22 +32,23 @@ class FrameAdaptor(nn.Module):
         offset: Float[Tensor, "_ c"] | None = None,
         first_frame: int = 0,
     ) -> FoldedFrames:
-        """Return S * x + B, plus an `offset` per video or frame in the same pass over memory.
+        """Return S * x + B, plus an optional `offset`, in one pass over memory.
 
         Args:
             x: Output of the convolution.
             num_frames: Frames of each video in `x`.
-            offset: What to add, one row per video or one per frame.
-            first_frame: Where in the video the first of these frames stands.
+            offset: Additional shift, one row per video or one per frame.
+            first_frame: Index in the video of the first frame in `x`.
         """
-        # one row per folded frame: the backward pass on a CPU then sums over contiguous memory
+        # one row per folded frame, so the backward pass on a CPU sums over contiguous memory
         batch = x.shape[0] // num_frames
         rows = slice(first_frame, first_frame + num_frames)
         scale = self.scale[rows].repeat(batch, 1)
         shift = self.shift[rows].repeat(batch, 1)
         if offset is not None:
+            # the ResNet block's time embedding: one fused addition instead of a second pass
             shift = shift + repeat_for_frames(offset, x.shape[0])
-        # S * x + B in one pass over memory, forward and backward
+        # S * x + B in one pass over memory, forward and backward; S and B broadcast over h and w
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 

@@ -1,7 +1,7 @@
-"""The spatial transformer of Stable Diffusion, on frames folded into the batch.
+"""Stable Diffusion's spatial transformer, applied to frames folded into the batch axis.
 
-Parameter names and mathematics are those of diffusers' `Transformer2DModel` with
-`BasicTransformerBlock`, so that its weights load by name.
+Parameter names and computation match diffusers' `Transformer2DModel` with `BasicTransformerBlock`,
+so its weights load by name.
 """
 
 import torch
@@ -21,14 +21,14 @@ def scaled_dot_product_attention(
     visible: Bool[Tensor, "q k"] | None = None,
     is_causal: bool = False,
 ) -> Float[Tensor, "b m q d"]:
-    """Return softmax(q k^T / sqrt(d)) v for each head, by torch's fused kernels.
+    """Compute softmax(q k^T / sqrt(d)) v for each head with torch's fused kernels.
 
     Args:
         q: Queries of every head.
         k: Keys.
         v: Values.
         visible: Which keys each query attends to; all if None.
-        is_causal: Whether query i attends to the keys 0 to i only.
+        is_causal: Whether query i attends only to keys 0 to i.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # on CPUs the backward pass of torch's attention is six times slower in bfloat16
@@ -53,6 +53,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b q c"], keys: Tokens) -> Float[Tensor, "b q c"]:
         """Return the attention output for queries `x` over `keys`."""
+        # split the channels into heads: c = m * d
         q, k, v = (
             rearrange(t, "b l (m d) -> b m l d", m=self.num_heads)
             for t in (self.to_q(x), self.to_k(keys), self.to_v(keys))
@@ -72,12 +73,12 @@ class GEGLU(nn.Module):
         """Return the gated half."""
         # GEGLU(x) = (x V) * GELU(x W) (Shazeer, 2002.05202), with V and W in one matrix
         value, gate = self.proj(x).chunk(2, dim=-1)
-        # on a CPU the half of a row is far slower to pass through erf than memory of its own
+        # a strided view is much slower in GELU's erf on a CPU than contiguous memory
         return value * F.gelu(gate.contiguous())
 
 
 class FeedForward(nn.Module):
-    """GEGLU and a linear layer. The identity holds the place of diffusers' dropout in the names."""
+    """GEGLU and a linear layer; `nn.Identity` has the place of diffusers' dropout."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention in a frame, cross-attention to the condition, feed-forward.
 
-    Without `self_attention` positions of a frame do not see each other here; that is an ablation.
+    Without `self_attention`, positions of a frame do not attend to each other (an ablation).
     """
 
     def __init__(
@@ -116,24 +117,26 @@ class TransformerBlock(nn.Module):
     ) -> Float[Tensor, "n p c"]:
         """Return the block's output for the positions `p` of folded frames.
 
-        All frames of a video share its condition: they become one long row of queries, so keys and
-        values are computed once a video and never repeated in memory.
+        All frames of a video share one condition. Their queries are concatenated, so keys and
+        values are computed once per video and not repeated in memory.
         """
         if self.norm1 is not None and self.attn1 is not None:
+            # S-Attn of Figure 3b: pre-norm attention within each frame, x + Attn(LN(x))
             normed = self.norm1(x)
             x = x + self.attn1(normed, normed)
         queries = rearrange(self.norm2(x), "(b f) p c -> b (f p) c", f=num_frames)
-        # no mask: a query reads text tokens alone, never another frame
+        # no mask needed: queries attend only to the condition's tokens, never to other frames
         gathered = self.attn2(queries, condition)
         x = x + rearrange(gathered, "b (f p) c -> (b f) p c", f=num_frames)
+        # pre-norm feed-forward: x + FF(LN(x))
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
     """Group norm, projection in, one transformer block, projection out, residual.
 
-    Stable Diffusion 1.x projects by 1x1 convolutions and 2.x by linear layers: the same matrix
-    product, kept apart only in the shape of the stored weights.
+    Stable Diffusion 1.x projects with 1x1 convolutions and 2.x with linear layers. Both are the
+    same matrix product and differ only in the shape of the stored weights.
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: FoldedFrames, condition: Tokens, num_frames: int) -> FoldedFrames:
         """Return the spatial branch, residual included."""
+        # every position of a frame becomes one token
         tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
         tokens = _project(self.proj_in, tokens, x.shape[2], linear=self.linear_projection)
         for block in self.transformer_blocks:
@@ -170,9 +174,9 @@ class SpatialTransformer(nn.Module):
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution computed as the matrix product that it is: faster backward on a CPU.
+    """A 1x1 convolution computed as a matrix product, whose backward pass is faster on a CPU.
 
-    Its arguments are those of `nn.Conv2d`, since peft makes the layers of an adapter by them.
+    Its arguments are those of `nn.Conv2d`, which peft uses to create adapter layers.
     """
 
     def forward(self, x: FoldedFrames) -> Float[Tensor, "n out h w"]:

@@ -1,13 +1,15 @@
 """Conversion between pixels and latents: two autoencoders with one interface.
 
-At the paper's scale, frames are encoded by Stable Diffusion's `AutoencoderKL` from diffusers. The
-`PatchAutoencoder` in this file trains fast enough on a CPU. Both have `encode(x).latent_dist`,
-`decode(z).sample`, `config.scaling_factor` and `config.latent_channels`; the rest of the package
-uses `encode_frames`, `decode_latents` and `iter_decode`. `video_vae` has their video forms.
+At the paper's scale, frames are encoded with Stable Diffusion's `AutoencoderKL` from diffusers. The
+`PatchAutoencoder` in this file is small enough to train on a CPU. Both have
+`encode(x).latent_dist`, `decode(z).sample`, `config.scaling_factor` and `config.latent_channels`;
+other modules use `encode_frames`, `decode_latents` and `iter_decode`. `video_vae` defines their
+video forms.
 
 The VideoVAE's decoder has two directed temporal attention layers against flicker (MagicVideo,
-reported by others). Their place is our choice: after the middle block, at the side of the latents,
-and after the first up block, at twice that side (departure D15 in docs/paper_map.md).
+according to secondary sources). Their position is our choice: after the middle block, at the
+latents' resolution, and after the first up block, at twice that resolution (departure D15 in
+docs/paper_map.md).
 """
 
 import math
@@ -31,7 +33,7 @@ from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import FoldedFrames, Frames, Latents
 
 Features: TypeAlias = Float[Tensor, "n _ _ _"]
-"""Features of folded frames; channels and sides differ from layer to layer."""
+"""Features of folded frames; channels and resolution depend on the layer."""
 DecoderCache: TypeAlias = tuple[KVCache, KVCache]
 """Keys and values of earlier frames for both layers; at most `window_size` - 1 frames each."""
 
@@ -39,8 +41,8 @@ DecoderCache: TypeAlias = tuple[KVCache, KVCache]
 class TemporalDecoderMixin(ABC):
     """Adds temporal attention to the decoder of an image autoencoder.
 
-    List it before the image class among the bases. The temporal layers start as zero, so a fresh
-    video decoder equals the image decoder.
+    List it before the image class among the bases. The temporal layers start as zero, so an
+    untrained video decoder equals the image decoder.
     """
 
     temporal_mid: DirectedTemporalAttention
@@ -49,7 +51,7 @@ class TemporalDecoderMixin(ABC):
     def decode(self, z: FoldedFrames, num_frames: int = 1) -> DecoderOutput:
         """Decode unscaled latents of videos with `num_frames` frames each.
 
-        By default every frame is a video of its own.
+        By default every frame is a separate video.
         """
         return DecoderOutput(sample=self.decode_chunk(z, num_frames, None)[0])
 
@@ -58,7 +60,7 @@ class TemporalDecoderMixin(ABC):
     ) -> tuple[Features, DecoderCache]:
         """Decode a chunk of frames, and return the cache for the next chunk.
 
-        Decoding chunk by chunk gives the same frames as decoding at once.
+        Decoding in chunks gives the same frames as decoding at once.
 
         Args:
             z: Unscaled latents of the chunk, of one or several videos.
@@ -89,20 +91,20 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     """Linear patch embedding plus a residual convolutional correction.
 
     `init_from_pca` sets the linear part to the principal components of real patches, the optimal
-    linear code. The last convolutions are zero at the start, so training starts from PCA. The
-    convolutions work at the side of the latents and at twice that side, never at full resolution,
-    which makes them cheap.
+    linear code. The last convolutions start as zero, so training starts from PCA. Convolutions run
+    at the latents' resolution and twice that, never at full resolution, which is fast.
 
     Args:
         in_channels: Channels of the pixels.
         latent_channels: Channels of the latents.
-        patch_size: Side in pixels of the patch that one latent position stands for; even.
-        widths: Channels of the convolutions at twice the side of the latents, and at their side.
-        encoder_layers: Residual blocks of the encoder at these two sides.
-        decoder_layers: Residual blocks of the decoder at these two sides.
+        patch_size: Side in pixels of the patch of one latent position; even.
+        widths: Channels of the convolutions at twice the latents' resolution, and at the latents'
+            resolution.
+        encoder_layers: Residual blocks of the encoder at these two resolutions.
+        decoder_layers: Residual blocks of the decoder at these two resolutions.
         norm_num_groups: Groups of the group norms.
-        noise_std: Standard deviation of the posterior, as a fraction of the latents' own. Noise
-            during training keeps the decoder smooth, so that latents are easier to diffuse.
+        noise_std: Standard deviation of the posterior, relative to that of the latents. Noise in
+            training makes the decoder smooth, so that its latents are easier to diffuse.
         scaling_factor: One over the standard deviation of the latents.
 
     Raises:
@@ -126,7 +128,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         if patch_size % 2:
             raise ValueError(f"patch_size={patch_size} is odd; the convolutions need halves of it")
         if noise_std <= 0:
-            raise ValueError(f"noise_std={noise_std} is not above zero")
+            raise ValueError(f"noise_std={noise_std} must be above zero")
         fine, coarse = widths
         half = patch_size // 2
         pixels = in_channels * half * half
@@ -150,17 +152,17 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def encode(self, x: FoldedFrames) -> AutoencoderKLOutput:
         """Return the posterior over unscaled latents of pixels in [-1, 1]."""
         mean = self.encoder_linear(x) + self.encoder(x)
-        # a fraction of the latents' own deviation, which is 1 / scaling_factor
+        # relative to the latents' standard deviation, 1 / scaling_factor
         std = self.config.noise_std / self.config.scaling_factor
-        # log sigma^2 = 2 log sigma, constant: how much noise the decoder must bear is a setting
+        # log sigma^2 = 2 log sigma; constant, because the noise level is a setting and not learned
         log_variance = torch.full_like(mean, 2 * math.log(std))
         return AutoencoderKLOutput(
             latent_dist=DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
         )
 
     def decode(self, z: FoldedFrames) -> DecoderOutput:
-        """Return pixels of unscaled latents; they may exceed [-1, 1] slightly."""
-        # the convolutions get latents of unit variance, whatever the scale of the linear code
+        """Decode unscaled latents to pixels, which may slightly exceed [-1, 1]."""
+        # the convolutions get latents of unit variance; the linear decoder gets unscaled latents
         return DecoderOutput(
             sample=self.decoder_linear(z) + self.decoder(z * self.config.scaling_factor)
         )
@@ -176,16 +178,16 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def init_from_pca(self, frames: FoldedFrames) -> None:
         """Set the linear part to the principal components of the patches of some frames.
 
-        Encoder z = P^T (x - mean) and decoder x = P z + mean, with P the eigenvectors of the
-        patches' covariance of largest eigenvalues. The scaling factor becomes one over the
-        standard deviation of the latents.
+        Encoder z = P^T (x - mean) and decoder x = P z + mean, where the columns of P are the
+        eigenvectors of the patches' covariance with the largest eigenvalues. The scaling factor
+        becomes one over the standard deviation of the latents.
         """
         size = self.config.patch_size
         patches = rearrange(frames, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size).double()
         mean = patches.mean(dim=0)
         covariance = torch.cov(patches.T, correction=0)
         variances, vectors = torch.linalg.eigh(covariance)
-        # eigenvalues ascend, so the principal components are the last columns
+        # eigh sorts eigenvalues in ascending order: the principal components come last
         kept = vectors[:, -self.config.latent_channels :].flip(1)
         # the sign of an eigenvector is arbitrary; fix it for reproducible latents
         kept = kept * torch.where(kept.sum(dim=0) < 0, -1.0, 1.0)
@@ -196,28 +198,27 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         # P^T (x - mean) = P^T x - P^T mean
         self.encoder_linear.bias.copy_(-(kept.T @ mean).float())
         self.decoder_linear.weight.copy_(basis)
-        # the mean patch is constant over colours to first order: one value a colour channel
+        # a transposed convolution has one bias per colour channel: use the patch mean's average
         channels = rearrange(mean, "(c r) -> c r", r=size * size).mean(dim=1)
         self.decoder_linear.bias.copy_(channels.float())
-        # an eigenvalue is the variance of its latent channel; one factor scales all by their mean
+        # an eigenvalue is the variance of its latent channel; one factor normalizes their mean
         variance = variances[-self.config.latent_channels :].mean()
         self.register_to_config(scaling_factor=float(variance**-0.5))
 
 
 class PatchDecoder(nn.Sequential):
-    """The convolutional decoder of a `PatchAutoencoder`, in three stages.
+    """The convolutional decoder of a `PatchAutoencoder`, in three parts.
 
-    `to_mid` works at the side of the latents, `to_up` doubles the side and ends after the first
-    residual block there, `to_pixels` does the rest. A video decoder adds temporal attention after
-    the first two. All modules are registered in one flat sequence, whose numbers are the names in
-    the state dict.
+    `to_mid` runs at the latents' resolution, `to_up` doubles it and ends after its first residual
+    block, `to_pixels` is the rest. A video decoder adds temporal attention after the first two. All
+    modules are registered in one flat sequence, whose indices are the names in the state dict.
 
     Args:
         latent_channels: Channels of the latents.
-        pixel_channels: Channels of the last convolution, which the pixel shuffle spreads in space.
-        upscale_factor: Of that pixel shuffle.
-        widths: Channels at twice the side of the latents, and at their side.
-        num_layers: Residual blocks at these two sides.
+        pixel_channels: Channels of the last convolution, before the pixel shuffle.
+        upscale_factor: Factor of that pixel shuffle.
+        widths: Channels at twice the latents' resolution, and at the latents' resolution.
+        num_layers: Residual blocks at these two resolutions.
         num_groups: Groups of the group norms.
     """
 
@@ -239,15 +240,15 @@ class PatchDecoder(nn.Sequential):
         blocks = [ResidualBlock(fine, num_groups) for _ in range(num_layers[0])]
         head = [*_zero_head(fine, pixel_channels, num_groups), nn.PixelShuffle(upscale_factor)]
         super().__init__(*mid, *upsample, *blocks, *head)
-        # plain tuples: torch would register lists of modules a second time, under other names
+        # plain tuples, because torch would register an `nn.ModuleList` again under other names
         self._stages = (tuple(mid), (*upsample, *blocks[:1]), (*blocks[1:], *head))
 
     def to_mid(self, z: FoldedFrames) -> Features:
-        """Return the features at the side of the latents."""
+        """Return the features at the latents' resolution."""
         return _run(self._stages[0], z)
 
     def to_up(self, x: Features) -> Features:
-        """Return the features at twice that side, after the first residual block there."""
+        """Return the features at twice that resolution, after its first residual block."""
         return _run(self._stages[1], x)
 
     def to_pixels(self, x: Features) -> Features:
@@ -301,13 +302,13 @@ def encode_frames(
 ) -> Latents:
     """Return the scaled latents of frames: the posterior's mode, or a sample of it.
 
-    They have the precision of the frames, whatever the network computes in: noise schedules and
-    differences of latents need more precision than networks.
+    They have the precision of the frames, even if the network computes in a lower one: noise
+    schedules and differences of latents need more precision than networks.
 
     Args:
         autoencoder: A `PatchAutoencoder` or diffusers' `AutoencoderKL`.
         frames: Pixels in [-1, 1].
-        generator: If given, latents are drawn from the posterior with it.
+        generator: If given, latents are sampled from the posterior with it.
     """
     folded = rearrange(frames, "b f c h w -> (b f) c h w").to(autoencoder.dtype)
     posterior = autoencoder.encode(folded).latent_dist
@@ -322,19 +323,19 @@ def decode_latents(
     chunk: int = 16,
     on_chunk: Callable[[int, int], None] | None = None,
 ) -> Frames:
-    """Return the frames of scaled latents, clamped to [-1, 1], in their precision.
+    """Decode scaled latents to frames, clamped to [-1, 1], in the latents' precision.
 
     Frames are decoded `chunk` at a time, so that memory does not grow with the video. The result
     does not depend on it: decoders with temporal attention cache earlier keys and values.
 
     Args:
-        autoencoder: Of images or of videos.
-        latents: Of one or several videos.
-        chunk: How many frames are decoded at a time.
-        on_chunk: Called with the number of decoded frames, from 0 on, and of all.
+        autoencoder: An image or video autoencoder.
+        latents: Scaled latents of one or several videos.
+        chunk: Number of frames decoded at a time.
+        on_chunk: Called with the number of decoded frames (from 0) and the total.
     """
     folded = rearrange(latents, "b f c h w -> (b f) c h w")
-    # an image decoder treats all frames alike
+    # an image decoder can decode frames of several videos together
     videos = latents.unbind() if isinstance(autoencoder, TemporalDecoderMixin) else [folded]
     parts: list[Tensor] = []
     if on_chunk is not None:
@@ -351,9 +352,9 @@ def decode_latents(
 def iter_decode(
     autoencoder: Autoencoder, windows: Iterable[Float[Tensor, "_ c h w"]]
 ) -> Iterator[Float[Tensor, "f rgb height width"]]:
-    """Yield the frames of the scaled latents of one video, chunk by chunk, on demand.
+    """Decode the scaled latents of one video chunk by chunk, on demand.
 
-    Otherwise as `decode_latents`.
+    Values and precision are as for `decode_latents`.
     """
     cache = None
     for latents in windows:
@@ -366,7 +367,7 @@ def iter_decode(
 
 
 def vae_scale_factor(autoencoder: Autoencoder) -> int:
-    """Return the ratio of the sides of frames and latents."""
+    """Return the ratio between the sides of frames and latents."""
     config = autoencoder.config
     if isinstance(autoencoder, PatchAutoencoder):
         return int(config.patch_size)

@@ -1,9 +1,10 @@
 """The blocks of the video U-Net: 2D convolutions with adaptors, spatial and temporal attention.
 
-Source: MagicVideo, Figure 3. Parameters that the image network has carry the names of diffusers'
-`UNet2DConditionModel`. Parameters that only the video network has contain `adaptor` or `temporal`.
+Source: MagicVideo, Figure 3. Parameters shared with the image network have the names of diffusers'
+`UNet2DConditionModel`. Names of parameters that only the video network has contain `adaptor` or
+`temporal`.
 
-The convolutions along time (`2+1d` and `3d`) are the paper's ablation of its adaptors.
+The temporal convolutions (`2+1d` and `3d`) are for the paper's ablation of the adaptors.
 """
 
 from dataclasses import dataclass, field
@@ -30,10 +31,11 @@ Convolved: TypeAlias = Float[Tensor, "n _ _ _"]  # other channels, possibly anot
 
 
 class FrameConv2d(nn.Conv2d):
-    """A 2D kernel that all frames share: MagicVideo's convolution, which an adaptor follows.
+    """A 2D convolution shared by all frames, followed by an adaptor (MagicVideo, Figure 3b).
 
-    It takes `num_frames` as the convolutions over time below do, so that blocks call all of them
-    alike. Its constructor is that of `nn.Conv2d`, by which peft creates the layers of an adapter.
+    `forward` takes `num_frames` like the temporal convolutions below, so that blocks call all of
+    them in the same way. The constructor is that of `nn.Conv2d`, which peft uses to create adapter
+    layers.
     """
 
     def forward(self, x: FoldedFrames, num_frames: int = 1) -> Convolved:  # noqa: ARG002
@@ -44,28 +46,29 @@ class FrameConv2d(nn.Conv2d):
 class InflatedConv3d(nn.Conv2d):
     """A 3x3x3 kernel: y_i = W_0 * x_i + W_1 * x_(i-s) + W_2 * x_(i-t) + bias.
 
-    W_0 is the 2D kernel under its own name, so that image weights load. W_1 and W_2 are zero at
-    the start, where the network therefore equals the image network.
+    W_0 has the name of the 2D kernel, so image weights load by name. W_1 and W_2 start as zero, so
+    the network starts as the image network.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: In space; time is never strided.
-        causal: True for the two frames before (s, t = 1, 2), so that no frame depends on a later
-            one; False for the frame before and the frame after (s, t = 1, -1). Frames beyond
-            either end of the video are zero.
+        stride: Spatial stride; the temporal stride is 1.
+        causal: True for the two previous frames (s, t = 1, 2), so that no frame depends on later
+            ones; False for the previous and the next frame (s, t = 1, -1). Frames outside the video
+            count as zero.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, causal: bool) -> None:
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
         self.shifts = _shifts(causal=causal)
-        # W_1 and W_2 stacked along the output channels. Four axes and not five: torch's
-        # channels_last memory format is defined for four.
+        # W_1 and W_2, stacked along the output channels. The weight has four axes, not five,
+        # because torch's channels_last memory format needs four.
         shape = (len(self.shifts) * out_channels, in_channels, 3, 3)
         self.temporal_weight = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: FoldedFrames, num_frames: int = 1) -> Convolved:
         """Return the convolution of videos of `num_frames` frames."""
+        # W_0 x, W_1 x and W_2 x in one convolution, then shifted along time and summed
         kernels = torch.cat([self.weight, self.temporal_weight])
         taps = F.conv2d(x, kernels, None, self.stride, self.padding)
         assert self.bias is not None
@@ -73,10 +76,10 @@ class InflatedConv3d(nn.Conv2d):
 
 
 class Conv2Plus1d(nn.Conv2d):
-    """A factorised kernel, (2+1)D: a 3x3 convolution in space, then one over three frames.
+    """A factorized (2+1)D convolution: 3x3 in space, then over three frames.
 
-    Source of the factorisation: Tran et al., "A Closer Look at Spatiotemporal Convolutions for
-    Action Recognition" (1711.11248). The kernel over time is the identity at the start.
+    Source: Tran et al., "A Closer Look at Spatiotemporal Convolutions for
+    Action Recognition" (1711.11248). The temporal kernel starts as the identity.
 
     Its arguments are those of `InflatedConv3d`.
     """
@@ -84,6 +87,7 @@ class Conv2Plus1d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, causal: bool) -> None:
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
         self.shifts = _shifts(causal=causal)
+        # identity for the current frame and zero for its neighbours: starts as a 2D convolution
         current = torch.eye(out_channels)
         neighbours = torch.zeros(len(self.shifts) * out_channels, out_channels)
         self.temporal_weight = nn.Parameter(torch.cat([current, neighbours]))
@@ -91,7 +95,7 @@ class Conv2Plus1d(nn.Conv2d):
 
     def forward(self, x: FoldedFrames, num_frames: int = 1) -> Convolved:
         """Return the convolution of videos of `num_frames` frames."""
-        # a kernel of one pixel is a linear layer over channels, which is faster on a CPU
+        # the temporal kernel covers one pixel: a linear layer over channels, faster on a CPU
         rows = rearrange(super().forward(x), "n c h w -> n h w c")
         taps = rearrange(F.linear(rows, self.temporal_weight), "n h w c -> n c h w")
         return _sum_taps(taps, num_frames, self.shifts) + self.temporal_bias[:, None, None]
@@ -109,15 +113,15 @@ def build_conv(
 
 
 def _shifts(*, causal: bool) -> tuple[int, int]:
-    """Return how many frames back the two other taps of a temporal kernel read."""
+    """Return the frame offsets of the two other taps of a temporal kernel."""
     return (1, 2) if causal else (1, -1)
 
 
 def _sum_taps(taps: Convolved, num_frames: int, shifts: tuple[int, int]) -> Convolved:
     """Return y_i = a_i + sum over s of b_s(i - s), where the channels of `taps` are [a, b_s, ...].
 
-    Convolving once with stacked kernels and shifting the results costs one pass over the input,
-    where three convolutions would read it three times.
+    One convolution with stacked kernels, followed by shifts, reads the input once; three
+    convolutions would read it three times.
     """
     # channels last, so that slices along frames are contiguous
     rows = rearrange(taps, "(b f) c h w -> b f h w c", f=num_frames)
@@ -128,7 +132,7 @@ def _sum_taps(taps: Convolved, num_frames: int, shifts: tuple[int, int]) -> Conv
 
 
 def _shift_frames(x: Float[Tensor, "b f h w c"], shift: int) -> Float[Tensor, "b f h w c"]:
-    """Move every frame `shift` places later (earlier where negative) and fill with zeros."""
+    """Shift frames later by `shift` (earlier if negative) and pad with zeros."""
     far = min(abs(shift), x.shape[1])
     if shift > 0:
         return F.pad(x[:, : x.shape[1] - far], (0, 0, 0, 0, 0, 0, far, 0))
@@ -154,7 +158,7 @@ class BlockConfig:
     convolutions: ConvType = "2d"
 
     def build_conv(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-        """Return a 3x3 convolution; it is causal in time if temporal attention is `directed`."""
+        """Return a 3x3 convolution, causal in time if temporal attention is `directed`."""
         causal = self.temporal_attention == "directed"
         return build_conv(
             self.convolutions, in_channels, out_channels, stride=stride, causal=causal
@@ -163,13 +167,13 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class FrameCache:
-    """Keys and values of the first frames of videos, for computing the later frames alone.
+    """Keys and values of given first frames, to compute only the later frames.
 
-    Directed attention makes it exact: the first frames never depend on later ones.
+    With directed attention this is exact, because the first frames never depend on later ones.
 
     Attributes:
-        num_frames: How many frames of each video.
-        layers: What every temporal attention of the network keeps of them.
+        num_frames: Number of cached frames per video.
+        layers: The cache of each temporal attention layer.
     """
 
     num_frames: int
@@ -195,12 +199,12 @@ class BlockContext:
     """Inputs of every block in one forward pass.
 
     Attributes:
-        time: Embedding of timestep, frame rate and motion, after SiLU: `b e`, or `(b f) e` if
-            every frame has a timestep of its own.
+        time: Embedding of timestep, frame rate and motion, after SiLU: `b e`, or `(b f) e` if every
+            frame has its own timestep.
         tokens: Text or image tokens, `b l d`.
         num_frames: Computed frames of each video: the batch axis is `(b f)`.
         past: Cache of the frames before them.
-        record: Cache to fill with what later frames need of these.
+        record: Cache to fill with the keys and values of these frames.
     """
 
     time: TimeEmbedding
@@ -211,7 +215,7 @@ class BlockContext:
 
     @property
     def first_frame(self) -> int:
-        """Position in the video of the first frame that is computed."""
+        """Index in the video of the first computed frame."""
         return 0 if self.past is None else self.past.num_frames
 
 
@@ -234,6 +238,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: FoldedFrames, context: BlockContext) -> Resized:
         """Return the block's output."""
+        # z = S * Conv2d(SiLU(GN(x))) + B + Linear(time): the adaptor adds the time embedding
         h = self.conv1(F.silu(self.norm1(x)), context.num_frames)
         h = self.adaptor1(
             h, context.num_frames, self.time_emb_proj(context.time), context.first_frame
@@ -247,7 +252,7 @@ class ResnetBlock(nn.Module):
 class SpatioTemporalTransformer(SpatialTransformer):
     """Spatial transformer and directed temporal attention in parallel (Figure 3b).
 
-    y = Adaptor(x + S-Attn(x)) + T-Attn(x). Both branches read the same features; the residual
+    y = Adaptor(x + S-Attn(x)) + T-Attn(x). Both branches use the same input; the residual
     connection belongs to the spatial branch, as in Stable Diffusion.
     """
 
@@ -276,6 +281,7 @@ class SpatioTemporalTransformer(SpatialTransformer):
         spatial = self.adaptor(spatial, frames, first_frame=context.first_frame)
         if self.temporal is None:
             return spatial
+        # T-Attn reads x, not the output of S-Attn: the two branches of Figure 3b are parallel
         past = None if context.past is None else context.past.layers[self.temporal]
         update, kept = self.temporal.forward_chunk(x, frames, past)
         if context.record is not None:
@@ -298,10 +304,10 @@ class Resample(nn.Module):
 
 
 class ResAttnBlock(nn.Module):
-    """Layers of one resolution: a residual block each, followed by attention where there is any.
+    """The layers of one resolution: residual blocks, each optionally followed by attention.
 
-    diffusers' `enable_gradient_checkpointing` sets `gradient_checkpointing`. Only the inputs of a
-    layer are then saved, and the backward pass computes its activations again.
+    diffusers' `enable_gradient_checkpointing` sets `gradient_checkpointing`. Then only the inputs
+    of each layer are saved, and the backward pass recomputes its activations.
     """
 
     resnets: nn.ModuleList
@@ -324,7 +330,7 @@ class ResAttnBlock(nn.Module):
 
 
 class DownBlock(ResAttnBlock):
-    """One resolution of the encoder; every output becomes a skip connection."""
+    """One resolution of the encoder; each layer's output is a skip connection."""
 
     def __init__(
         self,
@@ -344,7 +350,7 @@ class DownBlock(ResAttnBlock):
         self.downsamplers = None if is_last else nn.ModuleList([Resample(after, config, stride=2)])
 
     def forward(self, x: FoldedFrames, context: BlockContext) -> list[Resized]:
-        """Return the output of every layer; the last one is the input of the next block."""
+        """Return the output of every layer; the last is the input of the next block."""
         outputs = []
         for i in range(len(self.resnets)):
             x = self._layer(i, x, context)
@@ -398,8 +404,9 @@ class UpBlock(ResAttnBlock):
             x: Output of the block below.
             skips: Outputs of the encoder at this resolution; the last one is used first.
             context: Inputs of every block.
-            side: Height and width of the next resolution, which upsampling must reach exactly.
+            side: Height and width after upsampling.
         """
+        # last in, first out: the deepest skip connection is consumed first
         for i, skip in enumerate(reversed(skips)):
             x = self._layer(i, torch.cat([x, skip], dim=1), context)
         if self.upsamplers is not None:

@@ -25,14 +25,15 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageConditioner(ModelMixin, ConfigMixin):
-    """A linear layer from CLIP image embeddings to condition tokens, the identity at the start.
+    """A linear layer from CLIP image embeddings to condition tokens, initialized to the identity.
 
-    Source: MagicVideo, unsupervised training on CLIP embeddings of frames in place of text
-    (reported by others; the layer is our choice, departure D6 in docs/paper_map.md).
+    Source: MagicVideo, unsupervised training on CLIP embeddings of frames instead of text
+    (according to secondary sources; the layer is our choice, departure D6 in
+    docs/paper_map.md).
 
     Args:
         embedding_dim: Width of the CLIP image embedding.
-        cross_attention_dim: Width of the condition's tokens; equal widths start as the identity.
+        cross_attention_dim: Width of the condition's tokens.
     """
 
     @register_to_config
@@ -43,10 +44,10 @@ class ImageConditioner(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, embeddings: Float[Tensor, "b f e"]) -> Tokens:
-        """Return one token for each embedding, at the length of a text token.
+        """Return one token per embedding, with the norm of a text token.
 
-        CLIP embeddings have unit length. Text tokens come from a layer norm, so their length is
-        about the square root of their width; hence the factor.
+        CLIP embeddings have unit norm. Text tokens are outputs of a layer norm, so their norm is
+        about sqrt(width); hence the factor.
         """
         return self.linear(embeddings * embeddings.shape[-1] ** 0.5)
 
@@ -62,20 +63,20 @@ def encode_text(
     Longer prompts are truncated; `magicvideo generate` lists the words that are dropped.
 
     Args:
-        text_encoder: CLIP's.
-        tokenizer: Its own.
+        text_encoder: CLIP's text encoder.
+        tokenizer: Tokenizer of the text encoder.
         prompts: Texts.
-        device: Where the encoder computes, if its weights are elsewhere between calls (offloaded).
+        device: Device of the computation, if the weights are offloaded between calls.
 
     Raises:
-        UserError: If the tokenizer knows tokens that the encoder has no embedding for.
+        UserError: If a token id exceeds the encoder's vocabulary.
     """
     ids = tokenize(tokenizer, prompts)
     largest, known = int(ids.max()), text_encoder.config.vocab_size
     if largest >= known:
         raise UserError(
-            f"The tokenizer gives token {largest}, and the text encoder has {known} embeddings; "
-            "the two are not of one model."
+            f"The tokenizer produced token id {largest}, but the text encoder has only {known} "
+            "embeddings; they belong to different models."
         )
     if device is None:
         device = next(text_encoder.parameters()).device
@@ -83,7 +84,7 @@ def encode_text(
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Int[Tensor, "b l"]:
-    """Return the token ids of texts, cut or padded to the tokenizer's length."""
+    """Return the token ids of texts, truncated or padded to the tokenizer's length."""
     batch = tokenizer(
         prompts,
         padding="max_length",
@@ -98,15 +99,15 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> Int[Tens
 def embed_frames(
     image_encoder: CLIPVisionModelWithProjection, frames: Frames
 ) -> Float[Tensor, "b f e"]:
-    """Return the CLIP embedding of each frame, at unit length and in the precision of the frames.
+    """Return the unit-norm CLIP embedding of each frame, in the frames' precision.
 
     Args:
         image_encoder: CLIP's image tower with its projection.
-        frames: Pixels in [-1, 1] of any size; they are resized to what the encoder was made for.
+        frames: Pixels in [-1, 1] of any size; they are resized to the encoder's input size.
     """
     folded = rearrange(frames, "b f c h w -> (b f) c h w")
     prepared = clip_preprocess(image_encoder, folded).to(image_encoder.dtype)
-    # CLIP is trained on cosines, so the length of an embedding carries no information
+    # CLIP is trained on cosine similarity, so the norm carries no information
     unit = F.normalize(image_encoder(prepared).image_embeds.to(frames.dtype), dim=-1)
     return rearrange(unit, "(b f) e -> b f e", f=frames.shape[1])
 
@@ -121,7 +122,7 @@ def clip_preprocess(
 def clip_pixels(pixels: Float[Tensor, "n 3 _ _"], side: int) -> Float[Tensor, "n 3 side side"]:
     """Return pixels in [-1, 1], resized to a square of `side` pixels and normalized for CLIP.
 
-    The whole picture is resized, whatever its shape, so that nothing at its edges is lost.
+    The whole image is resized, whatever its aspect ratio, so that nothing is cropped.
     """
     if pixels.shape[-2:] != (side, side):
         pixels = F.interpolate(
@@ -139,13 +140,13 @@ def clip_normalize(pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]
 
 
 def motion_amount(latents: Latents) -> Float[Tensor, " b"]:
-    """Return how much each clip moves: the log of the mean absolute change from frame to frame.
+    """Return the motion of each clip: the log of the mean absolute frame difference.
 
-    A motion score is this number in standard deviations from its mean over the training clips.
+    A motion score is this value in standard deviations from its mean over the training clips.
     """
-    # a log, since amounts of motion span orders of magnitude
+    # motion spans orders of magnitude, hence the log
     change = (latents[:, 1:] - latents[:, :-1]).abs().flatten(1).mean(dim=1)
-    return change.clamp_min(1e-3).log()  # the floor is far below what an autoencoder leaves
+    return change.clamp_min(1e-3).log()  # far below the autoencoder's noise
 
 
 class ConditionedDenoiser(nn.Module):
@@ -153,8 +154,8 @@ class ConditionedDenoiser(nn.Module):
 
     Args:
         unet: The denoiser.
-        image_conditioner: Turns CLIP image embeddings into condition tokens.
-        text_encoder: Trained with the denoiser; None where tokens come from a frozen one.
+        image_conditioner: Maps CLIP image embeddings to condition tokens.
+        text_encoder: Text encoder trained with the denoiser; None if it is frozen.
     """
 
     def __init__(
@@ -182,9 +183,9 @@ class ConditionedDenoiser(nn.Module):
         Args:
             latents: Noisy latents.
             timestep: Diffusion step of each video, or of each frame.
-            text: Text tokens of each video, or token ids where the denoiser has a text encoder.
-            embeddings: CLIP embedding of one frame of each video, at unit length.
-            use_image_condition: Which videos use their embedding instead of the text.
+            text: Text tokens of each video, or token ids if the denoiser has a text encoder.
+            embeddings: Unit-norm CLIP embedding of one frame of each video.
+            use_image_condition: Whether each video uses its embedding instead of its text.
             fps: Frames per second of each video.
             motion: Motion score of each video, as `VideoUNet` takes it.
         """
@@ -195,15 +196,15 @@ class ConditionedDenoiser(nn.Module):
 
     @property
     def image_embed_dim(self) -> int:
-        """Return the width of the image embeddings that it can be conditioned on."""
+        """Return the width of the image embeddings."""
         return int(self.image_conditioner.config.embedding_dim)
 
     def save_components(self, folder: Path, *, image_conditioner: bool = True) -> None:
         """Write the components that are trained.
 
         Args:
-            folder: Gets `unet`, and `text_encoder` if the denoiser has one.
-            image_conditioner: Whether `image_conditioner` is wanted too.
+            folder: Output folder of `unet`, and of `text_encoder` if the denoiser has one.
+            image_conditioner: Whether to write `image_conditioner` too.
         """
         self.unet.save_pretrained(folder / "unet")
         if self.text_encoder is not None:
@@ -215,9 +216,9 @@ class ConditionedDenoiser(nn.Module):
 def image_to_condition_tokens(
     conditioner: ImageConditioner, embeddings: Float[Tensor, "b e"], length: int
 ) -> Tokens:
-    """Return one token of each embedding, repeated to the length of a text.
+    """Return one token per embedding, repeated to the length of a text.
 
-    Attention over equal tokens is attention over one, so the repetition changes nothing and lets
-    texts and images share a batch.
+    Attention over equal tokens equals attention over one of them, so the repetition has no effect
+    on the result; it allows texts and images in one batch.
     """
     return conditioner(embeddings[:, None]).expand(-1, length, -1)

@@ -1,4 +1,4 @@
-"""Frame interpolation: new frames between two keys, estimated, then corrected by diffusion."""
+"""Frame interpolation: regress the frames between two keys, then diffuse the residual."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from magicvideo.models.inflate import is_temporal_key
 from magicvideo.models.unet import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, VideoUNet
 from magicvideo.shapes import Tokens
 
-_LEAST_DIFFERENCE = 0.03  # of latents of unit variance: about the autoencoder's own noise
+_LEAST_DIFFERENCE = 0.03  # in latents of unit variance; about the autoencoder's noise
 _NUM_LEVELS = 1000  # diffusion steps; a noise level is one of them
 _ESTIMATE_GROUPS = 8
 
@@ -23,7 +23,7 @@ _ESTIMATE_GROUPS = 8
 def lerp_keyframes(
     keys: Float[Tensor, "g 2 c h w"], num_inserted: int
 ) -> Float[Tensor, "g k c h w"]:
-    """Return the frames between two keys by linear interpolation of the latents."""
+    """Interpolate the latents of two keys linearly."""
     # frame i of k new ones lies i / (k + 1) of the way from the first key to the second
     weights = torch.arange(1, num_inserted + 1, device=keys.device) / (num_inserted + 1)
     first, second = keys[:, :1], keys[:, 1:]
@@ -33,19 +33,19 @@ def lerp_keyframes(
 def keyframe_rms_distance(keys: Float[Tensor, "g 2 c h w"]) -> Float[Tensor, "g 1 1 1 1"]:
     """Return the root mean square difference of the two keys of each gap, plus a small constant.
 
-    The error of linear interpolation is proportional to it. Residuals are normalised by it, so that
-    gaps with little and with much motion count alike in the loss.
+    The error of linear interpolation is proportional to it. Residuals are normalized by it, so that
+    gaps with little and with much motion have equal weight in the loss.
     """
     # in float32: squares of small differences underflow in half precision
     apart = (keys[:, 1] - keys[:, 0]).float().square().flatten(1).mean(dim=1).sqrt()
-    # the constant keeps the division by it finite where nothing moves
+    # the constant keeps divisions finite where nothing moves
     return (apart + _LEAST_DIFFERENCE).to(keys.dtype)[:, None, None, None, None]
 
 
 def every_nth(every: int) -> slice:
     """Return a slice of the last gap of each group of `every` gaps.
 
-    It selects the same gaps for any number of processes that share a batch.
+    The selection does not depend on the number of processes that share a batch.
     """
     return slice(every - 1, None, every)
 
@@ -53,12 +53,12 @@ def every_nth(every: int) -> slice:
 class ResidualEstimator(nn.Module):
     """Regress the error of linear interpolation in one pass, by a few convolutions.
 
-    Motion is local, and convolutions learn it from many gaps in the time in which the U-Net, dozens
-    of times as large, processes few.
+    Motion is local, so a small convolutional network suffices. It processes many gaps in the time
+    the U-Net, dozens of times larger, needs for a few.
 
     Args:
         latent_channels: Channels of the latents.
-        num_inserted: New frames between two keys.
+        num_inserted: Number of new frames between two keys.
         channels: Width, a multiple of 8.
         num_blocks: Residual blocks.
     """
@@ -68,7 +68,7 @@ class ResidualEstimator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_inserted = num_inserted
-        # both keys, what is between them, and the noise level
+        # both keys, their difference, and a plane with the noise level
         self.conv_in = nn.Conv2d(3 * latent_channels + 1, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
             ResnetBlock2D(
@@ -93,10 +93,10 @@ class ResidualEstimator(nn.Module):
     ) -> Float[Tensor, "g k c h w"]:
         """Return the difference from linear interpolation, divided by `scale`."""
         first, second = keys.unbind(dim=1)
-        # a fraction in [0, 1), the same at every position
+        # the noise level as a fraction in [0, 1), constant over positions
         level = (noise_level.to(keys.dtype) / _NUM_LEVELS)[:, None, None, None]
         plane = level.expand(-1, 1, *keys.shape[-2:])
-        # the difference is given at about unit scale too, so that slow gaps look like fast ones
+        # the scaled difference of the keys has about unit variance for slow and fast motion
         inputs = torch.cat([first, second, (second - first) / scale[:, 0], plane], dim=1)
         x = self.conv_in(inputs.to(self.conv_in.weight.dtype))
         for block in self.blocks:
@@ -106,45 +106,46 @@ class ResidualEstimator(nn.Module):
 
 
 class InterpolatorOutput(NamedTuple):
-    """Targets and predictions of both networks for known gaps, divided by the residual scale."""
+    """Targets and predictions of both networks, divided by the residual scale s."""
 
     residual_target: Float[Tensor, "g k c h w"]
-    """Difference of the true frames from linear interpolation."""
+    """(x - l) / s: the difference of the true frames from linear interpolation."""
     residual_estimate: Float[Tensor, "g k c h w"]
-    """Its regression."""
+    """c: its regression."""
     diffusion_target: Float[Tensor, "n k c h w"]
-    """Target minus regression, for the gaps that the U-Net processes: what is diffused."""
+    """r = (x - l) / s - c, for the gaps that the U-Net processes."""
     diffusion_prediction: Float[Tensor, "n k c h w"]
-    """The U-Net's prediction from these with noise."""
+    """The U-Net's prediction from noisy r."""
 
 
 class Interpolator(ModelMixin, ConfigMixin):
     """Denoise the frames between two keys, over windows [key, new, ..., new, key].
 
-    Source: MagicVideo interpolates by a network of its own, from the latents of two consecutive key
-    frames and noise, three new frames a gap; the rest is our choice (departure D12 in
-    docs/paper_map.md). It is a `VideoUNet` whose temporal attention has no mask, so that new frames
-    see both keys. Every frame gets both keys as extra channels, and a mask that is 1 at the keys.
+    Source: MagicVideo interpolates with a separate network, from noise and the latents of two
+    consecutive key frames, three new frames per gap; the rest is our choice (departure D12 in
+    docs/paper_map.md). The U-Net is a `VideoUNet` with bidirectional temporal attention, so that
+    new frames attend to both keys. Every frame gets both keys as extra channels, and a mask that is
+    1 at the keys.
 
-    Diffused is not the new frame x but its normalised residual from a regression: regress the
+    Not the new frame x is diffused but its normalized residual from a regression: regress the
     predictable part, diffuse the rest (Mardani et al., "Residual Corrective Diffusion Modeling",
     2309.15214). With l the linear interpolation of the keys and s = residual_scale * RMS distance
     of the keys, the regression c estimates (x - l) / s and the U-Net diffuses r = (x - l) / s - c,
-    so that x = l + s (c + r). At the start of training c = 0. Where nothing moves, all terms are
-    zero, and static regions stay static.
+    so that x = l + s (c + r). Initially c = 0. Without motion all terms are zero, so static regions
+    stay static.
 
-    Networks get noisy keys, so that they learn to separate motion from errors of generated keys.
-    The interpolation l is of the clean keys: keyframe errors are carried into the interpolated
-    frames, since the video would flicker at the keys otherwise.
+    Both networks get noisy keys, so that they learn to separate motion from errors of generated
+    keys. The interpolation l uses the clean keys: keyframe errors are carried into the interpolated
+    frames, because the video would flicker at the keys otherwise.
 
     Args:
         latent_channels: Channels of the latents.
         num_inserted: New frames between two keys.
         residual_scale: Standard deviation of x - l relative to the distance of the keys.
         estimate_channels: Width of the regression network.
-        estimate_blocks: Its residual blocks.
-        sample_size: Side of the latents that it was trained on, or their height and width.
-        down_block_types: As for `VideoUNet`, and so are all that follow.
+        estimate_blocks: Residual blocks of the regression network.
+        sample_size: Side of the training latents, or their height and width.
+        down_block_types: As for `VideoUNet`, like all following arguments.
         up_block_types: Levels of the decoder half.
         block_out_channels: Channels of each level.
         layers_per_block: Residual blocks per level.
@@ -156,7 +157,7 @@ class Interpolator(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("ResidualEstimator",)  # sharded and compiled as one
+    _no_split_modules = ("ResidualEstimator",)  # FSDP and compile unit
 
     @register_to_config
     def __init__(
@@ -210,26 +211,26 @@ class Interpolator(ModelMixin, ConfigMixin):
         tokens: Tokens,
         fps: Float[Tensor, "n"],
     ) -> InterpolatorOutput:
-        """Return targets and predictions of both networks for gaps whose frames are known.
+        """Return targets and predictions of both networks, for training.
 
         Args:
-            middle: The frames between the keys.
-            keys: Latents at both ends of each gap, as they are.
-            noisy_keys: The same, noised up to `noise_level`: the networks' input.
+            middle: True latents of the frames between the keys.
+            keys: Clean latents at both ends of each gap.
+            noisy_keys: The keys noised up to `noise_level`, the networks' input.
             noise_level: Diffusion step up to which the keys were noised.
             add_noise: Adds noise to the residuals of the `n` gaps `every_nth(g / n)`, which the
                 U-Net processes.
-            timestep: Diffusion step of each of these.
-            tokens: Condition of these.
-            fps: Frames per second of the finished video, of these.
+            timestep: Diffusion step of each of these gaps.
+            tokens: Condition of each of these gaps.
+            fps: Frames per second of the finished video, for each of these gaps.
         """
         scale = self.residual_scale_for(noisy_keys)
         # (x - l) / s
         target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / scale
         estimate = self.correction(noisy_keys, scale, noise_level)
         few = every_nth(len(keys) // len(timestep))
-        # r = (x - l) / s - c. The regression is fixed here: the diffusion loss would otherwise move
-        # its own target
+        # r = (x - l) / s - c. c is detached, because the diffusion loss would otherwise change its
+        # own target
         residuals = (target - estimate.detach())[few]
         noisy = add_noise(residuals)
         prediction = self.denoise(noisy, timestep, noisy_keys[few], noise_level[few], tokens, fps)
@@ -250,8 +251,8 @@ class Interpolator(ModelMixin, ConfigMixin):
         """Return the regressed new frames l + s c, and the scale s of the residuals.
 
         Args:
-            keys: Latents at both ends of each gap, as they are.
-            noisy_keys: The same, noised up to `noise_level`: the networks' input.
+            keys: Clean latents at both ends of each gap.
+            noisy_keys: The keys noised up to `noise_level`, the networks' input.
             noise_level: Diffusion step up to which the keys were noised.
         """
         scale = self.residual_scale_for(noisy_keys)
@@ -282,23 +283,22 @@ class Interpolator(ModelMixin, ConfigMixin):
         both = repeat(keys, "g two c h w -> g f (two c) h w", f=num_frames)
         mask = torch.zeros_like(both[:, :, :1])
         mask[:, 0] = mask[:, -1] = 1.0
-        # the residual is zero at the keys, which are known
+        # known frames have no residual
         known = torch.cat([at_keys, residuals, at_keys], dim=1)
         prediction = self.unet(
             torch.cat([known, both, mask], dim=2), timestep, tokens, fps, noise_level
         )
-        # the outputs at the keys have no target
+        # outputs at the keys are unused
         return prediction.sample[:, 1:-1]
 
     @torch.no_grad()
     def init_from_keyframe_unet(self, keyframes: VideoUNet) -> None:
         """Initialise from the weights of the key-frame network.
 
-        New input channels and the last convolution, whose output has another meaning here, start
-        as zero. A window may lie anywhere in the video, so adaptors start as their mean over
-        frames.
-        The noise level's embedding stays zero. Attention that the key-frame network lacks keeps its
-        fresh weights.
+        New input channels start as zero, and so does the last convolution, because its output is a
+        residual here. A window may be anywhere in the video, so adaptors start as their mean over
+        frames. The embedding of the noise level stays zero. Attention layers that the key-frame
+        network lacks keep their random initialization.
         """
         theirs = keyframes.state_dict()
         for name, own in self.unet.state_dict().items():

@@ -28,11 +28,11 @@ from magicvideo.models.blocks import (
 from magicvideo.models.temporal_attention import TemporalMode
 from magicvideo.shapes import Latents, Tokens
 
-# the levels of Stable Diffusion, outermost first, and innermost first
+# Stable Diffusion's levels: highest resolution first; lowest resolution first
 DOWN_BLOCK_TYPES = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
 UP_BLOCK_TYPES = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
 PerVideo: TypeAlias = Shaped[Tensor, "..."] | float | int
-# the sinusoids are made for numbers in the hundreds, as diffusion steps are
+# sinusoidal embeddings resolve values in the hundreds, like diffusion steps; scores are near 1
 _MOTION_SCALE = 100.0
 _LEVELS = {
     "CrossAttnDownBlock2D": True,
@@ -54,7 +54,7 @@ class VideoUNetOutput(BaseOutput):
 
 
 def latent_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of the latents that a network was trained on.
+    """Return height and width of a network's training latents.
 
     Args:
         sample_size: As in the network's configuration: one side, or height and width.
@@ -66,16 +66,15 @@ def latent_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 class VideoUNet(ModelMixin, ConfigMixin):
-    """Predict noise or velocity of a video's latents.
+    """Predict the noise or velocity of a video's latents.
 
-    Source: MagicVideo, Figures 3a and 3b. Parameters of the image network have the names of
-    diffusers' `UNet2DConditionModel`. The others are the adaptors, temporal attention, and the
-    embeddings of frame rate and motion. All are neutral at the start, so a network initialised from
-    image weights computes what the image network computes, frame by frame.
+    Source: MagicVideo, Figures 3a and 3b. Parameters shared with the image network have the names
+    of diffusers' `UNet2DConditionModel`. New are the adaptors, temporal attention, and the
+    embeddings of frame rate and motion. Their initial values are neutral, so a network
+    initialized from image weights equals the image network frame by frame.
 
     Args:
-        sample_size: Side of the latents that it was trained on, or their height and width; any
-            other size works too.
+        sample_size: Side of the training latents, or their height and width; other sizes work too.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         down_block_types: `CrossAttnDownBlock2D` or `DownBlock2D` per level, highest resolution
@@ -89,29 +88,29 @@ class VideoUNet(ModelMixin, ConfigMixin):
         norm_num_groups: Groups of every group norm.
         use_linear_projection: Linear layers (Stable Diffusion 2.x) around the transformers, in
             place of 1x1 convolutions (1.x).
-        num_frames: The maximal number of frames.
+        num_frames: Maximal number of frames.
         temporal_attention: Mode of the temporal attention, or `none`.
         frame_adaptor: Whether convolutions have frame-wise adaptors.
         noise_level: Whether the network is conditioned on the noise level of its conditioning
             images.
-        spatial_attention: Whether positions of a frame attend to each other. Without it, the
-            spatial branch is cross-attention and feed-forward.
-        convolutions: `2d` for kernels that all frames share. For the ablation of the adaptors
-            `2+1d` adds a kernel over three frames after each, and `3d` has kernels of 3x3x3. Both
-            equal the image network at the start, and are causal if temporal attention is
+        spatial_attention: Whether positions of a frame attend to each other. If False, the spatial
+            branch has only cross-attention and feed-forward.
+        convolutions: `2d` for kernels shared by all frames. For the ablation of the adaptors,
+            `2+1d` adds a temporal kernel over three frames after each convolution, and `3d` uses
+            3x3x3 kernels. Both start as the image network, and are causal if temporal attention is
             `directed`.
-        motion_condition: Whether the network is conditioned on how much a video moves.
+        motion_condition: Whether the network is conditioned on a motion score.
         motion_mean: Mean of `motion_amount` over the training clips.
-        motion_std: Its standard deviation over them.
-        flow_map: Whether the network leads to a target timestep and is conditioned on how far it is
-            (`diffusion.flow_map`).
+        motion_std: Standard deviation of `motion_amount` over the training clips.
+        flow_map: Whether the network is a flow map, conditioned on the distance to a target
+            timestep (`diffusion.flow_map`).
 
     Raises:
         ValueError: If arguments do not fit each other.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("DownBlock", "MidBlock", "UpBlock")  # sharded and compiled one by one
+    _no_split_modules = ("DownBlock", "MidBlock", "UpBlock")  # FSDP and compile units
 
     @register_to_config
     def __init__(
@@ -186,31 +185,30 @@ class VideoUNet(ModelMixin, ConfigMixin):
     ) -> VideoUNetOutput | tuple[Float[Tensor, "b f out h w"]]:
         """Predict the noise or the velocity of noisy latents.
 
-        A number, or a tensor of one element, holds for the whole batch.
+        A number, or a tensor with one element, applies to the whole batch.
 
         Args:
-            sample: Noisy latents, `b f c h w`, in any precision; the network computes in that of
-                its weights.
-            timestep: Diffusion step: a number, one of each video `b`, or one of each frame `b f`.
-                A clean frame that is given as a condition has step 0.
+            sample: Noisy latents, `b f c h w`, in any precision; the network computes in the
+                precision of its weights.
+            timestep: Diffusion step: a number, one per video `b`, or one per frame `b f`. Given
+                (clean) frames have step 0.
             encoder_hidden_states: Condition of each video: text tokens, or tokens of image
                 embeddings, `b l d`.
-            fps: Frames per second: a number, or one of each video.
+            fps: Frames per second: a number, or one per video.
             noise_level: Diffusion step up to which the conditioning images were noised: a number,
-                or one of each video. Given if and only if the network has `noise_level`.
-            motion: Motion score: a number, or one of each video, in standard deviations from the
-                mean of the training clips; NaN, or None for all, if unknown. Needs
-                `motion_condition`.
-            target_timestep: Diffusion step that the prediction leads to, in the same form as
-                `timestep`; by default that one itself. Below 0 are clean latents. Needs `flow_map`.
+                or one per video. Required if and only if the network has `noise_level`.
+            motion: Motion score: a number, or one per video, in standard deviations from the mean
+                of the training clips; NaN (or None for all) if unknown. Needs `motion_condition`.
+            target_timestep: Target step of the flow map, in the form of `timestep`, by default
+                equal to it; negative for clean latents. Needs `flow_map`.
             past: Cache of the frames that precede these in each video (`cache_frames`).
-            record: An empty cache, to fill with what later frames need of these.
-            return_dict: Return a `VideoUNetOutput`; if False, a tuple of its value.
+            record: An empty cache to fill with the keys and values of these frames.
+            return_dict: Return a `VideoUNetOutput`; if False, a tuple.
 
         Raises:
-            ValueError: If the axes are in another order, the video has more frames than the
-                network, the number of values does not fit the batch, the noise level is missing
-                or not supported, or a motion score is not supported.
+            ValueError: If the axis order is wrong, the video has too many frames, the number of
+                values does not match the batch, the noise level is missing or not supported, or a
+                motion score is not supported.
         """
         self._check_sample(sample, 0 if past is None else past.num_frames)
         batch, num_frames = sample.shape[:2]
@@ -225,12 +223,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
         )
         if len(encoder_hidden_states) != batch:
             raise ValueError(
-                f"encoder_hidden_states holds conditions of {len(encoder_hidden_states)} videos "
-                f"and sample {batch} videos"
+                f"encoder_hidden_states has {len(encoder_hidden_states)} conditions and sample "
+                f"has {batch} videos"
             )
         context = BlockContext(embedding, encoder_hidden_states, num_frames, past, record)
         first = context.first_frame
-        # frames fold into the batch, so that 2D convolutions and spatial attention see images
+        # fold frames into the batch, so 2D convolutions and spatial attention process images
         x = rearrange(sample, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
         x = self.conv_in_adaptor(self.conv_in(x, num_frames), num_frames, first_frame=first)
         skips = [x]
@@ -240,7 +238,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         num_layers = self.config.layers_per_block + 1
         for up in self.up_blocks:
             taken, skips = skips[-num_layers:], skips[:-num_layers]
-            # upsampling ends at the size of the next skip connection, so odd sides work, too
+            # upsample to the size of the next skip connection, so odd sides work too
             side = skips[-1].shape[-2:] if skips else x.shape[-2:]
             x = up(x, taken, context, side)
         x = self.conv_out(F.silu(self.conv_norm_out(x)), num_frames)
@@ -265,7 +263,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     @property
     def can_cache_frames(self) -> bool:
-        """Whether frames never depend on later ones, as `cache_frames` needs it."""
+        """Whether no frame depends on later ones, as `cache_frames` requires."""
         directed = self.config.temporal_attention in ("directed", "none")
         return directed and self.config.convolutions == "2d"
 
@@ -277,10 +275,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
         fps: Float[Tensor, "b"],
         motion: Float[Tensor, "b"] | None = None,
     ) -> FrameCache:
-        """Return what later frames need of given, clean first frames, computed once.
+        """Compute the keys and values of given, clean first frames once.
 
-        A forward pass over the frames after them, with the result as `past`, equals to rounding the
-        pass over all frames in which the given ones have diffusion step 0.
+        A forward pass over only the following frames, with the result as `past`, equals (up to
+        rounding) the pass over all frames in which the given ones have diffusion step 0.
 
         Args:
             latents: The first frames of each video, without noise, `b f c h w`.
@@ -289,8 +287,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             motion: As for `forward`.
 
         Raises:
-            ValueError: If frames of this network depend on later ones: its temporal attention is
-                not directed, or its convolutions span frames.
+            ValueError: If frames depend on later ones, because temporal attention is not directed
+                or convolutions span frames.
         """
         if self.config.temporal_attention not in ("directed", "none"):
             raise ValueError(
@@ -317,6 +315,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         """Return SiLU(emb_t + emb_fps + ...), with emb_v = Linear(SiLU(Linear(sinusoids(v))))."""
         dtype = self.time_embedding.linear_1.weight.dtype
         steps = self.time_embedding(self.time_proj(timestep.flatten()).to(dtype))
+        # conditions are summed before SiLU, as diffusers adds class embeddings; each starts as zero
         total = steps + repeat_for_frames(
             self.fps_embedding(self.time_proj(fps).to(dtype)), len(steps)
         )
@@ -334,7 +333,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         if target is not None and self.interval_embedding is None:
             raise ValueError("target_timestep is for networks with flow_map=True")
         if self.interval_embedding is not None:
-            # a given frame has step 0 and stays there, wherever the others are led
+            # given frames have step 0, and stay at step 0 whatever the target
             interval = _interval(timestep, timestep if target is None else target).flatten()
             total = total + self.interval_embedding(self.time_proj(interval).to(dtype))
         return F.silu(total)
@@ -344,7 +343,7 @@ def _as_batch(name: str, value: PerVideo, sample: Latents, *, per_frame: bool = 
     """Return one value per video (or, if allowed and given, per frame) on the sample's device."""
     batch, num_frames = sample.shape[:2]
     if not isinstance(value, Tensor):
-        # not torch's default precision, which a caller may have changed
+        # independent of torch's default dtype, which a caller may have changed
         value = torch.tensor(value, dtype=torch.float32 if isinstance(value, float) else None)
     value = value.to(sample.device)
     if value.numel() == 1:
@@ -362,7 +361,7 @@ def _as_batch(name: str, value: PerVideo, sample: Latents, *, per_frame: bool = 
 def _interval(
     timestep: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]
 ) -> Shaped[Tensor, "..."]:
-    """Return how many diffusion steps lie between, in the shape of the timestep."""
+    """Return the number of diffusion steps between timestep and target."""
     if timestep.ndim < target.ndim:
         raise ValueError("target_timestep is given for each frame, and timestep is not")
     if timestep.ndim > target.ndim:
@@ -371,7 +370,7 @@ def _interval(
 
 
 def _silent_embedding(channels: int, width: int) -> TimestepEmbedding:
-    """Return an embedding that is zero at the start, so that the image network is unchanged."""
+    """Return an embedding initialized to zero, so the network starts as the image network."""
     embedding = TimestepEmbedding(channels, width)
     nn.init.zeros_(embedding.linear_2.weight)
     nn.init.zeros_(embedding.linear_2.bias)
@@ -386,7 +385,7 @@ def _per_level(value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
 
 
 def _heads_of(types: Sequence[str], heads: tuple[int, ...], name: str) -> list[int | None]:
-    """Return the attention heads of each level, None for one without attention."""
+    """Return the number of attention heads of each level, None without attention."""
     if unknown := [t for t in types if t not in _LEVELS]:
         raise ValueError(f"{name} has {unknown[0]!r}; allowed are {', '.join(_LEVELS)}")
     if len(types) != len(heads):
@@ -397,7 +396,7 @@ def _heads_of(types: Sequence[str], heads: tuple[int, ...], name: str) -> list[i
 def _down_blocks(
     channels: tuple[int, ...], num_layers: int, heads: list[int | None], block_config: BlockConfig
 ) -> nn.ModuleList:
-    """Return the encoder, highest resolution first, as the heads are."""
+    """Return the encoder's blocks, highest resolution first."""
     last = len(channels) - 1
     return nn.ModuleList(
         DownBlock(widths, num_layers, heads[i], block_config, is_last=i == last)
@@ -408,7 +407,7 @@ def _down_blocks(
 def _up_blocks(
     channels: tuple[int, ...], num_layers: int, heads: list[int | None], block_config: BlockConfig
 ) -> nn.ModuleList:
-    """Return the decoder, lowest resolution first, as the heads are."""
+    """Return the decoder's blocks, lowest resolution first."""
     skips = _skip_channels(channels, num_layers)
     blocks = nn.ModuleList()
     before = channels[-1]
@@ -432,11 +431,11 @@ def _skip_channels(channels: tuple[int, ...], num_layers: int) -> list[int]:
 
 
 class FlowMapUNet:
-    """A U-Net with `flow_map`, conditioned on the target of each step of a sampler.
+    """A U-Net with `flow_map` that adds the target of each sampler step to its inputs.
 
     Args:
         unet: The network.
-        target_of: Returns the target of a diffusion step: `FlowMapScheduler.target_of`.
+        target_of: Maps a diffusion step to its target: `FlowMapScheduler.target_of`.
     """
 
     def __init__(self, unet: VideoUNet, target_of: Callable[[Tensor], int]) -> None:
@@ -452,9 +451,9 @@ class FlowMapUNet:
         *,
         past: FrameCache | None = None,
     ) -> VideoUNetOutput:
-        """Return the prediction over the interval of a step; the arguments are the U-Net's.
+        """Return the prediction for one step; the arguments are those of `VideoUNet`.
 
-        Given frames have timestep 0, and all others have the same.
+        Given frames have timestep 0; all others share one timestep.
         """
         output: VideoUNetOutput = self.unet(
             sample,
@@ -474,5 +473,5 @@ class FlowMapUNet:
         fps: Tensor,
         motion: Tensor | None = None,
     ) -> FrameCache:
-        """Return what later frames need of given ones: `VideoUNet.cache_frames`."""
+        """Compute the cache of given frames: `VideoUNet.cache_frames`."""
         return self.unet.cache_frames(latents, tokens, fps, motion)

@@ -1,4 +1,4 @@
-"""Super-resolution: frames of four times the side, by diffusion of residuals."""
+"""Super-resolution: diffusion of the residual from bicubic upsampling, by a factor of 4."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,32 +23,31 @@ class Upscaler(ModelMixin, ConfigMixin):
     """Predict the velocity of a frame's residual from bicubic upsampling.
 
     Source: MagicVideo's last stage is a pixel diffusion model trained on images; its network is not
-    known (departure D13 in docs/paper_map.md). Diffused is the residual r = (x - up(s)) / k with x
-    the large frame, up(s) the small frame after bicubic upsampling, and k = `residual_scale`, which
-    gives r unit variance. The small frame determines nearly all of x; the residual is what is left
-    to generate. A residual of zero is plain upsampling, so colours cannot drift and flat areas stay
-    flat.
+    published (departure D13 in docs/paper_map.md). The model diffuses the residual r = (x -
+    up(s)) / k, with x the large frame, up(s) the bicubically upsampled small frame, and k =
+    `residual_scale`, which gives r unit variance. The small frame determines nearly all of x. A
+    residual of zero means plain upsampling, so colours cannot drift and flat areas stay flat.
 
-    Pixels are rearranged, 4x4 into channels, so the network works at the side of the small frame
-    and below, which makes it cheap. Norms are over the channels of one position and there is no
-    attention, so an output depends only on inputs within `receptive_radius`, and large frames can
-    be computed tile by tile.
+    Blocks of 4x4 pixels are rearranged into channels, so the network runs at the resolution of the
+    small frame and below, which is fast. Norms are over the channels of each position and there is
+    no attention, so an output depends only on inputs within `receptive_radius`, and large frames
+    can be processed in tiles.
 
     Args:
         channels: Colour channels.
         factor: Ratio of the sides of large and small frames.
-        widths: Channels of each resolution, that of the small frame first.
-        num_blocks: Residual blocks of each resolution, in encoder and decoder each; at the lowest
-            resolution in total.
+        widths: Channels of each resolution, starting with that of the small frame.
+        num_blocks: Residual blocks per resolution, in the encoder and in the decoder; the last
+            number counts the middle blocks.
         residual_scale: Standard deviation of the difference from the upsampled small frame.
-        max_noise_level: Highest noise on small frames in training, as a standard deviation of
-            pixels in [-1, 1].
+        max_noise_level: Maximal standard deviation of the noise on small frames in training; pixels
+            are in [-1, 1].
 
     Raises:
-        ValueError: If there are not as many widths as numbers of blocks.
+        ValueError: If `widths` and `num_blocks` differ in length.
     """
 
-    _no_split_modules = ("FiLMResBlock",)  # sharded and compiled one by one
+    _no_split_modules = ("FiLMResBlock",)  # FSDP and compile units
 
     @register_to_config
     def __init__(
@@ -87,21 +86,21 @@ class Upscaler(ModelMixin, ConfigMixin):
 
     @property
     def size_divisor(self) -> int:
-        """Return the number by which the sides of a small frame must be divisible."""
+        """Return the divisor of the sides of a small frame."""
         return int(2 ** (len(self.config.widths) - 1))
 
     @property
     def receptive_radius(self) -> int:
         """Return the radius of the receptive field, in pixels of the small frame.
 
-        A block adds 2 positions, by its two 3x3 convolutions. A radius r at one resolution is
-        2 r + 1 at the next finer one, since two positions are merged into one. The first and the
-        last convolution add 1 each.
+        A block adds 2 positions, with its two 3x3 convolutions. A radius r at one resolution is 2 r
+        + 1 at the next higher one, because 2x2 positions are merged into one. The first and last
+        convolutions add 1 each.
         """
         *finer, deepest = self.config.num_blocks
         radius = 2 * deepest
         for count in reversed(finer):
-            # 2 for each of `count` blocks on the way down, and again on the way up
+            # 2 per block, for `count` blocks in the encoder and `count` in the decoder
             radius = 2 * radius + 1 + 4 * count
         return int(radius + 2)
 
@@ -129,10 +128,10 @@ class Upscaler(ModelMixin, ConfigMixin):
             small: Small frames in [-1, 1], with noise of `noise_level` added; their sides are
                 multiples of `size_divisor`.
             timestep: Diffusion step of each frame.
-            noise_level: Standard deviation of the noise that was added to each small frame.
+            noise_level: Standard deviation of the noise added to each small frame.
 
         Raises:
-            ValueError: If the sides do not fit.
+            ValueError: If the sides are inconsistent.
         """
         factor = self.config.factor
         sides, expected = noisy.shape[-2:], [factor * side for side in small.shape[-2:]]
@@ -142,12 +141,12 @@ class Upscaler(ModelMixin, ConfigMixin):
                 f"former must be multiples of {self.size_divisor}, the latter {factor} times as "
                 "large"
             )
-        # two scalars condition a frame: its diffusion step and the noise in its small frame
+        # each frame is conditioned on its diffusion step and the noise level of its small frame
         embedding = F.silu(
             self.time_embedding(self.frequencies(timestep).to(noisy.dtype))
             + self.level_embedding(self.frequencies(_LEVEL_UNITS * noise_level).to(noisy.dtype))
         )
-        # large pixels become channels at the small side, where all convolutions work
+        # 4x4 pixels become channels: all convolutions run at the small resolution or below
         folded = F.pixel_unshuffle(noisy, factor)
         x = self.conv_in(cat([folded, small], dim=1).contiguous(memory_format=channels_last))
         skips = []
@@ -159,13 +158,14 @@ class Upscaler(ModelMixin, ConfigMixin):
         for blocks, upsample, skip in reversed(halves):
             x = blocks(upsample(x) + skip, embedding)
         x = F.silu(self.norm_out(x))
-        # Where the residual is zero, the input is pure noise and the velocity a multiple of it. A
-        # gain per pixel expresses that; layers between are too narrow to copy all noisy pixels.
+        # Where the residual r is 0, the input is sigma * e and the velocity alpha * e is a multiple
+        # of it. The per-pixel gain expresses this; the hidden layers are too narrow to copy all
+        # noisy pixels.
         return F.pixel_shuffle(addcmul(self.conv_out(x), self.gain_out(x), folded), factor)
 
 
 def upsample_bicubic(frames: FoldedFrames, factor: int) -> LargeFrames:
-    """Return frames of `factor` times the side by bicubic interpolation."""
+    """Upsample frames by `factor` with bicubic interpolation."""
     return F.interpolate(frames, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
@@ -173,12 +173,12 @@ class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each position (as in ConvNeXt)."""
 
     def forward(self, x: FoldedFrames) -> FoldedFrames:
-        """Return the normalised input."""
+        """Return the normalized input."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class FiLMResBlock(nn.Module):
-    """Residual block with FiLM: the embedding scales and shifts (Perez et al., 1709.07871).
+    """Residual block with FiLM conditioning (Perez et al., 1709.07871).
 
     h = conv2(SiLU((1 + scale) * norm2(conv1(SiLU(norm1(x)))) + shift)), and the output is x + h.
     """
@@ -195,7 +195,7 @@ class FiLMResBlock(nn.Module):
         """Return the block's output."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        # 1 + scale: without modulation the block is a plain residual block
+        # 1 + scale: with zero modulation this is a plain residual block
         h = addcmul(shift, self.norm2(h), 1 + scale)
         return x + self.conv2(F.silu(h))
 

@@ -1,4 +1,4 @@
-"""The VideoVAE: both autoencoders with temporal attention in their decoders.
+"""VideoVAE: both autoencoders with temporal attention in the decoder.
 
 Tensors of the image autoencoders keep their names, so that image weights such as Stable
 Diffusion's load by name (`inflate_autoencoder`). New tensors are `temporal_mid` and `temporal_up`.
@@ -35,24 +35,24 @@ _ENCODER = ("encoder", "quant_conv")
 class VideoPatchAutoencoder(TemporalDecoderMixin, PatchAutoencoder):
     """A `PatchAutoencoder` whose decoder attends to earlier frames.
 
-    Temporal attention follows the residual blocks at the side of the latents, and the first block
-    at twice that side. The linear decoder works on single frames.
+    Temporal attention follows the residual blocks at the latents' resolution, and the first block
+    at twice that resolution. The linear decoder processes single frames.
 
     Args:
-        in_channels: As for `PatchAutoencoder`, and so are all up to `scaling_factor`.
+        in_channels: As for `PatchAutoencoder`, like all arguments up to `scaling_factor`.
         latent_channels: Channels of the latents.
-        patch_size: Side in pixels of the patch that one latent position stands for.
+        patch_size: Side in pixels of the patch of one latent position.
         widths: Channels of the convolutions; multiples of `temporal_heads`.
         encoder_layers: Residual blocks of the encoder.
         decoder_layers: Residual blocks of the decoder; the first number is at least 1.
         norm_num_groups: Groups of the group norms.
-        noise_std: Standard deviation of the posterior, as a fraction of the latents' own.
+        noise_std: Standard deviation of the posterior, relative to that of the latents.
         scaling_factor: One over the standard deviation of the latents.
         temporal_heads: Attention heads of both temporal layers.
-        temporal_window_size: How many frames a frame attends to, itself included.
+        temporal_window_size: Number of frames each frame attends to, including itself.
 
     Raises:
-        ValueError: If the sizes do not fit each other.
+        ValueError: If the sizes are inconsistent.
     """
 
     @register_to_config
@@ -124,7 +124,7 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
     of frames bounds the memory, so diffusers' slicing and tiling are not used.
 
     Args:
-        in_channels: As for `AutoencoderKL`, and so are all up to `mid_block_add_attention`.
+        in_channels: As for `AutoencoderKL`, like all arguments up to `mid_block_add_attention`.
         out_channels: Channels of the reconstruction.
         down_block_types: Levels of the encoder.
         up_block_types: Levels of the decoder.
@@ -140,13 +140,13 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
         latents_std: Standard deviation of each channel of the latents.
         force_upcast: Whether half precision overflows.
         use_quant_conv: Whether a convolution follows the encoder.
-        use_post_quant_conv: Whether a convolution stands before the decoder.
+        use_post_quant_conv: Whether a convolution precedes the decoder.
         mid_block_add_attention: Whether the middle blocks have spatial attention.
         temporal_heads: Attention heads of both temporal layers.
-        temporal_window_size: How many frames a frame attends to, itself included.
+        temporal_window_size: Number of frames each frame attends to, including itself.
 
     Raises:
-        ValueError: If the sizes do not fit each other.
+        ValueError: If the sizes are inconsistent.
     """
 
     @register_to_config
@@ -236,7 +236,7 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
 
     def _pass(self, block: nn.Module, x: FoldedFrames) -> Features:
-        # the decoder's own forward, which checks this flag, is not called
+        # replaces the check of this flag in the decoder's own forward, which is not called
         if self.decoder.gradient_checkpointing and is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
@@ -248,10 +248,10 @@ VideoAutoencoder: TypeAlias = VideoPatchAutoencoder | VideoAutoencoderKL
 def inflate_autoencoder(
     image: Autoencoder, temporal_heads: int, temporal_window_size: int
 ) -> VideoAutoencoder:
-    """Return the video form of an image autoencoder, with temporal layers that add zero.
+    """Return the video form of an image autoencoder; its temporal layers add zero.
 
-    Frame by frame it computes what the image autoencoder computes. If `image` is a video
-    autoencoder already, all of its weights are copied.
+    Frame by frame it equals the image autoencoder. If `image` is already a video autoencoder, all
+    its weights are copied.
 
     Raises:
         ValueError: If `temporal_heads` does not divide the channels of the decoder.
@@ -265,7 +265,7 @@ def inflate_autoencoder(
 
 
 def freeze_encoder(autoencoder: VideoAutoencoder) -> None:
-    """Freeze the encoder, so that denoisers can keep using its latents; train the rest."""
+    """Freeze the encoder, whose latents denoisers use, and train the rest."""
     for name, parameter in autoencoder.named_parameters():
         parameter.requires_grad_(not name.startswith(_ENCODER))
 
@@ -282,9 +282,12 @@ def _reconstruct(
     if noise_levels is None:
         code = sample_posterior(posterior, generator)
     else:
+        # noise levels are given for scaled latents, z * scaling_factor; the code z is unscaled
         levels = noise_levels.repeat_interleave(num_frames) / autoencoder.config.scaling_factor
         own = generator.normal(posterior.mean.shape)
         common = generator.normal((*own.shape[:2], 1, 1))
+        # unit variance, of which the fraction `common_noise` is shared by all positions of a frame:
+        # flicker of whole frames, which only earlier frames can correct
         noise = (1 - common_noise) ** 0.5 * own + common_noise**0.5 * common
         code = posterior.mode() + levels[:, None, None, None] * noise.to(posterior.mean)
     return autoencoder.decode(code, num_frames).sample, posterior.mean
@@ -297,10 +300,10 @@ AUTOENCODERS: Mapping[str, type[Any]] = {
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """Return the autoencoder in a component's folder, in single precision, ready to evaluate.
+    """Load the autoencoder in a component's folder, in float32 and evaluation mode.
 
     Raises:
-        UserError: If the folder names none of these classes.
+        UserError: If the class in its configuration is unknown.
     """
     loaded: Autoencoder = read_autoencoder_class(folder).from_pretrained(
         folder, local_files_only=True
@@ -309,41 +312,41 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 
 def autoencoder_from_config(settings: Mapping[str, Any]) -> Autoencoder:
-    """Return an autoencoder with initial weights.
+    """Build an autoencoder with initial weights.
 
     Args:
-        settings: As they are stored, with the name of the class.
+        settings: The stored configuration, including the class name.
 
     Raises:
-        UserError: If they name none of these classes.
+        UserError: If the class is unknown.
     """
     kind = AUTOENCODERS.get(settings.get("_class_name", ""))
     if kind is None:
         raise UserError(
-            f"The settings of an autoencoder must name one of the classes {', '.join(AUTOENCODERS)}"
-            f" as _class_name; they name {settings.get('_class_name')!r}."
+            f"_class_name of an autoencoder is {settings.get('_class_name')!r}; it must be one of "
+            f"{', '.join(AUTOENCODERS)}."
         )
     autoencoder: Autoencoder = kind.from_config(dict(settings))
     return autoencoder
 
 
 def autoencoder_from_config_meta(settings: Mapping[str, Any]) -> Autoencoder:
-    """Return an autoencoder without weights, on the meta device, for questions of size."""
+    """Build an autoencoder on the meta device, without weights, to read its sizes."""
     with torch.device("meta"):
         return autoencoder_from_config(settings)
 
 
 def read_autoencoder_class(folder: Path) -> type[Any]:
-    """Return the class that the settings in a component's folder name.
+    """Return the class named by the configuration in a component's folder.
 
     Raises:
-        UserError: If it is none of these classes.
+        UserError: If the class is unknown.
     """
     try:
         config: Any = parse_json((folder / "config.json").read_text())
         return AUTOENCODERS[config["_class_name"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{folder} holds no autoencoder: its config.json must name the class "
-            f"{', '.join(AUTOENCODERS)}; take the folder vae of a model or of a stage's product."
+            f"{folder} is not an autoencoder: _class_name in its config.json must be one of "
+            f"{', '.join(AUTOENCODERS)}; give the folder vae of a model or of a stage's output."
         ) from None
