@@ -1,4 +1,4 @@
-"""The tiny model as one that has learned to continue given frames, and takes a motion score."""
+"""The tiny model trained with given frames and a motion score."""
 
 import torch
 from tiny_model import LATENT_CHANNELS, LATENT_SIDE, make_tiny_pipeline

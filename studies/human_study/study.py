@@ -175,7 +175,9 @@ def match_videos(folder: Path, prompts: list[str]) -> list[Path]:
         raise UserError(f"{folder} is no folder; name a model folder or one of finished videos.")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not files:
-        raise UserError(f"{folder} is no model folder and holds no video ({', '.join(_SUFFIXES)}).")
+        raise UserError(
+            f"{folder} is not a model folder and contains no video ({', '.join(_SUFFIXES)})."
+        )
     carried = {path: _carried_prompt(path) for path in files}
     waiting: dict[str, Iterator[Path]] = {}
     for prompt, wanted in Counter(prompts).items():

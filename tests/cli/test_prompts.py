@@ -27,7 +27,7 @@ def test_prompt_files_of_other_encodings_are_refused(tmp_path):
 def test_bytes_that_are_no_utf_8_are_refused_before_any_work(capsys, words):
     assert run(["generate", *map(os.fsdecode, words)]) == 2
     said = capsys.readouterr().err
-    assert "holds bytes that are not UTF-8 (caf\\xe9)" in said
+    assert "contains bytes that are not UTF-8 (caf\\xe9)" in said
     assert said.count("\n") == 1
 
 

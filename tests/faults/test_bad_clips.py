@@ -250,7 +250,7 @@ def test_bombs_are_refused_before_they_go_off(good, tmp_path):
         "like:broad.png": "broad.png cannot be read as a video: it has 13000x13000 pixels, more",
         "like:wide.png": "wide.png cannot be read as a video: it has more than 16,777,216 pixels",
         "like:canvas.gif": "canvas.gif cannot be read as a video: it has",
-        "like:huge.mp4": "huge.mp4 does not say how it was made",
+        "like:huge.mp4": "huge.mp4 contains no request",
     }
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", MEASURE, good / "clip.mkv", *expected],

@@ -227,8 +227,8 @@ def test_latents_of_one_device_are_finished_on_another(
     ("options", "sentence"),
     [
         (["--decoder-frames", "0"], "--decoder-frames is 0; it must be 1 or more."),
-        (["--upscaler-tile", "20"], "leave --upscaler-tile out."),
-        (["--upscaler-frames", "2", "--stages", "keyframes"], "has no stage upscaler; leave"),
+        (["--upscaler-tile", "20"], "omit --upscaler-tile."),
+        (["--upscaler-frames", "2", "--stages", "keyframes"], "has no stage upscaler; omit"),
     ],
 )
 def test_bounds_that_hold_nothing_back_are_refused_at_once(command, capsys, options, sentence):

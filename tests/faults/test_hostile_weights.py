@@ -232,5 +232,5 @@ def test_links_out_of_a_folder_hold_what_the_sums_say_or_are_refused(summed, tmp
 @pytest.mark.parametrize("content", [b'{"a":' * 100_000, b"\xff{}", b"[" * 100_000, b'{"a": 1'])
 def test_json_that_is_none_is_one_sentence(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json holds no valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         read_json(tmp_path / "config.json")

@@ -166,7 +166,7 @@ def test_a_configuration_that_is_not_the_weights(folder):
 def test_a_configuration_that_is_no_network(folder, name, change):
     edit_json(folder / name / "config.json", lambda config: config.update(change))
     write_checksums(folder)
-    assert_refused(folder, f"{name}/config.json does not describe a network")
+    assert_refused(folder, f"{name}/config.json is not a valid network configuration")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,9 @@ def test_a_configuration_that_fetches_code_or_other_weights(folder, change):
     [
         ({"unet": ["os", "system"]}, "names the class system for unet; it must be VideoUNet"),
         ({"vae": ["diffusers", "VideoUNet"]}, "must be PatchAutoencoder or AutoencoderKL or V"),
-        ({"unet": None}, "is not understood: components.unet"),
-        ({"safety": ["x", "Y"]}, "is not understood: safety"),
-        ({"generation_defaults": {"fps": "fast"}}, "is not understood: generation_defaults"),
+        ({"unet": None}, "is invalid: components.unet"),
+        ({"safety": ["x", "Y"]}, "is invalid: safety"),
+        ({"generation_defaults": {"fps": "fast"}}, "is invalid: generation_defaults"),
     ],
 )
 def test_an_index_that_names_other_things(folder, change, sentence):

@@ -49,7 +49,7 @@ def there(tmp_path, monkeypatch):
         (["--seed", "-1"], "The seed is -1"),
         (["--seed", str(2**63)], f"The seed is {2**63}"),
         (["--output-scale", "0"], "The output scale is 0"),
-        (["--scheduler", "heun"], "The scheduler 'heun' is not known; choose one of ddim, dpm++"),
+        (["--scheduler", "heun"], "Unknown scheduler 'heun'; choose one of ddim, dpm++"),
         (["--prompts", "none.txt"], "none.txt cannot be read (No such file or directory); give"),
         (
             ["--reproduce", "taken.mp4"],
@@ -73,7 +73,7 @@ def test_mistakes_are_answered_before_the_model_is_looked_for(there, arguments, 
 @pytest.mark.usefixtures("there")
 def test_empty_prompts_are_refused(prompt, capsys):
     assert run(["generate", *prompt]) == 2
-    assert "The prompt is empty; say what the video should show." in capsys.readouterr().err
+    assert "The prompt is empty; describe what the video should show." in capsys.readouterr().err
 
 
 def test_files_of_prompts_that_hold_none_are_refused(there, capsys):

@@ -52,7 +52,7 @@ def test_a_stranger_s_first_command_and_the_one_that_it_prints(tiny_model, tmp_p
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert first.returncode == 0, first.stderr
-    assert 'Hint: "sufring" is in none of the training captions; the nearest' in first.stderr
+    assert 'Hint: "sufring" is not in the training captions; the most similar' in first.stderr
     path, seed = re.match(r"(\S+) \(seed (\d+)\)\n", first.stdout).groups()
     assert path == f"a-woman-sufring-{seed}.mp4"
     again = first.stdout.partition("Make it again: magicvideo ")[2].split()
@@ -237,7 +237,7 @@ def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeyp
 def test_over_long_prompts_are_made_and_the_cut_is_shown(command, capsys):
     assert command("a cat and a dog " * 4 + "on the moon", "--seed", "3") == 0
     hint = capsys.readouterr().err
-    assert "longer than the 13 tokens that the model reads" in hint
+    assert "longer than the model's 13 tokens" in hint
     assert 'on the moon".' in hint
 
 

@@ -119,10 +119,13 @@ def test_the_first_frame_needs_no_picture_to_be_made_again(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a cat", "--seconds", "60"), "this model makes at most 5, since it was trained without"),
+        (
+            ("a cat", "--seconds", "60"),
+            "this model supports at most 5, because it was trained without",
+        ),
         (("a cat", "--motion", "1"), "trained without a motion score"),
         (("a cat", "--extend", "a.mp4"), "cannot be used"),
-        (("--extend", "a.mp4"), "records no prompt; say what the video should show"),
+        (("--extend", "a.mp4"), "contains no prompt; describe what the video should show"),
         (("a cat", "a dog", "--extend", "a.mp4"), "extended by one prompt"),
     ],
 )

@@ -51,7 +51,7 @@ def test_weights_of_a_video_network_bring_their_new_parts():
     [
         (
             lambda weights: {**weights, "class_embedding.weight": torch.zeros(3)},
-            "class_embedding.weight of the image network has no place",
+            "class_embedding.weight of the image network does not exist",
         ),
         (
             lambda weights: {**weights, "conv_out.bias": torch.zeros(5)},

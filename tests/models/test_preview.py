@@ -84,5 +84,5 @@ def test_it_is_kept_with_the_autoencoder(tmp_path):
 )
 def test_damaged_files_are_refused(tmp_path, tensors):
     save_file(tensors, tmp_path / PREVIEW_FILE)
-    with pytest.raises(UserError, match="take a fresh copy"):
+    with pytest.raises(UserError, match="get a new copy"):
         LatentPreview.load(tmp_path, CHANNELS)

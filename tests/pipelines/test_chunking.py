@@ -81,7 +81,9 @@ def test_tiles_that_do_not_are_refused(capabilities, wide, tile):
 
 
 def test_frames_below_the_least_tile_have_none(pipeline, request_):
-    with pytest.raises(UserError, match=f"sees 26 pixels or more, which frames of {SIDE} have not"):
+    with pytest.raises(
+        UserError, match=f"needs tiles of 26 pixels or more, and the frames have only {SIDE}"
+    ):
         pipeline.capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=20))
 
 

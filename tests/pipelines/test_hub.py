@@ -118,9 +118,9 @@ def test_a_model_goes_to_the_hub_and_comes_back(pipeline, hub):
 
 @pytest.mark.usefixtures("hub")
 def test_what_the_hub_lacks_is_said_in_a_sentence():
-    with pytest.raises(UserError, match="neither a model folder somebody/tiny nor a repository"):
+    with pytest.raises(UserError, match="Neither a model folder somebody/tiny nor a repository"):
         MagicVideoPipeline.from_pretrained(REPOSITORY)
-    with pytest.raises(UserError, match="was not downloaded before"):
+    with pytest.raises(UserError, match="is not cached and cannot be downloaded"):
         MagicVideoPipeline.from_pretrained("somebody/else", local_files_only=True)
 
 

@@ -122,7 +122,9 @@ def test_other_models_refuse_a_first_frame_and_long_videos(pipeline, continuing,
     request = pipeline.build_requests(["a cat"], [3], GenerationSettings())[0]
     with pytest.raises(UserError, match="trained without given frames"):
         pipeline.generate(replace(request, first_frame=first))
-    with pytest.raises(UserError, match=f"is {LONG}; this model makes at most {FRAMES}, since"):
+    with pytest.raises(
+        UserError, match=f"is {LONG}; this model supports at most {FRAMES}, because"
+    ):
         pipeline("a cat", num_frames=LONG)
     with pytest.raises(UserError, match="cannot generate endless videos"):
         pipeline.stream("a cat")
@@ -268,7 +270,7 @@ def test_seconds_tell_the_length(continuing):
         video = model.with_length(GenerationSettings(fps=6.0), seconds)
         frames = video.num_frames + (video.num_frames - 1) * INSERTED
         assert frames / (6 * (INSERTED + 1)) == pytest.approx(seconds, abs=0.5 / 6)
-    with pytest.raises(UserError, match="Both the number of frames and the seconds"):
+    with pytest.raises(UserError, match="Both a number of frames and a length in seconds"):
         continuing("a cat", seconds=2, num_frames=3)
     with pytest.raises(UserError, match="The length is -1 seconds"):
         continuing("a cat", seconds=-1)
@@ -278,7 +280,7 @@ def test_seconds_tell_the_length(continuing):
     ("settings", "sentence"),
     [
         ({"num_frames": LONG, "overlap": 4}, "overlap is 4; it must be an integer from 1 to 3"),
-        ({"num_frames": 4, "overlap": 1}, "it is for videos of more than 5 key frames"),
+        ({"num_frames": 4, "overlap": 1}, "it only applies to videos of more than 5 key frames"),
     ],
 )
 def test_overlaps_that_cannot_be_are_refused(continuing, settings, sentence):
@@ -329,7 +331,7 @@ def test_a_video_is_extended_from_its_end(continuing, tmp_path):
 
 def test_what_is_extended_must_fit_the_model(continuing, tmp_path):
     path = write_cat(continuing, tmp_path)
-    with pytest.raises(UserError, match="key frames of the video come at 7 a second"):
+    with pytest.raises(UserError, match="the video has 7 key frames per second"):
         continuing(extend=path, fps=9)
     with pytest.raises(UserError, match="Both an image and a video"):
         continuing(extend=path, image=picture())

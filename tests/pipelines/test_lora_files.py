@@ -44,16 +44,16 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
     )
     assert both.request.loras == uses
     assert request_from_json(both.request.to_json()) == both.request
-    with pytest.raises(UserError, match=r"other\.safetensors is loaded already"):
+    with pytest.raises(UserError, match=r"other\.safetensors is already loaded"):
         model.load_lora_weights(other, scale=0.2)
     with pytest.raises(UserError, match=r"made with the LoRA style\.safetensors .* at 0\.5, and "):
         model.generate(first.request)
     (unstyled,) = pipeline.build_requests(["a cat"], [3], GenerationSettings(stages=STAGES))
-    with pytest.raises(UserError, match="made with no LoRA, and the model has the LoRA style"):
+    with pytest.raises(UserError, match="made with no LoRA, but the model has the LoRA style"):
         model.generate(unstyled)
     model.unload_lora_weights()
     assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES), plain)
-    with pytest.raises(UserError, match="and the model has no LoRA"):
+    with pytest.raises(UserError, match="but the model has no LoRA"):
         model.generate(first.request)
 
 
@@ -86,7 +86,7 @@ def test_peft_keeps_alpha_in_a_file_beside(pipeline, tmp_path):
     }
     path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     save_file(tensors, path)
-    with pytest.raises(UserError, match=r"adapter_config\.json is missing, in which peft keeps"):
+    with pytest.raises(UserError, match=r"adapter_config\.json is missing, in which peft stores"):
         lora_hash(path)
     networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     config.write_text(json.dumps({"r": 3, "lora_alpha": ALPHA, "use_dora": False}))
@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read_are_refused(model, style, tmp_path):
     save_file({**tensors, name: torch.ones(3, 1024)}, wide)
     for path, sentence in (
         (tmp_path / "none.safetensors", "does not exist"),
-        (empty, r"holds no \.safetensors file"),
+        (empty, r"contains no \.safetensors file"),
         (pickled, r"only \.safetensors files are, which cannot run code"),
         (cut, "is not a safetensors file"),
         (wide, r"\[3, 1024\] .* made for another base model"),

@@ -153,13 +153,13 @@ def test_half_precision_is_the_networks_own_affair():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"num_steps": 0}, "num_steps=0 of the upscaler is not between 1 and 1000"),
-        ({"num_steps": 1001}, "num_steps=1001 of the upscaler is not between 1 and 1000"),
-        ({"noise_level": -0.1}, "noise_level=-0.1 is not between 0 and 0.3"),
-        ({"noise_level": 0.31}, "noise_level=0.31 is not between 0 and 0.3, the highest"),
-        ({"noise_level": float("nan")}, "noise_level=nan is not between"),
-        ({"seeds": [1]}, "2 videos have 1 seeds; give one for each"),
-        ({"frames_at_once": 0}, "frames_at_once=0 is not 1 or more"),
+        ({"num_steps": 0}, "num_steps=0 of the upscaler must be from 1 to 1000"),
+        ({"num_steps": 1001}, "num_steps=1001 of the upscaler must be from 1 to 1000"),
+        ({"noise_level": -0.1}, "noise_level=-0.1 must be from 0 to 0.3"),
+        ({"noise_level": 0.31}, "noise_level=0.31 must be from 0 to 0.3, the maximum"),
+        ({"noise_level": float("nan")}, "noise_level=nan must be from"),
+        ({"seeds": [1]}, "2 videos have 1 seeds; give one per video"),
+        ({"frames_at_once": 0}, "frames_at_once=0 must be 1 or more"),
         ({"tile": 12}, "tile=12 is too small for this upscaler; give 26 or more"),
     ],
 )

@@ -19,5 +19,5 @@ def test_every_format_gives_the_request_back(tmp_path, moving_square, request_of
 
 def test_files_without_a_request_are_refused(tmp_path):
     Image.new("RGB", (3, 5)).save(tmp_path / "plain.gif")
-    with pytest.raises(UserError, match="does not say how it was made"):
+    with pytest.raises(UserError, match="contains no request"):
         read_request(tmp_path / "plain.gif")

@@ -170,7 +170,7 @@ def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
 
 
 def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         train(starting(tmp_path, prepared, tmp_path, "keyframes"))
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)

@@ -88,7 +88,7 @@ class PromptOptions:
         if condition.image is not None and not texts:
             return [""], [condition.image.stem]
         if not texts or not all(text.strip() for text in texts):
-            raise UserError("The prompt is empty; say what the video should show.")
+            raise UserError("The prompt is empty; describe what the video should show.")
         for text in texts:
             check_text("The prompt", text)
         return texts, texts

@@ -1,6 +1,7 @@
-"""The components of a model folder: their names, the classes they may have, and their files.
+"""The components of a model folder: names, allowed classes and files.
 
-This is the one list of them. Loading, saving, export and recipes read it; it imports no torch.
+This is the only list of components; loading, saving, export and recipes use it. It does not import
+torch.
 """
 
 import json
@@ -31,11 +32,11 @@ class Component:
     """One component of a model.
 
     Attributes:
-        classes: The classes that it may have, and the library of each. A model folder can name no
-            other, so that it cannot run code.
+        classes: Allowed classes, with the library of each. A model folder cannot name others, so
+            that it cannot run code.
         weights: File name of its weights, or None for a component without weights.
-        is_optional: Whether a model may lack it: it then takes no images, or lacks the stages that
-            follow the key frames.
+        is_optional: Whether a model may lack it. Such a model does not support images, or lacks a
+            stage after the key frames.
     """
 
     classes: Mapping[str, str]
@@ -84,12 +85,12 @@ __all__ = ["{PIPELINE_CLASS}"]
 
 
 def library_of(component: str, class_name: str) -> list[str]:
-    """Return the library and the class of a component, as `model_index.json` holds them."""
+    """Return library and class of a component, as stored in `model_index.json`."""
     return [COMPONENTS[component].classes[class_name], class_name]
 
 
 def write_model_index(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write `model_index.json`, and the file by which diffusers finds the pipeline's class.
+    """Write `model_index.json`, and the file with which diffusers finds the pipeline class.
 
     Args:
         folder: The model folder.
@@ -99,7 +100,7 @@ def write_model_index(folder: Path, values: Mapping[str, Any]) -> None:
     declared = [PIPELINE_FILE.removesuffix(".py"), PIPELINE_CLASS]
     index = {**values, "_class_name": declared}
     for name, component in COMPONENTS.items():
-        # diffusers names the module of a class, which is no part of the public interface
+        # diffusers stores the module of a class, which is not part of the public interface
         class_name = (index.get(name) or [None, None])[1]
         if class_name in component.classes:
             index[name] = library_of(name, class_name)

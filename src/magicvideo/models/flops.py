@@ -1,4 +1,4 @@
-"""Operations and memory of a pass through a network, counted on the meta device."""
+"""FLOPs and memory of a forward and backward pass, counted on the meta device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ _CONVOLUTIONS = ("aten.convolution", "aten.convolution_backward")
 
 @dataclass(frozen=True)
 class FlopCounts:
-    """Operations of a pass by kind of layer, two for each multiplication with its addition.
+    """FLOPs of a pass by type of layer; a multiply-add counts as two.
 
-    Norms and activations count nothing. Attention is counted in full: masks save nothing.
+    Norms and activations are not counted. Masked attention counts in full.
 
     Attributes:
-        convolutions: Of all kernels.
+        convolutions: Convolutions.
         linear: Linear layers.
-        attention: The two products of every attention.
-        by_module: All kinds together, by the name of each module that was passed.
+        attention: Both matrix products of attention.
+        by_module: All types together, by name of the module.
     """
 
     convolutions: int
@@ -34,21 +34,21 @@ class FlopCounts:
 
     @property
     def total(self) -> int:
-        """Return the sum of all kinds."""
+        """Return the total."""
         return self.convolutions + self.linear + self.attention
 
 
 def count_flops(network: nn.Module, call: Callable[[], object]) -> FlopCounts:
-    """Count the operations of a call of a network.
+    """Count the FLOPs of a call of a network.
 
     Args:
-        network: On the meta device. There attention is two batched products, and linear layers
-            are never batched, so kinds can be distinguished. A CPU would not count fused
-            attention.
-        call: Passes the network, forward or also backward.
+        network: A network on the meta device. There, attention is two batched matrix products and
+            linear layers are not batched, so they can be distinguished. Fused attention on a CPU is
+            not counted.
+        call: Runs the forward pass, and optionally the backward pass.
 
     Raises:
-        ValueError: If the network is on another device.
+        ValueError: If the network is not on the meta device.
     """
     if elsewhere := {p.device.type for p in network.parameters()} - {"meta"}:
         raise ValueError(f"the network is on {elsewhere.pop()}; operations are counted on meta")
@@ -71,11 +71,11 @@ def count_parameters(network: nn.Module) -> int:
 def profile_forward(
     build: Callable[[], nn.Module], call: Callable[[nn.Module], object]
 ) -> tuple[int, FlopCounts]:
-    """Return a network's parameters and the operations of its forward pass.
+    """Return the number of parameters and the FLOPs of the forward pass.
 
     Args:
-        build: Returns the network; it is called with meta as the device.
-        call: Passes the network once; new tensors in it are on meta.
+        build: Builds the network; called in the context of the meta device.
+        call: Runs the forward pass, in the same context.
     """
     with torch.device("meta"), torch.no_grad():
         network = build()
@@ -84,14 +84,14 @@ def profile_forward(
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What one forward and backward pass costs.
+    """Cost of one forward and backward pass.
 
     Attributes:
-        forward: Operations of the forward pass.
-        backward: Operations of the backward pass.
-        saved_activation_numel: Floating-point numbers that the forward pass keeps for the backward
-            pass, parameters not counted.
-        saved_other_bytes: Bytes of what it keeps beside them, such as masks.
+        forward: FLOPs of the forward pass.
+        backward: FLOPs of the backward pass.
+        saved_activation_numel: Number of floating-point values saved for the backward pass, without
+            parameters.
+        saved_other_bytes: Bytes of other saved tensors, such as masks.
     """
 
     forward: int
@@ -103,11 +103,11 @@ class TrainingCost:
 def profile_training_step(network: nn.Module, loss: Callable[[], Tensor]) -> TrainingCost:
     """Return the cost of a forward and a backward pass.
 
-    Attention is taken to keep its inputs and its result, as fused kernels do, and not its weights.
+    Attention is assumed to save its inputs and output, like fused kernels, and not its weights.
 
     Args:
-        network: What is trained, on the meta device.
-        loss: Passes it and returns one number; new tensors in it are on meta.
+        network: The trained network, on the meta device.
+        loss: Runs the forward pass and returns the loss.
     """
     kept = _Kept(network)
     results: list[Tensor] = []
@@ -119,10 +119,10 @@ def profile_training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Tra
 
 
 class _Kept:
-    """Tensors saved for the backward pass, each storage once, without parameters."""
+    """Tensors saved for the backward pass, without parameters; each storage counts once."""
 
     def __init__(self, network: nn.Module) -> None:
-        # hold all tensors: a freed storage's identity could be used again
+        # keep references, because the id of a freed storage may be reused
         self.known = {_memory(parameter): parameter for parameter in network.parameters()}
         self.tensors: dict[int, Tensor] = {}
 
@@ -133,7 +133,7 @@ class _Kept:
         return tensor
 
     def sizes(self) -> tuple[int, int]:
-        """Return how many floating-point numbers there are, and the bytes of all else."""
+        """Return the number of floating-point values, and the bytes of other tensors."""
         numbers, others = 0, 0
         for tensor in self.tensors.values():
             size = tensor.untyped_storage().nbytes()
@@ -145,7 +145,7 @@ class _Kept:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Counts for attention what fused kernels save; the meta device runs separate products."""
+    """Counts the tensors that fused attention saves; the meta device runs separate products."""
 
     def __init__(self, kept: _Kept) -> None:
         self.kept = kept
@@ -172,5 +172,5 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    # tensors on the meta device have no address, but each storage is an object of its own
+    # meta tensors have no address, but each storage is a distinct object
     return tensor.untyped_storage()._cdata

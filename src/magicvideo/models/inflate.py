@@ -1,4 +1,4 @@
-"""Initialise a video network from an image network; every key is accounted for."""
+"""Initialize a video network from an image network; every key is checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _NEW = (
 
 @dataclass(frozen=True)
 class InflationReport:
-    """Which keys were copied and which are new.
+    """The copied and the new keys.
 
     Attributes:
         copied: Names of tensors copied from the image network.
-        new: Names of tensors that only the video network has; they keep their neutral values.
+        new: Names of tensors that only the video network has; they keep their initial values.
     """
 
     copied: list[str]
@@ -35,23 +35,22 @@ class InflationReport:
 def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> InflationReport:
     """Copy an image network's weights into a video network.
 
-    Source: MagicVideo initialises its denoiser from a text-to-image model. After it the video
-    network computes, frame by frame, what the image network computes.
+    Source: MagicVideo initializes its denoiser from a text-to-image model. The video network then
+    equals the image network frame by frame.
 
     Args:
-        network: A `VideoUNet` or a `VideoAutoencoder`. Tensors that only it has stay as they
-            are.
-        image_weights: State of a diffusers `UNet2DConditionModel`, of a `VideoUNet` without
-            temporal attention and adaptors, or of the image form of an autoencoder.
+        network: A newly built `VideoUNet` or `VideoAutoencoder`. Tensors that only it has are
+            unchanged.
+        image_weights: State dict of a diffusers `UNet2DConditionModel`, of a `VideoUNet` without
+            temporal attention and adaptors, or of an image autoencoder.
 
     Raises:
-        UserError: If a tensor has no counterpart or another shape, or one that images need is
-            missing. Nothing is copied then.
+        UserError: If a tensor is unknown, missing or of another shape. Nothing is copied then.
     """
     own = network.state_dict()
     for name, tensor in image_weights.items():
         if name not in own:
-            raise UserError(f"{name} of the image network has no place in the video network.")
+            raise UserError(f"{name} of the image network does not exist in the video network.")
         if tensor.shape != own[name].shape:
             raise UserError(
                 f"{name} has the shape {list(tensor.shape)} in the image network and "
@@ -66,5 +65,5 @@ def inflate(network: nn.Module, image_weights: Mapping[str, Tensor]) -> Inflatio
 
 
 def is_temporal_key(name: str) -> bool:
-    """Return whether a tensor of a video network is one that image networks lack."""
+    """Return whether a tensor exists only in video networks."""
     return any(part in name for part in _NEW)

@@ -1,8 +1,8 @@
-"""LoRA weights: the layouts of their files, and merging them into a network.
+"""LoRA weights: conversion between file layouts, and merging into a network.
 
-The layouts are those of peft, of older versions of diffusers, of kohya's scripts and of ComfyUI.
-Layers are looked up by the names of the network itself, so temporal layers are found like all
-others, and every tensor of a file is accounted for.
+Supported layouts are those of peft, older versions of diffusers, kohya's scripts and ComfyUI.
+Layers are looked up by the names in the network, so temporal layers, which diffusers' converters do
+not support, are converted too. Every tensor of a file is checked.
 """
 
 import math
@@ -23,7 +23,7 @@ BASE_MODEL = "base_model_sha256"
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """LoRA of one layer: it adds alpha / rank * up @ down to the weight (Hu et al., 2106.09685).
+    """LoRA of one layer, W + alpha / rank * up @ down (Hu et al., 2106.09685, section 4.1).
 
     Attributes:
         down: Projection to rank r, `r in`, or `r in kh kw` for a convolution.
@@ -43,7 +43,7 @@ class LoraWeights:
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether it fits a weight of this shape.
 
-        A 1x1 convolution and a linear layer are the same product, so each fits the other.
+        A 1x1 convolution and a linear layer are equivalent, so each fits the other.
         """
         out, *inner = shape
         return (
@@ -54,7 +54,7 @@ class LoraWeights:
         )
 
     def delta(self, shape: Sequence[int]) -> Tensor:
-        """Return alpha / rank * up @ down in this shape, in single precision, on the CPU."""
+        """Return alpha / rank * up @ down in this shape, in float32 on the CPU."""
         down, up = (tensor.detach().float().cpu().flatten(1) for tensor in (self.down, self.up))
         return (up @ down).mul_(self.alpha / self.rank).reshape(*shape)
 
@@ -63,10 +63,10 @@ class LoraWeights:
 def merge_lora(
     weights: Mapping[str, Tensor], updates: Mapping[str, LoraWeights], scale: float
 ) -> None:
-    """Add LoRAs to the weights of the same names in place: W + scale * alpha / rank * up @ down.
+    """Merge LoRAs into weights in place: W + scale * alpha / rank * up @ down.
 
-    The product is computed in single precision on the CPU, so that every device gets the same
-    weights. Nothing is changed if one sum is not finite.
+    The product is computed in float32 on the CPU, so that all devices get the same weights. If a
+    sum is not finite, no weight is changed.
 
     Raises:
         UserError: If a sum is not finite in the precision of the weight.
@@ -75,21 +75,22 @@ def merge_lora(
     for name, update in updates.items():
         weight = weights[name]
         delta = update.delta(weight.shape).mul_(scale).to(weight.device)
+        # rounded once, after the sum; peft rounds the product to the weight's dtype first
         merged[name] = (weight.float() + delta).to(weight.dtype)
         if not merged[name].isfinite().all():
             raise UserError(
                 f"The LoRA at scale {scale:g} makes {name} infinite or not a number; its alpha "
-                f"is {update.alpha:g}. Take a smaller scale, or another copy of the file."
+                f"is {update.alpha:g}. Use a smaller scale, or another copy of the file."
             )
     for name, tensor in merged.items():
         weights[name].copy_(tensor)
 
 
 def to_peft_state_dict(updates: Mapping[str, LoraWeights], component: str) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA file in the layout that peft and diffusers share.
+    """Convert LoRA weights to the file layout shared by peft and diffusers.
 
-    The factor alpha / rank is multiplied into `up`. Without an alpha, all readers take the factor
-    to be one, so the file means the same to each of them.
+    The factor alpha / rank is multiplied into `up`. Without a stored alpha all readers assume a
+    factor of one, so all of them compute the same weights.
     """
     tensors = {}
     for name, update in updates.items():
@@ -106,7 +107,7 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return (first,) if math.prod(kernel) == 1 else (first, *kernel)
 
 
-# how a name ends: in peft's layout, diffusers' older ones, and kohya's
+# endings of names: in peft's layout, diffusers' older layouts, and kohya's
 _ENDINGS = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -120,7 +121,7 @@ _ENDINGS = {
     ".lora_up.weight": "up",
     ".alpha": "alpha",
 }
-# what is of another kind, by a part of its names
+# unsupported kinds, by a part of their names
 _OTHERS = {
     "lora_te2_": "Stable Diffusion XL",
     "text_encoder_2.": "Stable Diffusion XL",
@@ -135,8 +136,8 @@ _OTHERS = {
 }
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
 PEFT_PREFIX = "base_model.model."
-_COMFY_PREFIX = "diffusion_model."  # ComfyUI's name of any denoiser
-_TEXT_PREFIX = "text_model."  # transformers has it in some versions
+_COMFY_PREFIX = "diffusion_model."  # ComfyUI's name of the denoiser
+_TEXT_PREFIX = "text_model."  # in some versions of transformers
 _OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 Updates = dict[str, dict[str, LoraWeights]]
@@ -156,16 +157,17 @@ def convert_lora_state_dict(
     alphas: Mapping[str, float],
     source: str,
 ) -> Updates:
-    """Return the LoRA weights of a file, by component and name of the weight.
+    """Convert the tensors of a LoRA file, by component and name of the weight.
 
     Args:
-        tensors: Of the file.
-        networks: The weights of `unet` and, where the file may have it, of `text_encoder`.
-        alphas: By component, if stated outside of the tensors; the rank by default.
+        tensors: Tensors of the file.
+        networks: Weights of `unet` and, optionally, `text_encoder`.
+        alphas: Alpha by component, if not stored in the tensors; by default the rank.
         source: Name of the file, for messages.
 
     Raises:
-        UserError: If a tensor is unknown, misshapen, not finite, or without its partner.
+        UserError: If a tensor is unknown, not finite, or of the wrong shape, or its partner is
+            missing.
     """
     places = {name: _layers(weights) for name, weights in networks.items()}
     found: dict[tuple[str, str], _Found] = {}
@@ -176,10 +178,10 @@ def convert_lora_state_dict(
             raise _unknown(key, component, source)
         entry = found.setdefault((component, layer), _Found())
         if kind in entry.tensors:
-            raise UserError(f"{source} says the same of {layer} twice: {entry.keys[kind]}, {key}.")
+            raise UserError(f"{source} has two tensors for {layer}: {entry.keys[kind]}, {key}.")
         entry.tensors[kind], entry.keys[kind] = tensor, key
     if not found:
-        raise UserError(f"{source} is empty; take a file that holds a LoRA.")
+        raise UserError(f"{source} is empty; use a file with a LoRA.")
     updates: Updates = {}
     for (component, layer), entry in found.items():
         update = _update(entry, alphas.get(component), source)
@@ -195,7 +197,7 @@ def convert_lora_state_dict(
 
 
 def _layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return a network's layers with a weight: by their names, and by kohya's flat names."""
+    """Return a network's layers with weights, by their names and by kohya's flat names."""
     layers = {}
     for name in weights:
         if name.endswith(".weight") and weights[name].ndim >= 2:
@@ -206,8 +208,8 @@ def _layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _split(key: str, source: str) -> tuple[str, str]:
-    """Return the layer that a name states, and whether it is `down`, `up` or `alpha`."""
-    # peft's own name of an adapter may stand inside: `lora_A.default.weight`
+    """Split a name into the layer and `down`, `up` or `alpha`."""
+    # peft may insert the name of the adapter: `lora_A.default.weight`
     key = re.sub(r"\.(lora_[AB])\.\w+\.weight$", r".\1.weight", key)
     for ending, kind in _ENDINGS.items():
         if key.endswith(ending):
@@ -218,11 +220,11 @@ def _split(key: str, source: str) -> tuple[str, str]:
                 f"{source} holds {key}: it is {what}, which is not supported; take a plain LoRA "
                 "of linear layers and convolutions."
             )
-    raise UserError(f"{source} holds {key}, which is no part of a LoRA that is known here.")
+    raise UserError(f"{source} contains the unknown tensor {key}.")
 
 
 def _place(module: str, places: Mapping[str, Mapping[str, str]]) -> tuple[str, str | None]:
-    """Return the component and the layer that a name refers to; None if there is no such layer."""
+    """Return the component and layer of a name; None for an unknown layer."""
     for prefix, component in _KOHYA.items():
         if module.startswith(prefix):
             flat = module.removeprefix(prefix).removeprefix("text_model_")
@@ -240,7 +242,7 @@ def _place(module: str, places: Mapping[str, Mapping[str, str]]) -> tuple[str, s
 
 
 def _spellings(module: str) -> Iterator[str]:
-    """Yield a layer's name, and its names in older layouts."""
+    """Yield the name of a layer, and its names in older layouts."""
     yield module
     before, _, last = module.rpartition(".")
     if last == "to_out":
@@ -270,20 +272,20 @@ def _update(entry: _Found, alpha: float | None, source: str) -> LoraWeights:
             "a complete copy."
         )
     for kind, tensor in entry.tensors.items():
-        # alpha is a whole number where its writer was given one
+        # alpha may be stored as an integer
         if not (tensor.is_floating_point() or (kind == "alpha" and not tensor.is_complex())):
             raise UserError(
-                f"{source}: {entry.keys[kind]} holds {tensor.dtype}, not numbers of a weight."
+                f"{source}: {entry.keys[kind]} has dtype {tensor.dtype}, which is not supported."
             )
         if not torch.isfinite(tensor.float()).all():
-            raise UserError(f"{source}: {entry.keys[kind]} holds numbers that are not finite.")
+            raise UserError(f"{source}: {entry.keys[kind]} contains values that are not finite.")
     down, up = entry.tensors["down"], entry.tensors["up"]
     if "alpha" in entry.tensors:
         stored = entry.tensors["alpha"]
         if math.prod(stored.shape) != 1:
-            raise UserError(f"{source}: {entry.keys['alpha']} is not one number.")
+            raise UserError(f"{source}: {entry.keys['alpha']} is not a single number.")
         alpha = float(stored)
     rank = down.shape[0] if down.ndim else 0
     if rank == 0:
-        raise UserError(f"{source}: {entry.keys['down']} has the rank 0; take another copy.")
+        raise UserError(f"{source}: {entry.keys['down']} has rank 0; use another copy.")
     return LoraWeights(down, up, float(rank) if alpha is None else alpha)

@@ -15,7 +15,7 @@ from magicvideo.models.video_vae import load_autoencoder
 
 @dataclass(frozen=True)
 class FrozenEncoders:
-    """The loaded encoders; the denoiser's stages do not train them."""
+    """The loaded encoders, which are frozen in the denoiser's stages."""
 
     vae: Autoencoder
     text_encoder: CLIPTextModel
@@ -28,19 +28,19 @@ class FrozenEncoders:
             network.to(device)
 
     def networks(self) -> list[nn.Module]:
-        """Return those that are networks."""
+        """Return the networks among them."""
         found = (self.vae, self.text_encoder, self.image_encoder)
         return [network for network in found if network is not None]
 
     def freeze(self) -> None:
-        """Exclude them from training, and set them to evaluation."""
+        """Disable their gradients and set evaluation mode."""
         for network in self.networks():
             network.requires_grad_(requires_grad=False).eval()
 
 
 @dataclass(frozen=True)
 class FrozenEncoderPaths:
-    """Folders of the encoders, each inside a folder with checksums."""
+    """Folders of the encoders, each in a folder with checksums."""
 
     vae: Path
     text_encoder: Path
@@ -48,7 +48,7 @@ class FrozenEncoderPaths:
     image_encoder: Path | None
 
     def load(self) -> FrozenEncoders:
-        """Load the encoders in single precision, in evaluation mode."""
+        """Load the encoders in float32 and evaluation mode."""
         image_encoder = None
         if self.image_encoder is not None:
             image_encoder = CLIPVisionModelWithProjection.from_pretrained(
@@ -71,18 +71,18 @@ class FrozenEncoderPaths:
 
 
 def resolve_frozen_encoders(model: Path) -> FrozenEncoderPaths:
-    """Return the folders of the encoders in a model folder, after checking it.
+    """Verify a model folder and return the folders of its encoders.
 
     Raises:
-        UserError: If it is no model folder, is damaged, or lacks an encoder.
+        UserError: If it is not a model folder, is damaged, or lacks an encoder.
     """
     if not (model / "model_index.json").is_file():
-        raise UserError(f"{model} is no model folder: it has no model_index.json.")
+        raise UserError(f"{model} is not a model folder: it has no model_index.json.")
     verify_checksums(model)
     folders = FrozenEncoderPaths(
         **{name: model / name for name in ("vae", "text_encoder", "tokenizer", "image_encoder")}
     )
     for name, folder in asdict(folders).items():
         if not folder.is_dir():
-            raise UserError(f"The model {model} has no {name}; name one that has.")
+            raise UserError(f"The model {model} has no {name}; choose a model that has one.")
     return folders

@@ -22,20 +22,20 @@ from magicvideo.models.autoencoder import (
 from magicvideo.shapes import Frames, Latents
 
 PREVIEW_FILE = "preview.safetensors"
-_MOST_PIXELS = 4  # a side for each position of the latents
+_MOST_PIXELS = 4  # per side and latent position
 _FIT_FRAMES = 48
 
 
 @dataclass(frozen=True)
 class LatentPreview:
-    """A linear map from the latents at a position to the pixels there.
+    """A linear map from the latents at a position to its pixels.
 
-    It is fitted by least squares, and shows an estimate of clean latents after each diffusion step
-    for far less than the decoder would take.
+    It is fitted by least squares, and much cheaper than the decoder, so it can show the estimate of
+    the clean latents after each diffusion step.
 
     Attributes:
-        weight: Rows are the pixels, in the order `rgb p q` of a square of p x p.
-        bias: Likewise.
+        weight: One row per pixel value, in the order `rgb p q` of a square of p x p pixels.
+        bias: Bias of each pixel value.
     """
 
     weight: Float[Tensor, "out c"]
@@ -43,12 +43,12 @@ class LatentPreview:
 
     @property
     def side(self) -> int:
-        """Return the pixels a side for each position of the latents."""
+        """Return p, the number of pixels per side and latent position."""
         return math.isqrt(len(self.bias) // 3)
 
     @torch.no_grad()
     def __call__(self, latents: Latents) -> Frames:
-        """Return small frames of latents, pixels in [-1, 1]."""
+        """Map latents to small frames, pixels in [-1, 1]."""
         weight, bias = self.weight.to(latents), self.bias.to(latents)
         pixels = torch.einsum("oc,bfchw->bfohw", weight, latents) + bias[:, None, None]
         folded = rearrange(
@@ -59,12 +59,12 @@ class LatentPreview:
     @classmethod
     @torch.no_grad()
     def fit(cls, latents: Latents, frames: Frames, side: int) -> "LatentPreview":
-        """Return the map with the least squared error.
+        """Fit the map by least squares.
 
         Args:
             latents: Clean latents.
             frames: Their frames.
-            side: Pixels a side for each position of the latents.
+            side: Number of pixels per side and latent position.
         """
         height, width = latents.shape[-2:]
         small = F.interpolate(
@@ -75,7 +75,7 @@ class LatentPreview:
         seen = rearrange(latents.double(), "b f c h w -> (b f h w) c")
         wanted = rearrange(small, "n rgb (h p) (w q) -> (n h w) (rgb p q)", p=side, q=side)
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-        # the normal equations, kept solvable where a channel hardly varies
+        # normal equations with a small ridge, which keeps them solvable for constant channels
         square = seen.T @ seen
         ridge = 1e-6 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
         solved = torch.linalg.solve(square + ridge.to(square), seen.T @ wanted)
@@ -84,12 +84,12 @@ class LatentPreview:
     @classmethod
     @torch.no_grad()
     def fit_to_decoder(cls, vae: Autoencoder, frames: Frames | None = None) -> "LatentPreview":
-        """Return the map that comes closest to an autoencoder's decoder.
+        """Fit the map to an autoencoder's decoder.
 
         Args:
             vae: The autoencoder.
-            frames: Frames whose latents it is fitted on, of any clips. Without them latents are
-                drawn: white noise blurred over random distances, of unit variance as real ones.
+            frames: Frames to fit on. If None, random latents are used: smoothed noise of unit
+                variance.
         """
         side = min(_MOST_PIXELS, vae_scale_factor(vae))
         if frames is None:
@@ -98,13 +98,13 @@ class LatentPreview:
         return cls.fit(encode_frames(vae, frames.to(vae.device)), frames.to(vae.device), side)
 
     def save(self, folder: Path) -> None:
-        """Write it into the folder of the autoencoder."""
+        """Save the map in the folder of the autoencoder."""
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         save_file(tensors, folder / PREVIEW_FILE, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path, latent_channels: int) -> "LatentPreview | None":
-        """Return the map in the folder of an autoencoder, or None if there is none.
+        """Load the map from the folder of an autoencoder; None if it has none.
 
         Raises:
             UserError: If the file is damaged, or does not fit the latents.
@@ -116,20 +116,20 @@ class LatentPreview:
             tensors = load_file(path)
             weight, bias = tensors["weight"].float(), tensors["bias"].float()
         except (SafetensorError, OSError, KeyError):
-            raise UserError(f"{path} holds no preview; take a fresh copy of the folder.") from None
+            raise UserError(f"{path} is not a preview; get a new copy of the folder.") from None
         expected = (3 * math.isqrt(bias.numel() // 3) ** 2, latent_channels)
         is_map = bias.ndim == 1 and len(bias) > 0 and tuple(weight.shape) == expected
         is_finite = bool(weight.isfinite().all()) and bool(bias.isfinite().all())
         if not (is_map and len(bias) == len(weight) and is_finite):
             raise UserError(
-                f"{path} does not fit latents of {latent_channels} channels; take a fresh copy of "
-                "the folder."
+                f"{path} does not fit latents of {latent_channels} channels; get a new copy of the "
+                "folder."
             )
         return cls(weight, bias)
 
 
 def _smooth_noise(channels: int) -> Float[Tensor, "1 f c h w"]:
-    """Return latents like those of frames: noise, blurred from not at all to nearly flat."""
+    """Return random latents of varying smoothness, similar to latents of frames."""
     side, generator = 8, torch.Generator().manual_seed(0)
     frames = []
     for number in range(_FIT_FRAMES):

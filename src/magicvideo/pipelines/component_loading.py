@@ -1,4 +1,4 @@
-"""From a checked model folder to its networks: every key accounted for, nothing downloaded."""
+"""Loading the components of a verified model folder; every key is checked, nothing downloaded."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ _NETWORKS: Mapping[str, type[Any]] = {
 _ENCODERS: Mapping[str, type[Any]] = {
     encoder.__name__: encoder for encoder in (CLIPTextModel, CLIPVisionModelWithProjection)
 }
-# settings by which transformers fetches code, or reads weights of another kind or file
+# settings that make transformers download code or load other weights
 _FOREIGN = frozenset(
     {
         "_attn_implementation",
@@ -70,10 +70,10 @@ Dtypes: TypeAlias = Mapping[str, torch.dtype]
 
 @contextmanager
 def own_precision(device: torch.device) -> Iterator[None]:
-    """Compute in the precision of the weights, whatever the caller has set for its own networks.
+    """Compute in the precision of the weights, ignoring the caller's autocast and dtype.
 
-    `torch.autocast` and `torch.set_default_dtype` around a call would change the video, and the
-    request in its file could not make it again.
+    `torch.autocast` and `torch.set_default_dtype` around a call would change the video, and its
+    request could not reproduce it.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -85,21 +85,21 @@ def own_precision(device: torch.device) -> Iterator[None]:
 
 
 def resolve_dtypes(dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> Dtypes:
-    """Return the dtype of each component, with `default` for those that are not named."""
+    """Return the dtype of each component, with `default` for unnamed ones."""
     if isinstance(dtype, torch.dtype) or dtype is None:
         return {"default": dtype or torch.float32}
     return {"default": torch.float32, **dtype}
 
 
 class LazyComponentLoader:
-    """Loads the networks of a checked model folder one by one.
+    """Loads the networks of a verified model folder on demand.
 
     Args:
         folder: The model folder.
-        index: Its index.
-        dtypes: Of the weights in memory, by component.
-        device: Where they go.
-        variant: Of the weights files, where a component has it.
+        index: Index of the folder.
+        dtypes: Data type of the weights, by component.
+        device: Device of the weights.
+        variant: Variant of the weights files, where available.
     """
 
     def __init__(
@@ -114,16 +114,16 @@ class LazyComponentLoader:
         self.classes = index.networks()
 
     def build(self, name: str) -> Network:
-        """Return a network without its weights: it has its configuration and fills no memory."""
+        """Build a network without weights, on the meta device."""
         return component_from_config_meta(
             self.folder, name, self.classes[name], self._dtype(name), self.variant
         )
 
     def load(self, name: str) -> Network:
-        """Return a network with its weights.
+        """Load a network with its weights.
 
         Raises:
-            UserError: If a tensor does not fit. It names the tensor.
+            UserError: If a tensor does not fit. The message names it.
         """
         network = load_component(
             self.folder, name, self.classes[name], self._dtype(name), self.variant
@@ -131,7 +131,7 @@ class LazyComponentLoader:
         return nn.Module.to(network, self.device)
 
     def place(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        """Load to another device, or in another dtype, from now on."""
+        """Set device and dtype of the following loads."""
         self.device = device or self.device
         self.dtypes = self.dtypes if dtype is None else {"default": dtype}
 
@@ -143,10 +143,10 @@ class LazyComponentLoader:
 def load_component(
     folder: Path, component: str, class_name: str, dtype: torch.dtype, variant: str | None = None
 ) -> Network:
-    """Return one network of a model folder, ready to evaluate.
+    """Load one network of a model folder, in evaluation mode.
 
     Raises:
-        UserError: If its configuration or a tensor does not fit. It names the tensor.
+        UserError: If its configuration or a tensor does not fit. The message names the tensor.
     """
     if class_name in _ENCODERS:
         return _load_encoder(folder / component, _ENCODERS[class_name], dtype, variant)
@@ -164,11 +164,11 @@ def load_component(
 def component_from_config_meta(
     folder: Path, component: str, class_name: str, dtype: torch.dtype, variant: str | None = None
 ) -> Network:
-    """Return one network of a model folder without its weights, on the meta device.
+    """Build one network of a model folder on the meta device, without weights.
 
     Raises:
-        UserError: If its configuration or, but for CLIP's encoders, the list of its tensors does
-            not fit. It names the tensor.
+        UserError: If its configuration or the list of its tensors (not checked for CLIP's encoders)
+            does not fit. The message names the tensor.
     """
     place = folder / component
     config = _read_config(place / "config.json")
@@ -183,20 +183,20 @@ def component_from_config_meta(
     files = weights_files(place, variant)
     stored = {key: info for file in files for key, info in read_safetensors_header(file).items()}
     check_keys(files[0], stored, {key: tuple(x.shape) for key, x in model.state_dict().items()})
-    # not by diffusers' own method, which warns of what is no matter before weights are there
+    # not diffusers' own method, whose warnings do not apply before weights are loaded
     return nn.Module.to(model, dtype)
 
 
 def _load_encoder(
     folder: Path, encoder: type[Any], dtype: torch.dtype, variant: str | None
 ) -> PreTrainedModel:
-    # transformers renames keys between its versions, so it is asked what it could not place
+    # transformers renames keys between versions: check the keys that it reports
     path = weights_files(folder, variant)[0]
     has_variant = variant is not None and f".{variant}" in path.name
     _read_config(folder / "config.json")
     if (adapter := folder / "adapter_config.json").exists():
-        # transformers would add the layers of an adapter, whose weights nothing accounts for
-        raise UserError(f"{adapter} would change the network; remove it, or take another copy.")
+        # transformers would load an adapter, whose weights are not verified
+        raise UserError(f"{adapter} would change the network; remove it, or use another copy.")
     try:
         model, report = encoder.from_pretrained(
             folder,
@@ -212,40 +212,40 @@ def _load_encoder(
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{path} lacks the tensor {missing[0]}.")
     if foreign := sorted(report["unexpected_keys"]):
-        raise UserError(f"{path} holds the tensor {foreign[0]}, unknown here.")
+        raise UserError(f"{path} contains the unknown tensor {foreign[0]}.")
     if mismatched := sorted(report["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise UserError(
-            f"{path} holds {name} with the shape {list(stored)}; "
-            f"the configuration beside it asks for {list(expected)}."
+            f"{path} holds {name} with shape {list(stored)}; the configuration asks for "
+            f"{list(expected)}."
         )
     _check_numbers(folder, model.state_dict(), model.state_dict())
     return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Return the tokenizer in a folder.
+    """Load the tokenizer in a folder.
 
     Raises:
-        UserError: If the folder holds none.
+        UserError: If the folder contains none.
     """
     if (settings := folder / "tokenizer_config.json").is_file():
         config = read_json(settings)
-        # transformers writes 10^30 where a tokenizer has no limit
+        # transformers stores 10^30 for a tokenizer without a limit
         if config.get("model_max_length", 0) == int(1e30):
             config.pop("model_max_length")
         check_model_config(str(settings), config)
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{folder} does not hold a CLIP tokenizer: {_reason(error)}") from None
+        raise UserError(f"{folder} is not a CLIP tokenizer: {_reason(error)}") from None
 
 
 def load_scheduler(folder: Path, class_name: str = "DDIMScheduler") -> Scheduler:
-    """Return the noise schedule in a folder.
+    """Load the noise schedule in a folder.
 
     Raises:
-        UserError: If the folder holds none.
+        UserError: If the folder contains none.
     """
     path = folder / "scheduler_config.json"
     config = read_json(path)
@@ -253,7 +253,7 @@ def load_scheduler(folder: Path, class_name: str = "DDIMScheduler") -> Scheduler
     try:
         scheduler: Scheduler = getattr(diffusers, class_name).from_config(config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{path} does not describe a schedule: {_reason(error)}") from None
+        raise UserError(f"{path} is not a valid schedule: {_reason(error)}") from None
     return scheduler
 
 
@@ -271,11 +271,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _check_numbers(
     place: Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
 ) -> None:
-    """Refuse stored numbers that cannot be weights.
+    """Check that stored values are valid weights.
 
     Raises:
-        UserError: If a tensor is not of floating-point numbers where the network's own is, or not
-            finite.
+        UserError: If a tensor is not floating-point although the network's is, or not finite.
     """
     for name, tensor in tensors.items():
         if own[name].is_floating_point() and not tensor.is_floating_point():
@@ -298,7 +297,7 @@ def _names_in(value: Any) -> set[str]:  # noqa: ANN401 - anything that JSON can 
 
 def _config_error(folder: Path, error: Exception) -> UserError:
     path = folder / "config.json"
-    return UserError(f"{path} does not describe a network: {_reason(error)}")
+    return UserError(f"{path} is not a valid network configuration: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Videos that are continued: their last key frames, and what their files record."""
+"""Extension of existing videos: their last key frames, and the request in their files."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ _SLOWEST, _FASTEST = 1.0, 60.0  # key frames a second, as in `GenerationSettings
 
 @dataclass(frozen=True)
 class ContinuedVideo:
-    """A video that is continued.
+    """A video to continue.
 
     Attributes:
-        path: Its file.
-        keys: Latents of its last key frames, which the denoiser is given, `1 k c h w`.
-        num_frames: How many frames the file has.
-        height: Of the result, in pixels, which its own frames are fitted to.
-        width: Likewise.
+        path: The video file.
+        keys: Latents of its last key frames, the given frames of the denoiser, `1 k c h w`.
+        num_frames: Number of frames in the file.
+        height: Height of the result in pixels; frames of the file are resized to it.
+        width: Width of the result in pixels.
     """
 
     path: Path
@@ -37,19 +37,19 @@ class ContinuedVideo:
     width: int
 
     def frames(self) -> Iterator[Frame]:
-        """Yield its own frames at the size of the result, read from the file one by one."""
+        """Read its frames one by one, resized to the result."""
         for frame in open_video_stream(self.path).frames:
             yield fit_frames(frame[None], self.height, self.width)[0]
 
 
 @dataclass(frozen=True)
 class Extension:
-    """How a video is continued.
+    """How to continue a video.
 
     Attributes:
-        settings: Its frame rate, and the number of key frames, given ones included.
-        num_given: Key frames at its end that the denoiser is given.
-        stride: Frames from one key frame to the next.
+        settings: Settings with its frame rate and the number of key frames, including given ones.
+        num_given: Number of given key frames, taken from its end.
+        stride: Distance of two key frames in frames.
     """
 
     settings: GenerationSettings
@@ -63,19 +63,19 @@ def plan_extension(
     settings: GenerationSettings,
     seconds: float | None,
 ) -> Extension:
-    """Return how a model continues a video.
+    """Plan how a model continues a video.
 
-    New frames have the rate of the video, so key frames are as many of its frames apart as the
-    model's interpolation makes of a gap.
+    New frames have the frame rate of the video, so the distance of its key frames is that of the
+    model's key frames after interpolation.
 
     Args:
-        model: What the model can do.
+        model: Capabilities of the model.
         clip: The video.
-        settings: What the caller chose; `num_frames` is the number of new key frames.
-        seconds: Length of what is added, in place of that number.
+        settings: The caller's settings; `num_frames` is the number of new key frames.
+        seconds: Length of the added part, instead of that number.
 
     Raises:
-        UserError: If the model has not learned to continue frames, or a value is out of range.
+        UserError: If the model was trained without given frames, or a value is out of range.
     """
     if not model.max_given_frames:
         raise UserError(
@@ -87,12 +87,12 @@ def plan_extension(
     fps = clip.fps / stride
     if settings.fps is not None and abs(settings.fps - fps) > 1e-3 * fps:
         raise UserError(
-            f"The frame rate is {settings.fps:g}, and key frames of the video come at {fps:g} a "
-            "second; leave the frame rate out."
+            f"The frame rate is {settings.fps:g}, but the video has {fps:g} key frames per second; "
+            "omit the frame rate."
         )
     if not _SLOWEST <= fps <= _FASTEST:
         raise UserError(
-            f"The video has {clip.fps:g} frames a second; with these stages it must have "
+            f"The video has {clip.fps:g} frames per second; with these stages it must have "
             f"{_SLOWEST * stride:g} to {_FASTEST * stride:g}."
         )
     settings = replace(settings, fps=fps)
@@ -108,20 +108,20 @@ def plan_extension(
 
 
 def read_last_key_frames(clip: VideoStream, plan: Extension, height: int, width: int) -> Frames:
-    """Return the key frames at the end of a video, with its last frame as the last of them.
+    """Read the key frames at the end of a video; the last one is its last frame.
 
     Args:
-        clip: The video; its frames are read to the end.
-        plan: How many there are and how far apart.
-        height: That they are fitted to.
-        width: Likewise.
+        clip: The video; all its frames are read.
+        plan: Number and distance of the key frames.
+        height: Height to resize to, in pixels.
+        width: Width to resize to, in pixels.
     """
     end = deque(clip.frames, maxlen=(plan.num_given - 1) * plan.stride + 1)
     return fit_frames(torch.stack([*end][:: plan.stride]), height, width)[None]
 
 
 def read_recorded(path: Path) -> Request | None:
-    """Return the request that made a video file, or None if the file holds none."""
+    """Read the request of a video file; None if it has none."""
     try:
         return read_request(path)
     except UserError:
@@ -129,22 +129,22 @@ def read_recorded(path: Path) -> Request | None:
 
 
 def read_recorded_prompt(path: Path) -> str:
-    """Return the prompt that a video's file records.
+    """Read the prompt of a video file.
 
     Raises:
-        UserError: If it records none.
+        UserError: If it has none.
     """
     recorded = read_recorded(path)
     if recorded is None or not recorded.prompt.strip():
-        raise UserError(f"{path} records no prompt; say what the video should show.")
+        raise UserError(f"{path} contains no prompt; describe what the video should show.")
     return recorded.prompt
 
 
 def read_recorded_seed(path: Path) -> int | None:
-    """Return the seed that a video's file records, or None.
+    """Read the seed of a video file; None if it has none.
 
-    Super-resolution has the same noise under the same seed, so new frames have the grain of those
-    before them.
+    With the same seed, super-resolution uses the same noise, so new frames have the same texture as
+    the existing ones.
     """
     recorded = read_recorded(path)
     return None if recorded is None else recorded.seed

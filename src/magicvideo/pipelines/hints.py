@@ -1,4 +1,4 @@
-"""Hints on a prompt: what is cut, what is no plain text, and words not in the training captions."""
+"""Hints about a prompt: truncation, unsupported syntax, and words unknown from training."""
 
 import difflib
 import re
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from transformers import PreTrainedTokenizerBase
 
 WORDS_FILE = "words.txt"
-# they join words and show nothing, whether captions had them or not
+# function words, never reported as unknown
 _JOINING = frozenset(
     ("a", "an", "the", "of", "on", "in", "at", "to", "by", "with", "and", "or", "is", "are", "it")
 )
-# the prompt syntax of web interfaces for Stable Diffusion, and what to write here
+# prompt syntax of Stable Diffusion's web interfaces, and advice
 _SYNTAX = (
     (re.compile(r"<(?:lora|lyco|hypernet):([^:>]*)(?::([^>]*))?>", re.IGNORECASE), None),
     (
         re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\({2,}[^()]*\){2,}"),
-        "weights in parentheses are not read; write the words alone",
+        "weights in parentheses are not supported; write only the words",
     ),
     (
         re.compile(r"\[[^\[\]]*:[^\[\]]*\]|\[{2,}[^\[\]]*\]{2,}"),
-        "square brackets are not read; write the words alone",
+        "square brackets are not supported; write only the words",
     ),
-    (re.compile(r"\bBREAK\b"), "such keywords are not read; write one sentence"),
+    (re.compile(r"\bBREAK\b"), "such keywords are not supported; write one sentence"),
 )
 _JOINER, _EMOJI_STYLE = "\u200d", "\ufe0f"
 
@@ -31,18 +31,18 @@ _JOINER, _EMOJI_STYLE = "\u200d", "\ufe0f"
 def prompt_hints(
     prompt: str, tokenizer: PreTrainedTokenizerBase, words: frozenset[str]
 ) -> list[str]:
-    """Return one sentence for each thing about the prompt that its writer should know.
+    """Return hints about a prompt, one sentence each.
 
     Args:
-        prompt: Text as typed.
-        tokenizer: The model's own; its `model_max_length` is the limit.
-        words: Words of the training captions in lower case; empty if unknown.
+        prompt: The prompt.
+        tokenizer: The model's tokenizer; its `model_max_length` is the limit.
+        words: Words of the training captions in lower case; empty if unavailable.
     """
     hints = []
     if cut := cut_text(prompt, tokenizer):
         hints.append(
-            f"The prompt is longer than the {tokenizer.model_max_length} tokens that the model "
-            f'reads; this is cut: "{cut}".'
+            f"The prompt is longer than the model's {tokenizer.model_max_length} tokens; this part "
+            f'is truncated: "{cut}".'
         )
     plain = prompt
     for pattern, advice in _SYNTAX:
@@ -50,17 +50,17 @@ def prompt_hints(
             f'The prompt has "{match[0]}"; {advice or _lora_advice(match)}.'
             for match in pattern.finditer(plain)
         ]
-        # what a bracket holds is read on; a LoRA's name is no word of the prompt
+        # words in brackets are part of the prompt; the name of a LoRA is not
         plain = plain if advice else pattern.sub(" ", plain)
     for word in unknown_words(plain, words):
         near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-        known = f'; the nearest known word is "{near[0]}"' if near else ""
-        hints.append(f'"{word}" is in none of the training captions{known}.')
+        known = f'; the most similar known word is "{near[0]}"' if near else ""
+        hints.append(f'"{word}" is not in the training captions{known}.')
     return hints
 
 
 def cut_text(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the end of the prompt that does not fit, or an empty string."""
+    """Return the truncated end of the prompt, or an empty string."""
     encoded = tokenizer(
         prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -70,9 +70,9 @@ def cut_text(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def unknown_words(prompt: str, words: frozenset[str]) -> list[str]:
-    """Return words and emoji of a prompt that are not in `words`, each once, in order.
+    """Return the words and emoji of a prompt that are not in `words`, without duplicates.
 
-    Single letters of the Latin script count for nothing; those of scripts without spaces are words.
+    Single Latin letters are ignored; single characters of scripts without spaces are words.
     """
     if not words:
         return []
@@ -82,7 +82,7 @@ def unknown_words(prompt: str, words: frozenset[str]) -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the runs of letters of a text, in lower case."""
+    """Return the words of a text, in lower case."""
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
@@ -91,7 +91,7 @@ def _is_letter(word: str) -> bool:
 
 
 def _emoji(text: str) -> Iterator[str]:
-    """Yield the symbols of a text, a joined sequence such as a family as one."""
+    """Yield the emoji of a text; a joined sequence counts as one."""
     sequence = ""
     for character in text:
         category = unicodedata.category(character)

@@ -1,4 +1,4 @@
-"""Images as input: as the condition in place of text, or as the first frame of a video."""
+"""Images as input: as a condition, or as the first frame of a video."""
 
 import base64
 from pathlib import Path, PurePath
@@ -29,15 +29,15 @@ def encode_image_condition(
     image: Image.Image | str | Path,
     device: torch.device,
 ) -> ImageCondition:
-    """Return what an image encoder keeps of an image: its CLIP embedding.
+    """Encode an image as a condition: its CLIP embedding.
 
     Args:
-        image_encoder: CLIP's.
+        image_encoder: CLIP's image encoder.
         image: A file or an image.
-        device: Where the encoder computes.
+        device: Device of the computation.
 
     Raises:
-        UserError: If the file is missing or no image.
+        UserError: If the file is missing or not an image.
     """
     name, frames = load_image(image)
     embedding = embed_frames(image_encoder, frames.to(device))
@@ -45,16 +45,16 @@ def encode_image_condition(
 
 
 def to_image_condition(name: str, embedding: Embedding) -> ImageCondition:
-    """Return the condition with an embedding."""
+    """Build the condition from an embedding."""
     encoded = base64.b64encode(embedding.astype("<f4").tobytes()).decode()
     return ImageCondition(name=name, embedding=encoded)
 
 
 def embedding_of(condition: ImageCondition) -> Embedding:
-    """Return the embedding of a condition.
+    """Decode the embedding of a condition.
 
     Raises:
-        UserError: If its text is no embedding.
+        UserError: If it is damaged.
     """
     try:
         return np.frombuffer(base64.b64decode(condition.embedding, validate=True), "<f4").copy()
@@ -79,12 +79,12 @@ def load_image(image: Image.Image | str | Path) -> tuple[str, Frames]:
 def fit_frames(
     frames: FoldedFrames, height: int, width: int
 ) -> Float[Tensor, "n c fitted_height fitted_width"]:
-    """Return frames scaled until they cover a size, with the centre cut out.
+    """Scale frames to cover a size, and center-crop them.
 
     Args:
         frames: Pixels in [-1, 1] of any size.
-        height: Of the result.
-        width: Likewise.
+        height: Height of the result.
+        width: Width of the result.
     """
     here = frames.shape[-2:]
     if here == (height, width):
@@ -106,17 +106,17 @@ def encode_first_frame(
     width: int,
     device: torch.device,
 ) -> FirstFrame:
-    """Return a picture as the first frame of a video.
+    """Encode an image as the first frame of a video.
 
     Args:
         vae: The model's autoencoder.
         image: A file or an image; transparent parts are white.
-        height: Of the key frames, in pixels.
-        width: Likewise.
-        device: Where the autoencoder computes.
+        height: Height of the key frames in pixels.
+        width: Width of the key frames in pixels.
+        device: Device of the computation.
 
     Raises:
-        UserError: If the file is missing or no image.
+        UserError: If the file is missing or not an image.
     """
     name, frames = load_image(image)
     fitted = fit_frames(frames[0], height, width)[None].to(device)
@@ -126,14 +126,14 @@ def encode_first_frame(
 
 
 def latents_of(first: FirstFrame, shape: tuple[int, int, int]) -> Latents:
-    """Return the latents of a first frame as a video of one frame.
+    """Decode the latents of a first frame, as a video of one frame.
 
     Args:
-        first: As `encode_first_frame` returns it.
-        shape: That they must have, `c h w`.
+        first: Result of `encode_first_frame`.
+        shape: Expected shape, `c h w`.
 
     Raises:
-        UserError: If its text holds no latents of this shape.
+        UserError: If the latents are damaged or have another shape.
     """
     try:
         values = np.frombuffer(base64.b64decode(first.latents, validate=True), "<f4").copy()

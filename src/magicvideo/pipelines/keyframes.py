@@ -1,4 +1,4 @@
-"""Key frames of a video of any length, sampled in windows, and the frames between them."""
+"""Key frames of a video of any length, sampled in windows, and interpolation between them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ from magicvideo.rng import StackedGenerator
 from magicvideo.shapes import Latents, Tokens
 
 GivenFrames: TypeAlias = Float[Tensor, "b past c h w"]
-"""Clean latents of the frames before those that are sampled."""
+"""Clean latents of the frames that precede the sampled ones."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Key frames that are sampled together.
+    """Key frames sampled together.
 
     Attributes:
-        index: Position among the windows of the video, from 0 on.
-        first: Position in the video of the first frame that is sampled.
-        stop: Position behind the last one.
-        num_given: Frames directly before them that the denoiser is shown without noise.
+        index: Index of the window, from 0.
+        first: Index in the video of the first sampled frame.
+        stop: Index after the last sampled frame.
+        num_given: Number of preceding frames given to the denoiser without noise.
     """
 
     index: int
@@ -44,9 +44,10 @@ class Window:
 
     @property
     def keys(self) -> slice:
-        """Return the key frames between which this window's new frames are interpolated.
+        """Return the key frames whose gaps are interpolated with this window.
 
-        They begin with the last one of the window before, so that no gap is left out at a joint.
+        They start with the last key frame of the previous window, to include the gap between
+        windows.
         """
         return slice(self.first - 1 if self.index else 0, self.stop)
 
@@ -56,14 +57,14 @@ def plan_windows(
 ) -> Iterator[Window]:
     """Yield the windows of a video in order.
 
-    The first one begins with the frames that the caller gives, if any; each later one is shown the
-    last frames of the one before it.
+    The first window starts with the caller's given frames, if any; each following window is given
+    the last frames of the previous one.
 
     Args:
-        num_frames: Key frames of the video, given ones included; None yields windows without end.
-        longest: The most frames of a window, given ones included.
-        num_given: Frames that the caller gives.
-        overlap: Given frames of each later window.
+        num_frames: Number of key frames of the video, including given ones; None for no end.
+        longest: Maximal number of frames of a window, including given ones.
+        num_given: Number of frames given by the caller.
+        overlap: Number of given frames of each following window.
     """
     first, given, index = num_given, num_given, 0
     while num_frames is None or first < num_frames or index == 0:
@@ -75,18 +76,18 @@ def plan_windows(
 
 
 class WindowDenoiser:
-    """A U-Net that predicts the new frames of a window, after given ones without noise.
+    """A U-Net that predicts the new frames of a window, conditioned on given clean frames.
 
-    Directed attention never lets a given frame depend on a later one. So the keys and values of
-    given frames, at timestep 0, are computed once for all steps (`VideoUNet.cache_frames`), and a
-    step costs as much as its new frames.
+    With directed attention, given frames never depend on later ones. Their keys and values, at
+    timestep 0, are therefore computed once for all steps (`VideoUNet.cache_frames`), and a step
+    only processes the new frames.
 
     Args:
         unet: The denoiser.
-        given: Clean latents of the frames before the new ones; None if there are none.
-        motion: Motion score of the video; None if it is not conditioned on one.
-        use_cache: Whether given frames are computed once; otherwise with every step, which needs
-            no directed attention and gives the same to rounding.
+        given: Clean latents of the frames before the new ones, or None.
+        motion: Motion score of the video, or None.
+        use_cache: Whether to process given frames once. If False they are processed at every step,
+            which gives the same result up to rounding and works without directed attention.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class WindowDenoiser:
     def _cached(
         self, given: GivenFrames, tokens: Tokens, fps: Tensor, motion: Tensor | None
     ) -> FrameCache:
-        """Return the cache of the given frames for these tokens, computed when they are new."""
+        """Return the cache of the given frames; it is recomputed if the tokens changed."""
         cache, before, count = self._cache, self._tokens, len(tokens)
         if (
             cache is None
@@ -131,7 +132,7 @@ class WindowDenoiser:
         ):
             cache = self.unet.cache_frames(given, tokens, fps, motion)
         elif len(before) > count:
-            # guidance has ended: of both conditions the prompt, the last one, is left
+            # guidance has stopped: keep only the last condition, the prompt
             cache = cache.select_videos(slice(len(before) - count, None), len(before))
         self._cache, self._tokens = cache, tokens
         return cache
@@ -164,11 +165,11 @@ def interpolate_latents(
         seed: The video's.
         num_steps: Diffusion steps.
         noise_correlation: Correlation between the noise of two frames, as in training.
-        noise_level: Diffusion step up to which the network's view of the key frames is noised
-            (conditioning augmentation), so that it does not take errors of generated key frames
-            for motion.
+        noise_level: Diffusion step up to which the network's input key frames are noised
+            (conditioning augmentation), so that it does not interpret errors of generated key
+            frames as motion.
         on_step: Called with the number of finished steps.
-        window: Which window of a long video the key frames are of; each has noise of its own.
+        window: Index of the window in a long video; each window has different noise.
     """
     gaps, inserted = keys.shape[1] - 1, interpolator.config.num_inserted
     generator = seeded_generator("interpolation", seed, *window_parts(window))
@@ -196,11 +197,11 @@ def interpolate_latents(
 def noise_keyframes(
     keys: Latents, scheduler: Scheduler, noise_level: int, generator: torch.Generator
 ) -> Latents:
-    """Return key frames noised up to a diffusion step, as the network sees them; at 0 unchanged."""
+    """Return key frames noised up to a diffusion step; unchanged at 0."""
     if noise_level == 0:
         return keys
     noise = torch.randn(keys.shape, generator=generator).to(keys)
-    # x_t = sqrt(a_t) x + sqrt(1 - a_t) noise, whatever form the solver's own add_noise has
+    # x_t = sqrt(a_t) x + sqrt(1 - a_t) noise; add_noise differs between schedulers
     alpha = scheduler.alphas_cumprod.to(keys)[noise_level]
     noisy: Latents = alpha**0.5 * keys + (1 - alpha) ** 0.5 * noise
     return noisy

@@ -1,4 +1,4 @@
-"""A model folder on the disk: found, and checked before torch is loaded."""
+"""Model folders: locating and verifying them, without importing torch."""
 
 import json
 import math
@@ -26,12 +26,12 @@ from magicvideo.pipelines.request import GenerationSettings
 TRAINING = "training.json"
 BUNDLED_MODEL_DIR = Path(__file__).resolve().parent.parent / "weights" / "emoji"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_LONGEST_HEADER = 2_000_000  # twenty thousand tensors; the format allows fifty times as much
+_LONGEST_HEADER = 2_000_000  # about 20,000 tensors; the format allows fifty times as much
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelIndex(BaseModel):
-    """`model_index.json`: a class for each component, and the pipeline's configuration."""
+    """`model_index.json`: the class of each component, and the pipeline's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -63,19 +63,19 @@ class ModelIndex(BaseModel):
         except TypeError:
             known = GenerationSettings.__dataclass_fields__
             foreign = sorted(values.keys() - known.keys())
-            raise ValueError(f"{', '.join(foreign)} is no generation setting") from None
+            raise ValueError(f"{', '.join(foreign)} is not a generation setting") from None
 
     def class_of(self, component: str) -> str | None:
         """Return the name of a component's class, or None if the model lacks the component."""
         return self.components.get(component, (None, None))[1]
 
     def networks(self) -> dict[str, str]:
-        """Return the components that have weights, with the names of their classes."""
+        """Return the components with weights, with their class names."""
         found = {name: self.class_of(name) for name in WEIGHTS}
         return {name: class_name for name, class_name in found.items() if class_name is not None}
 
     def configuration(self) -> dict[str, Any]:
-        """Return the arguments of the pipeline beside its components."""
+        """Return the arguments of the pipeline other than its components."""
         own = {"class_name", "diffusers_version", "name_or_path", "components"}
         return {name: value for name, value in self if name not in own}
 
@@ -102,19 +102,19 @@ def find_model_folder(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """Return the model folder that is meant, downloaded if it is a repository on the Hub.
+    """Locate a model folder; download it if it is a repository on the Hub.
 
     Args:
         name_or_path: A folder; or, as a string, `owner/name` of a repository; None for the model
-            that comes with the package.
+            included in the package.
         revision: Branch, tag or commit of the repository.
-        cache_dir: Folder of downloads.
+        cache_dir: Download cache.
         token: Access token of the Hub.
-        local_files_only: Use what was downloaded before; download nothing.
+        local_files_only: Use cached files only.
         force_download: Download again.
 
     Raises:
-        UserError: If the repository cannot be had.
+        UserError: If the repository cannot be downloaded.
     """
     if name_or_path is None:
         return BUNDLED_MODEL_DIR
@@ -146,30 +146,30 @@ def find_model_folder(
         raise UserError(f"The repository {name_or_path} has no revision {revision}.") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"There is neither a model folder {name_or_path} nor a repository of this name on the "
+            f"Neither a model folder {name_or_path} nor a repository of this name exists on the "
             "Hub; check the name, or give a token if it is private."
         ) from None
     except LocalEntryNotFoundError:
         raise UserError(
-            f"The repository {name_or_path} was not downloaded before, and cannot be now; check "
-            "the connection, or name a model folder."
+            f"The repository {name_or_path} is not cached and cannot be downloaded; check the "
+            "connection, or name a model folder."
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"The repository {name_or_path} cannot be downloaded: {error}.") from None
 
 
 def verify_model_folder(folder: Path, variant: str | None = None) -> ModelIndex:
-    """Check a whole model folder and return its index.
+    """Verify a complete model folder and return its index.
 
     Every file is compared with `SHA256SUMS`, and every weights file with its own header.
 
     Args:
         folder: The model folder.
-        variant: Of the weights that are asked for.
+        variant: Requested variant of the weights.
 
     Raises:
-        UserError: If the folder is no model, or a file is missing, foreign, damaged or a pickle,
-            or no component has the variant.
+        UserError: If the folder is not a model, a file is missing, unknown, damaged or a pickle, or
+            no component has the variant.
     """
     if not folder.is_dir():
         raise UserError(f"The model folder {folder} does not exist.")
@@ -177,7 +177,7 @@ def verify_model_folder(folder: Path, variant: str | None = None) -> ModelIndex:
         raise UserError(f"{folder} is not a model folder: it has no {INDEX_FILE}.")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in _PICKLES:
-            raise UserError(f"{path} is a pickle, which can run code; only safetensors are read.")
+            raise UserError(f"{path} is a pickle, which can run code; only safetensors are loaded.")
     verify_checksums(folder)
     index = read_index(folder)
     files = [file for name in index.networks() for file in weights_files(folder / name, variant)]
@@ -192,14 +192,14 @@ def verify_model_folder(folder: Path, variant: str | None = None) -> ModelIndex:
 
 
 def weights_files(component: Path, variant: str | None = None) -> list[Path]:
-    """Return the weights files of a component: one, or those that its weights are split into.
+    """Return the weights files of a component: one file, or its shards.
 
     Args:
         component: Folder of the component.
-        variant: Take the files of this variant if the component has them.
+        variant: Variant of the files, if the component has it.
 
     Raises:
-        UserError: If the list of the split files is damaged, or names a file elsewhere.
+        UserError: If the list of shards is damaged, or names a file outside the folder.
     """
     plain = component / str(WEIGHTS[component.name])
     stem = plain.name.removesuffix(".safetensors")
@@ -213,19 +213,19 @@ def weights_files(component: Path, variant: str | None = None) -> list[Path]:
         if shards.is_file():
             names = read_json(shards).get("weight_map")
             if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-                raise UserError(f"{shards} lists no files; take a fresh copy of the folder.")
+                raise UserError(f"{shards} lists no files; get a new copy of the folder.")
             files = [component / name for name in sorted(set(names.values()))]
             if any(file.parent != component or "/" in file.name for file in files):
-                raise UserError(f"{shards} names a file outside of its folder.")
+                raise UserError(f"{shards} names a file outside its folder.")
             return files
     return [plain]
 
 
 def read_index(folder: Path) -> ModelIndex:
-    """Return the checked content of `model_index.json`.
+    """Read and validate `model_index.json`.
 
     Raises:
-        UserError: If it cannot be read or names a class that a model may not have.
+        UserError: If it cannot be read or names a class that is not allowed.
     """
     path = folder / INDEX_FILE
     content = read_json(path)
@@ -235,7 +235,7 @@ def read_index(folder: Path) -> ModelIndex:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is not understood: {place}: {first['msg']}.") from None
+        raise UserError(f"{path} is invalid: {place}: {first['msg']}.") from None
     for name, component in COMPONENTS.items():
         class_name = index.class_of(name)
         if name in OPTIONAL and class_name is None:
@@ -249,39 +249,39 @@ def read_index(folder: Path) -> ModelIndex:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: If the file is absent or holds no JSON object.
+        UserError: If the file is missing or is not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; take a complete copy of the folder.") from None
+        raise UserError(f"{path} is missing; get a complete copy of the folder.") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path} holds no valid JSON; take a fresh copy of the folder.") from None
+        raise UserError(f"{path} is not valid JSON; get a new copy of the folder.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; take a fresh copy of the folder.")
+        raise UserError(f"{path} is not a JSON object; get a new copy of the folder.")
     return content
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors that a safetensors file lists, by name.
+    """Read the header of a safetensors file: its tensors by name.
 
     Raises:
-        UserError: If the file is missing, cut short or no safetensors file.
+        UserError: If the file is missing, truncated or not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"{path} is missing; take a complete copy of the folder.")
+        raise UserError(f"{path} is missing; get a complete copy of the folder.")
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             begins = file.read(1)
         if length > _LONGEST_HEADER:
-            raise ValueError("no header is that long")
-        if begins != b"{":  # the format asks for it; the library lets white space pass
+            raise ValueError("its header is too long")
+        if begins != b"{":  # required by the format; the library accepts white space
             raise ValueError("its header does not begin with a brace")
         with safe_open(path, framework="np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
@@ -297,20 +297,20 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
 def check_keys(
     path: Path, stored: dict[str, TensorInfo], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Compare the tensors of a file with those that a network has.
+    """Compare the tensors of a file with those of a network.
 
     Raises:
-        UserError: If one is missing, foreign or has another shape. It names the first such tensor.
+        UserError: If one is missing, unknown or has another shape. The message names the first.
     """
     if missing := sorted(expected.keys() - stored.keys()):
         raise UserError(f"{path} lacks the tensor {missing[0]}{_others(missing)}.")
     if foreign := sorted(stored.keys() - expected.keys()):
-        raise UserError(f"{path} holds the tensor {foreign[0]}{_others(foreign)}, unknown here.")
+        raise UserError(f"{path} contains the unknown tensor {foreign[0]}{_others(foreign)}.")
     for name, shape in expected.items():
         if stored[name].shape != shape:
             raise UserError(
-                f"{path} holds {name} with the shape {list(stored[name].shape)}; "
-                f"the network asks for {list(shape)}."
+                f"{path} holds {name} with shape {list(stored[name].shape)}; the network needs "
+                f"{list(shape)}."
             )
 
 
@@ -320,7 +320,7 @@ def _others(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class ComponentSummary:
-    """What `magicvideo info` says of one component."""
+    """What `magicvideo info` shows for one component."""
 
     name: str
     class_name: str
@@ -330,15 +330,15 @@ class ComponentSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What `magicvideo info` says of a model.
+    """What `magicvideo info` shows for a model.
 
     Attributes:
         folder: The model folder.
-        hash: Of its files.
-        license: Of its weights, if it is stated.
-        training: Steps by stage, where they are known.
-        components: In the order of the flow.
-        max_given_frames: The most first frames that its denoiser has learned to continue.
+        hash: Hash of its files.
+        license: Licence of its weights, if stated.
+        training: Training steps by stage, if known.
+        components: Its components, in the order of generation.
+        max_given_frames: Maximal number of given first frames in training.
         has_motion: Whether its denoiser is conditioned on a motion score.
     """
 
@@ -352,7 +352,7 @@ class ModelSummary:
 
 
 def summarize(folder: Path) -> ModelSummary:
-    """Return what a model folder says of itself, from its headers alone.
+    """Summarize a model folder from its headers, without loading weights.
 
     Raises:
         UserError: As `verify_model_folder`.

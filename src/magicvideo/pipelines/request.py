@@ -1,8 +1,8 @@
-"""Generation settings and requests: what a caller may choose, and what makes one video again.
+"""Generation settings, and requests, which reproduce one video.
 
-Every setting is defined once, in `GenerationSettings`: its type, range, help text and option. The
-settings of a request, a model's defaults and the options of the command line derive from it. The
-module imports nothing heavy, so that `--help` answers at once.
+Every setting is defined once, in `GenerationSettings`, with its type, range, help text and option.
+The settings of a request, the defaults of a model and the options of the command line are derived
+from it. The module imports no large library, so that `--help` is fast.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ MAX_LORA_SCALE = 10.0
 MAX_FRAMES = 10_000  # key frames
 STAGES = ("keyframes", "interpolation", "upscaler")
 SCHEDULERS = ("ddim", "dpm++", "unipc", "euler", "lcm", "flow_map")
-_KEY = "magicvideo"  # the one key of the JSON object that travels in files
-_RANDOM_SEEDS = 2**32  # few digits: a seed is read, typed and put into file names
+_KEY = "magicvideo"  # key of the JSON object stored in video files
+_RANDOM_SEEDS = 2**32  # short, because seeds are typed and appear in file names
 
 T = TypeVar("T")
 Number: TypeAlias = int | float
@@ -40,17 +40,17 @@ def setting(
     usual: str | None = "the model's own",
     optional: bool = False,
 ) -> Any:  # noqa: ANN401 - as dataclasses.field
-    """Return the field of a generation setting.
+    """Return the dataclass field of a generation setting.
 
     Args:
-        label: Its name in a sentence about a wrong value.
-        help: One sentence for the command line and the documentation.
-        flag: Its option where that is not the field's name.
-        lowest: Least value of a number.
-        highest: Largest value of a number.
-        default: Value of the field; None stands for the model's own default.
-        usual: What the help shows as the default, or None for the value itself.
-        optional: Whether a complete request may leave it None.
+        label: Name of the setting in error messages.
+        help: Help text of the option.
+        flag: The option, if it is not derived from the field's name.
+        lowest: Minimum of a number.
+        highest: Maximum of a number.
+        default: Value of the field; None for the model's default.
+        usual: Default shown in the help, or None for the value itself.
+        optional: Whether it may be None in a complete request.
     """
     metadata = {
         "label": label,
@@ -66,10 +66,10 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """What a caller may choose beside prompts and seeds; None is the model's own default.
+    """Settings of a generation besides prompts and seeds; None is the model's default.
 
-    The description and range of each setting stand in its field. `from_values` takes numbers and
-    sequences of other kinds, such as numpy's.
+    The fields hold description and range of each setting. `from_values` also accepts numbers and
+    sequences of other types, such as NumPy's.
 
     Raises:
         UserError: If a value is out of its range.
@@ -83,14 +83,14 @@ class GenerationSettings:
     )
     guidance_scale: float | None = setting(
         "The guidance scale",
-        "How closely to follow the prompt; 1 is no guidance.",
+        "How closely to follow the prompt; 1 disables guidance.",
         flag="--guidance",
         lowest=0.0,
         highest=100.0,
     )
     guidance_stop: float | None = setting(
         "The end of guidance",
-        "Fraction of the steps after which guidance ends; 1 guides all of them.",
+        "Fraction of the steps that use guidance; 1 for all.",
         lowest=0.0,
         highest=1.0,
     )
@@ -108,24 +108,24 @@ class GenerationSettings:
     )
     fps: float | None = setting(
         "The frame rate",
-        "Key frames per second; the motion is paced by it.",
+        "Key frames per second; the network adapts the motion to it.",
         lowest=1.0,
         highest=60.0,
     )
     motion: float | None = setting(
         "The motion",
-        "How much moves: 0 is the mean of the training clips, 1 a standard deviation more.",
+        "Amount of motion, in standard deviations from the mean of the training clips.",
         lowest=-4.0,
         highest=4.0,
-        usual="left to the model",
+        usual="not conditioned",
         optional=True,
     )
     overlap: int | None = setting(
         "The overlap",
-        "Key frames of a long video that each part takes over from the part before it.",
+        "Key frames shared by consecutive windows of a long video.",
         lowest=1,
         highest=1000,
-        usual="a quarter of what the model makes at once",
+        usual="a quarter of the model's frames",
         optional=True,
     )
     height: int | None = setting(
@@ -161,27 +161,27 @@ class GenerationSettings:
     )
     output_scale: int | None = setting(
         "The output scale",
-        "Integer factor by which files enlarge the frames.",
+        "Integer factor by which the frames are enlarged in the file.",
         usual="the shorter side reaches 256 pixels",
         lowest=1,
         highest=32,
     )
 
     def __post_init__(self) -> None:
-        """Convert numbers and sequences to plain ones, and refuse what no model can do."""
+        """Convert numbers and sequences to plain types and check their ranges."""
         for one in fields(GenerationSettings):
             value = getattr(self, one.name)
             if value is not None:
                 object.__setattr__(self, one.name, _checked(one, value))
         if self.negative_prompt and self.guidance_scale == 1:
             raise UserError(
-                "A negative prompt works through guidance, and a guidance scale of 1 is none; "
-                "raise the scale or leave the negative prompt out."
+                "A negative prompt needs guidance, which a guidance scale of 1 disables; raise the "
+                "scale or omit the negative prompt."
             )
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "GenerationSettings":
-        """Return settings from values of any integer, number or sequence type, by name.
+        """Build settings from values of any integer, number or sequence type, by name.
 
         Raises:
             UserError: If a value is out of its range.
@@ -199,15 +199,15 @@ class GenerationSettings:
         return {name: value for name, value in values.items() if value is not None}
 
     def over(self, defaults: "GenerationSettings") -> "GenerationSettings":
-        """Return these settings, completed by defaults where they are None."""
+        """Return these settings, with defaults where they are None."""
         return GenerationSettings(**{**defaults.chosen(), **self.chosen()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSizes:
-    """How much of a video the decoder and the upscaler process at once; it bounds their memory.
+    """How many frames or pixels decoder and upscaler process at once, which bounds memory.
 
-    To rounding, a video does not depend on it.
+    Up to rounding, a video does not depend on it.
 
     Raises:
         UserError: If a value is below 1.
@@ -239,14 +239,14 @@ class ChunkSizes:
     )
 
     def __post_init__(self) -> None:
-        """Refuse sizes that hold nothing."""
+        """Check that sizes are positive."""
         for one in fields(self):
             value = getattr(self, one.name)
             if value < 1:
                 raise UserError(f"{cli_flag(one.name)} is {value}; it must be 1 or more.")
 
     def to_cli_args(self) -> list[str]:
-        """Return the options that set these sizes, without those of the defaults."""
+        """Return the command-line options for sizes that differ from the defaults."""
         usual = asdict(DEFAULT_CHUNKS)
         chosen = {name: value for name, value in asdict(self).items() if value != usual[name]}
         return [word for name, value in chosen.items() for word in (cli_flag(name), str(value))]
@@ -256,7 +256,7 @@ DEFAULT_CHUNKS = ChunkSizes()
 
 
 def cli_flag(name: str) -> str:
-    """Return the option of a setting, by the rule that holds where its field names none."""
+    """Return the default option name of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -265,9 +265,9 @@ class ImageCondition:
     """The CLIP embedding of an image that a video is conditioned on.
 
     Attributes:
-        name: Name of the image's file, for people.
-        embedding: The embedding's float32 values, little-endian, in base64;
-            `image_condition.embedding_of` reads them.
+        name: File name of the image, for display.
+        embedding: Base64 of its float32 values, little-endian; `image_condition.embedding_of`
+            decodes them.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -278,12 +278,12 @@ class ImageCondition:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstFrame:
-    """The picture that a video begins with, as the model sees it.
+    """The image that a video starts from, encoded.
 
     Attributes:
-        name: Name of the image's file, for people.
-        latents: Float32 values of its latents `c h w`, little-endian, in base64;
-            `first_frame.latents_of` reads them.
+        name: File name of the image, for display.
+        latents: Base64 of the float32 values of its latents `c h w`, little-endian;
+            `image_condition.latents_of` decodes them.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -294,12 +294,12 @@ class FirstFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRef:
-    """A LoRA that is merged into the model for a video.
+    """A LoRA merged into the model for a video.
 
     Attributes:
-        name: Name of its file, for people.
-        sha256: Its identity, as `pipelines.lora.lora_hash` returns it.
-        scale: Factor of its weights.
+        name: File name, for display.
+        sha256: Its hash, from `pipelines.lora.lora_hash`.
+        scale: Factor applied to its weights.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -309,7 +309,7 @@ class LoraRef:
     scale: float
 
     def __post_init__(self) -> None:
-        """Refuse a scale that cannot be meant."""
+        """Check the scale."""
         if not (math.isfinite(self.scale) and abs(self.scale) <= MAX_LORA_SCALE):
             raise UserError(
                 f"The scale of the LoRA is {self.scale:g}; it must be a number from "
@@ -319,25 +319,25 @@ class LoraRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(GenerationSettings):
-    """Everything that decides the bytes of one video; it travels in the file.
+    """Everything that determines one video; it is stored in the video file.
 
-    The settings of `GenerationSettings` are complete here. Only `motion`, where the video is not
-    conditioned on it, and `overlap`, where the model makes it at once, may be None.
+    All settings of `GenerationSettings` are set here, except `motion` if the video is not
+    conditioned on it, and `overlap` if the video has one window.
 
     Attributes:
-        prompt: Text; may be empty beside an image.
-        image_condition: An image beside the text or in its place, or None.
-        first_frame: The picture that the video begins with, or None.
+        prompt: Text; may be empty if there is an image.
+        image_condition: An image, in addition to the text or instead of it, or None.
+        first_frame: The image that the video starts from, or None.
         seed: Seed of the noise.
         num_inserted: New frames between two key frames.
-        scheduler_options: Configuration values of the scheduler that differ from the model's.
+        scheduler_options: Scheduler configuration that differs from the model's.
         model: Hash of the model folder, or None for a model that was never saved.
-        device: Kind of device, such as `cpu`: each rounds in its own way.
-        threads: CPU threads, which decide the order of sums and with it the last bits.
+        device: Device type, such as `cpu`; rounding depends on it.
+        threads: Number of CPU threads; the order of summation depends on it.
         version: Version of magicvideo.
-        loras: What was merged into the model's weights, in order.
-        unrecorded: Names of the inputs that decided the video and are not held in the request,
-            such as `latents`. With any, the request alone cannot make the video again.
+        loras: Merged LoRAs, in order.
+        unrecorded: Names of inputs that affected the video and are not stored in the request, such
+            as `latents`. The request alone then cannot reproduce the video.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -369,11 +369,11 @@ class Request(GenerationSettings):
     first_frame: FirstFrame | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be."""
+        """Check all values."""
         super().__post_init__()
         for one in fields(GenerationSettings):
             if getattr(self, one.name) is None and not one.metadata["optional"]:
-                raise UserError(f"The request lacks {one.name}.")
+                raise UserError(f"The request has no value for {one.name}.")
         check_integer("The seed", self.seed, 0, MAX_SEED)
         check_integer("The number of threads", self.threads, 1, 4096)
         check_integer("The number of inserted frames", self.num_inserted, 0, 1000)
@@ -381,7 +381,7 @@ class Request(GenerationSettings):
         has_condition = any(pictures) or "prompt_embeds" in self.unrecorded
         check_text("The prompt", self.prompt)
         if not has_condition and not self.prompt.strip():
-            raise UserError("The prompt is empty; say what the video should show.")
+            raise UserError("The prompt is empty; describe what the video should show.")
 
     @property
     def video_fps(self) -> float:
@@ -394,10 +394,10 @@ class Request(GenerationSettings):
         return self.num_frames + (self.num_frames - 1) * self.num_inserted
 
     def check_reproducible(self) -> None:
-        """Refuse to make a video again whose inputs the request does not hold.
+        """Raise an error if the request does not store all inputs of its video.
 
         Raises:
-            UserError: If there are such inputs. It names them.
+            UserError: If inputs are missing. The message names them.
         """
         if self.unrecorded:
             raise UserError(
@@ -406,15 +406,15 @@ class Request(GenerationSettings):
             )
 
     def to_json(self) -> str:
-        """Return the request as one line of ASCII, the text that travels in files."""
+        """Serialize the request as one line of ASCII, the text stored in video files."""
         return json.dumps({_KEY: asdict(self)}, sort_keys=True)
 
 
 def request_from_json(text: str) -> Request | None:
-    """Return the request that a file's text holds, or None if the text is not a request.
+    """Parse the text of a video file; return None if it is not a request.
 
     Raises:
-        UserError: If it is a request that this version cannot read.
+        UserError: If this version cannot read the request.
     """
     try:
         holder = parse_json(text)
@@ -439,8 +439,8 @@ def resolve_seeds(seed: SupportsIndex | Iterable[SupportsIndex] | None, count: i
     """Return one seed for each video.
 
     Args:
-        seed: One for each video; or the first, from which the others count up; or None for random
-            ones. Numpy's integers and arrays are integers and sequences, too.
+        seed: One seed per video; or the first seed, from which the others count up; or None for
+            random seeds. NumPy integers and arrays are accepted.
         count: Number of videos.
 
     Raises:
@@ -453,31 +453,31 @@ def resolve_seeds(seed: SupportsIndex | Iterable[SupportsIndex] | None, count: i
     if not isinstance(seed, Iterable):
         seeds = [check_integer("The seed", seeds[0] + k, 0, MAX_SEED) for k in range(count)]
     if len(seeds) != count:
-        raise UserError(f"{len(seeds)} seeds were given for {count} videos; give one for each.")
+        raise UserError(f"{len(seeds)} seeds were given for {count} videos; give one per video.")
     return seeds
 
 
 def check_text(label: str, text: str) -> None:
-    """Refuse a text with bytes that are no UTF-8, which Python holds as lone surrogates.
+    """Raise an error if a text has invalid UTF-8 bytes (lone surrogates in Python).
 
     Raises:
-        UserError: If there are such bytes.
+        UserError: If it has.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         raise UserError(
-            f"{label} holds bytes that are not UTF-8 ({shown}); type it in UTF-8, or give a text "
+            f"{label} contains bytes that are not UTF-8 ({shown}); type it in UTF-8 or give a text "
             "file in UTF-8 with --prompts."
         ) from None
 
 
 def check_integer(label: str, value: object, lowest: Number, highest: Number) -> int:
-    """Return a value as a plain integer.
+    """Convert a value to a plain integer.
 
     Raises:
-        UserError: If it is no integer or out of its range.
+        UserError: If it is not an integer or out of range.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -489,7 +489,7 @@ def check_integer(label: str, value: object, lowest: Number, highest: Number) ->
 
 
 def _checked(one: "dataclasses.Field[Any]", value: Any) -> object:  # noqa: ANN401
-    """Return the value of a setting as its plain type."""
+    """Convert the value of a setting to its plain type and check its range."""
     label, lowest, highest = (one.metadata[key] for key in ("label", "lowest", "highest"))
     if one.name == "stages":
         return _check_stages(value)
@@ -497,9 +497,7 @@ def _checked(one: "dataclasses.Field[Any]", value: Any) -> object:  # noqa: ANN4
         if one.name == "negative_prompt":
             check_text(label, value)
         elif value not in SCHEDULERS:
-            raise UserError(
-                f"The scheduler {value!r} is not known; choose one of {', '.join(SCHEDULERS)}."
-            )
+            raise UserError(f"Unknown scheduler {value!r}; choose one of {', '.join(SCHEDULERS)}.")
         return value
     if isinstance(lowest, int):
         return check_integer(label, value, lowest, highest)
@@ -521,10 +519,10 @@ def _check_stages(value: str | Sequence[str]) -> tuple[str, ...]:
     stages = tuple(name.strip() for name in names)
     allowed = ", ".join(STAGES)
     if unknown := [name for name in stages if name not in STAGES]:
-        raise UserError(f"The stage {unknown[0]!r} is not known; stages are {allowed}.")
+        raise UserError(f"Unknown stage {unknown[0]!r}; stages are {allowed}.")
     if stages != tuple(name for name in STAGES if name in stages) or stages[:1] != STAGES[:1]:
         raise UserError(
-            f"The stages {', '.join(stages) or '(none)'} cannot follow one another; name "
+            f"The stages {', '.join(stages) or '(none)'} are not in a valid order; name "
             f"keyframes first, and the others in the order {allowed}."
         )
     return stages
@@ -540,4 +538,4 @@ USUAL_DEFAULTS = GenerationSettings(
     interpolation_steps=8,
     upscaler_steps=2,
 )
-"""The defaults of a model that states none; the other settings follow from its networks."""
+"""Defaults for a model without stored ones; other defaults follow from its networks."""

@@ -1,7 +1,7 @@
-"""Generation stage by stage, for programs that hold what is between the stages, such as ComfyUI.
+"""Generation stage by stage, for programs that store intermediate results, such as ComfyUI.
 
-Going through all stages gives the same frames as `MagicVideoPipeline.generate`. Pictures here are
-ComfyUI's: `f h w c` in [0, 1].
+Running all stages gives the same frames as `MagicVideoPipeline.generate`. Images have ComfyUI's
+format: `f h w c` in [0, 1].
 """
 
 from dataclasses import dataclass, replace
@@ -24,8 +24,8 @@ class StagedLatents:
     """Latents between two stages.
 
     Attributes:
-        request: What they answer; its stages are those that have been gone through.
-        latents: Of all frames so far.
+        request: Their request; its stages are the finished ones.
+        latents: Latents of all frames so far.
     """
 
     request: Request
@@ -33,7 +33,7 @@ class StagedLatents:
 
     @property
     def fps(self) -> float:
-        """Return the frames a second at which these frames play."""
+        """Return the frame rate of these frames."""
         return self.request.video_fps
 
 
@@ -45,18 +45,18 @@ def sample_keyframe_latents(
     image: Float[Tensor, "n h w c"] | None = None,
     progress: ProgressCallback | None = None,
 ) -> StagedLatents:
-    """Return the latents of key frames.
+    """Sample the latents of key frames.
 
     Args:
         pipeline: The model.
-        prompt: Text; may be empty beside an image.
-        seed: Of the noise of all stages.
-        settings: Further choices; its stages are not read.
-        image: Condition; the first of the batch counts.
-        progress: Called with a stage, the finished steps and their number.
+        prompt: Text; may be empty if there is an image.
+        seed: Seed of the noise of all stages.
+        settings: Other settings; their stages are ignored.
+        image: Condition; only the first image of the batch is used.
+        progress: Called with the stage, the number of finished steps and the total.
 
     Raises:
-        UserError: If a value is out of the model's range.
+        UserError: If the model does not support a value.
     """
     picture = None if image is None else to_pil(image)
     keys_only = replace(settings, stages=("keyframes",))
@@ -71,14 +71,14 @@ def interpolate_staged(
     steps: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> StagedLatents:
-    """Return the latents of all frames, from those of key frames.
+    """Interpolate the latents of key frames.
 
     Raises:
-        UserError: If the model cannot interpolate, or the frames are no key frames.
+        UserError: If the model cannot interpolate, or the frames are not key frames.
     """
     model = pipeline.capabilities
     if keys.request.stages != ("keyframes",):
-        raise UserError("These frames have been interpolated already.")
+        raise UserError("These frames are already interpolated.")
     request = replace(
         keys.request,
         stages=("keyframes", "interpolation"),
@@ -96,7 +96,7 @@ def interpolate_staged(
 def decode_staged(
     pipeline: MagicVideoPipeline, staged: StagedLatents, progress: ProgressCallback | None = None
 ) -> Float[Tensor, "f h w c"]:
-    """Return the frames of latents."""
+    """Decode latents to frames."""
     with pipeline.load_components("vae"):
         return to_images(pipeline.decode(staged.latents, progress))
 
@@ -109,14 +109,14 @@ def upscale_images(
     steps: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "f tall wide c"]:
-    """Return frames at the model's larger size.
+    """Upscale frames.
 
     Args:
         pipeline: The model.
         images: Frames of a video.
-        request: Gives seed and scheduler.
+        request: Request with seed and scheduler.
         steps: Diffusion steps; by default those of the request.
-        progress: Called with a stage, the finished steps and their number.
+        progress: Called with the stage, the number of finished steps and the total.
 
     Raises:
         UserError: If the model has no super-resolution.
@@ -131,20 +131,20 @@ def upscale_images(
 
 
 def to_images(frames: Frames) -> Float[Tensor, "f h w c"]:
-    """Return the frames of one video, pixels in [-1, 1], as images in [0, 1]."""
+    """Convert the frames of one video, pixels in [-1, 1], to images in [0, 1]."""
     return rearrange((frames[0].clamp(-1, 1) + 1) / 2, "f c h w -> f h w c").float().cpu()
 
 
 def load_staged_pipeline(folder: Path | None, device: str) -> MagicVideoPipeline:
-    """Return a model on a device.
+    """Load a model to a device.
 
     Raises:
-        UserError: If the folder is no whole model.
+        UserError: If the folder is not a complete model.
     """
     return MagicVideoPipeline.from_pretrained(folder).to(device)
 
 
 def to_pil(image: Float[Tensor, "n h w c"]) -> Image.Image:
-    """Return the first of some images as Pillow's; an alpha channel is left out."""
+    """Convert the first image of a batch to a PIL image without alpha channel."""
     pixels = (image[0, ..., :3].clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Super-resolution, the last stage: a few frames and one tile at a time."""
+"""Super-resolution: a batch of frames and one tile at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from magicvideo.shapes import FoldedFrames, Frames
 LargeVideos: TypeAlias = Float[Tensor, "b f rgb tall wide"]
 LargeFrames: TypeAlias = Float[Tensor, "n c tall wide"]
 FrameBatch: TypeAlias = Float[Tensor, "_ c h w"]
-"""A few frames of a video; the last batch may have fewer than the others."""
+"""A batch of frames of a video; the last batch may be smaller."""
 
 
 def pad_to_multiple(frames: FoldedFrames, multiple: int) -> Float[Tensor, "n c tall wide"]:
-    """Return frames whose sides are multiples, by repeating their last rows and columns."""
+    """Pad frames to multiples by repeating their last rows and columns."""
     below, right = (-side % multiple for side in frames.shape[-2:])
     return F.pad(frames, (0, right, 0, below), mode="replicate")
 
@@ -41,24 +41,25 @@ def upscale_frames(
     frames_at_once: int = 4,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LargeVideos:
-    """Return videos of `upscaler.config.factor` times the side, clamped to [-1, 1].
+    """Upscale videos by `upscaler.config.factor`, clamped to [-1, 1].
 
-    Source: MagicVideo, super-resolution in pixels. Frames do not see each other; all frames of a
-    video start from the same noise, so that what stands still stays still. To rounding, neither
-    `tile` nor `frames_at_once` changes the result: they bound the memory.
+    Source: MagicVideo, super-resolution in pixels. Frames are independent; all frames of a video
+    start from the same noise, so that static regions stay static. `tile` and `frames_at_once`
+    bound memory and do not change the result, up to rounding.
 
     Args:
-        upscaler: The network. The result is on its device, in single precision.
-        scheduler: With the noise schedule that the network was trained with.
+        upscaler: The network. The result is on its device, in float32.
+        scheduler: Scheduler with the network's training noise schedule.
         frames: Pixels in [-1, 1], of any size.
-        seeds: Of the videos, from which their noise follows.
-        num_steps: Diffusion steps. One gives the soft mean of what may be; more, one of those.
-        noise_level: Standard deviation of the noise on the small frames as the network sees them,
-            from 0 to `upscaler.config.max_noise_level`. The residual is added to frames without it.
-        tile: Longest side that the network sees at a time, in pixels of the small frames.
-        frames_at_once: How many frames it sees at a time.
-        on_step: Called with the number of finished steps, from 0 on, and of all; every
-            `frames_at_once` frames have `num_steps` of them.
+        seeds: Seed of each video.
+        num_steps: Diffusion steps. One step returns the blurred conditional mean; more steps return
+            a sample.
+        noise_level: Standard deviation of the noise on the network's input frames, from 0 to
+            `upscaler.config.max_noise_level`. The residual is added to clean frames.
+        tile: Maximal side of a tile, in pixels of the small frames.
+        frames_at_once: Number of frames processed at a time.
+        on_step: Called with the number of finished steps (from 0) and the total; each batch of
+            `frames_at_once` frames has `num_steps` steps.
 
     Raises:
         UserError: If a value is out of its range.
@@ -102,16 +103,16 @@ def upscale_batches(
     tile: int = 256,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[LargeFrames]:
-    """Yield the batches of one video, upscaled, each made when it is asked for.
+    """Upscale the batches of one video on demand.
 
     Args:
         upscaler: As for `upscale_frames`.
-        scheduler: Likewise.
-        batches: A few frames each, pixels in [-1, 1], all of one size.
-        seed: Of the video.
+        scheduler: As for `upscale_frames`.
+        batches: Batches of frames, pixels in [-1, 1], all of one size.
+        seed: Seed of the video.
         num_steps: Diffusion steps.
-        noise_level: Standard deviation of the noise on what the network is shown.
-        tile: Longest side that the network sees at a time.
+        noise_level: Standard deviation of the noise on the network's input frames.
+        tile: Maximal side of a tile.
         on_step: Called with the number of finished steps of a batch.
 
     Raises:
@@ -125,7 +126,7 @@ def upscale_batches(
 
 @dataclass(frozen=True)
 class TiledUpscaler:
-    """The arguments of `upscale_batches` but for the frames."""
+    """The arguments of `upscale_batches`, except the frames."""
 
     upscaler: Upscaler
     scheduler: Scheduler
@@ -136,7 +137,7 @@ class TiledUpscaler:
 
     @torch.no_grad()
     def upscale(self, batches: Iterable[FrameBatch], seed: int) -> Iterator[LargeFrames]:
-        """Yield the batches of one video, upscaled."""
+        """Upscale the batches of one video."""
         config = self.upscaler.config
         noise: tuple[Tensor, Tensor] | None = None
         for batch in batches:
@@ -149,6 +150,7 @@ class TiledUpscaler:
                     _shared_noise(seed, "residual", small, config.factor),
                     _shared_noise(seed, "small", small, 1),
                 )
+            # x = up(s) + k r; the noise on s is seen by the network only
             start, blur = noise
             residuals = self._residuals(small + self.noise_level * blur, start)
             large = upsample_bicubic(small, config.factor) + config.residual_scale * residuals
@@ -156,10 +158,10 @@ class TiledUpscaler:
             yield large[..., :height, :width].clamp(-1, 1)
 
     def _residuals(self, seen: FoldedFrames, noise: Float[Tensor, "1 c tall wide"]) -> LargeFrames:
-        """Return the residuals of some frames, at unit variance.
+        """Sample the residuals r of some frames, in unit variance.
 
-        Tiles are put together again after every step. Sampled to the end one by one, they would
-        have to overlap by the network's radius times the number of steps.
+        Tiles are merged after every step. Sampled separately over all steps, they would have to
+        overlap by the receptive radius times the number of steps.
         """
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
@@ -178,13 +180,13 @@ def predict_tiled(
     noise_level: float,
     tile: int,
 ) -> LargeFrames:
-    """Return what the network predicts of whole frames, seen in tiles of at most `tile` pixels.
+    """Predict whole frames in tiles of at most `tile` pixels.
 
-    A tile reaches over its core by the network's radius, and its core is all that is kept, so the
-    result is to rounding what the network gives when it sees the whole.
+    A tile extends beyond its core by the receptive radius, and only the core is kept, so the result
+    equals (up to rounding) the prediction for whole frames.
 
     Raises:
-        UserError: If a tile is too small to have a core.
+        UserError: If the tile size leaves no core.
     """
     dtype, factor = upscaler.dtype, upscaler.config.factor
     steps = timestep.expand(len(seen))
@@ -204,13 +206,13 @@ def predict_tiled(
 
 
 def _compute_device(upscaler: Upscaler, frames: Tensor) -> torch.device:
-    """Return where frames are upscaled; offloaded weights are on no device between calls."""
+    """Return the device of the computation; offloaded weights are on the meta device."""
     device: torch.device = upscaler.device
     return frames.device if device.type == "meta" else device
 
 
 class _Span(NamedTuple):
-    """One tile along one axis, in pixels of the small frame: what is seen, and its core."""
+    """One tile along one axis, in pixels of the small frame: its extent and its core."""
 
     first: int
     core_first: int
@@ -224,13 +226,13 @@ class _Span(NamedTuple):
         return slice(factor * self.core_first, factor * self.core_last)
 
     def kept(self, factor: int) -> slice:
-        """Return where the core is in what was seen."""
+        """Return the position of the core in the tile."""
         offset = self.core_first - self.first
         return slice(factor * offset, factor * (offset + self.core_last - self.core_first))
 
 
 def _spans(side: int, tile: int, upscaler: Upscaler) -> Iterator[_Span]:
-    """Yield the tiles along an axis; all borders are multiples, as the network's grid asks."""
+    """Yield the tiles along an axis; all borders are multiples of `size_divisor`."""
     if side <= tile:
         yield _Span(0, 0, side, side)
         return
@@ -246,7 +248,7 @@ def _spans(side: int, tile: int, upscaler: Upscaler) -> Iterator[_Span]:
 def _shared_noise(
     seed: int, purpose: str, small: FoldedFrames, factor: int
 ) -> Float[Tensor, "1 c tall wide"]:
-    """Return the noise that all frames of a video have, drawn whole, whatever its tiles."""
+    """Return the noise shared by all frames of a video; it does not depend on the tiles."""
     _, channels, height, width = small.shape
     generator = seeded_generator("upscaler", seed, purpose)
     noise = torch.randn((1, channels, factor * height, factor * width), generator=generator)
@@ -258,17 +260,17 @@ def _check_request(
 ) -> None:
     most = scheduler.config.num_train_timesteps
     if not 1 <= num_steps <= most:
-        raise UserError(f"num_steps={num_steps} of the upscaler is not between 1 and {most}.")
+        raise UserError(f"num_steps={num_steps} of the upscaler must be from 1 to {most}.")
     highest = upscaler.config.max_noise_level
     if not 0 <= noise_level <= highest:
         raise UserError(
-            f"noise_level={noise_level} is not between 0 and {highest}, the highest that the "
-            "upscaler was trained with."
+            f"noise_level={noise_level} must be from 0 to {highest}, the maximum in training of "
+            "the upscaler."
         )
 
 
 def _check_work(frames: Frames, seeds: Sequence[int], frames_at_once: int) -> None:
     if len(seeds) != len(frames) or not len(seeds):
-        raise UserError(f"{len(frames)} videos have {len(seeds)} seeds; give one for each.")
+        raise UserError(f"{len(frames)} videos have {len(seeds)} seeds; give one per video.")
     if frames_at_once < 1:
-        raise UserError(f"frames_at_once={frames_at_once} is not 1 or more.")
+        raise UserError(f"frames_at_once={frames_at_once} must be 1 or more.")

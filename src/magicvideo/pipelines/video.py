@@ -26,14 +26,14 @@ class Video:
 
     Attributes:
         frames: Pixels in [-1, 1], on the CPU.
-        request: What it was made from.
+        request: The request that generated it.
     """
 
     frames: Float[Tensor, "f 3 h w"]
     request: Request
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the video; the suffix tells the format, a name without one is a folder of PNG.
+        """Write the video; the suffix selects the format, no suffix a folder of PNG files.
 
         Raises:
             UserError: If the path cannot be written, or exists and `overwrite` is False.
@@ -46,9 +46,9 @@ class VideoOutput(BaseOutput):
     """The videos of one call, in the order of the prompts.
 
     Attributes:
-        frames: By the call's `output_type`: lists of PIL images; an array `b f h w c` or a tensor
-            `b f c h w` in [0, 1]; or latents `b f c h w`.
-        videos: Frames in [-1, 1], each with its request; none if latents were asked for.
+        frames: Depending on `output_type`: lists of PIL images; an array `b f h w c` or a tensor `b
+            f c h w` in [0, 1]; or latents `b f c h w`.
+        videos: Frames in [-1, 1] with their requests; empty for `latent`.
     """
 
     frames: Any
@@ -58,15 +58,15 @@ class VideoOutput(BaseOutput):
 def write_video(
     frames: Float[Tensor, "f 3 h w"], request: Request, path: Path, *, overwrite: bool = False
 ) -> None:
-    """Write frames and the request that makes them again; the suffix tells the format.
+    """Write frames with their request; the suffix selects the format.
 
-    The same request gives the same bytes. Nothing half-written is ever left.
+    The same request gives the same bytes. The file is written atomically.
 
     Args:
         frames: Pixels in [-1, 1].
-        request: Gives frame rate and output scale, and travels in the file.
-        path: `.mp4`, `.webm`, `.webp` or `.gif`; a name without suffix is a folder of PNG frames.
-        overwrite: Whether an existing output is replaced.
+        request: Request with frame rate and output scale; stored in the file.
+        path: `.mp4`, `.webm`, `.webp` or `.gif`; without suffix, a folder of PNG frames.
+        overwrite: Whether to replace an existing output.
 
     Raises:
         UserError: If the output exists or cannot be written.
@@ -76,17 +76,17 @@ def write_video(
 
 
 def read_request(path: Path) -> Request:
-    """Return the request that made a file, or a folder of PNG frames.
+    """Read the request of a video file, or of a folder of PNG frames.
 
     Raises:
-        UserError: If there is no such file, or it holds no request.
+        UserError: If the file does not exist or contains no request.
     """
     text = read_text(path)
     request = None if text is None else request_from_json(text)
     if request is None:
         raise UserError(
-            f"{path} does not say how it was made; it is not from magicvideo, or a program that "
-            "copied it left that out."
+            f"{path} contains no request; it was not made with magicvideo, or a program that "
+            "copied it removed the request."
         )
     return request
 
@@ -96,22 +96,22 @@ _LATENTS, _REQUEST = "latents", "request"
 
 
 def latents_path(output: Path) -> Path:
-    """Return where the latents of an unfinished output are kept: beside it."""
+    """Return the path of the latents of an unfinished output, next to it."""
     return output.with_name(f"{output.name}{LATENTS_SUFFIX}")
 
 
 def output_of(path: Path) -> tuple[Path, Path]:
-    """Return an unfinished output and its latents, either of which may be named."""
+    """Return the paths of an unfinished output and of its latents, given either."""
     if path.name.endswith(LATENTS_SUFFIX) and path.is_file():
         return path.with_name(path.name.removesuffix(LATENTS_SUFFIX)), path
     return path, latents_path(path)
 
 
 def write_latents(path: Path, latents: Latents, request: Request) -> None:
-    """Keep the latents of a video, and the request that they answer.
+    """Write the latents of a video with their request.
 
     Raises:
-        UserError: If the file cannot be written, or a number is not finite.
+        UserError: If the file cannot be written, or a value is not finite.
     """
     check_finite(latents, "The latents")
     metadata = {_REQUEST: request.to_json()}
@@ -120,36 +120,38 @@ def write_latents(path: Path, latents: Latents, request: Request) -> None:
 
 
 def check_no_latents(output: Path) -> None:
-    """Find out, before any work, that no unfinished video would lose its latents.
+    """Check, before generating, that no latents of an unfinished video would be lost.
 
     Raises:
-        UserError: If there are latents beside an output.
+        UserError: If there are latents of this output.
     """
     path = latents_path(output)
     if path.exists():
         raise UserError(
-            f"{path} holds an unfinished video; finish it with `magicvideo generate "
+            f"{path} contains an unfinished video; finish it with `magicvideo generate "
             f"--resume {shlex.quote(str(output))}`, choose another name, or add --overwrite."
         )
 
 
 def read_latents(path: Path) -> tuple[Request, Latents]:
-    """Return what `write_latents` kept.
+    """Read a file of `write_latents`.
 
     Raises:
-        UserError: If the file is missing, damaged or of another kind.
+        UserError: If the file is missing, damaged or of another type.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; there is nothing to continue from.")
+        raise UserError(f"{path} does not exist; there is nothing to resume.")
     try:
         with safe_open(path, framework="pt") as file:
             request = request_from_json((file.metadata() or {}).get(_REQUEST, ""))
             latents = file.get_tensor(_LATENTS)
     except (SafetensorError, OSError):
-        raise UserError(f"{path} holds no latents of a video; make the video anew.") from None
+        raise UserError(
+            f"{path} contains no latents of a video; generate the video again."
+        ) from None
     if request is None:
-        raise UserError(f"{path} does not say what it is; make the video anew.")
+        raise UserError(f"{path} contains no request; generate the video again.")
     if latents.ndim != 5 or not latents.is_floating_point() or latents.numel() > MAX_LATENTS:
-        raise UserError(f"{path} holds no latents of a video; make the video anew.")
+        raise UserError(f"{path} contains no latents of a video; generate the video again.")
     check_finite(latents, f"The latents in {path}")
     return request, latents

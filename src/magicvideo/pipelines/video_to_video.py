@@ -1,4 +1,4 @@
-"""Interpolation and super-resolution of any video, a few frames at a time."""
+"""Interpolation and super-resolution of any video, as a stream of frames."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ from magicvideo.pipelines.text_to_video import MagicVideoPipeline, ProgressCallb
 from magicvideo.pipelines.upscale import pad_to_multiple, upscale_batches
 from magicvideo.shapes import Latents, Tokens
 
-_GAPS_AT_ONCE = 15  # the paper's number for one video
+_GAPS_AT_ONCE = 15  # the paper's number of gaps per video
 
 
 def interpolate_video(
@@ -30,23 +30,23 @@ def interpolate_video(
     num_steps: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> VideoStream:
-    """Return a video with new frames between every two of its own.
+    """Insert new frames between all frames of a video.
 
-    All frames, the given ones too, pass through the autoencoder, so that they look alike.
+    All frames, including the given ones, pass through the autoencoder, for a consistent look.
 
     Args:
         pipeline: A model with an interpolator.
-        video: Two frames or more, of any size.
-        prompt: What it shows; may be empty.
-        seed: Of the noise.
-        num_steps: Diffusion steps; by default the model's own.
-        progress: Called with a stage, the finished steps or frames and their number.
+        video: A video of at least two frames, of any size.
+        prompt: Description of the video; may be empty.
+        seed: Seed of the noise.
+        num_steps: Diffusion steps; by default the model's.
+        progress: Called with the stage, the number of finished steps or frames and the total.
 
     Raises:
         UserError: If the model has no interpolator.
     """
     if pipeline.interpolator is None:
-        raise UserError("This model has no stage interpolation; name another with --model.")
+        raise UserError("This model has no stage interpolation; choose another with --model.")
     inserted = pipeline.interpolator.config.num_inserted
     steps = num_steps or pipeline.capabilities.default("interpolation_steps")
     made = replace(
@@ -66,20 +66,20 @@ def upscale_video(
     num_steps: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> VideoStream:
-    """Return a video at a larger size, frame by frame and tile by tile.
+    """Upscale a video, tile by tile.
 
     Args:
         pipeline: A model with an upscaler.
-        video: Of any size.
-        seed: Of the noise, which is the same in all frames.
-        num_steps: Diffusion steps; by default the model's own.
-        progress: Called with a stage, the finished steps and their number.
+        video: A video of any size.
+        seed: Seed of the noise, which is the same for all frames.
+        num_steps: Diffusion steps; by default the model's.
+        progress: Called with the stage, the number of finished steps and the total.
 
     Raises:
         UserError: If the model has no upscaler.
     """
     if pipeline.upscaler is None or pipeline.upscaler_scheduler is None:
-        raise UserError("This model has no stage upscaler; name another with --model.")
+        raise UserError("This model has no stage upscaler; choose another with --model.")
     factor = pipeline.upscaler.config.factor
     steps = num_steps or pipeline.capabilities.default("upscaler_steps")
     frames = _upscale(pipeline, video, seed, steps, progress or _ignore_progress)
@@ -105,7 +105,7 @@ def _interpolate(
         tokens = encode_text(
             pipeline.text_encoder, pipeline.tokenizer, [prompt], pipeline._execution_device
         )
-    # both stages at once: a long video does not fit in memory between them
+    # both stages at once: the latents of a long video would not fit in memory
     with pipeline.load_components("vae", "interpolator"):
         keys = _batch_keyframes(_encode(pipeline, video, progress), at_once)
         latents = _interpolate_batches(pipeline, keys, tokens, made.fps, seed, num_steps, on_step)
@@ -120,7 +120,7 @@ def _interpolate(
 def _encode(
     pipeline: MagicVideoPipeline, video: VideoStream, progress: ProgressCallback
 ) -> Iterator[Float[Tensor, "c h w"]]:
-    """Yield the latents of the frames."""
+    """Encode the frames of a video."""
     levels = len(pipeline.unet.config.block_out_channels)
     multiple = int(vae_scale_factor(pipeline.vae) * 2 ** (levels - 1))
     done = 0
@@ -133,7 +133,7 @@ def _encode(
 
 
 def _batch_keyframes(keys: Iterator[Float[Tensor, "c h w"]], at_once: int) -> Iterator[Latents]:
-    """Yield key frames of `at_once` gaps at a time; the last one starts the next batch, too."""
+    """Yield the key frames of `at_once` gaps at a time; batches share one key frame."""
     last: list[Tensor] = []
     while part := list(islice(keys, at_once + 1 - len(last))):
         yield torch.stack([*last, *part])[None]
@@ -149,7 +149,7 @@ def _interpolate_batches(
     num_steps: int,
     on_step: Callable[[int], None],
 ) -> Iterator[Float[Tensor, "f c h w"]]:
-    """Yield the key frames with new frames between them, each key frame once."""
+    """Yield key frames and new frames in order, each once."""
     assert pipeline.interpolator is not None
     for number, keys in enumerate(batches):
         latents = interpolate_latents(
@@ -161,7 +161,7 @@ def _interpolate_batches(
             seed=seed,
             num_steps=num_steps,
             noise_correlation=pipeline.config.noise_correlation,
-            noise_level=0,  # a camera's frames are clean
+            noise_level=0,  # frames of real videos are clean
             on_step=on_step,
         )
         yield latents[0, min(number, 1) :]
@@ -186,18 +186,18 @@ def _upscale(
             video.batches(DEFAULT_CHUNKS.upscaler_frames),
             seed,
             num_steps=num_steps,
-            noise_level=0.0,  # a camera's frames are clean
+            noise_level=0.0,  # frames of real videos are clean
             on_step=on_step,
         ):
             yield from large.cpu()
 
 
 def _count_steps(progress: ProgressCallback, stage: str, total: int) -> Callable[[int], None]:
-    """Return what counts the steps of a stage over all its batches."""
+    """Return a callback that counts the steps of a stage over all its batches."""
     finished = count(1)
     progress(stage, 0, total)
     return lambda _: progress(stage, next(finished), total)
 
 
 def _ignore_progress(stage: str, done: int, total: int) -> None:
-    """Take the place of a progress callback."""
+    """Ignore progress."""

@@ -101,7 +101,7 @@ def model_component(folder: Path) -> Path:
     """
     model = folder.parent
     if not (model / "model_index.json").is_file():
-        raise UserError(f"init_from={model} is no model folder: it has no model_index.json.")
+        raise UserError(f"init_from={model} is not a model folder: it has no model_index.json.")
     _verify_once(model.resolve())
     if not folder.is_dir():
         raise UserError(

@@ -817,7 +817,7 @@ def init_component(recipe: Recipe, name: str) -> Path | None:
     if model is None:
         return None
     if not model.is_dir() and recipe.init_preset is None:
-        raise UserError(f"init_from={model} is no model folder: it does not exist.")
+        raise UserError(f"init_from={model} is not a model folder: it does not exist.")
     return model / name if init_has(recipe, name) else None
 
 

@@ -68,7 +68,7 @@ def train(recipe: Recipe, only: StageName | None = None, reporter: Reporter | No
     check_tracker(recipe.tracker)
     if recipe.init_from is not None and not (recipe.init_from / "model_index.json").is_file():
         raise UserError(
-            f"init_from={recipe.init_from} is no model folder: it has no model_index.json."
+            f"init_from={recipe.init_from} is not a model folder: it has no model_index.json."
         )
     plans = plan_stages(recipe, only)
     with ExitStack() as stack:

@@ -109,7 +109,10 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
         (["one", "two", "--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["{a}", "nowhere", "--prompts", "{prompts}"], "nowhere is no folder"),
         (["{a}", "{b}", "--prompts", "{prompts}", "--seed", "3"], "no seed and no setting"),
-        (["one", "two", "--prompts", "{prompts}", "--scheduler", "eulr"], "'eulr' is not known"),
+        (
+            ["one", "two", "--prompts", "{prompts}", "--scheduler", "eulr"],
+            "Unknown scheduler 'eulr'",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(words, sentence, places, prompts, capsys):

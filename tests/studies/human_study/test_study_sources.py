@@ -51,7 +51,7 @@ def test_a_repeated_prompt_takes_its_videos_in_order(places, tmp_path):
 def test_what_is_missing_is_named(places, tmp_path):
     with pytest.raises(UserError, match=r"holds 0 videos of 'a bee'.* a name like a-bee\.mp4"):
         match_videos(places["b"], [*PROMPTS, "a bee"])
-    with pytest.raises(UserError, match="is no model folder and holds no video"):
+    with pytest.raises(UserError, match="is not a model folder and contains no video"):
         match_videos(tmp_path, PROMPTS)
     with pytest.raises(UserError, match="is no folder; name a model folder"):
         describe_source(tmp_path / "nowhere", PROMPTS)

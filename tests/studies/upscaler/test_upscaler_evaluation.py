@@ -102,7 +102,7 @@ def test_the_sheet_shows_the_same_frames_small_enlarged_and_real(words, large_cl
         ({"--generated": 5}, "asks for 5 clips, but"),
         ({"--moving": "nowhere"}, "nowhere is not a prepared data set"),
         ({"--sheet": "nowhere/sheet.png"}, "nowhere is no folder; make it first"),
-        ({"--steps": 2000}, "num_steps=2000 of the upscaler is not between 1 and 1000"),
+        ({"--steps": 2000}, "num_steps=2000 of the upscaler must be from 1 to 1000"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(words, change, sentence, capsys):
