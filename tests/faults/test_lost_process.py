@@ -41,8 +41,8 @@ def test_a_killed_process_ends_the_job_and_one_process_goes_on(prepared, tmp_pat
     assert agent.returncode != 0
     steps = steps_logged(output) + 20
     assert steps < STEPS
-    assert "another process of this run ended during step" in errors
-    assert "the same command continues from it" in " ".join(errors.split())
+    assert "another process of this run failed during step" in errors
+    assert "the same command resumes from the latest checkpoint" in " ".join(errors.split())
 
     changes = ("--set", "autoencoder.batch_size=4", "--set", f"autoencoder.steps={steps}")
     alone = ("train", recipe, "--threads", "1", *changes)
@@ -54,7 +54,7 @@ def test_a_killed_process_ends_the_job_and_one_process_goes_on(prepared, tmp_pat
         check=False,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert "continues from step" in resumed.stdout
+    assert "resumes from step" in resumed.stdout
     assert "in place of" not in resumed.stdout  # the same samples an update
     lines = (output / "autoencoder" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, steps + 1))

@@ -64,9 +64,9 @@ def test_a_signal_ends_after_the_step_with_its_checkpoint(
     at_step(2, send(number))
     assert train() == code
     assert steps_of(folder) == [1, 2]
-    assert "run the same command to continue" in capsys.readouterr().out
+    assert "run the same command to resume" in capsys.readouterr().out
     assert train() == 0
-    assert "continues from step 2 of 4" in capsys.readouterr().out
+    assert "resumes from step 2 of 4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("saving", [False, True])
@@ -88,7 +88,7 @@ def test_ctrl_c_twice_ends_at_once_and_leaves_the_checkpoint_before(
     assert steps_of(folder) == [1, 2]
     assert "Traceback" not in capsys.readouterr().err
     assert train() == 0
-    assert "continues from step 2 of 4" in capsys.readouterr().out
+    assert "resumes from step 2 of 4" in capsys.readouterr().out
 
 
 def test_damaged_checkpoints_are_named_and_training_never_starts_afresh(
@@ -109,8 +109,8 @@ def test_damaged_checkpoints_are_named_and_training_never_starts_afresh(
     files[0].write_bytes(whole[0])
     assert train() == 0
     said = capsys.readouterr().out
-    assert f"passed over a checkpoint: {files[1]} is damaged" in said
-    assert "continues from step 2 of 4" in said
+    assert f"skipped a checkpoint: {files[1]} is damaged" in said
+    assert "resumes from step 2 of 4" in said
     assert steps_of(folder) == [3, 4]
 
 

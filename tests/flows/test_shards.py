@@ -246,7 +246,7 @@ def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys
         ("--stage", "image", "--set", f"data={changed}"): "encoded with another vae than this",
         ("--stage", "image", "--set", f"data={cut}"): f"{victim.name} is cut off or changed",
         ("--stage", "image", "--set", "data=nosuch://x"): "nosuch://x cannot be opened",
-        ("--set", "size=32"): "have the size 24 and the recipe says size=32",
+        ("--set", "size=32"): "have size 24, but the recipe has size=32",
     }
     for arguments, sentence in mistakes.items():
         assert train(recipe, *arguments) == 2, arguments

@@ -51,7 +51,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(write):
     assert steps_logged(output) < STEPS
     resumed = run(*train)
     assert resumed.returncode == 0, resumed.stderr
-    assert "continues from step" in resumed.stdout
+    assert "resumes from step" in resumed.stdout
 
     recipe, whole = write("whole")
     unbroken = run("train", recipe, "--threads", "1", "--set", "autoencoder.checkpoint_minutes=9")

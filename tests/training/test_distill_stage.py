@@ -177,7 +177,7 @@ def test_one_command_distils_a_model_folder_that_then_makes_videos(tiny_model, p
     teacher = MagicVideoPipeline.from_pretrained(tiny_model)
     with pytest.raises(UserError, match="it needs a distilled model"):
         teacher("a cat", scheduler="flow_map")
-    with pytest.raises(UserError, match="is distilled already"):
+    with pytest.raises(UserError, match="is already distilled"):
         plan_stage(recipe_of(model, prepared, tmp_path / "again"), "distill")
 
 

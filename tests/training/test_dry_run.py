@@ -134,7 +134,7 @@ def test_a_folder_of_settings_is_enough(tmp_path):
     with pytest.raises(UserError, match=r"unet\.attention_heads is 8 in the recipe and 4 in"):
         estimate_run(recipe)
     (start / "vae" / "config.json").unlink()
-    with pytest.raises(UserError, match="does not tell the sizes of vae"):
+    with pytest.raises(UserError, match="has no sizes of vae"):
         estimate_run(recipe)
 
 
@@ -167,13 +167,13 @@ def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
 def test_what_is_not_known_is_named(tmp_path, prepared):
     with pytest.raises(UserError, match="is not a prepared data set"):
         estimate_run(recipe_of(tmp_path, size=None))
-    with pytest.raises(UserError, match="does not tell the sizes of vae"):
+    with pytest.raises(UserError, match="has no sizes of vae"):
         estimate_run(recipe_of(tmp_path, init_preset=None))
-    with pytest.raises(UserError, match="no stage that makes the part vae and names no model"):
+    with pytest.raises(UserError, match="no stage that trains the component vae, and does not"):
         estimate_run(recipe_of(tmp_path, init_from=None))
     wrong = recipe_of(tmp_path, data=str(prepared))
     for ask in (estimate_run, lambda recipe: task_of(recipe, "keyframes")):
-        with pytest.raises(UserError, match=r"have the size 24 and the recipe says size=64"):
+        with pytest.raises(UserError, match=r"have size 24, but the recipe has size=64"):
             ask(wrong)
     assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == (24, 24)
 
@@ -182,7 +182,7 @@ def test_the_interpolation_knows_one_kind_of_denoiser(tmp_path):
     values = tiny_values(tmp_path, tmp_path / "run") | {"size": 24}
     for change in ({"convolutions": "2+1d"}, {"spatial_attention": False}):
         recipe = Recipe.model_validate(values | {"unet": {**values["unet"], **change}})
-        with pytest.raises(UserError, match="the stage interpolation, which knows no other"):
+        with pytest.raises(UserError, match="the stage interpolation, which needs a"):
             estimate_run(recipe)
 
 

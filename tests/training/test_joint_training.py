@@ -184,7 +184,7 @@ def test_of_several_averages_the_best_on_held_out_clips_is_kept(model, prepared,
     # a checkpoint has all averages, and a longer run goes on from it
     longer = recipe.image.model_copy(update={"steps": 14})
     train(recipe.model_copy(update={"image": longer}), "image", report_to(said.append))
-    assert "image: continues from step 12 of 14" in said
+    assert "image: resumes from step 12 of 14" in said
     changed = recipe.image.model_copy(update={"steps": 16, "extra_ema_decays": (0.5,)})
     with pytest.raises(UserError, match="extra_ema_decays was"):
         train(recipe.model_copy(update={"image": changed}), "image")

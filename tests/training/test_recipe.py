@@ -45,13 +45,13 @@ def test_yaml_reads_no_as_false_and_the_precision_is_no_all_the_same():
     [
         ("keyframes.learning_rat=1", "keyframes.learning_rat is not a setting; did you mean learn"),
         ("autoencoder.model.width=1", "autoencoder.model.width is not a setting; did you mean wid"),
-        ("keyframes.steps=0", "keyframes.steps=0 does not fit: Input should be greater than 0"),
-        ("keyframes.steps=many", "keyframes.steps='many' does not fit"),
+        ("keyframes.steps=0", "keyframes.steps=0 is invalid: Input should be greater than 0"),
+        ("keyframes.steps=many", "keyframes.steps='many' is invalid"),
         ("keyframe.steps=3", "keyframe is not a setting; did you mean keyframes?"),
-        ("seed.value=3", "seed is a value and has no settings inside"),
-        ("seed", "'seed' is not of the form NAME=VALUE"),
-        ("unet.temporal_attention=both", "unet.temporal_attention='both' does not fit"),
-        ("interpolation.denoise_every=7", "interpolation does not fit: batch_size=64 is no mult"),
+        ("seed.value=3", "seed is a value and has no nested settings"),
+        ("seed", "'seed' must have the form NAME=VALUE"),
+        ("unet.temporal_attention=both", "unet.temporal_attention='both' is invalid"),
+        ("interpolation.denoise_every=7", "interpolation is invalid: batch_size=64 must be"),
     ],
 )
 def test_a_wrong_change_is_answered_in_a_sentence(change, sentence):
@@ -115,7 +115,7 @@ def test_all_that_is_missing_is_said_at_once():
         parse_recipe({"name": "x", "image": {"learning_rate": 5}}, "x.yaml")
     sentence = str(raised.value)
     assert "data, output, image.steps, image.batch_size must be given" in sentence
-    assert "image.learning_rate=5 does not fit" in sentence
+    assert "image.learning_rate=5 is invalid" in sentence
 
 
 def test_a_scale_changes_the_updates_of_all_stages():

@@ -54,7 +54,7 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe
         file.write('{"step": 3, "loss": 99.0}\n{"step": 4, "lo')  # a kill after the checkpoint
     said = []
     train(recipe, name, report_to(said.append))
-    assert f"{name}: continues from step 2 of 4" in said
+    assert f"{name}: resumes from step 2 of 4" in said
     assert log_of(recipe.output / name) == log_of(trained.output / name)
     expected, found = (weights_of(r.output / name / "output") for r in (trained, recipe))
     assert list(expected) == list(found)
@@ -86,8 +86,8 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
         update={"autoencoder": recipe.autoencoder.model_copy(update={"steps": 6})}
     )
     train(longer, "autoencoder", report_to(said.append))
-    assert "autoencoder: continues from step 4 of 6" in said
-    assert "samples an update in place of" not in " ".join(said)
+    assert "autoencoder: resumes from step 4 of 6" in said
+    assert "samples per update instead of" not in " ".join(said)
     assert [entry["step"] for entry in log_of(recipe.output / "autoencoder")] == [1, 2, 3, 4, 5, 6]
 
 
@@ -97,7 +97,7 @@ def test_another_number_of_samples_an_update_is_said(trained, recipe):
     other = recipe.autoencoder.model_copy(update={"steps": 5, "batch_size": 2})
     said = []
     train(recipe.model_copy(update={"autoencoder": other}), "autoencoder", report_to(said.append))
-    assert "2 samples an update in place of 3" in " ".join(said)
+    assert "2 samples per update instead of 3" in " ".join(said)
 
 
 def test_samples_are_drawn_where_the_recipe_asks(trained):
@@ -190,7 +190,7 @@ def test_what_was_exported_makes_a_video(trained, tmp_path):
 def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe, tmp_path):
     with pytest.raises(UserError, match="exists; remove it"):
         export(trained.output, tmp_path, "fp16")
-    with pytest.raises(UserError, match="is no training run"):
+    with pytest.raises(UserError, match="is not a training run"):
         export(recipe.output, tmp_path / "model", "fp16")
     recipe.output.mkdir()
     shutil.copy(trained.output / "recipe.json", recipe.output)
@@ -229,13 +229,13 @@ def test_a_finished_stage_refuses_other_settings_and_data_by_name(trained, recip
 def test_clips_updates_and_passes_are_said_before_training(recipe):
     said = []
     train(recipe, "autoencoder", report_to(said.append))
-    assert said[0] == "autoencoder: 7 clips, 4 updates of 3 samples, 1.71 passes over the data"
+    assert said[0] == "autoencoder: 7 clips, 4 updates of 3 samples, 1.71 epochs"
 
 
 def test_a_size_that_does_not_fit_is_refused(recipe):
     model = recipe.autoencoder.model.model_copy(update={"patch_size": 16})
     with pytest.raises(
-        UserError, match="takes multiples of 16 pixels; prepare the data with --size 32"
+        UserError, match="needs multiples of 16 pixels; prepare the data with --size 32"
     ):
         train(changed(recipe, model=model), "autoencoder")
 
@@ -270,5 +270,5 @@ def test_frames_need_not_be_square(shapes, tmp_path):
 
 def test_a_size_that_is_not_that_of_the_data_is_refused(recipe):
     wider = recipe.model_copy(update={"size": "32x24"})
-    with pytest.raises(UserError, match="have the size 24 and the recipe says size=32x24"):
+    with pytest.raises(UserError, match="have size 24, but the recipe has size=32x24"):
         train(wider)

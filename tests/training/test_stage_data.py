@@ -53,7 +53,7 @@ def test_stages_of_text_refuse_data_without_one_caption(told):
     recipe = told(())
     for name in ("image", "keyframes"):
         with pytest.raises(
-            UserError, match=f"Stage {name} is conditioned on text, and not one training"
+            UserError, match=f"Stage {name} is conditioned on text, but no training"
         ):
             frame_dataset(recipe, name)
     with pytest.raises(UserError, match="no clip with a caption in train"):

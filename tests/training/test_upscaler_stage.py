@@ -228,7 +228,7 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(prepared, large, fini
         train(recipe, None, report_to(stop_at_step_9))
     said = []
     train(recipe, "upscaler", report_to(said.append))
-    assert f"upscaler: continues from step 9 of {STEPS}" in said
+    assert f"upscaler: resumes from step 9 of {STEPS}" in said
     assert log_of(recipe) == log_of(finished)
     name = "upscaler/output/upscaler/diffusion_pytorch_model.safetensors"
     expected, found = (load_file(one.output / name) for one in (finished, recipe))

@@ -1,4 +1,4 @@
-"""Batches for training: read by worker processes ahead of time, and moved while others compute."""
+"""Training batches in a reproducible order, prefetched by worker processes."""
 
 import os
 import signal
@@ -23,16 +23,17 @@ from magicvideo.errors import UserError
 from magicvideo.training.recipe import ShardConfig, StageName
 from magicvideo.training.signals import SIGNALS
 
-_ORDER, _SAMPLE = 0, 1  # streams of random numbers; 2 and 3 are those of shards
+_ORDER, _SAMPLE = 0, 1  # ids of random number streams; shards use 2 and 3
 
 
 def sample_indices(
     seed: int, first: int, count: int, length: int, weights: tuple[float, ...] | None = None
 ) -> list[int]:
-    """Return the sample numbers at positions `first` to `first + count - 1` of an endless order.
+    """Return the sample indices at positions `first` to `first + count - 1` of an endless order.
 
-    Every `length` positions are one epoch, a permutation of all samples. With `weights` that sum to
-    1, an epoch has each sample `length * weight` times, rounded up or down at random.
+    Every `length` positions are one epoch, a permutation of all samples. With `weights`, which sum
+    to 1, an epoch has each sample `length * weight` times, randomly rounded up or down. The order
+    is a function of seed and position, so a resumed run reads the same samples, in any process.
     """
     chosen = []
     for position in range(first, first + count):
@@ -42,7 +43,7 @@ def sample_indices(
 
 
 def sample_rng(seed: int, position: int) -> np.random.Generator:
-    """Return the random numbers of the sample at this position of the order, and of no other."""
+    """Return the random number generator of the sample at a position."""
     return np.random.default_rng((seed, _SAMPLE, position))
 
 
@@ -55,9 +56,9 @@ def load_batch(
     strides: tuple[int, int] = (1, 4),
     subject_balance: float = 0.0,
 ) -> Batch:
-    """Return the batch of a step.
+    """Load the batch of a step.
 
-    Of several processes, number r of n asks for step `step * n + r`.
+    With n processes, the process of rank r loads step `step * n + r`.
     `ClipDataset.sampling_weights` documents `subject_balance`.
     """
     first = step * batch_size
@@ -82,7 +83,7 @@ def load_encoded_batch(
     strides: tuple[int, int] = (1, 4),
     subject_balance: float = 0.0,
 ) -> EncodedBatch:
-    """Return the batch of a step from shards; the arguments are those of `load_batch`."""
+    """Load the batch of a step from shards; the arguments are those of `load_batch`."""
     first = step * batch_size
     chosen = dataset.sample_indices(seed, first, batch_size, subject_balance)
     return collate_encoded(
@@ -115,36 +116,36 @@ SHARD_STAGES: tuple[StageName, ...] = (
     "distill",
     "interpolation",
 )
-"""Stages that need no frames and may read shards of latents."""
-# stages conditioned on text; a clip without a caption is trained as if its caption were dropped
+"""Stages that can train on shards of latents."""
+# stages conditioned on text; clips without caption are trained unconditionally
 _TEXT_STAGES: tuple[StageName, ...] = ("image", "keyframes", "distill")
 _MAX_WORKERS = 8
-_SINGLE_FRAMES = 2  # offset of their order; 0 is that of clips, 1 that of calibration
+_SINGLE_FRAMES = 2  # offset of the order of single frames; 0: clips, 1: calibration
 _PREVIEW_STRIDE = 4
 
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """Clips, and single frames of other clips, which are trained on together."""
+    """A batch of clips, and one of single frames of other clips, for joint training."""
 
     clips: AnyBatch
     single_frames: AnyBatch
 
     @property
     def clip_ids(self) -> list[str]:
-        """Return the names of all clips."""
+        """Return the ids of all clips."""
         return [*self.clips.clip_ids, *self.single_frames.clip_ids]
 
     def to(self, device: torch.device) -> "MixedBatch":
-        """Return both on a device."""
+        """Move both to a device."""
         return MixedBatch(self.clips.to(device), self.single_frames.to(device))
 
     def pin_memory(self) -> "MixedBatch":
-        """Return both in pinned memory."""
+        """Copy both to pinned memory."""
         return MixedBatch(self.clips.pin_memory(), self.single_frames.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Note that a stream uses the tensors of both."""
+        """Record that a stream uses the tensors of both."""
         self.clips.record_stream(stream)
         self.single_frames.record_stream(stream)
 
@@ -157,9 +158,9 @@ class DataSource:
     """The training data of a stage.
 
     Attributes:
-        location: A prepared folder, or shards: their folder or URL.
+        location: A prepared folder, or the folder or URL of shards.
         size: Height and width of the frames in pixels.
-        shards: How shards are read.
+        shards: Settings for reading shards.
     """
 
     location: PathOrUrl
@@ -176,15 +177,15 @@ def frames_folder(location: PathOrUrl, who: str) -> Path:
     """Return the prepared folder of a recipe's data.
 
     Args:
-        location: Where the data are.
-        who: What needs frames, for the message.
+        location: Location of the data.
+        who: Name of what needs frames, for the message.
 
     Raises:
         UserError: If the data are shards.
     """
     if isinstance(location, str) or is_shard_location(location):
         raise UserError(
-            f"{who} needs frames, and data={location} are shards, which have none; run it with "
+            f"{who} needs frames, and data={location} are shards, which have none; use "
             "data=PREPARED_FOLDER."
         )
     return location
@@ -192,26 +193,26 @@ def frames_folder(location: PathOrUrl, who: str) -> Path:
 
 TRAINING: tuple[Split, ...] = ("train",)
 HELD_OUT: tuple[Split, ...] = ("validation", "heldout")
-"""Clips that no stage is trained on."""
+"""Splits that are not used for training."""
 
 
 def open_frames(
     data: DataSource, stage: StageName, splits: tuple[Split, ...] = TRAINING
 ) -> ClipDataset:
-    """Return the clips of some splits for a stage that learns from frames.
+    """Open the clips of some splits for a stage that needs frames.
 
-    The stage `clip` matches frames with captions, so that it leaves out clips that have none.
+    The stage `clip` skips clips without captions.
 
     Raises:
-        UserError: If the data are shards, cannot be read, or have not one caption where the stage
-            is conditioned on text.
+        UserError: If the data are shards, cannot be read, or have no captions although the stage is
+            conditioned on text.
     """
     folder = frames_folder(data.location, f"Stage {stage}")
     dataset = ClipDataset(folder, splits, captioned=stage == "clip")
     if stage in _TEXT_STAGES and not any(clip.has_caption for clip in dataset.clips):
         raise UserError(
-            f"Stage {stage} is conditioned on text, and not one training clip in {folder} has a "
-            "caption; add captions and prepare again, or leave the stage out."
+            f"Stage {stage} is conditioned on text, but no training clip in {folder} has a "
+            "caption; add captions and prepare again, or remove the stage."
         )
     return dataset
 
@@ -222,14 +223,14 @@ def open_clips(
     encoder_hashes: dict[str, str] | None,
     splits: tuple[Split, ...] = TRAINING,
 ) -> AnyDataset:
-    """Return the clips of some splits for a stage of the denoiser: frames or shards.
+    """Open the clips of some splits for a stage of the denoiser: frames or shards.
 
     Args:
         data: The recipe's data.
         stage: The stage.
-        encoder_hashes: Identity of each frozen encoder, which shards must have been encoded with;
-            None: not checked.
-        splits: The splits whose clips are read.
+        encoder_hashes: Hashes of the frozen encoders that shards must have been encoded with; None:
+            not checked.
+        splits: Splits of the clips.
 
     Raises:
         UserError: If they cannot be read, or shards do not fit the stage.
@@ -243,16 +244,16 @@ def open_clips(
         if dataset.info.parts[component] != digest:
             raise UserError(
                 f"The shards in {data.location} were encoded with another {component} than this "
-                "recipe's; encode the clips anew with --model, naming this run or its init_from."
+                "recipe's; encode the clips again, with --model set to this run or its init_from."
             )
     return dataset
 
 
 class BatchSource(TorchDataset[TrainingBatch], ABC):
-    """The endless order of batches of one stage. A batch is a pure function of its position.
+    """The endless sequence of batches of one stage. A batch is a function of its position.
 
-    So a run that resumes at any position reads what the uninterrupted run reads, and worker
-    processes need not know of each other.
+    A resumed run therefore reads the same batches as an uninterrupted one, and worker processes
+    need no communication.
 
     Attributes:
         size: Height and width of the frames in pixels.
@@ -267,9 +268,9 @@ class BatchSource(TorchDataset[TrainingBatch], ABC):
     frame_batch_size: int = 0
 
     def get_batch(self, position: int) -> TrainingBatch:
-        """Return the batch at a position of the order.
+        """Load the batch at a position.
 
-        Of several processes, number r of n reads the positions r, n + r, 2 n + r and so on.
+        With n processes, the process of rank r reads positions r, n + r, 2 n + r and so on.
         """
         clips = self.get_other_batch(0, position, self.batch_size)
         if not self.frame_batch_size:
@@ -281,21 +282,21 @@ class BatchSource(TorchDataset[TrainingBatch], ABC):
     def get_other_batch(
         self, offset: int, position: int, batch_size: int, num_frames: int | None = None
     ) -> AnyBatch:
-        """Return a batch of another order and size, for previews and calibration.
+        """Load a batch of another order and size, for previews and calibration.
 
         Args:
-            offset: Which order; 0 is that of training.
-            position: Which batch of that order.
-            batch_size: Its samples.
-            num_frames: Frames of a sample, if not `self.num_frames`.
+            offset: Index of the order; 0 is that of training.
+            position: Position in that order.
+            batch_size: Number of samples.
+            num_frames: Frames per sample, by default `self.num_frames`.
         """
 
     @abstractmethod
     def preview_captions(self, count: int) -> tuple[list[str], float]:
-        """Return captions of clips spread over the data, and a slow frame rate."""
+        """Return captions of clips spread over the data, and a low frame rate."""
 
     def __getitem__(self, position: int) -> TrainingBatch:
-        """Return `get_batch(position)`, as torch's `DataLoader` asks for it."""
+        """Return `get_batch(position)`, for torch's `DataLoader`."""
         return self.get_batch(position)
 
 
@@ -305,11 +306,11 @@ class DatasetBatches(BatchSource):
 
     Attributes:
         dataset: Clips of the training split, as frames or as encoded shards.
-        seed: Of the order of samples and of every choice within one.
+        seed: Seed of the order of samples and of all random choices within samples.
         batch_size: Samples of a batch.
         num_frames: Frames of a sample.
-        strides: Lowest and highest stride between frames.
-        subject_balance: 0: all clips weigh alike; 1: all subjects do.
+        strides: Minimal and maximal stride between frames.
+        subject_balance: 0: all clips are sampled equally often; 1: all subjects are.
         frame_batch_size: Single frames beside the samples of a batch; 0: none.
     """
 
@@ -329,7 +330,7 @@ class DatasetBatches(BatchSource):
     def get_other_batch(
         self, offset: int, position: int, batch_size: int, num_frames: int | None = None
     ) -> AnyBatch:
-        """Return a batch of another order and size."""
+        """Load a batch of another order and size."""
         if num_frames is None:
             num_frames = self.num_frames
         if isinstance(self.dataset, ShardDataset):
@@ -353,7 +354,7 @@ class DatasetBatches(BatchSource):
         )
 
     def preview_captions(self, count: int) -> tuple[list[str], float]:
-        """Return captions of clips spread over the data, and a slow frame rate."""
+        """Return captions of clips spread over the data, and a low frame rate."""
         if isinstance(self.dataset, ShardDataset):
             captions, fps = self.dataset.captions(count)
             return captions, fps / _PREVIEW_STRIDE
@@ -368,9 +369,9 @@ class DatasetBatches(BatchSource):
 
 
 def default_workers(device: torch.device, world_size: int) -> int:
-    """Return how many workers read for one process where the recipe does not say.
+    """Return the default number of workers per process.
 
-    On a CPU the updates need all cores, and reading takes a small part of an update: none.
+    On a CPU it is 0: updates use all cores, and reading takes a small fraction of an update.
     """
     if device.type == "cpu":
         return 0
@@ -386,17 +387,17 @@ def load_batches(
     num_workers: int,
     prefetch_factor: int = 2,
 ) -> Iterator[TrainingBatch]:
-    """Yield the batches at some positions, on a device.
+    """Yield the batches at some positions, moved to a device.
 
-    For a CUDA device, batches are read into pinned memory, and the next one is copied on a stream
-    of its own while the current one computes.
+    For a CUDA device, batches are read into pinned memory, and the next batch is copied on a
+    separate stream during the current update.
 
     Args:
-        source: Returns a batch for a position.
-        positions: Which batches, in order.
-        device: Where they are wanted.
-        num_workers: Processes that read; 0 reads in this one.
-        prefetch_factor: Batches that each worker reads ahead.
+        source: Maps a position to a batch.
+        positions: Positions of the batches, in order.
+        device: Target device.
+        num_workers: Number of worker processes; 0 to read in this process.
+        prefetch_factor: Batches prefetched by each worker.
     """
     is_cuda = device.type == "cuda"  # or ROCm
     loader: DataLoader[TrainingBatch] = DataLoader(
@@ -408,7 +409,7 @@ def load_batches(
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=is_cuda,
         worker_init_fn=_ignore_signals,
-        # else the loader seeds its workers from torch's global stream, which belongs to the updates
+        # otherwise the loader would draw seeds from torch's global generator, which updates use
         generator=torch.Generator(),
     )
     return _copy_ahead(iter(loader), device) if is_cuda else _copy(iter(loader), device)
@@ -419,7 +420,7 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
 
 
 def _ignore_signals(worker: int) -> None:  # noqa: ARG001 - the loader passes it
-    """Leave signals to the training process, which saves a checkpoint and ends its workers."""
+    """Ignore signals in a worker; the training process saves a checkpoint and stops its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -432,11 +433,11 @@ def _copy(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[Tr
 def _copy_ahead(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
     copies = torch.Stream(device)
     for batch in batches:
-        # the kernels of the last update are still queued on the current stream: this copy overtakes
-        # them, and the update waits for it on the device, not on the host
+        # kernels of the last update are still queued on the current stream; this copy runs
+        # concurrently, and the next update waits for it on the device, not on the host
         with copies:
             moved = batch.to(device)
         stream = torch.accelerator.current_stream(device)
         stream.wait_stream(copies)
-        moved.record_stream(stream)  # so that its memory is not reused while the update needs it
+        moved.record_stream(stream)  # keeps its memory from being reused during the update
         yield moved

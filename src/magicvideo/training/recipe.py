@@ -1,11 +1,11 @@
-"""A recipe: one YAML file that says how every stage of one model is trained, read and checked."""
+"""Recipes: YAML files with the settings of all training stages of one model."""
 
 import contextlib
 import difflib
 import re
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -17,6 +17,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from magicvideo.data.shards.dataset import CACHE
 from magicvideo.data.shards.index import PathOrUrl, parse_path_or_url
@@ -27,17 +29,13 @@ from magicvideo.limits import MAX_RECIPE_BYTES
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
     from typing_extensions import Self
-from typing import get_origin
-
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")  # of a wheel; of a clone
 BUNDLED_MODEL = _PACKAGE / "weights" / "emoji"
-"""The model that the package has: what `init_from: bundled` means."""
+"""The model included in the package, `init_from: bundled`."""
 
-_MOST_MISTAKES, _LONGEST = 8, 200  # mistakes, and characters of each, that are shown
+_MOST_MISTAKES, _LONGEST = 8, 200  # maximal number of reported errors, and of characters of each
 _TYPE_TRIED = re.compile(r"^((constrained|function)-|(list|tuple|literal)\[|(int|float|str)$)")
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 1, 4, 4, 80, 80
@@ -49,7 +47,7 @@ def _check_frame_size(value: object) -> object:
     is_side = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if is_side or (isinstance(value, str) and re.match(_FRAME_SIZE, value)):
         return value
-    raise ValueError("give the side of squares, such as 64, or width and height, such as 96x64")
+    raise ValueError("give the side of a square, such as 64, or width and height, such as 96x64")
 
 
 FrameSizeSetting: TypeAlias = Annotated[
@@ -60,13 +58,13 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
 PrecisionSetting: TypeAlias = Annotated[
     Literal["auto", "no", "bf16", "fp16"],
-    # YAML 1.1 reads a bare no as false
+    # YAML 1.1 parses a bare no as false
     BeforeValidator(lambda value: "no" if value is False else value),
 ]
 
 
 class StrictModel(BaseModel):
-    """Settings that refuse unknown names and do not change after they were read."""
+    """Immutable settings that refuse unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,7 +75,7 @@ class StageConfig(StrictModel):
     steps: PositiveInt = Field(description="number of updates")
     batch_size: PositiveInt = Field(description="samples per forward pass and process")
     subject_balance: Share = Field(
-        0.0, description="0: every clip is drawn equally often; 1: every subject is"
+        0.0, description="0: all clips are sampled equally often; 1: all subjects are"
     )
     gradient_accumulation_steps: PositiveInt = Field(1, description="forward passes per update")
     learning_rate: Rate = Field(description="peak")
@@ -86,32 +84,37 @@ class StageConfig(StrictModel):
         0.2, description="fraction of the steps, at the end, with a linear decay to 0"
     )
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "muon"] = Field(
-        "adamw", description="adamw_8bit comes from bitsandbytes"
+        "adamw", description="adamw_8bit needs bitsandbytes"
     )
     weight_decay: float = Field(0.01, ge=0)
     beta2: Share = Field(0.99, description="AdamW's second beta")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    ema_decay: Share = Field(0.999, description="of the averaged weights, which become the output")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="maximal norm of the gradients; larger ones are clipped"
+    )
+    ema_decay: Share = Field(
+        0.999, description="decay of the averaged weights, which become the output"
+    )
     extra_ema_decays: tuple[Share, ...] = Field(
         (),
-        description="decays of further averages; of all of them the one with the least loss on "
-        "held-out clips becomes the output, and the others are kept beside it",
+        description="decays of additional averages; the average with the lowest loss on held-out "
+        "clips becomes the output, and the others are saved next to it",
     )
     ema_device: Literal["same", "cpu"] = Field(
-        "same", description="where averages are kept: with the weights, or on the CPU"
+        "same", description="device of the averages: that of the weights, or the CPU"
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="store only the inputs of blocks, and recompute the rest"
+        default=False, description="save only the inputs of blocks and recompute the rest"
     )
     compile: bool = Field(default=False, description="compile the network, block by block")
     mixed_precision: PrecisionSetting = Field(
         "auto",
-        description="auto: bf16 on a GPU that has it, and on a CPU where an update measures faster",
+        description="auto: bf16 on a GPU that supports it, and on a CPU if it is measured to be "
+        "faster",
     )
-    log_every: PositiveInt = Field(50, description="updates between two lines of progress")
-    preview_every: PositiveInt = Field(1000, description="updates between two sheets of samples")
+    log_every: PositiveInt = Field(50, description="updates between two log entries")
+    preview_every: PositiveInt = Field(1000, description="updates between two sample sheets")
     checkpoint_minutes: float = Field(5.0, gt=0)
-    keep_checkpoints: PositiveInt = Field(2, description="the newest so many are kept")
+    keep_checkpoints: PositiveInt = Field(2, description="number of newest checkpoints to keep")
 
     @model_validator(mode="after")
     def _averages_differ(self) -> "Self":
@@ -125,7 +128,7 @@ class StageConfig(StrictModel):
 
 
 class PatchAutoencoderConfig(StrictModel):
-    """Sizes of `PatchAutoencoder`, whose docstring explains them."""
+    """Sizes of `PatchAutoencoder`; see its docstring."""
 
     latent_channels: PositiveInt = 16
     patch_size: PositiveInt = 8
@@ -137,16 +140,18 @@ class PatchAutoencoderConfig(StrictModel):
 
 
 class AutoencoderStageConfig(StageConfig):
-    """Stage `autoencoder`: encodes frames to latents, and decodes them."""
+    """Stage `autoencoder`: trains the autoencoder between frames and latents."""
 
     model: PatchAutoencoderConfig = Field(default_factory=PatchAutoencoderConfig)
-    squared_weight: float = Field(4.0, ge=0, description="weight of the squared error beside L1")
+    squared_weight: float = Field(
+        4.0, ge=0, description="weight of the squared error, relative to L1"
+    )
     gradient_weight: float = Field(1.0, ge=0, description="weight of L1 between image gradients")
-    kl_weight: float = Field(1e-3, ge=0, description="weight of the squared latents at unit scale")
+    kl_weight: float = Field(1e-3, ge=0, description="weight of the squared scaled latents")
 
 
 class CLIPStageConfig(StageConfig):
-    """Stage `clip`: text and image towers trained to agree, with a tokenizer of their own."""
+    """Stage `clip`: trains CLIP's text and image encoders, and a tokenizer."""
 
     vocabulary_size: PositiveInt = 2000
     max_tokens: PositiveInt = 32
@@ -158,7 +163,7 @@ class CLIPStageConfig(StageConfig):
 
 
 class UNetConfig(StrictModel):
-    """Sizes of `VideoUNet`, whose docstring explains them."""
+    """Sizes of `VideoUNet`; see its docstring."""
 
     block_out_channels: tuple[PositiveInt, ...] = (128, 160)
     attention_levels: tuple[bool, ...] = (True, True)
@@ -179,7 +184,7 @@ class UNetConfig(StrictModel):
     spatial_attention: bool = True
     convolutions: Literal["2d", "2+1d", "3d"] = "2d"
     motion_condition: bool = Field(
-        default=False, description="condition the network on how much a clip moves"
+        default=False, description="condition the network on a motion score"
     )
 
 
@@ -189,34 +194,36 @@ class LoaderConfig(StrictModel):
     num_workers: int | None = Field(
         default=None,
         ge=0,
-        description="processes that read ahead, for each training process; null: none on a CPU, as "
-        "many as there are cores on a GPU, at most 8",
+        description="worker processes per training process; null: 0 on a CPU, the number of "
+        "cores, at most 8, on a GPU",
     )
-    prefetch_factor: PositiveInt = Field(default=2, description="batches read ahead by each")
+    prefetch_factor: PositiveInt = Field(default=2, description="batches prefetched by each worker")
 
 
 class HardwareConfig(StrictModel):
-    """The hardware that a dry run assumes. Training itself uses what is there."""
+    """Hardware assumed by a dry run; training uses the available hardware."""
 
     gpus: PositiveInt = Field(1, description="number of processes, each with one GPU")
     tflops: float = Field(gt=0, description="peak of one GPU in the recipe's precision")
-    utilisation: Share = Field(0.4, gt=0, description="fraction of the peak that training reaches")
+    utilisation: Share = Field(0.4, gt=0, description="fraction of the peak achieved in training")
     clips: PositiveInt | None = Field(
         None, description="number of clips, to estimate their size on disk"
     )
 
 
 class ShardConfig(StrictModel):
-    """How data in shards are read."""
+    """Reading of shards."""
 
     window: PositiveInt = Field(
-        default=8, description="shards among which clips are shuffled; three times as many are kept"
+        default=8,
+        description="number of shards among which clips are shuffled; three times as many are "
+        "cached",
     )
-    cache: Path = Field(default=CACHE, description="folder for shards downloaded from a URL")
+    cache: Path = Field(default=CACHE, description="cache of shards downloaded from a URL")
 
 
 class NoiseConfig(StrictModel):
-    """The diffusion process: diffusers' names for its schedules."""
+    """The diffusion process, with diffusers' names."""
 
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
@@ -224,13 +231,13 @@ class NoiseConfig(StrictModel):
     beta_end: float = 0.012
     zero_terminal_snr: bool = True
     noise_correlation: Share = Field(
-        default=0.0, description="fraction of the noise variance that all frames of a clip share"
+        default=0.0, description="fraction of the noise variance shared by all frames of a clip"
     )
     noise_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="correlation of the remaining noise of adjacent frames",
+        description="correlation of the remaining noise between adjacent frames",
     )
 
 
@@ -239,21 +246,20 @@ TextEncoderRate: TypeAlias = Annotated[
     Field(
         ge=0,
         le=1,
-        description="learning rate of the text encoder, which is then trained with the denoiser; "
-        "0: it is frozen",
+        description="learning rate of the text encoder, trained with the denoiser; 0: frozen",
     ),
 ]
 
 
 class DenoiserStageConfig(StageConfig):
-    """Settings that the stages of the denoiser share."""
+    """Settings shared by the stages of the denoiser."""
 
     condition_dropout: Share = Field(0.1, description="fraction of samples without a condition")
     snr_gamma: float | None = Field(
         5.0, gt=0, description="gamma of min-SNR weights; null: no weights"
     )
     terminal_step_prob: Share = Field(
-        0.0, description="fraction of samples set to the last diffusion step"
+        0.0, description="additional fraction of samples at the last diffusion step"
     )
     timestep_power: float = Field(
         1.0,
@@ -273,11 +279,11 @@ class ImageStageConfig(DenoiserStageConfig):
 class LoraTrainingConfig(StrictModel):
     """Trainable low-rank adapters; all other weights are frozen."""
 
-    rank: PositiveInt = Field(16, description="rank of each layer's update")
-    alpha: float = Field(16.0, gt=0, description="updates are multiplied by alpha / rank")
+    rank: PositiveInt = Field(16, description="rank of the LoRA layers")
+    alpha: float = Field(16.0, gt=0, description="LoRA updates are scaled by alpha / rank")
     targets: tuple[
         Literal["attention", "feed_forward", "projections", "convolutions", "temporal"], ...
-    ] = Field(("attention",), min_length=1, description="layers of the U-Net that get an adapter")
+    ] = Field(("attention",), min_length=1, description="layers of the U-Net with LoRA")
 
 
 class VideoStageConfig(DenoiserStageConfig):
@@ -285,16 +291,16 @@ class VideoStageConfig(DenoiserStageConfig):
 
     trainable: Literal["all", "temporal"] = Field(
         "all",
-        description="temporal: temporal layers only; the image network's weights are frozen",
+        description="temporal: train only temporal layers and freeze the image network's weights",
     )
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 4), description="least and largest distance of two frames, in frames of the data"
+        (1, 4), description="minimal and maximal distance of two frames, in frames of the data"
     )
     image_condition: Share = Field(
         description="fraction of samples conditioned on an image embedding instead of text"
     )
     pretrained_lr_scale: float = Field(
-        1.0, gt=0, le=1, description="factor of the learning rate for reused weights"
+        1.0, gt=0, le=1, description="factor of the learning rate for pretrained weights"
     )
     temporal_weight: float = Field(
         1.0, gt=0, description="weight of the error's deviation from its mean over the frames"
@@ -302,77 +308,80 @@ class VideoStageConfig(DenoiserStageConfig):
     mode_weight_limit: float | None = Field(
         None,
         gt=0,
-        description="temporal modes of the error weigh by the inverse of their noise, at most this "
-        "much; null: all alike",
+        description="maximal weight of a temporal mode of the error, weighted by its inverse "
+        "noise; null: equal weights",
     )
     given_frames_prob: Share = Field(
-        0.0, description="fraction of clips whose first frames are given without noise"
+        0.0, description="fraction of clips with given (clean) first frames"
     )
     max_given_frames: PositiveInt = Field(
-        8, description="largest number of these frames; in half of such clips it is one"
+        8, description="maximal number of given frames; it is one in half of these clips"
     )
     motion_dropout: Share = Field(
-        0.3, description="fraction of clips without a motion score, where the network takes one"
+        0.3, description="fraction of clips without a motion score, if the network has one"
     )
     weight_interpolation: Share = Field(
-        0.0, description="fraction of the initial weights in the reused weights of the output"
+        0.0, description="fraction of the initial weights in the pretrained weights of the output"
     )
 
 
 class KeyframesStageConfig(VideoStageConfig):
-    """Stage `keyframes`, which may make a LoRA of a finished model in place of a new one."""
+    """Stage `keyframes`, which can also train a LoRA for a finished model."""
 
     text_encoder_learning_rate: TextEncoderRate = 0.0
     frame_batch_size: int = Field(
         0,
         ge=0,
-        description="single frames of other clips beside each batch of clips, whose loss is added "
-        "to that of the clips",
+        description="single frames of other clips per batch of clips; their loss is added to that "
+        "of the clips",
     )
     lora: LoraTrainingConfig | None = None
 
 
 class DistillStageConfig(StageConfig):
-    """Stage `distill`: a network that makes in few steps what the key-frame network makes in many.
+    """Stage `distill`: distills the key-frame network into a network for few steps.
 
-    It learns from the key-frame network with guidance, so that it needs none itself.
+    The teacher is the key-frame network with guidance, so the student needs no guidance.
     """
 
-    sampling_steps: PositiveInt = Field(4, description="steps of the exported model by default")
+    sampling_steps: PositiveInt = Field(
+        4, description="default number of steps of the exported model"
+    )
     guidance_scale: float | None = Field(
-        None, ge=1, description="guidance that is distilled; null: that of the defaults"
+        None, ge=1, description="guidance scale of the teacher; null: the default one"
     )
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 4), description="between frames, inclusive"
+        (1, 4), description="minimal and maximal distance of two frames, in frames of the data"
     )
     diagonal_prob: Share = Field(
-        0.5, description="share of samples that learn the direction alone, over no interval"
+        0.5,
+        description="fraction of samples with an interval of zero length, which learn the velocity",
     )
     to_data_prob: Share = Field(
-        0.25, description="share of samples whose interval ends at clean latents"
+        0.25, description="fraction of samples whose interval ends at clean latents"
     )
     finite_difference: float = Field(
-        0.005, gt=0, le=0.1, description="distance in time of the points of the central difference"
+        0.005, gt=0, le=0.1, description="step of the central difference, in time"
     )
     mode_weight_limit: float | None = Field(
-        None, gt=0, description="as in keyframes; null: all temporal modes weigh alike"
+        None, gt=0, description="as in keyframes; null: equal weights"
     )
     given_frames_prob: Share = Field(
-        0.0, description="share of clips whose first frames are given without noise"
+        0.0, description="fraction of clips with given (clean) first frames"
     )
     max_given_frames: PositiveInt = Field(
-        8, description="most of these frames; in half of such clips it is one"
+        8, description="maximal number of given frames; it is one in half of these clips"
     )
     motion_dropout: Share = Field(
-        0.3, description="share of clips without a motion score, where the network takes one"
+        0.3, description="fraction of clips without a motion score, if the network has one"
     )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "Self":
         if self.diagonal_prob + self.to_data_prob > 1:
             raise ValueError(
-                f"diagonal_prob={self.diagonal_prob} and to_data_prob={self.to_data_prob} are more "
-                "than 1 together; make one of both smaller"
+                f"diagonal_prob={self.diagonal_prob} and to_data_prob={self.to_data_prob} are "
+                "more than 1 together; reduce one of them"
             )
         return self
 
@@ -382,23 +391,25 @@ class InterpolationStageConfig(DenoiserStageConfig):
 
     num_inserted: PositiveInt = Field(3, description="new frames between two key frames")
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 2), description="least and largest distance of two frames, in frames of the data"
+        (1, 2), description="minimal and maximal distance of two frames, in frames of the data"
     )
     max_noise_level: PositiveInt = Field(
-        250, le=1000, description="key frames get the noise of a diffusion step below this one"
+        250,
+        le=1000,
+        description="key frames are noised up to a random diffusion step below this one",
     )
-    clean_prob: Share = Field(0.5, description="fraction of windows whose key frames get no noise")
+    clean_prob: Share = Field(0.5, description="fraction of windows with clean key frames")
     attention_levels: tuple[bool, ...] | None = Field(
         None, description="levels of the U-Net with attention; null: as in the denoiser"
     )
     estimate_channels: PositiveInt = Field(
-        96, multiple_of=8, description="width of the network that estimates new frames in one pass"
+        96, multiple_of=8, description="width of the regression network"
     )
-    estimate_blocks: PositiveInt = Field(3, description="its residual blocks")
+    estimate_blocks: PositiveInt = Field(3, description="residual blocks of the regression network")
     denoise_every: PositiveInt = Field(
         1,
-        description="the U-Net learns from one window in so many, since it takes dozens of times "
-        "as long as the estimate, which learns from all",
+        description="the U-Net is trained on one of this many windows, and the regression "
+        "network, which is much faster, on all",
     )
     pretrained_lr_scale: Rate = Field(1.0, description="factor of the learning rate for the U-Net")
 
@@ -406,8 +417,8 @@ class InterpolationStageConfig(DenoiserStageConfig):
     def _divides(self) -> "InterpolationStageConfig":
         if self.batch_size % self.denoise_every:
             raise ValueError(
-                f"batch_size={self.batch_size} is no multiple of "
-                f"denoise_every={self.denoise_every}; make it one"
+                f"batch_size={self.batch_size} must be a multiple of "
+                f"denoise_every={self.denoise_every}"
             )
         return self
 
@@ -415,41 +426,46 @@ class InterpolationStageConfig(DenoiserStageConfig):
 class VideoVaeStageConfig(StageConfig):
     """Stage `video_vae`: trains the autoencoder's decoder on clips."""
 
-    num_frames: PositiveInt = Field(16, description="frames of a clip")
+    num_frames: PositiveInt = Field(16, description="number of frames of a clip")
     strides: tuple[PositiveInt, PositiveInt] = Field(
-        (1, 4), description="least and largest distance of two frames, in frames of the data"
+        (1, 4), description="minimal and maximal distance of two frames, in frames of the data"
     )
-    temporal_heads: PositiveInt = Field(4, description="attention heads of both new layers")
+    temporal_heads: PositiveInt = Field(4, description="attention heads of both temporal layers")
     temporal_window_size: PositiveInt = Field(
-        16, description="frames that a frame attends to, itself included"
+        16, description="number of frames each frame attends to, including itself"
     )
     max_latent_noise: float = Field(
         0.15,
         ge=0,
-        description="most noise on the latents: what denoisers leave, anew in each frame",
+        description="maximal standard deviation of the noise on latents, which simulates "
+        "generated latents",
     )
     common_latent_noise: Share = Field(
-        0.4, description="share of that noise's variance which all places of a frame have in common"
+        0.4, description="fraction of that noise's variance shared by all positions of a frame"
     )
-    clean_prob: Share = Field(0.5, description="fraction of clips whose latents get no noise")
-    squared_weight: float = Field(4.0, ge=0, description="weight of the squared error beside L1")
+    clean_prob: Share = Field(0.5, description="fraction of clips with clean latents")
+    squared_weight: float = Field(
+        4.0, ge=0, description="weight of the squared error, relative to L1"
+    )
     gradient_weight: float = Field(1.0, ge=0, description="weight of L1 between image gradients")
     perceptual_weight: float = Field(
-        1.0, ge=0, description="weight of the perceptual distance by the CLIP image encoder"
+        1.0,
+        ge=0,
+        description="weight of the perceptual distance, computed with the CLIP image encoder",
     )
     temporal_weight: float = Field(
-        1.0, ge=0, description="weight of the L1 error of changes from frame to frame"
+        1.0, ge=0, description="weight of the L1 error of frame differences"
     )
     flicker_weight: float = Field(
-        0.0, ge=0, description="weight of the mean change where the clip does not change"
+        0.0, ge=0, description="weight of the mean frame difference where the clip is static"
     )
     pretrained_lr_scale: float = Field(
-        0.1, gt=0, le=1, description="factor of the learning rate for reused weights"
+        0.1, gt=0, le=1, description="factor of the learning rate for pretrained weights"
     )
 
 
 class UpscalerModelConfig(StrictModel):
-    """Sizes of `Upscaler`, whose docstring explains them."""
+    """Sizes of `Upscaler`; see its docstring."""
 
     factor: PositiveInt = 4
     widths: tuple[PositiveInt, ...] = (48, 96, 176)
@@ -459,17 +475,21 @@ class UpscalerModelConfig(StrictModel):
 class UpscalerStageConfig(StageConfig):
     """Stage `upscaler`: super-resolution of frames."""
 
-    data: Path = Field(description="prepared frames of the large size")
+    data: Path = Field(description="prepared data with large frames")
     crop: PositiveInt = Field(128, description="side of the crops, in pixels of large frames")
     degradation_prob: Share = Field(
-        0.5, description="fraction of inputs that are downsampled by another kernel than area"
+        0.5, description="fraction of inputs downsampled with a kernel other than area"
     )
-    vae_roundtrip_prob: Share = Field(0.5, description="fraction of inputs encoded and decoded")
+    vae_roundtrip_prob: Share = Field(
+        0.5, description="fraction of inputs passed through the autoencoder"
+    )
     max_latent_noise: float = Field(
-        0.3, ge=0, description="largest standard deviation of noise on their latents"
+        0.3, ge=0, description="maximal standard deviation of the noise on their latents"
     )
     max_noise_level: float = Field(
-        0.2, gt=0, description="largest standard deviation of noise on all inputs in [-1, 1]"
+        0.2,
+        gt=0,
+        description="maximal standard deviation of the noise on inputs; pixels are in [-1, 1]",
     )
     snr_gamma: float | None = Field(
         5.0, gt=0, description="gamma of min-SNR weights; null: no weights"
@@ -505,33 +525,36 @@ DataLocation: TypeAlias = Annotated[PathOrUrl, BeforeValidator(parse_path_or_url
 
 
 class GenerationDefaults(StrictModel):
-    """Defaults of generation that are stored in the exported model."""
+    """Default generation settings, stored in the exported model."""
 
     fps: float = Field(default=8.0, gt=0, description="key frames per second")
     steps: PositiveInt = Field(default=25, description="diffusion steps")
     guidance_scale: float = Field(default=4.0, ge=1)
     guidance_stop: float = Field(
-        default=1.0, ge=0, le=1, description="fraction of the steps after which guidance ends"
+        default=1.0, ge=0, le=1, description="fraction of the steps that use guidance"
     )
     scheduler: Literal["ddim", "dpm++"] = "ddim"
     interpolation_steps: PositiveInt = Field(default=8, description="diffusion steps")
     upscaler_steps: PositiveInt = Field(default=2, description="diffusion steps")
     interpolation_noise_level: int = Field(
-        default=0, ge=0, lt=1000, description="diffusion step of the noise on key frames"
+        default=0,
+        ge=0,
+        lt=1000,
+        description="diffusion step up to which the interpolator's key frames are noised",
     )
     upscaler_noise_level: float = Field(
         default=0.0,
         ge=0,
-        description="standard deviation of the noise on frames before they are upscaled",
+        description="standard deviation of the noise on the upscaler's input frames",
     )
-    license: str | None = Field(default=None, description="of the weights")
+    license: str | None = Field(default=None, description="licence of the weights")
 
 
 class Recipe(StrictModel):
-    """One model: its data, where its run goes, and its stages in order.
+    """Recipe of one model: data, output folder, and stages in order.
 
-    `data`, `output` and `init_from` are relative to the folder in which the command is run. `data`
-    may also be a folder of shards, or its URL.
+    `data`, `output` and `init_from` are relative to the working directory. `data` may also be a
+    folder of shards, or its URL.
     """
 
     name: str
@@ -542,28 +565,27 @@ class Recipe(StrictModel):
         BeforeValidator(lambda value: BUNDLED_MODEL if value == "bundled" else value),
     ] = Field(
         default=None,
-        description="model folder whose weights the stages begin with; components that no stage "
-        "trains come from it as they are; `bundled` is the model that the package has",
+        description="model folder with the initial weights; components that no stage trains are "
+        "copied from it; `bundled` is the model included in the package",
     )
     init_components: tuple[ComponentName, ...] | None = Field(
         default=None,
-        description="components of `init_from` that are taken, so that stages make the others "
-        "anew; null: all",
+        description="components to initialize from `init_from`; the others are trained from "
+        "scratch; null: all",
     )
     init_preset: Literal["stable-diffusion-1"] | None = Field(
         default=None,
-        description="model that `init_from` will hold; a dry run takes its sizes before the "
-        "folder exists",
+        description="preset with the sizes of `init_from`, for a dry run before that folder exists",
     )
     size: FrameSizeSetting | None = Field(
         default=None,
-        description="side of the frames in pixels, which the prepared data must have, or width and "
-        "height such as 96x64; a dry run without data needs it",
+        description="side of the frames in pixels, or width and height such as 96x64; must match "
+        "the prepared data; required for a dry run without data",
     )
     seed: int = Field(0, ge=0)
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
         default="tensorboard",
-        description="where curves and sample sheets go beside the run's files",
+        description="additional logger for curves and sample sheets",
     )
     loader: LoaderConfig = LoaderConfig()
     hardware: HardwareConfig | None = None
@@ -582,7 +604,7 @@ class Recipe(StrictModel):
     upscaler: UpscalerStageConfig | None = None
 
     def stages(self) -> dict[StageName, StageConfig]:
-        """Return the stages that the recipe has, in the order in which they run."""
+        """Return the stages of the recipe, in order."""
         found = {name: getattr(self, name) for name in get_args(StageName)}
         return {name: stage for name, stage in found.items() if stage is not None}
 
@@ -591,13 +613,13 @@ def read_recipe(path: Path, changes: list[str], scale: float = 1.0) -> Recipe:
     """Read a recipe and apply changes such as `keyframes.learning_rate=1e-4`.
 
     Args:
-        path: A file, or the name of a recipe that the package has: `emoji`.
-        changes: Settings by their dotted names.
-        scale: Factor on the updates of all stages, and on those of their warm-up.
+        path: A file, or the name of a packaged recipe, such as `emoji`.
+        changes: Changed settings, by dotted names.
+        scale: Factor on the number of updates and warm-up updates of all stages.
 
     Raises:
-        UserError: If the file is missing or not YAML, or names or values are not allowed. It lists
-            all of them.
+        UserError: If the file is missing or not YAML, or names or values are invalid. The message
+            lists all errors.
     """
     values = load_yaml(path)
     for change in changes:
@@ -607,7 +629,7 @@ def read_recipe(path: Path, changes: list[str], scale: float = 1.0) -> Recipe:
 
 
 def scale_recipe(recipe: Recipe, scale: float) -> Recipe:
-    """Return a recipe whose stages train `scale` times as many updates, and at least one."""
+    """Scale the number of updates of all stages, to at least one."""
     scaled: dict[str, Any] = {
         name: stage.model_copy(
             update={
@@ -621,13 +643,13 @@ def scale_recipe(recipe: Recipe, scale: float) -> Recipe:
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Return the recipes that the package has, by name."""
+    """Return the packaged recipes by name."""
     folder = next((folder for folder in _RECIPES if folder.is_dir()), _RECIPES[0])
     return {path.stem: path for path in sorted(folder.glob("*.yaml")) if _is_recipe(path)}
 
 
 def _is_recipe(path: Path) -> bool:
-    """Return whether a file is a recipe of training, and not one of another command."""
+    """Return whether a file is a training recipe, not a file of another command."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return isinstance(values, dict) and ("data" in values or "base" in values)
 
@@ -635,15 +657,15 @@ def _is_recipe(path: Path) -> bool:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that no disk takes
+    except OSError:  # an invalid file name
         return False
 
 
 def find_recipe(path: Path) -> Path:
-    """Return the file of a recipe that is given by its path or by the name of a packaged one.
+    """Locate a recipe by its path or by the name of a packaged recipe.
 
     Raises:
-        UserError: If there is neither; the nearest name is offered.
+        UserError: If it does not exist. The message suggests the most similar name.
     """
     if _is_file(path):
         return path
@@ -656,10 +678,10 @@ def find_recipe(path: Path) -> Path:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Return what a recipe's file says, on top of its `base`, before any of it is checked.
+    """Load the YAML of a recipe, merged with its `base`, without validation.
 
     Raises:
-        UserError: If the file is missing, or no mapping in YAML, or is its own base.
+        UserError: If the file is missing, is not a YAML mapping, or is its own base.
     """
     return _load_on_base(path, ())
 
@@ -674,7 +696,7 @@ def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"The recipe {path} {error}.") from None
     except RecursionError:
         raise UserError(f"The recipe {path} is nested too deeply.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8, or an invalid date
         first = str(error).splitlines()[0]
         raise UserError(f"The recipe {path} is not valid YAML: {first}.") from None
     if not isinstance(values, dict):
@@ -688,7 +710,7 @@ def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings of which those of `above` come before those of `below`."""
+    """Merge nested settings; those of `above` override those of `below`."""
     merged = dict(below)
     for name, value in above.items():
         both = isinstance(value, dict) and isinstance(below.get(name), dict)
@@ -697,10 +719,10 @@ def deep_merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
-    """Return a recipe out of a mapping; `source` says in a mistake where it is from.
+    """Validate a recipe; `source` names its origin in error messages.
 
     Raises:
-        UserError: If names or values are not allowed; all mistakes are listed.
+        UserError: If names or values are invalid. The message lists all errors.
     """
     try:
         return Recipe.model_validate(values)
@@ -712,39 +734,39 @@ def _apply(values: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     if not equals or not name:
         raise UserError(
-            f"--set {change!r} is not of the form NAME=VALUE, such as keyframes.steps=1000."
+            f"--set {change!r} must have the form NAME=VALUE, such as keyframes.steps=1000."
         )
     *parents, last = name.split(".")
     target = values
     for parent in parents:
         inner = target.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise UserError(f"--set {change!r}: {parent} is a value and has no settings inside.")
+            raise UserError(f"--set {change!r}: {parent} is a value and has no nested settings.")
         target = inner
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {_short(change)!r}: the value is not valid YAML.") from None
     if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text, for want of a dot
+        # YAML 1.1 parses 1e-4, without a dot, as text
         with contextlib.suppress(ValueError):
             value = float(value)
     target[last] = value
 
 
 def _describe_mistakes(error: ValidationError, source: str) -> str:
-    """Return one sentence on all that is missing, and one on every other mistake."""
+    """Describe validation errors: one sentence for all missing settings, one per other error."""
     mistakes = error.errors(include_url=False)
     missing = [_place(m) for m in mistakes if m["type"] == "missing"]
     others = [_describe_mistake(m) for m in mistakes if m["type"] != "missing"]
     sentences = [f"{', '.join(missing)} must be given."] if missing else []
     if len(others) > _MOST_MISTAKES:
-        sentences.append(f"There are {len(others) - _MOST_MISTAKES} more mistakes.")
+        sentences.append(f"There are {len(others) - _MOST_MISTAKES} more errors.")
     return f"{source}: " + " ".join([*others[:_MOST_MISTAKES], *sentences])
 
 
 def _place(mistake: "ErrorDetails") -> str:
-    """Return the name of a setting, without the types that pydantic tried for it."""
+    """Return the name of a setting, without the types that pydantic tried."""
     names = [str(part) for part in mistake["loc"]]
     return _short(".".join(name for name in names if not _TYPE_TRIED.search(name)))
 
@@ -756,10 +778,10 @@ def _describe_mistake(mistake: "ErrorDetails") -> str:
         near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}."
         return f"{place} is not a setting; {hint}"
-    if isinstance(mistake["input"], dict):  # settings that do not go together
-        return f"{place} does not fit: {mistake['msg'].removeprefix('Value error, ')}."
+    if isinstance(mistake["input"], dict):  # incompatible settings
+        return f"{place} is invalid: {mistake['msg'].removeprefix('Value error, ')}."
     reason = _short(mistake["msg"].removeprefix("Value error, "))
-    return f"{place}={_REPR.repr(mistake['input'])} does not fit: {reason}."
+    return f"{place}={_REPR.repr(mistake['input'])} is invalid: {reason}."
 
 
 def _short(text: str) -> str:
@@ -778,13 +800,14 @@ def _known_names(location: tuple[int | str, ...]) -> list[str]:
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of recipes.
 
-    A recipe with a `base` need not say what its base says, so that nothing is required in it.
+    A recipe with a `base` only needs the settings that differ, so no setting is required.
     """
     schema = Recipe.model_json_schema()
     schema["title"] = "magicvideo recipe"
     schema["properties"]["base"] = {
         "type": "string",
-        "description": "A recipe that this one changes: the name of a packaged one, or a file.",
+        "description": "The recipe that this one modifies: the name of a packaged recipe, or a "
+        "file.",
     }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     for definition in (schema, *schema["$defs"].values()):
@@ -794,13 +817,13 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def recipe_reference() -> str:
-    """Return the page of all settings in Markdown."""
+    """Return the reference of all settings in Markdown."""
     lines = [
         "# Settings of recipes",
         "",
         "Generated by `magicvideo train --reference`; `magicvideo train --schema` prints the same "
-        "as JSON schema. A recipe may begin with `base: NAME`, and then says only what differs "
-        "from that recipe.",
+        "as JSON schema. With `base: NAME`, a recipe only needs the settings that differ from the "
+        "recipe NAME.",
         "",
     ]
     lines += _section("The recipe", "", Recipe)
@@ -831,7 +854,7 @@ def _anchor(name: str) -> str:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any annotation
-    """Return the nested settings of a field, if it has some."""
+    """Return the model of nested settings of a field, if any."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -846,7 +869,7 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(value, tuple):
         value = list(value)
-    # as YAML writes it
+    # in YAML syntax
     written = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
     return f"`{value if written is None else written}`"
 

@@ -1,4 +1,4 @@
-"""A recipe resolved into complete settings of each stage, which is all that a stage sees of it."""
+"""Resolves a recipe into complete settings of each stage; stages never access the recipe."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     }
 }
 """Named presets of model sizes: the configuration of each component."""
-# what shapes of weights do not show, or show without a reason, and the recipe's names for it
+# settings that the shapes of weights do not determine, with the recipe's names
 _COMPARED = {
     "attention_head_dim": "attention_heads",
     "norm_num_groups": "norm_num_groups",
@@ -92,10 +92,10 @@ _COMPARED = {
 
 
 def frame_size(recipe: Recipe) -> FrameSize:
-    """Return height and width of the frames in pixels: of the prepared data, or the recipe's.
+    """Return height and width of the frames in pixels, from the prepared data or the recipe.
 
     Raises:
-        UserError: If neither is there, or they differ.
+        UserError: If neither exists, or they differ.
     """
     data, wanted = recipe.data, _recipe_size(recipe)
     if isinstance(data, str) or is_shard_location(data):
@@ -106,22 +106,22 @@ def frame_size(recipe: Recipe) -> FrameSize:
         size = read_info(data).frame_size
     if wanted not in (None, size):
         raise UserError(
-            f"The frames in {recipe.data} have the size {size} and the recipe says size={wanted}; "
-            "prepare the data anew or change it."
+            f"The frames in {recipe.data} have size {size}, but the recipe has size={wanted}; "
+            "prepare the data again or change it."
         )
     return size
 
 
 def _recipe_size(recipe: Recipe) -> FrameSize | None:
-    """Return the size that a recipe gives as a side, or as width and height."""
+    """Return the size in a recipe, given as a side or as width and height."""
     return None if recipe.size is None else parse_size(str(recipe.size))
 
 
 def large_frame_size(recipe: Recipe, config: UpscalerStageConfig) -> FrameSize:
-    """Return the size of the upscaler's frames: that of its data, or the small one enlarged.
+    """Return the size of the upscaler's large frames, from its data or the small size.
 
     Raises:
-        UserError: If there are no data and the recipe has no `size`.
+        UserError: If there is no data and the recipe has no `size`.
     """
     small, factor = _recipe_size(recipe), config.model.factor
     if small is not None and not (config.data / DATASET).is_file():
@@ -130,11 +130,11 @@ def large_frame_size(recipe: Recipe, config: UpscalerStageConfig) -> FrameSize:
 
 
 def check_frame_size(recipe: Recipe, size: FrameSize) -> None:
-    """Refuse frames that the networks of a recipe cannot take.
+    """Check that the networks of a recipe support a frame size.
 
     Raises:
-        UserError: If a side is no multiple of a patch of the autoencoder, or what CLIP sees no
-            multiple of its own.
+        UserError: If a side is not a multiple of the autoencoder's patch size, or CLIP's input size
+            not a multiple of CLIP's patch size.
     """
     _, factor = latent_shape(recipe)
     units = [("the autoencoder", factor, size)]
@@ -145,13 +145,13 @@ def check_frame_size(recipe: Recipe, size: FrameSize) -> None:
         if any(side % unit for side in sides):
             fitting = FrameSize(*(max(1, round(side / unit)) * unit for side in size))
             raise UserError(
-                f"Frames of the size {size} do not fit {network}, which takes multiples of {unit} "
+                f"Frames of the size {size} do not fit {network}, which needs multiples of {unit} "
                 f"pixels; prepare the data with --size {fitting}."
             )
 
 
 def init_has(recipe: Recipe, name: str) -> bool:
-    """Return whether the model to start from has a component, so far as it can be known."""
+    """Return whether the initial model has a component, as far as known."""
     if recipe.init_from is None or not inits_component(recipe, name):
         return False
     if recipe.init_from.is_dir():
@@ -160,27 +160,28 @@ def init_has(recipe: Recipe, name: str) -> bool:
 
 
 def init_config_or_none(recipe: Recipe, name: str) -> dict[str, Any] | None:
-    """Return the settings of a component of the model of `init_from`; None if it has none."""
+    """Return the configuration of a component of `init_from`; None if it lacks it."""
     return init_config(recipe, name) if init_has(recipe, name) else None
 
 
 def inits_component(recipe: Recipe, name: str) -> bool:
-    """Return whether a recipe begins with a component of `init_from`, where that has it."""
+    """Return whether a recipe initializes a component from `init_from`."""
     return recipe.init_components is None or name in recipe.init_components
 
 
 def init_config(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Return the settings of a component of the model to start from.
+    """Return the configuration of a component of the initial model.
 
-    Where that folder does not exist they are those that `init_preset` names.
+    If that folder does not exist, `init_preset` gives the configuration.
 
     Raises:
-        UserError: If neither tells them.
+        UserError: If neither exists.
     """
     if recipe.init_from is None or not inits_component(recipe, name):
         raise UserError(
-            f"The recipe {recipe.name} has no stage that makes the part {name} and names no "
-            "model to start from that it takes it of; add the stage, or init_from=MODEL_FOLDER."
+            f"The recipe {recipe.name} has no stage that trains the component "
+            f"{name}, and does not initialize it from a model; add the stage, or "
+            "init_from=MODEL_FOLDER."
         )
     if recipe.init_preset is not None and not recipe.init_from.is_dir():
         return dict(PRESETS[recipe.init_preset][name])
@@ -188,13 +189,13 @@ def init_config(recipe: Recipe, name: str) -> dict[str, Any]:
         return read_config(recipe.init_from / name)
     except (OSError, ValueError):
         raise UserError(
-            f"init_from={recipe.init_from} does not tell the sizes of {name}: "
+            f"init_from={recipe.init_from} has no sizes of {name}: "
             f"{recipe.init_from / name / 'config.json'} is missing or damaged."
         ) from None
 
 
 def vae_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of the image autoencoder of a recipe, with the name of its class."""
+    """Return the configuration of the image autoencoder, including its class name."""
     if recipe.autoencoder is None:
         return init_config(recipe, "vae")
     return {"_class_name": PatchAutoencoder.__name__, **recipe.autoencoder.model.model_dump()}
@@ -221,7 +222,7 @@ def vision_config(recipe: Recipe, size: FrameSize) -> CLIPVisionConfig:
 
 
 def cross_attention_dim(recipe: Recipe) -> int:
-    """Return the width of the condition's tokens: that of the text encoder's states."""
+    """Return the width of the condition's tokens, the hidden size of the text encoder."""
     if recipe.clip is not None:
         return recipe.clip.width
     width: int = init_config(recipe, "text_encoder")["hidden_size"]
@@ -232,24 +233,24 @@ def image_embed_dim(recipe: Recipe) -> int:
     """Return the width of the image encoder's embeddings."""
     if recipe.clip is not None:
         return recipe.clip.width
-    if not init_has(recipe, "image_encoder"):  # nothing is conditioned on images
+    if not init_has(recipe, "image_encoder"):  # no image condition
         return cross_attention_dim(recipe)
     width: int = init_config(recipe, "image_encoder")["projection_dim"]
     return width
 
 
 def unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
-    """Return the arguments of `VideoUNet` for a recipe and frames of a size.
+    """Return the arguments of `VideoUNet` for a recipe and frame size.
 
     Raises:
-        UserError: If heads and levels are not as many, or the model to start from has other heads,
-            groups or projections.
+        UserError: If the number of heads does not match the levels, or the initial model has other
+            heads, groups or projections.
     """
     settings, levels = recipe.unet, recipe.unet.attention_levels
     if len(_each(settings.attention_heads, len(levels))) != len(levels):
         raise UserError(
             f"unet.attention_heads={settings.attention_heads} does not fit {len(levels)} levels; "
-            "give one number, or one for each level."
+            "give one number, or one per level."
         )
     channels, factor = latent_shape(recipe)
     height, width = (side // factor for side in size)
@@ -274,7 +275,7 @@ def unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
     if init_has(recipe, "unet"):
         if init_config(recipe, "unet").get("flow_map"):
             raise UserError(
-                f"init_from={recipe.init_from} is distilled, and only networks that are not can be "
+                f"init_from={recipe.init_from} is distilled, and distilled networks cannot be "
                 "trained further; start from the model that it was distilled from."
             )
         stored = {"use_linear_projection": False, **init_config(recipe, "unet")}
@@ -299,7 +300,7 @@ def _block_types(levels: Sequence[bool]) -> dict[str, tuple[str, ...]]:
 
 
 def image_unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
-    """Return the arguments for the 2D network alone, which the image stage trains."""
+    """Return the arguments of the 2D network, which the image stage trains."""
     config = unet_config(recipe, size)
     return {
         **config,
@@ -311,17 +312,17 @@ def image_unet_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
 
 
 def interpolator_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
-    """Return the arguments of `Interpolator`: the key-frame network's, where it has them.
+    """Return the arguments of `Interpolator`, most of them from the key-frame network.
 
     Raises:
-        UserError: If the key-frame network is one of the ablations that have no interpolator.
+        UserError: If the key-frame network is an ablation without interpolator.
     """
     assert recipe.interpolation is not None
     if recipe.unet.convolutions != "2d" or not recipe.unet.spatial_attention:
         raise UserError(
-            f"The recipe {recipe.name} has the stage interpolation, which knows no other denoiser "
-            "than one with unet.convolutions=2d and unet.spatial_attention=true; leave the stage "
-            "or these two settings out."
+            f"The recipe {recipe.name} has the stage interpolation, which needs a denoiser with "
+            "unet.convolutions=2d and unet.spatial_attention=true; remove the stage or these two "
+            "settings."
         )
     config = unet_config(recipe, size)
     config["latent_channels"] = config.pop("in_channels")
@@ -339,7 +340,7 @@ def interpolator_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
     if len(levels) != len(recipe.unet.attention_levels):
         raise UserError(
             f"interpolation.attention_levels has {len(levels)} levels, and the denoiser "
-            f"{len(recipe.unet.attention_levels)}; give as many."
+            f"{len(recipe.unet.attention_levels)}; the numbers must be equal."
         )
     return {
         **config,
@@ -351,7 +352,7 @@ def interpolator_config(recipe: Recipe, size: FrameSize) -> dict[str, Any]:
 
 
 def latent_shape(recipe: Recipe) -> tuple[int, int]:
-    """Return the channels of the latents, and the pixels a side of one position."""
+    """Return the channels of the latents, and the pixels per side of one position."""
     if recipe.autoencoder is not None:
         return recipe.autoencoder.model.latent_channels, recipe.autoencoder.model.patch_size
     vae = autoencoder_from_config_meta(init_config(recipe, "vae"))
@@ -359,12 +360,12 @@ def latent_shape(recipe: Recipe) -> tuple[int, int]:
 
 
 def _each(value: Any, num_levels: int) -> list[Any]:  # noqa: ANN401 - whatever JSON may hold
-    """Return a setting level by level."""
+    """Return a setting for each level."""
     return list(value) if isinstance(value, list | tuple) else [value] * num_levels
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of CLIP without what its library notes beside them."""
+    """Return a CLIP configuration without transformers' metadata."""
     notes = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version")
     return {
         name: value
@@ -373,15 +374,15 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# what a LoRA leaves to the model that it adapts
+# settings that LoRA training takes from the adapted model
 _ADAPTED = frozenset({"unet", "image_conditioner"})
 
 
 @dataclass(frozen=True)
 class EncoderSources:
-    """Where the frozen encoders of the denoiser are read from, and their sizes.
+    """Sources and sizes of the denoiser's frozen encoders.
 
-    `image_encoder` is None for a model without one, which is conditioned on text alone.
+    `image_encoder` is None for a model that is conditioned on text only.
     """
 
     vae: ComponentSource
@@ -392,7 +393,7 @@ class EncoderSources:
     vision_config: CLIPVisionConfig | None
 
     def paths(self) -> FrozenEncoderPaths:
-        """Return their verified folders."""
+        """Verify and return their folders."""
         image_encoder = self.image_encoder
         return FrozenEncoderPaths(
             vae=self.vae.path(),
@@ -409,8 +410,8 @@ class StagePlan:
     Attributes:
         name: The stage.
         config: Its settings in the recipe.
-        folder: Of its log, checkpoints and output.
-        seed: Of all random numbers.
+        folder: Folder of its log, checkpoints and output.
+        seed: Seed of all random numbers.
         data: The training data.
     """
 
@@ -423,7 +424,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class AutoencoderPlan(StagePlan):
-    """Settings of stage `autoencoder`; `init` is the component that it begins with, if any."""
+    """Settings of stage `autoencoder`; `init` is the initial component, if any."""
 
     config: AutoencoderStageConfig
     init: Path | None
@@ -431,7 +432,7 @@ class AutoencoderPlan(StagePlan):
 
 @dataclass(frozen=True)
 class CLIPPlan(StagePlan):
-    """Settings of stage `clip`; it begins with all three components or with none."""
+    """Settings of stage `clip`; it is initialized with all three components or none."""
 
     config: CLIPStageConfig
     init_text_encoder: Path | None
@@ -450,12 +451,12 @@ class DenoiserPlan(StagePlan):
         image_unet_config: Arguments of the image network that stage `image` trains; else None.
         image_embed_dim: Width of the image encoder's embeddings.
         trains_text_encoder: Whether the text encoder is trained with the denoiser.
-        init_unet: Folder of the U-Net that the weights begin with, of images or of videos.
-        init_unet_config: Its settings.
-        init_image_conditioner: The same of the image conditioner.
-        previous_unet: What an earlier stage of this recipe wrote, which comes before `init_unet`.
-        previous_image_conditioner: The same of the image conditioner.
-        lora: Trains a LoRA and leaves the weights as they are.
+        init_unet: Folder of the initial image or video U-Net.
+        init_unet_config: Its configuration.
+        init_image_conditioner: Folder of the initial image conditioner.
+        previous_unet: Output of an earlier stage of this recipe, which overrides `init_unet`.
+        previous_image_conditioner: Likewise for the image conditioner.
+        lora: LoRA to train instead of the weights.
     """
 
     config: DenoiserStageConfig
@@ -480,10 +481,10 @@ class DistillPlan(StagePlan):
     Attributes:
         noise: The diffusion process.
         encoders: The frozen encoders.
-        teacher: The key-frame network that it learns from.
-        unet_config: Arguments of the network that is trained.
-        guidance_scale: Of the key-frame network.
-        guidance_stop: Fraction of its steps after which guidance ends.
+        teacher: The key-frame network.
+        unet_config: Arguments of the student.
+        guidance_scale: Guidance scale of the teacher.
+        guidance_stop: Fraction of the steps that use guidance.
     """
 
     config: DistillStageConfig
@@ -497,7 +498,7 @@ class DistillPlan(StagePlan):
 
 @dataclass(frozen=True)
 class InterpolationPlan(StagePlan):
-    """Settings of stage `interpolation`, which begins with the key-frame network `unet`."""
+    """Settings of stage `interpolation`, initialized with the key-frame network `unet`."""
 
     config: InterpolationStageConfig
     noise: NoiseConfig
@@ -509,7 +510,7 @@ class InterpolationPlan(StagePlan):
 
 @dataclass(frozen=True)
 class VideoVaePlan(StagePlan):
-    """Settings of stage `video_vae`, which begins with the image autoencoder."""
+    """Settings of stage `video_vae`, initialized with the image autoencoder."""
 
     config: VideoVaeStageConfig
     vae: ComponentSource
@@ -519,7 +520,7 @@ class VideoVaePlan(StagePlan):
 
 @dataclass(frozen=True)
 class UpscalerPlan(StagePlan):
-    """Settings of stage `upscaler`; `data` are its large frames."""
+    """Settings of stage `upscaler`; `data` has large frames."""
 
     config: UpscalerStageConfig
     vae: ComponentSource
@@ -527,16 +528,16 @@ class UpscalerPlan(StagePlan):
 
 
 def plan_stages(recipe: Recipe, only: StageName | None = None) -> list[StagePlan]:
-    """Return the settings of a recipe's stages, or of one of them, in order.
+    """Resolve the settings of all stages of a recipe, or of one, in order.
 
     Raises:
-        UserError: If settings do not fit each other, the data or the model of `init_from`.
+        UserError: If settings are inconsistent with each other, the data or `init_from`.
     """
     return [plan_stage(recipe, name) for name in recipe.stages() if only in (None, name)]
 
 
 def plan_stage(recipe: Recipe, name: StageName) -> StagePlan:
-    """Return the complete settings of one stage.
+    """Resolve the settings of one stage.
 
     Raises:
         UserError: As `plan_stages`.
@@ -632,8 +633,8 @@ def _denoiser_plan(
 def _distill_plan(recipe: Recipe, config: DistillStageConfig, data: DataSource) -> DistillPlan:
     if lora_config(recipe) is not None:
         raise UserError(
-            f"The recipe {recipe.name} has keyframes.lora and distill, which needs whole weights "
-            "to learn from; export the LoRA's model, and distill that by init_from."
+            f"The recipe {recipe.name} has keyframes.lora and distill, which needs full weights; "
+            "export the model of the LoRA, and distill it with init_from."
         )
     if "keyframes" in recipe.stages():
         network = unet_config(recipe, data.size)
@@ -641,7 +642,7 @@ def _distill_plan(recipe: Recipe, config: DistillStageConfig, data: DataSource) 
         network = _public(init_config(recipe, "unet"))
     if network.get("flow_map"):
         raise UserError(
-            f"init_from={recipe.init_from} is distilled already; start from the model that it was "
+            f"init_from={recipe.init_from} is already distilled; use the model that it was "
             "distilled from."
         )
     scale = config.guidance_scale
@@ -661,10 +662,10 @@ def _distill_plan(recipe: Recipe, config: DistillStageConfig, data: DataSource) 
 
 
 def noise_config(recipe: Recipe) -> NoiseConfig:
-    """Return the diffusion process: the recipe's, or the model's whose key frames it takes over."""
+    """Return the diffusion process: the recipe's, or that of the initial key-frame network."""
     if recipe.distill is None or "keyframes" in recipe.stages() or recipe.init_from is None:
         return recipe.noise
-    if not recipe.init_from.is_dir():  # a preset, of which a dry run wants no more than sizes
+    if not recipe.init_from.is_dir():  # a preset: a dry run only needs sizes
         return recipe.noise
     index = _read_json(recipe.init_from / "model_index.json")
     process = _read_json(recipe.init_from / "scheduler" / "scheduler_config.json")
@@ -680,7 +681,7 @@ def noise_config(recipe: Recipe) -> NoiseConfig:
 
 
 def generation_default(recipe: Recipe, name: str) -> float:
-    """Return a default of generation: the recipe's, or the model's of `init_from`."""
+    """Return a default generation setting: the recipe's, or that of `init_from`."""
     own: float = getattr(recipe.defaults, name)
     if name in recipe.defaults.model_fields_set or recipe.init_from is None:
         return own
@@ -694,13 +695,13 @@ def _read_json(file: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(
-            f"{file} is missing or damaged; take a complete copy of the model."
+            f"{file} is missing or damaged; get a complete copy of the model."
         ) from None
     return values
 
 
 def _keyframe_unet(recipe: Recipe) -> ComponentSource:
-    """Return the key-frame network as its own stages leave it, not distilled."""
+    """Return the source of the key-frame network, before distillation."""
     stages = tuple(name for name in PRODUCING_STAGES["unet"] if name != "distill")
     return _source(recipe, "unet", stages)
 
@@ -708,13 +709,12 @@ def _keyframe_unet(recipe: Recipe) -> ComponentSource:
 def encoder_sources(
     recipe: Recipe, size: FrameSize, before: StageName | None = None
 ) -> EncoderSources:
-    """Return where the encoders of the denoiser are read from.
+    """Return the sources of the denoiser's encoders.
 
     Args:
         recipe: The recipe.
         size: Height and width of the frames in pixels.
-        before: A stage of the denoiser: the encoders are those that it begins with. None: those
-            that the recipe's stages leave.
+        before: Stage of the denoiser that starts with these encoders; None for the final encoders.
     """
     text_encoder = _text_encoder_source(recipe, before)
     has_image_encoder = "clip" in recipe.stages() or init_has(recipe, "image_encoder")
@@ -734,7 +734,7 @@ def _trains_text_encoder(recipe: Recipe, name: StageName) -> bool:
 
 
 def _text_encoder_source(recipe: Recipe, before: StageName | None = None) -> ComponentSource:
-    """Return the text encoder of the last stage that trains it, or of the last before a stage."""
+    """Return the text encoder of the last stage that trains it, optionally before a stage."""
     stages = list(recipe.stages())
     if before is not None:
         stages = stages[: stages.index(before)]
@@ -743,40 +743,39 @@ def _text_encoder_source(recipe: Recipe, before: StageName | None = None) -> Com
 
 
 def _tokenizer_source(recipe: Recipe, text_encoder: ComponentSource) -> ComponentSource:
-    """Return where the tokenizer is read from: beside the text encoder, with which it belongs.
+    """Return the source of the tokenizer, next to the text encoder.
 
-    A tokenizer has no settings, so that a preset or a folder of settings, which are enough for a
-    dry run, do not have it. Training misses it when it is read.
+    A preset or a folder of configurations, which suffice for a dry run, have no tokenizer. Training
+    then fails when it is loaded.
     """
     if text_encoder.stage is None and not inits_component(recipe, "tokenizer"):
-        return component_source(recipe, "tokenizer")  # refuses the recipe, which leaves it out
+        return component_source(recipe, "tokenizer")  # raises the error for a missing component
     folder = text_encoder.folder.with_name("tokenizer")
     return ComponentSource("tokenizer", folder, {}, text_encoder.stage)
 
 
 def frozen_encoder_paths(recipe: Recipe) -> FrozenEncoderPaths:
-    """Return the verified folders of the frozen encoders of a run.
+    """Verify and return the folders of the frozen encoders of a run.
 
     Raises:
-        UserError: If a stage is not done, or files are missing or damaged.
+        UserError: If a stage is not finished, or files are missing or damaged.
     """
     return encoder_sources(recipe, frame_size(recipe)).paths()
 
 
 def image_vae_source(recipe: Recipe) -> ComponentSource:
-    """Return the autoencoder whose latents all stages share.
+    """Return the source of the autoencoder of all stages' latents.
 
-    Stage `video_vae` starts from it and changes its decoder alone, so that no other stage has to
-    wait for that one.
+    Stage `video_vae` only changes its decoder, so no other stage depends on that stage.
     """
     return _source(recipe, "vae", ("autoencoder",))
 
 
 def component_source(recipe: Recipe, name: str) -> ComponentSource:
-    """Return where a finished component is read from: the last stage that writes it, or the model.
+    """Return the source of a finished component: the last stage that writes it, or the model.
 
     Raises:
-        UserError: If no stage of the recipe writes it and the model of `init_from` lacks it too.
+        UserError: If neither a stage of the recipe nor `init_from` provides it.
     """
     if name == "text_encoder":
         return _text_encoder_source(recipe)
@@ -808,10 +807,10 @@ def _from_stage(recipe: Recipe, stage: StageName | None, name: str) -> Component
 
 
 def init_component(recipe: Recipe, name: str) -> Path | None:
-    """Return the folder of a component in the model of `init_from`; None if it has none.
+    """Return the folder of a component in `init_from`; None if it lacks the component.
 
     Raises:
-        UserError: If there is no such folder, and no `init_preset` that says what is to be in it.
+        UserError: If the folder does not exist and `init_preset` is not set.
     """
     model = recipe.init_from
     if model is None:
@@ -822,10 +821,10 @@ def init_component(recipe: Recipe, name: str) -> Path | None:
 
 
 def lora_config(recipe: Recipe) -> LoraTrainingConfig | None:
-    """Return the LoRA that a recipe trains for the model of `init_from`; None for none.
+    """Return the settings of LoRA training for `init_from`, or None.
 
     Raises:
-        UserError: If the recipe names no finished model, changes it too, or trains it in part.
+        UserError: If the recipe names no finished model, or also trains its weights.
     """
     config = recipe.keyframes
     if config is None or config.lora is None:
@@ -834,21 +833,21 @@ def lora_config(recipe: Recipe) -> LoraTrainingConfig | None:
         raise UserError(
             f"keyframes.lora adapts a finished model, and the recipe {recipe.name} "
             f"{'names none' if recipe.init_from is None else 'trains it in another stage'}; set "
-            "init_from=MODEL_FOLDER and leave the stages image and unsupervised out."
+            "init_from=MODEL_FOLDER and remove the stages image and unsupervised."
         )
     if config.text_encoder_learning_rate:
         raise UserError(
             f"keyframes.text_encoder_learning_rate={config.text_encoder_learning_rate} does not go "
-            "with keyframes.lora, which leaves the text encoder alone; leave one of both out."
+            "with keyframes.lora, which does not train the text encoder; remove one of them."
         )
     if config.weight_interpolation:
         raise UserError(
             f"keyframes.weight_interpolation={config.weight_interpolation} does not go with "
-            "keyframes.lora, which leaves the model's weights alone; leave one of both out."
+            "keyframes.lora, which does not train the model's weights; remove one of them."
         )
     if config.trainable != "all":
         raise UserError(
             f"keyframes.trainable={config.trainable} does not go with keyframes.lora, of which "
-            "only the LoRA layers are trained; leave one of both out."
+            "only the LoRA layers are trained; remove one of them."
         )
     return config.lora

@@ -1,4 +1,4 @@
-"""Training a recipe: its stages in order, each from the outputs of those before it."""
+"""Training a recipe: stages in order, each using the outputs of earlier ones."""
 
 import difflib
 import json
@@ -29,8 +29,8 @@ from magicvideo.training.tasks.clip_model import caption_words, read_words
 from magicvideo.training.trainer import Interrupted, Task, Trainer
 
 RECIPE_FILE = "recipe.json"
-_EMULATED = 5.0  # times; with instructions for it, bfloat16 is no slower than float32
-# settings that change how a stage is run and not what it trains
+_EMULATED = 5.0  # slowdown of bfloat16; with hardware support it is not slower than float32
+# settings that affect how a stage runs, not its result
 _RUN_SETTINGS = frozenset(
     {
         "steps",
@@ -49,18 +49,18 @@ _SHOWN_WORDS = 12
 
 
 def train(recipe: Recipe, only: StageName | None = None, reporter: Reporter | None = None) -> None:
-    """Train a recipe's stages in order, or one of them. A stage that is done is not done again.
+    """Train all stages of a recipe in order, or one of them. Finished stages are skipped.
 
     Args:
-        recipe: What to train. Its settings are written beside the run.
-        only: The one stage to train; None trains all.
-        reporter: Is told what happens; None tells nothing.
+        recipe: The recipe. It is also written to the run's folder.
+        only: The only stage to train; None for all stages.
+        reporter: Receives progress and messages; None for no output.
 
     Raises:
-        UserError: If another process trains into the same folder, a stage before it has no output
-            yet, its data cannot be read, the launch asks for what is not supported, or a finished
+        UserError: If another process trains into the same folder, an earlier stage has no output
+            yet, its data cannot be read, the launch options are not supported, or a finished
             stage was trained with other settings or data.
-        Interrupted: If a signal ended the run; its last line says how to continue.
+        Interrupted: If a signal stopped the run; the last message says how to resume.
     """
     launch = init_distributed()
     if reporter is None or not launch.is_main_process:
@@ -92,7 +92,7 @@ def _train_plans(
     for plan in plans:
         done = _check_output(plan)
         if done >= plan.config.steps:
-            reporter.say(f"{plan.name}: already done, {plan.folder / OUTPUT}")
+            reporter.say(f"{plan.name}: already finished, {plan.folder / OUTPUT}")
         else:
             waiting.append(plan)
     if not waiting:
@@ -108,7 +108,7 @@ def _train_plans(
                 is_main = launch.is_main_process
                 _train_stage(recipe, plan, launch.device, reporter, is_main=is_main)
         except Interrupted as stopped:
-            reporter.say(f"{stopped}; run the same command to continue.")
+            reporter.say(f"{stopped}; run the same command to resume.")
             raise
 
 
@@ -120,7 +120,7 @@ def _train_stage(
     heldout = None
     if plan.config.extra_ema_decays:
         heldout = open_batches(plan, check_encoders=False, splits=HELD_OUT)
-    # measured by one process, so that all take the same
+    # measured by one process, so that all use the same precision
     choice: list[Precision | None] = [
         choose_precision(plan, task, device, reporter) if is_main else None
     ]
@@ -142,18 +142,18 @@ def _train_stage(
     trainer.train(task)
 
 
-# --- what a finished stage was trained with ---
+# --- settings and data of finished stages ---
 
 
 def _dump(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as JSON; of its `defaults`, those that it says."""
+    """Serialize a recipe as JSON; of its `defaults`, only the given ones."""
     values = recipe.model_dump(mode="json")
     values["defaults"] = recipe.defaults.model_dump(mode="json", exclude_unset=True)
     return values
 
 
 def _provenance(plan: StagePlan, dataset: AnyDataset) -> dict[str, Any]:
-    """Return the settings and data of a stage, as its output tells them."""
+    """Return the settings and data of a stage, as recorded in its output."""
     settings = plan.config.model_dump(mode="json")
     return {
         "settings": {k: v for k, v in settings.items() if k not in _RUN_SETTINGS},
@@ -163,7 +163,7 @@ def _provenance(plan: StagePlan, dataset: AnyDataset) -> dict[str, Any]:
 
 
 def fingerprint(dataset: AnyDataset) -> dict[str, Any]:
-    """Return what tells training data apart: their number and a hash of their description."""
+    """Return a fingerprint of training data: number of clips and hash of their description."""
     if isinstance(dataset, ClipDataset):
         described = "\n".join(clip.model_dump_json() for clip in dataset.clips)
     else:
@@ -172,10 +172,10 @@ def fingerprint(dataset: AnyDataset) -> dict[str, Any]:
 
 
 def _check_output(plan: StagePlan) -> int:
-    """Return how many updates the output of a stage was trained for; 0 if there is none.
+    """Return the number of updates of a stage's output; 0 without output.
 
     Raises:
-        UserError: If it is damaged, or was trained with other settings or on other data.
+        UserError: If it is damaged, or was trained with other settings or data.
     """
     file = plan.folder / OUTPUT / STAGE_FILE
     if not file.is_file():
@@ -186,19 +186,19 @@ def _check_output(plan: StagePlan) -> int:
     changes = _changes(about, plan)
     if changes:
         raise UserError(
-            f"Stage {plan.name} in {plan.folder} is done, and was trained with other settings: "
-            f"{'; '.join(changes)}. Take another output, such as --set "
-            f"output={plan.folder.parent}-2, or remove {plan.folder} to train it anew."
+            f"Stage {plan.name} in {plan.folder} is finished, but was trained with other settings: "
+            f"{'; '.join(changes)}. Use another output, such as --set "
+            f"output={plan.folder.parent}-2, or remove {plan.folder} to train it again."
         )
     return int(about["steps"])
 
 
 def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
-    """Return what differs between the settings and data of an output and those of a plan."""
+    """Return the differences between an output's settings and data and those of a plan."""
     if "settings" not in about:
         return []
     now = plan.config.model_dump(mode="json")
-    # a setting that came after the output was written had its default
+    # a setting added after the output was written had its default value
     fields = type(plan.config).model_fields
     defaults = {
         name: to_jsonable_python(field.get_default(call_default_factory=True))
@@ -216,7 +216,7 @@ def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
         changes.append(f"seed was {about['seed']} and is {plan.seed}")
     try:
         data = fingerprint(open_batches(plan).dataset)
-    except UserError:  # the data may be gone; a stage that is done needs them no more
+    except UserError:  # the data may have been deleted; a finished stage does not need them
         return changes
     if about["data"] != data:
         changes.append(
@@ -226,14 +226,14 @@ def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
     return changes
 
 
-# --- what is said before training starts ---
+# --- messages before training ---
 
 
 def _describe_run(recipe: Recipe, plans: list[StagePlan], reporter: Reporter) -> None:
-    """Say what each stage will see, and which words of the captions are lost."""
+    """Report the data of each stage, and caption words unknown to the text encoder."""
     counted: dict[tuple[Any, bool], int] = {}
     for plan in plans:
-        data = (plan.data.location, plan.name == "clip")  # that stage leaves out clips without text
+        data = (plan.data.location, plan.name == "clip")  # that stage skips clips without text
         if data not in counted:
             counted[data] = len(open_batches(plan, check_encoders=False).dataset)
         reporter.say(f"{plan.name}: {describe_updates(plan.config, counted[data])}")
@@ -242,23 +242,20 @@ def _describe_run(recipe: Recipe, plans: list[StagePlan], reporter: Reporter) ->
         shown = ", ".join(lost[:_SHOWN_WORDS]) + (", …" if len(lost) > _SHOWN_WORDS else "")
         reporter.say(
             f"{len(lost)} words of the captions are unknown to the text encoder of "
-            f"{recipe.init_from}, and have no effect on videos: {shown}. Add a stage clip, or set "
+            f"{recipe.init_from}, and have no effect: {shown}. Add a stage clip, or set "
             "keyframes.text_encoder_learning_rate, to train the text encoder too."
         )
 
 
 def describe_updates(config: StageConfig, clips: int) -> str:
-    """Return how many clips, updates and passes over the data a stage has."""
+    """Describe the clips, updates and epochs of a stage."""
     samples = config.batch_size * config.gradient_accumulation_steps
     passes = config.steps * samples / clips
-    return (
-        f"{clips:,} clips, {config.steps:,} updates of {samples} samples, "
-        f"{passes:,.3g} passes over the data"
-    )
+    return f"{clips:,} clips, {config.steps:,} updates of {samples} samples, {passes:,.3g} epochs"
 
 
 def unknown_words(recipe: Recipe, plans: list[StagePlan]) -> list[str]:
-    """Return the words of the training captions that a frozen text encoder was not trained on."""
+    """Return the words of the training captions unknown to a frozen text encoder."""
     trained = any(isinstance(plan, DenoiserPlan) and plan.trains_text_encoder for plan in plans)
     if recipe.init_from is None or recipe.clip is not None or trained:
         return []
@@ -277,17 +274,17 @@ def unknown_words(recipe: Recipe, plans: list[StagePlan]) -> list[str]:
 def choose_precision(
     plan: StagePlan, task: Task, device: torch.device, reporter: Reporter
 ) -> Precision:
-    """Return the precision of a stage's forward pass; `auto` is decided here, and kept.
+    """Choose the precision of a stage's forward pass, if it is `auto`.
 
-    A stage that was stopped continues in the precision that it began in.
+    A resumed stage keeps its precision.
     """
     setting = plan.config.mixed_precision
     if setting != "auto":
         slow = device.type == "cpu" and setting == "bf16" and bf16_slowdown() > _EMULATED
         if slow:
             reporter.say(
-                f"{plan.name}: this CPU has no instructions for bfloat16 and takes many times as "
-                f"long; --set {plan.name}.mixed_precision=no is faster"
+                f"{plan.name}: this CPU has no bfloat16 instructions, so training is many times "
+                f"slower; --set {plan.name}.mixed_precision=no is faster"
             )
         return setting
     chosen = plan.folder / "precision.json"
@@ -313,9 +310,9 @@ def choose_precision(
 def seconds_per_update(
     plan: StagePlan, task: Task, device: torch.device, precision: Precision
 ) -> float:
-    """Return the seconds of forward and backward passes of an update on this machine.
+    """Measure the seconds of an update's forward and backward passes on this machine.
 
-    It is the least of several, after one that does not count. Weights stay as they are.
+    The result is the minimum of several runs after one warm-up run. Weights are not changed.
     """
     network = task.network.to(device)
     batch = task.batches.get_batch(0)
@@ -328,20 +325,20 @@ def seconds_per_update(
         with torch.autocast(device.type, dtype, enabled=is_mixed):
             loss = task.losses(network, batch, generator)["loss"]
         torch.autograd.backward(loss)
-        loss.detach().item()  # waits for the device
+        loss.detach().item()  # synchronizes with the device
         seconds.append(time.perf_counter() - started)
         network.zero_grad(set_to_none=True)
     return min(seconds[1:]) * plan.config.gradient_accumulation_steps
 
 
 def bf16_slowdown() -> float:
-    """Return how many times as long as in float32 this CPU takes for a product in bfloat16."""
+    """Measure the slowdown of a matrix product in bfloat16 compared to float32."""
     single, half = (_seconds_of_matmul(dtype) for dtype in (torch.float32, torch.bfloat16))
     return half / single
 
 
 def _seconds_of_matmul(dtype: torch.dtype) -> float:
-    """Return the least time of several, for other work may come between."""
+    """Return the minimal time of several runs, to exclude interference."""
     matrix = torch.ones(256, 256, dtype=dtype)
     seconds = []
     for _ in range(8):
@@ -352,10 +349,10 @@ def _seconds_of_matmul(dtype: torch.dtype) -> float:
 
 
 def resolve_stage(recipe: Recipe, name: str | None) -> StageName | None:
-    """Return a stage's name, if the recipe has it, or None for all stages.
+    """Check the name of a stage; None for all stages.
 
     Raises:
-        UserError: If it does not; the nearest stage is named.
+        UserError: If the recipe lacks it. The message suggests the most similar stage.
     """
     stages = recipe.stages()
     if name is None:
@@ -369,14 +366,14 @@ def resolve_stage(recipe: Recipe, name: str | None) -> StageName | None:
 
 
 def read_run_recipe(run: Path) -> Recipe:
-    """Return the recipe of a run.
+    """Read the recipe of a run.
 
     Raises:
-        UserError: If the folder is none.
+        UserError: If the folder is not a run.
     """
     file = run / RECIPE_FILE
     if not file.is_file():
-        raise UserError(f"{run} is no training run: {file} does not exist.")
+        raise UserError(f"{run} is not a training run: {file} does not exist.")
     values = json.loads(file.read_text(encoding="utf-8"))
-    # a run may have been moved since its recipe was written
+    # the run may have been moved
     return Recipe.model_validate({**values, "output": run})

@@ -1,4 +1,4 @@
-"""The task of each stage, built from its settings: networks, initial weights, and batches."""
+"""Builds the task of each stage from its settings: networks, initial weights, batches."""
 
 import copy
 from pathlib import Path
@@ -71,16 +71,16 @@ from magicvideo.training.trainer import Task
 def open_batches(
     plan: StagePlan, *, check_encoders: bool = True, splits: tuple[Split, ...] = TRAINING
 ) -> DatasetBatches:
-    """Return the batches of a stage.
+    """Open the batches of a stage.
 
     Args:
         plan: The stage's settings.
-        check_encoders: Whether shards must have been encoded with the recipe's encoders. Their
-            tokens need not be those of a text encoder that is trained, which reads the captions.
-        splits: The splits whose clips are read.
+        check_encoders: Whether shards must have been encoded with the recipe's encoders. A text
+            encoder that is trained is excluded, because it encodes the captions itself.
+        splits: Splits of the clips.
 
     Raises:
-        UserError: If the data cannot be read, or do not fit the stage.
+        UserError: If the data cannot be read or do not fit the stage.
     """
     config = plan.config
     if isinstance(plan, DenoiserPlan | DistillPlan | InterpolationPlan):
@@ -105,12 +105,12 @@ def open_batches(
 
 
 def frame_batch_size(plan: StagePlan) -> int:
-    """Return the single frames beside a batch of a stage's clips."""
+    """Return the number of single frames per batch of clips."""
     return plan.config.frame_batch_size if isinstance(plan.config, KeyframesStageConfig) else 0
 
 
 def clip_sampling(plan: StagePlan) -> tuple[int, tuple[int, int]]:
-    """Return the frames of a sample, and the lowest and highest stride between them."""
+    """Return the number of frames of a sample, and the minimal and maximal stride."""
     if isinstance(plan, DenoiserPlan) and isinstance(plan.config, VideoStageConfig):
         return plan.unet_config["num_frames"], plan.config.strides
     if isinstance(plan, DenoiserPlan):
@@ -125,25 +125,25 @@ def clip_sampling(plan: StagePlan) -> tuple[int, tuple[int, int]]:
 
 
 def build_task(plan: StagePlan) -> Task:
-    """Return the task of a stage, with the outputs of the stages before it.
+    """Build the task of a stage from the outputs of earlier stages.
 
     Raises:
-        UserError: If the data cannot be read, or a stage before it is not done.
+        UserError: If the data cannot be read, or an earlier stage is not finished.
     """
     return assemble_task(plan, open_batches(plan), pretrained=True)
 
 
 def assemble_task(plan: StagePlan, batches: BatchSource, *, pretrained: bool) -> Task:
-    """Return the task of a stage on given batches.
+    """Build the task of a stage with given batches.
 
     Args:
         plan: The stage's settings.
-        batches: What it is trained on.
-        pretrained: Whether weights are read and scales measured on the data. Without, all networks
-            have initial weights, as is enough to time an update, or to count it on the meta device.
+        batches: Training batches.
+        pretrained: Whether to load weights and to calibrate scales on the data. If False, networks
+            have random weights, which suffices to time or count an update.
 
     Raises:
-        UserError: If a stage before it is not done, or weights do not fit.
+        UserError: If an earlier stage is not finished, or weights do not fit.
     """
     torch.manual_seed(seeded_generator(plan.seed, plan.name, "weights").initial_seed())
     if isinstance(plan, UpscalerPlan):
@@ -175,7 +175,7 @@ def assemble_task(plan: StagePlan, batches: BatchSource, *, pretrained: bool) ->
 
 
 def _words(plan: DenoiserPlan, batches: BatchSource) -> set[str]:
-    """Return the words that the text encoder knows after it was trained on the captions."""
+    """Return the words known to the text encoder after training on the captions."""
     words = read_words(plan.encoders.text_encoder.folder.parent)
     if isinstance(batches, DatasetBatches) and isinstance(batches.dataset, ClipDataset):
         words |= caption_words(batches.dataset)
@@ -205,9 +205,9 @@ def _clip_task(plan: CLIPPlan, batches: BatchSource, pretrained: bool) -> CLIPTa
     else:
         tokenizer = train_tokenizer(captions, config.vocabulary_size, config.max_tokens)
     words = set(vocabulary(captions))
-    if pretrained and plan.init_text_encoder is not None:  # what was trained before is not lost
+    if pretrained and plan.init_text_encoder is not None:  # keep the words of earlier training
         words |= read_words(plan.init_text_encoder.parent)
-    # a tokenizer without captions knows bytes alone; the trained one has what the recipe asks for
+    # a tokenizer without captions has only bytes; the trained one has the recipe's vocabulary size
     rows = None if pretrained else config.vocabulary_size
     task = CLIPTask(tokenizer, sorted(words), config, batches, rows)
     if pretrained and plan.init_text_encoder and plan.init_image_encoder:
@@ -232,9 +232,9 @@ def _upscaler_task(plan: UpscalerPlan, batches: BatchSource, pretrained: bool) -
 
 
 def _video_vae_task(plan: VideoVaePlan, batches: BatchSource, pretrained: bool) -> VideoVaeTask:
-    """Return the task of a video autoencoder that begins as the image autoencoder.
+    """Build the task of a video autoencoder, initialized from the image autoencoder.
 
-    Where the model of `init_from` has a video autoencoder, its temporal layers are taken over.
+    If `init_from` has a video autoencoder, its temporal layers are used.
     """
     config = plan.config
     network = inflate_autoencoder(
@@ -252,7 +252,7 @@ def _video_vae_task(plan: VideoVaePlan, batches: BatchSource, pretrained: bool) 
 def _interpolation_task(
     plan: InterpolationPlan, batches: BatchSource, pretrained: bool
 ) -> InterpolationTask:
-    """Return the task of an interpolator that begins as the key-frame network."""
+    """Build the task of an interpolator, initialized from the key-frame network."""
     encoders = _load_encoders(plan.encoders, pretrained)
     network = Interpolator(**plan.interpolator_config)
     if pretrained:
@@ -266,7 +266,7 @@ def _interpolation_task(
 
 
 def _distill_task(plan: DistillPlan, batches: BatchSource, pretrained: bool) -> DistillTask:
-    """Return the task of a network that begins as the one that it learns from."""
+    """Build the task of a student, initialized from its teacher."""
     encoders = _load_encoders(plan.encoders, pretrained)
     if pretrained:
         teacher = VideoUNet.from_pretrained(plan.teacher.path())
@@ -289,11 +289,10 @@ def _distill_task(plan: DistillPlan, batches: BatchSource, pretrained: bool) -> 
 
 
 def _build_denoiser(plan: DenoiserPlan, pretrained: bool) -> ConditionedDenoiser:
-    """Return the denoiser at the beginning of a stage.
+    """Build the denoiser with the initial weights of a stage.
 
-    The image stage trains the 2D network alone. The first video stage inflates it, and the next
-    continues with the output of that one. Temporal layers and adaptors keep the weights that the
-    model of `init_from` gave them.
+    The image stage trains the 2D network. The first video stage inflates it, and the next stage
+    continues from that output. Temporal layers and adaptors keep the weights of `init_from`.
     """
     conditioner = ImageConditioner(plan.image_embed_dim, plan.unet_config["cross_attention_dim"])
     if pretrained and plan.init_image_conditioner is not None:
@@ -324,14 +323,14 @@ def _build_denoiser(plan: DenoiserPlan, pretrained: bool) -> ConditionedDenoiser
 
 
 def freeze_pretrained_parameters(unet: VideoUNet) -> None:
-    """Freeze what a video network has in common with an image network."""
+    """Freeze the parameters that a video network shares with an image network."""
     for key, parameter in unet.named_parameters():
         if not is_temporal_key(key):
             parameter.requires_grad_(requires_grad=False)
 
 
 def freeze_temporal_parameters(network: ConditionedDenoiser) -> None:
-    """Freeze what the image stage does not use."""
+    """Freeze the parameters that the image stage does not use."""
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(
             not is_temporal_key(key) and not key.startswith("image_conditioner")
@@ -339,7 +338,7 @@ def freeze_temporal_parameters(network: ConditionedDenoiser) -> None:
 
 
 def _init_unet(unet: VideoUNet, plan: DenoiserPlan) -> None:
-    """Load the U-Net of the model of `init_from`, be it one of images or of videos."""
+    """Load the image or video U-Net of `init_from`."""
     if plan.init_unet is None:
         return
     if is_image_unet(read_config(plan.init_unet)):
@@ -349,7 +348,7 @@ def _init_unet(unet: VideoUNet, plan: DenoiserPlan) -> None:
 
 
 def is_image_unet(config: dict[str, object]) -> bool:
-    """Return whether stored settings are those of a U-Net without anything temporal."""
+    """Return whether a configuration is that of an image U-Net."""
     return (
         config["temporal_attention"] == "none"
         and not config["frame_adaptor"]
@@ -363,18 +362,18 @@ def _inflate_from(unet: VideoUNet, image_unet: Path) -> None:
 
 
 def _add_lora(plan: DenoiserPlan, network: ConditionedDenoiser, pretrained: bool) -> LoraDenoiser:
-    """Return the denoiser, frozen, with LoRA layers that are trained.
+    """Freeze the denoiser and add trainable LoRA layers.
 
     Raises:
-        UserError: If the model of `init_from` makes images only.
+        UserError: If `init_from` is an image model.
     """
     assert plan.lora is not None
     config = plan.init_unet_config
     if plan.init_unet is None or config is None or config.get("temporal_attention") == "none":
         model = None if plan.init_unet is None else plan.init_unet.parent
         raise UserError(
-            f"init_from={model} makes single pictures, and keyframes.lora adapts a model of "
-            "videos; start from one, such as `magicvideo inflate` makes."
+            f"init_from={model} is an image model, and keyframes.lora needs a video model, such "
+            "as `magicvideo inflate` makes."
         )
     base_hash = hash_folder(plan.init_unet.parent) if pretrained else ""
     return LoraDenoiser(network, plan.lora, base_hash)

@@ -1,4 +1,4 @@
-"""The training loop of every stage. It knows no modality: a task gives batches and losses."""
+"""The training loop of all stages. It is generic: a `Task` provides batches and losses."""
 
 import json
 import math
@@ -42,15 +42,15 @@ from magicvideo.training.signals import SIGNALS, catch_signals, ignore_sigterm
 
 @runtime_checkable
 class Task(Protocol):
-    """One stage of training. The trainer knows no more of it than this."""
+    """Interface between the trainer and one stage."""
 
     @property
     def network(self) -> nn.Module:
-        """Return what is trained, averaged and saved."""
+        """Return the trained network."""
 
     @property
     def batches(self) -> BatchSource:
-        """Return the batches that it is trained on."""
+        """Return the training batches."""
 
     def lr_scale(self, name: str) -> float:
         """Return the factor on the learning rate of a parameter, by its name in `network`."""
@@ -61,19 +61,19 @@ class Task(Protocol):
         batch: Any,  # noqa: ANN401 (each stage has its own kind)
         generator: StackedGenerator,
     ) -> dict[str, Tensor]:
-        """Return `loss`, which is minimised, and the parts that are logged beside it.
+        """Return `loss`, which is minimized, and other values to log.
 
-        Nothing in it waits for the device, so that it runs on the meta device too, where a dry run
-        counts what it computes.
+        It must not synchronize with the device, so that it also runs on the meta device, where a
+        dry run counts operations.
 
         Args:
-            network: `self.network`, possibly wrapped for several processes.
-            batch: From `batches`, on any device.
-            generator: The only source of random numbers, one stream a sample.
+            network: `self.network`, possibly wrapped by DDP.
+            batch: A batch of `batches`, on any device.
+            generator: The only source of random numbers, with one stream per sample.
         """
 
     def preview(self) -> Image.Image | None:
-        """Return a picture of what `self.network` can do, or None where there is none to show."""
+        """Return an image of current results, or None."""
 
     def save(self, folder: Path) -> None:
         """Write the stage's output, as components of a model folder."""
@@ -81,39 +81,39 @@ class Task(Protocol):
 
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 AVERAGES = "averages"
-"""Folder, below that of a stage, of the averages that did not become its output."""
+"""Subfolder of a stage's folder with the averages that are not the output."""
 _HELDOUT_BATCHES = 16
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error: the run can continue
-    """A signal ended the run after its checkpoint was written.
+    """A signal stopped the run after a checkpoint was written.
 
     Args:
-        signal_number: The signal; a program ends with 128 plus it.
-        checkpoint: Where the run continues from.
+        signal_number: The signal; the exit code is 128 plus this number.
+        checkpoint: Checkpoint to resume from.
     """
 
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by signal {signal_number}; {checkpoint} holds the run")
+        super().__init__(f"stopped by signal {signal_number}; the checkpoint is {checkpoint}")
         self.exit_code = 128 + signal_number
 
 
 @dataclass
 class Trainer:
-    """Trains one stage, and keeps its run in a folder.
+    """Trains one stage.
 
     Attributes:
         name: The stage.
-        config: How it is trained.
-        folder: Of its log, samples, checkpoints and output.
-        seed: Of all random numbers.
-        reporter: Is told of every update that is logged.
-        precision: Of the forward pass: `config.mixed_precision`, with `auto` decided.
-        loader: Worker processes that read batches.
-        tracker: Where metrics go beside `log.jsonl`.
-        about: What the output says of its stage beside its steps.
-        heldout: Batches of clips that are not trained on, among which the best average is chosen;
-            None where there is one average.
+        config: Its settings.
+        folder: Folder of its log, samples, checkpoints and output.
+        seed: Seed of all random numbers.
+        reporter: Receives logged metrics and messages.
+        precision: Precision of the forward pass: `config.mixed_precision` with `auto` resolved.
+        loader: Settings of the worker processes.
+        tracker: Additional logger besides `log.jsonl`.
+        about: Information about the stage to store in its output.
+        heldout: Batches of held-out clips, used to select the best of several averages; None with a
+            single average.
     """
 
     name: str
@@ -129,11 +129,11 @@ class Trainer:
 
     @property
     def output_dir(self) -> Path:
-        """Return the folder of the stage's output, which exists when the stage is done."""
+        """Return the folder of the stage's output, which exists when the stage is finished."""
         return self.folder / OUTPUT
 
     def is_done(self) -> bool:
-        """Return whether the output is there, whole, and trained for as many steps as are asked.
+        """Return whether the output exists and was trained for the requested number of steps.
 
         Raises:
             UserError: If the output is damaged.
@@ -145,14 +145,14 @@ class Trainer:
         return bool(about["steps"] >= self.config.steps)
 
     def train(self, task: Task) -> None:
-        """Train to the last step, from the newest checkpoint if there is one, and save the output.
+        """Train to the last step, resuming from the latest checkpoint, and save the output.
 
-        Every random number is a function of the seed, the stage and the step, so that a run that
-        was stopped ends as the uninterrupted one.
+        Every random number is a function of seed, stage and step, so a resumed run gives the same
+        result as an uninterrupted one.
 
         Raises:
-            UserError: If a loss or a gradient is not finite, or no checkpoint can be used.
-            Interrupted: If SIGINT or SIGTERM came; a checkpoint is written first.
+            UserError: If a loss or gradient is not finite, or no checkpoint is usable.
+            Interrupted: After SIGINT or SIGTERM; a checkpoint is written first.
         """
         config = self.config
         context = DistributedContext.from_env(self.precision)
@@ -180,9 +180,9 @@ class Trainer:
                 factor = learning_rate_factor(config, step)
                 set_learning_rate(optimizer, factor)
 
-                # Update: gradients, clip, step, average. A number that is not finite is noticed
-                # before the step on a CPU, and before anything is saved on an accelerator, which
-                # would have to be waited for
+                # Update: gradients, clipping, optimizer step, EMA. On a CPU, finite values are
+                # checked before the step. On an accelerator they are checked before anything is
+                # saved, because a check at every step would synchronize with the device.
                 metrics = self._backward(task, model, batches, step, window, context)
                 context.accelerator.unscale_gradients(optimizer_step)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
@@ -197,7 +197,7 @@ class Trainer:
                 state.step += 1
                 window.add(step + 1, metrics, config.learning_rate * factor)
 
-                # Log: the one moment at which the device is waited for
+                # Log: the only synchronization with the device
                 is_last = state.step == config.steps
                 is_preview = state.step % config.preview_every == 0
                 is_logged = state.step % config.log_every == 0 or is_preview or is_last
@@ -206,7 +206,7 @@ class Trainer:
                 if is_preview:
                     self._preview(task, state, context, logger)
 
-                # Checkpoint: nothing is saved that was not found to be finite
+                # Checkpoint: `_log` has checked that all saved values are finite
                 is_late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
                 is_due, stopped_by = _agree(signals, checkpoints, context, is_late=is_late)
                 if is_due or is_last or stopped_by is not None:
@@ -220,7 +220,7 @@ class Trainer:
         self._save_output(task, state, context)
 
     def _build_state(self, task: Task, context: DistributedContext) -> TrainingState:
-        """Return network, optimizer and averages at step 0, whole or sharded over processes."""
+        """Build network, optimizer and EMA at step 0, sharded over processes if requested."""
         config = self.config
         if config.gradient_checkpointing:
             enable_activation_checkpointing(task.network, self.name)
@@ -242,7 +242,7 @@ class Trainer:
     def _load_batches(
         self, task: Task, step: int, context: DistributedContext
     ) -> Iterator[TrainingBatch]:
-        """Return the batches of this process, from those of update `step` on."""
+        """Load the batches of this process, starting with update `step`."""
         micro_batches, world_size = self.config.gradient_accumulation_steps, context.world_size
         first, end = (
             one * micro_batches * world_size + context.rank for one in (step, self.config.steps)
@@ -265,7 +265,7 @@ class Trainer:
         window: "_Window",
         context: DistributedContext,
     ) -> dict[str, Tensor]:
-        """Add up the gradients of an update's micro-batches; return the means of their losses."""
+        """Accumulate the gradients of the micro-batches of an update; return mean losses."""
         micro_batches, world_size = self.config.gradient_accumulation_steps, context.world_size
         batch_size = self.config.batch_size
         position = step * micro_batches * world_size + context.rank
@@ -274,11 +274,13 @@ class Trainer:
             batch = next(batches)
             window.clip_ids.append(batch.clip_ids)
             sample = (position + micro * world_size) * batch_size
+            # one random stream per sample, by its position in the whole run: results do not depend
+            # on the number of processes
             generator = per_sample_generators(sample, batch_size, self.seed, self.name, "sample")
             with sync_gradients(model, enabled=micro == micro_batches - 1):
                 with context.accelerator.autocast():
                     losses = task.losses(model, batch, generator)
-                # divided, so that the sum over micro-batches is the gradient of their mean loss
+                # the accumulated gradient is that of the mean loss over micro-batches
                 context.accelerator.backward(losses["loss"] / micro_batches)
             for name, value in losses.items():
                 part = _precise(value) / micro_batches
@@ -289,7 +291,7 @@ class Trainer:
     def _name_lost_process(
         self, state: TrainingState, checkpoints: CheckpointManager, context: DistributedContext
     ) -> Iterator[None]:
-        """Turn the error that follows the end of another process into one sentence."""
+        """Report the failure of another process in one sentence."""
         try:
             yield
         except RuntimeError as error:
@@ -297,13 +299,13 @@ class Trainer:
                 raise
             ignore_sigterm()
             raise UserError(
-                f"{self.name}: another process of this run ended during step {state.step}, so "
-                f"this one ends too; the newest checkpoint below {checkpoints.folder} holds "
-                "the run, and the same command continues from it."
+                f"{self.name}: another process of this run failed during step {state.step}, so "
+                "this one stops too; the same command resumes from the latest checkpoint in "
+                f"{checkpoints.folder}."
             ) from error
 
     def _resume(self, state: TrainingState, context: DistributedContext) -> CheckpointManager:
-        """Load the newest checkpoint, if there is one, and say what differs from its run."""
+        """Load the latest checkpoint, if any, and report differences from its run."""
         config, say = self.config, self.reporter.say
         checkpoints = CheckpointManager(
             self.folder / CHECKPOINTS,
@@ -316,22 +318,21 @@ class Trainer:
         )
         latest = context.broadcast_path(checkpoints.latest() if context.is_main else None)
         for reason in checkpoints.rejected:
-            say(f"{self.name}: passed over a checkpoint: {reason}")
+            say(f"{self.name}: skipped a checkpoint: {reason}")
         if latest is None:
             return checkpoints
         about = checkpoints.restore(state, latest)
-        say(f"{self.name}: continues from step {state.step} of {config.steps}")
+        say(f"{self.name}: resumes from step {state.step} of {config.steps}")
         if about["threads"] != torch.get_num_threads():
             say(
-                f"{self.name}: {torch.get_num_threads()} threads in place of {about['threads']}: "
-                "the result equals that of the uninterrupted run up to rounding, not to the last "
-                "bit"
+                f"{self.name}: {torch.get_num_threads()} threads instead of {about['threads']}: "
+                "the result equals that of an uninterrupted run only up to rounding"
             )
         before, now = about.get("global_batch"), checkpoints.global_batch
         if before not in (None, now):
             say(
-                f"{self.name}: {now} samples an update in place of {before}: batches differ from "
-                "those of the uninterrupted run; processes x batch_size x "
+                f"{self.name}: {now} samples per update instead of {before}: batches differ from "
+                "those of an uninterrupted run; processes x batch_size x "
                 "gradient_accumulation_steps must not change"
             )
         return checkpoints
@@ -339,7 +340,7 @@ class Trainer:
     def _log(
         self, window: "_Window", context: DistributedContext, logger: MetricsLogger | None
     ) -> None:
-        """Move the metrics of the updates since the last call to the host, check and log them."""
+        """Move the metrics since the last call to the host, check and log them."""
         if not window.steps:
             return
         rows = window.flush(context)
@@ -362,17 +363,17 @@ class Trainer:
         clip_ids: list[str],
         context: DistributedContext,
     ) -> None:
-        """Stop at a loss or a gradient that is not finite, before anything is saved."""
+        """Raise an error if a loss or gradient is not finite, before anything is saved."""
         scaler = context.accelerator.scaler
         for name, what in (("loss", "loss"), ("gradient_norm", "norm of the gradient")):
             value = float(values[name])
-            # of fp16: where gradients overflow the scaler leaves this update out
+            # with fp16, the gradient scaler skips updates whose gradients overflow
             is_scaled = name == "gradient_norm" and scaler is not None and scaler.get_scale() > 1
             if not math.isfinite(value) and not is_scaled:
                 raise UserError(
                     f"{self.name}: the {what} of step {step} is {value} (clips "
-                    f"{', '.join(clip_ids[:8])}); nothing of it was saved. Lower learning_rate or "
-                    "look at these clips, and run the command again."
+                    f"{', '.join(clip_ids[:8])}); it was not saved. Reduce learning_rate or check "
+                    "these clips, and run the command again."
                 )
 
     def _preview(
@@ -382,7 +383,7 @@ class Trainer:
         context: DistributedContext,
         logger: MetricsLogger | None,
     ) -> None:
-        """Write a sheet of samples of the averaged weights."""
+        """Write a sheet of samples of the EMA weights."""
         with ema_weights(task.network, state.network, state.ema, context):
             image = task.preview() if logger is not None else None
         if logger is None or image is None:
@@ -395,10 +396,10 @@ class Trainer:
         self.reporter.say(f"{self.name}: samples of step {state.step} in {target}")
 
     def _save_output(self, task: Task, state: TrainingState, context: DistributedContext) -> None:
-        """Write the components of the averaged weights.
+        """Write the components with the EMA weights.
 
-        Of several averages the one with the least held-out loss is the output, and the others are
-        written to the folder `averages`, each by its decay.
+        Of several averages, the one with the lowest held-out loss is the output, and the others are
+        written to subfolders of `averages`.
         """
         about = {"stage": self.name, "steps": state.step, **self.about}
         best = state.ema
@@ -407,7 +408,7 @@ class Trainer:
             for ema in state.averages().values():
                 with ema_weights(task.network, state.network, ema, context):
                     losses[ema] = self._heldout_loss(task, context) if context.is_main else 0.0
-            best = min(losses, key=lambda ema: losses[ema])  # the others only take part
+            best = min(losses, key=lambda ema: losses[ema])  # the others only join collectives
             table = {f"{ema.decay:g}": loss for ema, loss in losses.items()}
             about["averages"] = {"kept": best.decay, "heldout_loss": table}
             shown = ", ".join(f"{loss:.4f} of decay {decay}" for decay, loss in table.items())
@@ -424,7 +425,7 @@ class Trainer:
 
     @torch.no_grad()
     def _heldout_loss(self, task: Task, context: DistributedContext) -> float:
-        """Return the mean loss over a few held-out batches, the same ones for every average."""
+        """Return the mean loss over a few held-out batches, the same for every average."""
         assert self.heldout is not None
         network, size = task.network, self.config.batch_size
         total = 0.0
@@ -445,10 +446,10 @@ def _agree(
     *,
     is_late: bool,
 ) -> tuple[bool, int | None]:
-    """Agree over processes on whether a checkpoint is due, and which signal ends the run.
+    """Agree between processes whether a checkpoint is due, and whether a signal stops the run.
 
-    A signal may reach one process alone, and the clock of the main one says when a checkpoint is
-    late. A checkpoint that all processes have written becomes the newest one here.
+    A signal may reach only one process, and only the main process checks the time. A checkpoint
+    written by all processes is published here.
     """
     noticed = [float(number in signals) for number in SIGNALS]
     is_due, written, *heard = context.all_reduce_sum(
@@ -461,15 +462,15 @@ def _agree(
 
 
 def _precise(value: Tensor) -> Tensor:
-    """Return a metric in double precision, which Apple's GPUs do not have."""
+    """Convert a metric to float64, or to float32 on Apple's GPUs, which lack it."""
     return value.detach().float() if value.device.type == "mps" else value.detach().double()
 
 
 class _Window:
-    """Metrics of the updates since the last log, on the device that computed them.
+    """Metrics of the updates since the last log, on their device.
 
     Args:
-        length: Updates whose clips are remembered.
+        length: Number of updates whose clip ids are kept.
     """
 
     def __init__(self, length: int) -> None:
@@ -478,15 +479,15 @@ class _Window:
         self._started = time.monotonic()
 
     def add(self, step: int, values: dict[str, Tensor], learning_rate: float) -> None:
-        """Take the metrics of an update."""
+        """Add the metrics of an update."""
         self.steps.append((step, values, learning_rate))
 
     def recent_clips(self) -> list[str]:
-        """Return the clips of these updates."""
+        """Return the clip ids of these updates."""
         return [clip_id for ids in self.clip_ids for clip_id in ids]
 
     def flush(self, context: DistributedContext) -> list[tuple[int, dict[str, float]]]:
-        """Return the metrics as means over processes, with the seconds of a mean update."""
+        """Return the metrics, averaged over processes, with the mean seconds per update."""
         names = list(self.steps[0][1])
         table = torch.stack(
             [values[name] for _, values, _ in self.steps for name in names]
