@@ -152,7 +152,7 @@ def test_only_adapters_learn_and_the_plan_says_so(adapted):
             None,
             "none",
             {},
-            r"keyframes\.lora\.targets has temporal, and the U-Net no such",
+            r"keyframes\.lora\.targets has temporal, but the U-Net has no such",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_samples_are_drawn_where_the_recipe_asks(trained):
 
 
 def test_a_stage_needs_those_before_it(recipe):
-    with pytest.raises(UserError, match="Stage autoencoder is not done"):
+    with pytest.raises(UserError, match="Stage autoencoder is not finished"):
         train(recipe, "image", report_to(print))
 
 
@@ -194,7 +194,7 @@ def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe
         export(recipe.output, tmp_path / "model", "fp16")
     recipe.output.mkdir()
     shutil.copy(trained.output / "recipe.json", recipe.output)
-    with pytest.raises(UserError, match="Stage autoencoder is not done"):
+    with pytest.raises(UserError, match="Stage autoencoder is not finished"):
         export(recipe.output, tmp_path / "model", "fp16")
     assert not (tmp_path / "model").exists()
 

@@ -258,5 +258,5 @@ def test_frames_that_the_autoencoder_cannot_take_are_named(prepared, finished):
 
 
 def test_needs_the_autoencoder(prepared, large, tmp_path):
-    with pytest.raises(UserError, match="Stage autoencoder is not done"):
+    with pytest.raises(UserError, match="Stage autoencoder is not finished"):
         train(recipe_of(prepared, large, tmp_path), "upscaler")

@@ -1,8 +1,8 @@
-"""Checkpoints: everything needed to continue a stage, in a folder that appears whole or not at all.
+"""Checkpoints of a stage, written atomically, and EMA weights.
 
-Weights that one process holds are written as safetensors by that process. Weights that FSDP2 shards
-are written by all processes, each its shards, by torch.distributed.checkpoint, in safetensors too.
-Large checkpoints are written in the background: the loop waits for the copy to host memory alone.
+Unsharded weights are written as safetensors by one process. Weights sharded by FSDP2 are written by
+all processes with torch.distributed.checkpoint, also as safetensors. Large checkpoints are written
+in the background; training only waits for the copy to host memory.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ from magicvideo.training.distributed import (
 class EMA:
     """Exponential moving average of a network's trainable parameters.
 
-    The decay rises to its ceiling, min(decay, (1 + step) / (10 + step)), so that the average
-    forgets the initial weights within a few updates. Frozen parameters equal their average and are
-    left out. Where weights are sharded, every process averages its shard.
+    The decay at a step is min(decay, (1 + step) / (10 + step)), so that the average forgets the
+    initial weights within a few updates. Frozen parameters are not averaged. Each process averages
+    its shard of sharded weights.
 
     Args:
-        network: Its trainable parameters are averaged.
-        decay: The ceiling.
-        device: Where the averages are kept; None: beside the weights.
+        network: The network, whose trainable parameters are averaged.
+        decay: Maximal decay.
+        device: Device of the averages; None for that of the weights.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Move the averages towards the weights after update number `step` (from 0)."""
-        # 0.1 at the first update: the average moves 9/10 of the way to the weights
+        """Update the averages after update number `step` (from 0)."""
+        # 0.1 at the first update: 9/10 of the average are then the new weights
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [
             to_local(p).detach().to(self.shadow[name].device)
@@ -78,13 +78,13 @@ class EMA:
 
     @torch.no_grad()
     def load(self, network: nn.Module, averages: Mapping[str, Tensor]) -> None:
-        """Copy saved averages, whole tensors or shards, into place."""
+        """Load saved averages, full tensors or shards."""
         for name, parameter in network.named_parameters():
             if name in self.shadow:
                 self.shadow[name].copy_(to_local(distribute_like(averages[name], parameter)))
 
     def tensors(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Yield the averages by name, sharded as the network's parameters are."""
+        """Yield the averages by name, sharded like the network's parameters."""
         for name, parameter in network.named_parameters():
             if name in self.shadow:
                 yield name, to_dtensor(self.shadow[name], parameter)
@@ -105,13 +105,13 @@ class EMA:
 def ema_weights(
     network: nn.Module, trained: nn.Module, ema: EMA, context: DistributedContext
 ) -> Iterator[None]:
-    """Put the averages into the main process's network for the duration of the block.
+    """Load the averages into the main process's network for the duration of the block.
 
     Args:
-        network: Unsharded; it takes the averages and is set to evaluation.
-        trained: What is trained: `network` itself, or its sharded copy.
+        network: The unsharded network, which gets the averages and evaluation mode.
+        trained: The trained network: `network` itself, or its sharded copy.
         ema: The averages of `trained`.
-        context: All its processes enter together.
+        context: The processes, which must all enter the block.
     """
     is_whole = network is trained
     if is_whole and context.is_main:
@@ -119,7 +119,7 @@ def ema_weights(
     elif not is_whole:
         averages = gather_full(ema.tensors(trained), keep=context.is_main)
         if context.is_main:
-            network.load_state_dict(averages, strict=False)  # the rest is not trained
+            network.load_state_dict(averages, strict=False)  # other parameters are frozen
             network.to(context.device)
     network.eval()
     try:
@@ -133,16 +133,16 @@ def ema_weights(
 
 
 STATE_FILE = "state.json"
-_INTEGER = ":int"  # marks a whole number that an optimizer keeps beside its tensors
+_INTEGER = ":int"  # marks an integer in the optimizer state
 _ASYNC_BYTES = 256 * 1024**2
 
 
 @dataclass
 class TrainingState:
-    """What changes while a stage trains.
+    """The state of a stage in training.
 
-    Random numbers are a function of the step, and frozen weights one of the recipe, so that neither
-    is kept.
+    It excludes random number generators, because random numbers are a function of the step, and
+    frozen weights, which the recipe determines.
     """
 
     network: nn.Module
@@ -156,7 +156,7 @@ class TrainingState:
         return {"ema": self.ema, **{f"ema-{ema.decay:g}": ema for ema in self.extra_emas}}
 
     def optimizer_state_of(self, parameter: nn.Parameter) -> Mapping[str, Tensor | int]:
-        """Return what the optimizer keeps for a parameter, sharded as the parameter is."""
+        """Return the optimizer state of a parameter, sharded like the parameter."""
         return self.optimizer.state.get(parameter, {})
 
     def weights(self) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ class TrainingState:
         return {n: t for n, t in self.network.state_dict().items() if n not in frozen}
 
     def is_sharded(self) -> bool:
-        """Return whether processes hold shards of the weights."""
+        """Return whether the weights are sharded."""
         return any(isinstance(p, DTensor) for p in self.network.parameters())
 
 
@@ -173,12 +173,12 @@ class CheckpointManager:
     """The checkpoints of one stage, `step-00001000` and so on, below one folder.
 
     Args:
-        folder: Where they are; made when the first is saved.
-        keep: How many are kept. The newest that passes its check is never deleted.
-        stage: Name of the stage, which a checkpoint must agree with.
-        global_batch: Samples of one update, over all processes.
-        context: The processes that train together; None: this one alone.
-        async_bytes: From this size on, checkpoints are written in the background.
+        folder: Folder of the checkpoints; created with the first one.
+        keep: Number of checkpoints to keep. The newest valid one is never deleted.
+        stage: Name of the stage, which must match that of a checkpoint.
+        global_batch: Number of samples per update, over all processes.
+        context: The processes; None for a single one.
+        async_bytes: Size from which checkpoints are written in the background.
     """
 
     def __init__(
@@ -203,13 +203,12 @@ class CheckpointManager:
             remove_partial(folder)
 
     def save(self, state: TrainingState) -> Path:
-        """Write a checkpoint, or begin to, and delete those that are too old.
+        """Write a checkpoint, possibly in the background, and delete old ones.
 
-        All processes call this together. Any number of processes can continue from a checkpoint,
-        however many wrote it.
+        All processes must call this. A checkpoint can be resumed with another number of processes.
 
         Returns:
-            The folder, which is there after `wait` at the latest.
+            The folder, which exists after `wait` at the latest.
         """
         self.wait()
         target = self.folder / f"step-{state.step:08d}"
@@ -230,7 +229,7 @@ class CheckpointManager:
         if size < self.async_bytes:
             self._write(target, tensors, state.step)
             return target
-        # updates go on in place, so the thread writes a copy
+        # updates are in place, so the thread writes a copy
         copies = {g: {n: t.clone() for n, t in group.items()} for g, group in tensors.items()}
         self._thread = threading.Thread(
             target=self._write_in_background, args=(target, copies, state.step)
@@ -248,7 +247,7 @@ class CheckpointManager:
         return self._sharded is not None
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is there. All processes call this together.
+        """Wait until the last checkpoint is written. All processes must call this.
 
         Raises:
             OSError: If it could not be written.
@@ -287,12 +286,12 @@ class CheckpointManager:
         self._delete_old(target)
 
     def _save_sharded(self, state: TrainingState, target: Path) -> None:
-        """Begin to write a sharded checkpoint; `wait` publishes it."""
+        """Start writing a sharded checkpoint; `wait` publishes it."""
         context = self.context
         assert context is not None
         publishing, partial = ExitStack(), None
         if self.is_main:
-            publishing.callback(self._delete_old, target)  # the last in is the first out
+            publishing.callback(self._delete_old, target)  # last in, first out
             partial = publishing.enter_context(atomic_folder(target))
             self._write_state_file(partial, state.step)
         folder = context.broadcast_path(partial)
@@ -325,20 +324,19 @@ class CheckpointManager:
         if target not in steps:  # it could not be written
             return
         own = steps.index(target)
-        # those of later steps failed their check, or the run would have continued from them
+        # checkpoints of later steps are invalid, otherwise the run would have resumed from them
         for old in [*steps[: max(0, own + 1 - self.keep)], *steps[own + 1 :]]:
-            # a folder that cannot be deleted takes up space, and training continues
+            # a folder that cannot be deleted only wastes space
             with contextlib.suppress(OSError):
                 shutil.rmtree(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
 
     def latest(self) -> Path | None:
-        """Return the newest checkpoint that passes its check, or None where there is none at all.
+        """Return the newest valid checkpoint, or None without checkpoints.
 
-        Those that fail are listed in `rejected`, with the reason.
+        Invalid ones are listed in `rejected`, with the reason.
 
         Raises:
-            UserError: If there are checkpoints and none passes: training must not start afresh
-                over them unasked.
+            UserError: If all checkpoints are invalid, so that training does not restart silently.
         """
         self.rejected = []
         for path in reversed(self._steps()):
@@ -354,10 +352,10 @@ class CheckpointManager:
         return None
 
     def restore(self, state: TrainingState, path: Path) -> dict[str, Any]:
-        """Load a checkpoint into `state` and return what its `state.json` says.
+        """Load a checkpoint into `state` and return the content of its `state.json`.
 
         Raises:
-            UserError: If it belongs to another stage or its tensors are not the network's.
+            UserError: If it belongs to another stage or its tensors do not match the network.
         """
         about: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         if about["stage"] != self.stage:
@@ -389,7 +387,7 @@ class CheckpointManager:
 
 
 def _read_shards(state: TrainingState, path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a sharded checkpoint, sharded as those of `state` are."""
+    """Load the tensors of a sharded checkpoint, sharded like those of `state`."""
     reader = HuggingFaceStorageReader(str(path))
     parameters = dict(state.network.named_parameters())
     tensors: dict[str, Tensor] = {}
@@ -400,7 +398,7 @@ def _read_shards(state: TrainingState, path: Path) -> dict[str, dict[str, Tensor
         empty = torch.empty(stored.size, dtype=stored.properties.dtype)
         like = isinstance(owner, DTensor) and owner.shape == empty.shape
         tensors[key] = distribute_like(empty, owner) if like and owner is not None else empty
-    with warnings.catch_warnings():  # it tells that one process reads, which is what is meant
+    with warnings.catch_warnings():  # this warning says that one process reads, which is intended
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_sharded(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
     groups: dict[str, dict[str, Tensor]] = {"optimizer": {}}
@@ -421,15 +419,15 @@ def _fault(folder: Path) -> str | None:
 def load_state_dict_strict(
     network: nn.Module, file: Path, leave_out: Callable[[str], bool] | None = None
 ) -> None:
-    """Load weights whose names and shapes are exactly the network's.
+    """Load weights; names and shapes must match the network exactly.
 
     Args:
-        network: Takes the weights.
-        file: Has them.
-        leave_out: Tells by name which tensors of the file do not count.
+        network: The network.
+        file: File of the weights.
+        leave_out: Returns whether to ignore a tensor of the file, by its name.
 
     Raises:
-        UserError: If a name is missing or foreign, or a shape differs. It names the first.
+        UserError: If a name is missing or unknown, or a shape differs. The message names the first.
     """
     tensors = load_file(file)
     if leave_out is not None:
@@ -440,7 +438,7 @@ def load_state_dict_strict(
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse tensors whose names or shapes are not the network's."""
+    """Check that names and shapes of tensors match the network."""
     _compare(set(tensors), set(own), file)
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
@@ -458,7 +456,7 @@ def _compare(found: set[str], expected: set[str], file: Path) -> None:
 
 
 def _optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
-    """Yield what the optimizer keeps for each parameter; whole numbers become tensors."""
+    """Yield the optimizer state of each parameter; integers are converted to tensors."""
     for name, parameter in state.network.named_parameters():
         for key, value in state.optimizer_state_of(parameter).items():
             if isinstance(value, int):
@@ -484,6 +482,6 @@ def _kept_for(parameter: nn.Parameter, key: str, value: Tensor) -> tuple[str, Te
         return key.removesuffix(_INTEGER), int(value)
     if value.shape != parameter.shape or value.dtype != parameter.dtype:
         return key, value.to(parameter.device)
-    # the optimizer's fused kernel walks memory, so moments must lie as the parameter does
+    # the fused kernel needs moments with the memory layout of the parameter
     moment = torch.empty_like(parameter, memory_format=torch.preserve_format)
     return key, moment.detach().copy_(distribute_like(value, parameter))

@@ -1,4 +1,4 @@
-"""Components of a model folder: which stages write them, and where a stage reads them from."""
+"""Components in training: the stages that write them, and where other stages read them."""
 
 import json
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from magicvideo.training.checkpoint import load_state_dict_strict
 from magicvideo.training.recipe import StageName
 
 OUTPUT = "output"
-"""Folder, below that of a stage, of the components that it wrote."""
+"""Subfolder of a stage's folder with its output components."""
 STAGE_FILE = "stage.json"
-"""What an output says of its stage: its steps, its settings and its data."""
+"""File in an output with steps, settings and data of its stage."""
 LORA = "lora"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# the stages that write a component; a model keeps that of the last
+# stages that write a component; a model has that of the last one
 PRODUCING_STAGES: Mapping[str, tuple[StageName, ...]] = {
     "vae": ("autoencoder", "video_vae"),
     "text_encoder": ("clip",),
@@ -36,20 +36,20 @@ PRODUCING_STAGES: Mapping[str, tuple[StageName, ...]] = {
     "upscaler_scheduler": ("upscaler",),
 }
 OPTIONAL = frozenset({"image_encoder", "interpolator", "upscaler", "upscaler_scheduler"})
-"""Components without which a model makes key frames, conditioned on text, all the same."""
-# scales that were measured on the training data, and belong to the weights
+"""Components that are not needed to generate key frames from text."""
+# scales measured on the training data, which belong to the weights
 _MEASURED = ("scaling_factor", "residual_scale", "motion_mean", "motion_std")
 
 
 @dataclass(frozen=True)
 class ComponentSource:
-    """Where a finished component is read from.
+    """Source of a finished component.
 
     Attributes:
         name: The component.
-        folder: Its folder, inside the output of a stage or inside a model folder.
-        config: The settings of its network, known before the stage that writes it is done.
-        stage: The stage that writes it; None where it belongs to the model of `init_from`.
+        folder: Its folder, in the output of a stage or in a model folder.
+        config: Its configuration, known before the stage is finished.
+        stage: The stage that writes it; None if it belongs to `init_from`.
     """
 
     name: str
@@ -58,10 +58,10 @@ class ComponentSource:
     stage: StageName | None
 
     def path(self) -> Path:
-        """Return the folder, after its checksums are verified.
+        """Verify checksums and return the folder.
 
         Raises:
-            UserError: If its stage is not done, or files are missing or damaged.
+            UserError: If its stage is not finished, or files are missing or damaged.
         """
         if self.stage is not None:
             _verify_output(self.folder.parent, self.stage)
@@ -70,14 +70,14 @@ class ComponentSource:
 
 
 def stage_output(run: Path, name: StageName) -> Path:
-    """Return the verified output of a stage.
+    """Verify and return the output of a stage.
 
     Args:
         run: The `output` of a recipe.
         name: The stage.
 
     Raises:
-        UserError: If the stage is not done or its output is damaged.
+        UserError: If the stage is not finished or its output is damaged.
     """
     folder = run / name / OUTPUT
     _verify_output(folder, name)
@@ -87,14 +87,14 @@ def stage_output(run: Path, name: StageName) -> Path:
 def _verify_output(folder: Path, name: StageName) -> None:
     if not folder.is_dir():
         raise UserError(
-            f"Stage {name} is not done: {folder} does not exist; train it first with "
+            f"Stage {name} is not finished: {folder} does not exist; train it first with "
             f"--stage {name}."
         )
     verify_checksums(folder)
 
 
 def model_component(folder: Path) -> Path:
-    """Return the folder of a component of a model, after the model's checksums are verified.
+    """Verify a model and return the folder of one of its components.
 
     Raises:
         UserError: If it is not in a model folder, or files are missing or damaged.
@@ -105,27 +105,27 @@ def model_component(folder: Path) -> Path:
     _verify_once(model.resolve())
     if not folder.is_dir():
         raise UserError(
-            f"init_from={model} has no {folder.name}; take a complete copy of the model."
+            f"init_from={model} has no {folder.name}; get a complete copy of the model."
         )
     return folder
 
 
 @lru_cache
 def _verify_once(folder: Path) -> None:
-    """Verify a model folder. It holds gigabytes, and one component after the other is read."""
+    """Verify a model folder once, because it may have gigabytes and many components."""
     verify_checksums(folder)
 
 
 def load_init_weights(network: ModelMixin, folder: Path, *, image_part: bool = False) -> None:
-    """Load a component's weights and measured scales from the model of `init_from`.
+    """Load a component's weights and measured scales from `init_from`.
 
     Args:
-        network: Takes the weights.
-        folder: The component.
-        image_part: Whether to leave out temporal layers.
+        network: The network.
+        folder: Folder of the component.
+        image_part: Whether to ignore temporal layers.
 
     Raises:
-        UserError: If names or shapes are not the network's.
+        UserError: If names or shapes do not match the network.
     """
     model_component(folder)
     load_state_dict_strict(
@@ -136,6 +136,6 @@ def load_init_weights(network: ModelMixin, folder: Path, *, image_part: bool = F
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings that are stored beside a component's weights."""
+    """Read the configuration of a component."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config

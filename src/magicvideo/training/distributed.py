@@ -1,7 +1,7 @@
-"""Training on several processes: who this one is, what all agree on, and who holds which weights.
+"""Distributed training: processes, collectives, DDP, FSDP2 and DTensors.
 
-DDP copies the network to every process; FSDP2 shards it. The launch says which, by accelerate's
-environment variables (`accelerate launch --config_file examples/accelerate/fsdp2.yaml`).
+DDP replicates the network; FSDP2 shards it. The launcher selects one with accelerate's environment
+variables (`accelerate launch --config_file examples/accelerate/fsdp2.yaml`).
 """
 
 import copy
@@ -26,15 +26,15 @@ from transformers import PreTrainedModel
 from magicvideo.errors import UserError
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-# what the transports say when the process at the other end is gone
+# errors of the transports after the failure of another process
 _PEER_FAILURES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 def init_distributed() -> PartialState:
-    """Join the process group of this launch, if there is one.
+    """Initialize the process group of this launch, if any.
 
     Raises:
-        UserError: If the launch asks for what is not supported.
+        UserError: If the launch options are not supported.
     """
     if _is_set(_DEEPSPEED):
         raise UserError(
@@ -55,14 +55,14 @@ def _is_set(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process and those that train with it.
+    """The processes of a distributed run, seen from this one.
 
     Attributes:
-        accelerator: Knows the device, the precision and the process group.
-        shards: Whether each process holds a shard of the weights (FSDP2), not all of them (DDP).
-        host_group: Process group over CPUs, for agreements that must not wait for the device;
-            None: the default group.
-        checkpoint_group: The same for the thread that writes checkpoints.
+        accelerator: Device, precision and process group.
+        shards: Whether weights are sharded (FSDP2) instead of replicated (DDP).
+        host_group: CPU process group, for communication without synchronizing with the device; None
+            for the default group.
+        checkpoint_group: CPU process group of the thread that writes checkpoints.
     """
 
     accelerator: Accelerator
@@ -72,16 +72,16 @@ class DistributedContext:
 
     @classmethod
     def from_env(cls, mixed_precision: Literal["no", "bf16", "fp16"]) -> "DistributedContext":
-        """Return the processes of this launch.
+        """Create the context of this launch.
 
         Raises:
-            UserError: If the launch asks for what is not supported.
+            UserError: If the launch options are not supported.
         """
         if _is_set(_FSDP) and mixed_precision == "fp16":
-            raise UserError("mixed_precision=fp16 does not go with FSDP; set it to bf16.")
+            raise UserError("mixed_precision=fp16 is not supported with FSDP; set it to bf16.")
         state = init_distributed()
-        AcceleratorState._reset_state()  # it holds one precision, and each stage has its own
-        # sharding is decided here, so accelerate need not know of it
+        AcceleratorState._reset_state()  # it has one precision, stages may differ
+        # sharding is done here, not by accelerate
         with patch_environment(**{_FSDP: "false"}):
             accelerator = Accelerator(
                 mixed_precision=mixed_precision, cpu=state.device.type == "cpu"
@@ -109,20 +109,20 @@ class DistributedContext:
 
     @property
     def rank(self) -> int:
-        """Return the number of this process, from 0."""
+        """Return the rank of this process."""
         return int(self.accelerator.process_index)
 
     @property
     def is_main(self) -> bool:
-        """Return whether this is the process that writes files and reports."""
+        """Return whether this process writes files and reports."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
     def all_reduce_sum(self, values: list[float]) -> list[float]:
-        """Return sums over all processes of values on the host, without a wait for the device."""
+        """Sum host values over all processes, without synchronizing with the device."""
         if self.world_size == 1:
             return values
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -137,11 +137,11 @@ class DistributedContext:
         return box[0]
 
     def shard_or_move(self, network: nn.Module) -> nn.Module:
-        """Return what this process trains: the network on its device, or its shard of a copy.
+        """Return the network to train: moved to the device, or a sharded copy.
 
-        Where weights are sharded, the network itself stays whole, on the CPU, and takes the
-        averaged weights for previews and for the output. A network with a scalar parameter, such
-        as CLIP's temperature, cannot be sharded and is copied to every process.
+        With sharding, the network itself stays unsharded on the CPU and gets the EMA weights for
+        previews and output. A network with a scalar parameter, such as CLIP's temperature, cannot
+        be sharded and is replicated.
         """
         if not self.shards or any(p.ndim == 0 for p in network.parameters()):
             network.to(self.device)
@@ -150,18 +150,19 @@ class DistributedContext:
         return _shard(network, self.device, self.world_size)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Return what is called in training, so that gradients are means over processes."""
+        """Wrap the network for training, so that gradients are averaged over processes."""
         if isinstance(network, FSDPModule):
             return network
         wrapped: nn.Module = self.accelerator.prepare_model(network)
         if isinstance(wrapped, DistributedDataParallel):
-            # buffers are constants here, such as CLIP's positions. To send them at each forward
-            # pass would spoil the backward pass of the one before, as clips and frames have both
+            # buffers are constants here, such as CLIP's positions. Broadcasting them at each
+            # forward pass would modify them in place before the backward pass of an earlier one,
+            # since an update may have two forward passes (clips and frames)
             wrapped.broadcast_buffers = False
         return wrapped
 
     def is_peer_failure(self, error: RuntimeError) -> bool:
-        """Return whether an error says that another process is gone."""
+        """Return whether an error means that another process failed."""
         is_theirs = isinstance(error, distributed.DistError)
         return self.world_size > 1 and (
             is_theirs or any(sign in str(error) for sign in _PEER_FAILURES)
@@ -169,7 +170,7 @@ class DistributedContext:
 
 
 def sync_gradients(network: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-    """Return a block whose backward passes average gradients over processes only if `enabled`."""
+    """Return a context in which backward passes synchronize gradients only if `enabled`."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(enabled)
     elif isinstance(network, DistributedDataParallel) and not enabled:
@@ -177,14 +178,14 @@ def sync_gradients(network: nn.Module, *, enabled: bool) -> AbstractContextManag
     return nullcontext()
 
 
-# --- modules that are sharded, compiled and recomputed one by one ---
+# --- units of sharding, compilation and activation checkpointing ---
 
 
 def wrap_units(network: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules of the classes that the network's models declare.
+    """Return the outermost modules of the classes in `_no_split_modules`.
 
-    diffusers', transformers' and our models name them in `_no_split_modules`: blocks that belong
-    on one device and are sharded and compiled as one.
+    Models of diffusers, transformers and this package declare there the blocks that are sharded and
+    compiled as units.
     """
     names = {
         name for m in network.modules() for name in getattr(m, "_no_split_modules", None) or ()
@@ -201,7 +202,7 @@ def _outermost(module: nn.Module, class_names: set[str]) -> Iterator[nn.Module]:
 
 
 def _shard(network: nn.Module, device: torch.device, world_size: int) -> nn.Module:
-    """Return a copy of a network, sharded unit by unit over all processes."""
+    """Copy a network and shard each unit over all processes."""
     sharded = copy.deepcopy(network).to(device)
     mesh = init_device_mesh(device.type, (world_size,))
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
@@ -212,22 +213,22 @@ def _shard(network: nn.Module, device: torch.device, world_size: int) -> nn.Modu
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
-    """Compile a network unit by unit; one that declares no units is compiled whole.
+    """Compile each unit of a network, or the whole network if it declares no units.
 
     Args:
-        network: Keeps its parameters and their names.
-        backend: Of `torch.compile`.
+        network: The network; parameter names are unchanged.
+        backend: Backend of `torch.compile`.
     """
     for unit in wrap_units(network) or [network]:
         unit.forward = torch.compile(unit.forward, backend=backend)
 
 
 def enable_activation_checkpointing(network: nn.Module, stage: str) -> None:
-    """Keep only the inputs of blocks for the backward pass, which recomputes the rest.
+    """Enable activation checkpointing: save only the inputs of blocks.
 
     Args:
-        network: A model of diffusers or transformers, or a module that holds one as `unet`.
-        stage: Its stage, to name in the error.
+        network: A model of diffusers or transformers, or a module with one as `unet`.
+        stage: Name of its stage, for the error message.
 
     Raises:
         UserError: If the model does not support it.
@@ -239,8 +240,8 @@ def enable_activation_checkpointing(network: nn.Module, stage: str) -> None:
         model.enable_gradient_checkpointing()
     else:
         raise UserError(
-            f"{stage}.gradient_checkpointing: {type(network).__name__} does not support it; leave "
-            "it out, or make batch_size smaller and gradient_accumulation_steps larger."
+            f"{stage}.gradient_checkpointing: {type(network).__name__} does not support it; "
+            "disable it, or decrease batch_size and increase gradient_accumulation_steps."
         )
 
 
@@ -248,15 +249,15 @@ def enable_activation_checkpointing(network: nn.Module, stage: str) -> None:
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """Return this process's shard of a tensor, in the same memory; all of it if not sharded."""
+    """Return this process's shard of a tensor as a view; the tensor itself if not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return a tensor sharded like `parameter`. A full tensor is the same on all processes."""
+    """Shard a tensor like `parameter`; it must be equal on all processes."""
     if not isinstance(parameter, DTensor) or isinstance(whole, DTensor):
         return whole
-    # every process has the full tensor, so nothing need be sent
+    # every process has the full tensor: no communication
     return distribute_tensor(
         whole.to(parameter.device),
         parameter.device_mesh,
@@ -266,7 +267,7 @@ def distribute_like(whole: Tensor, parameter: Tensor) -> Tensor:
 
 
 def to_dtensor(local: Tensor, parameter: Tensor) -> Tensor:
-    """Return shards, one on each process, as one tensor that is sharded like `parameter`."""
+    """Combine the local shards of all processes into a DTensor sharded like `parameter`."""
     if not isinstance(parameter, DTensor):
         return local
     return DTensor.from_local(
@@ -281,11 +282,11 @@ def to_dtensor(local: Tensor, parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_full(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
-    """Return full tensors on the CPU by name; all processes call it together.
+    """Gather full tensors on the CPU, by name; all processes must call this.
 
     Args:
         tensors: The same names in the same order on all processes.
-        keep: Whether this process wants them; the others take part and get nothing.
+        keep: Whether this process needs the result; others only participate.
     """
     found = {}
     for name, tensor in tensors:

@@ -1,8 +1,7 @@
-"""What a recipe costs, for `--dry-run`: the losses of every stage, run without data or arithmetic.
+"""Cost of a recipe, for `--dry-run`: the losses of every stage on the meta device.
 
-Each stage is built as for training, but on the meta device, and its own `Task.losses` and their
-backward pass are run on a batch there: shapes and operations are those of training, memory is not
-used and nothing is computed.
+Each stage is built as for training, but on the meta device. `Task.losses` and the backward pass run
+on a batch there: shapes and operations are those of training, without memory or computation.
 """
 
 from collections.abc import Callable
@@ -63,7 +62,7 @@ ASSUMPTIONS = (
     "attention. Gradient checkpointing makes them less, and is not counted. What operators need "
     "for a moment, and what memory loses to fragments, is not in it.",
 )
-"""What the numbers rest on, for those who read them."""
+"""Assumptions of the estimate."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,11 @@ class MemoryEstimate:
     """Bytes on one GPU while a stage trains.
 
     Attributes:
-        weights: Of the trained and the frozen networks.
-        gradients: Of what is trained.
-        optimizer: What it keeps: of AdamW, the two moments.
-        ema: All averages of the weights, if they are not on the CPU.
-        activations: What the forward pass of a batch keeps for the backward pass.
+        weights: Trained and frozen weights.
+        gradients: Gradients of trained weights.
+        optimizer: Optimizer state, such as AdamW's two moments.
+        ema: EMA weights, unless they are on the CPU.
+        activations: Activations saved for the backward pass.
     """
 
     weights: int
@@ -86,25 +85,25 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Return the sum."""
+        """Return the total."""
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage's size and cost.
+    """Size and cost of one stage.
 
     Attributes:
         name: The stage.
-        clips: Of the training split; None where the data are not there.
-        parameters: Of its network.
-        pretrained: How many of them begin with weights from elsewhere.
-        trained: How many of them are trained.
-        updates: Of the weights, in all.
-        samples: That one process reads, in all.
-        gflops: Billions of operations of one sample's forward pass through the network.
-        training_gflops: The same of all that training does for a sample.
-        memory: On one GPU.
+        clips: Number of training clips; None without data.
+        parameters: Number of parameters of its network.
+        pretrained: Number of parameters with pretrained weights.
+        trained: Number of trained parameters.
+        updates: Number of updates.
+        samples: Number of samples read by one process.
+        gflops: GFLOPs of one sample's forward pass through the network.
+        training_gflops: GFLOPs of training per sample.
+        memory: Memory on one GPU.
     """
 
     name: StageName
@@ -120,29 +119,29 @@ class StageEstimate:
 
     @property
     def new(self) -> int:
-        """Return how many parameters begin anew."""
+        """Return the number of parameters without pretrained weights."""
         return self.parameters - self.pretrained
 
     @property
     def passes(self) -> float | None:
-        """Return how often one process reads each clip; None where the data are not there."""
+        """Return the number of epochs of one process; None without data."""
         return None if self.clips is None else self.samples / self.clips
 
     def hours(self, hardware: HardwareConfig) -> float:
-        """Return how long it takes. More processes see more samples in the same time."""
+        """Return the training time. More processes read more samples in the same time."""
         speed = hardware.tflops * hardware.utilisation * 1e3
         return self.samples * self.training_gflops / speed / 3600
 
 
 @dataclass(frozen=True)
 class MetaBatches(BatchSource):
-    """Batches without data, on the meta device: shapes alone.
+    """Batches on the meta device: shapes without data.
 
     Attributes:
         size: Height and width of the frames in pixels.
         batch_size: Samples of a batch.
         num_frames: Frames of a sample.
-        encoded: Shapes of a sample's latents, embeddings and tokens, where clips are encoded.
+        encoded: Shapes of a sample's latents, embeddings and tokens, if clips are encoded.
     """
 
     size: FrameSize
@@ -158,7 +157,7 @@ class MetaBatches(BatchSource):
         batch_size: int,
         num_frames: int | None = None,
     ) -> AnyBatch:
-        """Return a batch; all are alike."""
+        """Return a batch; all are equal."""
         if num_frames is None:
             num_frames = self.num_frames
         captions, clip_ids = [""] * batch_size, [""] * batch_size
@@ -177,22 +176,22 @@ class MetaBatches(BatchSource):
 
 
 def estimate_run(recipe: Recipe) -> list[StageEstimate]:
-    """Return the size and cost of every stage.
+    """Estimate size and cost of every stage.
 
-    Neither data nor weights are needed where the recipe has `size`, and `init_from` is a folder
-    with the settings of its components or `init_preset` names them.
+    Data is not needed if the recipe has `size`, and weights are not needed if `init_from` has the
+    configurations of its components or `init_preset` is set.
 
     Raises:
-        UserError: If a size is not known, or settings do not fit each other.
+        UserError: If a size is unknown, or settings are inconsistent.
     """
     return [estimate_stage(plan_stage(recipe, name), recipe.hardware) for name in recipe.stages()]
 
 
 def estimate_stage(plan: StagePlan, hardware: HardwareConfig | None = None) -> StageEstimate:
-    """Return the size and cost of a stage.
+    """Estimate size and cost of a stage.
 
     Raises:
-        UserError: If settings do not fit each other.
+        UserError: If settings are inconsistent.
     """
     config, batches = plan.config, _meta_batches(plan)
     with torch.device("meta"):
@@ -230,9 +229,9 @@ def estimate_stage(plan: StagePlan, hardware: HardwareConfig | None = None) -> S
 
 
 def time_update(plan: StagePlan) -> float | None:
-    """Return the seconds that an update takes on this machine; None where the data are not there.
+    """Measure the seconds per update on this machine; None without data.
 
-    Weights are the initial ones, so that no stage need have been trained.
+    Weights are random, so no stage needs to be trained.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
@@ -250,7 +249,7 @@ def time_update(plan: StagePlan) -> float | None:
 
 
 def clip_bytes(recipe: Recipe) -> tuple[int, int]:
-    """Return the bytes of one clip's key frames: as half-precision latents, and as pixels."""
+    """Return the size in bytes of one clip's key frames: as float16 latents, and as pixels."""
     height, width = frame_size(recipe)
     channels, factor = latent_shape(recipe)
     frames = recipe.unet.num_frames
@@ -284,7 +283,7 @@ def _meta_batches(plan: StagePlan) -> MetaBatches:
 
 
 def _frozen_networks(task: object) -> list[nn.Module]:
-    """Return the networks that a task calls and does not train."""
+    """Return the frozen networks of a task."""
     network = getattr(task, "network", None)
     trained = set(network.modules()) if isinstance(network, nn.Module) else set()
     found: list[nn.Module] = []
@@ -304,7 +303,7 @@ def _count_clips(plan: StagePlan) -> int | None:
 
 
 def _pretrained_names(plan: StagePlan) -> Callable[[str], bool]:
-    """Return what tells by name which parameters begin with weights from elsewhere."""
+    """Return a predicate of parameter names: whether a parameter has pretrained weights."""
     if isinstance(plan, AutoencoderPlan | UpscalerPlan):
         return lambda _: plan.init is not None
     if isinstance(plan, CLIPPlan):
@@ -315,7 +314,7 @@ def _pretrained_names(plan: StagePlan) -> Callable[[str], bool]:
     if isinstance(plan, DistillPlan):
         return lambda name: "interval_embedding" not in name
     if isinstance(plan, InterpolationPlan):
-        # the embedding of the noise level and the estimate begin anew
+        # the embedding of the noise level and the regression network are not pretrained
         return lambda name: name.startswith("unet.") and "level_embedding" not in name
     assert isinstance(plan, DenoiserPlan)
     if plan.lora is not None:

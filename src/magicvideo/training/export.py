@@ -1,4 +1,4 @@
-"""The outputs of a run's stages, put together as one model folder in diffusers' format."""
+"""Export of a run as a model folder in diffusers' format, with its model card."""
 
 import json
 import shutil
@@ -45,10 +45,9 @@ _PAPER = "https://arxiv.org/abs/2211.11018"
 
 
 def write_model_card(folder: Path, text: Path | None = None) -> None:
-    """Write the card of a model folder, from what its other files say.
+    """Write the model card of a model folder from its other files.
 
-    The front matter, the components and the usage are generated. `text` adds what no file knows:
-    data, limits and results.
+    Front matter, components and usage are generated. `text` adds data, limits and results.
 
     Args:
         folder: A model folder with `model_index.json` and `training.json`.
@@ -122,31 +121,30 @@ def _training(training: dict[str, Any]) -> str:
 
 
 TRAINING = "training.json"
-# what a recipe has among the defaults and the model beside them
+# stored next to the defaults in a model, but among them in a recipe
 _BESIDE_DEFAULTS = ("license", "interpolation_noise_level", "upscaler_noise_level")
 
 
 def export(
     run: Path, output: Path, precision: Literal["fp16", "fp32"], card: Path | None = None
 ) -> None:
-    """Write the model of a run that has trained all its stages.
+    """Export the model of a finished run.
 
-    Components that none of its stages trains come from the model of `init_from`, and so do its
-    licence and its defaults of generation, where the recipe says no others. A LoRA is merged into
-    the weights that it adapts, so that the model is what its previews showed. The
-    folder carries `SHA256SUMS`, the words of its training captions, in `training.json` how many
-    steps each stage trained, and a model card.
+    Components that no stage trains are copied from `init_from`, and so are licence and default
+    generation settings, unless the recipe sets them. A LoRA is merged into the weights. The folder
+    contains `SHA256SUMS`, the words of the training captions, `training.json` with the steps of
+    each stage, and a model card.
 
     Args:
         run: The `output` of a recipe.
-        output: The folder to make; one that exists is not touched.
-        precision: Of the stored weights. Half precision halves the files and is read back as
-            single precision.
+        output: The folder to create; it must not exist.
+        precision: Precision of the stored weights. fp16 halves the size; weights are loaded as
+            float32.
         card: Markdown with further sections of the model card: data, limits, results.
 
     Raises:
-        UserError: If a stage is not done, a product is damaged, the output exists, or `card` cannot
-            be read.
+        UserError: If a stage is not finished, an output is damaged, `output` exists, or `card`
+            cannot be read.
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
@@ -158,7 +156,7 @@ def export(
             shutil.copytree(folder, partial / name)
             _forget_origin(partial / name / "config.json")
         words = parts["text_encoder"].parent / WORDS
-        if words.is_file():  # a model made from Stable Diffusion knows none
+        if words.is_file():  # a model converted from Stable Diffusion has none
             shutil.copyfile(words, partial / WORDS)
         if lora_config(recipe) is not None:
             _merge_lora(partial / "unet" / WEIGHTS, stage_output(run, "keyframes"))
@@ -171,7 +169,7 @@ def export(
 
 
 def _forget_origin(config: Path) -> None:
-    """Drop the folder that a component was read from in training: it is another's business."""
+    """Remove the path of a component in training from its configuration."""
     if not config.is_file():
         return
     values = json.loads(config.read_text(encoding="utf-8"))
@@ -180,7 +178,7 @@ def _forget_origin(config: Path) -> None:
 
 
 def _parts(recipe: Recipe) -> dict[str, Path]:
-    """Return the folder of every component that the model has."""
+    """Return the folder of every component."""
     parts = {}
     for name, producers in PRODUCING_STAGES.items():
         trained = any(stage in recipe.stages() for stage in producers)
@@ -203,12 +201,12 @@ def _halve(file: Path) -> None:
         for name, tensor in load_file(file).items()
     }
     if broken := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
-        raise UserError(f"{broken[0]} does not fit half precision; export with --precision fp32.")
+        raise UserError(f"{broken[0]} exceeds the range of float16; export with --precision fp32.")
     save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _merge_lora(file: Path, product: Path) -> None:
-    """Add what the adapters learned to the weights of the model that they adapt."""
+    """Merge the trained LoRA into the weights of its model."""
     weights = {name: tensor.float() for name, tensor in load_file(file).items()}
     lora = product / LORA / LORA_FILE
     updates = convert_lora_state_dict(load_file(lora), {"unet": weights}, {}, str(lora))
@@ -248,7 +246,7 @@ def _write_index(folder: Path, components: dict[str, list[str]], recipe: Recipe)
 
 
 def _max_given_frames(recipe: Recipe, begun: dict[str, Any]) -> int:
-    """Return how many first frames the denoiser has learned to continue, 0 if none."""
+    """Return the maximal number of given first frames in training, 0 if none."""
     if "keyframes" not in recipe.stages():
         return int(begun.get("max_given_frames", 0))
     stage = recipe.keyframes
@@ -266,7 +264,7 @@ def _read_index(model: Path) -> dict[str, Any]:
 
 
 def _write_training(folder: Path, recipe: Recipe, outputs: list[Path]) -> None:
-    """Tell the steps of every stage, and of those of the model that it started from."""
+    """Write the steps of every stage, and those of the initial model."""
     entries = [json.loads((output / STAGE_FILE).read_text(encoding="utf-8")) for output in outputs]
     about = {
         "recipe": recipe.name,

@@ -1,4 +1,4 @@
-"""Losses between images: perceptual distance, and differences of image gradients."""
+"""Losses between images: perceptual distance and image gradient loss."""
 
 import torch
 from jaxtyping import Float
@@ -13,23 +13,23 @@ from magicvideo.shapes import FoldedFrames
 def perceptual_distance(
     image_encoder: CLIPVisionModelWithProjection, made: FoldedFrames, real: FoldedFrames
 ) -> Float[Tensor, ""]:
-    """Return the mean squared distance of hidden states at unit length, over tokens and layers.
+    """Return the mean squared distance of unit-norm hidden states, over tokens and layers.
 
-    Source: the form of LPIPS without its learnt weights (Zhang et al., 1801.03924, equation 1), on
-    the outputs of all layers of the model's own CLIP tower. The first hidden state is left out: it
+    Source: LPIPS without learned weights (Zhang et al., 1801.03924, equation 1), on the outputs of
+    all layers of the model's CLIP image encoder. The first hidden state is excluded, because it
     is a linear map of the pixels.
 
     Args:
-        image_encoder: CLIP's, frozen; gradients pass through it to `made`.
-        made: Pixels in [-1, 1], which get the gradient.
-        real: Pixels in [-1, 1], of the same shape.
+        image_encoder: CLIP's frozen image encoder; gradients flow through it to `made`.
+        made: Reconstructed pixels in [-1, 1].
+        real: Real pixels in [-1, 1], of the same shape.
 
     Returns:
-        From 0, where all layers agree, to 4.
+        A value from 0 (equal directions) to 4.
     """
     with torch.no_grad():
         wanted = _directions(image_encoder, real)
-    # |u - v|^2 = 2 - 2 cos(u, v) of unit vectors: from 0 to 4
+    # |u - v|^2 = 2 - 2 cos(u, v) for unit vectors u and v: from 0 to 4
     distances = [
         (direction - target).square().sum(dim=-1).mean()
         for direction, target in zip(_directions(image_encoder, made), wanted, strict=True)
@@ -46,10 +46,10 @@ def _directions(
 
 
 def image_gradient_loss(rebuilt: FoldedFrames, pixels: FoldedFrames) -> Float[Tensor, ""]:
-    """Return L1 between the changes from a pixel to its neighbours, along rows and along columns.
+    """Return the L1 distance of horizontal and vertical image gradients.
 
-    A blurred edge has a small squared error and a large one here.
+    A blurred edge has a small squared error, but a large error here.
     """
     error = rebuilt - pixels
-    # differences are linear: that of the error is the error of the differences
+    # the gradient is linear: the difference of gradients is the gradient of the error
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

@@ -1,6 +1,6 @@
-"""The log of a stage: one JSON line an update for programs, and a tracker's curves for people.
+"""Metrics of a stage: a JSON line per update, and optionally a tracker.
 
-Neither ends a training: what a full disk or a tracker refuses is a warning.
+Errors of logging, such as a full disk, are only warnings.
 """
 
 import json
@@ -31,10 +31,10 @@ TrackerName: TypeAlias = Literal["tensorboard", "wandb", "none"]
 
 
 def check_tracker(tracker: TrackerName) -> None:
-    """Refuse a tracker that is not installed.
+    """Check that a tracker is installed.
 
     Raises:
-        UserError: If it is not; the sentence says how to install it.
+        UserError: If it is not. The message says how to install it.
     """
     if tracker != "none" and find_spec(tracker) is None:
         raise UserError(
@@ -44,14 +44,14 @@ def check_tracker(tracker: TrackerName) -> None:
 
 
 class MetricsLogger:
-    """Writes `log.jsonl` below a stage's folder, and passes the same values on to a tracker.
+    """Writes metrics to `log.jsonl` in a stage's folder, and to a tracker.
 
     Args:
         folder: The stage's folder.
-        first_step: Steps that were logged after it belong to a run that was cut off between its
-            last checkpoint and its end: their lines are dropped, since the steps are made again.
+        first_step: Step of the checkpoint. Lines of later steps are removed, because these steps
+            are repeated.
         tracker: One of accelerate's trackers.
-        config: Settings of the stage, which the tracker stores.
+        config: Settings of the stage, stored by the tracker.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MetricsLogger:
                 self._tracker.finish()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the values of an update."""
+        """Log the metrics of an update."""
         with self._tolerate(FILE):
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
             self._lines.flush()
@@ -97,17 +97,17 @@ class MetricsLogger:
     def log_image(self, step: int, image: Image.Image) -> None:
         """Log a sheet of samples."""
         if self._tracker is not None:
-            # b h w c, as both trackers take it
+            # b h w c, as both trackers expect
             pixels = np.asarray(image.convert("RGB"))[None]
             with self._tolerate("the tracker"):
                 self._tracker.log_images({"samples": pixels}, step=step, **self._image_options())
 
     @contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
-        """Warn once of what a log refuses, and go on.
+        """Convert errors of logging to a single warning.
 
-        Trackers raise errors of many kinds, some of them of an earlier call: TensorBoard writes its
-        file in a thread.
+        Trackers raise various errors, some of them for an earlier call, because TensorBoard writes
+        in a thread.
         """
         try:
             yield
@@ -143,7 +143,7 @@ def _start(
 
 
 def _keep_until(path: Path, last_step: int) -> None:
-    """Drop the lines of later steps, and those that no logger wrote."""
+    """Remove the lines of later steps and invalid lines."""
     if not path.is_file():
         return
     kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -151,11 +151,11 @@ def _keep_until(path: Path, last_step: int) -> None:
     for number, line in enumerate(lines, start=1):
         step = _step_of(line)
         if step is None:
-            num_damaged += number < len(lines)  # a kill can cut the last line
+            num_damaged += number < len(lines)  # the last line may be truncated after a kill
         elif step <= last_step:
             kept.append(line + "\n")
     if num_damaged:
-        _logger.warning("%s: %d damaged lines are left out.", path, num_damaged)
+        _logger.warning("%s: %d damaged lines were removed.", path, num_damaged)
     with atomic_file(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
 
@@ -171,11 +171,11 @@ def _step_of(line: str) -> int | None:
 
 
 def image_grid(frames: Frames, enlarge: int = 1) -> Image.Image:
-    """Return a picture with one row for each video and one column for each frame.
+    """Return an image with one row per video and one column per frame.
 
     Args:
         frames: Pixels in [-1, 1].
-        enlarge: Whole number by which every pixel is repeated.
+        enlarge: Integer factor by which pixels are repeated.
     """
     grid = rearrange(frames.float().cpu(), "b f c h w -> (b h) (f w) c")
     pixels = torch.round((grid.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).numpy()

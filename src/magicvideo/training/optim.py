@@ -13,12 +13,12 @@ from magicvideo.training.recipe import StageConfig
 
 # Coefficients of the quintic iteration x <- a x + b (x x^T) x + c (x x^T)^2 x, chosen by Jordan et
 # al. for the fastest growth of small singular values; the result has singular values in about
-# [0.7, 1.2], which serves as well as exact orthogonality.
+# [0.7, 1.2], which works as well as exact orthogonality.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return approximately the nearest semi-orthogonal matrices, U V^T of each SVD U S V^T.
+    """Approximate the nearest semi-orthogonal matrices: U V^T of the SVD U S V^T.
 
     Args:
         matrices: `n rows columns`, floating point.
@@ -28,7 +28,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT
-    # the iteration converges for singular values up to 1; the Frobenius norm bounds them
+    # the iteration converges for singular values up to 1, which dividing by the Frobenius norm
+    # ensures
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     x = _iterate_on_gram(x, steps) if x.shape[-1] > 2 * x.shape[-2] else _iterate(x, steps)
     return (x.mT if is_tall else x).to(matrices.dtype)
@@ -42,10 +43,10 @@ def _iterate(x: Tensor, steps: int) -> Tensor:
 
 
 def _iterate_on_gram(x: Tensor, steps: int) -> Tensor:
-    """Return the same for a wide matrix, with all products but two of the size of its rows.
+    """Iterate on the small Gram matrix of a wide matrix; only two products have full size.
 
-    Every iterate is Q x with Q a polynomial in R = x x^T, and x^T enters only by R: Q <- P Q and
-    R <- P R P with P = a I + b R + c R^2. All of these commute.
+    Every iterate is Q x, with Q a polynomial in R = x x^T. With P = a I + b R + c R^2, one step is
+    Q <- P Q and R <- P R P; all these matrices commute.
     """
     gram = (x @ x.mT).float()
     identity = torch.eye(gram.shape[-1], device=x.device)
@@ -59,16 +60,17 @@ def _iterate_on_gram(x: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices and kernels, AdamW for all other parameters, in one optimizer.
+    """Muon for matrices and convolution kernels, AdamW for all other parameters.
 
-    A group with `use_muon` holds parameters of two axes or more; kernels count as matrices of
-    `out` rows and `in * k * k` columns. Matrices of equal shape are orthogonalised in one batch.
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). A group
+    with `use_muon` has parameters with at least two axes; kernels are matrices with `out` rows
+    and `in * k * k` columns. Matrices of equal shape are orthogonalized in one batch.
 
     Args:
         groups: Parameter groups with `params`, `lr`, `weight_decay` and `use_muon`.
-        momentum: Of Muon, with Nesterov's look-ahead.
-        betas: Of AdamW.
-        eps: Of AdamW.
+        momentum: Nesterov momentum of Muon.
+        betas: Betas of AdamW.
+        eps: Epsilon of AdamW.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one update of all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -116,14 +118,15 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             buffer = state["momentum_buffer"]
+            # m <- mu m + (1 - mu) g, then Nesterov: the update is (1 - mu) g + mu m
             buffer.lerp_(gradient, 1 - group["momentum"])
             update = gradient.lerp(buffer, group["momentum"]).flatten(1)
             rows, columns = update.shape
             by_shape[rows, columns].append((parameter, update))
         for (rows, columns), pairs in by_shape.items():
             updates = orthogonalize(torch.stack([update for _, update in pairs]))
-            # an orthogonal matrix has entries of 1 / sqrt(max(rows, columns)) in the mean square;
-            # 0.2 is about the mean square of AdamW's updates
+            # a semi-orthogonal matrix has entries of RMS 1 / sqrt(max(rows, columns)); 0.2 is about
+            # the RMS of AdamW's updates, so both share one learning rate
             scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.add_(update.view_as(parameter), alpha=-scale)
@@ -138,6 +141,8 @@ class Muon(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
         steps = self.state[parameters[0]]["step"].item()
+        # AdamW (1711.05101, algorithm 2): m and v are moving averages of g and g^2; the update is m
+        # / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
         gradients = [p.grad for p in parameters if p.grad is not None]
         means = [self.state[p]["exp_avg"] for p in parameters]
         squares = [self.state[p]["exp_avg_sq"] for p in parameters]
@@ -150,26 +155,26 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, means, scales, -group["lr"] / (1 - beta1**steps))
 
 
-# Muon's updates are scaled to the size of AdamW's, which still wants a lower rate beside it
+# Muon's updates are scaled to the RMS of AdamW's; AdamW still needs a lower rate in this mix
 _ADAMW_BESIDE_MUON = 0.4
 TEXT_ENCODER = "text_encoder."
-"""How the names of a text encoder's parameters begin where it is trained with the denoiser."""
-_MIN_8BIT_NUMEL = 4096  # bitsandbytes keeps the moments of smaller parameters in 32 bits
+"""Prefix of the parameters of a text encoder that is trained with the denoiser."""
+_MIN_8BIT_NUMEL = 4096  # bitsandbytes stores the moments of smaller parameters in 32 bits
 
 
 def build_optimizer(
     network: nn.Module, config: StageConfig, lr_scale: Callable[[str], float] | None = None
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer over the trainable parameters.
+    """Build the recipe's optimizer over the trainable parameters.
 
-    Parameters are grouped by weight decay and learning-rate scale. Matrices and kernels decay.
-    Biases, norms and frame adaptors do not: an adaptor's scale is neutral at one, not at zero. A
-    group says its peak learning rate in `initial_lr` and its factor in `lr_scale`.
+    Parameters are grouped by weight decay and learning-rate scale. Matrices and kernels have weight
+    decay. Biases, norms and frame adaptors have none: an adaptor's neutral scale is one, not zero.
+    Groups store their peak learning rate as `initial_lr` and its factor as `lr_scale`.
 
     Args:
-        network: Its parameters with `requires_grad` are trained.
+        network: The network; parameters with `requires_grad` are trained.
         config: Optimizer, learning rate and weight decay.
-        lr_scale: Returns the factor on the learning rate of a parameter, by its name.
+        lr_scale: Maps the name of a parameter to the factor on its learning rate.
 
     Raises:
         UserError: If the optimizer is not installed.
@@ -208,11 +213,11 @@ def build_optimizer(
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether Muon trains a parameter: a matrix or a kernel between hidden features.
+    """Return whether Muon trains a parameter: a matrix or kernel between hidden features.
 
-    The first and last layers, embeddings and frame adaptors are AdamW's, as are biases and norms:
-    what they map from or to is no space whose directions should all count alike. A text encoder is
-    AdamW's as a whole: it is pretrained, and is to change little.
+    AdamW trains the first and last layers, embeddings, frame adaptors, biases and norms, because
+    orthogonal updates only make sense between hidden features. AdamW also trains a text encoder,
+    because it is pretrained and should change little.
     """
     outer = ("conv_in", "conv_out", "embedding", "adaptor", "image_conditioner", TEXT_ENCODER)
     return parameter.ndim >= 2 and not any(part in name for part in outer)
@@ -231,11 +236,11 @@ def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> tor
 
 
 def optimizer_state_bytes(shape: torch.Size, optimizer: str) -> int:
-    """Return how many bytes an optimizer keeps for a parameter of this shape."""
+    """Return the size in bytes of an optimizer's state for a parameter of this shape."""
     numel = shape.numel()
-    if optimizer == "muon" and len(shape) >= 2:  # the momentum; AdamW's few matrices aside
+    if optimizer == "muon" and len(shape) >= 2:  # the momentum; ignores AdamW's few matrices
         return 4 * numel
-    if optimizer == "adafactor":  # factored second moments: one number a row and one a column
+    if optimizer == "adafactor":  # factored second moments: one value per row and per column
         kept = numel if len(shape) < 2 else numel // shape[-1] + numel // shape[-2]
         return 4 * kept
     if optimizer == "adamw_8bit" and numel >= _MIN_8BIT_NUMEL:
@@ -246,18 +251,18 @@ def optimizer_state_bytes(shape: torch.Size, optimizer: str) -> int:
 def learning_rate_factor(config: StageConfig, step: int) -> float:
     """Return the learning rate at a step (from 0) as a fraction of its peak.
 
-    Linear warm-up, a plateau, and a linear decay over the last `lr_decay_ratio` of the steps. On
-    the plateau it does not depend on `steps`, so that a run can be made longer.
+    Linear warm-up, plateau, and linear decay over the last `lr_decay_ratio` of the steps. The
+    plateau does not depend on `steps`, so a run can be extended.
     """
-    # step + 1: the first update has a rate above 0
+    # step + 1, so that the first update has a learning rate above 0
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1, round(config.steps * config.lr_decay_ratio))
-    # warm-up, decay and plateau are three lines; the lowest holds. The last update has the rate
-    # 1 / decay_steps of the peak
+    # minimum of the three lines warm-up, decay and plateau; at the last update it is 1 /
+    # decay_steps
     return min(warm, (config.steps - step) / decay_steps, 1.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's learning rate to a fraction of its peak."""
+    """Set the learning rate of every group to a fraction of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

@@ -1,4 +1,4 @@
-"""What a run tells people while it trains: a live bar on a terminal, else a line a minute."""
+"""Progress of a run: a live progress bar on a terminal, otherwise one line per minute."""
 
 import logging
 import os
@@ -25,25 +25,25 @@ _LEFT_OUT = ("seconds", "learning_rate")
 
 @runtime_checkable
 class Reporter(AbstractContextManager["Reporter"], Protocol):
-    """Takes what a run has to tell. Only the main process has one."""
+    """Receives progress and messages of a run. Only the main process has one."""
 
     def start_run(self, updates: dict[str, tuple[int, int]]) -> None:
-        """Take the stages that are to be trained: updates already made, and updates in all."""
+        """Receive the stages to train, each with finished and total updates."""
 
     def say(self, line: str) -> None:
         """Show a line."""
 
     def report(self, stage: str, step: int, steps: int, values: dict[str, float]) -> None:
-        """Show the values of an update; `samples_per_second` is among them."""
+        """Show the metrics of an update, including `samples_per_second`."""
 
 
 class LineReporter:
-    """Writes lines: messages at once, values of updates once in a while.
+    """Writes messages immediately, and metrics of updates at intervals.
 
     Args:
-        write: Takes a line.
-        interval: Least seconds between lines with values. The first and the last update of a stage
-            always get one.
+        write: Writes a line.
+        interval: Minimal seconds between lines with metrics. The first and last update of a stage
+            are always written.
     """
 
     def __init__(self, write: Callable[[str], None], interval: float = 60.0) -> None:
@@ -60,17 +60,17 @@ class LineReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Do nothing: lines are written at once."""
+        """Do nothing: lines are written immediately."""
 
     def start_run(self, updates: dict[str, tuple[int, int]]) -> None:
-        """Do nothing: stages are named with their values."""
+        """Do nothing: stages are named with their metrics."""
 
     def say(self, line: str) -> None:
         """Write a line."""
         self._write(line)
 
     def report(self, stage: str, step: int, steps: int, values: dict[str, float]) -> None:
-        """Write the values of an update, if the last line was written long enough ago."""
+        """Write the metrics of an update, if the interval has passed."""
         now = time.monotonic()
         if stage == self._stage and step < steps and now - self._written_at < self._interval:
             return
@@ -103,7 +103,7 @@ class RichReporter:
         self._made: dict[str, int] = {}
 
     def __enter__(self) -> "RichReporter":
-        """Begin to show the bars."""
+        """Show the bars."""
         self._progress.start()
         return self
 
@@ -130,7 +130,7 @@ class RichReporter:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def report(self, stage: str, step: int, steps: int, values: dict[str, float]) -> None:
-        """Move the bars."""
+        """Update the bars."""
         if stage not in self._bars:
             for bar in self._bars.values():
                 self._progress.remove_task(bar)
@@ -143,7 +143,7 @@ class RichReporter:
 
 
 class SilentReporter(LineReporter):
-    """Tells nothing: for processes other than the main one, and for callers who look at the log."""
+    """Reports nothing."""
 
     def __init__(self) -> None:
         super().__init__(write=_discard)
@@ -153,7 +153,7 @@ class SilentReporter(LineReporter):
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: `40 s`, `12 min`, `3 h 05 min`."""
+    """Format a duration: `40 s`, `12 min`, `3 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -168,11 +168,11 @@ def _in_words(values: dict[str, float]) -> str:
 
 
 def _discard(line: str) -> None:
-    """Drop a line."""
+    """Discard a line."""
 
 
 def silence_libraries() -> None:
-    """Switch off the progress bars and notes of libraries; their errors still get through."""
+    """Disable the progress bars and warnings of libraries, but not their errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -184,6 +184,6 @@ def silence_libraries() -> None:
         library.disable_progress_bar()
     for name in ("accelerate", "torch.distributed", "wandb"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # notes for developers on what a later version will change
+    # deprecation notes for developers
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.filterwarnings("ignore", category=category)

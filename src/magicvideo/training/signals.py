@@ -1,4 +1,4 @@
-"""Signals that end a run after the current step, with a checkpoint."""
+"""Signals that stop a run after the current step, with a checkpoint."""
 
 import signal
 import threading
@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGHUP comes when a terminal is closed; Windows has none
+# SIGHUP is sent when a terminal is closed; it does not exist on Windows
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-_ONE_KEYSTROKE = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal sent to all
+_ONE_KEYSTROKE = (
+    1.0  # seconds; a launcher repeats a Ctrl-C that the terminal already sent to all processes
+)
 
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Yield a list in which SIGINT, SIGTERM and SIGHUP are noted; a second Ctrl-C ends at once.
+    """Record SIGINT, SIGTERM and SIGHUP in a list; a second Ctrl-C stops immediately.
 
-    Outside of the main thread nothing can be noted, and the list stays empty.
+    Outside the main thread signals cannot be caught, and the list stays empty.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -43,15 +45,15 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def _by_nohup(number: int) -> bool:
-    """Return whether nohup has said what becomes of a signal: it has a process ignore SIGHUP."""
+    """Return whether nohup has disabled a signal."""
     is_ignored = signal.getsignal(number) is signal.SIG_IGN
     return is_ignored and number not in (signal.SIGINT, signal.SIGTERM)
 
 
 def ignore_sigterm() -> None:
-    """Ignore SIGTERM from here to the end of the process, for it ends by itself and says why.
+    """Ignore SIGTERM until the process exits with its own error message.
 
-    A launcher sends it to all processes as soon as one is gone, often before the reason is out.
+    A launcher sends it to all processes after one failed, often before its error is printed.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,1 +1,1 @@
-"""One file a stage: a network, its batches and its losses."""
+"""The tasks of the stages: networks, batches and losses."""

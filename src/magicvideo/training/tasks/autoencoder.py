@@ -1,4 +1,4 @@
-"""Stages `autoencoder` and `video_vae`: frames to latents and back, singly and as clips."""
+"""Stages `autoencoder` and `video_vae`: the image autoencoder and its video decoder."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ _FRAMES_FOR_COMPONENTS = 2048
 _PREVIEWED = 12
 _PREVIEWED_CLIPS = 4
 _FRAMES_FOR_PREVIEW_MAP = 64
-_PREVIEW_MAP_STRIDE = 4  # neighbouring frames are similar
+_PREVIEW_MAP_STRIDE = 4  # adjacent frames are similar
 
 
 class AutoencoderTask:
-    """Reconstruct single frames: L1, squared error, and L1 between image gradients.
+    """Train the autoencoder on single frames: L1, squared error, and L1 of image gradients.
 
     Args:
-        network: The autoencoder, initialised.
+        network: The initialized autoencoder.
         config: The stage's settings.
         batches: Single frames of the training split.
     """
@@ -54,13 +54,14 @@ class AutoencoderTask:
     def losses(
         self, network: nn.Module, batch: Batch, generator: StackedGenerator
     ) -> dict[str, Tensor]:
-        """Return the weighted sum, the squared error and the size of the latents."""
+        """Return the weighted sum, the squared error and the mean squared latents."""
         device = next(network.parameters()).device
         pixels = rearrange(batch.frames, "b f c h w -> (b f) c h w").to(
             device, memory_format=torch.channels_last
         )
         rebuilt, code = network(pixels, generator)
         squared = F.mse_loss(rebuilt, pixels)
+        # keeps the scaled latents near unit variance, like the KL term of a VAE
         latents = (code * self.network.config.scaling_factor).square().mean()
         loss = (
             F.l1_loss(rebuilt, pixels)
@@ -81,7 +82,7 @@ class AutoencoderTask:
         return image_grid(rows, enlarge=2)
 
     def save(self, folder: Path) -> None:
-        """Write the component `vae`, with the map by which its latents are shown."""
+        """Write the component `vae`, with its latent preview."""
         self.network.save_pretrained(folder / "vae")
         batch = self.batches.get_other_batch(3, 0, _FRAMES_FOR_PREVIEW_MAP)
         assert isinstance(batch, Batch)
@@ -89,15 +90,15 @@ class AutoencoderTask:
 
 
 def init_autoencoder_from_pca(network: PatchAutoencoder, batches: BatchSource) -> None:
-    """Initialise an autoencoder with the principal components of patches of some frames."""
-    # another order than training's, so that these frames are not its first batches
+    """Initialize an autoencoder with the principal components of image patches."""
+    # a different order than in training, so that these frames are not its first batches
     first = batches.get_other_batch(1, 0, _FRAMES_FOR_COMPONENTS)
     assert isinstance(first, Batch)
     network.init_from_pca(first.frames[:, 0])
 
 
 def build_autoencoder(config: PatchAutoencoderConfig) -> PatchAutoencoder:
-    """Return a fresh autoencoder of the given sizes."""
+    """Build an autoencoder of the given sizes."""
     return PatchAutoencoder(
         latent_channels=config.latent_channels,
         patch_size=config.patch_size,
@@ -110,16 +111,16 @@ def build_autoencoder(config: PatchAutoencoderConfig) -> PatchAutoencoder:
 
 
 class VideoVaeTask:
-    """Reconstruct clips: as the autoencoder, as an image tower sees them, and as they move.
+    """Train the video decoder: losses of the autoencoder, perceptual and temporal losses.
 
-    The encoder stays as it is, since denoisers live on its latents. The latents of some clips are
-    clean. Those of the others get noise of a random level, as generated latents have it: anew in
-    every frame, and in part common to the whole frame, where no neighbour helps and only earlier
-    frames do. It is the flicker that the decoder learns to take out.
+    The encoder is frozen, because denoisers use its latents. Latents of some clips get noise of a
+    random level, to simulate generated latents. The noise is independent between frames, and partly
+    shared by all positions of a frame; only earlier frames help to remove that part. The decoder
+    thereby learns to remove flicker.
 
     Args:
-        network: The image autoencoder's video form. Its encoder is frozen here.
-        image_encoder: CLIP's image tower; it is frozen here.
+        network: The video autoencoder. Its encoder is frozen here.
+        image_encoder: CLIP's image encoder, which is frozen here.
         config: The stage's settings.
         batches: Clips of the training split.
     """
@@ -136,7 +137,7 @@ class VideoVaeTask:
         freeze_encoder(network)
 
     def lr_scale(self, name: str) -> float:
-        """Return the factor on the learning rate: weights of the image decoder have their own."""
+        """Return the factor on the learning rate, which differs for the image decoder's weights."""
         return 1.0 if is_temporal_key(name) else self.config.pretrained_lr_scale
 
     def losses(
@@ -165,6 +166,7 @@ class VideoVaeTask:
             "squared": F.mse_loss(rebuilt, pixels),
             "gradient": image_gradient_loss(rebuilt, pixels),
             "perceptual": perceptual_distance(self.image_encoder, rebuilt, pixels),
+            # motion: L1 between frame differences
             "temporal": F.l1_loss(made.diff(dim=1), clips.diff(dim=1)),
             "flicker": _flicker(made, clips),
         }
@@ -190,7 +192,7 @@ class VideoVaeTask:
         return image_grid(rows, enlarge=1)
 
     def save(self, folder: Path) -> None:
-        """Write the component `vae`, with the map by which its latents are shown."""
+        """Write the component `vae`, with its latent preview."""
         self.network.save_pretrained(folder / "vae")
         batch = self.batches.get_other_batch(2, 0, _PREVIEWED_CLIPS)
         assert isinstance(batch, Batch)
@@ -199,10 +201,10 @@ class VideoVaeTask:
 
 
 def _flicker(made: Frames, clips: Frames) -> Tensor:
-    """Return the mean absolute change from frame to frame where a clip stands perfectly still.
+    """Return the mean absolute frame difference at static pixels of a clip.
 
-    It is a thousandth of the range and the changes of what moves are a tenth, so that their mean
-    over all pixels would not notice it. An eye does.
+    Flicker is about 0.1 % of the pixel range and motion about 10 %, so a mean over all pixels would
+    hide it, although it is visible.
     """
     still = (clips.diff(dim=1) == 0).all(dim=2, keepdim=True)
     changes = made.diff(dim=1).abs().mean(dim=2, keepdim=True)

@@ -1,4 +1,4 @@
-"""What the denoiser and the interpolator are given, out of frames or out of shards."""
+"""Inputs of the denoiser and the interpolator, from frames or from encoded shards."""
 
 from dataclasses import fields, replace
 
@@ -17,15 +17,15 @@ from magicvideo.training.loader import AnyBatch
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device, without waiting for the device."""
+    """Move a host tensor to a device without synchronizing."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """Return a block in which mixed precision is off: what passes through it is not rounded."""
-    # the meta device, of dry runs, has no autocast of its own
+    """Return a context without autocast, for float32 computation."""
+    # the meta device, used in dry runs, has no autocast
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
@@ -45,7 +45,7 @@ def encode_latents(frozen: FrozenEncoders, batch: AnyBatch, device: torch.device
 
 
 def batch_frames(frozen: FrozenEncoders, batch: AnyBatch, device: torch.device) -> Frames:
-    """Return the frames of a batch, decoded where it has only their latents."""
+    """Return the frames of a batch, decoded if it has only latents."""
     if isinstance(batch, Batch):
         return batch.frames.to(device)
     return decode_latents(frozen.vae.to(device), batch.latents.to(device))
@@ -54,7 +54,7 @@ def batch_frames(frozen: FrozenEncoders, batch: AnyBatch, device: torch.device) 
 def encode_captions(
     frozen: FrozenEncoders, batch: AnyBatch, dropped: Bool[Tensor, " b"], device: torch.device
 ) -> Tokens:
-    """Return the tokens of the captions, and those of an empty text where captions are dropped."""
+    """Return the tokens of the captions, or of the empty text where captions are dropped."""
     if isinstance(batch, Batch):
         texts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
         return _encode(frozen, texts, device)
@@ -73,8 +73,8 @@ def encode_frame_embeds(
     Args:
         frozen: The frozen encoders.
         batch: The clips.
-        shown: Which frame of each.
-        device: Where it is wanted.
+        shown: Index of the frame of each clip.
+        device: Target device.
     """
     rows, shown = torch.arange(len(shown), device=device), to_device(shown, device)
     if not isinstance(batch, Batch):
@@ -92,16 +92,17 @@ def _encode(frozen: FrozenEncoders, texts: list[str], device: torch.device) -> T
 def draw_given_frames(
     size: int, num_frames: int, share: float, most: int, generator: StackedGenerator
 ) -> Bool[Tensor, "b f"]:
-    """Draw which frames are given: in half of the clips with any the first, else the first k.
+    """Sample which frames are given: the first one in half of these clips, else the first k.
 
-    So one model makes a video of text alone, of a first picture, and of its own last frames.
+    The model thereby learns to generate from text alone, from a first image, and from previous
+    frames.
 
     Args:
-        size: Clips.
-        num_frames: Frames of each.
-        share: Of the clips with given frames.
-        most: The most given frames.
-        generator: What is drawn from.
+        size: Number of clips.
+        num_frames: Frames per clip.
+        share: Fraction of clips with given frames.
+        most: Maximal number of given frames.
+        generator: Source of the random numbers.
     """
     has_given = generator.uniform(size) < share
     is_first_alone = generator.uniform(size) < 0.5
@@ -116,10 +117,10 @@ def draw_motion(
     """Return the motion score of each clip, NaN where it is dropped.
 
     Args:
-        latents: The clips.
-        config: Of the U-Net, with the mean and the deviation of the amount of motion.
-        dropout: Share of the clips that get none.
-        generator: What is drawn from.
+        latents: Latents of the clips.
+        config: Configuration of the U-Net, with mean and standard deviation of motion.
+        dropout: Fraction of clips without a motion score.
+        generator: Source of the random numbers.
     """
     score = (motion_amount(latents) - config.motion_mean) / config.motion_std
     dropped = generator.uniform(len(latents)) < dropout

@@ -1,4 +1,4 @@
-"""Stage `clip`: a text and an image tower that learn to agree, and their tokenizer."""
+"""Stage `clip`: CLIP's text and image encoders, and their tokenizer."""
 
 import json
 import re
@@ -34,16 +34,16 @@ WORDS = "words.txt"
 
 
 class CLIPTask:
-    """Contrast frames with captions: each frame finds its own caption in the batch, and back.
+    """Train CLIP's encoders with the contrastive loss between frames and captions.
 
     Source of the loss: Radford et al., 2103.00020, Figure 3.
 
     Args:
-        tokenizer: Turns captions into tokens.
-        words: The words of the training captions, which the output lists.
+        tokenizer: The tokenizer.
+        words: The words of the training captions, stored in the output.
         config: The stage's settings.
         batches: Single frames of the training split, with captions.
-        vocabulary_size: Rows of the token embedding; by default the tokenizer's tokens.
+        vocabulary_size: Rows of the token embedding; by default the tokenizer's size.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CLIPTask:
         batch: Batch,
         generator: StackedGenerator,  # noqa: ARG002 - this stage generator nothing
     ) -> dict[str, Tensor]:
-        """Return the contrastive loss and the share of frames that find their caption."""
+        """Return the contrastive loss and the top-1 accuracy of frames to captions."""
         device = next(network.parameters()).device
         tokens = self.tokenizer(
             batch.captions,
@@ -92,10 +92,10 @@ class CLIPTask:
     def init_from(
         self, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModelWithProjection
     ) -> None:
-        """Take over both towers. What projects a text is no part of a model and starts afresh.
+        """Load both encoders; the text projection, which models do not store, is random.
 
         Raises:
-            UserError: If their sizes are not those of the settings.
+            UserError: If their sizes differ from the settings.
         """
         try:
             self.network.text_model.load_state_dict(text_encoder.state_dict())
@@ -106,11 +106,11 @@ class CLIPTask:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(
-                f"The encoders to start from do not have the sizes of the recipe's clip: {reason}"
+                f"The initial encoders do not have the sizes of the recipe's clip: {reason}"
             ) from None
 
     def preview(self) -> Image.Image | None:
-        """Return nothing: embeddings are not pictures."""
+        """Return None: embeddings cannot be shown."""
         return None
 
     def save(self, folder: Path) -> None:
@@ -133,13 +133,13 @@ class CLIPTask:
 def build_clip_config(
     settings: CLIPStageConfig, marks: tuple[int, int, int], vocabulary_size: int, image_size: int
 ) -> CLIPConfig:
-    """Return the sizes of both towers.
+    """Return the configuration of both encoders.
 
     Args:
         settings: The stage's settings.
-        marks: Numbers of the tokens for the start, the end and the padding of a text.
-        vocabulary_size: Tokens that the tokenizer has.
-        image_size: Side of the square that the image tower sees, in pixels.
+        marks: Ids of the start, end and padding tokens.
+        vocabulary_size: Size of the tokenizer.
+        image_size: Side of the image encoder's input in pixels.
     """
     shared = {
         "hidden_size": settings.width,
@@ -179,7 +179,7 @@ _WORD_END = "</w>"
 
 
 def iter_captions(dataset: ClipDataset, seed: int) -> Iterator[str]:
-    """Yield captions of every clip in varied wording."""
+    """Yield several captions of every clip."""
     rng = np.random.default_rng(seed)
     for clip in dataset.clips:
         for _ in range(_WORDINGS):
@@ -188,12 +188,12 @@ def iter_captions(dataset: ClipDataset, seed: int) -> Iterator[str]:
 
 
 def vocabulary(captions: list[str]) -> list[str]:
-    """Return the distinct words of captions, in lower case and in order."""
+    """Return the sorted unique words of captions, in lower case."""
     return sorted({word for text in captions for word in re.findall(r"[^\W\d_]+", text.lower())})
 
 
 def read_words(model: Path) -> set[str]:
-    """Return the words that the text encoder of a model was trained on; none if it tells none."""
+    """Read the words that a model's text encoder was trained on; none if not stored."""
     file = model / WORDS
     return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
 
@@ -201,20 +201,20 @@ def read_words(model: Path) -> set[str]:
 def caption_words(dataset: ClipDataset) -> set[str]:
     """Return the words of the captions of all clips, in lower case."""
     texts = [text for clip in dataset.clips for text in (clip.text, *clip.alt_captions) if text]
-    if any(clip.attributes for clip in dataset.clips):  # captions are made of attributes
+    if any(clip.attributes for clip in dataset.clips):  # captions are generated from attributes
         texts += iter_captions(dataset, 0)
     return set(vocabulary(texts))
 
 
 def train_tokenizer(captions: list[str], vocabulary_size: int, max_tokens: int) -> CLIPTokenizer:
-    """Learn byte-level BPE with CLIP's splitting and its end-of-word marks.
+    """Train byte-level BPE with CLIP's pre-tokenization and end-of-word suffix.
 
-    The vocabulary begins with all bytes, alone and at the end of a word, so no text is unknown.
+    The vocabulary includes all bytes, with and without suffix, so every text can be encoded.
 
     Args:
-        captions: What to learn from; none gives the bytes alone.
-        vocabulary_size: Tokens in all, at least 514.
-        max_tokens: Length of a prompt, with its start and end.
+        captions: Training texts; without any, the vocabulary has only bytes.
+        vocabulary_size: Number of tokens, at least 514.
+        max_tokens: Maximal length of a prompt, including start and end tokens.
     """
     empty = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))

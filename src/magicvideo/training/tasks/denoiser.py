@@ -1,4 +1,4 @@
-"""Stages `image`, `unsupervised` and `keyframes`: one denoiser learns frames, motion and words."""
+"""Stages `image`, `unsupervised` and `keyframes`: training of the denoiser."""
 
 import json
 from collections.abc import Iterator
@@ -71,16 +71,16 @@ _PREVIEW_STEPS, _PREVIEW_GUIDANCE = 20, 3.0
 class LoraDenoiser(nn.Module):
     """A frozen denoiser with trainable LoRA layers, which peft injects into its U-Net.
 
-    Only the LoRA layers require gradients. So the optimizer, the EMA and the checkpoints hold
-    nothing of the base, which FSDP2 shards like any other weights.
+    Only the LoRA layers require gradients, so optimizer, EMA and checkpoints exclude the base.
+    FSDP2 shards the base like any other weights.
 
     Args:
         base: The denoiser; it is frozen and gets LoRA layers.
         config: Rank, alpha and target layers.
-        base_hash: Hash of the base's model folder, which the output names.
+        base_hash: Hash of the base's model folder, stored in the output.
 
     Raises:
-        UserError: If the denoiser has no layer of a kind that is to get one.
+        UserError: If the denoiser lacks a type of target layer.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class LoraDenoiser(nn.Module):
         for kind in config.targets:
             endings = tuple(f".{ending}" for ending in _TARGETS[kind])
             if not any(name.endswith(endings) for name in names):
-                raise UserError(f"keyframes.lora.targets has {kind}, and the U-Net no such layers.")
+                raise UserError(
+                    f"keyframes.lora.targets has {kind}, but the U-Net has no such layers."
+                )
         layers = LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -104,23 +106,23 @@ class LoraDenoiser(nn.Module):
         self.text_encoder = None
 
     def train(self, mode: bool = True) -> "LoraDenoiser":
-        """Set the module to training; the base stays in evaluation."""
+        """Set training mode; the base stays in evaluation mode."""
         super().train(mode)
         self.base.eval()
         return self
 
     @property
     def unet(self) -> VideoUNet:
-        """Return its U-Net, LoRA layers included."""
+        """Return the U-Net, including LoRA layers."""
         return self.base.unet
 
     @property
     def image_embed_dim(self) -> int:
-        """Return the width of the image embeddings that it can be conditioned on."""
+        """Return the width of the image embeddings."""
         return self.base.image_embed_dim
 
     def lora_weights(self) -> dict[str, LoraWeights]:
-        """Return what the LoRA layers add to the U-Net's weights, by name."""
+        """Return the LoRA weights by name of the U-Net's weight."""
         return {
             f"{name}.weight": LoraWeights(
                 layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, self.alpha
@@ -135,7 +137,7 @@ class LoraDenoiser(nn.Module):
 
     @torch.no_grad()
     def save_components(self, folder: Path, *, image_conditioner: bool = True) -> None:  # noqa: ARG002
-        """Write the LoRA in the layout that diffusers and peft share; its header names the base."""
+        """Write the LoRA in the layout of diffusers and peft; the header has the base's hash."""
         (folder / LORA).mkdir()
         metadata = {"format": "pt", BASE_MODEL: self.base_hash}
         tensors = to_peft_state_dict(self.lora_weights(), "unet")
@@ -143,9 +145,9 @@ class LoraDenoiser(nn.Module):
 
 
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Return a safetensors file, the same bytes for the same weights.
+    """Serialize to safetensors, with the same bytes for the same weights.
 
-    The library writes the entries of the metadata in an order that changes from call to call.
+    The library writes the metadata in random order.
     """
     content = save(tensors, metadata=metadata)
     end = 8 + int.from_bytes(content[:8], "little")
@@ -159,15 +161,15 @@ Denoiser: TypeAlias = ConditionedDenoiser | LoraDenoiser
 
 
 class DenoiserTask:
-    """Denoise latents of frames or clips under text, an image embedding, or no condition.
+    """Train the denoiser on frames or clips, conditioned on text, images or nothing.
 
     Args:
-        network: The denoiser with its image condition, initialised; or with LoRA layers to train.
+        network: The initialized denoiser, optionally with LoRA layers.
         encoders: The frozen encoders.
         config: The stage's settings; `VideoStageConfig` for clips, else single frames.
         noise: The diffusion process.
         batches: Clips of the training split, or single frames, with their captions.
-        words: What the text encoder knows once it is trained too, which the output lists.
+        words: Words known to the text encoder if it is trained, stored in the output.
     """
 
     def __init__(
@@ -198,12 +200,12 @@ class DenoiserTask:
         self.weight_interpolation = video.weight_interpolation if video else 0.0
         self.pretrained_lr_scale = video.pretrained_lr_scale if video else 1.0
         self._initial_weights = _pretrained_weights(network) if self.weight_interpolation else {}
-        encoders.freeze()  # the text encoder that is trained is a copy of the one in it
+        encoders.freeze()  # a trained text encoder is a copy of the one in it
 
     def lr_scale(self, name: str) -> float:
         """Return the factor on the learning rate.
 
-        Weights of the image network and the text encoder have their own.
+        It differs for pretrained weights and for the text encoder.
         """
         if name.startswith(TEXT_ENCODER):
             config = self.config
@@ -214,9 +216,9 @@ class DenoiserTask:
     def losses(
         self, network: nn.Module, batch: TrainingBatch, generator: StackedGenerator
     ) -> dict[str, Tensor]:
-        """Return the weighted denoising error: of clips, and of single frames where there are any.
+        """Return the weighted denoising error of clips, and of single frames if any.
 
-        Both count alike: the loss is their sum.
+        The loss is the sum of both.
         """
         if not isinstance(batch, MixedBatch):
             return {"loss": self._loss(network, batch, generator)}
@@ -230,6 +232,8 @@ class DenoiserTask:
     ) -> Float[Tensor, ""]:
         device = next(network.parameters()).device
         size = len(batch.captions)
+        # classifier-free guidance needs an unconditional model: drop conditions at random (Ho and
+        # Salimans, 2207.12598, algorithm 1)
         dropped = generator.uniform(size) < self.config.condition_dropout
         by_image = generator.uniform(size) < self.image_condition
         timesteps = sample_timesteps(
@@ -257,10 +261,12 @@ class DenoiserTask:
             given = draw_given_frames(
                 size, self.num_frames, self.given_frames_prob, self.max_given_frames, generator
             )
+        # x_t = alpha_t x + sigma_t e
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         frame_timesteps = timesteps
         if given is not None:
             given = to_device(given, device)
+            # given frames are clean and have timestep 0, so that the network continues them
             noisy = torch.where(given[:, :, None, None, None], latents, noisy)
             frame_timesteps = timesteps[:, None].masked_fill(given, 0)
         motion = None
@@ -277,8 +283,8 @@ class DenoiserTask:
         )
         target = prediction_target(self.scheduler, latents, noise, timesteps)
         if given is not None:
-            # Frames that are shown teach nothing. Their error is zero with its gradient, also where
-            # mode weights mix the errors of frames, since both sides are the prediction itself.
+            # Given frames do not contribute to the loss: their target is the prediction itself, so
+            # error and gradient are zero, even if mode weights mix the errors of frames.
             target = torch.where(given[:, :, None, None, None], prediction.to(target.dtype), target)
         return denoising_loss(
             self.scheduler,
@@ -293,7 +299,7 @@ class DenoiserTask:
     def _text(
         self, batch: AnyBatch, dropped: Bool[Tensor, " b"], device: torch.device
     ) -> Tokens | Int[Tensor, "b l"]:
-        """Return the tokens of the captions, or their ids where the network encodes them."""
+        """Return the tokens of the captions, or token ids if the network encodes them."""
         if self.network.text_encoder is None:
             return encode_captions(self.encoders, batch, dropped, device)
         texts = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
@@ -301,9 +307,9 @@ class DenoiserTask:
 
     @torch.no_grad()
     def calibrate(self, batches: int = 16) -> None:
-        """Measure how much the training clips move, and keep mean and deviation with the network.
+        """Measure mean and standard deviation of motion, and store them in the network's config.
 
-        Without a motion condition nothing is measured.
+        Does nothing without a motion condition.
         """
         if not self.has_motion:
             return
@@ -329,7 +335,7 @@ class DenoiserTask:
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
-        """Return samples of the captions of some clips: a row a clip, or a grid of pictures."""
+        """Return samples for some captions: one row per clip, or a grid of images."""
         rows, columns = (4, 1) if self.num_frames > 1 else (4, 8)
         captions, fps = self.batches.preview_captions(rows * columns)
         samples = self._sample(captions, fps)
@@ -339,7 +345,7 @@ class DenoiserTask:
         return image_grid(frames, enlarge=1)
 
     def save(self, folder: Path) -> None:
-        """Write the denoiser, or what was learned beside it, and the component `scheduler`."""
+        """Write the denoiser or its LoRA, and the component `scheduler`."""
         with self._interpolated_weights():
             has_images = self.encoders.image_encoder is not None
             self.network.save_components(folder, image_conditioner=has_images)
@@ -397,7 +403,7 @@ class DenoiserTask:
 
 
 def _pretrained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of the weights of a video U-Net that are an image network's."""
+    """Copy the weights of a video U-Net that exist in an image network."""
     return {
         name: parameter.detach().clone()
         for name, parameter in network.named_parameters()
@@ -406,12 +412,12 @@ def _pretrained_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_pretrained(name: str) -> bool:
-    """Return whether a parameter of the denoiser is one of an image network's."""
+    """Return whether a parameter of the denoiser exists in an image network."""
     return name.startswith("unet.") and not is_temporal_key(name)
 
 
 def build_training_scheduler(noise: NoiseConfig) -> DDIMScheduler:
-    """Return the diffusion process of a recipe, as the scheduler that a model folder carries."""
+    """Build the scheduler of a recipe's diffusion process, which is stored in model folders."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=noise.beta_start,

@@ -1,4 +1,4 @@
-"""Stage `distill`: a flow map makes in few steps what the key-frame network makes in many."""
+"""Stage `distill`: distills the key-frame network into a flow map for few steps."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,11 +39,11 @@ class ClipConditions:
     """Conditions of both networks, for a batch of clips.
 
     Attributes:
-        tokens: Of the captions.
+        tokens: Tokens of the captions.
         fps: Frames per second.
-        motion: Motion scores, NaN where unknown; None for networks without.
-        latents: The clips without noise.
-        given: Which frames are shown without noise; None if none.
+        motion: Motion scores, NaN where unknown; None without motion condition.
+        latents: Clean latents.
+        given: Whether each frame is given (clean); None if none is.
     """
 
     tokens: Tokens
@@ -53,7 +53,7 @@ class ClipConditions:
     given: Bool[Tensor, "b f"] | None
 
     def select(self, rows: Tensor) -> "ClipConditions":
-        """Return the conditions of some clips, or of some more than once."""
+        """Select or repeat the conditions of clips."""
         return ClipConditions(
             self.tokens[rows],
             self.fps[rows],
@@ -64,17 +64,17 @@ class ClipConditions:
 
 
 class DistillTask:
-    """Learn the flow map of the trajectories that a teacher follows with guidance.
+    """Train the flow map of a teacher's guided trajectories.
 
     Args:
-        network: What is trained: the teacher's weights, with an embedding of the interval.
-        teacher: The key-frame network, which is frozen.
+        network: The student: the teacher's weights, with an embedding of the interval.
+        teacher: The frozen key-frame network.
         encoders: The frozen encoders.
         config: The stage's settings.
         noise: The diffusion process.
         batches: Clips of the training split with their captions.
-        guidance_scale: Of the teacher.
-        guidance_stop: Fraction of the teacher's steps after which guidance ends.
+        guidance_scale: Guidance scale of the teacher.
+        guidance_stop: Fraction of the teacher's steps that use guidance.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class DistillTask:
     ) -> dict[str, Tensor]:
         """Return the squared error of the flow map, and its parts.
 
-        `velocity_loss` is the error of the direction at one time, which is the teacher's, and
-        `map_loss` that over an interval.
+        `velocity_loss` is the error over intervals of zero length, whose target is the teacher's
+        velocity, and `map_loss` that over other intervals.
         """
         device = next(network.parameters()).device
         size = len(batch.captions)
@@ -151,7 +151,7 @@ class DistillTask:
         with torch.no_grad():
             target = self._guided_direction(points, time, conditions, empty)
             if len(rows):
-                # a difference of close points, divided by their distance: not in half precision
+                # a finite difference needs float32
                 with full_precision(device):
                     selected = conditions.select(rows)
 
@@ -171,7 +171,7 @@ class DistillTask:
             target = self.path.prediction(target, points, time)
         prediction = self._predict(network, points, time, target_time, conditions)
         errors = self._squared_errors(prediction - target, given)
-        # the target of an interval depends on the network itself; one steep clip must not rule
+        # targets over intervals depend on the student itself; limit the weight of single clips
         weights = torch.where(over_interval, 1 / (1 + errors.detach()), 1.0)
         return {
             "loss": (weights * errors).mean(),
@@ -182,10 +182,10 @@ class DistillTask:
     def _draw_times(
         self, size: int, generator: StackedGenerator, device: torch.device
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Bool[Tensor, " b"]]:
-        """Draw the time of each clip, even in diffusion steps, and the time that it is led to.
+        """Sample the time of each clip, uniform in diffusion steps, and its target time.
 
         Returns:
-            Both times on the device; and on the CPU, for which clips they differ.
+            Both times on the device, and on the CPU whether they differ.
         """
         last, config = self.scheduler.config.num_train_timesteps - 1, self.config
         steps, kind, share = (generator.uniform(size) for _ in range(3))
@@ -203,7 +203,7 @@ class DistillTask:
         target_time: Float[Tensor, " b"] | None,
         conditions: ClipConditions,
     ) -> Latents:
-        """Return what a network predicts at points of the line; None: it is no flow map."""
+        """Return the velocity that a network predicts; a target of None is for the teacher."""
         noisy = points * self.path.scale(time)[:, None, None, None, None]
         steps = self.path.step_at(time).clamp_min(0)
         if conditions.given is not None:
@@ -228,7 +228,7 @@ class DistillTask:
         target_time: Float[Tensor, " b"] | None,
         conditions: ClipConditions,
     ) -> Latents:
-        """Return the direction of the trajectories, in which given frames do not move."""
+        """Return the velocity of the trajectories, which is zero for given frames."""
         prediction = self._predict(network, points, time, target_time, conditions)
         velocity = self.path.velocity(prediction, points, time)
         if conditions.given is None:
@@ -238,9 +238,9 @@ class DistillTask:
     def _guided_direction(
         self, points: Latents, time: Float[Tensor, " b"], conditions: ClipConditions, empty: Tokens
     ) -> Latents:
-        """Return the teacher's direction with guidance, where its sampler has guidance.
+        """Return the teacher's velocity, with guidance at steps that use it.
 
-        Predictions are guided, as in sampling. Velocity is linear in them, so it is the same.
+        Guidance is applied to predictions, as in sampling; velocity is linear in them.
         """
         self.teacher.to(points.device)
         both = torch.arange(len(points), device=points.device).repeat(2)
@@ -256,7 +256,7 @@ class DistillTask:
     def _squared_errors(
         self, error: Latents, given: Bool[Tensor, "b f"] | None
     ) -> Float[Tensor, " b"]:
-        """Return the mean squared error of each clip, where temporal modes have their weights."""
+        """Return the mean squared error of each clip, with weighted temporal modes."""
         if given is not None:
             error = error.masked_fill(given[:, :, None, None, None], 0)
         weighted = error
@@ -266,7 +266,7 @@ class DistillTask:
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
-        """Return samples of the captions of some clips in the stage's few steps, a row a clip."""
+        """Return samples for some captions with few steps, one row per clip."""
         captions, fps = self.batches.preview_captions(_PREVIEWS)
         device = next(self.network.parameters()).device
         self.encoders.to(device)
@@ -294,5 +294,5 @@ class DistillTask:
 
 
 def _mean_where(chosen: Bool[Tensor, " b"], errors: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Return the mean of some errors, 0 if there are none."""
+    """Return the mean of the selected errors, 0 if there are none."""
     return (errors.detach() * chosen).sum() / chosen.sum().clamp_min(1)

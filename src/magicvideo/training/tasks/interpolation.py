@@ -38,13 +38,13 @@ _WINDOWS_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 4, 8
 
 
 class InterpolationTask:
-    """Estimate what linear blending of two key frames gets wrong, and denoise what is left.
+    """Train the interpolator: regress the error of linear interpolation, denoise the residual.
 
-    The keys are noised up to a random level, which the network is told: key frames that a network
-    made are not clean either (Ho et al., 2106.15282, section 4, conditioning augmentation).
+    The keys are noised up to a random level, on which the network is conditioned, because generated
+    key frames are not clean either (conditioning augmentation; Ho et al., 2106.15282, section 4).
 
     Args:
-        network: The interpolator, initialised.
+        network: The initialized interpolator.
         encoders: The frozen encoders.
         config: The stage's settings.
         noise: The diffusion process.
@@ -65,18 +65,18 @@ class InterpolationTask:
         encoders.freeze()
 
     def lr_scale(self, name: str) -> float:
-        """Return the factor on the learning rate: the U-Net, which is pretrained, has its own."""
+        """Return the factor on the learning rate, which differs for the pretrained U-Net."""
         return self.config.pretrained_lr_scale if name.startswith("unet.") else 1.0
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """Measure the scale of the residuals on clips, and store it in the network's config.
+        """Measure the residual scale on clips, and store it in the network's config.
 
-        It is the root mean square of what linear blending gets wrong where the keys differ by one.
+        It is the RMS error of linear interpolation relative to the RMS distance of the keys.
         """
         device = next(self.network.parameters()).device
         squares = []
-        # one window at a time: large autoencoders need gigabytes for a few frames
+        # one window at a time, because large autoencoders need gigabytes for a few frames
         for position in range(_WINDOWS_FOR_SCALE):
             latents = self._latents(self.batches.get_other_batch(1, position, 1), device)
             keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
@@ -89,7 +89,7 @@ class InterpolationTask:
     def losses(
         self, network: nn.Module, batch: AnyBatch, generator: StackedGenerator
     ) -> dict[str, Tensor]:
-        """Return the errors of the frames between the keys: those of the estimate and the U-Net."""
+        """Return the errors of the regression and of the U-Net."""
         device = next(network.parameters()).device
         size = len(batch.captions)
         few = every_nth(self.config.denoise_every)
@@ -126,7 +126,7 @@ class InterpolationTask:
         denoising = denoising_loss(
             self.scheduler, output.diffusion_prediction, target, timesteps, self.config.snr_gamma
         )
-        # not the square: in some gaps nothing can be told, and they would outweigh the others
+        # L1 instead of the square, because unpredictable gaps would dominate
         estimate = F.smooth_l1_loss(
             output.residual_estimate.float(), output.residual_target.float()
         )
@@ -134,7 +134,7 @@ class InterpolationTask:
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
-        """Return some clips' windows, real above interpolated."""
+        """Return some windows, real frames above interpolated ones."""
         batch = self.batches.get_other_batch(2, 0, _PREVIEWED)
         device = next(self.network.parameters()).device
         latents = self._latents(batch, device)
@@ -166,6 +166,6 @@ class InterpolationTask:
 
     @torch.no_grad()
     def _latents(self, batch: AnyBatch, device: torch.device) -> Latents:
-        # what is learned are small differences of latents, which half precision would round away
+        # targets are small differences of latents, which half precision would round away
         with full_precision(device):
             return encode_latents(self.encoders, batch, device)

@@ -1,4 +1,4 @@
-"""Stage `upscaler`: what enlarging a small frame leaves out, on crops of large frames."""
+"""Stage `upscaler`: trains super-resolution on crops of large frames."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ from magicvideo.training.recipe import NoiseConfig, UpscalerModelConfig, Upscale
 from magicvideo.training.tasks.batches import full_precision, to_device
 from magicvideo.training.tasks.denoiser import build_training_scheduler
 
-# One step from pure noise is the cheapest way to a large frame. It asks for velocity, since the
-# noise tells nothing there, and for a schedule without signal at its end.
+# Sampling in one step from pure noise is the fastest way to a large frame. It needs v-prediction,
+# because a noise prediction carries no information there, and zero terminal SNR.
 _PROCESS = NoiseConfig(
     prediction_type="v_prediction",
     beta_schedule="squaredcos_cap_v2",
@@ -41,23 +41,23 @@ _FRAMES_FOR_SCALE, _PREVIEWED, _PREVIEW_STEPS = 64, 3, 4
 
 
 class UpscalerTask:
-    """Denoise residuals of large frames, conditioned on small ones as degraded as generated ones.
+    """Denoise residuals of large frames, conditioned on degraded small frames.
 
-    Small frames are made in various ways, a share of them passes the autoencoder with noise on its
-    latents, and all get noise of a random level, which the network is told (Ho et al., 2106.15282,
-    section 4, conditioning augmentation). Residuals are taken against the small frames without
-    that last noise: one number then brings them to unit variance at any level, and a network that
-    predicts nothing gives a clean frame.
+    Small frames are downsampled with random kernels, a fraction passes through the autoencoder with
+    noise on its latents, and all get noise of a random level, on which the network is conditioned
+    (conditioning augmentation; Ho et al., 2106.15282, section 4). Residuals are computed from the
+    small frames without that last noise, so that one factor gives unit variance at any level, and a
+    prediction of zero gives a clean frame.
 
     Args:
-        network: The upscaler, initialised.
-        vae: The autoencoder that generated frames pass, frozen.
+        network: The initialized upscaler.
+        vae: The frozen autoencoder.
         config: The stage's settings.
         batches: Large single frames of the training split.
-        seed: Of the random numbers of the calibration.
+        seed: Seed of the calibration.
 
     Raises:
-        UserError: If the sizes do not fit each other.
+        UserError: If the sizes are inconsistent.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class UpscalerTask:
         return 1.0
 
     def calibrate(self) -> None:
-        """Measure the scale of the residuals on frames, and store it in the network's config."""
-        # another order than training's, so that these frames are not its first batches
+        """Measure the residual scale on frames, and store it in the network's config."""
+        # a different order than in training, so that these frames are not its first batches
         batch = self.batches.get_other_batch(1, 0, _FRAMES_FOR_SCALE)
         generator = StackedGenerator([seeded_generator(self.seed, "upscaler", "scale")])
         residuals, _ = self._examples(_frames(batch, self.network), generator)
@@ -107,7 +107,7 @@ class UpscalerTask:
             timesteps,
             to_device(levels, device),
         )
-        # the objective speaks of videos; each crop is one of a single frame
+        # the loss expects videos: each crop is a video with one frame
         target = prediction_target(self.scheduler, residuals[:, None], noise[:, None], timesteps)
         loss = denoising_loss(
             self.scheduler, prediction[:, None], target, timesteps, self.config.snr_gamma
@@ -116,7 +116,7 @@ class UpscalerTask:
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
-        """Return some frames, a row each: enlarged, the same with its residual, and real."""
+        """Return some frames, one row each: bicubic, upscaled, and real."""
         batch = self.batches.get_other_batch(2, 0, _PREVIEWED)
         network = self.network
         frames = _frames(batch, network)
@@ -142,13 +142,13 @@ class UpscalerTask:
 
     @torch.no_grad()
     def _examples(self, frames: FoldedFrames, generator: StackedGenerator) -> tuple[Tensor, Tensor]:
-        """Return residuals, in pixels, and the small frames that they belong to, both whole."""
+        """Return residuals, in pixels, and their small frames, uncropped."""
         config, factor = self.config, self.network.config.factor
-        with full_precision(frames.device):  # data are not rounded
+        with full_precision(frames.device):  # no rounding of the data
             small = random_degrade(frames, factor, config.degradation_prob, generator)
         rebuilt = generator.uniform(len(small)) < config.vae_roundtrip_prob
         amounts = config.max_latent_noise * generator.uniform(len(small))
-        if rebuilt.any():  # both are on the host: nothing waits for the device
+        if rebuilt.any():  # both are on the host: no synchronization
             device = small.device
             chosen = to_device(rebuilt.nonzero().flatten(), device)
             latents = encode_frames(self.vae.to(device), small[chosen][:, None])
@@ -169,8 +169,8 @@ class UpscalerTask:
         unit = config.factor * vae_scale_factor(self.vae)
         if any(side % unit for side in size):
             raise UserError(
-                f"The frames of stage upscaler have the size {size}; both sides must be multiples "
-                f"of {unit} pixels, so that the autoencoder fits the small ones."
+                f"The frames of stage upscaler have size {size}; both sides must be multiples of "
+                f"{unit} pixels, as the autoencoder needs for the small frames."
             )
 
 
@@ -180,7 +180,7 @@ def _frames(batch: AnyBatch, network: nn.Module) -> FoldedFrames:
 
 
 def build_upscaler(config: UpscalerModelConfig, max_noise_level: float) -> Upscaler:
-    """Return a fresh upscaler of the given sizes."""
+    """Build an upscaler of the given sizes."""
     return Upscaler(
         factor=config.factor,
         widths=config.widths,
