@@ -9,6 +9,7 @@ import torch
 
 from magicvideo.errors import UserError
 from magicvideo.media.video_io import Frame, VideoStream, open_video_stream
+from magicvideo.media.video_reader import VideoInfo
 from magicvideo.pipelines.capabilities import ModelCapabilities
 from magicvideo.pipelines.image_condition import fit_frames
 from magicvideo.pipelines.request import GenerationSettings, Request
@@ -59,7 +60,7 @@ class Extension:
 
 def plan_extension(
     model: ModelCapabilities,
-    clip: VideoStream,
+    clip: VideoInfo | VideoStream,
     settings: GenerationSettings,
     seconds: float | None,
 ) -> Extension:
@@ -70,7 +71,7 @@ def plan_extension(
 
     Args:
         model: Capabilities of the model.
-        clip: The video.
+        clip: The video, or its size, frame rate and number of frames.
         settings: The caller's settings; `num_frames` is the number of new key frames.
         seconds: Length of the added part, instead of that number.
 

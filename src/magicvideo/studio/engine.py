@@ -23,6 +23,7 @@ from torch import Tensor
 from magicvideo.errors import UserError
 from magicvideo.media.video_io import to_uint8, write_pixels
 from magicvideo.pipelines.capabilities import ModelCapabilities
+from magicvideo.pipelines.extend import ContinuedVideo, plan_extension
 from magicvideo.pipelines.hints import prompt_hints
 from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
 from magicvideo.pipelines.request import (
@@ -38,19 +39,16 @@ from magicvideo.pipelines.video import read_latents, read_request, write_latents
 from magicvideo.shapes import Frames, Latents
 from magicvideo.studio.files import FileStore
 from magicvideo.studio.parameters import VideoParameters
+from magicvideo.studio.uploads import Beginning, file_suffix
 
 _PREVIEW_STRIDE = 4  # of the key frames that are shown while they are sampled
 _LONGEST_SECONDS = 20.0  # of models that continue frames: a job holds all frames in memory
+_LONGEST_EXTENDED = 60.0  # with what it continues
 _SLOWEST_KEYS = 3.0  # key frames a second; the network has seen nothing slower
 _SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 16, 4, 160
 _PREVIEW_SIDE = 256
 _MAX_SCALE = 8  # times the size that a model makes
-_SUFFIXES = {  # by the first bytes of a file
-    b"\x89PNG": ".png",
-    b"GIF8": ".gif",
-    b"RIFF": ".webp",
-    b"\x1a\x45\xdf\xa3": ".webm",
-}
+_EXTENSION = ("extend",)  # what decides an extended video beside its request
 # seconds of one step until a worker has measured its own; only their ratios matter
 _TYPICAL = {
     "key frames": 0.3,
@@ -145,7 +143,12 @@ class Engine:
     @property
     def takes_pictures(self) -> bool:
         """Tell whether a video can begin with a picture, or be conditioned on one."""
-        return self._pipeline.image_encoder is not None or self.capabilities.max_given_frames > 0
+        return self._pipeline.image_encoder is not None or self.extends_videos
+
+    @property
+    def extends_videos(self) -> bool:
+        """Tell whether the model has learned to continue given frames."""
+        return self.capabilities.max_given_frames > 0
 
     def seconds_of(self, frames: int | None = None, fps: float | None = None) -> float:
         """Return the length of a video of all stages; None is the most frames, the usual rate."""
@@ -179,31 +182,43 @@ class Engine:
     # -- planning ---------------------------------------------------------------------------------
 
     def plan(
-        self, parameters: VideoParameters, picture_sha256: str | None = None, device: str = "cpu"
+        self, parameters: VideoParameters, beginning: Beginning | None = None, device: str = "cpu"
     ) -> Plan:
         """Check parameters against the model and complete them.
 
         Args:
             parameters: What was asked for, with a seed.
-            picture_sha256: Identity of the picture to begin with.
+            beginning: What the video begins with.
             device: Kind of device of the workers.
 
         Raises:
             UserError: If the model cannot do it.
         """
-        if picture_sha256 is not None and not self.takes_pictures:
+        clip = None if beginning is None else beginning.clip
+        if beginning is not None and clip is None and not self.takes_pictures:
             raise UserError("This model takes no picture; leave input_reference out.")
         with self._with_loras(parameters.loras()):
             model = self.capabilities
-            settings = _settings(parameters, model)
-            placeholder = (
-                None if picture_sha256 is None else ImageCondition(name="picture", embedding="")
-            )
-            seeds = resolve_seeds(parameters.seed, 1)
-            (request,) = model.build_requests([parameters.prompt], seeds, settings, placeholder)
+            settings = _settings(parameters, model, is_extension=clip is not None)
+            placeholder: ImageCondition | None = None
+            unrecorded: tuple[str, ...] = ()
+            own_frames = 0
+            if clip is not None:
+                extension = plan_extension(model, clip, settings, parameters.seconds)
+                settings, unrecorded = extension.settings, _EXTENSION
+                # the given key frames and what lies between them are in the video already
+                own_frames = clip.num_frames - (extension.num_given - 1) * extension.stride - 1
+            elif beginning is not None:
+                placeholder = ImageCondition(name="picture", embedding="")
+            seed, prompt = resolve_seeds(parameters.seed, 1)[0], parameters.prompt
+            request = model.build_request(prompt, seed, settings, placeholder, unrecorded)
+        seconds = (own_frames + request.video_frames) / request.video_fps
+        if clip is not None:
+            _check_extended(seconds, seconds - clip.num_frames / clip.fps)
         threads = self._threads or torch.get_num_threads()
         request = replace(request, device=device, threads=threads)
-        facts = asdict(request) | {"image_condition": picture_sha256, "format": parameters.format}
+        identity = None if beginning is None else beginning.sha256
+        facts = asdict(request) | {"image_condition": identity, "format": parameters.format}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         texts = dict.fromkeys([parameters.prompt, parameters.negative_prompt or ""])
         hints = [
@@ -213,7 +228,7 @@ class Engine:
         ]
         return Plan(
             request=request,
-            seconds=request.video_frames / request.video_fps,
+            seconds=seconds,
             size=f"{request.width * request.output_scale}x{request.height * request.output_scale}",
             fingerprint=digest,
             warnings=tuple(hints),
@@ -225,7 +240,7 @@ class Engine:
         self,
         job_id: str,
         parameters: VideoParameters,
-        picture: Path | None,
+        beginning: Beginning | None,
         files: FileStore,
         scratch: Path,
         watcher: Watcher,
@@ -235,7 +250,7 @@ class Engine:
         Args:
             job_id: Names the files.
             parameters: Complete, with a seed.
-            picture: The picture to begin with, on this machine.
+            beginning: What the video begins with.
             files: Where latents are kept between stages.
             scratch: Local folder for the finished file.
             watcher: Told of every step, and of frames as soon as there are any.
@@ -245,17 +260,23 @@ class Engine:
         """
         with self._with_loras(parameters.loras()), torch.no_grad():
             pipeline = self._pipeline
-            settings = _settings(parameters, self.capabilities)
-            seeds = resolve_seeds(parameters.seed, 1)
-            (request,) = pipeline.build_requests([parameters.prompt], seeds, settings, picture)
-            latents = self._latents(job_id, request, files, scratch, watcher)
+            request, continued = self._begin(parameters, beginning)
+            inputs = _shown_steps(watcher, continued)
+            latents = self._latents(job_id, request, inputs, files, scratch, watcher)
             frames = pipeline.decode(latents, watcher.report)
             watcher.show(frames)
+            if continued is not None:
+                # given frames were decoded, too, since a video decoder remembers earlier ones
+                given = (continued.keys.shape[1] - 1) * (request.num_inserted + 1) + 1
+                frames = frames[:, given:]
             if "upscaler" in request.stages:
                 frames = pipeline.upscale(request, frames, watcher.report, DEFAULT_CHUNKS)
         watcher.report("writing", 0, 1)
         video = scratch / f"{job_id}.{parameters.format}"
         pixels = to_uint8(frames[0].cpu(), request.output_scale)
+        if continued is not None:
+            own = [to_uint8(frame[None], request.output_scale) for frame in continued.frames()]
+            pixels = np.concatenate([*own, pixels])
         write_pixels(pixels, request.video_fps, request.to_json(), video, overwrite=True)
         watcher.report("writing", 1, 1)
         return Made(video, _thumbnail(pixels), _spritesheet(pixels), request)
@@ -285,10 +306,28 @@ class Engine:
         if steps and stage in self._step_seconds:
             self._step_seconds[stage] = seconds / steps
 
+    def _begin(
+        self, parameters: VideoParameters, beginning: Beginning | None
+    ) -> tuple[Request, ContinuedVideo | None]:
+        """Return the complete request, and the video that it continues, if any."""
+        pipeline, (seed,) = self._pipeline, resolve_seeds(parameters.seed, 1)
+        if beginning is None or beginning.clip is None:
+            settings = _settings(parameters, self.capabilities)
+            picture = None if beginning is None else beginning.path
+            (request,) = pipeline.build_requests([parameters.prompt], [seed], settings, picture)
+            return request, None
+        settings = _settings(parameters, self.capabilities, is_extension=True)
+        settings, continued = pipeline.continue_video(beginning.path, settings, parameters.seconds)
+        request = self.capabilities.build_request(
+            parameters.prompt, seed, settings, None, _EXTENSION
+        )
+        return request, continued
+
     def _latents(
         self,
         job_id: str,
         request: Request,
+        inputs: CallInputs,
         files: FileStore,
         scratch: Path,
         watcher: Watcher,
@@ -301,7 +340,6 @@ class Engine:
         tokens, negative = pipeline.encode_condition(request)
         keys = _read_kept(job_id, "keyframes", request, files, scratch)
         if keys is None:
-            inputs = _shown_steps(watcher)
             keys = pipeline.sample_keyframes(request, tokens, negative, watcher.report, inputs)
             _keep(job_id, "keyframes", keys, request, files, scratch)
         keys = keys.to(pipeline.device)
@@ -340,9 +378,8 @@ def read_recipe(content: bytes) -> dict[str, str | int | float]:
     Raises:
         UserError: If it says nothing about how it was made.
     """
-    suffix = next((end for start, end in _SUFFIXES.items() if content.startswith(start)), ".mp4")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"upload{suffix}"
+        path = Path(folder) / f"upload{file_suffix(content)}"
         path.write_bytes(content)
         try:
             return parameters_of(read_request(path))
@@ -392,7 +429,7 @@ def preview_bytes(frames: Frames) -> bytes:
     return holder.getvalue()
 
 
-def _shown_steps(watcher: Watcher) -> CallInputs:
+def _shown_steps(watcher: Watcher, continued: ContinuedVideo | None) -> CallInputs:
     """Return what lets a watcher see some expected key frames after each of their steps."""
 
     def after_step(
@@ -402,13 +439,36 @@ def _shown_steps(watcher: Watcher) -> CallInputs:
         watcher.show_step(lambda: pipeline.preview(some))
         return {}
 
-    return CallInputs(callback=after_step, callback_tensors=("pred_original_sample",))
+    return CallInputs(
+        callback=after_step, callback_tensors=("pred_original_sample",), extend=continued
+    )
 
 
-def _settings(parameters: VideoParameters, model: ModelCapabilities) -> GenerationSettings:
-    """Return the pipeline's settings; `seconds` and `size` become frames, rate and enlargement."""
+def _check_extended(seconds: float, added: float) -> None:
+    """Refuse a video that is too long for one job, which holds all frames in memory."""
+    if added > _LONGEST_SECONDS + 0.5:  # to the nearest key frame
+        raise UserError(
+            f"{added:.1f} seconds would be added; at most {_LONGEST_SECONDS:g} can be added at a "
+            "time."
+        )
+    if seconds > _LONGEST_EXTENDED:
+        raise UserError(
+            f"The video would be {seconds:.1f} seconds long; it may be extended to "
+            f"{_LONGEST_EXTENDED:g}."
+        )
+
+
+def _settings(
+    parameters: VideoParameters, model: ModelCapabilities, *, is_extension: bool = False
+) -> GenerationSettings:
+    """Return the pipeline's settings; `seconds` and `size` become frames, rate and enlargement.
+
+    The seconds of an extension are left to the pipeline, which knows the rate of the video.
+    """
     stages = None if parameters.stages is None else tuple(parameters.stages.split(","))
-    frames, fps = _frames_and_rate(parameters, model, stages or model.stages)
+    frames, fps = parameters.frames, parameters.fps
+    if not is_extension:
+        frames, fps = _frames_and_rate(parameters, model, stages or model.stages)
     return GenerationSettings(
         negative_prompt=parameters.negative_prompt or "",
         num_frames=frames,

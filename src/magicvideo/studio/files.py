@@ -157,9 +157,9 @@ def file_names(job_id: str) -> list[str]:
     return [*videos, *others, *kept, f"{job_id}-{PREVIEW}"]
 
 
-def upload_name() -> str:
-    """Return a new name for an uploaded picture."""
-    return f"{_UPLOAD}{int(time.time())}_{secrets.token_hex(16)}.png"
+def upload_name(suffix: str) -> str:
+    """Return a new name for an upload of a kind, such as `.png`."""
+    return f"{_UPLOAD}{int(time.time())}_{secrets.token_hex(16)}{suffix}"
 
 
 def _partial_name() -> str:

@@ -73,7 +73,7 @@ class Job(Table):
         fingerprint: SHA-256 of all that decides the bytes of the result.
         parameters: What the client sent, checked.
         request: The complete request as JSON, once a worker has planned it.
-        picture: Name of the stored picture to begin with.
+        picture: Name of the stored picture to begin with, or of the video to continue.
         source_id: The job that this one remixes, extends or varies.
         stage: What the worker is doing.
         progress: Percent.
@@ -381,7 +381,7 @@ class JobStore:
             return next((job for job in session.scalars(query) if job.files), None)
 
     def pictures(self) -> set[str]:
-        """Return the names of the pictures that jobs begin with."""
+        """Return the names of the uploads that jobs begin with."""
         with self._sessions() as session:
             found = session.scalars(select(Job.picture).where(Job.picture.is_not(None)))
             return {name for name in found if name is not None}

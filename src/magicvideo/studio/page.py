@@ -1,6 +1,7 @@
 """The web page: Gradio on the same app, job table and files as the API."""
 
 import base64
+import io
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from gradio.components import Component
+from PIL import Image
 
 from magicvideo.errors import UserError
 from magicvideo.studio.engine import parameters_of, read_recipe
@@ -85,6 +87,7 @@ class Page:
         self._markup = Markup()
         self._runs, self._data = RunsView(studio.config.runs), DataView(studio.config.data)
         traits = studio.engine.capabilities
+        self._has_motion = traits.has_motion
         self._usual_fps = traits.default("fps")
         self._usual_seconds = round(studio.engine.seconds_of(), 1)
 
@@ -136,7 +139,7 @@ class Page:
         cancel.click(self._cancel, [job_id], shown, **_QUIET)
         timer.tick(self._show, [job_id], shown, **_QUIET)
         recipe.upload(self._read_recipe, [recipe], controls, **_QUIET)
-        return _Create(controls, shown, job_id)
+        return _Create(controls, picture, shown, job_id)
 
     def _build_question(self) -> tuple[gr.Textbox, gr.Image, gr.Button, gr.Button]:
         """Return prompt, picture to begin with, and the buttons to generate and to cancel."""
@@ -180,8 +183,20 @@ class Page:
                 16,
                 self._usual_fps,
                 step=0.5,
+                label="Key frames a second",
+                info="Fewer lie further apart and move more.",
+            ),
+            gr.Checkbox(
+                label="Choose the motion", visible=self._has_motion, elem_id="choose-motion"
+            ),
+            gr.Slider(
+                -2,
+                2,
+                0,
+                step=0.1,
                 label="Motion",
-                info="Key frames a second: fewer lie further apart and move more.",
+                info="0 is the mean of the training clips; more moves more.",
+                visible=self._has_motion,
             ),
             gr.Slider(0.5, longest, self._usual_seconds, step=0.1, label="Seconds"),
             gr.Slider(1, 50, usual("num_inference_steps"), step=1, label="Steps"),
@@ -206,6 +221,8 @@ class Page:
         seed: str,
         keep_seed: bool,
         fps: int | float,
+        choose_motion: bool,
+        motion: int | float,
         seconds: int | float,
         steps: int | float,
         guidance: int | float,
@@ -230,6 +247,8 @@ class Page:
         }
         if fps != self._usual_fps:
             fields["fps"] = fps
+        if self._has_motion and choose_motion:
+            fields["motion"] = motion
         if seconds != self._usual_seconds:
             fields["seconds"] = seconds
         if negative.strip():
@@ -304,6 +323,8 @@ class Page:
             str(fields.get("seed", "")),
             True,
             fps,
+            "motion" in fields,
+            fields.get("motion", 0),
             round(seconds, 1),
             fields.get("steps") or traits.default("num_inference_steps"),
             fields.get("guidance", traits.default("guidance_scale")),
@@ -339,7 +360,7 @@ class Page:
         )
         acts: dict[str, Any] = {
             "inputs": [chosen],
-            "outputs": [*create.controls, tabs, chosen],
+            "outputs": [*create.controls, create.picture, tabs, chosen],
             **_QUIET,
         }
         for part in (gallery, compare):
@@ -366,7 +387,9 @@ class Page:
         if now == seen:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), seen
         return (
-            self._markup.gallery(jobs, search, chosen, can_extend=False),
+            self._markup.gallery(
+                jobs, search, chosen, can_extend=self._studio.engine.extends_videos
+            ),
             self._markup.compare(compared, previews),
             gr.Button(visible=has_more),
             gr.Timer(active=is_active),
@@ -377,7 +400,7 @@ class Page:
         """Do what a button of the gallery says."""
         data = event._data if isinstance(event._data, dict) else {}
         action, client = data.get("action"), _client(request)
-        filled: list[Any] = [gr.skip()] * len(_Create.NAMES)
+        filled: list[Any] = [gr.skip()] * (len(_Create.NAMES) + 1)
         tabs: Any = gr.skip()
         if action == "clear":
             return [*filled, tabs, []]
@@ -385,9 +408,12 @@ class Page:
         if job is None:
             raise gr.Error("The video is gone.", print_exception=False)
         if action == "again":
-            filled, tabs = self._fill(self._parameters(job)), gr.Tabs(selected="create")
+            filled = [*self._fill(self._parameters(job)), self._picture(job)]
+            tabs = gr.Tabs(selected="create")
         elif action == "variations":
             chosen = [job.id, *self._vary(job, client)]
+        elif action == "extend":
+            chosen = [job.id, self._extend(job, client)]
         elif action == "compare":
             others = [name for name in chosen if name != job.id]
             chosen = others if job.id in chosen else [*others, job.id][-_MOST_COMPARED:]
@@ -397,6 +423,13 @@ class Page:
             self._studio.delete(job)
             chosen = [name for name in chosen if name != job.id]
         return [*filled, tabs, chosen]
+
+    def _picture(self, job: Job) -> Image.Image | None:
+        """Return the picture that a job began with, if there is one."""
+        if job.picture is None or not job.picture.endswith(".png"):
+            return None
+        with Image.open(io.BytesIO(self._studio.files.read(job.picture))) as picture:
+            return picture.convert("RGBA")
 
     def _vary(self, job: Job, client: str) -> list[str]:
         """Ask for the same video with the seeds that follow."""
@@ -409,6 +442,13 @@ class Page:
             except ApiError as error:
                 raise gr.Error(error.message, duration=10, print_exception=False) from None
         return made
+
+    def _extend(self, job: Job, client: str) -> str:
+        """Ask for a video and its continuation, as long as the model makes at once."""
+        try:
+            return self._studio.extend(job, {}, client=client)[0].id
+        except ApiError as error:
+            raise gr.Error(error.message, duration=10, print_exception=False) from None
 
     def _parameters(self, job: Job) -> dict[str, Any]:
         recorded = (
@@ -467,14 +507,19 @@ class _Create:
     """What other tabs need of the Create tab."""
 
     NAMES = (
-        "prompt", "seed", "keep_seed", "fps", "seconds", "steps", "guidance", "negative", "format",
-        "lora", "lora_scale",
+        "prompt", "seed", "keep_seed", "fps", "choose_motion", "motion", "seconds", "steps",
+        "guidance", "negative", "format", "lora", "lora_scale",
     )  # fmt: skip
 
     def __init__(
-        self, controls: Sequence[Any], shown: Sequence[Any], job_id: gr.BrowserState
+        self,
+        controls: Sequence[Component],
+        picture: gr.Image,
+        shown: Sequence[Any],
+        job_id: gr.BrowserState,
     ) -> None:
-        self.controls, self.shown, self.job_id = controls, shown, job_id
+        self.controls, self.picture = controls, picture
+        self.shown, self.job_id = shown, job_id
 
 
 def _client(request: gr.Request) -> str:

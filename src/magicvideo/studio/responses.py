@@ -38,6 +38,7 @@ class VideoObject(BaseModel):
     seconds: str
     size: str
     remixed_from_video_id: str | None
+    extended_from_video_id: str | None
     expires_at: int | None
     seed: int
     format: str
@@ -160,7 +161,8 @@ def video_object(job: Job, position: int | None = None) -> VideoObject:
         prompt=job.prompt,
         seconds=f"{job.seconds:.3f}".rstrip("0").rstrip("."),
         size=job.size,
-        remixed_from_video_id=job.source_id,
+        remixed_from_video_id=job.source_id if job.kind != "extend" else None,
+        extended_from_video_id=job.source_id if job.kind == "extend" else None,
         expires_at=_whole(job.expires_at),
         seed=int(job.parameters["seed"]),
         format=job.format,

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import secrets
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,21 @@ from pydantic import ValidationError
 from magicvideo.atomic_io import atomic_file
 from magicvideo.errors import UserError
 from magicvideo.studio.config import StudioConfig
-from magicvideo.studio.engine import Engine
+from magicvideo.studio.engine import Engine, read_recipe
 from magicvideo.studio.files import FileStore, file_names, upload_name
 from magicvideo.studio.jobs import SILENCE, Job, JobStore, KeyReusedError, NewJob, QueueFullError
 from magicvideo.studio.parameters import VideoParameters
 from magicvideo.studio.queue import JobQueue
 from magicvideo.studio.responses import ApiError
-from magicvideo.studio.uploads import normalize_picture
+from magicvideo.studio.uploads import (
+    Beginning,
+    normalize_picture,
+    read_beginning,
+    video_suffix,
+)
 
 _RANDOM_SEEDS = 2**32  # few digits: people read and type a seed
+_LENGTH = ("seconds", "frames", "fps")  # what an extension does not take over from its source
 
 
 class Studio:
@@ -58,6 +66,7 @@ class Studio:
         *,
         client: str,
         picture: bytes | None = None,
+        video: bytes | None = None,
         key: str | None = None,
         kind: str = "generate",
         source: Job | None = None,
@@ -68,9 +77,11 @@ class Studio:
             fields: As sent, by name.
             client: Who asks.
             picture: Uploaded picture to begin with.
+            video: Video to continue.
             key: Idempotency key.
             kind: How it was asked for: `generate`, `remix` or `extend`.
-            source: The job that it is made from.
+            source: The job that it is made from; without a picture or a video, it begins with
+                what that began with.
 
         Returns:
             The job, and whether it is new.
@@ -79,20 +90,22 @@ class Studio:
             ApiError: If it is refused.
         """
         parameters = self.check(fields)
-        png = None
-        if picture is not None:
-            try:
-                limit = self.config.limits.upload_pixels
-                png = normalize_picture(picture, most_pixels=limit)
-            except UserError as error:
-                raise _refusal(error, "input_reference") from None
-        elif source is not None and source.picture is not None:
-            png = self.files.read(source.picture)
-        digest = None if png is None else hashlib.sha256(png).hexdigest()
         if parameters.seed is None:
             parameters = parameters.model_copy(update={"seed": self._seed(client, key)})
+        with self._beginning(picture, video, source) as beginning:
+            return self._submit(parameters, beginning, client, key, kind, source)
+
+    def _submit(
+        self,
+        parameters: VideoParameters,
+        beginning: Beginning | None,
+        client: str,
+        key: str | None,
+        kind: str,
+        source: Job | None,
+    ) -> tuple[Job, bool]:
         try:
-            plan = self.engine.plan(parameters, digest, self.device)
+            plan = self.engine.plan(parameters, beginning, self.device)
         except UserError as error:
             raise _refusal(error) from None
         new = NewJob(
@@ -109,7 +122,33 @@ class Studio:
             idempotency_key=key,
             warnings=plan.warnings,
         )
-        return self._create(new, png)
+        return self._create(new, None if beginning is None else beginning.path)
+
+    @contextmanager
+    def _beginning(
+        self, picture: bytes | None, video: bytes | None, source: Job | None
+    ) -> Iterator[Beginning | None]:
+        """Give what a video begins with as a file, which is removed at the end."""
+        param = "video" if video is not None else "input_reference"
+        with tempfile.TemporaryDirectory() as folder:
+            beginning = None
+            try:
+                if picture is not None:
+                    limit = self.config.limits.upload_pixels
+                    content, suffix = normalize_picture(picture, most_pixels=limit), ".png"
+                elif video is not None:
+                    content, suffix = video, video_suffix(video)
+                elif source is not None and source.picture is not None:
+                    content, suffix = self.files.read(source.picture), Path(source.picture).suffix
+                else:
+                    content, suffix = b"", ""
+                if content:
+                    path = Path(folder) / upload_name(suffix)
+                    path.write_bytes(content)
+                    beginning = read_beginning(path)
+            except UserError as error:
+                raise _refusal(error, param) from None
+            yield beginning
 
     def check(self, fields: Mapping[str, Any]) -> VideoParameters:
         """Return the parameters in a request's fields.
@@ -153,6 +192,63 @@ class Studio:
             )
         fields = {**source.parameters, "prompt": prompt}
         return self.submit(fields, client=client, key=key, kind="remix", source=source)
+
+    def extend(
+        self,
+        source: Job | None,
+        fields: Mapping[str, Any],
+        *,
+        client: str,
+        upload: bytes | None = None,
+        key: str | None = None,
+    ) -> tuple[Job, bool]:
+        """Continue a video with new frames.
+
+        Args:
+            source: A completed job; its prompt, seed and settings are kept.
+            fields: What is to differ; `seconds` is the length of what is added.
+            client: Who asks.
+            upload: A video in place of the job; prompt and seed that it records are kept.
+            key: Idempotency key.
+
+        Raises:
+            ApiError: If the model cannot do it, or the video cannot be extended.
+        """
+        if not self.engine.extends_videos:
+            raise ApiError(
+                400,
+                "This model was trained without given frames, so it extends no videos; remix one "
+                "to make it with another prompt.",
+                code="unsupported_operation",
+            )
+        if (source is None) == (upload is None):
+            message = "Send one video to extend: as a file, or as the id of a completed one."
+            raise ApiError(422, message, code="invalid_value", param="video")
+        if upload is not None:
+            kept = _recorded(upload)
+        else:
+            assert source is not None
+            upload = self._finished_video(source)
+            recorded = source.parameters.items()
+            kept = {name: value for name, value in recorded if name not in _LENGTH}
+        return self.submit(
+            {**kept, **fields}, client=client, video=upload, key=key, kind="extend", source=source
+        )
+
+    def _finished_video(self, job: Job) -> bytes:
+        """Return the file of a completed job.
+
+        Raises:
+            ApiError: If it has none.
+        """
+        if job.state != "completed":
+            message = f"The video {job.id} is {job.state}; only completed videos can be extended."
+            raise ApiError(400, message, code="video_not_ready")
+        try:
+            return self.files.read(str(job.files["video"]))
+        except (KeyError, FileNotFoundError):
+            message = f"The files of {job.id} have been removed; ask for the video again."
+            raise ApiError(410, message, code="video_expired") from None
 
     def owned(self, job_id: str, client: str) -> Job:
         """Return a client's job.
@@ -215,13 +311,13 @@ class Studio:
             pictures = [] if job.picture is None else [job.picture]
             self.files.remove([*file_names(job.id), *pictures])
 
-    def _create(self, new: NewJob, png: bytes | None) -> tuple[Job, bool]:
+    def _create(self, new: NewJob, beginning: Path | None) -> tuple[Job, bool]:
         limits = self.config.limits
         name = None
-        if png is not None:
+        if beginning is not None:
             # stored first: a worker may take the job as soon as it is in the table
-            name = upload_name()
-            self.files.put(name, png)
+            name = beginning.name
+            self.files.put(name, beginning)
         try:
             job, is_new = self.store.create(
                 NewJob(**{**vars(new), "picture": name}),
@@ -260,6 +356,15 @@ class Studio:
             return secrets.randbelow(_RANDOM_SEEDS)
         digest = hashlib.sha256(f"{client}\0{key}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
+
+
+def _recorded(video: bytes) -> dict[str, Any]:
+    """Return the prompt and the seed that an uploaded video records, if it does."""
+    try:
+        recipe = read_recipe(video)
+    except UserError:
+        return {}
+    return {name: recipe[name] for name in ("prompt", "seed") if recipe[name] != ""}
 
 
 def invalid_field(error: ValidationError) -> ApiError:

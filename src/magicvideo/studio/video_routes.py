@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from magicvideo.studio.files import PREVIEW
-from magicvideo.studio.form_fields import multipart_schema, read_fields
+from magicvideo.studio.form_fields import VIDEO, multipart_schema, read_fields
 from magicvideo.studio.jobs import Job
 from magicvideo.studio.metrics import Metrics
 from magicvideo.studio.parameters import Text, VideoParameters
@@ -57,6 +57,13 @@ class CreateForm(VideoParameters):
     input_reference: Annotated[bytes | None, "binary"] = None
 
 
+class ExtendForm(VideoParameters):
+    """The fields of an extension: a video, and what is to differ from it."""
+
+    prompt: Text | None = None  # type: ignore[assignment]
+    video: Annotated[bytes, "binary"]
+
+
 # -- what the routes need -------------------------------------------------------------------------
 
 
@@ -95,10 +102,10 @@ def _count(request: Request, job: Job, *, is_new: bool) -> Job:
 
 async def _submit(request: Request, studio: CurrentStudio, client: Client) -> Job:
     """Queue what the body of a request asks for."""
-    fields, picture = await read_fields(request)
+    fields = await read_fields(request)
     key = _idempotency_key(request)
     job, is_new = await to_thread.run_sync(
-        partial(studio.submit, fields, client=client, picture=picture, key=key)
+        partial(studio.submit, fields.values, client=client, picture=fields.file, key=key)
     )
     return _count(request, job, is_new=is_new)
 
@@ -164,14 +171,20 @@ async def edit_video() -> VideoObject:
     raise ApiError(400, message, code="unsupported_operation")
 
 
-@router.post("/videos/extensions", openapi_extra=multipart_schema(RemixBody))
-async def extend_video() -> VideoObject:
-    """Refuse an extension: only the command line continues finished videos."""
-    message = (
-        "The server extends no videos; `magicvideo generate --extend FILE` does, with a model that "
-        "has learned to continue frames."
-    )
-    raise ApiError(400, message, code="unsupported_operation")
+@router.post("/videos/extensions", openapi_extra=multipart_schema(ExtendForm))
+async def extend_video(
+    request: Request, studio: CurrentStudio, client: Client, response: Response
+) -> VideoObject:
+    """Continue a completed video, or an uploaded one; the new video has its frames, too."""
+    fields = await read_fields(request, VIDEO)
+    key = _idempotency_key(request)
+    source = None
+    if fields.video_id is not None:
+        source = await to_thread.run_sync(studio.owned, fields.video_id, client)
+    extend = partial(studio.extend, source, fields.values, client=client, key=key)
+    job, is_new = await to_thread.run_sync(partial(extend, upload=fields.file))
+    response.headers.update(poll_after(job))
+    return await _object(studio, _count(request, job, is_new=is_new))
 
 
 # -- reading them ---------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from magicvideo.studio.files import PREVIEW, FileStore, file_names, result_names
 from magicvideo.studio.jobs import SILENCE, Job, JobStore, Result
 from magicvideo.studio.parameters import VideoParameters
 from magicvideo.studio.queue import JobQueue
+from magicvideo.studio.uploads import Beginning, read_beginning
 
 logger = logging.getLogger(__name__)
 
@@ -205,16 +206,17 @@ class Worker:
         assert self._engine is not None
         parameters = VideoParameters.model_validate(job.parameters)
         scratch = self.config.scratch
-        picture = None
-        if job.picture is not None:
-            picture = self.files.fetch(job.picture, scratch / job.picture)
-        progress = _Progress(self, job, self._engine, parameters)
+        beginning, upload = None, None
         try:
-            made = self._engine.make(job.id, parameters, picture, self.files, scratch, progress)
+            if job.picture is not None:
+                upload = self.files.fetch(job.picture, scratch / job.picture)
+                beginning = read_beginning(upload)
+            progress = _Progress(self, job, self._engine, parameters, beginning)
+            made = self._engine.make(job.id, parameters, beginning, self.files, scratch, progress)
             self._hand_in(job, made, progress.timings())
         finally:
-            if picture is not None:
-                picture.unlink(missing_ok=True)
+            if upload is not None:
+                upload.unlink(missing_ok=True)
 
     def _hand_in(self, job: Job, made: Made, timings: dict[str, float]) -> None:
         names = result_names(job.id, job.format)
@@ -264,10 +266,15 @@ class _Progress:
     """Follows one job: notes progress in the table, stores previews, and stops on demand."""
 
     def __init__(
-        self, worker: Worker, job: Job, engine: Engine, parameters: VideoParameters
+        self,
+        worker: Worker,
+        job: Job,
+        engine: Engine,
+        parameters: VideoParameters,
+        beginning: Beginning | None,
     ) -> None:
         self._worker, self._job, self._engine = worker, job, engine
-        plan = engine.plan(parameters, "" if job.picture else None, device=worker.device)
+        plan = engine.plan(parameters, beginning, device=worker.device)
         self._expected = engine.expected_seconds(plan.request)
         self._timer, self._timings = _Timer(), dict[str, float]()
         self._began = time.monotonic()
