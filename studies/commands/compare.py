@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from studies.human_study.study import Study
 
 _Place = Annotated[
-    Path | None, typer.Argument(help="A model folder, a folder of finished videos, or `shipped`.")
+    Path | None, typer.Argument(help="A model folder, a folder of finished videos, or `bundled`.")
 ]
-_SHIPPED = Path("shipped")
+_BUNDLED = Path("bundled")
 
 
 def compare(
@@ -136,7 +136,7 @@ def _prepare(
     )
 
     texts = read_prompts(prompts)
-    places = [BUNDLED_MODEL_DIR if place == _SHIPPED else place for place in (a, b)]
+    places = [BUNDLED_MODEL_DIR if place == _BUNDLED else place for place in (a, b)]
     first, second = (describe_source(place, texts) for place in places)
     if "model" not in (first.kind, second.kind) and (seed, settings) != (0, GenerationSettings()):
         raise UserError("Both sides are finished videos, which no seed and no setting changes.")
