@@ -1,13 +1,13 @@
-"""The one error that users see: a sentence that names the value, what is allowed and what to do."""
+"""Errors for users: one sentence with the value, the allowed values and what to do."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
-    Its message is one sentence for people. The command line prints it without a traceback and
-    exits with code 2; the library raises it like any `ValueError`.
+    Its message is one sentence. The command line prints it without traceback and exits with code 2;
+    in Python it is a `ValueError`.
     """
 
 
 class ClipError(Exception):
-    """A clip that cannot be used; the message is the reason, worded to follow "skipped: "."""
+    """A clip that cannot be used; the message is a reason that follows "skipped: "."""

@@ -1,4 +1,4 @@
-"""Importing libraries: without garbage collection, and with advice where one is missing."""
+"""Importing libraries: without garbage collection, and with advice for missing ones."""
 
 import gc
 import re
@@ -11,10 +11,10 @@ _OF_DEVELOPERS = {"dev", "docs"}
 
 
 def explain_missing(error: ModuleNotFoundError) -> str | None:
-    """Return a sentence that names the extra which brings a module, or None if none does.
+    """Return a message that names the extra with a module, or None if there is none.
 
     Args:
-        error: What Python raised in place of importing the module.
+        error: Error of the failed import.
     """
     module = (error.name or "").partition(".")[0].lower()
     for requirement in requires("magicvideo") or []:
@@ -25,18 +25,17 @@ def explain_missing(error: ModuleNotFoundError) -> str | None:
 
 
 def _module_name(package: str) -> str:
-    """Return the module of a package, as those of our extras are called."""
+    """Return the module name of a package."""
     return re.sub(r"[.-]+", "_", package).lower()
 
 
 @contextmanager
 def pause_garbage_collection() -> Iterator[None]:
-    """Let the collector wait while modules are imported.
+    """Pause garbage collection while modules are imported.
 
-    Importing torch, diffusers and transformers creates about a million objects that all stay. The
-    collector would walk through them more than a thousand times and find almost nothing, at a fifth
-    of the CPU time of starting up. What it found before remains as it was: a collector that the
-    caller has disabled stays disabled.
+    Importing torch, diffusers and transformers creates about a million permanent objects. The
+    collector would traverse them more than a thousand times, which takes a fifth of the startup
+    time. A collector disabled by the caller stays disabled.
     """
     if not gc.isenabled():
         yield

@@ -42,7 +42,7 @@ def raising(error):
         (KeyboardInterrupt(), 130, ""),
         (OSError(errno.ENOSPC, "No space left on device", "a.mp4"), 2, "full at a.mp4 ("),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied at /x."),
-        (MemoryError(), 2, "not enough memory; take smaller frames or fewer of them, or another"),
+        (MemoryError(), 2, "not enough memory; use smaller or fewer frames, or another"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB."), 2, "(2.50 GiB more were"),
         (ModuleNotFoundError(name="accelerate"), 2, "`pip install 'magicvideo[train]'`."),
         (ModuleNotFoundError(name="jinja2"), 2, "`pip install 'magicvideo[report]'`."),

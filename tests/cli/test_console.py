@@ -49,7 +49,9 @@ def test_one_of_several_gpus_is_taken_by_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [choose_device(name) for name in ("CUDA", "cuda:1", None)] == ["cuda", "cuda:1", "cuda"]
-    with pytest.raises(UserError, match=r"'cuda:2' here; there are: cpu, cuda, cuda:0, cuda:1; "):
+    with pytest.raises(
+        UserError, match=r"'cuda:2' does not exist; available are: cpu, cuda, cuda:0, cuda:1; "
+    ):
         choose_device("cuda:2")
 
 

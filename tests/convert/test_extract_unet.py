@@ -75,7 +75,7 @@ def test_the_command_writes_what_diffusers_loads(tiny_model, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "adaptors of the first frame are folded into convolutions" in said
     assert "4 more scale a residual connection too" in said
-    assert "temporal attentions are left out" in said
+    assert "temporal attention layers are omitted" in said
     loaded = UNet2DConditionModel.from_pretrained(out)
     expected, _ = extract_image_unet(model.unet, 7.0)  # the model's own frame rate
     for name, tensor in expected.state_dict().items():

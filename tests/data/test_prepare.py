@@ -216,7 +216,7 @@ def test_a_source_without_a_usable_clip_is_refused(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source/clip.mp4").write_bytes(b"no video")
     (tmp_path / "source/clip.txt").write_text("a caption")
-    with pytest.raises(UserError, match=r"Not one of the 1 files.*clip\.mp4, damaged"):
+    with pytest.raises(UserError, match=r"None of the 1 files.*clip\.mp4, damaged"):
         prepare(folder.scan(tmp_path / "source"), tmp_path / "out", FrameSettings.square(8))
     assert not (tmp_path / "out/manifest.jsonl").exists()
 
@@ -225,7 +225,7 @@ def test_a_manifest_never_outlives_its_clips(source, tmp_path):
     prepare(folder.scan(source), tmp_path / "out", FrameSettings.square(8))
     for path in source.glob("*.mp4"):
         path.write_bytes(b"no video")
-    with pytest.raises(UserError, match="Not one of the 7 files"):
+    with pytest.raises(UserError, match="None of the 7 files"):
         prepare(folder.scan(source), tmp_path / "out", FrameSettings.square(8))
     assert not (tmp_path / "out/manifest.jsonl").exists()
 

@@ -179,7 +179,7 @@ def test_the_command_goes_through_and_the_doctor_refuses_when_nothing_is_left(mi
         path.unlink()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: Not one of the 13 files in ")
+    assert done.stderr.startswith("Error: None of the 13 files in ")
     assert done.stderr.count("\n") == 1
 
 

@@ -63,5 +63,5 @@ def test_a_command_whose_results_are_lost_says_so():
             [*TOOL, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: The work is done, but the standard output cannot be")
+    assert done.stderr.startswith("Error: The command succeeded, but its output cannot be")
     assert done.stderr.count("\n") == 1

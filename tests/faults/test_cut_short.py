@@ -25,7 +25,7 @@ from magicvideo.pipelines.video import (
 )
 
 WISH = ("a cat", "--seed", "4")
-GO_ON = "The latents are kept; continue with: magicvideo "
+GO_ON = "The latents are stored; resume with: magicvideo "
 STALL = """
 import sys, time
 from pathlib import Path
@@ -108,8 +108,8 @@ def test_a_kill_while_frames_are_made_loses_nothing(command, whole, tiny_model, 
     [
         ("decode", ends_python, ""),
         ("upscale", ends_python, ""),
-        ("decode", ends_cpu, " (4503599627370496 bytes more were asked for)"),
-        ("upscale", ends_gpu, " (20.00 GiB more were asked for)"),
+        ("decode", ends_cpu, " (4503599627370496 bytes more were requested)"),
+        ("upscale", ends_gpu, " (20.00 GiB more were requested)"),
     ],
 )
 def test_the_end_of_memory_is_a_sentence_and_a_command(
@@ -122,8 +122,8 @@ def test_the_end_of_memory_is_a_sentence_and_a_command(
         assert command(*WISH, "--output", "cut", "--format", "png") == 2
     line, error = capsys.readouterr().err.splitlines()
     assert error == (
-        f"Error: There is not enough memory{asked}; lower --decoder-frames and --upscaler-frames "
-        "as above, or take another --device."
+        f"Error: There is not enough memory{asked}; reduce --decoder-frames and --upscaler-frames "
+        "as above, or use another --device."
     )
     assert line.endswith(" --decoder-frames 1 --upscaler-frames 1")
     monkeypatch.setattr(MagicVideoPipeline, "sample_keyframes", end)  # they are not made again
@@ -153,7 +153,7 @@ def test_where_nothing_is_left_to_lower_other_memory_is_advised(command, monkeyp
     assert command(*WISH, *least) == 2
     line, error = capsys.readouterr().err.splitlines()
     assert line.endswith(" --decoder-frames 1")
-    assert error.endswith("; close other programs, or take a machine with more.")
+    assert error.endswith("; close other programs, or use a machine with more memory.")
 
 
 def test_memory_that_ends_before_there_are_latents_is_a_sentence(
@@ -162,8 +162,8 @@ def test_memory_that_ends_before_there_are_latents_is_a_sentence(
     monkeypatch.setattr(MagicVideoPipeline, "sample_keyframes", ends_gpu)
     assert command(*WISH, "--output", "x.webp") == 2
     assert capsys.readouterr().err == (
-        "Error: There is not enough memory (20.00 GiB more were asked for); ask for fewer "
-        "--frames, or take another --device.\n"
+        "Error: There is not enough memory (20.00 GiB more were requested); use fewer "
+        "--frames, or another --device.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -202,7 +202,7 @@ def test_a_disk_that_is_full_of_the_video_tells_how_to_go_on(
 )
 def test_what_is_finished_says_all_but_where_and_in_what_memory(command, capsys, told):
     assert command("--resume", "x.webp", *told) == 2
-    assert "--resume takes the prompt and all settings" in capsys.readouterr().err
+    assert "--resume uses the prompt and all settings" in capsys.readouterr().err
 
 
 def test_latents_of_one_device_are_finished_on_another(
@@ -216,7 +216,7 @@ def test_latents_of_one_device_are_finished_on_another(
     write_latents(kept, latents, replace(request, device="abacus"))
     capsys.readouterr()
     assert command("--resume", "cut.webp") == 2
-    assert "There is no device 'abacus'" in capsys.readouterr().err
+    assert "Device 'abacus' does not exist" in capsys.readouterr().err
     assert command("--resume", "cut.webp", "--device", "cpu") == 0
     assert "the latents are from abacus" in capsys.readouterr().err
     again = read_request(tmp_path / "cut.webp")

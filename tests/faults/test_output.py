@@ -53,7 +53,7 @@ def there(tmp_path, monkeypatch):
         (["--prompts", "none.txt"], "none.txt cannot be read (No such file or directory); give"),
         (
             ["--reproduce", "taken.mp4"],
-            "--reproduce takes the prompt and all settings from the file",
+            "--reproduce uses the prompt and all settings of the file",
         ),
     ],
 )

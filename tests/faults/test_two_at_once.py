@@ -132,5 +132,5 @@ def test_latents_are_there_whenever_that_is_said(tiny_model, tmp_path, capsys, o
         return
     with pytest.raises(UserError, match=r"x\.webp exists"):
         job.make(make_console(), "", pipeline, second, latents, output)
-    assert "The latents are kept" in capsys.readouterr().err
+    assert "The latents are stored" in capsys.readouterr().err
     assert read_latents(latents_path(output))[0] == second

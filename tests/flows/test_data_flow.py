@@ -53,7 +53,7 @@ def test_preparing_again_goes_on_and_says_so(tmp_path):
     )
     (shapes / "clip001.txt").unlink()
     done = magicvideo("data", "prepare", shapes, out, "--size", 8, "--workers", 2)
-    assert "3 clips (2 train, 1 heldout), 1 files skipped, 2 clips from before" in done.stdout
+    assert "3 clips (2 train, 1 heldout), 1 files skipped, 2 existing clips" in done.stdout
     assert "skipped clip001.mp4: no caption" in done.stderr
     magicvideo("data", "prepare", shapes, tmp_path / "thin", "--size", 16, "--frame-step", 4)
     assert {clip.fps for clip in ClipDataset(tmp_path / "thin").clips} == {6}

@@ -243,7 +243,7 @@ def test_over_long_prompts_are_made_and_the_cut_is_shown(command, capsys):
 
 def test_unusable_devices_are_refused(command, capsys):
     assert command("a cat", "--device", "abacus") == 2
-    assert "There is no device 'abacus' here; there are: cpu" in capsys.readouterr().err
+    assert "Device 'abacus' does not exist; available are: cpu" in capsys.readouterr().err
 
 
 def test_info_shows_parts_sizes_and_hash(tiny_model, capsys):

@@ -79,7 +79,7 @@ def test_an_interrupted_long_video_is_finished_from_its_key_frames(
     with monkeypatch.context() as patch:
         patch.setattr("magicvideo.media.video_io.to_uint8", press_ctrl_c)
         assert command(*long, "--output", "x.webp") == 130
-    assert "The latents are kept; continue with: magicvideo generate --resume" in (
+    assert "The latents are stored; resume with: magicvideo generate --resume" in (
         capsys.readouterr().err
     )
     request, keys = read_latents(tmp_path / "x.webp.latents")
@@ -126,7 +126,7 @@ def test_the_first_frame_needs_no_picture_to_be_made_again(command, tmp_path):
         (("a cat", "--motion", "1"), "trained without a motion score"),
         (("a cat", "--extend", "a.mp4"), "cannot be used"),
         (("--extend", "a.mp4"), "contains no prompt; describe what the video should show"),
-        (("a cat", "a dog", "--extend", "a.mp4"), "extended by one prompt"),
+        (("a cat", "a dog", "--extend", "a.mp4"), "needs exactly one prompt"),
     ],
 )
 def test_other_models_say_what_they_have_not_learned(

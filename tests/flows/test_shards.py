@@ -197,16 +197,16 @@ def test_preparing_refuses_what_would_do_nothing(
 ):
     prepare = ("data", "prepare", str(shapes), str(tmp_path / "new"))
     assert cli.run([*prepare, "--variants", "0"]) == 2
-    assert "--variants is about shards; name --model too" in capsys.readouterr().err
+    assert "--variants only applies to shards; add --model" in capsys.readouterr().err
     again = ("data", "prepare", str(prepared), str(tmp_path / "new"), "--model", str(tiny_model))
     assert cli.run([*again]) == 2
-    assert "make shards by `magicvideo data encode`" in capsys.readouterr().err
+    assert "create shards with `magicvideo data encode`" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.run([*prepare]) == 2
-    assert "raise --workers in place of torchrun" in capsys.readouterr().err
+    assert "increase --workers instead of using torchrun" in capsys.readouterr().err
     assert cli.run([*prepare, "--model", str(tiny_model), "--ray"]) == 2
-    assert "run it as one process" in capsys.readouterr().err
+    assert "run it without torchrun" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -255,14 +255,14 @@ def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys
 
 def test_options_that_could_do_nothing_are_refused(encode, shards, tmp_path, capsys, monkeypatch):
     assert cli.run([*encode(tmp_path / "new"), "--size", "32"]) == 2
-    assert "is prepared already, so --size 32 can change nothing" in capsys.readouterr().err
+    assert "is already prepared, so --size 32 has no effect" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert cli.run([*encode(tmp_path / "new"), "--device", "cuda"]) == 2
-        assert "There is no device 'cuda' here" in capsys.readouterr().err
+        assert "Device 'cuda' does not exist" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.run([*encode(tmp_path / "new"), "--ray"]) == 2
-    assert "run it as one process" in capsys.readouterr().err
+    assert "run it without torchrun" in capsys.readouterr().err
     half = tmp_path / "half"
     assert cli.run(encode(half)) == 0
     assert "shards of other processes are missing" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The command line: `magicvideo VERB`, one module a command.
 
-The modules import nothing heavy until their command is called, so that `--help` answers at once.
+The modules import no large library until their command runs, so that `--help` is fast.
 """
 
 import errno
@@ -34,7 +34,7 @@ from magicvideo.imports import explain_missing
 MISTAKE = 2
 INTERRUPTED = 130
 
-# The base of every mistake in arguments; typer gives it no name, and its message is like this one's
+# Base class of all argument errors, which typer does not export
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Hold the options that stand before every command."""
+    """Options before the command."""
 
 
 for command in (generate, interpolate, studio, data, inflate, train, export, evaluate, info):
@@ -69,13 +69,14 @@ for command in (generate, interpolate, studio, data, inflate, train, export, eva
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 Ctrl-C."""
+    """Run the command line and exit: 0 success, 2 user error, 130 Ctrl-C."""
     stdout_failure = tolerate_broken_streams()
     code = run(sys.argv[1:])
     failure = stdout_failure()
     if failure is not None and failure.errno != errno.EPIPE and not code:
         code = _complain(
-            f"The work is done, but the standard output cannot be written ({failure.strerror})."
+            "The command succeeded, but its output cannot be written to stdout "
+            f"({failure.strerror})."
         )
     sys.exit(code)
 
@@ -106,7 +107,7 @@ def run_app(commands: typer.Typer, arguments: list[str], name: str) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = "take smaller frames or fewer of them, or another device"
+        advice = "use smaller or fewer frames, or another device"
         return _complain(str(out_of_memory_error(error, advice)))
     return code if isinstance(code, int) else 0
 
@@ -120,18 +121,18 @@ def _usage(message: str, command: str) -> str:
     message = message.rstrip(".?").replace(". Did", "; did")
     if message.startswith("No such option: -") and not message.startswith("No such option: --"):
         message += "; write -- before a prompt that begins with a hyphen"
-    return f"{message}; `{command} --help` shows what there is."
+    return f"{message}; see `{command} --help`."
 
 
 def _disk(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full{where}{_room(error)}; make room and run the same command again."
+        return f"The disk is full{where}{_room(error)}; free space and run the command again."
     return f"{error.strerror or error}{where}."
 
 
 def _room(error: OSError) -> str:
-    """Return what is free where a file did not fit, as it is without the part that was written."""
+    """Return the free space on the disk of a file, without its partial file."""
     folder = Path(str(error.filename)).parent
     if error.filename is None or not folder.is_dir():
         return ""

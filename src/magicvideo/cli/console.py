@@ -1,4 +1,4 @@
-"""What all commands share: standard output, console, progress bars, out of memory."""
+"""Shared by all commands: standard output, console, progress bars, out-of-memory errors."""
 
 import io
 import logging
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
-# What torch says on each of its devices: CUDA and MPS, cuBLAS, the CPU on Linux and elsewhere
+# torch's out-of-memory messages: CUDA and MPS, cuBLAS, the CPU on Linux and elsewhere
 _SIGNS = (
     "out of memory",
     "ALLOC_FAILED",
     "can't allocate memory",
     "not enough memory",
-    "could not create a primitive",  # oneDNN's words for it
+    "could not create a primitive",  # oneDNN
     "could not create a memory object",
 )
 _WANTED = re.compile(r"allocate (\d+(?:\.\d+)?)\.? (bytes|\w+iB)")
 
 
 class _TolerantFile(io.FileIO):
-    """A standard stream whose failure ends no work: what cannot be written is dropped."""
+    """A standard stream that ignores errors: what cannot be written is discarded."""
 
     failure: OSError | None = None
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write, or note what went wrong and take the data as written."""
+        """Write; record an error instead of raising it."""
         try:
             return super().write(data)
         except OSError as error:
@@ -46,19 +46,19 @@ class _TolerantFile(io.FileIO):
 
 
 def tolerate_broken_streams() -> Callable[[], OSError | None]:
-    """Make standard output and error take any text, and outlive a closed pipe or a full disk.
+    """Make stdout and stderr accept any text, and tolerate a closed pipe or a full disk.
 
-    Characters that an encoding lacks are written as backslash escapes.
+    Characters that the encoding lacks are written as backslash escapes.
 
     Returns:
-        A function that tells what went wrong with the standard output, if anything did.
+        A function that returns the error of the standard output, if any.
     """
     files: list[_TolerantFile] = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue
-        if os.name == "nt":  # a console there is more than a file
+        if os.name == "nt":  # a console is not a plain file there
             stream.reconfigure(errors="backslashreplace")
             continue
         file = _TolerantFile(stream.fileno(), "w", closefd=False)
@@ -80,7 +80,7 @@ def tolerate_broken_streams() -> Callable[[], OSError | None]:
 
 
 def printable(text: object) -> str:
-    """Return a text in which control characters are escapes, so that no name moves a cursor."""
+    """Escape the control characters of a text."""
     return "".join(
         one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in str(text)
     )
@@ -89,15 +89,15 @@ def printable(text: object) -> str:
 def say(text: object, *, err: bool = False) -> None:
     """Print a line to the standard output, or to standard error, in the stream's own encoding."""
     stream = sys.stderr if err else sys.stdout
-    if stream is None:  # a program without a console
+    if stream is None:  # no console
         return
-    # not by click, which writes UTF-8 to a stream that asks for ASCII
+    # not with click, which writes UTF-8 to an ASCII stream
     stream.write(f"{printable(text)}\n")
     stream.flush()
 
 
 def make_console() -> "Console":
-    """Return the console of progress and hints, which leaves the standard output to results."""
+    """Return the console for progress and hints, on stderr."""
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -112,9 +112,9 @@ def make_console() -> "Console":
 
 @contextmanager
 def progress_bar(console: "Console", place: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows a stage, its finished steps and their number.
+    """Yield a callback that shows the progress of a stage.
 
-    Every stage has a bar of its own, below those of the stages before it.
+    Every stage has its own progress bar.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -136,29 +136,29 @@ def progress_bar(console: "Console", place: str) -> Iterator[Callable[[str, int,
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ended, on whatever device."""
+    """Return whether an error is an out-of-memory error, on any device."""
     signs = any(sign in str(error) for sign in _SIGNS)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
 
 
 def out_of_memory_error(error: BaseException, advice: str) -> UserError:
-    """Return the one sentence about the end of memory.
+    """Return an out-of-memory error as one sentence.
 
     Args:
-        error: One of which `is_out_of_memory` is true.
-        advice: What to do, as the second half of the sentence.
+        error: An error for which `is_out_of_memory` is true.
+        advice: What to do, the second half of the sentence.
     """
     wanted = _WANTED.search(str(error))
-    asked = f" ({wanted[1]} {wanted[2]} more were asked for)" if wanted else ""
+    asked = f" ({wanted[1]} {wanted[2]} more were requested)" if wanted else ""
     return UserError(f"There is not enough memory{asked}; {advice}.")
 
 
 @contextmanager
 def report_out_of_memory(advice: str) -> Iterator[None]:
-    """Turn the end of memory into one sentence.
+    """Report out-of-memory errors in one sentence.
 
     Raises:
-        UserError: In its place.
+        UserError: In place of the original error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""`magicvideo data`: fetch, prepare and examine clips."""
+"""`magicvideo data`: fetch, prepare and check clips."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    verbs = typer.Typer(help="Fetch, prepare and examine clips.")
+    verbs = typer.Typer(help="Fetch, prepare and check clips.")
     for command in (fetch, prepare, encode, doctor, synthetic):
         verbs.command()(command)
     app.add_typer(verbs, name="data")
@@ -37,7 +37,7 @@ def fetch(
 ) -> None:
     """Fetch a data set: 2,014 animated emoji by Microsoft (MIT), 730 MB through npm.
 
-    The same command continues where it stopped, and checks every file.
+    The same command resumes, and verifies every file.
 
     Example:
       magicvideo data fetch fluent-emoji data/emoji
@@ -47,10 +47,12 @@ def fetch(
     from magicvideo.errors import UserError
 
     if source != fluent_emoji.NAME:
-        raise UserError(f"{source!r} is no data set that can be fetched; take {fluent_emoji.NAME}.")
+        raise UserError(
+            f"{source!r} is not a data set that can be fetched; use {fluent_emoji.NAME}."
+        )
 
     def report(package: int, clips: int) -> None:
-        say(f"package {package} of 4, {clips} clips to come (about 180 MB)...", err=True)
+        say(f"package {package} of 4, {clips} clips remaining (about 180 MB)...", err=True)
 
     fresh = fetch_emoji(folder, fluent_emoji.emoji_records(), on_package=report)
     say(
@@ -63,27 +65,32 @@ def fetch(
 @with_option_groups
 def prepare(
     source: Annotated[Path, typer.Argument(help="A data set, or a folder of videos.")],
-    out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new folder, or one of an interrupted run of this command.")
+    ],
     decoding: DecodeOptions,
     encoding: EncodeOptions,
     workers: Annotated[
-        int, typer.Option(help="Processes that decode; with --model, shards written at a time.")
+        int,
+        typer.Option(
+            help="Number of decoding processes; with --model, of shards written in parallel."
+        ),
     ] = 1,
     model: Annotated[
         Path | None,
         typer.Option(
             help="A model, or a run with autoencoder and CLIP: write encoded shards to OUT, as "
-            "`magicvideo data encode` does, and no frames.",
+            "`magicvideo data encode` does, instead of frames.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Prepare clips once for training. The same command continues if it was stopped.
+    """Prepare clips for training. The same command resumes an interrupted run.
 
-    OUT gets decoded frames, or with --model shards of latents, under torchrun or accelerate launch
-    by all processes together. A folder of videos has its captions in clip.txt beside clip.mp4, or
-    in a metadata.jsonl or metadata.csv with file_name and text (and split, if wanted: train,
-    validation or test). docs/data.md has the other layouts.
+    Write decoded frames to OUT, or with --model shards of latents, in parallel under torchrun or
+    accelerate launch. The captions of a folder of videos are in clip.txt next to clip.mp4, or in a
+    metadata.jsonl or metadata.csv with file_name, text and optionally split (train, validation or
+    test). See docs/data.md for other layouts.
 
     Examples:
       magicvideo data prepare data/emoji data/emoji64 --workers 4
@@ -115,7 +122,7 @@ def prepare(
         say(f"skipped {skipped.file}: {skipped.reason}", err=True)
     say(
         f"{out}: {_count_clips(report.clips)}, {len(report.skipped):,} files skipped, "
-        f"{report.num_kept:,} clips from before."
+        f"{report.num_kept:,} existing clips."
     )
 
 
@@ -123,20 +130,20 @@ def prepare(
 def doctor(
     folder: Annotated[Path, typer.Argument(help="A source, a prepared folder, or shards.")],
     decoding: DecodeOptions,
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of decoding processes.")] = 1,
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A model: report the words of captions that it has not been trained on.",
+            help="A model: report caption words that are not in its training captions.",
             show_default=False,
         ),
     ] = None,
     skipped: Annotated[bool, typer.Option("--skipped", help="List only skipped files.")] = False,
 ) -> None:
-    """Report for every file whether it is used, its properties, and what is likely not wanted.
+    """Report for every file whether it is used, its properties, and possible problems.
 
-    Sizes, rates, crops, transparency, and what is done to show a file (HDR, interlacing, rotation)
-    are those of a preparation with the same options. Exits with 2 if no file can be used.
+    Reported are sizes, frame rates, crops, transparency, and conversions (HDR, interlacing,
+    rotation), as in a preparation with the same options. Exits with 2 if no file can be used.
 
     Examples:
       magicvideo data doctor my_videos --size 128
@@ -169,14 +176,14 @@ def doctor(
             findings = check_shards(folder, workers=workers, on_file=advance)
     _print_findings(findings, only_skipped=skipped)
     if not any(finding.split for finding in findings):
-        raise UserError(f"Not one of the {len(findings)} files in {folder} can be used.")
+        raise UserError(f"None of the {len(findings)} files in {folder} can be used.")
 
 
 def synthetic(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    clips: Annotated[int, typer.Option(help="How many, up to 400.")] = 40,
+    clips: Annotated[int, typer.Option(help="Number of clips, up to 400.")] = 40,
 ) -> None:
-    """Write small videos of moving shapes with exact captions, to try everything out.
+    """Write small videos of moving shapes with exact captions, for testing.
 
     Example:
       magicvideo data synthetic shapes --clips 40
@@ -193,21 +200,23 @@ def _open_unprepared(source: Path, decoding: DecodeOptions) -> "EncodeInputs":
     from magicvideo.errors import UserError
 
     if is_prepared_folder(source):
-        raise UserError(f"{source} is prepared already; make shards by `magicvideo data encode`.")
+        raise UserError(
+            f"{source} is already prepared; create shards with `magicvideo data encode`."
+        )
     return decoding.open_inputs(source)
 
 
 def _check_no_encoding(encoding: EncodeOptions) -> None:
-    """Refuse options and processes that decoding alone has no use for."""
+    """Refuse options and processes that only apply to encoding."""
     from magicvideo.data.workers import Rank
     from magicvideo.errors import UserError
 
     for option in explicit_options(encoding):
-        raise UserError(f"{option} is about shards; name --model too, or leave it out.")
+        raise UserError(f"{option} only applies to shards; add --model, or omit it.")
     if Rank.from_env().world_size > 1:
         raise UserError(
-            "Frames are decoded by one process; raise --workers in place of torchrun, or name "
-            "--model for shards, which many processes make."
+            "Frames are decoded by one process; increase --workers instead of using torchrun, or "
+            "add --model for shards."
         )
 
 
@@ -231,7 +240,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _count_clips(clips: "list[ClipRecord]") -> str:
-    """Return "9 clips (6 train, 3 heldout)", with validation and bare clips where there are any."""
+    """Return a text such as "9 clips (6 train, 3 heldout)"."""
     from collections import Counter
 
     splits = Counter(clip.split for clip in clips)
@@ -244,16 +253,16 @@ def _count_clips(clips: "list[ClipRecord]") -> str:
 
 
 def _check_no_decoding(folder: Path, decoding: DecodeOptions, model: Path | None) -> None:
-    """Refuse options that only a source has a use for."""
+    """Refuse options that only apply to a source."""
     from magicvideo.errors import UserError
 
     options = {**explicit_options(decoding), **({"--model": model} if model else {})}
     for option in options:
-        raise UserError(f"{folder} is prepared already, so {option} can change nothing.")
+        raise UserError(f"{folder} is already prepared, so {option} has no effect.")
 
 
 def _word_check(model: Path) -> Callable[[str], list[str]]:
-    """Return a function that finds the words of a caption that a model has not seen."""
+    """Return a function that finds caption words unknown to a model."""
     from functools import partial
 
     from magicvideo.data.text_files import TextFileError, read_text
@@ -263,7 +272,7 @@ def _word_check(model: Path) -> Callable[[str], list[str]]:
     try:
         words = frozenset(read_text(model / WORDS_FILE).split())
     except TextFileError as error:
-        raise UserError(f"{model / WORDS_FILE} {error}; name a model that has one.") from None
+        raise UserError(f"{model / WORDS_FILE} {error}; choose a model that has one.") from None
     return partial(unknown_words, words=words)
 
 

@@ -1,4 +1,4 @@
-"""`magicvideo data encode`: clips to shards of latents, embeddings and tokens."""
+"""`magicvideo data encode`: encodes clips to shards of latents, embeddings and tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,21 +29,18 @@ Kind = Annotated[
 LongestScene = Annotated[
     bool,
     typer.Option(
-        "--longest-scene", help="Of each clip of a source, take the longest part without a cut."
+        "--longest-scene", help="Use the longest part without a cut of each clip of a source."
     ),
 ]
 Holdout = Annotated[
     float | None,
-    typer.Option(
-        help="Fraction of a folder's clips that training does not see, by a stable hash; none by "
-        "default."
-    ),
+    typer.Option(help="Fraction of a folder's clips to hold out, by a stable hash; 0 by default."),
 ]
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Options on how the clips of a source are found and decoded; None is what was not given."""
+    """Options for finding and decoding the clips of a source; None if not given."""
 
     size: Annotated[
         str | None,
@@ -55,8 +52,7 @@ class DecodeOptions:
     fit: Annotated[
         Literal["crop", "pad"] | None,
         typer.Option(
-            help="How frames of another shape are fitted: crop their centre out (default), or pad "
-            "them with bars.",
+            help="How to fit frames of another aspect ratio: center crop (default), or pad.",
             show_default=False,
         ),
     ] = None
@@ -69,10 +65,10 @@ class DecodeOptions:
     longest_scene: LongestScene = False
 
     def open_source(self, folder: Path) -> "Source":
-        """Return the clips of a source.
+        """Open a source.
 
         Raises:
-            UserError: If the folder is none, or something in it does not fit.
+            UserError: If the folder is not a source, or is invalid.
         """
         from magicvideo.data.sources.registry import open_source
 
@@ -81,10 +77,10 @@ class DecodeOptions:
         )
 
     def open_inputs(self, folder: Path) -> "EncodeInputs":
-        """Return the clips of a source, which are decoded when they are encoded.
+        """Open the clips of a source, which are decoded during encoding.
 
         Raises:
-            UserError: If a setting does not fit, or the folder is no source.
+            UserError: If a setting is invalid, or the folder is not a source.
         """
         from magicvideo.data.shards.writer import inputs_from_source
 
@@ -92,10 +88,10 @@ class DecodeOptions:
         return inputs_from_source(self.open_source(folder), frames)
 
     def frame_settings(self) -> "FrameSettings":
-        """Return the size of the frames, and which are kept.
+        """Return the frame size and the frame step.
 
         Raises:
-            UserError: If one does not fit.
+            UserError: If one is invalid.
         """
         from magicvideo.data.prepare import FrameSettings, parse_size
 
@@ -105,31 +101,29 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Options on how clips are encoded; None is what was not given."""
+    """Options for encoding clips; None if not given."""
 
     variants: Annotated[
         int | None,
         typer.Option(
-            help="Backgrounds and captions of each clip that can have several; 4 by default."
+            help="Variants (background and caption) of clips that can have several; 4 by default."
         ),
     ] = None
     clips_per_shard: Annotated[
-        int | None, typer.Option(help="Clips of one tar file; 256 by default.")
+        int | None, typer.Option(help="Clips per tar file; 256 by default.")
     ] = None
     device: Annotated[
         Literal["cpu", "cuda"] | None,
-        typer.Option(help="Where the encoders run; cpu by default.", show_default=False),
+        typer.Option(help="Device of the encoders; cpu by default.", show_default=False),
     ] = None
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of one shard's work; 1 by default.")
-    ] = None
+    threads: Annotated[int | None, typer.Option(help="CPU threads per shard; 1 by default.")] = None
     ray: Annotated[
-        bool, typer.Option("--ray", help="Write the shards on the Ray cluster that is running.")
+        bool, typer.Option("--ray", help="Write the shards on the running Ray cluster.")
     ] = False
 
 
 def explicit_options(options: DecodeOptions | EncodeOptions) -> dict[str, object]:
-    """Return the options that were given, by their names on the command line."""
+    """Return the given options, by their names on the command line."""
     named = {"kind": "source"}
     return {
         f"--{named.get(name, name).replace('_', '-')}": value
@@ -140,22 +134,22 @@ def explicit_options(options: DecodeOptions | EncodeOptions) -> dict[str, object
 
 @with_option_groups
 def encode(
-    source: Annotated[
-        Path, typer.Argument(help="A prepared folder, or a source, which is decoded first.")
+    source: Annotated[Path, typer.Argument(help="A prepared folder, or a source to decode.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new folder, or one of an interrupted run of this command.")
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder, or one begun by this command.")],
     model: Annotated[
         Path,
-        typer.Option(help="A model, or a run that has trained its autoencoder and CLIP."),
+        typer.Option(help="A model, or a run with finished stages autoencoder and clip."),
     ],
     decoding: DecodeOptions,
     encoding: EncodeOptions,
-    workers: Annotated[int, typer.Option(help="Shards that are written at a time.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of shards written in parallel.")] = 1,
 ) -> None:
-    """Encode clips once into shards for training. The same command continues if it was stopped.
+    """Encode clips into shards for training. The same command resumes an interrupted run.
 
-    Under torchrun or accelerate launch every process writes its part of the shards. Their bytes do
-    not depend on the number of processes.
+    Under torchrun or accelerate launch every process writes some of the shards. The shards do not
+    depend on the number of processes.
 
     Examples:
       magicvideo data encode data/emoji64 data/emoji-shards --model runs/emoji
@@ -173,17 +167,17 @@ def encode_into(
     encoding: EncodeOptions,
     workers: int,
 ) -> None:
-    """Write the shards that belong to this process, and report the result.
+    """Write the shards of this process, and report the result.
 
     Args:
-        out: A new folder, or one begun by the same command.
-        open_inputs: Finds the clips, once the other settings are checked.
+        out: A new folder, or one of an interrupted run.
+        open_inputs: Opens the clips; called after the other settings are checked.
         model: A model folder, or a run.
         encoding: Options.
         workers: Shards that are written at a time.
 
     Raises:
-        UserError: If something does not fit, or no clip can be used.
+        UserError: If a setting is invalid, or no clip can be used.
     """
     from functools import partial
 
@@ -193,7 +187,7 @@ def encode_into(
 
     rank = Rank.from_env()
     if encoding.ray and rank.world_size > 1:
-        raise UserError("--ray distributes the work itself; run it as one process, not torchrun.")
+        raise UserError("--ray distributes the work itself; run it without torchrun.")
     inputs = open_inputs()
     device, threads = encoding.device or "cpu", _or(encoding.threads, 1)
     run_jobs = _runner(workers, threads, device, ray=encoding.ray)
@@ -221,7 +215,7 @@ def _or(value: int | None, default: int) -> int:
 def _print_report(report: "EncodeReport", out: Path, of_this: str) -> None:
     say(f"{out}: {report.written:,} shards written{of_this}, {report.kept:,} from before.")
     if report.missing:
-        say(f"{report.missing:,} shards of other processes are missing; then the index.")
+        say(f"{report.missing:,} shards of other processes are missing; the index follows.")
         return
     for skipped in report.skipped:
         say(f"skipped {skipped.file}: {skipped.reason}", err=True)
@@ -237,8 +231,8 @@ def _open_inputs(source: Path, decoding: DecodeOptions) -> "EncodeInputs":
         return decoding.open_inputs(source)
     for option, value in explicit_options(decoding).items():
         raise UserError(
-            f"{source} is prepared already, so {option} {value} can change nothing; leave it "
-            "out, or encode the source itself."
+            f"{source} is already prepared, so {option} {value} has no effect; omit it, or encode "
+            "the source itself."
         )
     return inputs_from_prepared(source)
 
@@ -270,6 +264,6 @@ def _check_device(device: str, *, ray: bool) -> None:
 
     from magicvideo.errors import UserError
 
-    # the machine that asks a cluster need not have what the cluster has
+    # the cluster may have devices that this machine lacks
     if device == "cuda" and not ray and not torch.cuda.is_available():
-        raise UserError("There is no device 'cuda' here; leave --device out.")
+        raise UserError("Device 'cuda' does not exist; omit --device.")

@@ -1,4 +1,4 @@
-"""`magicvideo export`: a run becomes a model folder, or a model gives back its image network."""
+"""`magicvideo export`: exports a run as a model folder, or the image U-Net of a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ def export(
             help="Folder of a training run, such as runs/emoji; with --image-model a model folder."
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    output: Annotated[Path, typer.Argument(help="Folder to create.")],
     precision: Annotated[
         Literal["fp16", "fp32"], typer.Option(help="Precision of the stored weights.")
     ] = "fp16",
@@ -37,7 +37,7 @@ def export(
         typer.Option(help="Markdown to add to the model card: data, limits and results."),
     ] = None,
 ) -> None:
-    """Put the products of a training run together as one model folder.
+    """Export a training run as a model folder.
 
     Examples:
       magicvideo export runs/emoji models/emoji
@@ -48,7 +48,7 @@ def export(
     from magicvideo.atomic_io import lock_outputs
 
     if image_model and card is not None:
-        raise UserError("--card describes a whole model; leave it out with --image-model.")
+        raise UserError("--card describes a complete model; omit it with --image-model.")
     with lock_outputs([output.absolute()]):
         if image_model:
             _export_image_model(source, output, half=precision == "fp16")
@@ -56,7 +56,7 @@ def export(
         from magicvideo.training.export import export as export_run
 
         export_run(source, output, precision, card)
-    say(f"{output} holds the model; use it with --model {output}.")
+    say(f"{output} is the model; use it with --model {output}.")
 
 
 def _export_image_model(model: Path, output: Path, *, half: bool) -> None:
@@ -70,5 +70,5 @@ def _export_image_model(model: Path, output: Path, *, half: bool) -> None:
             f"{done.largest:.3f} away from 1, for which an image network has no place; there the "
             "scale is left out."
         )
-    say(f"{done.left_out} temporal attentions are left out.")
-    say(f"{output} holds the image network; diffusers loads it as UNet2DConditionModel.")
+    say(f"{done.left_out} temporal attention layers are omitted.")
+    say(f"{output} is the image network; diffusers loads it as UNet2DConditionModel.")

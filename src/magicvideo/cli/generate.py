@@ -1,4 +1,4 @@
-"""`magicvideo generate`: a prompt, or an image, to a video file."""
+"""`magicvideo generate`: generates videos from prompts or an image."""
 
 import shlex
 from collections.abc import Iterable, Iterator
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 Reproduce = Annotated[
     Path | None,
-    typer.Option(help="Make the video in this file again, byte for byte.", show_default=False),
+    typer.Option(help="Reproduce the video in this file, byte for byte.", show_default=False),
 ]
 Resume = Annotated[
     Path | None,
     typer.Option(
-        help="Finish this output, whose latents were kept when it was interrupted.",
+        help="Finish this interrupted output from its stored latents.",
         show_default=False,
     ),
 ]
@@ -52,28 +52,30 @@ Resume = Annotated[
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """The prompts: one video each."""
+    """The prompts, one per video."""
 
     prompt: Annotated[
         list[str] | None,
         typer.Argument(
-            help="What the video shows; several prompts make several videos.", show_default=False
+            help="Description of the video; several prompts generate several videos.",
+            show_default=False,
         ),
     ] = None
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts",
-            help="Text file of further prompts, one a line; lines with # are comments.",
+            help="Text file with further prompts, one per line; lines starting with # are "
+            "comments.",
             show_default=False,
         ),
     ] = None
 
     def read(self, condition: "ConditionOptions") -> tuple[list[str], list[str]]:
-        """Return the prompts, and what each video is named after.
+        """Read the prompts, and the text that each video is named after.
 
         Raises:
-            UserError: If one is empty or no text, or there is none and no image in its place.
+            UserError: If one is empty or invalid, or there is neither a prompt nor an image.
         """
         from magicvideo.data.text_files import read_prompts
 
@@ -82,7 +84,7 @@ class PromptOptions:
             from magicvideo.pipelines.extend import read_recorded_prompt
 
             if len(texts) > 1:
-                raise UserError("One video is extended by one prompt; leave the others out.")
+                raise UserError("--extend needs exactly one prompt; omit the others.")
             texts = texts or [read_recorded_prompt(condition.extend)]
             return texts, [f"{condition.extend.stem} extended"]
         if condition.image is not None and not texts:
@@ -96,7 +98,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where the videos go."""
+    """Output paths."""
 
     output: Annotated[
         Path | None,
@@ -105,7 +107,7 @@ class OutputOptions:
             "-o",
             help="A file (.mp4, .webm, .webp, .gif), a folder, or a pattern with {index}, {slug} "
             "and {seed}.",
-            show_default="made from the prompt and the seed",
+            show_default="derived from prompt and seed",
         ),
     ] = None
     format: Annotated[
@@ -113,13 +115,13 @@ class OutputOptions:
         typer.Option(
             "--format",
             help="mp4, webm, webp, gif, or png for a folder of frames.",
-            show_default="by the suffix, or mp4",
+            show_default="from the suffix, or mp4",
         ),
     ] = None
     overwrite: Overwrite = False
 
     def for_copy_of(self, video: Path) -> "OutputOptions":
-        """Return these options, or if none is given a made name in the format of a video."""
+        """Return these options; without any, a derived name with the format of a video."""
         if self.output is not None or self.format is not None:
             return self
         suffix = video.suffix.lower().removeprefix(".")
@@ -127,10 +129,10 @@ class OutputOptions:
 
     @contextmanager
     def reserve(self, names: list[str], seeds: list[int]) -> Iterator[list[Path]]:
-        """Give where the videos go, and keep other processes from writing there meanwhile.
+        """Yield the output paths, locked against other processes.
 
         Raises:
-            UserError: As `paths` does, and if another process makes one of them.
+            UserError: As `paths`, and if another process writes one of them.
         """
         from magicvideo.atomic_io import lock_outputs
         from magicvideo.media.outputs import check_writable, output_paths
@@ -143,17 +145,17 @@ class OutputOptions:
             yield self.paths(names, seeds)
 
     def paths(self, names: list[str], seeds: list[int]) -> list[Path]:
-        """Return where the videos go, after checking that they can.
+        """Return the output paths, after checking them.
 
         Raises:
-            UserError: If a name is not possible, taken or not writable.
+            UserError: If a path is invalid, exists or is not writable.
         """
         from magicvideo.media.outputs import check_output, check_writable, output_paths
         from magicvideo.pipelines.video import LATENTS_SUFFIX, check_no_latents
 
         paths = output_paths(self.output, names, seeds, self.format)
         for path in paths:
-            if len(paths) > 1 and not path.parent.exists():  # it is made with the first video
+            if len(paths) > 1 and not path.parent.exists():  # created with the first video
                 check_writable(path.parent.parent)
             else:
                 check_output(path, overwrite=self.overwrite, longest_suffix=LATENTS_SUFFIX)
@@ -164,42 +166,40 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class ConditionOptions:
-    """What decides a video beside the prompt and the settings."""
+    """Conditions other than prompt and settings."""
 
     image: Annotated[
         Path | None,
         typer.Option(
-            help="A picture that the video begins with, beside the prompt or in its place: scaled "
-            "until it covers the frame, its centre cut out. Models that have not learned to "
-            "continue given frames show something like it instead.",
+            help="Image that the video starts from, with or without a prompt; scaled to cover the "
+            "frame and center-cropped. Models trained without given frames use it as a condition "
+            "instead.",
             show_default=False,
         ),
     ] = None
     extend: Annotated[
         Path | None,
         typer.Option(
-            help="A video to continue; the output has its frames and then new ones. Without a "
-            "prompt or a seed, those in the file are taken.",
+            help="A video to continue; the output starts with its frames. Prompt and seed default "
+            "to those in the file.",
             show_default=False,
         ),
     ] = None
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Length of the video in seconds, in place of --frames; with --extend, of what is "
-            "added.",
-            show_default="as many key frames as the model makes at once",
+            help="Length of the video in seconds, instead of --frames; with --extend, of the "
+            "added part.",
+            show_default="the model's number of key frames",
         ),
     ] = None
     seed: Annotated[
         int | None,
-        typer.Option(
-            help="Seed of the first video; the others count up from it.", show_default="random"
-        ),
+        typer.Option(help="Seed of the first video; the others count up.", show_default="random"),
     ] = None
 
     def seeds(self, count: int) -> list[int]:
-        """Return one seed for each video.
+        """Return one seed per video.
 
         Raises:
             UserError: If one is out of range.
@@ -215,7 +215,7 @@ class ConditionOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What makes the videos, and on which device."""
+    """The model and its device."""
 
     model: Model = None
     lora: Annotated[
@@ -223,17 +223,17 @@ class ModelOptions:
         typer.Option(
             "--lora",
             metavar="FILE[:SCALE]",
-            help="A LoRA (.safetensors) and its scale, 1 by default; several add up.",
+            help="A LoRA (.safetensors) and its scale, 1 by default; may be repeated.",
             show_default="none",
         ),
     ] = None
     device: Device = None
 
     def load(self, console: "Console") -> "MagicVideoPipeline":
-        """Return the model with the LoRAs in it.
+        """Load the model with the LoRAs.
 
         Raises:
-            UserError: If one cannot be read or they do not fit, or the device is not there.
+            UserError: If a file is invalid or does not fit, or the device does not exist.
         """
         pipeline = load_pipeline(console, self.model, self.device)
         for text in self.lora or []:
@@ -258,7 +258,7 @@ def generate(
     reproduce: Reproduce = None,
     resume: Resume = None,
 ) -> None:
-    """Make a video from a prompt or an image. Each file records how to make it again.
+    """Generate a video from a prompt or an image. Each file records how to reproduce it.
 
     Examples:
       magicvideo generate "a woman surfing, blue background"
@@ -292,20 +292,18 @@ def generate(
             settings, condition.seconds, condition.extend, condition.image
         )
         requests = pipeline.build_requests(texts, seeds, settings, condition.image)
-        with report_out_of_memory("ask for fewer --frames, or take another --device"):
+        with report_out_of_memory("use fewer --frames, or another --device"):
             _make(console, pipeline, requests, paths, job, model.lora or [], continued)
 
 
 def _check_alone(name: str, *others: object) -> None:
-    """Refuse options beside one that names a file which holds all of them."""
+    """Refuse options next to one whose file contains all of them."""
     if any(value is not None for value in others):
-        raise UserError(
-            f"{name} takes the prompt and all settings from the file; leave the others out."
-        )
+        raise UserError(f"{name} uses the prompt and all settings of the file; omit the others.")
 
 
 def _remake(video: Path, output: OutputOptions, model: ModelOptions, job: "DecodeJob") -> None:
-    """Make a video again from what its file says."""
+    """Reproduce a video from its file."""
     from importlib.metadata import version
 
     from magicvideo.pipelines.video import read_request
@@ -322,14 +320,14 @@ def _remake(video: Path, output: OutputOptions, model: ModelOptions, job: "Decod
                 markup=False,
             )
         _use_threads(request.threads)
-        # threads decide the last bits here, too
+        # threads affect rounding here too
         load_recorded_loras(pipeline, request.loras, model.lora or [])
         again = replace(request, version=version("magicvideo"))
         _make(console, pipeline, [again], paths, job, model.lora or [])
 
 
 def _finish(output: Path, job: "DecodeJob") -> None:
-    """Make the rest of a video whose latents are there."""
+    """Finish a video from its latents."""
     from magicvideo.atomic_io import lock_output
     from magicvideo.media.outputs import check_output, check_writable
     from magicvideo.pipelines.video import output_of, read_latents
@@ -358,7 +356,7 @@ def _finish(output: Path, job: "DecodeJob") -> None:
 
 
 def _use_threads(threads: int) -> None:
-    """Compute with as many threads as a video was made with, and no more than there are cores."""
+    """Use the number of threads of a video's request, at most the number of cores."""
     import os
 
     import torch
@@ -375,7 +373,7 @@ def _make(
     loras: list[str],
     continued: "ContinuedVideo | None" = None,
 ) -> None:
-    """Make the videos one after the other; each is whole on the disk before the next begins."""
+    """Generate the videos one at a time; each is written before the next one starts."""
     from magicvideo.pipelines.video import latents_path, write_latents
 
     for request in requests:
@@ -398,10 +396,10 @@ def _make(
 
 
 def _print_result(path: Path, request: "Request", job: "DecodeJob", loras: list[str]) -> None:
-    """Print where a video is and how to make it again."""
+    """Print the path of a video and the command that reproduces it."""
     again = ["magicvideo", "generate", "--reproduce", str(path)]
     again += ["--model", str(job.model)] if job.model else []
-    again += job.chunks.to_cli_args()  # they decide last bits
+    again += job.chunks.to_cli_args()  # they affect rounding
     again += [word for lora in loras for word in ("--lora", lora)]
     again += ["--output", str(path.with_name(f"again-{path.name}"))]
     again += [] if path.suffix else ["--format", "png"]
@@ -411,13 +409,13 @@ def _print_result(path: Path, request: "Request", job: "DecodeJob", loras: list[
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """How latents become files: whatever ends it, one line says how to continue.
+    """Decodes latents to files; after any interruption it prints how to resume.
 
     Attributes:
-        model: The model folder; None for the one of the package.
-        device: The device that was named, if one was.
-        chunks: What is in the networks at once.
-        overwrite: Whether existing outputs are replaced.
+        model: The model folder; None for the included model.
+        device: The given device, if any.
+        chunks: Chunk sizes of decoder and upscaler.
+        overwrite: Whether to replace existing outputs.
     """
 
     model: Path | None
@@ -434,18 +432,18 @@ class DecodeJob:
         latents: "Latents",
         output: Path,
     ) -> None:
-        """Write the video of latents that are kept beside its place, and delete them.
+        """Write the video of stored latents, and delete them.
 
         Args:
-            console: Shows the progress.
-            place: Which of several videos this is, before what the progress says.
+            console: Console for progress.
+            place: Prefix of progress, with the index of the video.
             pipeline: The model.
-            request: What the latents were made from.
-            latents: On the model's device.
-            output: Where the video goes.
+            request: Request of the latents.
+            latents: Latents on the model's device.
+            output: Output path.
 
         Raises:
-            UserError: If the file cannot be written, or memory ends.
+            UserError: If the file cannot be written, or memory is insufficient.
         """
         from magicvideo.pipelines.video import latents_path, write_video
 
@@ -467,18 +465,18 @@ class DecodeJob:
         output: Path,
         made: "Latents | None" = None,
     ) -> None:
-        """Write a long video while its frames are made; memory holds its key latents alone.
+        """Write a long video while its frames are generated; only key latents stay in memory.
 
         Args:
-            console: Shows the progress.
-            place: Which of several videos this is, before what the progress says.
+            console: Console for progress.
+            place: Prefix of progress, with the index of the video.
             pipeline: The model.
-            request: What to make.
-            output: Where the video goes.
-            made: Latents of key frames that an earlier attempt has made.
+            request: The request.
+            output: Output path.
+            made: Latents of key frames of an earlier attempt.
 
         Raises:
-            UserError: If the file cannot be written, or memory ends.
+            UserError: If the file cannot be written, or memory is insufficient.
         """
         from magicvideo.pipelines.video import latents_path
 
@@ -501,14 +499,14 @@ class DecodeJob:
         continued: "ContinuedVideo",
         output: Path,
     ) -> None:
-        """Write a video and its continuation while new frames are made.
+        """Write a video and its continuation while new frames are generated.
 
         Args:
-            console: Shows the progress.
+            console: Console for progress.
             pipeline: The model.
-            request: What to make.
-            continued: The video that is continued.
-            output: Where the longer video goes.
+            request: The request.
+            continued: The video to continue.
+            output: Output path.
 
         Raises:
             UserError: If the file cannot be written.
@@ -568,12 +566,12 @@ class DecodeJob:
             chunks = pipeline.capabilities.reduce_memory(request, self.chunks)
             if chunks != self.chunks:
                 changed = " and ".join(_changed_flags(self.chunks, chunks))
-                advice = f"lower {changed} as above, or take another --device"
+                advice = f"reduce {changed} as above, or use another --device"
             elif pipeline.device.type != "cpu":
                 device = "cpu"
-                advice = "take --device cpu as above"
+                advice = "use --device cpu as above"
             else:
-                advice = "close other programs, or take a machine with more"
+                advice = "close other programs, or use a machine with more memory"
             self._print_command(output, device, chunks)
             raise out_of_memory_error(error, advice) from None
 
@@ -582,11 +580,11 @@ class DecodeJob:
         words += ["--model", str(self.model)] if self.model else []
         words += ["--device", device] if device else []
         words += [*chunks.to_cli_args(), *(["--overwrite"] if self.overwrite else [])]
-        say(f"The latents are kept; continue with: {shlex.join(words)}", err=True)
+        say(f"The latents are stored; resume with: {shlex.join(words)}", err=True)
 
 
 def _keep_latents(output: Path, latents: "list[Latents]", request: "Request") -> None:
-    """Write the latents of a video, in parts one after the other, if they are not there yet."""
+    """Write the latents of a video, in several parts, unless they exist."""
     import torch
 
     from magicvideo.pipelines.video import latents_path, write_latents
@@ -604,10 +602,10 @@ def _changed_flags(before: ChunkSizes, after: ChunkSizes) -> list[str]:
 def load_recorded_loras(
     pipeline: "MagicVideoPipeline", recorded: tuple["LoraRef", ...], given: list[str]
 ) -> None:
-    """Merge the LoRAs of a video into a loaded model, out of the files that were named.
+    """Merge the LoRAs of a video into a model, from the given files.
 
     Raises:
-        UserError: If a file is missing, foreign or another than it was, or its scale is.
+        UserError: If a file is missing or unexpected, or file or scale differ.
     """
     from magicvideo.pipelines.lora import lora_hash
 
@@ -621,18 +619,18 @@ def load_recorded_loras(
         path, scale = files[ref.sha256]
         if scale not in (None, ref.scale):
             raise UserError(
-                f"The scale of {path} is {scale:g} and was {ref.scale:g} in the video; leave the "
-                "scale out."
+                f"The scale of {path} is {scale:g}, but the video has {ref.scale:g}; omit the "
+                "scale."
             )
     known = {ref.sha256 for ref in recorded}
     if foreign := [path for key, (path, _) in files.items() if key not in known]:
-        raise UserError(f"The video was made without the LoRA {foreign[0]}; leave it out.")
+        raise UserError(f"The video was made without the LoRA {foreign[0]}; omit it.")
     for ref in recorded:
         pipeline.load_lora_weights(files[ref.sha256][0], scale=ref.scale)
 
 
 def _split_lora(text: str) -> tuple[Path, float | None]:
-    """Return the file and the scale of FILE[:SCALE]; a colon may be part of the file's name."""
+    """Split FILE[:SCALE] into file and scale; the file name may contain a colon."""
     name, _, last = text.rpartition(":")
     if not name or Path(text).exists() or last.endswith(".safetensors"):
         return Path(text), None
@@ -640,6 +638,6 @@ def _split_lora(text: str) -> tuple[Path, float | None]:
         return Path(name), float(last)
     except ValueError:
         raise UserError(
-            f"The scale {last!r} of the LoRA {name} is no number; write --lora {name}:0.8, or "
+            f"The scale {last!r} of the LoRA {name} is not a number; write --lora {name}:0.8, or "
             "leave it out."
         ) from None

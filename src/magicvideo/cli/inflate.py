@@ -1,4 +1,4 @@
-"""`magicvideo inflate`: Stable Diffusion becomes a video model."""
+"""`magicvideo inflate`: initializes a video model from Stable Diffusion."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,29 +16,31 @@ SourceModel = Annotated[
         ".safetensors or .ckpt file."
     ),
 ]
-Output = Annotated[Path, typer.Argument(help="Model folder to make.")]
-Frames = Annotated[int, typer.Option(min=1, help="Key frames of a video.")]
+Output = Annotated[Path, typer.Argument(help="Model folder to create.")]
+Frames = Annotated[int, typer.Option(min=1, help="Number of key frames.")]
 Size = Annotated[
     int | None,
-    typer.Option(help="Pixels a side; by default what Stable Diffusion was trained with."),
+    typer.Option(
+        help="Side of the frames in pixels; by default as in the training of Stable Diffusion."
+    ),
 ]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the tokenizer, which a single file does not hold; by default the "
-        "folder `tokenizer` beside the file."
+        help="Folder of the tokenizer, for a single file; by default the folder `tokenizer` next "
+        "to it."
     ),
 ]
 ImageEncoder = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of CLIP's vision tower; by default the safety checker's, which is the "
-        "same. Without one the model takes no pictures."
+        help="Folder of CLIP's image encoder; by default that of the safety checker, which is the "
+        "same. Without one the model does not accept images."
     ),
 ]
 Prediction = Annotated[
     Literal["epsilon", "v_prediction"] | None,
-    typer.Option(help="What a single file of Stable Diffusion 2.x predicts."),
+    typer.Option(help="Prediction type of a single file of Stable Diffusion 2.x."),
 ]
 
 
@@ -56,7 +58,7 @@ def inflate(
     image_encoder: ImageEncoder = None,
     prediction: Prediction = None,
 ) -> None:
-    """Make a video model that starts as Stable Diffusion, frame by frame; then train it.
+    """Initialize a video model from Stable Diffusion, for training.
 
     Examples:
       magicvideo inflate stable-diffusion-v1-5 models/start --size 256
@@ -79,7 +81,7 @@ def inflate(
 
 
 def _tell(accounts: "Sequence[TransferReport]", output: Path) -> None:
-    """Say what became of the weights of every component, and where the model is."""
+    """Report the weights of every component, and the path of the model."""
     from rich.console import Console
     from rich.table import Table
 
@@ -95,6 +97,7 @@ def _tell(accounts: "Sequence[TransferReport]", output: Path) -> None:
         for reason, count in account.reasons.items():
             console.print(f"refused     {account.component}: {count:,} {reason}", markup=False)
     console.print(
-        f"\n{output} holds the model. Its new parts are neutral: train it before it moves.",
+        f"\n{output} is the model. Its temporal layers are untrained: train it before generating "
+        "videos.",
         markup=False,
     )

@@ -1,4 +1,4 @@
-"""`magicvideo info`: what a model is made of."""
+"""`magicvideo info`: shows the components of a model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +16,14 @@ def register(app: typer.Typer) -> None:
 def info(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="Model folder.", show_default="the model of the package"),
+        typer.Argument(help="Model folder.", show_default="the included model"),
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(help="The model folder, as for other commands.", show_default=False),
     ] = None,
 ) -> None:
-    """Check a model folder, and show its components, sizes, hash, version and licence.
+    """Verify a model folder, and show its components, sizes, hash, version and licence.
 
     Examples:
       magicvideo info
@@ -31,7 +31,7 @@ def info(
       magicvideo info --model runs/emoji/model
     """
     if folder is not None and model is not None:
-        raise UserError("The model folder is given twice; leave --model out.")
+        raise UserError("The model folder was given twice; omit --model.")
     from importlib.metadata import version
 
     from rich.console import Console

@@ -18,15 +18,15 @@ VideoOutputFile = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="A file (.mp4, .webm, .webp, .gif), or a name without a suffix for a folder of PNG "
-        "frames. A GIF needs all frames in memory; the others take any number.",
-        show_default="a new file beside the video",
+        help="A file (.mp4, .webm, .webp, .gif), or a name without suffix for a folder of PNG "
+        "frames. A GIF needs all frames in memory.",
+        show_default="a new file next to the video",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
 Steps = Annotated[
     int | None,
-    typer.Option(min=1, max=1000, help="Diffusion steps.", show_default="the model's own"),
+    typer.Option(min=1, max=1000, help="Diffusion steps.", show_default="the model's default"),
 ]
 
 
@@ -40,7 +40,7 @@ def interpolate(
     video: VideoFile,
     output: VideoOutputFile = None,
     prompt: Annotated[
-        str, typer.Option(help="What it shows, in words.", show_default="nothing")
+        str, typer.Option(help="Description of the video.", show_default="nothing")
     ] = "",
     seed: Seed = 0,
     steps: Steps = None,
@@ -48,9 +48,9 @@ def interpolate(
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Put new frames between the frames of a video: the same motion at a higher rate, no sound.
+    """Insert new frames into a video: the same motion at a higher frame rate, without sound.
 
-    Frames are taken as evenly spaced, at the video's mean rate.
+    Frames are assumed to be evenly spaced, at the video's mean frame rate.
 
     Examples:
       magicvideo interpolate clip.mp4
@@ -77,7 +77,10 @@ def interpolate(
                 pipeline, clip, prompt=prompt, seed=seed, num_steps=steps, progress=progress
             )
             write_video_stream(made, target, overwrite=overwrite, progress=progress)
-    say(f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} a second)")
+    say(
+        f"{target} ({clip.num_frames} frames became {made.num_frames}, at {made.fps:g} frames per "
+        "second)"
+    )
 
 
 def upscale(
@@ -89,7 +92,7 @@ def upscale(
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Make a video larger by diffusion, frame by frame; large frames are made in tiles, no sound.
+    """Upscale a video by diffusion; large frames are processed in tiles, without sound.
 
     Examples:
       magicvideo upscale clip.mp4
@@ -117,21 +120,21 @@ def upscale(
 
 
 def choose_target(video: Path, output: Path | None, made: str, *, overwrite: bool) -> Path:
-    """Return where what is made of a video goes, after checking that it can.
+    """Return the output path for a video, after checking it.
 
     Args:
         video: The video.
-        output: What was asked for; None for a name beside the video.
-        made: What that name says of it.
-        overwrite: Whether an existing output is replaced.
+        output: The given path; None for a path next to the video.
+        made: Suffix of the derived name.
+        overwrite: Whether to replace an existing output.
 
     Raises:
-        UserError: If there is no such video, or the output exists or cannot be written.
+        UserError: If the video does not exist, or the output exists or cannot be written.
     """
     from magicvideo.media.outputs import check_output, expand_home, sibling_path
 
     if not video.exists():
-        raise UserError(f"{video} cannot be used: there is no such file.")
+        raise UserError(f"{video} does not exist.")
     target = sibling_path(video, made) if output is None else expand_home(output)
     check_output(target, overwrite=overwrite)
     return target

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose command line has an option for each field of the groups it takes.
+    """Return a command with one option for each field of its option groups.
 
     Args:
-        command: Each of its arguments is an option, or a group: a dataclass whose fields are
-            options. A field is one by its annotation, as typer's; or by its metadata, as those of
-            `pipelines.request`, from which its flag and help are taken. They stand in the help in
-            their order. No two options have the same name.
+        command: A command whose arguments are options or groups: dataclasses whose fields are
+            options. A field is declared with typer's annotation, or with metadata for flag and
+            help, as in `pipelines.request`. The help lists options in this order. Names must be
+            unique.
     """
     taken = signature(command).parameters
     groups: dict[str, type[Any]] = {
@@ -51,13 +51,13 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _build(group: type[Any], values: dict[str, Any]) -> object:
-    """Return a group with its values; one with `from_values` converts what was typed."""
+    """Build a group from its values, with `from_values` if it exists."""
     convert = getattr(group, "from_values", None)
     return group(**values) if convert is None else convert(values)
 
 
 def _options_of(group: type[Any]) -> dict[str, Parameter]:
-    """Return the options of a group by the names of its fields."""
+    """Return the options of a group by field name."""
     parameters = dict(signature(group).parameters)
     types = get_type_hints(group)
     for one in fields(group):
@@ -74,27 +74,27 @@ def _options_of(group: type[Any]) -> dict[str, Parameter]:
 
 
 Model = Annotated[
-    Path | None, typer.Option(help="Model folder.", show_default="the model of the package")
+    Path | None, typer.Option(help="Model folder.", show_default="the included model")
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="cuda if there is a GPU, or cpu"),
+    typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="cuda if available, else cpu"),
 ]
 
 
 def load_pipeline(
     console: "Console", model: Path | None, device: str | None, *, whole: bool = False
 ) -> "MagicVideoPipeline":
-    """Return a model whose stages load their networks to a device when they begin.
+    """Load a model; each stage loads its networks to the device when it starts.
 
     Args:
-        console: Shows that a model is being loaded.
-        model: The model folder; None for the model that comes with the package.
-        device: `cpu`, `cuda`, `cuda:1` or `mps`; None for the GPU if there is one.
-        whole: All networks are loaded at once, for evaluation, which makes hundreds of videos.
+        console: Console for status messages.
+        model: The model folder; None for the included model.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; None for a GPU if available.
+        whole: Whether to load all networks at once, for evaluations with hundreds of videos.
 
     Raises:
-        UserError: If the folder is no whole model, or the device is not there.
+        UserError: If the folder is not a complete model, or the device does not exist.
     """
     with console.status("Loading the model"):
         with pause_garbage_collection():
@@ -110,13 +110,13 @@ def load_pipeline(
 
 
 def choose_device(device: str | None) -> str:
-    """Return a device that is there.
+    """Check that a device exists and return it.
 
     Args:
-        device: As typed, in small or capital letters; None for the GPU if there is one.
+        device: Name of the device, in any case; None for a GPU if available.
 
     Raises:
-        UserError: If it is not there. It names those that are.
+        UserError: If it does not exist. The message lists available devices.
     """
     import torch
 
@@ -131,5 +131,7 @@ def choose_device(device: str | None) -> str:
         return name
     advice = ""
     if name.startswith("cuda:"):
-        advice = "; CUDA_VISIBLE_DEVICES hides GPUs, and the others are counted from 0"
-    raise UserError(f"There is no device {device!r} here; there are: {', '.join(present)}{advice}.")
+        advice = "; CUDA_VISIBLE_DEVICES hides GPUs, and the remaining ones are numbered from 0"
+    raise UserError(
+        f"Device {device!r} does not exist; available are: {', '.join(present)}{advice}."
+    )

@@ -1,4 +1,4 @@
-"""`magicvideo train`: clips to checkpoints."""
+"""`magicvideo train`: trains the stages of a recipe."""
 
 import json
 from dataclasses import asdict
@@ -25,39 +25,38 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Annotated[
         Path | None,
-        typer.Argument(help="A recipe that the package has, such as emoji, or a YAML file."),
+        typer.Argument(help="A packaged recipe, such as emoji, or a YAML file."),
     ] = None,
     stage: Annotated[
-        str | None, typer.Option(help="Train this stage alone; the same command continues it.")
+        str | None, typer.Option(help="Train only this stage; the same command resumes it.")
     ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one setting: keyframes.learning_rate=1e-4."),
     ] = None,
     scale: Annotated[
-        float, typer.Option(min=1e-6, help="Factor on the updates of all stages.")
+        float, typer.Option(min=1e-6, help="Factor on the number of updates of all stages.")
     ] = 1.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; a run repeats exactly with equal ones.")
+        int | None,
+        typer.Option(min=1, help="CPU threads; results are reproducible for equal numbers."),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Print sizes, cost and the time of an update; train nothing."
-        ),
+        typer.Option("--dry-run", help="Print sizes, cost and time per update without training."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: print JSON in place of tables.")
+        bool, typer.Option("--json", help="With --dry-run: print JSON instead of tables.")
     ] = False,
     schema: Annotated[
         bool,
-        typer.Option("--schema", help="Print the JSON schema of recipes, which editors complete."),
+        typer.Option("--schema", help="Print the JSON schema of recipes, for editors."),
     ] = False,
     reference: Annotated[
-        bool, typer.Option("--reference", help="Print the page of all settings, in Markdown.")
+        bool, typer.Option("--reference", help="Print the reference of all settings in Markdown.")
     ] = False,
 ) -> None:
-    """Train the stages of a recipe, in order. The same command resumes a run that was stopped.
+    """Train the stages of a recipe in order. The same command resumes a stopped run.
 
     Examples:
       magicvideo train emoji
@@ -162,13 +161,13 @@ def _show_tables(
 
     work = Table(
         "stage",
-        *("clips", "updates", "samples", "passes", "s an update", "time"),
+        *("clips", "updates", "samples", "passes", "s per update", "time"),
         title=f"{recipe.name}: samples of one process; times measured on this machine",
     )
     sizes = Table(
         "stage",
         *("pretrained", "new", "trained", "GFLOPs forward", "GFLOPs training"),
-        title="parameters in millions; GFLOPs a sample",
+        title="parameters in millions; GFLOPs per sample",
     )
     memory = Table(
         "stage",
@@ -197,7 +196,7 @@ def _show_tables(
     if len(measured) > 1:
         console.print(
             f"- {duration(sum(measured))} in all for the {len(measured)} stages that were timed: "
-            "forward and backward passes of a few updates, without reading, the optimizer, "
+            "forward and backward passes of a few updates, without data loading, optimizer, "
             "previews and checkpoints."
         )
     for assumption in ASSUMPTIONS:
@@ -221,15 +220,15 @@ def _show_hours(
     console.print(table)
     total = sum(row.hours(hardware) for row in rows)
     console.print(
-        f"- {total:,.0f} hours in all, on {hardware.gpus} GPUs of {hardware.tflops:g} TFLOPS. That "
-        f"training reaches {hardware.utilisation:.0%} of them is an assumption of the recipe. "
-        "Reading data, previews and checkpoints take no time here. More GPUs see more samples, in "
-        "the same number of updates."
+        f"- {total:,.0f} hours in all, on {hardware.gpus} GPUs of {hardware.tflops:g} TFLOPS. A "
+        f"utilization of {hardware.utilisation:.0%} is an assumption of the recipe. Data loading, "
+        "previews and checkpoints are not included. More GPUs process more samples in the same "
+        "number of updates."
     )
     if hardware.clips is not None:
         latents, pixels = (size * hardware.clips / 1e9 for size in clip_bytes(recipe))
         console.print(
             f"- {hardware.clips:,} clips of {recipe.unet.num_frames} frames are {pixels:,.0f} GB "
-            f"as pixels, which `data prepare` keeps, and {latents:,.0f} GB as latents in half "
-            "precision, which `data encode` keeps beside embeddings and tokens."
+            f"as pixels, which `data prepare` writes, and {latents:,.0f} GB as latents in half "
+            "precision, which `data encode` writes with embeddings and tokens."
         )

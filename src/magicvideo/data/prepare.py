@@ -346,7 +346,7 @@ def _nothing_usable(source: Source, skipped: list[SkippedFile]) -> str:
     """Return the sentence for a source without a usable clip, with the first reason in it."""
     reason = f" (the first: {skipped[0].file}, {skipped[0].reason})" if skipped else ""
     return (
-        f"Not one of the {len(source.clips) + len(source.skipped)} files of this "
+        f"None of the {len(source.clips) + len(source.skipped)} files of this "
         f"{source.name} source can be used{reason}; `magicvideo data doctor` lists them all."
     )
 

@@ -62,7 +62,7 @@ def test_a_share_of_the_training_lists_can_be_held_out(tmp_path, put_clips):
 
 def test_videos_that_are_all_missing_are_a_mistake(tmp_path):
     (tmp_path / "results_2M_train.csv").write_text(TRAIN)
-    with pytest.raises(UserError, match=r"Not one of the 5 clips .* looked for 001_050/11 first"):
+    with pytest.raises(UserError, match=r"None of the 5 clips .* looked for 001_050/11 first"):
         scan(tmp_path)
 
 

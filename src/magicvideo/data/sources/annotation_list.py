@@ -215,7 +215,7 @@ class AnnotatedClips:
         """
         if self._missing and not self._clips and not self._skipped:
             raise UserError(
-                f"Not one of the {len(self._missing):,} clips in {self._lists} has its video in "
+                f"None of the {len(self._missing):,} clips in {self._lists} has its video in "
                 f"{self._folder}; looked for {self._missing[0]} first, and "
                 f"{summarize_folder(self._folder)}."
             )
