@@ -1,5 +1,7 @@
 """Long and extended videos through the real command line."""
 
+from itertools import islice
+
 import pytest
 import torch
 from continuing_model import make_continuing_pipeline
@@ -103,6 +105,25 @@ def test_a_video_is_extended_with_its_own_prompt(command, tmp_path, capsys):
     assert (own - kept).abs().mean() < 0.05
     assert command("--reproduce", "on.mp4", "--output", "no.mp4") == 2
     assert "was made with extend" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made", [0, 3])
+def test_an_interrupted_extension_ends_with_what_was_made(command, tmp_path, monkeypatch, made):
+    assert command("a cat", "--seed", "4", "--output", "cat.mp4", *SMALL) == 0
+    iter_frames = MagicVideoPipeline.iter_frames
+
+    def press_ctrl_c(self, *arguments):
+        yield from islice(iter_frames(self, *arguments), made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MagicVideoPipeline, "iter_frames", press_ctrl_c)
+    extend = ("--extend", "cat.mp4", "--seconds", "0.6", "--output", "on.mp4", *SMALL)
+    assert command(*extend) == 130
+    if made:
+        before, after = (open_video_stream(tmp_path / name) for name in ("cat.mp4", "on.mp4"))
+        assert after.num_frames == before.num_frames + made
+    else:
+        assert [path.name for path in tmp_path.iterdir()] == ["cat.mp4"]
 
 
 def test_the_first_frame_needs_no_picture_to_be_made_again(command, tmp_path):

@@ -501,6 +501,8 @@ class DecodeJob:
     ) -> None:
         """Write a video and its continuation while new frames are generated.
 
+        Ctrl-C while frames are made ends the video with those that are there.
+
         Args:
             console: Console for progress.
             pipeline: The model.
@@ -509,19 +511,34 @@ class DecodeJob:
             output: Output path.
 
         Raises:
+            KeyboardInterrupt: If it was interrupted; new frames, if any, are in the file.
             UserError: If the file cannot be written.
         """
-        from itertools import chain
-
         from magicvideo.pipelines.text_to_video import CallInputs
 
         request = replace(request, unrecorded=("extend",))
+        interrupts: list[KeyboardInterrupt] = []
+
+        def frames() -> "Iterator[Frame]":
+            yield from continued.frames()
+            added = 0
+            try:
+                for frame in new:
+                    yield frame
+                    added += 1
+            except KeyboardInterrupt as interrupt:
+                if not added:
+                    raise
+                interrupts.append(interrupt)
+
         with progress_bar(console, "") as progress:
             new = pipeline.iter_frames(request, progress, self.chunks, CallInputs(extend=continued))
-            added = (request.num_frames - continued.keys.shape[1]) * (request.num_inserted + 1)
-            total = continued.num_frames + added
-            frames = chain(continued.frames(), new)
-            self._write_frames(frames, total, request, output, progress)
+            num_new = (request.num_frames - continued.keys.shape[1]) * (request.num_inserted + 1)
+            total = continued.num_frames + num_new
+            self._write_frames(frames(), total, request, output, progress)
+        if interrupts:
+            say(f"{output} ends with the frames made so far; extend it to continue.", err=True)
+            raise interrupts[0]
 
     def _write_frames(
         self,
