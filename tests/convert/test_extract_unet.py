@@ -39,7 +39,7 @@ def both(image, video):
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_gives_what_the_video_network_gives_for_a_single_frame(linear):
+def test_equals_the_video_network_on_a_single_frame(linear):
     video = spatial_only(make_unet(use_linear_projection=linear), neutral=True)
     before = {name: tensor.clone() for name, tensor in video.state_dict().items()}
     image, extraction = extract_image_unet(video, FPS)
@@ -52,12 +52,12 @@ def test_gives_what_the_video_network_gives_for_a_single_frame(linear):
 
 
 @pytest.mark.parametrize("changes", [{"convolutions": "3d"}, {"spatial_attention": False}])
-def test_refuses_what_no_image_network_equals(changes):
+def test_refuses_networks_without_an_image_equivalent(changes):
     with pytest.raises(UserError, match="has no place; take a model without either"):
         extract_image_unet(make_unet(**changes), FPS)
 
 
-def test_tells_of_scales_that_have_no_place():
+def test_reports_scales_that_cannot_be_folded():
     video = spatial_only(make_unet(), neutral=False)
     image, extraction = extract_image_unet(video, FPS)
     attentions = [m for m in video.modules() if isinstance(m, SpatioTemporalTransformer)]

@@ -71,7 +71,7 @@ def test_diffusers_reads_the_layout_as_we_do(image_model, second_image_model, ve
 
 
 @pytest.mark.parametrize("version", PUBLISHED)
-def test_sizes_of_the_published_networks_are_read_off_their_shapes(version):
+def test_the_configurations_of_published_networks_follow_from_tensor_shapes(version):
     settings = {**FOUR, "down_block_types": DOWN, "up_block_types": UP}
     unet = {**settings, **PUBLISHED[version]["unet"]}
     with torch.device("meta"):

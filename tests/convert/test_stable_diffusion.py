@@ -131,7 +131,7 @@ def test_every_kind_of_folder_gives_the_same_model(
     }
 
 
-def test_a_model_without_an_image_encoder_makes_videos_and_refuses_pictures(folder, tmp_path):
+def test_a_model_without_an_image_encoder_generates_videos_and_refuses_images(folder, tmp_path):
     shutil.rmtree(folder / "safety_checker")
     edit_json(folder / "model_index.json", lambda i: i.update(safety_checker=[None, None]))
     out = tmp_path / "out"
@@ -145,7 +145,7 @@ def test_a_model_without_an_image_encoder_makes_videos_and_refuses_pictures(fold
     assert MagicVideoPipeline.from_pretrained(tmp_path / "again").image_encoder is None
 
 
-def test_an_image_encoder_can_be_named_and_then_takes_pictures(folder, tmp_path):
+def test_a_model_with_a_given_image_encoder_accepts_images(folder, tmp_path):
     (folder / "safety_checker").rename(tmp_path / "clip")
     edit_json(folder / "model_index.json", lambda i: i.pop("safety_checker"))
     out = tmp_path / "out"
@@ -232,7 +232,7 @@ def test_a_single_file_with_one_thing_wrong_is_refused_by_name(single, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_single_file_cannot_tell_is_asked_for(second_image_model, single, tmp_path):
+def test_settings_missing_in_a_single_file_must_be_given(second_image_model, single, tmp_path):
     path = single(lambda _: None)
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"holds no tokenizer, .* --tokenizer"):
@@ -320,7 +320,7 @@ def test_a_folder_with_one_thing_wrong_is_refused_by_name(folder, tmp_path, spoi
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_that_are_not_what_their_index_says(image_model, tmp_path):
+def test_shards_that_contradict_their_index_are_refused(image_model, tmp_path):
     sharded(image_model, tmp_path / "source")
     index = tmp_path / "source/unet/diffusion_pytorch_model.safetensors.index.json"
     original = index.read_text()
@@ -332,7 +332,7 @@ def test_shards_that_are_not_what_their_index_says(image_model, tmp_path):
         inflate_stable_diffusion(tmp_path / "source", tmp_path / "out")
 
 
-def test_the_command_prints_what_became_of_every_tensor(image_folder, tmp_path, capsys):
+def test_the_command_reports_every_tensor(image_folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(["inflate", str(image_folder), str(out), "--frames", "2", "--size", "12"]) == 0
     said = capsys.readouterr().out
@@ -425,12 +425,12 @@ def test_markers_of_the_schedule_are_applied(single, tmp_path):
     ],
     ids=["infinite", "8-bit floats", "inpainting", "two names"],
 )
-def test_what_a_single_file_holds_is_named_rightly(single, tmp_path, change, sentence):
+def test_the_kind_of_a_single_file_is_recognised(single, tmp_path, change, sentence):
     with pytest.raises(UserError, match=sentence):
         inflate_stable_diffusion(single(change), tmp_path / "out")
 
 
-def test_the_content_of_a_checkpoint_decides_and_not_its_name(tmp_path):
+def test_a_checkpoint_is_recognised_by_its_content(tmp_path):
     tensors = {"a": torch.arange(3.0)}
     for name in ("x.ckpt", "x.SAFETENSORS", "x.pth"):
         save_file(tensors, tmp_path / name)

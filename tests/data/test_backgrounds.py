@@ -20,25 +20,25 @@ from magicvideo.errors import UserError
 SIZE, WIDTH = 11, 15
 
 
-def test_colours_lie_well_apart():
+def test_background_colours_are_well_separated():
     for one, other in itertools.combinations(COLOURS.values(), 2):
         assert np.linalg.norm(np.subtract(one, other)) >= 85
 
 
 @given(st.sampled_from(sorted(COLOURS)), st.lists(st.integers(-20, 20), min_size=3, max_size=3))
-def test_a_colour_is_named_although_it_is_off(name, offset):
+def test_an_inexact_colour_gets_the_nearest_name(name, offset):
     assert nearest_colour(np.add(COLOURS[name], offset)) == name
 
 
 @given(st.integers(0, 10_000))
-def test_a_background_is_found_again_by_its_name(seed):
+def test_a_background_is_found_by_its_name(seed):
     background = random_background(np.random.default_rng(seed))
     found = parse_background(background.name)
     assert (found.colour, found.second) == (background.colour, background.second)
     assert background.colour != background.second
 
 
-def test_plain_colours_and_gradients_keep_their_shares():
+def test_plain_colours_and_gradients_have_the_stated_fractions():
     rng = np.random.default_rng(0)
     drawn = [random_background(rng) for _ in range(4000)]
     plain = [background for background in drawn if background.second is None]

@@ -14,13 +14,13 @@ def test_every_epoch_is_a_permutation(seed, length, epoch):
 
 
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(0, 90), st.integers(0, 60))
-def test_the_order_does_not_depend_on_where_reading_begins(seed, length, first, count):
+def test_the_order_does_not_depend_on_the_first_position(seed, length, first, count):
     from_the_start = sample_indices(seed, 0, first + count, length)
     assert sample_indices(seed, first, count, length) == from_the_start[first:]
 
 
 @given(st.integers(0, 99), st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=20))
-def test_an_epoch_has_every_sample_as_often_as_its_share_says(seed, epoch, weights):
+def test_an_epoch_has_every_sample_as_often_as_its_weight(seed, epoch, weights):
     length = len(weights)
     shares = tuple(weight / sum(weights) for weight in weights)
     order = sample_indices(seed, epoch * length, length, length, shares)
@@ -33,14 +33,14 @@ def test_an_epoch_has_every_sample_as_often_as_its_share_says(seed, epoch, weigh
     assert middle == order[length // 2 :]
 
 
-def test_what_a_share_rounds_to_differs_from_epoch_to_epoch():
+def test_fractional_counts_are_rounded_differently_in_each_epoch():
     shares = (0.15, 0.85)
     seen = [sample_indices(3, 2 * epoch, 2, 2, shares).count(0) for epoch in range(400)]
     assert set(seen) == {0, 1}
     assert abs(sum(seen) / 400 - 0.3) < 0.08
 
 
-def test_balanced_batches_show_every_subject_alike(prepared):
+def test_balanced_batches_have_every_subject_equally_often(prepared):
     dataset = ClipDataset(prepared)
     dataset.clips = [
         clip.model_copy(update={"attributes": None, "text": "rare" if not place else "common"})
@@ -67,7 +67,7 @@ def test_random_numbers_belong_to_a_seed_and_a_position():
     assert sample_rng(3, 7).random() == sample_rng(3, 7).random()
 
 
-def test_a_batch_is_a_function_of_its_step_alone(prepared):
+def test_a_batch_depends_only_on_its_step(prepared):
     unbroken = ClipDataset(prepared)
     batches = [load_batch(unbroken, 5, step, 3, 4) for step in range(6)]
     resumed = load_batch(ClipDataset(prepared), 5, 4, 3, 4)

@@ -74,7 +74,7 @@ def test_the_canonical_caption():
     )
 
 
-def test_tone_stands_beside_what_else_the_name_says():
+def test_the_tone_is_added_to_the_other_attributes_of_the_name():
     (clip,) = [one for one in LISTED if one.name == "man: dark skin tone, curly hair"]
     caption = canonical_caption(make_clip(attributes_of(clip)), BLUE)
     assert caption == "man with curly hair, dark skin tone, blue background"
@@ -109,7 +109,7 @@ def caption_counts(clip, words, count=3000):
     return [sum(word in caption for caption in captions) / count for word in words]
 
 
-def test_each_part_is_left_out_as_often_as_stated():
+def test_each_part_is_omitted_with_the_stated_probability():
     surfer, tone, background, keyword = caption_counts(
         SURFER, ["surf", "skin", "blue", "ocean"], 6000
     )
@@ -134,7 +134,7 @@ def test_people_are_named_by_words_of_their_gender():
     }
 
 
-def test_a_judge_is_no_girl_and_articles_fit():
+def test_the_emoji_judge_gets_the_right_words_and_articles():
     (record,) = [one for one in LISTED if one.name == "woman judge: medium skin tone"]
     clip, rng = make_clip(attributes_of(record)), np.random.default_rng(3)
     captions = [random_caption(clip, None, rng) for _ in range(1500)]
@@ -143,7 +143,7 @@ def test_a_judge_is_no_girl_and_articles_fit():
     assert any("a tanned " in caption for caption in captions)
 
 
-def test_the_default_tone_is_named_only_where_there_are_others():
+def test_the_default_tone_is_named_only_if_there_are_other_tones():
     by_name = {one.name: make_clip(attributes_of(one)) for one in LISTED}
     rng = np.random.default_rng(4)
     hands = [random_caption(by_name["waving hand"], None, rng) for _ in range(1000)]
@@ -165,7 +165,7 @@ def test_every_emoji_has_phrases_and_held_out_ones_that_training_never_uses():
     assert sum(len(held[activity] & seen[activity]) for activity in held) == 0
 
 
-def test_held_out_backgrounds_are_worded_anew():
+def test_held_out_captions_word_backgrounds_differently():
     rng = np.random.default_rng(5)
     anew = re.compile(r" behind$| set against plain |, placed on an? .* surface$")
     held = [heldout_caption(SURFER, BLUE, rng) for _ in range(100)]
@@ -190,7 +190,7 @@ def test_a_caption_that_came_with_the_clip_keeps_its_words():
     assert all(clip.text in random_caption(clip, BLUE, rng) for _ in range(20))
 
 
-def test_of_several_captions_each_is_told_as_often():
+def test_several_captions_are_used_equally_often():
     clip = make_clip(text="a dog", alt_captions=("a pet", "fur"))
     assert canonical_caption(clip, None) == "a dog"
     rng = np.random.default_rng(0)
@@ -202,14 +202,14 @@ def test_of_several_captions_each_is_told_as_often():
     }
 
 
-def test_one_caption_costs_no_random_number():
+def test_a_single_caption_uses_no_random_number():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
     assert random_caption(make_clip(text="a dog"), None, rng) == "a dog"
     assert rng.bit_generator.state == before
 
 
-def test_a_clip_without_a_caption_is_told_by_no_words():
+def test_a_clip_without_a_caption_has_an_empty_caption():
     bare = make_clip()
     for behind in (None, Background("blue")):
         assert canonical_caption(bare, behind) == ""

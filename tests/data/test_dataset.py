@@ -54,7 +54,7 @@ def folder(tmp_path):
 
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from(sorted(COLOURS)))
-def test_composing_is_pillows_alpha_compositing(seed, colour):
+def test_compositing_equals_that_of_pillow(seed, colour):
     rng = np.random.default_rng(seed)
     straight = rng.integers(0, 256, (3, 5, 5, 4), dtype=np.uint8)
     premultiplied, expected = [], []
@@ -70,14 +70,14 @@ def test_composing_is_pillows_alpha_compositing(seed, colour):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_gradient_shows_through_glass_as_it_was_painted(direction):
+def test_a_gradient_is_unchanged_behind_transparent_pixels(direction):
     background = Background("blue", "pink", direction)
     frames = composite_background(np.zeros((2, 7, 7, 4), np.uint8), background)
     expected = torch.from_numpy(render_background(background, 7, 7) / 127.5 - 1).permute(2, 0, 1)
     torch.testing.assert_close(frames, expected.expand(2, 3, 7, 7))
 
 
-def test_opaque_frames_are_scaled_alone():
+def test_opaque_frames_are_only_rescaled():
     pixels = np.arange(2 * 5 * 5 * 3, dtype=np.uint8).reshape(2, 5, 5, 3)
     frames = composite_background(pixels, None)
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -107,7 +107,7 @@ def test_a_sample_is_a_function_of_its_random_numbers(folder):
     assert not torch.equal(one.frames, other.frames)
 
 
-def test_a_background_can_be_asked_for_and_is_named(folder):
+def test_a_background_can_be_selected_and_is_named(folder):
     dataset = ClipDataset(folder, ("train", "heldout"))
     assert [clip.id for clip in dataset.clips] == ["glass", "wall"]
     rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_batches_stack_their_samples(folder):
     assert torch.equal(batch.frames[1], samples[1].frames)
 
 
-def test_a_missing_or_cut_clip_is_named_when_the_set_is_opened(folder):
+def test_a_missing_or_truncated_clip_is_named_when_the_data_set_is_opened(folder):
     path = folder / "clips/glass.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -161,7 +161,7 @@ def test_a_missing_or_cut_clip_is_named_when_the_set_is_opened(folder):
         ClipDataset(folder)
 
 
-def test_a_clip_that_changes_after_the_set_is_opened_is_named(folder):
+def test_a_clip_that_changes_after_the_data_set_is_opened_is_named(folder):
     dataset, path = ClipDataset(folder), folder / "clips/glass.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"glass\.npy is cut off"):
@@ -179,7 +179,7 @@ def test_an_empty_split_and_an_unprepared_folder_are_refused(folder, shapes):
         ClipDataset(shapes)
 
 
-def test_every_clip_without_a_caption_is_a_subject_of_its_own(folder):
+def test_every_clip_without_a_caption_is_a_separate_subject(folder):
     told = [("a dog", 2), (None, 3), ("a cat", 1)]
     clip = ClipDataset(folder).clips[0]
     clips = [

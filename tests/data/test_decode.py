@@ -37,7 +37,7 @@ def test_a_candidate_is_a_file_or_a_span_or_a_scene_of_either(candidate):
         decode_source_clip(replace(candidate, frames=12), FrameSettings.square(8))
 
 
-def test_fingerprints_tell_apart_what_gives_other_frames(candidate):
+def test_fingerprints_differ_if_the_frames_differ(candidate):
     different = [
         candidate,
         replace(candidate, span=(0.1, 0.5)),

@@ -15,7 +15,7 @@ def draws(seed=0):
     return StackedGenerator([torch.Generator().manual_seed(seed)])
 
 
-def test_area_is_the_mean_of_squares():
+def test_area_resampling_is_the_mean_of_squares():
     large = frames()
     small = downsample(large, FACTOR)
     assert small.shape == (FRAMES, 3, HEIGHT // FACTOR, WIDTH // FACTOR)
@@ -50,7 +50,7 @@ def test_a_blur_spreads_a_point_by_its_sigma_and_keeps_the_sum():
         )
 
 
-def test_a_share_of_frames_is_made_in_another_way():
+def test_a_fraction_of_frames_is_degraded_differently():
     large = frames(16, 24, number=200)
     by_area = downsample(large, FACTOR)
     assert torch.equal(random_degrade(large, FACTOR, 0.0, draws()), by_area)

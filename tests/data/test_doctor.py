@@ -34,7 +34,7 @@ def test_the_doctor_and_the_preparation_agree(shapes, tmp_path, workers):
     assert findings[0].detail == "64x64 pixels, 30 frames at 24 a second, opaque"
 
 
-def test_a_clip_without_a_caption_is_used_and_told(shapes, tmp_path):
+def test_a_clip_without_a_caption_is_used_and_reported(shapes, tmp_path):
     source = folder.scan(shapes, 0.0)
     some = [replace(source.clips[0], text=None), source.clips[1]]
     source = replace(source, clips=some)
@@ -66,7 +66,7 @@ def test_a_prepared_folder_is_checked_to_the_last_byte(prepared, tmp_path):
     assert seen[-1] == (7, 7)
 
 
-def test_prepared_folders_are_told_from_sources(prepared, shapes):
+def test_prepared_folders_and_sources_are_distinguished(prepared, shapes):
     assert is_prepared_folder(prepared)
     assert not is_prepared_folder(shapes)
 
@@ -84,7 +84,7 @@ def small_source(tmp_path, write_video, frames, caption="a ferret runs"):
     return Source("folder", tmp_path, "", "", [clip], [])
 
 
-def test_what_is_likely_not_wanted_is_a_warning(tmp_path, write_video):
+def test_suspicious_clips_give_a_warning(tmp_path, write_video):
     source = small_source(tmp_path, write_video, np.zeros((3, 24, 56, 3), np.uint8))
     unknown = {"a ferret runs": ["ferret"]}
     (finding,) = check_source(source, FrameSettings.square(32), unknown_words=unknown.get)
@@ -99,14 +99,14 @@ def test_what_is_likely_not_wanted_is_a_warning(tmp_path, write_video):
     )
 
 
-def test_padding_keeps_all_of_a_frame(tmp_path, write_video):
+def test_padding_keeps_the_whole_frame(tmp_path, write_video):
     source = small_source(tmp_path, write_video, np.zeros((3, 24, 56, 3), np.uint8))
     (finding,) = check_source(source, FrameSettings(32, 32, "pad"))
     assert finding.detail.endswith("opaque, padded with bars")
     assert len(finding.warnings) == 2  # of few frames and their rate: 56 pixels become 32
 
 
-def test_reasons_that_differ_in_numbers_are_one_cause():
+def test_reasons_that_differ_only_in_numbers_are_counted_together():
     reasons = ["cut off: 46 of 120 frames are there", "cut off: 1,046 of 2,000 frames are there"]
     words = ['the model has not seen "a", "b"', 'the model has not seen "c"', "no caption"]
     assert count_by_cause([*reasons, *words]) == [

@@ -28,7 +28,7 @@ def test_frames_are_evenly_spaced_and_inside(length, num_frames, lowest, more, l
         assert stride >= lowest if fits else stride == (length - 1) // (num_frames - 1)
 
 
-def test_every_stride_and_start_that_fits_is_drawn():
+def test_every_stride_and_start_that_fits_is_sampled():
     drawn = set()
     for seed in range(600):
         rng = np.random.default_rng(seed)
@@ -41,6 +41,6 @@ def test_every_stride_and_start_that_fits_is_drawn():
 @pytest.mark.parametrize(
     ("loops", "expected"), [(True, [0, 1, 2, 0, 1, 2, 0]), (False, [0, 1, 2, 2, 2, 2, 2])]
 )
-def test_short_clips_go_round_or_hold(loops, expected):
+def test_short_clips_loop_or_hold_the_last_frame(loops, expected):
     chosen, stride = sample_frame_indices(3, 7, (2, 4), np.random.default_rng(0), loops=loops)
     assert (chosen.tolist(), stride) == (expected, 1)

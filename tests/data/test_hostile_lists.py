@@ -52,7 +52,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_strange_content_is_read_or_refused(tmp_path, name):
+def test_any_content_is_read_or_refused(tmp_path, name):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
 

@@ -30,7 +30,7 @@ def make_clip(number):
     )
 
 
-def test_a_manifest_comes_back_sorted(tmp_path):
+def test_a_manifest_is_read_sorted(tmp_path):
     clips = [make_clip(number) for number in range(5)]
     write_manifest(tmp_path, clips[::-1])
     assert read_manifest(tmp_path) == clips
@@ -61,7 +61,7 @@ def test_an_unfinished_folder_has_no_manifest(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_info_comes_back_and_other_formats_are_refused(tmp_path):
+def test_info_is_read_and_other_formats_are_refused(tmp_path):
     info = DatasetInfo(source="s", origin="o", height=16, width=16, licence="l", split_rule="r")
     write_info(tmp_path, info)
     assert read_info(tmp_path) == info
@@ -83,7 +83,7 @@ def test_folders_of_the_first_format_are_read(tmp_path):
     assert (info.format, info.height, info.width, info.size, info.frame_step) == (2, 16, 16, 16, 3)
 
 
-def test_a_side_is_that_of_square_frames():
+def test_the_side_is_defined_only_for_square_frames():
     info = DatasetInfo(source="s", origin="o", height=16, width=24, licence="l", split_rule="r")
     with pytest.raises(UserError, match="square frames, and those of the data are 24x16"):
         info.size  # noqa: B018

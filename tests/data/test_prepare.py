@@ -33,7 +33,7 @@ def contents(path):
     return {str(file.relative_to(path)): sha256(file) for file in files}
 
 
-def test_the_cache_holds_what_reading_gives(shapes, prepared):
+def test_the_cache_has_the_decoded_frames(shapes, prepared):
     clips = read_manifest(prepared)
     assert len(clips) == 7
     for clip in clips:
@@ -47,7 +47,7 @@ def test_the_cache_holds_what_reading_gives(shapes, prepared):
     assert read_info(prepared).size == 24
 
 
-def test_workers_change_nothing(shapes, prepared, tmp_path):
+def test_the_number_of_workers_does_not_change_the_result(shapes, prepared, tmp_path):
     report = prepare(folder.scan(shapes), tmp_path / "two", FrameSettings.square(24), workers=2)
     assert len(report.clips) == 7
     different = {"progress.jsonl"}  # its order is that of finishing
@@ -87,7 +87,7 @@ def test_only_what_changed_is_decoded_again(source, tmp_path):
     }
 
 
-def test_a_torn_line_of_progress_costs_one_clip(source, tmp_path):
+def test_a_truncated_progress_line_costs_one_clip(source, tmp_path):
     out = tmp_path / "out"
     prepare(folder.scan(source), out, FrameSettings.square(8))
     progress = out / "progress.jsonl"
@@ -96,7 +96,7 @@ def test_a_torn_line_of_progress_costs_one_clip(source, tmp_path):
     assert prepare(folder.scan(source), out, FrameSettings.square(8)).num_kept == 7
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+def test_a_killed_run_continues_where_it_stopped(tmp_path):
     write_clips(tmp_path / "source", 23)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "magicvideo", "data", "prepare", tmp_path / "source", out]
@@ -149,7 +149,7 @@ def _members(session):
 
 
 @pytest.mark.parametrize("every", [7, 29, 31])
-def test_one_frame_in_so_many_is_kept(shapes, prepared, tmp_path, every):
+def test_frame_step_keeps_every_nth_frame(shapes, prepared, tmp_path, every):
     out = tmp_path / "out"
     prepare(folder.scan(shapes, 0.35), out, FrameSettings.square(24, step=every))
     assert read_info(out).frame_step == every
@@ -164,7 +164,7 @@ def test_one_frame_in_so_many_is_kept(shapes, prepared, tmp_path, every):
     )
 
 
-def test_a_folder_is_not_gone_on_with_at_another_rate(shapes, tmp_path):
+def test_a_folder_is_not_continued_with_another_frame_step(shapes, tmp_path):
     out = tmp_path / "out"
     prepare(folder.scan(shapes), out, FrameSettings.square(8, step=3))
     before = contents(out)
@@ -197,7 +197,7 @@ def test_odd_sizes_are_refused(shapes, tmp_path, size):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_peoples_folders_are_left_alone(source, shapes, tmp_path):
+def test_folders_of_other_programs_are_not_changed(source, shapes, tmp_path):
     out = tmp_path / "out"
     prepare(folder.scan(source), out, FrameSettings.square(8))
     before = contents(out)
@@ -230,7 +230,7 @@ def test_a_manifest_never_outlives_its_clips(source, tmp_path):
     assert not (tmp_path / "out/manifest.jsonl").exists()
 
 
-def test_cached_files_have_safe_names_of_their_own():
+def test_cached_files_have_safe_unique_names():
     ids = ["clip", "a b", "a_b", "a/b", "A_B", "a?b", "ä", "x" * 300, "x" * 301, "..", "CON:"]
     files = [cache_path(clip_id) for clip_id in ids]
     assert len(set(files)) == len(ids)

@@ -24,7 +24,7 @@ def test_known_cuts_are_found_and_no_others():
     assert np.array_equal(longest_scene(pixels), pixels[18:37])
 
 
-def test_transparent_clips_are_cut_by_their_colours():
+def test_cuts_of_transparent_clips_are_found_by_colour():
     pixels = film((WHITE, 6), (PINK, 9))
     alpha = np.full((*pixels.shape[:3], 1), 255, np.uint8)
     alpha[3] = 0
@@ -32,13 +32,13 @@ def test_transparent_clips_are_cut_by_their_colours():
 
 
 @pytest.mark.parametrize("scene", [WHITE, BLACK, PINK])
-def test_motion_is_no_cut(scene):
+def test_motion_is_not_a_cut(scene):
     pixels = film((scene, 9))
     assert find_cuts(pixels) == []
     assert np.array_equal(longest_scene(pixels), pixels)
 
 
-def test_a_pan_a_flash_and_a_fade_are_no_cuts():
+def test_a_pan_a_flash_and_a_fade_are_not_cuts():
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (5, 60, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     assert find_cuts(np.stack([blocks[:, 8 * step : 8 * step + 56] for step in range(20)])) == []
@@ -49,7 +49,7 @@ def test_a_pan_a_flash_and_a_fade_are_no_cuts():
     assert find_cuts(np.broadcast_to(fade[:, None, None, None], (20, 16, 24, 3))) == []
 
 
-def test_the_first_of_equal_scenes_is_taken_and_few_frames_are_no_trouble():
+def test_the_first_of_equal_scenes_is_taken_and_few_frames_are_accepted():
     pixels = film((WHITE, 4), (BLACK, 4))
     assert np.array_equal(longest_scene(pixels), pixels[:4])
     assert find_cuts(pixels[:1]) == []

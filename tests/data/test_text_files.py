@@ -7,13 +7,13 @@ from magicvideo.errors import UserError
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_prompts_are_read_whatever_editor_saved_them(tmp_path, encoding):
+def test_prompts_are_read_from_files_of_any_editor(tmp_path, encoding):
     path = tmp_path / "prompts.txt"
     path.write_bytes("# a comment\r\nfox\r\n\r\n  red heart \r\n".encode(encoding))
     assert read_prompts(path) == ["fox", "red heart"]
 
 
-def test_a_mark_before_a_comment_makes_it_no_prompt(tmp_path):
+def test_a_byte_order_mark_before_a_comment_is_ignored(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeff# a comment\nfox\n".encode())
     assert read_prompts(path) == ["fox"]

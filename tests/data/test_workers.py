@@ -32,7 +32,7 @@ def hang(number):
     return number
 
 
-def test_a_worker_that_hangs_is_given_up_and_ends():
+def test_a_hanging_worker_is_terminated():
     started = time.monotonic()
     with pytest.raises(UserError, match="no file was finished for 3 seconds: a worker process"):
         list(map_unordered(hang, range(5), 2, patience=3.0))
@@ -40,7 +40,7 @@ def test_a_worker_that_hangs_is_given_up_and_ends():
     assert multiprocessing.active_children() == []
 
 
-def test_no_worker_is_refused():
+def test_zero_workers_are_refused():
     with pytest.raises(UserError, match="give 1 or more"):
         list(map_unordered(square, range(3), 0))
 

@@ -147,7 +147,7 @@ class MeanDirection(nn.Module):
         return points * self.layers(features)
 
 
-def test_a_student_of_a_gaussian_flow_learns_its_exact_flow_map():
+def test_a_student_learns_the_exact_flow_map_of_a_gaussian():
     torch.manual_seed(3)
     student = MeanDirection()
     optimizer = torch.optim.Adam(student.parameters(), lr=4e-3)

@@ -19,7 +19,7 @@ CONFIG = {
 }
 
 
-def test_keys_come_through_unchanged_and_in_place():
+def test_key_frames_are_unchanged_and_in_place():
     keys = torch.randn(SHAPE)
     inserted = torch.randn(2 * 3, 3, *SHAPE[2:])
     video = interleave_frames(keys, inserted)
@@ -28,21 +28,21 @@ def test_keys_come_through_unchanged_and_in_place():
     assert torch.equal(video[1, 5:8], inserted[3 + 1])
 
 
-def test_pairs_are_neighbours():
+def test_pairs_are_neighbouring_key_frames():
     keys = torch.randn(SHAPE)
     pairs = pair_keyframes(keys)
     assert torch.equal(pairs[4, 0], keys[1, 1])
     assert torch.equal(pairs[4, 1], keys[1, 2])
 
 
-def test_blending_goes_straight_from_key_to_key():
+def test_interpolation_between_key_frames_is_linear():
     steps = torch.arange(4.0)[None, :, None, None, None].expand(SHAPE)
     video = interleave_frames(steps, lerp_keyframes(pair_keyframes(steps), 4))
     torch.testing.assert_close(video[1, :, 0, 0, 0], torch.arange(16) / 5)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_denoiser_that_knows_the_answer_gives_it(steps):
+def test_a_perfect_denoiser_gives_the_true_frames(steps):
     torch.manual_seed(1)
     pairs, truth = torch.randn(6, 2, 3, 5, 6), torch.randn(6, 3, 3, 5, 6)
     noised = pairs + 0.1

@@ -55,7 +55,7 @@ def test_the_target_is_the_noise_or_the_velocity():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_without_gamma_all_steps_weigh_alike(prediction_type):
+def test_without_gamma_all_timesteps_have_equal_weight(prediction_type):
     prediction, target = torch.randn(SHAPE), torch.randn(SHAPE)
     loss = denoising_loss(make_scheduler(prediction_type), prediction, target, TIMESTEPS, None)
     torch.testing.assert_close(loss, torch.nn.functional.mse_loss(prediction, target))
@@ -76,7 +76,7 @@ def test_the_weights_are_the_documented_ones(prediction_type, gamma):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_for_noise_they_are_the_published_ones():
+def test_weights_for_noise_prediction_are_the_published_ones():
     """min(SNR, gamma) / SNR, wherever that is defined."""
     scheduler = make_scheduler("epsilon", zero_snr=False)
     for step in (1, 250, 500, 999):
@@ -88,7 +88,7 @@ def test_for_noise_they_are_the_published_ones():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_noisiest_steps_weigh_one_and_the_cleanest_almost_nothing(prediction_type):
+def test_the_last_timesteps_have_weight_one_and_the_first_almost_zero(prediction_type):
     """Departure D8: the published weight for velocities would be 0 at the last step."""
     scheduler = make_scheduler(prediction_type)
     zeros = torch.zeros(1, *SHAPE[1:])
@@ -101,7 +101,7 @@ def test_the_noisiest_steps_weigh_one_and_the_cleanest_almost_nothing(prediction
     assert losses[0] < 0.01
 
 
-def test_each_video_has_the_weight_of_its_own_step():
+def test_each_video_has_the_weight_of_its_timestep():
     scheduler = make_scheduler("v_prediction")
     prediction = torch.zeros(SHAPE, requires_grad=True)
     target = torch.ones(SHAPE)
@@ -123,7 +123,7 @@ def test_the_deviation_from_the_mean_over_frames_has_its_weight(weight):
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_share_of_the_steps_is_the_last():
+def test_a_fraction_of_the_timesteps_is_the_last_one():
     drawn = sample_timesteps(4000, 50, 0.4, StackedGenerator([torch.Generator().manual_seed(6)]))
     assert drawn.min() == 0
     assert drawn.max() == 49
@@ -133,7 +133,7 @@ def test_a_share_of_the_steps_is_the_last():
     assert rest.mean().item() == pytest.approx(24, abs=1)
 
 
-def test_without_a_share_the_draw_is_even_and_takes_nothing_more():
+def test_by_default_timesteps_are_uniform_and_use_no_other_random_number():
     first, second = (StackedGenerator([torch.Generator().manual_seed(8)]) for _ in range(2))
     assert torch.equal(sample_timesteps(37, 1000, 0.0, first), second.integers(1000, 37))
     assert torch.equal(first.uniform(3), second.uniform(3))
@@ -151,7 +151,7 @@ def test_timesteps_have_the_density_of_a_power(power):
         assert share == pytest.approx(x ** (1 / power), abs=0.015)
 
 
-def test_modes_weigh_by_the_inverse_of_their_noise_up_to_the_limit():
+def test_modes_are_weighted_by_the_inverse_noise_variance_up_to_the_limit():
     covariance = noise_covariance(6, 0.8, 0.5)
     variances, modes = torch.linalg.eigh(covariance)
     weights = temporal_mode_weights(covariance, limit=1e9).double()
@@ -169,7 +169,7 @@ def test_modes_weigh_by_the_inverse_of_their_noise_up_to_the_limit():
     assert (diagonal * variances).mean() == pytest.approx(1, abs=1e-5)
 
 
-def test_an_error_like_the_noise_weighs_the_same_with_and_without_mode_weights():
+def test_mode_weights_do_not_change_the_loss_of_an_error_with_the_noise_covariance():
     covariance = noise_covariance(5, 0.7, 0.6)
     generator = StackedGenerator([seeded_generator("error")])
     error = correlated_noise((32, 5, 4, 9, 11), generator, 0.7, 0.6)

@@ -13,13 +13,13 @@ KNOWN = {0: [0.6002698, 1.0615771, 0.1960577], 2211: [1.0016246, -0.6015654, 0.6
 
 
 @pytest.mark.parametrize("seed", KNOWN)
-def test_a_seed_means_the_same_noise_for_ever(seed):
+def test_a_seed_gives_the_recorded_noise(seed):
     assert initial_latent_noise(seed, (3, 1, 1, 1)).flatten().tolist() == pytest.approx(
         KNOWN[seed], abs=1e-6
     )
 
 
-def test_noise_belongs_to_the_seed_alone():
+def test_noise_depends_only_on_the_seed():
     first = initial_latent_noise(3, (5, 2, 7, 3))
     torch.manual_seed(11)
     assert torch.equal(initial_latent_noise(3, (5, 2, 7, 3)), first)
@@ -27,7 +27,7 @@ def test_noise_belongs_to_the_seed_alone():
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.9])
-def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
+def test_noise_is_standard_normal_with_the_requested_correlation(shared):
     noise = correlated_noise(
         (40, 3, 13, 17, 19), StackedGenerator([seeded_generator("clips")]), shared
     )
@@ -39,7 +39,7 @@ def test_noise_is_standard_normal_and_frames_share_what_is_asked(shared):
 
 
 @pytest.mark.parametrize(("correlation", "decay"), [(0.0, 0.6), (0.89, 0.7), (0.5, 0.0)])
-def test_noise_has_the_covariance_that_is_stated(correlation, decay):
+def test_noise_has_the_documented_covariance(correlation, decay):
     generator = StackedGenerator([seeded_generator("covariance")])
     noise = correlated_noise((64, 6, 3, 20, 20), generator, correlation, decay).double()
     tracks = noise.movedim(1, -1).flatten(0, -2)
@@ -48,13 +48,13 @@ def test_noise_has_the_covariance_that_is_stated(correlation, decay):
     torch.testing.assert_close(torch.cov(tracks.T), stated, atol=0.03, rtol=0)
 
 
-def test_a_longer_video_has_noise_of_the_same_kind_and_no_decay_is_the_shared_noise():
+def test_longer_noise_has_the_same_covariance_and_zero_decay_is_constant_correlation():
     assert noise_covariance(5, 0.3, 0.0)[0, 3] == pytest.approx(0.3)
     longer, shorter = noise_covariance(9, 0.4, 0.8), noise_covariance(4, 0.4, 0.8)
     assert torch.equal(longer[:4, :4], shorter)
 
 
-def test_generators_differ_by_every_part():
+def test_generators_depend_on_every_part_of_the_key():
     seeds = {
         seeded_generator(*parts).initial_seed() for parts in [("a",), ("b",), ("a", 1), (1, "a")]
     }

@@ -63,7 +63,7 @@ def toy(latents, timestep, tokens, fps):
         ("dpm++", {}),
     ],
 )
-def test_an_oracle_leads_back_to_the_clean_latents(sampler, changes):
+def test_a_perfect_denoiser_recovers_the_clean_latents(sampler, changes):
     # in 8 steps: where steps do not divide 1000, diffusers' DDIM ends at step 0, not before it
     config, clean = stored(**changes), torch.randn(SHAPE)
     made = run(oracle(config, lambda *_: clean), make_scheduler(config, sampler))
@@ -99,7 +99,7 @@ def test_guidance_of_one_is_the_conditional_model():
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
-def test_guidance_pushes_away_from_the_negative(sampler):
+def test_guidance_moves_away_from_the_negative_prompt(sampler):
     scheduler, noise = make_scheduler(stored(), sampler), torch.randn(SHAPE)
 
     def guided(latents, timestep, tokens, fps):
@@ -113,7 +113,7 @@ def test_guidance_pushes_away_from_the_negative(sampler):
 
 
 @pytest.mark.parametrize(("stop", "guided"), [(0.0, 0), (0.25, 2), (0.3, 3), (0.75, 6), (1.0, 8)])
-def test_guidance_ends_where_it_is_told_to(stop, guided):
+def test_guidance_ends_at_guidance_stop(stop, guided):
     scheduler, noise, sizes = make_scheduler(stored(), "ddim"), torch.randn(SHAPE), []
 
     def count(latents, *given):
@@ -130,14 +130,14 @@ def test_guidance_ends_where_it_is_told_to(stop, guided):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
-def test_a_scheduler_remembers_nothing(sampler):
+def test_a_scheduler_keeps_no_state_between_calls(sampler):
     scheduler, noise = make_scheduler(stored(), sampler), torch.randn(SHAPE)
     first = run(toy, scheduler, noise=noise)
     run(toy, scheduler, num_steps=4)
     assert torch.equal(run(toy, scheduler, noise=noise), first)
 
 
-def test_starts_at_the_noisiest_step_and_reports_each():
+def test_sampling_starts_at_the_last_timestep_and_reports_every_step():
     seen, done = [], []
 
     def denoise(latents, timestep, tokens, fps):
@@ -167,12 +167,12 @@ def test_settings_of_the_model_carry_over(sampler, kind):
     assert scheduler.init_noise_sigma == 1
 
 
-def test_dpm_is_of_second_order():
+def test_dpm_solver_is_of_second_order():
     config = make_scheduler(stored(), "dpm++").config
     assert (config.algorithm_type, config.solver_order) == ("dpmsolver++", 2)
 
 
-def test_names_the_samplers_that_there_are():
+def test_an_unknown_sampler_is_answered_with_the_known_ones():
     with pytest.raises(
         UserError, match=r"Unknown sampler 'heun'; choose one of ddim, dpm\+\+, unipc"
     ):

@@ -20,9 +20,7 @@ def own(*words):
     return run(["evaluate", "own", *map(str, words)])
 
 
-def test_few_clips_are_scored_and_what_they_are_too_few_for_is_named(
-    emoji, model, judge_folder, capsys
-):
+def test_few_clips_are_scored_and_skipped_scores_are_named(emoji, model, judge_folder, capsys):
     options = ["--data", emoji, "--model", model, "--judge", judge_folder, "--prompts", 3]
     assert own(*options) == 0
     written = capsys.readouterr()
@@ -41,7 +39,7 @@ def test_few_clips_are_scored_and_what_they_are_too_few_for_is_named(
     assert found["sets"][0]["scores"][0]["measured"]["count"] == 3
 
 
-def test_no_page_is_written_unless_one_is_named(emoji, model, judge_folder, tmp_path, monkeypatch):
+def test_no_page_is_written_by_default(emoji, model, judge_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--data", emoji, "--model", model, "--judge", judge_folder, "--prompts", 2]
     assert own(*options, "--output", tmp_path / "scores") == 0
@@ -51,7 +49,7 @@ def test_no_page_is_written_unless_one_is_named(emoji, model, judge_folder, tmp_
     assert "`magicvideo evaluate own --data data --model model --judge judge --prompts 2`" in page
 
 
-def test_a_judge_that_does_not_know_the_words_scores_no_captions(prepared, judge):
+def test_a_judge_with_unknown_words_gives_no_caption_scores(prepared, judge):
     protocol, missing = own_protocol(prepared, make_tiny_pipeline(), judge, prompts=2)
     assert protocol.pool_size == 1
     assert any("train one on your clips with `magicvideo evaluate judge`" in one for one in missing)

@@ -16,7 +16,7 @@ def write(values, folder):
     return str(path)
 
 
-def test_a_protocol_survives_being_written(values, tmp_path):
+def test_a_protocol_is_unchanged_by_writing_and_reading(values, tmp_path):
     assert read_protocol(write(values, tmp_path)) == read_protocol("emoji-heldout")
 
 
@@ -61,7 +61,7 @@ def test_a_wrong_value_is_named(values, tmp_path, key, value, where):
         read_protocol(write(values | {key: value}, tmp_path))
 
 
-def test_what_is_no_yaml_is_refused(tmp_path):
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("name: [", encoding="utf-8")
     with pytest.raises(UserError, match="is not YAML"):

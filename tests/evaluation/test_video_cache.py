@@ -24,7 +24,7 @@ def plan(pipeline, seeds, steps=2):
     return pipeline.build_requests(["a cat"] * len(seeds), seeds, settings)
 
 
-def test_videos_are_what_the_pipeline_makes_in_8_bits(pipeline, tmp_path):
+def test_cached_videos_are_the_pipeline_output_in_8_bits(pipeline, tmp_path):
     requests = plan(pipeline, [4, 5])
     done = []
     videos = list(generate_cached(pipeline, requests, tmp_path, done.append))
@@ -35,7 +35,7 @@ def test_videos_are_what_the_pipeline_makes_in_8_bits(pipeline, tmp_path):
     assert not torch.equal(*videos)
 
 
-def test_a_stopped_run_goes_on_and_a_damaged_video_is_made_again(pipeline, tmp_path):
+def test_a_stopped_run_continues_and_regenerates_damaged_videos(pipeline, tmp_path):
     requests = plan(pipeline, [4, 5, 6])
     first = next(generate_cached(pipeline, requests, tmp_path, ignore))
     assert [path.name for path in tmp_path.iterdir()] == [f"{request_key(requests[0])}.npy"]
@@ -49,7 +49,7 @@ def test_a_stopped_run_goes_on_and_a_damaged_video_is_made_again(pipeline, tmp_p
     assert torch.equal(again, first)
 
 
-def test_names_follow_from_all_that_decides_the_video(pipeline):
+def test_cache_names_depend_on_everything_that_determines_the_video(pipeline):
     (request,), (other_seed,), (other_steps,) = (
         plan(pipeline, [4]),
         plan(pipeline, [5]),

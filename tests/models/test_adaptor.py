@@ -31,13 +31,13 @@ def test_starts_as_the_identity():
     assert torch.equal(FrameAdaptor(MOST_FRAMES, CHANNELS)(x, FRAMES), x)
 
 
-def test_the_piece_in_its_place_adds_the_offset_alone():
+def test_the_replacement_of_an_adaptor_adds_only_its_offset():
     x, offset = features(), torch.randn(VIDEOS, CHANNELS)
     assert torch.equal(IdentityAdaptor()(x, FRAMES), x)
     expected = x.view(VIDEOS, FRAMES, CHANNELS, HEIGHT, WIDTH) + offset[:, None, :, None, None]
     assert torch.equal(IdentityAdaptor()(x, FRAMES, offset), expected.flatten(0, 1))
 
 
-def test_is_made_or_left_out():
+def test_an_adaptor_is_built_only_if_enabled():
     assert isinstance(build_adaptor(MOST_FRAMES, CHANNELS, enabled=True), FrameAdaptor)
     assert not list(build_adaptor(MOST_FRAMES, CHANNELS, enabled=False).parameters())

@@ -27,7 +27,7 @@ def test_is_the_softmax_of_the_paper(masked):
     )
 
 
-def test_half_precision_keeps_its_type_and_loses_nothing_beside_the_inputs():
+def test_half_precision_keeps_its_dtype_and_adds_no_error_beyond_the_inputs():
     q, k, v = drawn(dtype=torch.bfloat16)
     found = scaled_dot_product_attention(q, k, v)
     assert found.dtype == torch.bfloat16

@@ -86,7 +86,7 @@ def test_starts_at_the_principal_components():
 
 
 @torch.no_grad()
-def test_the_same_frames_give_the_same_code():
+def test_the_pca_initialisation_is_deterministic():
     frames = pixels()
     first, second = make_patch(), make_patch()
     first.init_from_pca(frames.flatten(0, 1))
@@ -108,7 +108,7 @@ def test_latents_are_the_scaled_mode_of_the_posterior(autoencoder):
 
 
 @torch.no_grad()
-def test_a_generator_draws_from_the_posterior(autoencoder):
+def test_a_generator_samples_the_posterior(autoencoder):
     frames = pixels()
     first, again, other = (
         encode_frames(autoencoder, frames, torch.Generator().manual_seed(seed))
@@ -119,7 +119,7 @@ def test_a_generator_draws_from_the_posterior(autoencoder):
 
 
 @torch.no_grad()
-def test_the_noise_is_a_share_of_the_latents_unit():
+def test_the_noise_is_relative_to_the_scale_of_the_latents():
     network = randomise(make_patch(noise_std=0.3, scaling_factor=0.02))
     frames = torch.rand(3, 7, 3, 8 * PATCH, 9 * PATCH)
     noise = encode_frames(network, frames, torch.Generator().manual_seed(0))
@@ -218,6 +218,6 @@ def test_comes_back_from_a_folder_with_its_scale(tmp_path):
         ({"noise_std": 0.0}, "noise_std=0.0 must be above zero"),
     ],
 )
-def test_names_the_settings_that_do_not_fit(changes, message):
+def test_errors_name_the_settings_that_do_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         make_patch(**changes)

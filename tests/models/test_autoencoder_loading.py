@@ -39,7 +39,7 @@ def make_kl():
 
 @pytest.mark.parametrize("make", [make_patch, make_kl])
 @pytest.mark.parametrize("video", [False, True])
-def test_comes_back_as_what_it_was(make, video, tmp_path):
+def test_each_class_is_loaded_as_the_class_that_was_saved(make, video, tmp_path):
     network = make()
     if video:
         network = inflate_autoencoder(network, temporal_heads=2, temporal_window_size=3)

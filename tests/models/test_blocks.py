@@ -37,7 +37,7 @@ def adapt(adaptor, x):
 
 @pytest.mark.parametrize("out_channels", [6, 8])
 @torch.no_grad()
-def test_the_residual_block_written_out(out_channels):
+def test_a_residual_block_equals_its_formula(out_channels):
     block, x = randomise(ResnetBlock(6, out_channels, SETTINGS)), features(6)
     assert (block.conv_shortcut is None) == (out_channels == 6)
     h = F.conv2d(F.silu(block.norm1(x)), block.conv1.weight, block.conv1.bias, padding=1)

@@ -62,7 +62,7 @@ def image_encoder():
 
 
 @torch.no_grad()
-def test_text_is_padded_and_cut_to_the_tokenizers_length(tokenizer, text_encoder):
+def test_text_is_padded_and_truncated_to_the_length_of_the_tokenizer(tokenizer, text_encoder):
     tokens = encode_text(text_encoder, tokenizer, PROMPTS)
     assert tokens.shape == (len(PROMPTS), TOKENS, WIDTH)
     for prompt, made in zip(PROMPTS, tokens, strict=True):
@@ -76,7 +76,7 @@ def test_text_is_padded_and_cut_to_the_tokenizers_length(tokenizer, text_encoder
 
 
 @torch.no_grad()
-def test_the_conditioner_starts_as_the_identity_at_the_length_of_text_tokens():
+def test_the_conditioner_starts_as_the_identity_scaled_to_the_norm_of_text_tokens():
     embeddings = torch.nn.functional.normalize(torch.randn(2, 3, EMBEDDING), dim=-1)
     tokens = ImageConditioner(EMBEDDING, EMBEDDING)(embeddings)
     torch.testing.assert_close(tokens, embeddings * EMBEDDING**0.5)
@@ -102,7 +102,7 @@ def test_embeddings_are_those_of_transformers(image_encoder):
 
 
 @torch.no_grad()
-def test_each_frame_has_an_embedding_of_unit_length_of_its_own(image_encoder):
+def test_each_frame_has_its_own_embedding_of_unit_length(image_encoder):
     frames = torch.rand(2, 3, 3, 17, 29) * 2 - 1
     embeddings = embed_frames(image_encoder, frames)
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2, 3))
@@ -114,7 +114,7 @@ def test_each_frame_has_an_embedding_of_unit_length_of_its_own(image_encoder):
 
 
 @torch.no_grad()
-def test_large_frames_are_averaged_rather_than_thinned_out(image_encoder):
+def test_large_frames_are_downsampled_with_antialiasing(image_encoder):
     """A fine chequerboard shrinks to grey; picking single pixels would keep its colours."""
     row = torch.arange(SIDE * 3)
     board = ((row[:, None] + row) % 2).float() * 2 - 1

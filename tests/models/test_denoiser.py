@@ -16,7 +16,7 @@ def make():
 
 
 @torch.no_grad()
-def test_each_video_is_told_by_its_text_or_its_image():
+def test_each_video_is_conditioned_on_its_text_or_its_image():
     network, (latents, timestep, tokens, fps) = make(), make_inputs()
     embeddings = torch.randn(VIDEOS, EMBEDDING)
     by_text = network.unet(latents, timestep, tokens, fps).sample

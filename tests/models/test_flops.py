@@ -41,7 +41,7 @@ def test_attention_counts_two_products_and_a_mask_saves_nothing(causal):
     assert flops.attention == flops.total == 2 * (2 * (2 * 3) * 5 * 11 * 7)
 
 
-def test_a_backward_pass_costs_twice_the_forward_pass_without_what_nobody_needs():
+def test_a_backward_pass_costs_twice_the_forward_pass_without_unused_gradients():
     with torch.device("meta"):
         network = nn.Sequential(nn.Conv2d(5, 7, 3), nn.Conv2d(7, 11, 3))
         x = torch.empty(2, 5, 9, 6)
@@ -63,7 +63,7 @@ def test_a_network_off_meta_is_refused():
     assert count_parameters(network) == 9
 
 
-def test_a_training_pass_keeps_what_its_backward_pass_reads():
+def test_a_training_pass_saves_the_tensors_of_its_backward_pass():
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 3))
         x = torch.empty(2, 5)
@@ -74,7 +74,7 @@ def test_a_training_pass_keeps_what_its_backward_pass_reads():
     assert (passed.forward, passed.backward) == (first + second, first + 2 * second)
 
 
-def test_what_is_not_trained_keeps_and_costs_nothing():
+def test_frozen_layers_save_nothing_and_cost_no_backward_pass():
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 3))
         x = torch.empty(2, 5)
@@ -92,7 +92,7 @@ def test_masks_are_counted_in_bytes():
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_attention_keeps_its_inputs_and_its_result_and_no_weights(named):
+def test_attention_saves_its_inputs_and_output_and_no_weights(named):
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,7 +112,7 @@ def test_attention_keeps_its_inputs_and_its_result_and_no_weights(named):
     assert passed.saved_activation_numel == 2 * 3 * 7 * (5 + 11 + 11 + 5)
 
 
-def test_what_a_video_network_keeps_is_what_it_keeps_on_a_cpu():
+def test_the_counted_activations_of_a_video_network_equal_those_on_a_cpu():
     with torch.device("meta"):
         outline, given = VideoUNet(**SMALL), [tensor.to("meta") for tensor in make_inputs()]
     counted = profile_training_step(outline, lambda: outline(*given).sample.sum())

@@ -39,7 +39,7 @@ def test_tensors_of_half_precision_fit(image_weights):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
-def test_weights_of_a_video_network_bring_their_new_parts():
+def test_weights_of_a_video_network_include_the_temporal_layers():
     source, network = make_unet(), make_unet()
     inflation = inflate(network, source.state_dict())
     assert inflation.new == []
@@ -64,7 +64,7 @@ def test_weights_of_a_video_network_bring_their_new_parts():
     ],
     ids=["foreign", "other shape", "missing"],
 )
-def test_refuses_by_name_and_copies_nothing(image_weights, spoil, message):
+def test_a_refusal_names_the_tensor_and_copies_nothing(image_weights, spoil, message):
     network = make_unet()
     before = copied(network)
     with pytest.raises(UserError, match=message):

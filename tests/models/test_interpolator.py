@@ -60,7 +60,7 @@ def test_every_input_reaches_every_new_frame(inputs):
         assert ((changed - before).flatten(2).abs().amax(dim=2) > 1e-6).all(), name
 
 
-def test_both_keys_are_seen_from_every_new_frame(inputs):
+def test_every_new_frame_depends_on_both_key_frames(inputs):
     network = make_interpolator()
     randomise(network)
     for end in (0, 1):
@@ -71,7 +71,7 @@ def test_both_keys_are_seen_from_every_new_frame(inputs):
             assert gradient[:, end].abs().sum() > 1e-4
 
 
-def test_it_starts_with_what_the_key_frame_network_knows(inputs):
+def test_it_is_initialised_from_the_keyframe_unet(inputs):
     torch.manual_seed(4)
     keyframes = VideoUNet(in_channels=CHANNELS, out_channels=CHANNELS, num_frames=9, **COMMON)
     randomise(keyframes)
@@ -94,7 +94,7 @@ def test_it_starts_with_what_the_key_frame_network_knows(inputs):
     )
 
 
-def test_weights_are_taken_over_on_the_levels_that_attend():
+def test_weights_are_copied_on_the_levels_with_attention():
     torch.manual_seed(4)
     keyframes = VideoUNet(in_channels=CHANNELS, out_channels=CHANNELS, num_frames=9, **COMMON)
     randomise(keyframes)
@@ -116,7 +116,7 @@ def test_weights_are_taken_over_on_the_levels_that_attend():
     assert torch.equal(own[fresh], before[fresh])
 
 
-def test_weights_are_taken_over_without_temporal_attention_too():
+def test_weights_are_copied_without_temporal_attention_too():
     keyframes = VideoUNet(
         in_channels=CHANNELS,
         out_channels=CHANNELS,
@@ -130,7 +130,7 @@ def test_weights_are_taken_over_without_temporal_attention_too():
     assert not network.unet.mid_block.attentions[0].temporal.to_out.weight.any()
 
 
-def test_a_saved_network_is_the_network(inputs, tmp_path):
+def test_a_saved_network_loads_unchanged(inputs, tmp_path):
     network = make_interpolator().eval()
     randomise(network)
     network.register_to_config(residual_scale=0.4)
@@ -144,7 +144,7 @@ def test_a_saved_network_is_the_network(inputs, tmp_path):
     )
 
 
-def test_the_estimate_is_the_linear_blend_until_it_has_learned(inputs):
+def test_the_initial_estimate_is_linear_interpolation(inputs):
     network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
     estimated, unit = network.estimate(keys, keys, level)
     assert torch.equal(estimated, lerp_keyframes(keys, INSERTED))
@@ -159,7 +159,7 @@ def test_the_estimate_is_the_linear_blend_until_it_has_learned(inputs):
     assert (added - still[:, :1]).abs().max() < 0.2 * (learned - estimated).abs().max()
 
 
-def test_the_estimate_hears_of_keys_and_noise_alike_in_any_company(inputs):
+def test_the_estimate_of_a_gap_does_not_depend_on_the_batch(inputs):
     network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
     randomise(network)
     together, units = network.estimate(keys, keys, level)
@@ -174,7 +174,7 @@ def test_the_estimate_hears_of_keys_and_noise_alike_in_any_company(inputs):
     assert (swapped - together).abs().max() > 1e-3
 
 
-def test_what_is_wrong_with_keys_passes_from_one_to_the_next(inputs):
+def test_keyframe_errors_are_interpolated_to_the_frames_between(inputs):
     network, (keys, level) = make_interpolator(), (inputs["keys"], inputs["noise_level"])
     randomise(network)
     wrong = torch.randn_like(keys)
@@ -185,7 +185,7 @@ def test_what_is_wrong_with_keys_passes_from_one_to_the_next(inputs):
     )
 
 
-def test_training_compares_what_both_networks_say(inputs):
+def test_training_compares_the_outputs_of_both_networks(inputs):
     network = make_interpolator()
     randomise(network)
     few = {name: value[1::2] for name, value in inputs.items()}
@@ -212,13 +212,13 @@ def test_training_compares_what_both_networks_say(inputs):
     assert set(gradients) == {None}
 
 
-def test_the_difference_of_keys_is_that_of_each_gap_alone():
+def test_the_keyframe_distance_is_computed_for_each_gap():
     keys = torch.zeros(2, 2, CHANNELS, 4, 6)
     keys[0, 1] = 0.5
     torch.testing.assert_close(keyframe_rms_distance(keys).flatten(), torch.tensor([0.53, 0.03]))
 
 
-def test_a_noise_level_belongs_to_networks_that_know_it(inputs):
+def test_a_noise_level_is_refused_by_networks_trained_without_it(inputs):
     unet, given = make_interpolator().unet, inputs
     latents = torch.randn(7, INSERTED + 2, 3 * CHANNELS + 1, 4, 6)
     with pytest.raises(ValueError, match="noise_level"):

@@ -89,7 +89,7 @@ def test_other_shapes_do_not_fit(shape, down, up):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_means_the_same_layers(layout, networks, weights):
+def test_every_layout_addresses_the_same_layers(layout, networks, weights):
     expected = {
         "unet": random_updates(networks["unet"], (*SPATIAL, *CONVOLUTIONS)),
         "text_encoder": random_updates(networks["text_encoder"], TEXT),
@@ -108,7 +108,9 @@ def test_every_layout_means_the_same_layers(layout, networks, weights):
             assert read.alpha == ALPHA, name
 
 
-def test_names_without_unet_are_the_unets_and_alpha_is_the_rank_by_default(networks, weights):
+def test_names_without_a_prefix_belong_to_the_unet_and_alpha_defaults_to_the_rank(
+    networks, weights
+):
     updates = random_updates(networks["unet"], ["attn1.to_q"])
     bare = {name[len("unet.") :]: x for name, x in in_peft_names("unet", updates).items()}
     found = convert_lora_state_dict(bare, weights, {}, "x")["unet"]
@@ -169,13 +171,13 @@ def changed(**entries):
         ),
     ],
 )
-def test_what_is_no_lora_of_this_model_is_refused_by_name(tensors, sentence, weights):
+def test_a_lora_for_another_model_is_refused_by_name(tensors, sentence, weights):
     with pytest.raises(UserError, match=sentence) as caught:
         convert_lora_state_dict(tensors, weights, {}, "x")
     assert str(caught.value).endswith(".")
 
 
-def test_a_text_part_needs_a_text_encoder(networks, weights):
+def test_a_lora_for_the_text_encoder_needs_a_text_encoder(networks, weights):
     tensors = in_kohya_names("text_encoder", random_updates(networks["text_encoder"], ["mlp.fc1"]))
     with pytest.raises(UserError, match="the text_encoder of this model has no such layer"):
         convert_lora_state_dict(tensors, {"unet": weights["unet"]}, {}, "x")
@@ -194,13 +196,13 @@ def test_a_text_part_needs_a_text_encoder(networks, weights):
     ],
     ids=["whole alpha", "byte alpha", "8-bit floats", "ComfyUI's prefix and an adapter's name"],
 )
-def test_variants_of_other_programs_mean_the_same(tensors, weights):
+def test_variants_of_other_programs_are_read_equally(tensors, weights):
     found = convert_lora_state_dict(tensors, weights, {}, "x")["unet"][f"{TO_Q}.weight"]
     # up @ down of ones is the rank, times alpha / rank
     torch.testing.assert_close(found.delta((12, 12)), torch.full((12, 12), 2.0))
 
 
-def test_sums_that_are_not_finite_change_nothing():
+def test_a_merge_with_a_non_finite_result_changes_nothing():
     weights = {"a": torch.ones(3, 2), "b": torch.ones(3, 2)}
     good, bad = (LoraWeights(torch.ones(1, 2), torch.ones(3, 1), alpha) for alpha in (1.0, 1e38))
     with pytest.raises(UserError, match="scale 10 makes b infinite or not a number"):

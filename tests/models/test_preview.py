@@ -42,7 +42,7 @@ def test_the_map_of_a_linear_decoder_is_that_decoder_at_half_the_size():
     )
 
 
-def test_real_frames_fit_themselves_better_than_drawn_latents():
+def test_a_map_fitted_to_real_frames_is_better_than_one_fitted_to_random_latents():
     torch.manual_seed(4)
     frames = F.interpolate(torch.rand(24, 3, 4, 4) * 2 - 1, size=(32, 32), mode="bicubic")
     frames = frames.clamp(-1, 1)
@@ -61,7 +61,7 @@ def test_real_frames_fit_themselves_better_than_drawn_latents():
         assert error(fitted) < 0.2 * small.var().item()
 
 
-def test_it_is_kept_with_the_autoencoder(tmp_path):
+def test_the_preview_map_is_saved_with_the_autoencoder(tmp_path):
     preview = LatentPreview(torch.randn(48, CHANNELS), torch.randn(48))
     assert LatentPreview.load(tmp_path, CHANNELS) is None
     preview.save(tmp_path)

@@ -32,11 +32,11 @@ def test_a_frame_never_reads_a_later_one():
 
 
 @pytest.mark.parametrize("mode", ["post_softmax_mask", "bidirectional"])
-def test_other_masks_let_later_frames_in(mode):
+def test_other_masks_attend_to_later_frames(mode):
     assert window_size(mode).min() > 1e-3
 
 
-def test_positions_and_videos_are_apart():
+def test_positions_and_videos_are_independent():
     attention, x = make(), features()
     changed = x.clone()
     changed[FRAMES:, :, 1, 4] = torch.randn(FRAMES, CHANNELS)  # one position of one video
@@ -53,7 +53,7 @@ def test_starts_as_the_image_model():
 
 @pytest.mark.parametrize("window_size", [None, 1, 2, 4, 9])
 @pytest.mark.parametrize("lengths", [(5,), (1, 4), (3, 2), (1, 1, 1, 1, 1)])
-def test_windows_in_a_row_are_the_whole_video(window_size, lengths):
+def test_consecutive_chunks_equal_the_whole_video(window_size, lengths):
     attention = randomise(DirectedTemporalAttention(CHANNELS, 2, window_size=window_size))
     x = features().view(VIDEOS, FRAMES, CHANNELS, HEIGHT, WIDTH)
     made, past = [], None
@@ -80,7 +80,7 @@ def by_hand(attention, x):
 
 
 @pytest.mark.parametrize("mode", ["post_softmax_mask", "bidirectional"])
-def test_other_masks_have_no_windows(mode):
+def test_other_masks_cannot_be_chunked(mode):
     attention, x = make(mode), features()
     _, past = attention.forward_chunk(x, FRAMES, None)
     with pytest.raises(ValueError, match=f"mode='{mode}' cannot continue earlier frames"):
@@ -89,13 +89,13 @@ def test_other_masks_have_no_windows(mode):
         DirectedTemporalAttention(CHANNELS, 2, mode, window_size=3)
 
 
-def test_names_the_sizes_that_do_not_fit():
+def test_errors_name_the_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="channels=6 is not a multiple of num_heads=4"):
         DirectedTemporalAttention(channels=6, num_heads=4)
 
 
 @pytest.mark.parametrize("mode", ["none", "causal"])
-def test_names_the_mode_that_it_lacks(mode):
+def test_errors_name_an_unknown_mode(mode):
     # beartype refuses what is no mode at all, and the class what means no attention
     with pytest.raises(Exception, match=mode):
         DirectedTemporalAttention(channels=6, num_heads=2, mode=mode)

@@ -90,7 +90,7 @@ def test_the_network_starts_as_the_image_network(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["directed", "bidirectional"])
 @torch.no_grad()
-def test_no_frame_sees_a_later_one_where_attention_is_directed(mode, kind):
+def test_with_directed_attention_no_frame_depends_on_a_later_one(mode, kind):
     network = make_unet(convolutions=kind, temporal_attention=mode)
     latents, *given = make_inputs()
     changed = latents.clone()
@@ -115,7 +115,7 @@ def test_every_parameter_learns_in_the_memory_order_of_training(kind):
 
 
 @torch.no_grad()
-def test_without_attention_in_a_frame_its_layers_are_gone():
+def test_without_spatial_attention_its_layers_do_not_exist():
     with_it, without = make_unet(), make_unet(spatial_attention=False)
     gone = with_it.state_dict().keys() - without.state_dict().keys()
     assert gone == {
@@ -125,7 +125,7 @@ def test_without_attention_in_a_frame_its_layers_are_gone():
 
 
 @torch.no_grad()
-def test_without_attention_in_a_frame_positions_do_not_see_each_other():
+def test_without_spatial_attention_positions_are_independent():
     block = make_unet(spatial_attention=False).down_blocks[0].attentions[0].transformer_blocks[0]
     x, condition = torch.randn(4, 9, 8), torch.randn(2, 11, SMALL["cross_attention_dim"])
     changed = x.clone()

@@ -23,18 +23,18 @@ def moved_by_changing(network, frame):
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))
-def test_nothing_before_a_changed_frame_moves(unet, frame):
+def test_a_changed_frame_does_not_change_earlier_frames(unet, frame):
     moved = moved_by_changing(unet, frame)
     assert moved[frame:].min() > 1e-4
     assert moved[:frame].tolist() == [0.0] * frame  # to the last bit
 
 
 @pytest.mark.parametrize("mode", ["post_softmax_mask", "bidirectional"])
-def test_other_modes_reach_back(mode):
+def test_other_modes_change_earlier_frames(mode):
     assert moved_by_changing(make_unet(temporal_attention=mode), 3).min() > 1e-5
 
 
-def test_without_temporal_attention_frames_are_apart():
+def test_without_temporal_attention_frames_are_independent():
     moved = moved_by_changing(make_unet(temporal_attention="none"), 3)
     assert moved[3] > 0.1
     moved[3] = 0
@@ -42,7 +42,7 @@ def test_without_temporal_attention_frames_are_apart():
 
 
 @torch.no_grad()
-def test_a_diffusion_step_of_each_frame(unet):
+def test_each_frame_can_have_its_own_timestep(unet):
     """Equal steps are the step of the video; a frame's own step changes it and later frames."""
     latents, timestep, tokens, fps = make_inputs()
     together = unet(latents, timestep, tokens, fps).sample
@@ -56,7 +56,7 @@ def test_a_diffusion_step_of_each_frame(unet):
 
 @pytest.mark.parametrize("given", [1, 2, 4])
 @torch.no_grad()
-def test_later_frames_from_a_cache_of_the_given_ones(given):
+def test_later_frames_with_a_cache_of_given_frames_equal_the_uncached_ones(given):
     torch.manual_seed(11)
     unet = make_unet(motion_condition=True)
     latents, timestep, tokens, fps = make_inputs()
@@ -112,14 +112,14 @@ def test_a_motion_score_needs_its_embedding(unet):
 
 
 @torch.no_grad()
-def test_a_longer_video_begins_as_the_shorter_one(unet):
+def test_a_longer_video_starts_with_the_shorter_one(unet):
     latents, *given = make_inputs()
     shorter = unet(latents[:, :3], *given).sample
     torch.testing.assert_close(unet(latents, *given).sample[:, :3], shorter, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_videos_do_not_know_their_batch(unet):
+def test_a_video_does_not_depend_on_its_batch(unet):
     latents, timestep, tokens, fps = make_inputs()
     together = unet(latents, timestep, tokens, fps).sample
     for i in range(VIDEOS):
@@ -129,7 +129,7 @@ def test_videos_do_not_know_their_batch(unet):
 
 
 @torch.no_grad()
-def test_reads_the_step_the_condition_and_the_frame_rate(unet):
+def test_the_output_depends_on_timestep_condition_and_frame_rate(unet):
     latents, timestep, tokens, fps = make_inputs()
     made = unet(latents, timestep, tokens, fps).sample
     for other in (
@@ -141,7 +141,7 @@ def test_reads_the_step_the_condition_and_the_frame_rate(unet):
 
 
 @torch.no_grad()
-def test_starts_deaf_to_the_frame_rate():
+def test_initially_the_frame_rate_has_no_effect():
     latents, timestep, tokens, fps = make_inputs()
     fresh = VideoUNet(**SMALL)
     made = fresh(latents, timestep, tokens, fps).sample
@@ -163,7 +163,7 @@ def test_every_parameter_learns(unet):
     assert [name for name, p in unet.named_parameters() if p.grad.abs().max() == 0] == []
 
 
-def test_new_parts_learn_from_the_first_step():
+def test_temporal_layers_have_gradients_from_the_first_step():
     """What starts at zero must not hold back the gradient of its last layer."""
     fresh = VideoUNet(**SMALL)
     fresh(*make_inputs()).sample.square().mean().backward()
@@ -186,7 +186,7 @@ def test_memory_order_changes_nothing():
     torch.testing.assert_close(network(*inputs).sample, expected, atol=1e-5, rtol=0)
 
 
-def test_comes_back_from_a_folder(unet, tmp_path):
+def test_loads_from_the_folder_it_was_saved_to(unet, tmp_path):
     unet.save_pretrained(tmp_path)
     again, inputs = VideoUNet.from_pretrained(tmp_path), make_inputs()
     assert again.config.num_frames == FRAMES
@@ -208,13 +208,13 @@ def test_refuses_a_video_that_is_too_long(unet):
         ({"attention_head_dim": 5}, "channels=8 is not a multiple of num_heads=5"),
     ],
 )
-def test_names_the_settings_that_do_not_fit(changes, message):
+def test_errors_name_the_settings_that_do_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         VideoUNet(**{**SMALL, **changes})
 
 
 @torch.no_grad()
-def test_without_adaptors_shared_layers_cannot_tell_frames_apart():
+def test_without_adaptors_shared_layers_treat_all_frames_equally():
     """With one frame repeated and no attention along time, only adaptors make frames differ."""
     latents, *given = make_inputs()
     still = latents[:, :1].expand_as(latents)
@@ -224,7 +224,7 @@ def test_without_adaptors_shared_layers_cannot_tell_frames_apart():
     assert (adapted[:, 1:] - adapted[:, :-1]).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-2
 
 
-def test_counts_its_new_parameters():
+def test_the_number_of_temporal_parameters_is_reported():
     """A scale and a shift for each frame and channel after every 3x3 convolution and transformer.
 
     Temporal attention: a norm, three projections without a bias and one with.
@@ -244,7 +244,7 @@ def test_counts_its_new_parameters():
 
 
 @torch.no_grad()
-def test_numbers_hold_for_the_whole_batch(unet):
+def test_a_scalar_condition_applies_to_the_whole_batch(unet):
     latents, _, tokens, _ = make_inputs()
     expected = unet(latents, torch.tensor([17, 17]), tokens, torch.tensor([8.0, 8.0])).sample
     for step in (17, torch.tensor(17), torch.tensor([17]), torch.full((2, FRAMES), 17)):

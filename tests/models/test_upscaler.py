@@ -39,7 +39,7 @@ def test_every_input_is_read(place):
 
 
 @torch.no_grad()
-def test_every_level_goes_straight_to_its_other_half():
+def test_every_level_has_a_skip_connection():
     """With nothing from below, each half of the remaining levels still sees the small frame."""
     network, inputs = randomise(make_upscaler()), list(make_inputs())
     for level in (1, 0):
@@ -51,7 +51,7 @@ def test_every_level_goes_straight_to_its_other_half():
 
 
 @torch.no_grad()
-def test_frames_do_not_see_each_other():
+def test_frames_are_independent():
     network, inputs = randomise(make_upscaler()), make_inputs()
     together = network(*inputs)
     for i in range(FRAMES):
@@ -64,7 +64,7 @@ def test_frames_do_not_see_each_other():
     [((5, 7), (1, 1), 11), ((6, 8, 10), (1, 2, 1), 33), ((4, 6, 8), (2, 1, 0), 21)],
 )
 @torch.no_grad()
-def test_sees_as_far_as_it_says_and_no_further(widths, num_blocks, radius):
+def test_the_receptive_field_is_the_stated_one(widths, num_blocks, radius):
     """One small pixel is changed, at every place of the network's grid: how far is that seen?"""
     network = randomise(make_upscaler(widths=widths, num_blocks=num_blocks)).double()
     assert network.receptive_radius == radius
@@ -86,7 +86,7 @@ def test_sees_as_far_as_it_says_and_no_further(widths, num_blocks, radius):
 
 
 @torch.no_grad()
-def test_noisy_pixels_are_seen_no_further_than_small_ones():
+def test_the_receptive_field_on_noisy_pixels_is_not_larger_than_on_small_pixels():
     network = randomise(make_upscaler(widths=(4, 6), num_blocks=(1, 1))).double()
     noisy, small, timestep, level = make_inputs(1, 4, 40)
     noisy, small, level = noisy.double(), small.double(), level.double()
@@ -102,7 +102,7 @@ def test_noisy_pixels_are_seen_no_further_than_small_ones():
 
 
 @torch.no_grad()
-def test_flat_noise_can_be_told_from_signal_by_a_gain():
+def test_the_gain_multiplies_the_noisy_residual_per_pixel():
     """The gain multiplies the noisy residual pixel by pixel."""
     network, (noisy, *told) = make_upscaler(), make_inputs()
     network.gain_out.bias.copy_(torch.linspace(0.1, 0.5, 48))
@@ -111,7 +111,7 @@ def test_flat_noise_can_be_told_from_signal_by_a_gain():
 
 
 @torch.no_grad()
-def test_enlarging_keeps_flat_frames_and_means():
+def test_upsampling_keeps_flat_frames_and_means():
     flat = torch.tensor([0.4, -0.9, 0.1])[None, :, None, None].expand(2, 3, 5, 7)
     torch.testing.assert_close(upsample_bicubic(flat, 4), flat[..., :1, :1].expand(2, 3, 20, 28))
     ramp = torch.arange(12.0).expand(1, 3, 5, 12) / 12
@@ -122,7 +122,7 @@ def test_enlarging_keeps_flat_frames_and_means():
 
 
 @torch.no_grad()
-def test_comes_back_from_a_folder(tmp_path):
+def test_loads_from_the_folder_it_was_saved_to(tmp_path):
     network, inputs = randomise(make_upscaler()), make_inputs()
     network.save_pretrained(tmp_path)
     again = Upscaler.from_pretrained(tmp_path)
@@ -150,7 +150,7 @@ def test_learns_in_channels_last():
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_names_what_does_not_fit():
+def test_errors_name_the_setting_that_does_not_fit():
     with pytest.raises(ValueError, match="2 widths and 3 numbers of blocks"):
         make_upscaler(widths=(6, 8))
     for height, width in ((10, WIDTH), (HEIGHT, 14)):

@@ -84,7 +84,7 @@ def test_starts_as_the_image_autoencoder(image, fresh):
 
 
 @torch.no_grad()
-def test_a_frame_sees_earlier_frames_within_reach_and_never_a_later_one(video):
+def test_a_frame_depends_on_earlier_frames_in_the_window_and_never_on_later_ones(video):
     code = latents()[0]
     changed = code.clone()
     changed[CHANGED] += torch.randn_like(code[CHANGED])
@@ -102,7 +102,7 @@ def test_a_frame_sees_earlier_frames_within_reach_and_never_a_later_one(video):
 
 
 @torch.no_grad()
-def test_both_layers_matter(video):
+def test_both_temporal_layers_have_an_effect(video):
     code = latents()[0]
     before = video.decode(code, FRAMES).sample
     for layer in (video.temporal_mid, video.temporal_up):
@@ -114,7 +114,7 @@ def test_both_layers_matter(video):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 16])
 @torch.no_grad()
-def test_the_window_decides_nothing(video, chunk):
+def test_the_chunk_size_does_not_change_the_result(video, chunk):
     code = latents()
     whole = decode_latents(video, code, FRAMES)
     torch.testing.assert_close(decode_latents(video, code, chunk), whole, atol=1e-5, rtol=0)
@@ -127,7 +127,7 @@ def test_the_window_decides_nothing(video, chunk):
 
 
 @torch.no_grad()
-def test_videos_are_apart_and_clamped(video):
+def test_videos_are_independent_and_clamped(video):
     code = latents()
     frames = decode_latents(video, code, 3)
     assert frames.shape == (VIDEOS, FRAMES, 3, HEIGHT, WIDTH)
@@ -140,7 +140,7 @@ def test_videos_are_apart_and_clamped(video):
 
 
 @torch.no_grad()
-def test_nothing_is_left_on_the_network_after_a_call(video):
+def test_a_call_leaves_no_state_on_the_network(video):
     code = latents()
     before = {name: sorted(vars(module)) for name, module in video.named_modules()}
     first = decode_latents(video, code, 2)
@@ -149,7 +149,7 @@ def test_nothing_is_left_on_the_network_after_a_call(video):
     assert {name: sorted(vars(module)) for name, module in video.named_modules()} == before
 
 
-def test_a_memory_is_no_longer_than_the_reach(video):
+def test_the_cache_is_not_longer_than_the_window(video):
     memory = None
     with torch.no_grad():
         for code in frame_by_frame(latents()[:1]):
@@ -190,7 +190,7 @@ def test_every_tensor_is_copied_or_new(image, fresh):
     ],
     ids=["foreign", "foreign in the encoder", "missing"],
 )
-def test_refuses_other_weights_by_name(image, fresh, spoil, message):
+def test_a_refusal_of_other_weights_names_the_tensor(image, fresh, spoil, message):
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     with pytest.raises(UserError, match=message):
         inflate(fresh, spoil(dict(image.state_dict())))
@@ -198,7 +198,7 @@ def test_refuses_other_weights_by_name(image, fresh, spoil, message):
 
 
 @torch.no_grad()
-def test_comes_back_from_a_folder(video, tmp_path):
+def test_loads_from_the_folder_it_was_saved_to(video, tmp_path):
     video.save_pretrained(tmp_path)
     again = type(video).from_pretrained(tmp_path)
     assert again.config.temporal_heads == HEADS
@@ -220,7 +220,7 @@ def test_the_encoder_is_left_out_of_training(video):
     assert {name for name, p in video.named_parameters() if p.grad is not None} == trained
 
 
-def test_names_the_settings_that_do_not_fit():
+def test_errors_name_the_settings_that_do_not_fit():
     with pytest.raises(ValueError, match="channels=10 is not a multiple of num_heads=3"):
         inflate_autoencoder(make_patch(), 3, REACH)
     with pytest.raises(ValueError, match="window_size=0"):

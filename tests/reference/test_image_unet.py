@@ -89,7 +89,7 @@ def test_starts_as_the_image_network_frame_by_frame(config, side):
 
 
 @torch.no_grad()
-def test_the_ablation_without_new_parts_is_the_image_network():
+def test_the_ablation_without_temporal_layers_is_the_image_network():
     image = make_image_network()
     video = make_unet(temporal_attention="none", frame_adaptor=False)
     inflation = inflate(video, image.state_dict())

@@ -50,7 +50,7 @@ def by_peft(network, updates):
 
 @pytest.mark.parametrize("linear", [False, True])
 @torch.no_grad()
-def test_the_merged_video_network_is_the_one_with_adapters(linear):
+def test_the_merged_video_network_equals_the_one_with_adapters(linear):
     """Style LoRAs have spatial layers; temporal attention and adaptors work on as they are."""
     network, inputs = make_unet(use_linear_projection=linear), make_inputs()
     updates = random_updates(network, (*SPATIAL, *CONVOLUTIONS))
@@ -72,7 +72,7 @@ def test_the_merged_video_network_is_the_one_with_adapters(linear):
 
 
 @torch.no_grad()
-def test_the_merged_text_encoder_is_the_one_with_adapters():
+def test_the_merged_text_encoder_equals_the_one_with_adapters():
     network, twin = (randomise(CLIPTextModel(TEXT_CONFIG)) for _ in range(2))
     twin.load_state_dict(network.state_dict())
     ids, updates = torch.tensor([[18, 3, 7, 19]]), random_updates(network, TEXT)
@@ -88,7 +88,7 @@ def test_the_merged_text_encoder_is_the_one_with_adapters():
     )
 
 
-def test_kohyas_names_are_those_that_diffusers_reads_in_them():
+def test_names_of_kohya_are_converted_as_by_diffusers():
     networks = {"unet": make_unet(), "text_encoder": CLIPTextModel(TEXT_CONFIG)}
     weights = {name: network.state_dict() for name, network in networks.items()}
     tensors = {
@@ -107,7 +107,7 @@ def test_kohyas_names_are_those_that_diffusers_reads_in_them():
 
 
 @torch.no_grad()
-def test_a_style_of_an_image_network_is_the_same_in_the_inflated_one():
+def test_a_lora_of_an_image_network_has_the_same_effect_in_the_inflated_network():
     """diffusers loads the file into its own network; ours is that network, frame by frame."""
     config = {name: SMALL[name] for name in SMALL if name != "num_frames"}
     image = randomise(UNet2DConditionModel(**config))

@@ -35,7 +35,7 @@ def test_matches_torch_at_every_position(mode):
         torch.testing.assert_close(update, expected)
 
 
-def test_the_printed_formula():
+def test_post_softmax_mask_equals_the_reported_formula():
     attention, x = make("post_softmax_mask")
     tracks, width = dict(by_position(x)), CHANNELS // HEADS
     for position, update in by_position(attention(x, FRAMES).contiguous()):

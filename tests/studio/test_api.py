@@ -262,7 +262,7 @@ def test_a_remix_keeps_seed_and_settings(shared):
     assert plain["sha256"] == remix["sha256"]
 
 
-def test_what_the_model_cannot_do_is_said(shared):
+def test_unsupported_requests_are_refused_with_a_reason(shared):
     for path in ("edits", "extensions"):
         answer = shared.http.post(f"/v1/videos/{path}", files={"prompt": (None, "a cat")})
         assert error_of(answer, 400)["code"] == "unsupported_operation"

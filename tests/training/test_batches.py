@@ -38,7 +38,7 @@ def batches(frozen):
 
 
 @torch.no_grad()
-def test_encoded_clips_give_the_networks_what_frames_give(frozen, batches):
+def test_encoded_clips_give_the_same_inputs_as_frames(frozen, batches):
     plain, encoded = batches
     dropped = torch.tensor([False, True, False])
     shown = torch.tensor([2, 0, 3])

@@ -51,7 +51,7 @@ def equal(first, second):
     return first.step == second.step and all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path):
+def test_a_restored_run_continues_like_an_uninterrupted_run(tmp_path):
     unbroken = make_state(3)
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     path = checkpoints.save(unbroken)
@@ -67,7 +67,7 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "whole numbers"])
-def test_whatever_an_optimizer_keeps_comes_back(tmp_path, optimizer):
+def test_the_whole_optimizer_state_is_restored(tmp_path, optimizer):
     def fresh():
         state = make_state(0)
         changes = {"optimizer": "adafactor"} if optimizer == "adafactor" else {}
@@ -91,7 +91,7 @@ def test_whatever_an_optimizer_keeps_comes_back(tmp_path, optimizer):
             assert torch.equal(torch.as_tensor(found[key]), torch.as_tensor(value)), key
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_the_latest_checkpoints_are_kept(tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     for steps in (1, 2, 3, 4):
         checkpoints.save(make_state(steps))
@@ -100,7 +100,7 @@ def test_the_newest_are_kept(tmp_path):
 
 @pytest.mark.parametrize("file", ["network", "ema", "optimizer"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, file, damage):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, file, damage):
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     older = checkpoints.save(make_state(1))
     newer = checkpoints.save(make_state(2)) / f"{file}.safetensors"
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, file
     assert file in checkpoints.rejected[0]
 
 
-def test_nothing_usable_is_no_silent_fresh_start(tmp_path):
+def test_training_never_silently_restarts_without_a_valid_checkpoint(tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     assert checkpoints.latest() is None
     path = checkpoints.save(make_state(1))
@@ -134,7 +134,7 @@ def test_another_stage_or_shape_is_refused_before_anything_changes(tmp_path):
         CheckpointManager(tmp_path, keep=1, stage="image").restore(make_state(0, width=4), path)
 
 
-def test_missing_and_foreign_tensors_are_named(tmp_path):
+def test_missing_and_unexpected_tensors_are_named(tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     path = checkpoints.save(make_state(1))
     deeper = make_state(0)
@@ -147,7 +147,7 @@ def test_missing_and_foreign_tensors_are_named(tmp_path):
         checkpoints.restore(shallow, path)
 
 
-def test_state_of_a_changed_json_is_noticed(tmp_path):
+def test_a_changed_json_of_the_state_is_detected(tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     path = checkpoints.save(make_state(1))
     about = json.loads((path / "state.json").read_text())
@@ -158,7 +158,7 @@ def test_state_of_a_changed_json_is_noticed(tmp_path):
     assert checkpoints.latest() == path
 
 
-def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
+def test_a_kill_at_any_time_during_saving_leaves_a_complete_checkpoint(tmp_path):
     """A child saves again and again and is killed; what it leaves must load, 50 times."""
     state = make_state(2)
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
@@ -184,7 +184,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
         state.step = restored.step
 
 
-def test_a_checkpoint_in_the_background_is_of_the_step_it_was_asked_at(tmp_path):
+def test_a_background_checkpoint_has_the_state_of_its_step(tmp_path):
     state = make_state(2)
     kept = [tensor.clone() for tensor in everything(state)]
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image", async_bytes=0)
@@ -200,7 +200,7 @@ def test_a_checkpoint_in_the_background_is_of_the_step_it_was_asked_at(tmp_path)
         assert torch.equal(found, expected)
 
 
-def test_a_checkpoint_that_fails_in_the_background_is_told_of(tmp_path, monkeypatch):
+def test_a_failed_background_checkpoint_is_reported(tmp_path, monkeypatch):
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image", async_bytes=0)
 
     def full(*_):
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_fails_in_the_background_is_told_of(tmp_path, monkeypa
     assert checkpoints.latest() is None
 
 
-def test_frozen_weights_are_in_no_checkpoint(tmp_path):
+def test_checkpoints_do_not_contain_frozen_weights(tmp_path):
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     network[0].requires_grad_(requires_grad=False)
     state = TrainingState(network, build_optimizer(network, SETTINGS), EMA(network, 0.9))

@@ -42,7 +42,7 @@ class Recording(torch.nn.Module):
         return torch.zeros_like(latents) + self.level[None, :, None, None, None]
 
 
-def test_given_frames_are_clean_have_step_zero_and_teach_nothing(model, prepared, tmp_path):
+def test_given_frames_have_no_noise_timestep_zero_and_no_loss(model, prepared, tmp_path):
     recipe = clip_recipe(
         model,
         prepared,
@@ -84,7 +84,7 @@ def test_motion_scores_are_measured_and_dropped(model, prepared, tmp_path):
     assert network.motion[~unknown].abs().max() < 5
 
 
-def test_without_a_motion_condition_the_network_is_given_none(model, prepared, tmp_path):
+def test_without_a_motion_condition_the_network_gets_no_score(model, prepared, tmp_path):
     task = task_of(clip_recipe(model, prepared, tmp_path), "keyframes")
     network = Recording(task.network)
     task.losses(network, task.batches.get_batch(0), per_sample_generators(0, 3, "test"))

@@ -94,7 +94,7 @@ def test_at_the_start_the_direction_is_the_teachers(tiny_model, prepared, tmp_pa
     assert losses["map_loss"] > 1e-4
 
 
-def test_given_frames_stay_and_teach_nothing(tiny_model, prepared, tmp_path):
+def test_given_frames_are_unchanged_and_have_no_loss(tiny_model, prepared, tmp_path):
     given = {"given_frames_prob": 1.0, "max_given_frames": 3, "mode_weight_limit": 8.0}
     task = task_of(recipe_of(tiny_model, prepared, tmp_path, **given), "distill")
     seen = []
@@ -112,7 +112,7 @@ def test_given_frames_stay_and_teach_nothing(tiny_model, prepared, tmp_path):
         assert (target[:, None] <= steps + 1e-3).logical_or(clean).all()
 
 
-def test_a_stopped_run_ends_as_the_whole_one(tiny_model, prepared, tmp_path):
+def test_a_stopped_distillation_ends_like_an_uninterrupted_one(tiny_model, prepared, tmp_path):
     def run(output, steps):
         changes = {"steps": steps, "lr_decay_ratio": 0.0, "optimizer": "muon"}
         train(recipe_of(tiny_model, prepared, output, **changes))
@@ -140,7 +140,7 @@ def command(*arguments):
     return answer
 
 
-def test_one_command_distils_a_model_folder_that_then_makes_videos(tiny_model, prepared, tmp_path):
+def test_one_command_distils_a_model_folder_that_generates_videos(tiny_model, prepared, tmp_path):
     recipe, model = tmp_path / "distil.yaml", tmp_path / "model"
     values = values_of(tiny_model, prepared, tmp_path / "run", sampling_steps=2)
     recipe.write_text(yaml.safe_dump(values))
@@ -181,7 +181,9 @@ def test_one_command_distils_a_model_folder_that_then_makes_videos(tiny_model, p
         plan_stage(recipe_of(model, prepared, tmp_path / "again"), "distill")
 
 
-def test_a_whole_recipe_hands_its_key_frame_network_on(prepared, tmp_path):
+def test_a_full_recipe_distils_its_own_keyframe_network_and_interpolates_with_it(
+    prepared, tmp_path
+):
     values = tiny_values(prepared, tmp_path)
     values["unet"]["motion_condition"] = True
     values["distill"] = {**SHARED, "steps": 2}
@@ -199,7 +201,7 @@ def test_a_whole_recipe_hands_its_key_frame_network_on(prepared, tmp_path):
     )
 
 
-def test_shares_of_more_than_one_and_a_lora_are_refused(tiny_model, prepared, tmp_path):
+def test_fractions_above_one_and_lora_are_refused(tiny_model, prepared, tmp_path):
     with pytest.raises(UserError, match="are more than 1 together"):
         parse_recipe(
             values_of(tiny_model, prepared, tmp_path, diagonal_prob=0.8, to_data_prob=0.4), "r"

@@ -40,7 +40,7 @@ def curve(folder):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_curve_is_that_of_one_process(runs, name):
+def test_the_loss_curve_equals_that_of_one_process(runs, name):
     single = curve(runs / "single")
     torch.testing.assert_close(curve(runs / name)[:, 0], single[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(curve(runs / name)[:, 1], single[:, 1], atol=1e-3, rtol=1e-3)
@@ -48,7 +48,7 @@ def test_the_curve_is_that_of_one_process(runs, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_one_process_writes_and_the_product_is_whole(runs, name):
+def test_one_process_writes_and_the_output_is_complete(runs, name):
     samples = runs / name / "keyframes" / "samples"
     assert [p.name for p in samples.iterdir()] == [f"step-{PREVIEWED_AT:08d}.png"]
     part = "keyframes/output/unet/diffusion_pytorch_model.safetensors"
@@ -59,7 +59,7 @@ def test_one_process_writes_and_the_product_is_whole(runs, name):
         torch.testing.assert_close(found[key], tensor, atol=5e-3, rtol=0, msg=key)
 
 
-def test_a_signal_to_the_second_process_is_heard_by_both(runs):
+def test_a_signal_to_the_second_process_stops_both(runs):
     """Both saved and ended after the step; what they saved is what `back` went on from."""
     steps = [p.name for p in (runs / "back" / "keyframes" / "checkpoints").iterdir()]
     assert f"step-{STOPPED_AT:08d}" in steps
@@ -81,7 +81,7 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize("sentence", LAUNCHES)
-def test_what_a_launch_cannot_have_is_one_sentence(sentence, monkeypatch):
+def test_unsupported_settings_of_a_launch_give_one_sentence(sentence, monkeypatch):
     for name, value in LAUNCHES[sentence].items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=sentence):

@@ -64,7 +64,7 @@ def test_parameters_are_those_of_the_real_network(stage, planned, trained):
     assert 0 < row.gflops < row.training_gflops
 
 
-def test_what_begins_anew_is_told_from_what_is_taken_over(planned):
+def test_new_and_copied_parameters_are_distinguished(planned):
     assert planned["autoencoder"].pretrained == planned["image"].pretrained == 0
     image = planned["image"].trained
     for stage in ("unsupervised", "keyframes"):
@@ -80,7 +80,7 @@ def test_neither_data_nor_weights_are_needed(tmp_path):
     assert row.pretrained > row.new > 768**2  # new is, beside others, the picture's linear layer
 
 
-def test_memory_by_hand(tmp_path):
+def test_the_memory_estimate_equals_a_manual_count(tmp_path):
     (single,) = estimate_run(recipe_of(tmp_path))
     trained = single.trained
     assert trained == single.parameters
@@ -101,7 +101,7 @@ def test_memory_by_hand(tmp_path):
     assert half.memory.activations == pytest.approx(single.memory.activations, rel=0.01)
 
 
-def test_time_and_disk_by_hand(tmp_path):
+def test_the_estimates_of_time_and_disk_equal_a_manual_count(tmp_path):
     (row,) = estimate_run(recipe_of(tmp_path))
     machine = HardwareConfig(gpus=5, tflops=2.0, utilisation=0.25)
     assert row.hours(machine) == pytest.approx(60 * row.training_gflops * 1e9 / 0.5e12 / 3600)
@@ -113,7 +113,7 @@ def write_settings(folder, name, **settings):
     (folder / name / "config.json").write_text(json.dumps(settings))
 
 
-def test_a_folder_of_settings_is_enough(tmp_path):
+def test_a_folder_with_only_configurations_is_enough(tmp_path):
     start = tmp_path / "start"
     vae = {"block_out_channels": (8, 12), "norm_num_groups": 4, "latent_channels": 5}
     vae["down_block_types"] = ("DownEncoderBlock2D",) * 2
@@ -138,7 +138,7 @@ def test_a_folder_of_settings_is_enough(tmp_path):
         estimate_run(recipe)
 
 
-def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
+def test_a_recipe_can_start_from_a_network_of_stable_diffusion_2(tmp_path):
     """It has heads by level and linear projections, and folders store both."""
     start = tmp_path / "start"
     AutoencoderKL().save_config(start / "vae")
@@ -164,7 +164,7 @@ def test_a_network_of_stable_diffusion_2_can_be_started_from(tmp_path):
             unet_config(recipe_of(tmp_path, unet={**fitting, **changes}), SIZE)
 
 
-def test_what_is_not_known_is_named(tmp_path, prepared):
+def test_unknown_values_are_named(tmp_path, prepared):
     with pytest.raises(UserError, match="is not a prepared data set"):
         estimate_run(recipe_of(tmp_path, size=None))
     with pytest.raises(UserError, match="has no sizes of vae"):
@@ -178,7 +178,7 @@ def test_what_is_not_known_is_named(tmp_path, prepared):
     assert frame_size(recipe_of(tmp_path, data=str(prepared), size=None)) == (24, 24)
 
 
-def test_the_interpolation_knows_one_kind_of_denoiser(tmp_path):
+def test_the_interpolation_requires_one_kind_of_denoiser(tmp_path):
     values = tiny_values(tmp_path, tmp_path / "run") | {"size": 24}
     for change in ({"convolutions": "2+1d"}, {"spatial_attention": False}):
         recipe = Recipe.model_validate(values | {"unet": {**values["unet"], **change}})
@@ -245,7 +245,7 @@ def test_the_command_prints_json_with_clips_passes_and_measured_times(prepared, 
     assert "passes" in capsys.readouterr().out
 
 
-def test_what_is_counted_are_the_losses_of_the_task(trained, monkeypatch):
+def test_the_dry_run_counts_the_losses_of_the_task(trained, monkeypatch):
     """A loss that computes twice as much is counted twice: nothing imitates it."""
     (once,) = [row for row in estimate_run(trained) if row.name == "autoencoder"]
     losses = AutoencoderTask.losses

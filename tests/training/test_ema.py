@@ -4,7 +4,7 @@ from torch import nn
 from magicvideo.training.checkpoint import EMA
 
 
-def test_averages_follow_the_written_out_rule():
+def test_ema_weights_follow_the_formula():
     network = nn.Linear(3, 2)
     ema = EMA(network, decay=0.5)
     expected = network.weight.detach().clone()
@@ -17,7 +17,7 @@ def test_averages_follow_the_written_out_rule():
     torch.testing.assert_close(ema.shadow["weight"], expected)
 
 
-def test_two_swaps_are_none():
+def test_swapping_twice_restores_the_weights():
     network = nn.Linear(3, 2)
     ema = EMA(network, decay=0.9)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_two_swaps_are_none():
     assert torch.equal(ema.shadow["weight"], averages)
 
 
-def test_averages_on_the_cpu_are_the_same():
+def test_ema_weights_on_the_cpu_are_the_same():
     network = nn.Linear(3, 2)
     beside, apart = EMA(network, 0.9), EMA(network, 0.9, torch.device("cpu"))
     assert apart.shadow["weight"].data_ptr() != network.weight.data_ptr()

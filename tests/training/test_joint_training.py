@@ -40,7 +40,9 @@ def weights_of(folder):
     return load_file(file)
 
 
-def test_the_text_encoder_is_trained_handed_on_and_exported(model, prepared, tmp_path):
+def test_the_text_encoder_is_trained_passed_to_the_next_stage_and_exported(
+    model, prepared, tmp_path
+):
     rates = {"text_encoder_learning_rate": 2e-3}
     recipe = joint_recipe(model, prepared, tmp_path / "run", image=rates, **rates)
     train(recipe)
@@ -86,7 +88,7 @@ def test_a_run_that_trains_the_text_encoder_resumes_exactly(model, prepared, tmp
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_text_encoder_has_a_rate_of_its_own(optimizer, model, prepared, tmp_path):
+def test_the_text_encoder_has_its_own_learning_rate(optimizer, model, prepared, tmp_path):
     rates = {"text_encoder_learning_rate": 3e-4, "optimizer": optimizer}
     task = task_of(joint_recipe(model, prepared, tmp_path, image=rates), "image")
     built = build_optimizer(task.network, task.config, task.lr_scale)
@@ -112,14 +114,14 @@ def test_a_frozen_and_a_trained_text_encoder_have_the_same_first_loss(model, pre
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_a_lora_leaves_the_text_encoder_alone(model, prepared, tmp_path):
+def test_lora_training_refuses_to_train_the_text_encoder(model, prepared, tmp_path):
     recipe = joint_recipe(model, prepared, tmp_path, text_encoder_learning_rate=1e-3, lora={})
     alone = recipe.model_copy(update={"image": None, "init_components": None})
     with pytest.raises(UserError, match=r"does not go with keyframes\.lora"):
         plan_stage(alone, "keyframes")
 
 
-def test_single_frames_are_trained_beside_clips(model, prepared, tmp_path):
+def test_single_frames_and_clips_are_trained_together(model, prepared, tmp_path):
     recipe = joint_recipe(model, prepared, tmp_path, frame_batch_size=5)
     task = task_of(recipe.model_copy(update={"image": None}), "keyframes")
     batch = task.batches.get_batch(1)
@@ -140,7 +142,7 @@ def test_single_frames_are_trained_beside_clips(model, prepared, tmp_path):
     assert task.network.unet.conv_in.weight.grad.abs().max() > 0
 
 
-def test_spawned_generators_do_not_depend_on_how_a_batch_is_shared():
+def test_spawned_generators_do_not_depend_on_how_a_batch_is_split():
     def spawn(samples, count):
         streams = [torch.Generator().manual_seed(i) for i in samples]
         return StackedGenerator(streams).spawn(count).uniform(count)
@@ -162,7 +164,7 @@ def hold_out(prepared, folder):
     return folder
 
 
-def test_of_several_averages_the_best_on_held_out_clips_is_kept(model, prepared, tmp_path):
+def test_the_ema_weights_with_the_best_held_out_loss_are_kept(model, prepared, tmp_path):
     data = hold_out(prepared, tmp_path / "data")
     image = {"steps": 12, "ema_decay": 0.1, "extra_ema_decays": [0.3, 0.9]}
     recipe = joint_recipe(model, data, tmp_path / "run", image=image)
@@ -190,7 +192,7 @@ def test_of_several_averages_the_best_on_held_out_clips_is_kept(model, prepared,
         train(recipe.model_copy(update={"image": changed}), "image")
 
 
-def test_several_averages_need_held_out_clips_and_differ(model, prepared, tmp_path):
+def test_several_ema_decays_need_held_out_clips_and_must_differ(model, prepared, tmp_path):
     recipe = joint_recipe(model, prepared, tmp_path / "run", image={"extra_ema_decays": [0.9]})
     with pytest.raises(UserError, match="no clip in validation or heldout"):
         train(recipe, "image")
@@ -221,7 +223,7 @@ def test_a_dry_run_counts_frames_text_encoder_and_averages(model, prepared, tmp_
     assert mixed.training_gflops > 1.2 * clips.training_gflops
 
 
-def test_a_trained_text_encoder_reads_the_captions_of_shards_and_not_their_tokens(
+def test_a_trained_text_encoder_uses_the_captions_of_shards_and_not_their_stored_tokens(
     model, prepared, tmp_path
 ):
     image = {"text_encoder_learning_rate": 1e-3}

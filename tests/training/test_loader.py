@@ -32,7 +32,7 @@ class Processes(BatchSource):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_of_their_positions(source, workers):
+def test_a_batch_depends_only_on_its_position(source, workers):
     positions = range(1, 12, 2)  # of the second of two processes
     state = torch.get_rng_state()
     found = list(load_batches(source, positions, CPU, num_workers=workers))
@@ -44,14 +44,14 @@ def test_batches_are_those_of_their_positions(source, workers):
         assert (batch.captions, batch.clip_ids) == (expected.captions, expected.clip_ids)
 
 
-def test_a_run_that_resumes_reads_what_the_uninterrupted_one_reads(source):
+def test_a_resumed_run_reads_the_same_batches_as_an_uninterrupted_run(source):
     whole = list(load_batches(source, range(8), CPU, num_workers=1))
     rest = list(load_batches(source, range(5, 8), CPU, num_workers=2))
     for before, after in zip(whole[5:], rest, strict=True):
         assert torch.equal(before.frames, after.frames)
 
 
-def test_workers_are_processes_of_their_own():
+def test_workers_are_separate_processes():
     def pids(workers):
         batches = load_batches(Processes(), range(8), CPU, num_workers=workers)
         return {batch.clip_ids[0] for batch in batches}
@@ -61,7 +61,7 @@ def test_workers_are_processes_of_their_own():
     assert pids(0) == {own}
 
 
-def test_other_orders_are_not_that_of_training(source):
+def test_evaluation_batches_differ_from_training_batches(source):
     first, other = source.get_batch(0), source.get_other_batch(1, 0, 2)
     assert not torch.equal(first.frames, other.frames)
     assert source.get_other_batch(0, 0, 2).clip_ids == first.clip_ids

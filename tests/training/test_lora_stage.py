@@ -48,7 +48,7 @@ def lora_of(recipe):
     return recipe.output / "keyframes" / "output" / "lora" / "pytorch_lora_weights.safetensors"
 
 
-def test_a_stopped_run_ends_as_the_unbroken_one(adapted, model, prepared, tmp_path):
+def test_a_stopped_run_ends_like_an_uninterrupted_run(adapted, model, prepared, tmp_path):
     recipe = recipe_of(model, prepared, tmp_path)
 
     def stop_at_step_2(line):
@@ -65,7 +65,7 @@ def test_a_stopped_run_ends_as_the_unbroken_one(adapted, model, prepared, tmp_pa
     assert lora_of(recipe).read_bytes() == lora_of(adapted).read_bytes()
 
 
-def test_the_product_is_one_small_file_that_names_its_base(adapted, model):
+def test_the_output_is_one_small_file_with_the_hash_of_its_base_model(adapted, model):
     product = adapted.output / "keyframes" / "output"
     assert {path.name for path in product.iterdir() if path.is_dir()} == {"lora", "scheduler"}
     with safe_open(lora_of(adapted), "pt") as file:
@@ -108,7 +108,7 @@ def test_the_exported_model_is_the_base_with_the_lora(adapted, model, tmp_path):
     assert text["steps"] == {"keyframes": 4}
 
 
-def test_only_adapters_learn_and_the_plan_says_so(adapted):
+def test_only_adapters_are_trained_and_the_dry_run_shows_it(adapted):
     task = task_of(adapted, "keyframes")
     network = task.network
     assert isinstance(network, LoraDenoiser)
@@ -156,7 +156,7 @@ def test_only_adapters_learn_and_the_plan_says_so(adapted):
         ),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(
+def test_unsupported_lora_targets_are_refused(
     start, other, mode, changes, sentence, model, prepared, tmp_path
 ):
     values = recipe_of(model, prepared, tmp_path, **changes).model_dump(mode="json")
@@ -170,7 +170,9 @@ def test_what_cannot_be_adapted_is_refused(
         estimate_run(recipe)
 
 
-def test_new_parts_learn_alone_and_the_rest_stays_to_the_last_bit(model, prepared, tmp_path):
+def test_only_temporal_layers_are_trained_and_the_others_stay_bit_identical(
+    model, prepared, tmp_path
+):
     recipe = recipe_of(model, prepared, tmp_path, lora=None, trainable="temporal")
     task = task_of(recipe, "keyframes")
     network = task.network

@@ -40,7 +40,7 @@ def blur(pictures, size):
     return F.avg_pool2d(padded, size, stride=1)
 
 
-def test_is_the_written_out_formula(tower, pictures):
+def test_equals_the_formula(tower, pictures):
     made = blur(pictures, 3)
     states = [
         tower(clip_preprocess(tower, x), output_hidden_states=True).hidden_states
@@ -54,13 +54,13 @@ def test_is_the_written_out_formula(tower, pictures):
     torch.testing.assert_close(perceptual_distance(tower, made, pictures), expected)
 
 
-def test_is_zero_for_equal_pictures_and_grows_with_blur(tower, pictures):
+def test_is_zero_for_equal_images_and_grows_with_blur(tower, pictures):
     assert perceptual_distance(tower, pictures, pictures) == 0
     distances = [perceptual_distance(tower, blur(pictures, size), pictures) for size in (3, 5, 9)]
     assert 1e-4 < distances[0] < distances[1] < distances[2] < 4
 
 
-def test_the_gradient_reaches_the_pixels_and_not_the_tower(tower, pictures):
+def test_gradients_reach_the_pixels_and_not_the_encoder(tower, pictures):
     made = blur(pictures, 3).requires_grad_()
     real = pictures.clone().requires_grad_()
     perceptual_distance(tower, made, real).backward()
@@ -70,7 +70,7 @@ def test_the_gradient_reaches_the_pixels_and_not_the_tower(tower, pictures):
     assert all(parameter.grad is None for parameter in tower.parameters())
 
 
-def test_following_the_gradient_brings_the_picture_nearer(tower, pictures):
+def test_gradient_steps_bring_the_image_closer(tower, pictures):
     made = blur(pictures, 5).requires_grad_()
     before = perceptual_distance(tower, made, pictures)
     before.backward()

@@ -12,7 +12,7 @@ DAMAGED = [b"\xff\xfe", b'{"step":"x"}', b'{"step":null}', b"[" * 100_000, b"7",
 
 
 @pytest.mark.parametrize("line", DAMAGED)
-def test_damaged_lines_are_left_out_with_a_warning(tmp_path, caplog, line):
+def test_damaged_lines_are_skipped_with_a_warning(tmp_path, caplog, line):
     good = [b'{"step": 1, "loss": 0.5}', b'{"step": 2, "loss": 0.25}']
     (tmp_path / FILE).write_bytes(b"\n".join([good[0], line, good[1], b'{"step": 3, "lo']))
     with MetricsLogger(tmp_path, 2) as logger:
@@ -22,7 +22,7 @@ def test_damaged_lines_are_left_out_with_a_warning(tmp_path, caplog, line):
     assert "1 damaged lines" in caplog.text
 
 
-def test_a_line_that_a_kill_cut_is_no_damage(tmp_path, caplog):
+def test_a_line_truncated_by_a_kill_is_not_damage(tmp_path, caplog):
     (tmp_path / FILE).write_text('{"step": 1}\n{"step": 2}\n{"ste')
     with MetricsLogger(tmp_path, 1):
         pass

@@ -33,7 +33,7 @@ def folder(tmp_path):
     return path
 
 
-def test_the_hub_reads_what_the_folder_says(folder, tmp_path):
+def test_the_model_card_has_the_metadata_of_the_hub(folder, tmp_path):
     text = tmp_path / "text.md"
     text.write_text("## Data\n\nClips of shapes.\n")
     write_model_card(folder, text)

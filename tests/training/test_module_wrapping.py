@@ -71,14 +71,14 @@ def assert_close(first, second):
         torch.testing.assert_close(gradient, second[1][key], atol=1e-6, rtol=1e-5, msg=key)
 
 
-def test_checkpointing_keeps_less_and_changes_no_gradient(denoiser, given):
+def test_activation_checkpointing_saves_less_and_does_not_change_gradients(denoiser, given):
     plain, before = passed(denoiser, given), saved_other_bytes(denoiser, given)
     enable_activation_checkpointing(denoiser, "keyframes")
     assert_close(passed(denoiser, given), plain)
     assert saved_other_bytes(denoiser, given) < 0.4 * before
 
 
-def test_checkpointing_of_the_video_decoder_changes_no_gradient():
+def test_activation_checkpointing_of_the_video_decoder_does_not_change_gradients():
     network = VideoAutoencoderKL(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -110,7 +110,7 @@ def test_checkpointing_of_the_video_decoder_changes_no_gradient():
         torch.testing.assert_close(found[key], gradient, atol=1e-6, rtol=1e-5, msg=key)
 
 
-def test_a_network_without_the_switch_is_named():
+def test_a_network_without_checkpointing_support_is_named():
     with pytest.raises(UserError, match="gradient_checkpointing: PatchAutoencoder does not"):
         enable_activation_checkpointing(PatchAutoencoder(), "autoencoder")
 

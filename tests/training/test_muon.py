@@ -17,7 +17,7 @@ def gradients(parameters, seed):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_come_near_one_and_directions_stay(shape):
+def test_singular_values_approach_one_and_directions_stay(shape):
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     result = orthogonalize(matrices, steps=8)
@@ -30,7 +30,7 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
     assert off_diagonal.abs().max() < 1e-3
 
 
-def test_wide_matrices_give_what_square_ones_padded_to_them_give():
+def test_wide_matrices_give_the_result_of_padded_square_matrices():
     """Both ways of the iteration: on the Gram matrix for wide matrices, plain for others."""
     narrow = torch.randn(1, 9, 10, generator=torch.Generator().manual_seed(2))
     wide = torch.cat([narrow, torch.zeros(1, 9, 50)], dim=2)
@@ -40,7 +40,7 @@ def test_wide_matrices_give_what_square_ones_padded_to_them_give():
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_matrices_move_as_with_muon_of_torch(weight_decay):
+def test_matrices_are_updated_as_by_torch_muon(weight_decay):
     ours = [torch.nn.Parameter(torch.randn(s)) for s in SHAPES]
     theirs = copy.deepcopy(ours)
     optimizer = Muon([{"params": ours, "lr": 0.02, "weight_decay": weight_decay, "use_muon": True}])
@@ -59,7 +59,7 @@ def test_matrices_move_as_with_muon_of_torch(weight_decay):
         assert (own - other).norm() < 0.05 * moved
 
 
-def test_other_parameters_move_as_with_adamw_of_torch():
+def test_other_parameters_are_updated_as_by_torch_adamw():
     ours = [torch.nn.Parameter(torch.randn(s)) for s in [(5,), (3, 4), (2, 3, 4)]]
     theirs = copy.deepcopy(ours)
     group = {"params": ours, "lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95)}
@@ -74,7 +74,7 @@ def test_other_parameters_move_as_with_adamw_of_torch():
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
 
 
-def test_a_kernel_moves_as_the_matrix_of_its_rows():
+def test_a_kernel_is_updated_as_a_matrix_of_its_rows():
     kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 2))
     matrix = torch.nn.Parameter(kernel.detach().clone().flatten(1))
     optimizer = Muon([{"params": [kernel, matrix], "lr": 0.05, "use_muon": True}])
@@ -86,7 +86,7 @@ def test_a_kernel_moves_as_the_matrix_of_its_rows():
     torch.testing.assert_close(kernel.flatten(1), matrix)
 
 
-def test_a_restored_optimizer_goes_on_exactly():
+def test_a_restored_optimizer_continues_exactly():
     parameters = [torch.nn.Parameter(torch.randn(6, 9)), torch.nn.Parameter(torch.randn(9))]
 
     def build(params):

@@ -17,14 +17,14 @@ SETTINGS = ImageStageConfig(
 )
 
 
-def test_learning_rate_warms_up_stays_and_decays():
+def test_the_learning_rate_warms_up_stays_constant_and_decays():
     factors = [learning_rate_factor(SETTINGS, step) for step in range(20)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:16] == [1.0] * 12
     assert factors[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
 
 
-def test_a_longer_plan_changes_no_step_of_the_plateau():
+def test_more_steps_do_not_change_the_constant_phase():
     longer = SETTINGS.model_copy(update={"steps": 60})
     for step in range(15):
         assert learning_rate_factor(longer, step) == learning_rate_factor(SETTINGS, step)
@@ -38,7 +38,7 @@ class Network(nn.Module):
         self.frozen = nn.Linear(2, 2).requires_grad_(requires_grad=False)
 
 
-def test_only_kernels_decay_and_frozen_parameters_stay_out():
+def test_weight_decay_applies_only_to_kernels_and_frozen_parameters_are_excluded():
     network = Network()
     scales = {"conv.bias": 0.1}
     optimizer = build_optimizer(network, SETTINGS, lambda name: scales.get(name, 1.0))
@@ -87,7 +87,7 @@ def test_an_optimizer_that_is_not_installed_is_named(monkeypatch):
         build_optimizer(Network(), SETTINGS.model_copy(update={"optimizer": "adamw_8bit"}))
 
 
-def test_adafactor_keeps_the_groups_and_less_state():
+def test_adafactor_keeps_the_parameter_groups_and_less_state():
     network = Network()
     optimizer = build_optimizer(network, SETTINGS.model_copy(update={"optimizer": "adafactor"}))
     assert sorted({group["weight_decay"] for group in optimizer.param_groups}) == [0.0, 0.3]

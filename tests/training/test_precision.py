@@ -50,14 +50,14 @@ def test_a_stage_that_was_stopped_keeps_its_precision(choose):
     assert choose("auto", 7.0, {})[0] == "bf16"
 
 
-def test_a_setting_is_obeyed(choose):
+def test_the_precision_setting_is_used(choose):
     assert choose("no", 0.4, {})[0] == "no"
     found, said, _ = choose("bf16", 7.0, {})
     assert found == "bf16"
     assert "no bfloat16 instructions" in said[0]
 
 
-def test_timing_leaves_weights_and_gradients_alone(recipe):
+def test_timing_does_not_change_weights_or_gradients(recipe):
     task, plan = task_of(recipe, "autoencoder"), plan_stage(recipe, "autoencoder")
     before = {name: tensor.clone() for name, tensor in task.network.state_dict().items()}
     assert run.seconds_per_update(plan, task, CPU, "no") > 0

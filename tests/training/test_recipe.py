@@ -34,7 +34,7 @@ def test_a_change_reaches_its_setting_and_no_other():
     assert changed == before.model_dump()
 
 
-def test_yaml_reads_no_as_false_and_the_precision_is_no_all_the_same():
+def test_the_precision_no_is_accepted_although_yaml_reads_it_as_false():
     changes = ["image.mixed_precision=no", "clip.mixed_precision=bf16"]
     recipe = read_recipe(SHIPPED, changes)
     assert (recipe.image.mixed_precision, recipe.clip.mixed_precision) == ("no", "bf16")
@@ -61,7 +61,7 @@ def test_a_wrong_change_is_answered_in_a_sentence(change, sentence):
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\x00"])
-def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
+def test_a_file_that_is_not_a_recipe_is_named(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"recipe\.yaml is not"):
@@ -87,7 +87,7 @@ def write(path, **values):
     return path
 
 
-def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+def test_a_recipe_states_only_differences_from_its_base(tmp_path):
     own = write(
         tmp_path / "mine.yaml", base="emoji", name="mine", keyframes={"steps": 7}, clip=None
     )
@@ -110,7 +110,7 @@ def test_packaged_recipes_are_found_by_name():
         read_recipe(Path("emojis"), [])
 
 
-def test_all_that_is_missing_is_said_at_once():
+def test_all_missing_settings_are_reported_at_once():
     with pytest.raises(UserError) as raised:
         parse_recipe({"name": "x", "image": {"learning_rate": 5}}, "x.yaml")
     sentence = str(raised.value)
@@ -128,7 +128,7 @@ def test_a_scale_changes_the_updates_of_all_stages():
     assert read_recipe(SHIPPED, [], 1e-6).keyframes.steps == 1
 
 
-def test_the_bundled_model_can_be_started_from():
+def test_a_recipe_can_start_from_the_bundled_model():
     model = read_recipe(Path("finetune"), []).init_from
     assert (model / "model_index.json").is_file()
 
@@ -143,14 +143,14 @@ def test_the_schema_and_the_page_of_settings_are_those_of_the_code():
         assert f"| `{field}` |" in page
 
 
-def test_the_schema_knows_every_setting_of_the_packaged_recipes():
+def test_the_schema_has_every_setting_of_the_packaged_recipes():
     schema = recipe_schema()
     for name, file in packaged_recipes().items():
         for key in yaml.safe_load(file.read_text()):
             assert key in schema["properties"], (name, key)
 
 
-def test_mistakes_without_end_are_a_few_short_sentences(tmp_path):
+def test_many_mistakes_give_a_few_short_sentences(tmp_path):
     """Aliases make a small file a huge value, and each of a thousand entries is a mistake."""
     path = tmp_path / "recipe.yaml"
     lines = ["a0: &a0 [x, x]"]
@@ -172,6 +172,6 @@ def test_mistakes_without_end_are_a_few_short_sentences(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["[[[[", "2020-99-99", "!!python/name:os.system"])
-def test_a_change_that_is_no_yaml_is_refused(value):
+def test_a_change_that_is_not_yaml_is_refused(value):
     with pytest.raises(UserError, match="not valid YAML"):
         read_recipe(SHIPPED, [f"name={value}"])

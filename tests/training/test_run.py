@@ -39,7 +39,7 @@ def log_of(folder):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(name, trained, recipe):
+def test_a_run_stopped_by_sigterm_ends_like_an_uninterrupted_run(name, trained, recipe):
     for before in STAGES[: STAGES.index(name)]:
         shutil.copytree(trained.output / before, recipe.output / before)
 
@@ -77,7 +77,7 @@ def test_every_stage_changed_what_it_trains(trained):
             assert not {k for k in same if "position_ids" not in k}
 
 
-def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, recipe):
+def test_a_finished_stage_is_skipped_and_more_steps_continue_it(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
     said = []
     train(recipe, "autoencoder", report_to(said.append))
@@ -91,7 +91,7 @@ def test_a_stage_that_is_done_is_left_alone_and_a_longer_plan_goes_on(trained, r
     assert [entry["step"] for entry in log_of(recipe.output / "autoencoder")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_another_number_of_samples_an_update_is_said(trained, recipe):
+def test_another_number_of_samples_per_update_is_reported(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
     shutil.rmtree(recipe.output / "autoencoder" / "output")
     other = recipe.autoencoder.model_copy(update={"steps": 5, "batch_size": 2})
@@ -100,7 +100,7 @@ def test_another_number_of_samples_an_update_is_said(trained, recipe):
     assert "2 samples per update instead of 3" in " ".join(said)
 
 
-def test_samples_are_drawn_where_the_recipe_asks(trained):
+def test_previews_are_written_at_the_steps_of_the_recipe(trained):
     drawn = {
         name: sorted(p.name for p in (trained.output / name / "samples").glob("*"))
         for name in ("image", "keyframes", "interpolation", "video_vae")
@@ -118,7 +118,7 @@ def test_a_stage_needs_those_before_it(recipe):
         train(recipe, "image", report_to(print))
 
 
-def test_a_damaged_product_is_named(trained, recipe):
+def test_a_damaged_output_is_named(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
     file = recipe.output / "autoencoder/output/vae/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
@@ -133,7 +133,7 @@ def test_an_unknown_stage_is_answered_with_the_nearest(recipe):
         resolve_stage(recipe, "keyframe")
 
 
-def test_a_number_that_is_not_finite_stops_before_the_weights_change(recipe):
+def test_a_non_finite_loss_stops_training_before_the_weights_change(recipe):
     task = task_of(recipe, "autoencoder")
     stage = Trainer(
         "autoencoder", recipe.autoencoder, recipe.output / "autoencoder", 5, report_to(print)
@@ -177,7 +177,7 @@ def test_the_export_says_how_many_frames_the_denoiser_continues(trained):
     )
 
 
-def test_what_was_exported_makes_a_video(trained, tmp_path):
+def test_an_exported_model_generates_a_video(trained, tmp_path):
     export(trained.output, tmp_path / "model", "fp16")
     pipeline = MagicVideoPipeline.from_pretrained(tmp_path / "model")
     video = pipeline("a red square", seed=1, num_inference_steps=2).videos[0]
@@ -187,7 +187,7 @@ def test_what_was_exported_makes_a_video(trained, tmp_path):
     assert isinstance(pipeline.vae, VideoPatchAutoencoder)
 
 
-def test_export_touches_nothing_that_exists_and_needs_all_stages(trained, recipe, tmp_path):
+def test_export_replaces_nothing_and_needs_all_stages(trained, recipe, tmp_path):
     with pytest.raises(UserError, match="exists; remove it"):
         export(trained.output, tmp_path, "fp16")
     with pytest.raises(UserError, match="is not a training run"):
@@ -226,7 +226,7 @@ def test_a_finished_stage_refuses_other_settings_and_data_by_name(trained, recip
     assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/output"]
 
 
-def test_clips_updates_and_passes_are_said_before_training(recipe):
+def test_clips_updates_and_epochs_are_reported_before_training(recipe):
     said = []
     train(recipe, "autoencoder", report_to(said.append))
     assert said[0] == "autoencoder: 7 clips, 4 updates of 3 samples, 1.71 epochs"

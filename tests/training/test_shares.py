@@ -39,7 +39,7 @@ def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trai
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_losses_are_of_the_network_that_is_handed_in(trained, name):
+def test_losses_use_the_network_that_is_passed(trained, name):
     """Where weights are sharded, the task's own network stays behind as it was."""
     task = task_of(trained, name)
     batch, count = task.batches.get_batch(0), task.config.batch_size

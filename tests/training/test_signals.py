@@ -7,7 +7,7 @@ from magicvideo.training import signals
 from magicvideo.training.signals import catch_signals, ignore_sigterm
 
 
-def test_signals_are_noted_and_a_second_ctrl_c_ends_at_once(monkeypatch):
+def test_signals_are_recorded_and_a_second_ctrl_c_ends_at_once(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with catch_signals() as noted:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
@@ -19,7 +19,7 @@ def test_signals_are_noted_and_a_second_ctrl_c_ends_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_process_that_says_why_it_ends_is_not_cut_off_by_the_launcher():
+def test_a_process_that_reports_its_error_is_not_killed_by_the_launcher():
     before = signal.getsignal(signal.SIGTERM)
     try:
         with catch_signals():
@@ -31,7 +31,7 @@ def test_a_process_that_says_why_it_ends_is_not_cut_off_by_the_launcher():
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
-def test_a_closed_terminal_is_noted_unless_nohup_was_used():
+def test_a_closed_terminal_is_recorded_unless_nohup_was_used():
     # the tests may themselves run under nohup
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:

@@ -36,7 +36,7 @@ def ids_of(dataset):
     return [clip.id for clip in dataset.clips]
 
 
-def test_a_clip_without_a_caption_is_unconditional_but_nothing_to_match(told, prepared):
+def test_a_clip_without_a_caption_is_unconditional_and_not_used_for_matching(told, prepared):
     train = [clip.id for clip in read_manifest(prepared) if clip.split == "train"]
     recipe = told(train[1:3])
     assert ids_of(frame_dataset(recipe, "clip")) == train[1:3]
@@ -49,7 +49,7 @@ def test_a_clip_without_a_caption_is_unconditional_but_nothing_to_match(told, pr
     ]
 
 
-def test_stages_of_text_refuse_data_without_one_caption(told):
+def test_stages_with_text_refuse_data_without_captions(told):
     recipe = told(())
     for name in ("image", "keyframes"):
         with pytest.raises(

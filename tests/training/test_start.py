@@ -42,7 +42,7 @@ def assert_same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, tmp_path):
+def test_the_autoencoder_starts_from_the_weights_and_the_scale(model, prepared, tmp_path):
     network = task_of(starting(model, prepared, tmp_path, "autoencoder"), "autoencoder").network
     # the model's is a video autoencoder, of which this stage trains the image part
     stored = weights(model / "vae")
@@ -54,7 +54,7 @@ def test_the_autoencoder_begins_with_the_weights_and_the_scale(model, prepared, 
     assert network.config.scaling_factor == fresh.network.config.scaling_factor != 1.0
 
 
-def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared, tmp_path):
+def test_the_video_autoencoder_starts_from_its_temporal_layers(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path, "video_vae")
     network = task_of(recipe, "video_vae").network
     assert_same(network.state_dict(), weights(model / "vae"))
@@ -65,7 +65,7 @@ def test_the_video_autoencoder_goes_on_with_its_temporal_layers(model, prepared,
     assert sizes.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_path):
+def test_clip_starts_from_both_encoders_and_the_tokenizer(model, prepared, tmp_path):
     task = task_of(starting(model, prepared, tmp_path, "clip"), "clip")
     task.save(tmp_path)
     for name in ("text_encoder", "image_encoder"):
@@ -75,13 +75,13 @@ def test_clip_begins_with_both_towers_and_the_tokenizer(model, prepared, tmp_pat
 
 
 @pytest.mark.parametrize("stage", ["unsupervised", "keyframes"])
-def test_video_stages_begin_with_the_denoiser(stage, model, prepared, tmp_path):
+def test_video_stages_start_from_the_denoiser(stage, model, prepared, tmp_path):
     network = task_of(starting(model, prepared, tmp_path, stage), stage).network
     assert_same(network.unet.state_dict(), weights(model / "unet"))
     assert_same(network.image_conditioner.state_dict(), weights(model / "image_conditioner"))
 
 
-def test_the_image_stage_begins_with_the_image_part(model, prepared, tmp_path):
+def test_the_image_stage_starts_from_the_image_layers(model, prepared, tmp_path):
     network = task_of(starting(model, prepared, tmp_path, "image"), "image").network
     stored = weights(model / "unet")
     found = network.unet.state_dict()
@@ -103,7 +103,9 @@ def test_a_model_of_images_is_inflated(model, prepared, tmp_path):
     assert any("temporal" in name for name in new)
 
 
-def test_the_interpolator_goes_on_and_keeps_its_scale(model, prepared, trained, tmp_path):
+def test_the_interpolator_starts_from_its_weights_and_keeps_its_scale(
+    model, prepared, trained, tmp_path
+):
     network = task_of(
         starting(model, prepared, tmp_path, "interpolation", seed=6), "interpolation"
     ).network
@@ -126,7 +128,7 @@ def test_a_run_of_one_stage_exports_a_whole_model(model, prepared, tmp_path):
     assert (tmp_path / "model" / "words.txt").read_text() == (model / "words.txt").read_text()
 
 
-def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
+def test_components_that_are_not_selected_are_initialised_randomly(model, prepared, tmp_path):
     parts = ["vae", "text_encoder", "tokenizer", "image_encoder"]
     convolutions = {**tiny_values(prepared, tmp_path)["unet"], "convolutions": "3d"}
     recipe = starting(
@@ -148,7 +150,7 @@ def test_parts_that_are_not_taken_begin_anew(model, prepared, tmp_path):
         ).path()
 
 
-def test_a_model_without_words_can_be_started_from(model, prepared, tmp_path):
+def test_a_recipe_can_start_from_a_model_without_a_word_list(model, prepared, tmp_path):
     wordless = Path(shutil.copytree(model, tmp_path / "wordless"))
     (wordless / "words.txt").unlink()
     write_checksums(wordless)
@@ -169,7 +171,7 @@ def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
         task_of(recipe, "clip")
 
 
-def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
+def test_a_folder_that_is_damaged_or_not_a_model_is_refused(model, prepared, tmp_path):
     with pytest.raises(UserError, match="is not a model folder"):
         train(starting(tmp_path, prepared, tmp_path, "keyframes"))
     copy = tmp_path / "copy"
@@ -180,7 +182,7 @@ def test_what_is_no_model_or_damaged_is_refused(model, prepared, tmp_path):
         component_source(starting(copy, prepared, tmp_path, "keyframes"), "vae").path()
 
 
-def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
+def test_a_component_that_no_stage_provides_is_named(prepared, tmp_path):
     values = tiny_values(prepared, tmp_path)
     del values["autoencoder"]
     with pytest.raises(UserError, match=r"no stage autoencoder, and no init_from whose model has"):
@@ -190,7 +192,7 @@ def test_a_part_that_neither_makes_is_named(prepared, tmp_path):
         component_source(Recipe.model_validate(values), "vae").path()
 
 
-def test_a_product_keeps_a_share_of_the_weights_it_began_with(model, prepared, tmp_path):
+def test_the_output_interpolates_with_the_initial_weights(model, prepared, tmp_path):
     values = tiny_values(prepared, tmp_path)
     values["keyframes"]["weight_interpolation"] = 0.75
     only = {name: values[name] for name in values if name not in STAGES or name == "keyframes"}

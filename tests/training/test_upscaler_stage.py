@@ -103,7 +103,7 @@ class KnowsAll(nn.Module):
         return self.residuals[i, :, 4 * top : 4 * (top + side), 4 * left : 4 * (left + side)]
 
 
-def test_who_knows_the_large_frame_has_no_loss(make):
+def test_a_perfect_prediction_has_no_loss(make):
     task = make(degradation_prob=0, vae_roundtrip_prob=0, max_noise_level=1e-5, batch_size=40)
     batch = task.batches.get_batch(3)
     frames = batch.frames[:, 0]
@@ -115,7 +115,7 @@ def test_who_knows_the_large_frame_has_no_loss(make):
     assert len(set(oracle.places)) > 20
 
 
-def test_small_frames_pass_the_autoencoder(make):
+def test_small_frames_pass_through_the_autoencoder(make):
     task = make(degradation_prob=0, vae_roundtrip_prob=1, max_latent_noise=0, max_noise_level=1e-5)
     batch = task.batches.get_batch(0)
     frames = batch.frames[:, 0]
@@ -183,7 +183,7 @@ def test_residuals_have_unit_variance(make):
     assert again.network.config.residual_scale == scale
 
 
-def test_some_steps_lower_the_loss_on_frames_it_did_not_see(make, finished):
+def test_some_updates_lower_the_loss_on_unseen_frames(make, finished):
     def loss_of(network):
         values = []
         for position in range(1000, 1010):
@@ -201,7 +201,7 @@ def test_some_steps_lower_the_loss_on_frames_it_did_not_see(make, finished):
         assert loss_of(task.network) < 0.8 * before
 
 
-def test_the_product_is_what_generation_loads(finished):
+def test_generation_loads_the_output(finished):
     product = finished.output / "upscaler" / "output"
     upscaler = Upscaler.from_pretrained(product / "upscaler")
     assert (
@@ -217,7 +217,9 @@ def test_the_product_is_what_generation_loads(finished):
     assert [path.name for path in sheets.iterdir()] == ["step-00000020.png"]
 
 
-def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(prepared, large, finished, tmp_path):
+def test_a_run_stopped_by_sigterm_ends_like_an_uninterrupted_run(
+    prepared, large, finished, tmp_path
+):
     recipe = recipe_of(prepared, large, tmp_path / "run")
 
     def stop_at_step_9(line):
@@ -236,7 +238,7 @@ def test_a_run_stopped_by_sigterm_ends_as_the_unbroken_one(prepared, large, fini
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_its_cost_is_in_the_plan(finished):
+def test_the_dry_run_counts_its_cost(finished):
     last = estimate_run(finished)[-1]
     assert (last.name, last.updates, last.samples) == ("upscaler", STEPS, 6 * STEPS)
     assert last.gflops > 0

@@ -64,7 +64,7 @@ def test_the_encoder_is_the_image_autoencoders_bit_for_bit(trained):
     assert (decode_latents(first, latents) - decode_latents(second, latents)).abs().max() > 1e-4
 
 
-def test_other_stages_keep_to_the_image_autoencoder(trained):
+def test_other_stages_use_the_image_autoencoder(trained):
     frozen = task_of(trained, "interpolation").encoders.vae
     assert not hasattr(frozen, "temporal_mid")
 
@@ -103,7 +103,7 @@ def test_starts_as_the_image_autoencoder_and_sums_the_losses(trained, task, batc
 
 
 @pytest.mark.parametrize(("clean", "common"), [(0.0, 0.3), (0.5, 0.0), (1.0, 0.8)])
-def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, batch, clean, common):
+def test_noise_has_the_sampled_level_and_some_clips_have_none(trained, batch, clean, common):
     changes = {"max_latent_noise": 0.7, "clean_prob": clean, "common_latent_noise": common}
     task = task_of(with_settings(trained, **changes), "video_vae")
     image = load_autoencoder(image_vae_source(trained).path())
@@ -123,7 +123,7 @@ def test_noise_has_the_level_that_was_drawn_and_some_clips_have_none(trained, ba
     )
 
 
-def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
+def test_temporal_differences_do_not_cross_clips(task, batch):
     """Clips that stand still, of other colours."""
     still = batch.frames[:, :1].expand(-1, FRAMES, -1, -1, -1).clone()
     still[1] *= -1
@@ -133,7 +133,7 @@ def test_what_changes_in_time_is_not_taken_across_clips(task, batch):
     assert found["temporal"] < 1e-6
 
 
-def test_rates_are_those_of_the_recipe(trained):
+def test_learning_rates_are_those_of_the_recipe(trained):
     recipe = with_settings(trained, pretrained_lr_scale=0.25)
     task = task_of(recipe, "video_vae")
     network = task.network
@@ -151,7 +151,7 @@ def test_rates_are_those_of_the_recipe(trained):
             assert rates[id(parameter)] == pytest.approx(expected)
 
 
-def test_learns_to_hold_still_from_the_frames_before(trained):
+def test_learns_to_reduce_flicker_from_earlier_frames(trained):
     """With the image weights held, only attention to earlier frames can lower the flicker."""
     others = dict.fromkeys(("perceptual_weight", "squared_weight", "gradient_weight"), 0.0)
     changes = {"temporal_weight": 4.0, "max_latent_noise": 0.2, "clean_prob": 0.0}
@@ -178,7 +178,7 @@ def test_learns_to_hold_still_from_the_frames_before(trained):
     assert sum(history[-10:]) < 0.9 * sum(history[:10])
 
 
-def test_its_cost_is_in_the_plan(trained, task):
+def test_the_dry_run_counts_its_cost(trained, task):
     one, *_, last = estimate_run(trained)
     assert (last.name, last.updates, last.samples) == ("video_vae", 4, 12)
     assert last.parameters == sum(parameter.numel() for parameter in task.network.parameters())
@@ -186,7 +186,7 @@ def test_its_cost_is_in_the_plan(trained, task):
     assert FRAMES * one.gflops < last.gflops < 2 * FRAMES * one.gflops
 
 
-def test_the_export_decodes_with_the_frames_before(trained, tmp_path):
+def test_the_exported_decoder_uses_earlier_frames(trained, tmp_path):
     export(trained.output, tmp_path / "model", "fp32")
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["vae"] == ["magicvideo", "VideoPatchAutoencoder"]

@@ -37,7 +37,7 @@ def recipe(model, prepared, tmp_path_factory):
     )
 
 
-def test_it_trains_and_exports_with_defaults_and_licence_of_its_start(recipe, tmp_path):
+def test_it_trains_and_exports_with_the_defaults_and_licence_of_the_initial_model(recipe, tmp_path):
     train(recipe)
     export(recipe.output, tmp_path / "model", "fp32")
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())

@@ -51,7 +51,7 @@ def whole(mixed, folders, tmp_path_factory):
     return out
 
 
-def test_samples_are_what_the_networks_make_of_the_clips(whole, mixed, folders):
+def test_samples_are_the_network_outputs_of_the_clips(whole, mixed, folders):
     frozen = folders.load()
     pixels = ClipDataset(mixed, ("train", "heldout"))
     shards = ShardDataset(whole, ("train", "heldout"))
@@ -82,7 +82,7 @@ def test_samples_are_what_the_networks_make_of_the_clips(whole, mixed, folders):
             assert note.parts == folders.hashes()
 
 
-def test_samples_say_where_they_are_from(whole, shapes):
+def test_samples_state_their_source(whole, shapes):
     shards = ShardDataset(whole)
     note = next(
         shard.metadata(keys[0])
@@ -95,7 +95,7 @@ def test_samples_say_where_they_are_from(whole, shapes):
     assert note.caption
 
 
-def test_variants_differ_and_depend_on_the_clip_alone(whole):
+def test_variants_differ_and_depend_only_on_the_clip(whole):
     shards = ShardDataset(whole)
     for number in range(len(shards._cache.shards)):
         shard = shards._cache.open(number)
@@ -114,7 +114,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(whole, encode_mixed,
     assert contents(out) == contents(whole)
 
 
-def test_what_is_there_is_kept_and_what_is_broken_or_changed_is_made_again(
+def test_complete_shards_are_kept_and_others_are_written_again(
     whole, mixed, encode_mixed, tmp_path
 ):
     out = tmp_path / "shards"
@@ -155,7 +155,7 @@ def test_what_is_there_is_kept_and_what_is_broken_or_changed_is_made_again(
     assert sum(shard.clips for shard in index.shards) == 6
 
 
-def test_clips_of_a_source_are_decoded_on_the_way_and_bad_ones_skipped(
+def test_clips_of_a_source_are_decoded_on_the_fly_and_damaged_ones_skipped(
     shapes, prepared, folders, tmp_path
 ):
     from magicvideo.data.workers import map_unordered

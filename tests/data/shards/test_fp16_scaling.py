@@ -13,7 +13,7 @@ NUMBERS = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2
 
 @settings(max_examples=50, deadline=None)
 @given(arrays(np.float32, (3, 5), elements=NUMBERS))
-def test_what_comes_back_is_rounded_to_11_bits_and_no_further(values):
+def test_the_round_trip_keeps_11_bits(values):
     stored, scale = to_scaled_fp16(values)
     assert np.isfinite(stored).all()
     back = from_scaled_fp16(stored, scale).numpy()
@@ -28,12 +28,12 @@ def test_the_scale_is_a_power_of_two_and_the_largest_fills_the_range(largest):
     assert 2**14 <= stored[0] <= 2**15
 
 
-def test_nothing_but_zeros_stays_zeros():
+def test_zeros_stay_zeros():
     stored, scale = to_scaled_fp16(np.zeros((2, 3), np.float32))
     assert not from_scaled_fp16(stored, scale).any()
 
 
-def test_numbers_too_small_for_a_scale_lose_digits_and_nothing_else():
+def test_very_small_numbers_only_lose_precision():
     values = np.array([1e-43, -3e-39, 0.0], np.float32)
     back = from_scaled_fp16(*to_scaled_fp16(values)).numpy()
     np.testing.assert_allclose(back, values, rtol=2.0**-11, atol=2.0**-148)

@@ -79,9 +79,7 @@ def test_an_endless_index_is_not_read(write_shards):
         read_index(folder)
 
 
-def test_a_shard_that_does_not_end_is_given_up_after_its_size(
-    write_shards, serve, tmp_path, monkeypatch
-):
+def test_a_download_stops_at_the_size_of_the_shard(write_shards, serve, tmp_path, monkeypatch):
     folder = write_shards([2])
     url = serve(folder)
     read = []

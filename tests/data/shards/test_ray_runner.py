@@ -18,7 +18,7 @@ def cluster():
     gc.collect()  # Ray leaves its processes to the collector, which warns of them
 
 
-def test_ray_is_asked_for_by_name_where_there_is_no_cluster(monkeypatch):
+def test_a_missing_ray_cluster_is_named(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="No Ray cluster was found"):
         next(map_on_ray(len, ["a"], cpus=1, gpus=0))
@@ -27,7 +27,7 @@ def test_ray_is_asked_for_by_name_where_there_is_no_cluster(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("cluster")
-def test_shards_made_on_ray_are_those_made_here(encode_mixed, tmp_path):
+def test_shards_encoded_on_ray_equal_those_encoded_locally(encode_mixed, tmp_path):
     def on_ray(function, jobs):
         return map_on_ray(function, jobs, cpus=1, gpus=0)
 

@@ -54,7 +54,7 @@ def test_a_sample_is_frames_of_one_variant(write_shards):
     assert captions == {"clip 2 of 1, variant 0", "clip 2 of 1, variant 1"}
 
 
-def test_a_batch_is_a_function_of_its_step_alone(write_shards):
+def test_a_batch_depends_only_on_its_step(write_shards):
     folder = write_shards([2, 3, 4, 1])
     unbroken = batches(ShardDataset(folder, window=2), range(9))
     resumed = batches(ShardDataset(folder, window=2), [7])
@@ -64,7 +64,7 @@ def test_a_batch_is_a_function_of_its_step_alone(write_shards):
     assert len(set(ids[:10])) == len(set(ids[10:20])) == 10
 
 
-def test_shards_of_a_url_are_fetched_kept_for_a_while_and_equal(write_shards, upload, tmp_path):
+def test_shards_of_a_url_are_fetched_cached_and_equal(write_shards, upload, tmp_path):
     folder = write_shards([2, 2, 3, 1, 2])
     url, cache = upload(folder), tmp_path / "cache"
     dataset = ShardDataset(url, window=1, cache=cache)
@@ -78,7 +78,7 @@ def test_shards_of_a_url_are_fetched_kept_for_a_while_and_equal(write_shards, up
     assert 1 <= len(kept) <= 4  # three windows, and one that is being fetched for the next
 
 
-def test_a_cut_shard_of_a_url_is_named_and_not_kept(write_shards, upload, tmp_path):
+def test_a_truncated_shard_of_a_url_is_named_and_not_cached(write_shards, upload, tmp_path):
     folder = write_shards([2])
     url = upload(folder)
     with fsspec.open(f"{url}/train-000000.tar", "wb") as file:
@@ -92,7 +92,7 @@ def test_a_cut_shard_of_a_url_is_named_and_not_kept(write_shards, upload, tmp_pa
         batches(dataset, [0])
 
 
-def test_a_cut_shard_on_this_machine_is_named_when_the_set_is_opened(write_shards):
+def test_a_truncated_local_shard_is_named_when_the_data_set_is_opened(write_shards):
     folder = write_shards([2, 1])
     path = folder / "train-000001.tar"
     path.write_bytes(path.read_bytes()[:-512])
@@ -125,7 +125,7 @@ def test_captions_for_previews_come_from_the_first_shard(write_shards):
     assert fps == 12
 
 
-def test_subjects_are_drawn_equally_often_whatever_the_number_of_their_clips(write_shards):
+def test_subjects_are_sampled_equally_often(write_shards):
     folder = write_shards([4, 4])
     content = json.loads((folder / INDEX).read_text())
     # the first clip is the only one of its subject, the seven others share one

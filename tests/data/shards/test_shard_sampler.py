@@ -11,7 +11,7 @@ COUNTS = st.lists(st.integers(1, 6), min_size=1, max_size=9)
 
 @settings(max_examples=40, deadline=None)
 @given(COUNTS, st.integers(1, 4), st.integers(0, 9), st.integers(0, 2))
-def test_every_epoch_is_a_permutation_that_few_shards_are_open_for(counts, window, seed, epoch):
+def test_every_epoch_is_a_permutation_with_few_open_shards(counts, window, seed, epoch):
     order = ShardSampler(tuple(counts), window)
     first = epoch * order.length
     clips = order.clips(seed, first, order.length)
@@ -28,7 +28,7 @@ def test_every_epoch_is_a_permutation_that_few_shards_are_open_for(counts, windo
 
 @settings(max_examples=20, deadline=None)
 @given(COUNTS, st.integers(1, 3), st.integers(0, 90), st.integers(0, 40))
-def test_the_order_does_not_depend_on_where_reading_begins(counts, window, first, count):
+def test_the_order_does_not_depend_on_the_first_position(counts, window, first, count):
     from_the_start = ShardSampler(tuple(counts), window).clips(3, 0, first + count)
     assert ShardSampler(tuple(counts), window).clips(3, first, count) == from_the_start[first:]
 
@@ -39,7 +39,7 @@ def test_clips_are_found_in_their_shards():
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
-def test_seeds_and_epochs_differ_and_the_next_window_may_be_the_next_epochs():
+def test_seeds_and_epochs_differ_and_windows_continue_across_epochs():
     order = ShardSampler((5,) * 12, 3)
     orders = {tuple(order.clips(seed, epoch * 60, 60)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9

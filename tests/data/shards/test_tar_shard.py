@@ -17,7 +17,7 @@ from magicvideo.data.shards.tar_shard import (
 from magicvideo.errors import UserError
 
 
-def test_the_bytes_depend_on_the_members_alone(tmp_path):
+def test_the_bytes_of_a_shard_depend_only_on_its_members(tmp_path):
     for name in ("one.tar", "two.tar"):
         with open_archive(tmp_path / name) as archive:
             for member in members(3, 2, 2):
@@ -28,7 +28,7 @@ def test_the_bytes_depend_on_the_members_alone(tmp_path):
         assert (about.mtime, about.uid, about.gid, about.uname) == (0, 0, 0, "")
 
 
-def test_samples_are_read_where_they_lie(write_shards):
+def test_samples_are_read_by_offset(write_shards):
     folder = write_shards([2, 3], variants=2)
     shard = ShardReader(folder / "train-000001.tar", read_index(folder).shards[1])
     assert shard.clips[2] == ["00002-00", "00002-01"]

@@ -20,7 +20,7 @@ def write(folder, name, content):
         ("a.json", '[{"x": "1", "y": "2"},\n{"x": "3", "y": "4\\n5"}]', ["entry 1", "entry 2"]),
     ],
 )
-def test_rows_come_with_their_places(tmp_path, name, content, places):
+def test_rows_have_their_line_numbers(tmp_path, name, content, places):
     rows = [{"x": "1", "y": "2"}, {"x": "3", "y": "4\n5"}]
     assert list(read_rows(write(tmp_path, name, content))) == list(zip(places, rows, strict=True))
 
@@ -40,7 +40,7 @@ def test_rows_come_with_their_places(tmp_path, name, content, places):
         ("a.json", b"\xff", "is not UTF-8 text"),
     ],
 )
-def test_mistakes_are_named_by_place(tmp_path, name, content, message):
+def test_errors_name_the_place(tmp_path, name, content, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         list(read_rows(write(tmp_path, name, content)))
     assert str(tmp_path / name) in str(caught.value)

@@ -58,7 +58,7 @@ def test_times_are_seconds_or_clock_times(value, seconds):
     assert parse_time(value) == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_several_clips_come_out_of_one_film(films, prepared_clips, tmp_path):
+def test_one_video_gives_several_clips(films, prepared_clips, tmp_path):
     write(
         films,
         {
@@ -95,7 +95,7 @@ def test_several_clips_come_out_of_one_film(films, prepared_clips, tmp_path):
         assert np.abs(pixels.mean(axis=(1, 2, 3)) - expected).max() < 3
 
 
-def test_spans_that_cannot_be_cut_are_skipped(films, prepared_clips):
+def test_time_ranges_that_cannot_be_cut_are_skipped(films, prepared_clips):
     write(
         films,
         {"video_id": "QMi8", "start": 1, "end": 2},
@@ -121,7 +121,7 @@ def test_spans_that_cannot_be_cut_are_skipped(films, prepared_clips):
     assert {one.file: one.detail for one in check_source(source) if not one.split} == skipped
 
 
-def test_a_clip_that_is_cut_elsewhere_is_decoded_again(films, tmp_path):
+def test_a_clip_with_another_time_range_is_decoded_again(films, tmp_path):
     def run(end):
         entry = {"video_id": "QMi8", "clip_id": "a", "start": 1, "end": end}
         write(films, entry, {"video_id": "QMi8", "clip_id": "b", "start": 2, "end": 3})
@@ -133,7 +133,7 @@ def test_a_clip_that_is_cut_elsewhere_is_decoded_again(films, tmp_path):
     assert run(1.8) == (1, [8, 10])
 
 
-def test_the_longest_scene_of_a_span_is_taken(films, prepared_clips, tmp_path):
+def test_the_longest_scene_of_a_time_range_is_taken(films, prepared_clips, tmp_path):
     write(films, {"video_id": "QMi8", "start": 3, "end": "5"})
     plain = prepare(open_source(films), tmp_path / "plain", FrameSettings.square(8))
     clips, _ = prepared_clips(open_source(films, longest_scene=True))
@@ -144,7 +144,7 @@ def test_the_longest_scene_of_a_span_is_taken(films, prepared_clips, tmp_path):
     assert [clip.frames for clip in again.clips] == [20]
 
 
-def test_all_clips_of_a_film_are_on_one_side(tmp_path, film):
+def test_all_clips_of_a_video_are_in_the_same_split(tmp_path, film):
     for number in range(20):
         (tmp_path / f"film{number}.mp4").write_bytes(film)
     spans = [{"span": [start, start + 1]} for start in range(3)]
@@ -176,7 +176,7 @@ def test_broken_entries_are_named_by_line(films, entry, message):
         scan(films)
 
 
-def test_a_json_list_will_do_and_other_files_are_none(films):
+def test_a_json_list_is_accepted_and_other_files_are_not(films):
     (films / "metadata.jsonl").write_text('{"file_name": "other.mp4", "text": "x"}')
     assert open_source(films).name == "folder"
     (films / "clips.json").write_text('[{"video_id": "other", "start": 1, "end": 2}]')
@@ -184,7 +184,7 @@ def test_a_json_list_will_do_and_other_files_are_none(films):
     assert (source.name, [one.span for one in source.clips]) == ("clip-list", [(1.0, 2.0)])
 
 
-def test_no_list_and_no_film_are_refused(tmp_path, films):
+def test_a_missing_list_and_a_missing_video_are_refused(tmp_path, films):
     with pytest.raises(UserError, match=r"no \.jsonl or \.json list.*it holds other\.mp4, part1"):
         open_source(films, kind="clip-list")
     write(tmp_path, {"video_id": "gone", "start": 1, "end": 2})

@@ -97,7 +97,7 @@ def files(folder):
 WHOLE = {"clips/1a.webp", "clips/1b.webp", "clips/2a.webp", "fluent-emoji.txt"}
 
 
-def test_listed_clips_are_taken_out_and_nothing_else(tmp_path, shelf, sums):
+def test_only_listed_clips_are_extracted(tmp_path, shelf, sums):
     folder = tmp_path / "a/emoji"
     steps = []
     fresh = fetch(folder, LISTED, sums, lambda package, clips: steps.append((package, clips)))
@@ -137,14 +137,14 @@ def test_a_failure_keeps_what_was_fetched(tmp_path, shelf, sums):
     assert files(folder) == WHOLE
 
 
-def test_a_tarball_with_another_sum_is_not_opened(tmp_path, shelf, sums):
+def test_a_tarball_with_another_checksum_is_not_opened(tmp_path, shelf, sums):
     write_tarball(shelf / tarball(1), {**members_of("1"), "package/more": b"x"})
     with pytest.raises(UserError, match="SHA-512 that is not the expected one"):
         fetch(tmp_path / "emoji", LISTED, sums)
     assert files(tmp_path / "emoji") == {"fluent-emoji.txt"}
 
 
-def test_a_tarball_that_is_there_is_used_if_it_is_whole(tmp_path, shelf, sums):
+def test_an_existing_tarball_is_used_if_it_is_complete(tmp_path, shelf, sums):
     packages = tmp_path / "emoji/packages"
     packages.mkdir(parents=True)
     (tmp_path / "emoji/fluent-emoji.txt").touch()
@@ -182,7 +182,7 @@ def test_without_npm_one_sentence_says_where_to_get_it(tmp_path, monkeypatch):
         fetch(tmp_path / "emoji", LISTED)
 
 
-def test_other_folders_are_left_alone(tmp_path):
+def test_other_folders_are_not_changed(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty and holds no fetched emoji"):
         fetch(tmp_path, LISTED, {})
@@ -191,6 +191,6 @@ def test_other_folders_are_left_alone(tmp_path):
     assert files(tmp_path) == {"letter.txt"}
 
 
-def test_there_is_a_sum_for_every_package():
+def test_there_is_a_checksum_for_every_package():
     assert {clip.package for clip in emoji_records()} == set(SHA512)
     assert {len(digest) for digest in SHA512.values()} == {128}

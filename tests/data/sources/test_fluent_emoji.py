@@ -20,7 +20,7 @@ def source(tmp_path_factory):
     return scan(folder)
 
 
-def test_the_list_is_whole():
+def test_the_emoji_list_is_complete():
     assert len(LISTED) == len({clip.code for clip in LISTED}) == 2014
     assert len({clip.name for clip in LISTED}) == 2014
     assert Counter(clip.package for clip in LISTED) == {1: 451, 2: 469, 3: 568, 4: 526}
@@ -32,7 +32,7 @@ def test_the_list_is_whole():
     }
 
 
-def test_a_missing_and_a_foreign_file_are_reported(source):
+def test_a_missing_and_an_unexpected_file_are_reported(source):
     assert len(source.clips) == 2013
     reasons = {skipped.file: skipped.reason for skipped in source.skipped}
     assert reasons == {
@@ -41,7 +41,7 @@ def test_a_missing_and_a_foreign_file_are_reported(source):
     }
 
 
-def test_held_out_are_combinations_whose_parts_are_trained_on(source):
+def test_held_out_combinations_consist_of_parts_seen_in_training(source):
     pairs = {"train": set(), "heldout": set()}
     for candidate in source.clips:
         known = candidate.attributes

@@ -52,7 +52,7 @@ def test_no_phrase_means_two_activities_and_no_held_out_one_is_trained(phrases):
             assert bare(phrase) not in owner, phrase
 
 
-def test_slots_are_known_and_stand_only_where_genders_differ(phrases, emoji, words):
+def test_placeholders_are_used_only_if_genders_differ(phrases, emoji, words):
     genders = {}
     for clip in emoji:
         genders.setdefault(clip["activity"], set()).add(clip["gender"])

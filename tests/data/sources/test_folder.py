@@ -23,7 +23,7 @@ def reasons(source):
     return {skipped.file: skipped.reason for skipped in source.skipped}
 
 
-def test_captions_stand_beside_clips(tmp_path):
+def test_captions_are_read_from_text_files_beside_clips(tmp_path):
     make(
         tmp_path,
         a_DOT_mp4="",
@@ -142,7 +142,7 @@ def test_impossible_file_names_are_skipped(tmp_path, name):
     )
 
 
-def test_captions_that_no_file_can_hold_are_skipped(tmp_path):
+def test_captions_that_cannot_be_encoded_are_skipped(tmp_path):
     make(tmp_path, a_DOT_mp4="", metadata_DOT_jsonl='{"file_name": "a.mp4", "text": "\\ud800"}')
     assert reasons(scan(tmp_path)) == {"a.mp4": "its caption is not UTF-8 text"}
 
@@ -152,18 +152,18 @@ def test_names_that_are_not_utf8_are_skipped(tmp_path):
     assert reasons(scan(tmp_path)) == {"caf\\xe9.mp4": "its name is not UTF-8; rename it"}
 
 
-def test_a_caption_that_never_ends_is_not_waited_for(tmp_path):
+def test_an_endless_caption_file_is_not_read(tmp_path):
     make(tmp_path, a_DOT_mp4="")
     os.mkfifo(tmp_path / "a.txt")
     assert reasons(scan(tmp_path)) == {"a.mp4": "a.txt is not a regular file"}
 
 
-def test_clips_that_differ_by_suffix_have_ids_of_their_own(tmp_path):
+def test_clips_that_differ_only_in_suffix_have_different_ids(tmp_path):
     make(tmp_path, a_DOT_mp4="", a_DOT_gif="", a_DOT_txt="both", b_DOT_mp4="", b_DOT_txt="one")
     assert sorted(texts(scan(tmp_path))) == ["a.gif", "a.mp4", "b"]
 
 
-def test_a_share_is_held_out_unless_the_metadata_says(tmp_path):
+def test_a_fraction_is_held_out_unless_the_metadata_has_splits(tmp_path):
     for number in range(40):
         make(tmp_path, **{f"clip{number}_DOT_mp4": "", f"clip{number}_DOT_txt": "x"})
     rows = [
@@ -178,6 +178,6 @@ def test_a_share_is_held_out_unless_the_metadata_says(tmp_path):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_holdout_that_is_no_share_is_refused(tmp_path, share):
+def test_a_holdout_outside_0_to_1_is_refused(tmp_path, share):
     with pytest.raises(UserError, match="is not a fraction"):
         scan(tmp_path, share)

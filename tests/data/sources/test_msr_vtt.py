@@ -60,7 +60,7 @@ def test_all_captions_are_kept_and_the_splits_are_the_official_ones(msr_vtt, pre
     }
 
 
-def test_a_list_in_annotation_will_do(tmp_path, put_clips):
+def test_a_list_in_the_folder_annotation_is_accepted(tmp_path, put_clips):
     put_clips(tmp_path, "videos/all/video7.mp4")
     (tmp_path / "annotation").mkdir()
     (tmp_path / "annotation/MSR_VTT.json").write_text(json.dumps(TEST))

@@ -78,7 +78,7 @@ def test_ids_are_the_same_on_every_system(tmp_path):
     assert ids == ["café", "café"]
 
 
-def test_files_that_differ_in_capitals_alone_are_told_apart(tmp_path):
+def test_files_that_differ_only_in_case_are_distinguished(tmp_path):
     put(tmp_path / "a.mp4", tmp_path / "A.mp4")
     write_rows(tmp_path / "metadata.jsonl", "A.mp4", "a.mp4")
     texts = {clip.path.name: clip.text for clip in folder.scan(tmp_path).clips}
@@ -90,7 +90,7 @@ def test_files_that_differ_in_capitals_alone_are_told_apart(tmp_path):
     assert texts == {"A.mp4": "large", "a.mp4": "small"}
 
 
-def test_captions_in_capitals_belong_to_their_videos(tmp_path):
+def test_captions_in_files_with_uppercase_names_belong_to_their_videos(tmp_path):
     put(tmp_path / "A.MP4", tmp_path / "A.TXT")
     source = folder.scan(tmp_path)
     assert [(clip.id, clip.text) for clip in source.clips] == [("A", "words")]
@@ -110,7 +110,7 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     assert source.skipped == []
 
 
-def test_a_link_to_a_folder_around_the_source_is_named_and_not_followed(tmp_path):
+def test_a_link_to_a_parent_folder_is_named_and_not_followed(tmp_path):
     videos = tmp_path / "videos"
     put(tmp_path / "private.mp4", tmp_path / "private.txt", videos / "a.mp4", videos / "a.txt")
     (videos / "up").symlink_to(tmp_path)
@@ -132,7 +132,7 @@ def test_linked_files_with_metadata_are_read_as_in_the_hubs_cache(tmp_path, scan
     assert clip.text == "words 0"
 
 
-def test_a_linked_caption_is_read_beside_its_linked_video_alone(tmp_path):
+def test_a_linked_caption_is_read_only_beside_its_linked_video(tmp_path):
     put(tmp_path / "blobs/video", tmp_path / "blobs/caption", tmp_path / "private")
     videos = tmp_path / "videos"
     put(videos / "b.mp4")
@@ -161,7 +161,7 @@ def test_loops_of_links_are_named(tmp_path):
     assert reasons["a.mp4"].startswith("a.txt cannot be read")
 
 
-def test_no_name_of_a_list_leads_out_of_the_folder(tmp_path):
+def test_no_listed_name_selects_a_file_outside_the_folder(tmp_path):
     videos = tmp_path / "videos"
     put(tmp_path / "secret.mp4", videos / "a.mp4")
     index = VideoIndex(videos)
@@ -170,7 +170,7 @@ def test_no_name_of_a_list_leads_out_of_the_folder(tmp_path):
         assert index.find_video(name) is None
 
 
-def test_names_are_printed_without_what_a_terminal_obeys(tmp_path):
+def test_names_are_printed_without_control_characters(tmp_path):
     name = "\x1b[31mred\u202e.mp4"
     put(tmp_path / name)
     assert display_path(tmp_path / name, tmp_path) == "\\x1b[31mred\\u202e.mp4"

@@ -76,14 +76,14 @@ def test_lists_are_read_by_their_content_whatever_their_suffix(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "caption", "mp4.txt", "mp4.caption", "TXT"])
-def test_a_text_file_of_the_clips_name(tmp_path, suffix):
+def test_a_text_file_with_the_name_of_the_clip_has_its_caption(tmp_path, suffix):
     put(tmp_path, a_DOT_mp4="")
     (tmp_path / f"a.{suffix}").write_text("a fox\n")
     assert texts(tmp_path) == {"a": "a fox"}
     assert scan(tmp_path).skipped == []
 
 
-def test_of_two_text_files_one_counts_and_the_other_is_named(tmp_path):
+def test_of_two_text_files_one_is_used_and_the_other_is_named(tmp_path):
     put(tmp_path, a_DOT_mp4="", a_DOT_txt="a fox", a_DOT_caption="a cat")
     source = scan(tmp_path)
     assert [clip.text for clip in source.clips] == ["a fox"]
@@ -117,14 +117,14 @@ def test_sparse_captions_and_endless_lines_are_not_read_into_memory(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
-def test_json_nested_without_end_is_a_clear_mistake(tmp_path, name):
+def test_deeply_nested_json_gives_a_clear_error(tmp_path, name):
     put(tmp_path, a_DOT_mp4="")
     (tmp_path / name).write_text('{"a":' * 100_000)
     with pytest.raises(UserError, match=f"{name}"):
         scan(tmp_path)
 
 
-def test_a_caption_of_a_book_is_refused(tmp_path):
+def test_a_caption_that_is_too_long_is_refused(tmp_path):
     put(tmp_path, a_DOT_mp4="", a_DOT_txt="word " * 5000)
     (skipped,) = scan(tmp_path).skipped
     assert skipped.reason == "its caption has 24,999 characters, more than 20,000"

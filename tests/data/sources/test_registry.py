@@ -5,7 +5,7 @@ from magicvideo.data.sources.registry import layouts, open_source
 from magicvideo.errors import UserError
 
 
-def test_sources_are_known_by_what_lies_in_them(shapes, tmp_path):
+def test_layouts_are_detected_by_the_contents_of_the_folder(shapes, tmp_path):
     assert open_source(shapes).name == "folder"
     (tmp_path / MARKER).touch()
     source = open_source(tmp_path)
@@ -26,11 +26,11 @@ def test_a_layout_can_be_named(tmp_path, put_clips):
         open_source(tmp_path, kind="fluent-emoji")
 
 
-def test_no_layout_takes_anybodys_videos_for_its_own(shapes):
+def test_no_layout_matches_a_plain_folder_of_videos(shapes):
     assert [layout.name for layout in layouts() if layout.matches(shapes)] == ["folder"]
 
 
-def test_no_folder_and_an_empty_one_are_refused(tmp_path):
+def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no file"):
         open_source(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):

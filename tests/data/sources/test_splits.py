@@ -8,7 +8,7 @@ TONES = ("default", "light", "medium-light", "medium", "medium-dark", "dark")
 
 
 @given(st.sets(st.tuples(st.text(max_size=3), st.sampled_from(TONES)), max_size=60))
-def test_no_base_and_no_tone_is_held_out_whole(pairs):
+def test_no_figure_and_no_tone_is_held_out_completely(pairs):
     heldout = heldout_combinations(list(pairs))
     training = pairs - heldout
     assert heldout <= pairs
@@ -26,7 +26,7 @@ def test_about_one_in_ten_is_held_out_and_it_stays_so():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_a_share_of_ids_is_held_out(share):
+def test_a_fraction_of_ids_is_held_out(share):
     ids = [f"clip{number}" for number in range(3000)]
     heldout = [clip_id for clip_id in ids if split_by_hash(clip_id, share) == "heldout"]
     assert len(heldout) / len(ids) == pytest.approx(share, abs=0.02)

@@ -15,7 +15,7 @@ from magicvideo.errors import UserError
 from magicvideo.media.video_reader import read_clip
 
 
-def test_all_scenes_are_different_and_visible():
+def test_all_synthetic_scenes_are_different_and_visible():
     scenes = all_scenes()
     assert len({scene.caption for scene in scenes}) == len(scenes) == 400
     assert all(scene.colour != scene.background for scene in scenes)
@@ -30,7 +30,7 @@ def centre(pixels, colour):
 
 
 @pytest.mark.parametrize("number", range(0, 400, 29))
-def test_the_caption_says_what_is_seen(number):
+def test_the_caption_describes_the_scene(number):
     scene = all_scenes()[number]
     first, middle, last = (render_frame(scene, time) for time in (0.0, 0.5, 1.0))
     assert nearest_colour(middle[SIZE // 2, SIZE // 2]) == scene.colour
@@ -83,7 +83,7 @@ def test_impossible_counts_are_refused(tmp_path, count):
         write_clips(tmp_path / "new", count)
 
 
-def test_nothing_is_written_beside_other_files(tmp_path):
+def test_nothing_is_written_into_a_folder_with_other_files(tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(UserError, match="not an empty folder"):
         write_clips(tmp_path, 1)

@@ -47,7 +47,7 @@ def test_classes_are_prompts_and_the_splits_are_the_official_ones(ucf101, prepar
         open_source(ucf101, 0.2)
 
 
-def test_another_official_split_will_do(tmp_path, put_clips):
+def test_another_official_split_is_accepted(tmp_path, put_clips):
     put_clips(tmp_path, "v_YoYo_g25_c05.avi")
     write_lists(tmp_path, "03")
     source = open_source(tmp_path)

@@ -20,12 +20,12 @@ def test_videos_are_found_by_the_names_of_lists(tmp_path):
         assert videos.find_video(name) is None
 
 
-def test_a_video_with_the_very_suffix_is_preferred(tmp_path):
+def test_a_video_with_the_listed_suffix_is_preferred(tmp_path):
     make(tmp_path, "a.avi", "sub/a.mp4")
     assert VideoIndex(tmp_path).find_video("a.mp4") == tmp_path / "sub/a.mp4"
 
 
-def test_videos_that_nobody_asked_for_are_known(tmp_path):
+def test_unreferenced_videos_are_reported(tmp_path):
     make(tmp_path, "a.mp4", "b.mp4", "c.gif", "d.txt")
     (tmp_path / os.fsdecode(b"\xff.mp4")).touch()
     videos = VideoIndex(tmp_path)
@@ -33,7 +33,7 @@ def test_videos_that_nobody_asked_for_are_known(tmp_path):
     assert videos.unreferenced() == [tmp_path / "a.mp4", tmp_path / "c.gif"]
 
 
-def test_what_a_folder_holds_is_said_in_few_words(tmp_path):
+def test_the_contents_of_a_folder_are_summarised(tmp_path):
     assert summarize_folder(tmp_path) == "it is empty"
     make(tmp_path, "b", "a", "c/d")
     assert summarize_folder(tmp_path, most=2) == "it holds a, b and 1 more"

@@ -64,7 +64,7 @@ def test_class_folders_are_captions_where_there_is_no_metadata(tmp_path, put_cli
     assert reasons(source) == {"data/train/c.mp4": "no metadata, and no class folder"}
 
 
-def test_classes_without_splits_and_metadata_at_the_top_can_be_asked_for(tmp_path, put_clips):
+def test_class_folders_without_splits_can_be_selected(tmp_path, put_clips):
     put_clips(tmp_path, "cat/a.mp4", "cat/a.webm", "test/b.mp4")
     source = open_source(tmp_path, kind="videofolder")
     assert {one.id: one.text for one in source.clips} == {
@@ -77,13 +77,13 @@ def test_classes_without_splits_and_metadata_at_the_top_can_be_asked_for(tmp_pat
     assert (one.text, one.split) == ("a bird", "heldout")
 
 
-def test_captions_beside_the_videos_make_it_a_plain_folder(tmp_path, put_clips):
+def test_a_folder_with_captions_beside_the_videos_is_a_plain_folder(tmp_path, put_clips):
     put_clips(tmp_path, "train/a.mp4")
     (tmp_path / "train/a.txt").write_text("a fox")
     assert open_source(tmp_path).name == "folder"
 
 
-def test_a_share_of_train_can_be_held_out(tmp_path, put_clips):
+def test_a_fraction_of_train_can_be_held_out(tmp_path, put_clips):
     put_clips(tmp_path, *(f"train/fox/{number}.mp4" for number in range(30)), "val/fox/x.mp4")
     splits = [one.split for one in scan(tmp_path, 0.4).clips]
     assert splits.count("validation") == 1

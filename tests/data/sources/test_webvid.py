@@ -51,7 +51,7 @@ def test_listed_videos_become_clips(webvid, prepared_clips):
     ]
 
 
-def test_a_share_of_the_training_lists_can_be_held_out(tmp_path, put_clips):
+def test_a_fraction_of_the_training_lists_can_be_held_out(tmp_path, put_clips):
     put_clips(tmp_path, *(f"{number}.mp4" for number in range(30)))
     rows = "".join(f"{number},a caption\n" for number in range(30))
     (tmp_path / "mine.csv").write_text("videoid,name\n" + rows)
@@ -88,7 +88,7 @@ def test_a_folder_without_a_list_is_refused(tmp_path):
         open_source(tmp_path, kind="webvid")
 
 
-def test_names_that_lead_out_of_the_folder_lead_nowhere(tmp_path, put_clips):
+def test_listed_names_outside_the_folder_are_not_found(tmp_path, put_clips):
     folder = tmp_path / "inside"
     put_clips(tmp_path, "inside/1.mp4", "outside.mp4")
     (folder / "a.csv").write_text("videoid,page_dir,name\n1,,x\noutside,..,y\n/etc/passwd,,z\n")

@@ -224,7 +224,7 @@ def test_finished_videos_are_scored_and_fewer_are_marked(
         (["{0}-0", "{0}-1"], ["2 of 4 videos", "prompts of its own"]),  # it is asked for once
     ],
 )
-def test_prompts_that_nobody_asked_for_are_marked(
+def test_prompts_outside_the_protocol_are_marked(
     names, caveats, values, write, command, shapes, tmp_path
 ):
     values["prompts"] = {"kind": "class_mix", "split": "train", "count": 4}

@@ -83,7 +83,7 @@ def test_prompts_are_counted_by_the_class_that_they_ask_for(values):
     assert class_counts(benchmark(values, kind="all_captions"), given, texts) == {}
 
 
-def test_the_hash_of_prompts_knows_no_order():
+def test_the_hash_of_prompts_does_not_depend_on_their_order():
     assert (
         prompts_hash(["a", "b", "b"]) == prompts_hash(["b", "a", "b"]) != prompts_hash(["a", "b"])
     )

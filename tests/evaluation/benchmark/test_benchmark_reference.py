@@ -28,7 +28,7 @@ def test_a_prepared_folder(prepared):
     assert found.fps == manifest[0].fps
 
 
-def test_what_cannot_be_used_has_a_reason(tmp_path):
+def test_unusable_files_have_a_reason(tmp_path):
     np.save(tmp_path / "clear.npy", np.zeros((3, 5, 6, 4), np.uint8))
     with pytest.raises(ClipError, match="transparent"):
         read_clip_pixels(tmp_path / "clear.npy", 8.0)

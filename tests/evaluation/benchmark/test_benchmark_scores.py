@@ -127,7 +127,7 @@ def test_clipsim_and_clip_fid_are_of_vit_b_32(figures, changes):
     assert not {"CLIP-FID", "CLIPSIM"} & set(others)
 
 
-def test_frames_of_one_clip_never_meet_in_the_kernel_distance(figures):
+def test_the_kernel_distance_excludes_pairs_of_frames_of_one_clip(figures):
     found = figures(inception=NamedInception())["kernel distance, frames"]
     (ours, first), (real, second) = (
         (clips.reshape(-1, clips.shape[2]), np.repeat(np.arange(len(clips)), IMAGES))

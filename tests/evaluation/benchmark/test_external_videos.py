@@ -10,7 +10,7 @@ from magicvideo.evaluation.benchmark.prompts import find_external_videos, vbench
 from magicvideo.pipelines.video import write_video
 
 
-def test_prompts_are_beside_in_or_the_names_of_files(shapes, tmp_path):
+def test_prompts_are_read_from_text_files_metadata_or_names(shapes, tmp_path):
     video = shapes / "clip000.mp4"
     shutil.copy(video, tmp_path / "a red-hot stone-12.mp4")
     shutil.copy(video, tmp_path / "x-1.mp4")
@@ -25,7 +25,7 @@ def test_prompts_are_beside_in_or_the_names_of_files(shapes, tmp_path):
         find_external_videos(tmp_path)
 
 
-def test_what_magicvideo_wrote_knows_its_prompt(tmp_path):
+def test_videos_of_magicvideo_contain_their_prompt(tmp_path):
     request = replace(
         PLAIN,
         prompt="a cat on a mat",

@@ -35,13 +35,13 @@ def test_other_sizes_are_read_too():
     assert read_scene(render(scene, 37)) == scene
 
 
-def test_one_attribute_is_told_from_another():
+def test_attributes_are_distinguished():
     video = render(Scene("circle", "red", "left", "white"))
     met = attributes_met(video, Scene("circle", "blue", "right", "white"))
     assert met == {"shape": True, "colour": False, "direction": False, "background": True}
 
 
-def test_an_empty_picture_meets_nothing():
+def test_an_empty_image_matches_nothing():
     assert read_scene(torch.ones(3, 3, 21, 21)) is None
     met = attributes_met(torch.ones(3, 3, 21, 21), Scene("circle", "red", "left", "white"))
     assert not any(met.values())

@@ -4,7 +4,7 @@ import pytest
 from magicvideo.evaluation.metrics.text_alignment import caption_similarity
 
 
-def test_it_is_the_mean_of_raw_cosines():
+def test_clipsim_is_the_mean_of_cosines():
     caption = np.array([2.0, 0, 0], np.float32)
     frames = np.array([[3, 0, 0], [0, 5, 0], [-1, 0, 0], [1, 1, 0]], np.float32)
     expected = (1 + 0 - 1 + 0.5**0.5) / 4  # neither clamped nor times 100

@@ -8,14 +8,14 @@ from magicvideo.evaluation.metrics.distribution import (
 )
 
 
-def test_a_line_over_the_count_is_read_at_zero():
+def test_the_extrapolation_is_the_intercept_of_a_line():
     found = extrapolate_to_infinity(
         lambda first, second: 3.0 + 40 / len(first) + 7 / len(second), 2000, 350
     )
     assert found == pytest.approx(3.0, abs=2e-4)  # counts are whole numbers
 
 
-def test_the_bias_of_few_samples_goes():
+def test_the_extrapolation_removes_the_bias_of_few_samples():
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((900, 21)), rng.standard_normal((1100, 21))
 
@@ -26,7 +26,7 @@ def test_the_bias_of_few_samples_goes():
     assert abs(extrapolate_to_infinity(distance, 900, 1100)) < plain / 3
 
 
-def test_subsets_are_drawn_without_repetition_and_alike_for_a_seed():
+def test_subsets_have_no_repetition_and_depend_only_on_the_seed():
     drawn = []
 
     def keep(first, second):

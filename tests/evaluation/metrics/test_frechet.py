@@ -78,7 +78,7 @@ def test_larger_scales_are_farther_apart():
 )
 # scipy says of the singular ones that it may be inaccurate
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
-def test_other_ways_to_the_root_give_the_same(count, width):
+def test_other_matrix_square_roots_give_the_same(count, width):
     """torch-fidelity's sweep; real eigenvalues of the plain product gave NaN at 4 x 4, seed 1.
 
     The trace of the root is also the sum of the singular values of R1 R2^T, where Ri^T Ri is a
@@ -118,7 +118,7 @@ def test_finite_and_symmetric(count, width, seed):
     ("width", "count", "draws"),
     [(64, 512, 5), (400, 512, 1), (400, 1024, 1), (400, 2048, 1), (400, 4096, 1), (400, 10000, 1)],
 )
-def test_finite_samples_cost_what_the_law_says(width, count, draws):
+def test_the_bias_of_finite_samples_follows_the_formula(width, count, draws):
     rng = np.random.default_rng(5)
     found = [
         frechet_distance(*(fit_gaussian(rng.standard_normal((count, width))) for _ in range(2)))

@@ -34,7 +34,7 @@ def test_the_self_test_of_jedi(degree, gamma, offset, expected):
     assert found.value == pytest.approx(expected, rel=0, abs=5e-7)
 
 
-def test_blocks_of_rows_change_nothing():
+def test_the_block_size_does_not_change_the_kernel_distance():
     rng = np.random.default_rng(3)
     first, second = rng.standard_normal((1031, 5)), rng.standard_normal((7, 5))
     kernels = [(1 + pair[0] @ pair[1].T / 5) ** 3 for pair in ((first, first), (second, second))]
@@ -43,14 +43,14 @@ def test_blocks_of_rows_change_nothing():
     assert kernel_distance(first, second).value == pytest.approx(expected, rel=1e-9)
 
 
-def test_few_samples_of_one_distribution_are_at_zero_on_average():
+def test_the_kernel_distance_is_unbiased_for_few_samples():
     rng = np.random.default_rng(4)
     found = [kernel_distance(*rng.standard_normal((2, 9, 6))).value for _ in range(300)]
     assert abs(np.mean(found)) < 4 * np.std(found) / len(found) ** 0.5
 
 
 @pytest.mark.parametrize("group", [1, 3, 4])
-def test_pairs_within_a_group_are_left_out(group):
+def test_pairs_within_a_group_are_excluded(group):
     rng = np.random.default_rng(5)
     first, second = rng.standard_normal((12, 5)), rng.standard_normal((24, 5))
     inner = []

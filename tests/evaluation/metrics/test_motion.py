@@ -15,7 +15,7 @@ from magicvideo.evaluation.metrics.motion import (
 B, FRAMES, HEIGHT, WIDTH = 2, 41, 48, 64
 
 
-def test_a_still_video_has_none():
+def test_a_static_video_has_no_flicker():
     frames = torch.randn(B, 1, 3, HEIGHT, WIDTH).expand(B, FRAMES, 3, HEIGHT, WIDTH)
     assert temporal_change(frames).tolist() == [0, 0]
     assert flicker(frames, corner_mask(HEIGHT, WIDTH)).tolist() == [0, 0]
@@ -35,7 +35,7 @@ def test_change_is_per_step_and_per_pixel():
     assert temporal_change(frames).item() == pytest.approx(1 / 35)
 
 
-def test_flicker_sees_the_corners_alone():
+def test_flicker_depends_only_on_the_corners():
     frames = torch.zeros(1, 2, 3, 16, 24)
     frames[:, 1, :, 2:14, :] = 1.0
     frames[:, 1, :, :, 3:21] = 1.0
@@ -75,13 +75,13 @@ def test_a_wave_has_its_power_at_its_own_frequency():
     assert temporal_power(torch.ones(16, 2, 4, 5)).sum() == 0
 
 
-def test_steady_motion_has_no_seam():
+def test_steady_motion_has_no_discontinuity():
     steps = torch.arange(FRAMES, dtype=torch.float32).view(FRAMES, 1, 1, 1)
     video = (0.01 * steps).expand(FRAMES, 3, HEIGHT, WIDTH)
     assert change_at_joints(video, [7, 20]) == pytest.approx((1.0, 1.0))
 
 
-def test_a_jump_and_a_lasting_tone_are_seen_at_their_joints_alone():
+def test_a_jump_is_detected_only_at_its_joint():
     noise = torch.randn(FRAMES, 3, HEIGHT, WIDTH)
     jump = noise.clone()
     jump[20:] += 3.0
@@ -94,6 +94,6 @@ def test_a_jump_and_a_lasting_tone_are_seen_at_their_joints_alone():
 
 
 @pytest.mark.parametrize("joints", [[], [0], [FRAMES]])
-def test_joints_that_cannot_be_are_refused(joints):
+def test_impossible_joints_are_refused(joints):
     with pytest.raises(ValueError, match="joints"):
         change_at_joints(torch.zeros(FRAMES, 3, 2, 2), joints)

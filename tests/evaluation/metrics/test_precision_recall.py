@@ -5,7 +5,7 @@ from magicvideo.errors import UserError
 from magicvideo.evaluation.metrics.distribution import inside_manifold
 
 
-def test_copies_are_inside_and_strangers_are_not():
+def test_copies_are_inside_the_manifold_and_distant_points_are_not():
     points = np.random.default_rng(0).standard_normal((11, 4))
     assert inside_manifold(points[:5], points).all()
     assert not inside_manifold(points + 100, points).any()

@@ -15,7 +15,7 @@ def test_noise_of_a_known_deviation(levels, decibels):
     assert found.tolist() == pytest.approx([decibels] * B, abs=0.005)
 
 
-def test_each_clip_has_its_own_figure():
+def test_each_clip_has_its_own_score():
     reference = torch.zeros(2, 3, 3, 5, 7)
     frames = reference.clone()
     frames[1] += 2.0

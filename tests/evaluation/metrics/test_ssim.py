@@ -13,13 +13,13 @@ FRAMES, HEIGHT, WIDTH = 2, 17, 23
     ("first", "second", "expected", "slack"),
     [(0.0, 1.0, 9.999e-5, 5e-9), (0.5, 0.6, 0.983609, 5e-7), (0.3, 0.3, 1.0, 1e-12)],
 )
-def test_constant_pictures(first, second, expected, slack):
+def test_ssim_of_constant_images_is_the_published_value(first, second, expected, slack):
     shape = (FRAMES, 3, HEIGHT, WIDTH)
     pair = [torch.full(shape, 2 * level - 1) for level in (first, second)]
     assert ssim(*pair) == pytest.approx(expected, rel=0, abs=slack)
 
 
-def test_it_is_the_formula_of_its_authors():
+def test_ssim_equals_the_published_formula():
     video, reference = torch.rand(2, 1, 3, HEIGHT, WIDTH) * 2 - 1
     weights = np.array([0.299, 0.587, 0.114])
     x, y = (

@@ -43,7 +43,7 @@ def test_noise_costs_its_variance_in_every_frame():
     assert warping_error(noise, still, still) == pytest.approx(2 * 0.1**2, rel=0.05)
 
 
-def test_what_is_hidden_does_not_count():
+def test_occluded_pixels_do_not_count():
     video = torch.zeros(2, 3, HEIGHT, WIDTH)
     video[1, :, :, :9] = 1.0
     forward, backward = constant_flow(0, 0)[:1], constant_flow(0, 0)[:1].clone()

@@ -46,7 +46,7 @@ def scripted(module, path):
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="TorchScript is gone there")
-def test_i3d_is_called_as_the_published_one_wants_it(tmp_path):
+def test_i3d_is_called_like_the_published_network(tmp_path):
     located = scripted(Telltale(), tmp_path / "i3d.pt")
     assert located.sha256 == sha256(tmp_path / "i3d.pt")
     video = torch.full((11, 3, 20, 30), -1.0)
@@ -65,7 +65,7 @@ def test_inception_gives_features_and_probabilities(tmp_path):
     assert probabilities.tolist() == [[7, 40, 90, 0, 1]] * 2
 
 
-def test_what_is_no_torchscript_or_another_network_is_refused(tmp_path):
+def test_a_file_that_is_not_torchscript_or_another_network_is_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"not a network")
     with pytest.raises(UserError, match=r"x\.pt is no TorchScript file"):
         I3D(locate_file(str(tmp_path / "x.pt"), "I3D"), CPU)
@@ -92,7 +92,7 @@ def test_only_a_hub_id_reaches_the_hub(tmp_path, monkeypatch):
     assert found.sha256 == sha256(tmp_path / "given.pt")
 
 
-def test_what_the_hub_gave_before_is_found_in_its_cache(tmp_path, monkeypatch):
+def test_earlier_downloads_are_found_in_the_hub_cache(tmp_path, monkeypatch):
     """The hub's own code, on a cache such as it leaves; nothing is asked of a network."""
     revision = "0123456789" * 4
     folder = tmp_path / "models--owner--name" / "snapshots" / revision
@@ -113,7 +113,7 @@ def test_what_the_hub_gave_before_is_found_in_its_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "merges.txt"])
-def test_whatever_decides_what_clip_says_is_in_its_hash(tmp_path, name):
+def test_the_hash_of_clip_covers_everything_that_affects_its_output(tmp_path, name):
     for file in ("model.safetensors", "config.json", "merges.txt", "README.md", "other.bin"):
         (tmp_path / file).write_text(file)
     before = locate_folder(str(tmp_path), "CLIP").sha256

@@ -46,7 +46,7 @@ def i3d(tmp_path_factory):
     return store(KineticsI3d, tmp_path_factory.mktemp("i3d") / "weights.safetensors")
 
 
-def test_inception_is_that_of_torch_fidelity(tmp_path):
+def test_inception_equals_that_of_torch_fidelity(tmp_path):
     pixels = np.random.default_rng(7).integers(0, 256, (2, 3, 70, 95), dtype=np.uint8)
     network = Inception(store(FidInception, tmp_path / "x.safetensors"), CPU)
     found, guessed = network.extract(torch.from_numpy(pixels)[:1])
@@ -58,7 +58,7 @@ def test_inception_is_that_of_torch_fidelity(tmp_path):
     assert guessed.max() == pytest.approx(0.6064, abs=1e-4)
 
 
-def test_i3d_is_that_of_cd_fvd(i3d):
+def test_i3d_equals_that_of_cd_fvd(i3d):
     network = I3D(i3d, CPU)
     video = np.random.default_rng(8).uniform(-1, 1, (1, 3, 10, 224, 224)).astype(np.float32)
     found = network.features(torch.from_numpy(video[0].swapaxes(0, 1)))
@@ -101,7 +101,7 @@ def test_every_tensor_of_a_file_is_accounted_for(i3d, tmp_path):
         Inception(locate_file(str(path), "Inception-v3"), CPU)
 
 
-def test_half_precision_and_counters_of_training_are_taken(i3d, tmp_path):
+def test_half_precision_and_training_counters_are_accepted(i3d, tmp_path):
     weights = {name: tensor.half() for name, tensor in load_file(i3d.path).items()}
     weights["Conv3d_2b_1x1.bn.num_batches_tracked"] = torch.tensor(3)
     save_file(weights, tmp_path / "half.safetensors")
@@ -113,7 +113,7 @@ def test_half_precision_and_counters_of_training_are_taken(i3d, tmp_path):
     assert torch.equal(bias, weights["logits.conv3d.bias"].float())
 
 
-def test_pixels_are_read_where_tensorflow_reads_them():
+def test_resizing_samples_the_positions_of_tensorflow():
     frames = torch.rand(1, 2, 6, 10)
     assert torch.equal(resize_as_tensorflow(frames, 2)[0, 0], frames[0, 0, ::3, ::5])
     line = torch.tensor([0.0, 10.0, 20.0]).view(1, 1, 1, 3).expand(1, 1, 2, 3)
