@@ -53,7 +53,7 @@ def test_equals_the_video_network_on_a_single_frame(linear):
 
 @pytest.mark.parametrize("changes", [{"convolutions": "3d"}, {"spatial_attention": False}])
 def test_refuses_networks_without_an_image_equivalent(changes):
-    with pytest.raises(UserError, match="has no place; take a model without either"):
+    with pytest.raises(UserError, match="does not support; use a model without them"):
         extract_image_unet(make_unet(**changes), FPS)
 
 

@@ -219,8 +219,8 @@ SKIP = "model.diffusion_model.output_blocks.2.0.skip_connection.weight"
     ("change", "sentence"),
     [
         (lambda t: t.pop(SKIP), f"lacks the tensor {SKIP}"),
-        (lambda t: t.update({SKIP: torch.zeros(3, 5)}), rf"{SKIP} with the shape \[3, 5\]; by its"),
-        (lambda t: t.update({"mystery": torch.zeros(1)}), "holds the tensor mystery, unknown"),
+        (lambda t: t.update({SKIP: torch.zeros(3, 5)}), rf"{SKIP} with shape \[3, 5\]; its"),
+        (lambda t: t.update({"mystery": torch.zeros(1)}), "contains the unknown tensor mystery"),
         (lambda t: t.update({"alphas_cumprod": torch.ones(1000)}), "another noise schedule"),
         (lambda t: t.clear() or t.update({"x": torch.ones(1)}), "is not Stable Diffusion 1.x or"),
     ],
@@ -235,7 +235,7 @@ def test_a_single_file_with_one_thing_wrong_is_refused_by_name(single, tmp_path,
 def test_settings_missing_in_a_single_file_must_be_given(second_image_model, single, tmp_path):
     path = single(lambda _: None)
     shutil.rmtree(tmp_path / "tokenizer")
-    with pytest.raises(UserError, match=r"holds no tokenizer, .* --tokenizer"):
+    with pytest.raises(UserError, match=r"contains no tokenizer, .* --tokenizer"):
         inflate_stable_diffusion(path, tmp_path / "out")
     (tmp_path / "tokenizer").mkdir()
     save_file(original_layout(second_image_model, "2.x")[0], path)
@@ -263,7 +263,7 @@ def test_no_pickle_is_opened(image_folder, folder, tmp_path, zipped):
         inflate_stable_diffusion(path, tmp_path / "out", tokenizer=image_folder / "tokenizer")
     (folder / UNET).unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(UserError, match="pickles alone, which can run code"):
+    with pytest.raises(UserError, match="only pickles, which can run code"):
         inflate_stable_diffusion(folder, tmp_path / "out")
     assert not sprung.exists()
 
@@ -277,11 +277,11 @@ def test_no_pickle_is_opened(image_folder, folder, tmp_path, zipped):
         ),
         (
             lambda f: edit_tensors(f / UNET, lambda t: t.update(extra=torch.zeros(1))),
-            "unet holds the tensor extra, unknown here",
+            "unet contains the unknown tensor extra",
         ),
         (
             lambda f: edit_tensors(f / UNET, lambda t: t.update({"conv_out.bias": torch.ones(9)})),
-            r"unet holds conv_out.bias with the shape \[9\]; .* asks for \[4\]",
+            r"unet holds conv_out.bias with shape \[9\]; .* (asks for|needs) \[4\]",
         ),
         (
             lambda f: edit_tensors(
@@ -291,11 +291,11 @@ def test_no_pickle_is_opened(image_folder, folder, tmp_path, zipped):
         ),
         (
             lambda f: edit_json(f / "unet/config.json", lambda c: c.update(in_channels=9)),
-            "a model for inpainting or depth cannot be inflated",
+            "models for inpainting or depth cannot be inflated",
         ),
         (
             lambda f: edit_json(f / "unet/config.json", lambda c: c.update(act_fn="gelu")),
-            "act_fn='gelu' is not what Stable Diffusion",
+            "act_fn='gelu' differs from Stable Diffusion",
         ),
         (
             lambda f: edit_json(
@@ -325,10 +325,10 @@ def test_shards_that_contradict_their_index_are_refused(image_model, tmp_path):
     index = tmp_path / "source/unet/diffusion_pytorch_model.safetensors.index.json"
     original = index.read_text()
     edit_json(index, lambda i: i["weight_map"].pop("conv_out.bias"))
-    with pytest.raises(UserError, match=r"holds conv_out.bias, which .* does not say"):
+    with pytest.raises(UserError, match=r"holds conv_out.bias, which .* does not list"):
         inflate_stable_diffusion(tmp_path / "source", tmp_path / "out")
     index.write_text(original.replace("diffusion_pytorch_model-0", "../unet/diffusion_p-0"))
-    with pytest.raises(UserError, match="is no index of shards"):
+    with pytest.raises(UserError, match="is not an index of shards"):
         inflate_stable_diffusion(tmp_path / "source", tmp_path / "out")
 
 
@@ -402,7 +402,7 @@ def test_markers_of_the_schedule_are_applied(single, tmp_path):
     [
         (
             lambda t: t.update({"model.diffusion_model.out.2.bias": torch.full((4,), torch.inf)}),
-            "conv_out.bias holds numbers that are not finite",
+            "conv_out.bias contains values that are not finite",
         ),
         (
             lambda t: t.update(
@@ -414,7 +414,7 @@ def test_markers_of_the_schedule_are_applied(single, tmp_path):
             lambda t: t.update(
                 {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
             ),
-            "a model for inpainting or depth cannot be inflated",
+            "models for inpainting or depth cannot be inflated",
         ),
         (
             lambda t: t.update(

@@ -179,7 +179,7 @@ def test_what_unfolds_to_more_than_the_file_is_refused(tmp_path):
         for member in whole.infolist():
             bomb.writestr(member.filename, whole.read(member))
     assert path.stat().st_size < 20_000
-    with pytest.raises(UserError, match=r"bytes and would unfold to 8,00\d,\d{3}"):
+    with pytest.raises(UserError, match=r"bytes and would expand to 8,00\d,\d{3}"):
         read_checkpoint(path)
     torch.save({"weight": torch.zeros(1).expand(1 << 40)}, path)
     with pytest.raises(UserError, match="and 'weight' in it would be larger"):

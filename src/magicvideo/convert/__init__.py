@@ -1,1 +1,1 @@
-"""Stable Diffusion's weights into a model folder, and the image network back out of one."""
+"""Conversion from Stable Diffusion to model folders, and of image networks back to diffusers."""

@@ -22,7 +22,7 @@ from magicvideo.pipelines.model_folder import read_json, read_safetensors_header
 
 @dataclass(frozen=True)
 class ComponentState:
-    """One network as stored.
+    """One stored network.
 
     Attributes:
         source: Its folder or file, for messages.
@@ -45,10 +45,10 @@ class SDCheckpoint:
         unet: Weights of a `UNet2DConditionModel`.
         vae: Weights of an `AutoencoderKL`.
         text_encoder: Weights of a `CLIPTextModel`.
-        image_encoder: Weights of CLIP's vision tower with its projection, or None.
-        tokenizer: The text encoder's own.
-        scheduler: The noise schedule, with the settings that every scheduler shares.
-        refused: What else was stored and is not used, with the reason for each.
+        image_encoder: Weights of CLIP's image encoder with its projection, or None.
+        tokenizer: Tokenizer of the text encoder.
+        scheduler: The noise schedule, with the settings common to all schedulers.
+        refused: Other stored content that is not used, with reasons.
     """
 
     unet: ComponentState
@@ -64,15 +64,15 @@ _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def read_folder(folder: Path, stem: str) -> dict[str, Tensor]:
-    """Return the tensors of one component, whole or in shards, in single or half precision.
+    """Read the tensors of one component, in one file or shards.
 
     Args:
         folder: The component's folder.
-        stem: What its weights are called: `diffusion_pytorch_model` or `model`.
+        stem: Base name of its weights: `diffusion_pytorch_model` or `model`.
 
     Raises:
-        UserError: If there are no safetensors, or a file is missing, damaged or not as the index
-            of the shards says.
+        UserError: If there are no safetensors, a file is missing or damaged, or shards differ from
+            their index.
     """
     for variant in ("", ".fp16"):
         whole = folder / f"{stem}{variant}.safetensors"
@@ -83,55 +83,55 @@ def read_folder(folder: Path, stem: str) -> dict[str, Tensor]:
             return _read_shards(index)
     if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         raise UserError(
-            f"{folder} holds pickles alone, which can run code; take the version of the model "
-            f"that has {stem}.safetensors."
+            f"{folder} contains only pickles, which can run code; use the version of the model "
+            f"with {stem}.safetensors."
         )
-    raise UserError(f"{folder} lacks {stem}.safetensors; take a complete copy of the model.")
+    raise UserError(f"{folder} lacks {stem}.safetensors; get a complete copy of the model.")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.safetensors` file, or of a `.ckpt` that holds nothing but data.
+    """Read the tensors of a `.safetensors` file, or of a `.ckpt` with only data.
 
-    A checkpoint is a pickle. It is read by torch's restricted reader, which builds tensors and
-    plain containers and calls nothing else that the file names.
+    A `.ckpt` is a pickle. It is loaded with torch's restricted unpickler, which only creates
+    tensors and plain containers.
 
     Raises:
-        UserError: If the file is damaged or of another kind, or holds objects.
+        UserError: If the file is damaged, has another format, or contains other objects.
     """
     suffix = path.suffix.lower()
     if suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
-        raise UserError(f"{path} is no checkpoint; allowed are .safetensors and .ckpt.")
-    # the content decides, since files get other names
+        raise UserError(f"{path} is not a checkpoint; supported are .safetensors and .ckpt.")
+    # the content decides, because suffixes may be wrong
     if _is_safetensors(path):
         return _read_whole(path)
     if suffix == ".safetensors" and _is_pickle(path):
         raise UserError(
-            f"{path} is called .safetensors and is a PyTorch checkpoint; rename it to .ckpt, or "
-            "take the .safetensors version of the model."
+            f"{path} has the suffix .safetensors but is a PyTorch checkpoint; rename it to .ckpt, "
+            "or use the .safetensors version of the model."
         )
     if suffix == ".safetensors":
-        return _read_whole(path)  # which says what is wrong
+        return _read_whole(path)  # raises the error
     _check_archive(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused a moment later
+            warnings.simplefilter("ignore")  # warnings about pickles, which are refused below
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is a pickle that holds more than tensors, and reading it could run code; "
-            "take the .safetensors version of the model."
+            f"{path} is a pickle with other objects than tensors, and loading it could run code; "
+            "use the .safetensors version of the model."
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}).") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds no weights by name; take another version of the model.")
+        raise UserError(f"{path} contains no named weights; use another version of the model.")
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if strange := [name for name in state if name not in tensors]:
-        raise UserError(f"{path} holds {strange[0]!r}, which is no tensor.")
+        raise UserError(f"{path} holds {strange[0]!r}, which is not a tensor.")
     size = path.stat().st_size
     if large := [name for name, tensor in tensors.items() if tensor.nbytes > size]:
         raise UserError(f"{path} has {size:,} bytes, and {large[0]!r} in it would be larger.")
@@ -139,7 +139,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a compressed archive, which torch never writes: it may expand without end."""
+    """Refuse compressed archives, which torch never writes: they may expand to any size."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -149,20 +149,20 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path} cannot be read as a checkpoint ({error}).") from None
     if unfolded > path.stat().st_size:
         raise UserError(
-            f"{path} has {path.stat().st_size:,} bytes and would unfold to {unfolded:,}; "
-            "checkpoints are not compressed, so take another copy of the model."
+            f"{path} has {path.stat().st_size:,} bytes and would expand to {unfolded:,}; "
+            "checkpoints are not compressed, so use another copy of the model."
         )
 
 
 def _is_pickle(path: Path) -> bool:
-    """Return whether a file begins as a pickle, or as the ZIP archive in which torch saves one."""
+    """Return whether a file starts like a pickle, or like torch's ZIP archive of one."""
     with path.open("rb") as file:
         start = file.read(2)
     return start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as safetensors: the header's length in 8 bytes, then JSON."""
+    """Return whether a file starts like safetensors: the header's length in 8 bytes, then JSON."""
     with path.open("rb") as file:
         start = file.read(9)
     return start[4:8] == bytes(4) and start[8:] == b"{"
@@ -175,7 +175,7 @@ def _read_whole(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(
-                f"{path} holds {name} in {kind}: 8-bit floats are too coarse to train from; take "
+                f"{path} holds {name} in {kind}: 8-bit floats are too coarse for training; use "
                 "the version in half or single precision."
             )
     return tensors
@@ -186,24 +186,24 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
     ):
-        raise UserError(f"{index} is no index of shards; take a fresh copy of the folder.")
+        raise UserError(f"{index} is not an index of shards; get a new copy of the folder.")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         shard = _read_whole(index.parent / file)
         if foreign := [name for name in shard if places.get(name) != file]:
             raise UserError(
-                f"{index.parent / file} holds {foreign[0]}, which {index.name} does not say; "
-                "take a fresh copy of the folder."
+                f"{index.parent / file} holds {foreign[0]}, which {index.name} does not list; get "
+                "a new copy of the folder."
             )
         tensors.update(shard)
     if missing := sorted(places.keys() - tensors.keys()):
-        raise UserError(f"{index} promises {missing[0]}, which no shard holds.")
+        raise UserError(f"{index} lists {missing[0]}, which no shard contains.")
     return tensors
 
 
 _TAKEN = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _NETWORK, _ENCODER = "diffusion_pytorch_model", "model"
-# names of the autoencoder's attention when Stable Diffusion 1.x was published
+# names of the autoencoder's attention in the first release of Stable Diffusion 1.x
 _OLD_ATTENTION = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",
@@ -235,12 +235,12 @@ _NOT_VISION = {
 def open_diffusers_folder(
     folder: Path, tokenizer: Path | None = None, image_encoder: Path | None = None
 ) -> SDCheckpoint:
-    """Return the components in a folder, in single or half precision, sharded or not.
+    """Open the components of a folder in diffusers' format.
 
     Args:
-        folder: With `model_index.json`.
-        tokenizer: A folder to take the tokenizer from, in place of the model's own.
-        image_encoder: A folder with CLIP's vision tower, in place of the safety checker's.
+        folder: Folder with `model_index.json`.
+        tokenizer: Folder of another tokenizer.
+        image_encoder: Folder of CLIP's image encoder, instead of the safety checker's.
 
     Raises:
         UserError: If it is not Stable Diffusion 1.x or 2.x, or a file is missing or damaged.
@@ -274,7 +274,7 @@ def open_diffusers_folder(
 
 
 def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> ComponentState:
-    """Return a text encoder, its tensors without the prefix `text_model.`."""
+    """Read a text encoder, without the prefix `text_model.`."""
     check_model_config(str(source), config)
     kept, refused = {}, {}
     for name, tensor in tensors.items():
@@ -286,9 +286,9 @@ def text_part(source: Path, config: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def vision_part(folder: Path) -> ComponentState:
-    """Return CLIP's vision tower and its projection, alone or from a larger model.
+    """Read CLIP's image encoder and its projection, possibly from a larger model.
 
-    A safety checker has both, and so has a whole CLIP.
+    A safety checker contains both, and so does a complete CLIP.
 
     Raises:
         UserError: If the folder is missing or damaged.
@@ -317,7 +317,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         )
     index = read_json(folder / INDEX_FILE)
     if index.get("_class_name") == "MagicVideoPipeline":
-        raise UserError(f"{folder} is a model of magicvideo already; there is nothing to inflate.")
+        raise UserError(f"{folder} is already a model of magicvideo; there is nothing to inflate.")
     known = {*_TAKEN, "safety_checker", "feature_extractor", "image_encoder"}
     for name, value in index.items():
         if _is_component(value) and name not in known:
@@ -346,9 +346,10 @@ def _network(folder: Path, renamed: dict[str, str]) -> ComponentState:
 
 
 def _scheduler(path: Path) -> DDIMScheduler:
-    """Return the noise schedule of any of Stable Diffusion's schedulers.
+    """Read the noise schedule of any of Stable Diffusion's schedulers.
 
-    Latents are unbounded, so predictions are not clipped, which is the default of some schedulers.
+    Predictions are not clipped, unlike in some schedulers by default, because latents are
+    unbounded.
     """
     config = read_json(path)
     check_model_config(str(path), config)
@@ -358,4 +359,4 @@ def _scheduler(path: Path) -> DDIMScheduler:
     try:
         return DDIMScheduler(**{**kept, "clip_sample": False})
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{path} does not describe a schedule: {error}.") from None
+        raise UserError(f"{path} is not a valid schedule: {error}.") from None

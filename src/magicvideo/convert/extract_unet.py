@@ -19,7 +19,7 @@ from magicvideo.pipelines.component_loading import load_component
 from magicvideo.pipelines.model_folder import verify_model_folder
 from magicvideo.pipelines.request import USUAL_DEFAULTS, GenerationSettings
 
-# the convolution before each adaptor, by the adaptor's name in its block
+# the convolution before each adaptor, by name of the adaptor
 _CONVOLUTIONS = {
     "adaptor1": "conv1",
     "adaptor2": "conv2",
@@ -31,14 +31,14 @@ _CONVOLUTIONS = {
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """How the parts that only the video network has were treated.
+    """Treatment of the layers that only the video network has.
 
     Attributes:
-        folded: Adaptors folded into the convolution before them, exactly.
+        folded: Number of adaptors folded into the preceding convolution, exactly.
         scaled_residuals: Adaptors of spatial transformers whose scale is not 1. They also scale a
             residual connection, which an image network cannot represent.
-        largest: The largest distance of such a scale from 1.
-        left_out: Temporal attention layers, which an image network does not have.
+        largest: Maximal distance of such a scale from 1.
+        left_out: Number of omitted temporal attention layers.
     """
 
     folded: int
@@ -48,16 +48,16 @@ class ExtractionReport:
 
 
 def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionReport:
-    """Write the image network of a video model, which diffusers loads.
+    """Write the image network of a video model for diffusers.
 
     Args:
         model: A model folder.
-        output: The folder to make.
-        half: Whether weights are stored in half precision.
+        output: The folder to create.
+        half: Whether to store weights in float16.
 
     Raises:
-        UserError: If the model is damaged, the output exists, or a weight does not fit half
-            precision.
+        UserError: If the model is damaged, the output exists, or a weight exceeds the range of
+            float16.
     """
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another folder.")
@@ -71,7 +71,7 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionRe
         broken = [name for name, x in image.state_dict().items() if not x.isfinite().all()]
         if broken:
             raise UserError(
-                f"{broken[0]} does not fit half precision; export with --precision fp32."
+                f"{broken[0]} exceeds the range of float16; export with --precision fp32."
             )
     with atomic_folder(output) as partial:
         image.save_pretrained(partial)
@@ -82,25 +82,25 @@ def export_image_model(model: Path, output: Path, *, half: bool) -> ExtractionRe
 def extract_image_unet(
     unet: VideoUNet, fps: float
 ) -> tuple[UNet2DConditionModel, ExtractionReport]:
-    """Return the spatial part of a video network, for its first frame, and a report.
+    """Extract the spatial part of a video network, for its first frame.
 
-    It computes what the video network computes for a single frame without temporal attention: the
-    first frame's adaptors are folded into the convolutions before them, and the embedding of the
-    frame rate, a constant, into the bias of the embedding of time. What does not fold is the scale
-    of a spatial transformer's adaptor where its residual connection passes; there it counts for
-    the transformer's update alone.
+    It equals the video network for a single frame without temporal attention: the first frame's
+    adaptors are folded into the preceding convolutions, and the embedding of the frame rate, a
+    constant, into the bias of the time embedding. The scale of a spatial transformer's adaptor also
+    applies to a residual connection, where it cannot be folded; it is then applied only to the
+    transformer's update.
 
     Args:
-        unet: A video network; it stays as it is.
-        fps: The frame rate whose embedding is folded.
+        unet: The video network, which is not changed.
+        fps: Frame rate of the folded embedding.
 
     Raises:
-        UserError: If the network is one of the ablations that no image network of diffusers equals.
+        UserError: If the network is an ablation without equivalent image network in diffusers.
     """
     if unet.config.convolutions != "2d" or not unet.config.spatial_attention:
         raise UserError(
-            "This model's denoiser has convolutions along time or no attention inside a frame, for "
-            "which an image network of diffusers has no place; take a model without either."
+            "This model's denoiser has convolutions along time or no attention inside a frame, "
+            "which diffusers' image network does not support; use a model without them."
         )
     state = {
         name: tensor.clone()
@@ -140,7 +140,7 @@ def extract_image_unet(
 def _fold(
     state: dict[str, Tensor], layer: str, scale: Float[Tensor, "c"], shift: Float[Tensor, "c"]
 ) -> None:
-    """Make a layer compute scale * layer(x) + shift."""
+    """Change a layer to compute scale * layer(x) + shift."""
     weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
     weight *= scale.reshape(-1, *[1] * (weight.ndim - 1))
     bias.mul_(scale).add_(shift)

@@ -1,4 +1,4 @@
-"""Stable Diffusion as one file in the layout of its authors."""
+"""Stable Diffusion as a single file in its original layout."""
 
 import re
 from collections.abc import Callable
@@ -66,8 +66,9 @@ class StoredKey:
     """Key of a tensor in the file.
 
     Attributes:
-        name: Of the stored tensor.
-        third: Index of the third of its rows to use (OpenCLIP stacks Q, K and V), or None for all.
+        name: Name of the stored tensor.
+        third: Index of the third of its rows to use, because OpenCLIP stacks Q, K and V; None for
+            all.
     """
 
     name: str
@@ -75,7 +76,7 @@ class StoredKey:
 
 
 def map_unet_key(name: str, layers_per_block: int, attends_up: tuple[bool, ...]) -> StoredKey:
-    """Return where a tensor of the U-Net is stored.
+    """Map the name of a tensor of the U-Net to its key in the file.
 
     Args:
         name: As in `UNet2DConditionModel`.
@@ -107,7 +108,7 @@ def map_unet_key(name: str, layers_per_block: int, attends_up: tuple[bool, ...])
 
 
 def map_vae_key(name: str, num_levels: int) -> StoredKey:
-    """Return where a tensor of the autoencoder is stored.
+    """Map the name of a tensor of the autoencoder to its key in the file.
 
     Args:
         name: As in `AutoencoderKL`.
@@ -131,7 +132,7 @@ def map_vae_key(name: str, num_levels: int) -> StoredKey:
 
 
 def map_clip_key(name: str) -> StoredKey:
-    """Return where a tensor of Stable Diffusion 1.x's text encoder is stored.
+    """Map a name of Stable Diffusion 1.x's text encoder to its key in the file.
 
     Args:
         name: As in `CLIPTextModel`, without `text_model.`.
@@ -140,7 +141,7 @@ def map_clip_key(name: str) -> StoredKey:
 
 
 def map_open_clip_key(name: str) -> StoredKey:
-    """Return where a tensor of Stable Diffusion 2.x's text encoder is stored.
+    """Map a name of Stable Diffusion 2.x's text encoder to its key in the file.
 
     Args:
         name: As in `CLIPTextModel`, without `text_model.`.
@@ -163,13 +164,13 @@ def _in_layer(kind: str, rest: str) -> str:
     return rest.removeprefix("conv.") if kind in ("downsamplers", "upsamplers") else rest
 
 
-# what shapes do not show is the same in all of Stable Diffusion 1.x and 2.x
+# settings that shapes do not determine are equal in all versions of Stable Diffusion 1.x and 2.x
 _HEADS, _HEAD_WIDTH, _GROUPS = 8, 64, 32
 _SIDE, _SCALING = 64, 0.18215
 
 
 def unet_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of `UNet2DConditionModel`.
+    """Infer the arguments of `UNet2DConditionModel`.
 
     Raises:
         KeyError: If a tensor is missing.
@@ -203,7 +204,7 @@ def unet_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of `AutoencoderKL`.
+    """Infer the arguments of `AutoencoderKL`.
 
     Raises:
         KeyError: If a tensor is missing.
@@ -229,9 +230,9 @@ def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def text_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the settings of `CLIPTextModel`.
+    """Infer the configuration of `CLIPTextModel`.
 
-    Stable Diffusion 2.x reads OpenCLIP's tower up to the last layer but one.
+    Stable Diffusion 2.x uses OpenCLIP's text encoder without its last layer.
 
     Raises:
         KeyError: If a tensor is missing.
@@ -264,9 +265,9 @@ def is_open_clip(tensors: dict[str, Tensor]) -> bool:
     return any(name.startswith(OPEN_CLIP) for name in tensors)
 
 
-# known contents beside the networks; anything else is refused as unknown
+# known content other than the networks; any other content is refused
 _NO_PLACE = {
-    r"model_ema\..*": "averages of weights that are used themselves",
+    r"model_ema\..*": "averages of weights; the weights themselves are used",
     r"(betas|.*alphas_cumprod(_prev)?|posterior_.*|sqrt_.*|log_one_.*|scale_factor|lvlb_weights)": (
         "the noise schedule, which is known"
     ),
@@ -286,9 +287,9 @@ _NO_PLACE = {
 }
 
 
-# names by which other programs store the same tensors
+# names of the same tensors in other programs
 _VARIANTS = (
-    # diffusers' conversion back to the original layout leaves some names of its attention
+    # diffusers' conversion to the original layout keeps some of its attention names
     *(
         (rf"^({re.escape(VAE)}\w+\.mid\.attn_1\.){name}\.", rf"\1{original}.")
         for original, names in (
@@ -311,23 +312,23 @@ def open_single_file(
     image_encoder: Path | None = None,
     prediction: str | None = None,
 ) -> SDCheckpoint:
-    """Return the components in a `.safetensors` or `.ckpt` file.
+    """Open the components of a `.safetensors` or `.ckpt` file.
 
     Args:
         path: The file.
-        tokenizer: A folder with CLIP's tokenizer; by default `tokenizer` beside the file.
-        image_encoder: A folder with CLIP's vision tower, which such a file never has.
-        prediction: `epsilon` or `v_prediction`. Stable Diffusion 1.x predicts noise; of 2.x there
-            are both kinds, and the file does not say which it is.
+        tokenizer: Folder of CLIP's tokenizer; by default `tokenizer` next to the file.
+        image_encoder: Folder of CLIP's image encoder, which such files do not contain.
+        prediction: `epsilon` or `v_prediction`. Stable Diffusion 1.x predicts noise; 2.x has both
+            variants, which the file does not distinguish.
 
     Raises:
-        UserError: If it is not Stable Diffusion 1.x or 2.x, a tensor is missing, foreign or
-            misshapen, or an argument is needed that the file does not determine.
+        UserError: If it is not Stable Diffusion 1.x or 2.x, a tensor is missing, unknown or of the
+            wrong shape, or a required argument is missing.
     """
     folder = tokenizer or path.parent / "tokenizer"
     if not folder.is_dir():
         raise UserError(
-            f"A single file holds no tokenizer, and {folder} is no folder; name one with "
+            f"A single file contains no tokenizer, and {folder} is not a folder; name one with "
             "--tokenizer, such as that of Stable Diffusion in diffusers' format."
         )
     stored = _rename_variants(path, read_checkpoint(path))
@@ -360,7 +361,7 @@ def open_single_file(
 
 
 def _networks(configs: tuple[dict[str, Any], ...]) -> tuple[nn.Module, ...]:
-    """Return networks on the meta device, for the names and shapes of their tensors."""
+    """Build networks on the meta device, for the names and shapes of their tensors."""
     unet, vae, text = configs
     with torch.device("meta"):
         return (
@@ -390,7 +391,7 @@ def _take(
     place_of: Callable[[str], StoredKey],
     network: nn.Module,
 ) -> tuple[ComponentState, set[str]]:
-    """Return a network's tensors by diffusers' names, and their names in the file."""
+    """Return a network's tensors by diffusers' names, and their keys in the file."""
     tensors, used = {}, set()
     for name, own in network.state_dict().items():
         place = place_of(name)
@@ -405,18 +406,18 @@ def _take(
             tensor = tensor.flatten(own.ndim - 1)
         if tensor.shape != own.shape:
             raise UserError(
-                f"{path} holds {place.name} with the shape {list(stored[place.name].shape)}; by "
-                f"its other tensors {list(own.shape)} is expected."
+                f"{path} holds {place.name} with shape {list(stored[place.name].shape)}; its "
+                f"other tensors imply {list(own.shape)}."
             )
         tensors[name.removeprefix("text_model.")] = tensor
     return ComponentState(path, config, tensors), used
 
 
 def _account(path: Path, stored: dict[str, Tensor], used: set[str]) -> dict[str, str]:
-    """Return the tensors that are not used, with the reason for each.
+    """Return the unused tensors with reasons.
 
     Raises:
-        UserError: If one is none of those that Stable Diffusion has.
+        UserError: If one does not belong to Stable Diffusion.
     """
     refused = {}
     last = max(
@@ -429,7 +430,7 @@ def _account(path: Path, stored: dict[str, Tensor], used: set[str]) -> dict[str,
         )
         layer = re.match(rf"{re.escape(OPEN_CLIP)}transformer\.resblocks\.(\d+)\.", name)
         if not reason or (layer and int(layer[1]) != last + 1):
-            raise UserError(f"{path} holds the tensor {name}, unknown here.")
+            raise UserError(f"{path} contains the unknown tensor {name}.")
         refused[name] = reason
     return refused
 
@@ -437,7 +438,7 @@ def _account(path: Path, stored: dict[str, Tensor], used: set[str]) -> dict[str,
 def _check_prediction(path: Path, prediction: str | None, *, is_second: bool) -> str:
     if prediction is None and is_second:
         raise UserError(
-            f"{path} is of Stable Diffusion 2.x and does not say what it predicts; add "
+            f"{path} is Stable Diffusion 2.x, which does not state its prediction type; add "
             "--prediction v_prediction (models of 768 pixels) or --prediction epsilon (of 512)."
         )
     return prediction or "epsilon"
@@ -458,16 +459,16 @@ def _schedule(prediction: str, *, zero_terminal_snr: bool) -> DDIMScheduler:
 
 
 def _check_schedule(path: Path, stored: dict[str, Tensor], schedule: DDIMScheduler) -> None:
-    """Compare the stored noise schedule, if there is one, with Stable Diffusion's.
+    """Compare the stored noise schedule, if any, with that of Stable Diffusion.
 
     Raises:
-        UserError: If they differ by more than the rounding of the stored precision.
+        UserError: If they differ by more than rounding.
     """
     kept = stored.get("alphas_cumprod")
     if kept is None or "ztsnr" in stored:  # markers come with the schedule of the base model
         return
     expected = schedule.alphas_cumprod
-    # bfloat16 has 8 bits, and files are rounded more than once
+    # bfloat16 has 8 bits, and files may be rounded more than once
     tolerance = 2 * torch.finfo(kept.dtype).eps if kept.is_floating_point() else 0.0
     if kept.shape != expected.shape or not torch.allclose(
         kept.float(), expected, rtol=tolerance, atol=1e-3
@@ -476,10 +477,10 @@ def _check_schedule(path: Path, stored: dict[str, Tensor], schedule: DDIMSchedul
 
 
 def _rename_variants(path: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by the names of the original layout, which converters and mergers vary.
+    """Rename tensors to the original layout, from which converters and mergers deviate.
 
     Raises:
-        UserError: If two tensors have the same name then.
+        UserError: If two tensors get the same name.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in stored.items():
@@ -487,6 +488,6 @@ def _rename_variants(path: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]
         for pattern, replacement in _VARIANTS:
             usual = re.sub(pattern, replacement, usual)
         if usual in renamed or (usual != name and usual in stored):
-            raise UserError(f"{path} holds {usual} twice, under two names; take another copy.")
+            raise UserError(f"{path} contains {usual} twice, under two names; use another copy.")
         renamed[usual] = tensor
     return renamed

@@ -1,4 +1,4 @@
-"""Build a video model from Stable Diffusion's components; every tensor is accounted for."""
+"""Build a video model from Stable Diffusion's components; every tensor is checked."""
 
 import inspect
 from collections import Counter
@@ -40,9 +40,9 @@ SHARED_UNET_CONFIG = (
     "norm_num_groups",
     "use_linear_projection",
 )
-# the side is chosen anew, and upcasting is a matter of half precision
+# the size is a new choice, and upcasting only matters in half precision
 _FREE = ("sample_size", "upcast_attention")
-_GUIDANCE = 7.5  # Stable Diffusion's own default
+_GUIDANCE = 7.5  # Stable Diffusion's default
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TransferReport:
     Attributes:
         component: Its name in the model folder.
         copied: Copied tensors.
-        new: Tensors that Stable Diffusion does not have, at their neutral values.
+        new: Tensors that Stable Diffusion does not have, with neutral initial values.
         refused: Stored tensors that are not used.
         reasons: The reasons, with the number of tensors for each.
     """
@@ -74,21 +74,21 @@ def inflate_stable_diffusion(
     image_encoder: Path | None = None,
     prediction: str | None = None,
 ) -> list[TransferReport]:
-    """Write a video model that computes, frame by frame, what Stable Diffusion computes.
+    """Write a video model that equals Stable Diffusion frame by frame.
 
-    Source: MagicVideo initialises its denoiser and its autoencoder from a text-to-image model.
+    Source: MagicVideo initializes its denoiser and its autoencoder from a text-to-image model.
 
     Args:
         source: Stable Diffusion 1.x or 2.x, as a folder in diffusers' format or as one file.
-        output: The model folder to make.
-        num_frames: The most key frames of a video.
-        size: Pixels a side of a frame; by default what Stable Diffusion was trained with.
-        tokenizer: A folder to take the tokenizer from.
-        image_encoder: A folder to take CLIP's vision tower from.
-        prediction: What a single file of Stable Diffusion 2.x predicts.
+        output: The model folder to create.
+        num_frames: Number of key frames of a video.
+        size: Side of a frame in pixels; by default as in the training of Stable Diffusion.
+        tokenizer: Folder of the tokenizer.
+        image_encoder: Folder of CLIP's image encoder.
+        prediction: Prediction type of a single file of Stable Diffusion 2.x.
 
     Raises:
-        UserError: If the source is none of these, a tensor is missing, foreign or misshapen, or
+        UserError: If the source is invalid, a tensor is missing, unknown or of the wrong shape, or
             the output exists.
     """
     if output.exists():
@@ -97,7 +97,9 @@ def inflate_stable_diffusion(
         raise UserError(f"{source} does not exist; name Stable Diffusion's folder or file.")
     if source.is_dir():
         if prediction is not None:
-            raise UserError("--prediction is for single files; a folder says what it predicts.")
+            raise UserError(
+                "--prediction is for single files; a folder states its prediction type."
+            )
         parts = open_diffusers_folder(source, tokenizer, image_encoder)
     else:
         parts = open_single_file(source, tokenizer, image_encoder, prediction)
@@ -109,12 +111,14 @@ def inflate_stable_diffusion(
 def build_video_pipeline(
     parts: SDCheckpoint, *, num_frames: int, size: int | None
 ) -> tuple[MagicVideoPipeline, list[TransferReport]]:
-    """Return a pipeline with Stable Diffusion's weights, and a report per component.
+    """Build a pipeline with Stable Diffusion's weights, and a report per component.
 
     Raises:
-        UserError: If the parts do not fit the networks here, or each other.
+        UserError: If components are not supported, or do not fit together.
     """
-    video_unet_config(parts.unet)  # first: other kinds of model also have parts that do not fit
+    video_unet_config(
+        parts.unet
+    )  # first, because other kinds of model also have components that do not fit together
     _check_parts(parts)
     for part in (parts.unet, parts.vae, parts.text_encoder, parts.image_encoder):
         _check_finite(part)
@@ -152,7 +156,7 @@ def video_unet_config(part: ComponentState) -> dict[str, Any]:
     """Return the arguments of `VideoUNet` for an image network.
 
     Raises:
-        UserError: If the image network has something that Stable Diffusion 1.x and 2.x have not.
+        UserError: If the image network differs from Stable Diffusion 1.x and 2.x.
     """
     signature = inspect.signature(UNet2DConditionModel.__init__).parameters
     for name, value in part.config.items():
@@ -161,14 +165,14 @@ def video_unet_config(part: ComponentState) -> dict[str, Any]:
         neutral = signature[name].default if name in signature else None
         if _plain(value) != _plain(neutral):
             raise UserError(
-                f"{part.source}: {name}={value!r} is not what Stable Diffusion 1.x and 2.x have, "
-                f"which is {neutral!r}; only these can be inflated."
+                f"{part.source}: {name}={value!r} differs from Stable Diffusion 1.x and 2.x, "
+                f"which have {neutral!r}; only these can be inflated."
             )
     config = {name: part.config.get(name, signature[name].default) for name in SHARED_UNET_CONFIG}
     if config["in_channels"] != config["out_channels"]:
         raise UserError(
             f"{part.source}: the U-Net reads {config['in_channels']} channels and gives "
-            f"{config['out_channels']}; a model for inpainting or depth cannot be inflated, take "
+            f"{config['out_channels']}; models for inpainting or depth cannot be inflated, use "
             "the text-to-image model."
         )
     return config
@@ -181,7 +185,7 @@ def _make_unet(
     try:
         unet = VideoUNet(**config, sample_size=side, num_frames=num_frames).eval()
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{part.source} does not describe a U-Net: {error}.") from None
+        raise UserError(f"{part.source} is not a valid U-Net configuration: {error}.") from None
     expected = {
         name: tuple(x.shape) for name, x in unet.state_dict().items() if not is_temporal_key(name)
     }
@@ -194,7 +198,7 @@ def _take_over(
     component: str, network: Network, part: ComponentState
 ) -> tuple[Network, TransferReport]:
     own = network.state_dict()
-    # transformers calls the tensors of a text encoder in one way or the other by its version
+    # names of a text encoder's tensors depend on the version of transformers
     prefix = "text_model." if any(name.startswith("text_model.") for name in own) else ""
     tensors = {prefix + name: tensor for name, tensor in part.tensors.items()}
     check_keys(part.source, _stored(tensors), {name: tuple(x.shape) for name, x in own.items()})
@@ -209,11 +213,13 @@ def _autoencoder(part: ComponentState) -> AutoencoderKL:
     try:
         return AutoencoderKL(**config)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{part.source} does not describe an autoencoder: {error}.") from None
+        raise UserError(
+            f"{part.source} is not a valid autoencoder configuration: {error}."
+        ) from None
 
 
 def _clip_config(kind: type[Any], part: ComponentState) -> Any:  # noqa: ANN401 - either configuration
-    """Return the settings that decide what a tower of CLIP computes; files hold many more."""
+    """Return the settings that affect the computation of a CLIP encoder; files have many more."""
     known = set(kind().to_dict()) - {"model_type", "transformers_version", "architectures", "dtype"}
     return kind(**{name: value for name, value in part.config.items() if name in known})
 
@@ -232,7 +238,7 @@ def _check_parts(parts: SDCheckpoint) -> None:
     """Check that the components fit each other.
 
     Raises:
-        UserError: If one's output is not the other's input.
+        UserError: If outputs and inputs do not match.
     """
     text, unet, vae = parts.text_encoder, parts.unet, parts.vae
     for what, given, taken in (
@@ -242,27 +248,27 @@ def _check_parts(parts: SDCheckpoint) -> None:
         expected = unet.config.get(taken)
         if given != expected:
             raise UserError(
-                f"{unet.source} expects {expected} as the {what}, and the model has {given}; "
-                "its parts belong to different models."
+                f"{unet.source} expects {expected} as the {what}, but the model has {given}; its "
+                "components belong to different models."
             )
     length = parts.text_encoder.config.get("max_position_embeddings", 77)
     if parts.tokenizer.model_max_length > length:
         raise UserError(
-            f"The tokenizer makes {parts.tokenizer.model_max_length} tokens and the text encoder "
-            f"reads {length}; name the right one with --tokenizer."
+            f"The tokenizer has {parts.tokenizer.model_max_length} tokens and the text encoder "
+            f"{length}; name the right tokenizer with --tokenizer."
         )
 
 
 def _check_finite(part: ComponentState | None) -> None:
-    """Refuse a network with infinite or undefined weights.
+    """Check that the weights of a network are finite.
 
     Raises:
-        UserError: If there are any. It names the first such tensor.
+        UserError: If not. The message names the first such tensor.
     """
     for name, tensor in part.tensors.items() if part else ():
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{part.source if part else ''}: {name} holds numbers that are not finite; take "
+                f"{part.source if part else ''}: {name} contains values that are not finite; use "
                 "another copy of the model."
             )
 

@@ -90,8 +90,8 @@ def test_every_tensor_of_a_file_is_accounted_for(i3d, tmp_path):
     path = tmp_path / "x.safetensors"
     for state, sentence in (
         (lacking, r"lacks the tensor Mixed_5c\.b3b\.bn\.bias"),
-        (strange, r"holds the tensor Mixed_6a\.b0\.bn\.bias, unknown here"),
-        (turned, r"holds logits\.conv3d\.weight with the shape \[1024, 400, 1, 1, 1\]"),
+        (strange, r"contains the unknown tensor Mixed_6a\.b0\.bn\.bias"),
+        (turned, r"holds logits\.conv3d\.weight with shape \[1024, 400, 1, 1, 1\]"),
     ):
         save_file(state, path)
         with pytest.raises(UserError, match=sentence):
