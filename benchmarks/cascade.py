@@ -1,10 +1,10 @@
-"""What each stage of one video costs: seconds of the processor and of the clock, and memory.
+"""Measure CPU time, wall time and memory of each stage of one video.
 
     python -m benchmarks.cascade --model models/emoji --output docs/cascade.md
     python -m benchmarks.cascade --device cuda --precision float16
 
-Every stage runs in a fresh process, on what the stage before it left in a file, so that its peak is
-its own. README.md in this folder says how to read the numbers.
+Every stage runs in a new process and reads the output of the previous stage from a file, so its
+peak memory does not include other stages. README.md in this folder explains the numbers.
 """
 
 import platform
@@ -37,12 +37,12 @@ Stage: TypeAlias = Callable[[MagicVideoPipeline, Request, Tensor], Tensor]
 
 
 def key_frames(pipeline: MagicVideoPipeline, request: Request, _: Tensor) -> Tensor:
-    """Encode the prompt and make the key latents."""
+    """Encode the prompt and sample the latents of the key frames."""
     return pipeline.sample_keyframes(request, *pipeline.encode_condition(request))
 
 
 def interpolation(pipeline: MagicVideoPipeline, request: Request, keys: Tensor) -> Tensor:
-    """Encode the prompt again and make the latents between the keys."""
+    """Encode the prompt and sample the latents between the key frames."""
     return pipeline.interpolate(request, keys, pipeline.encode_condition(request)[0])
 
 
@@ -52,7 +52,7 @@ def decoding(pipeline: MagicVideoPipeline, _: Request, latents: Tensor) -> Tenso
 
 
 def super_resolution(pipeline: MagicVideoPipeline, request: Request, frames: Tensor) -> Tensor:
-    """Enlarge all frames."""
+    """Upscale all frames."""
     return pipeline.upscale(request, frames)
 
 
@@ -66,7 +66,7 @@ _OPTIONAL = {"interpolation": "interpolation", "super-resolution": "upscaler"}
 
 
 class Precision(str, Enum):
-    """Numbers that the networks compute in, by torch's names."""
+    """Dtypes of the networks."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -75,12 +75,12 @@ class Precision(str, Enum):
 
 @dataclass(frozen=True)
 class Machine:
-    """What the stages run on.
+    """The device and its settings.
 
     Attributes:
-        device: As torch names it, such as `cpu` or `cuda`.
-        precision: Of weights and activations.
-        threads: Of torch.
+        device: A torch device, such as `cpu` or `cuda`.
+        precision: Dtype of weights and activations.
+        threads: Number of torch threads.
     """
 
     device: str = "cpu"
@@ -89,12 +89,12 @@ class Machine:
 
     @property
     def on_gpu(self) -> bool:
-        """Return whether memory and time are those of a GPU."""
+        """Return whether the device is a GPU."""
         return self.device.startswith("cuda")
 
     @property
     def label(self) -> str:
-        """Return what a report calls it."""
+        """Return its label in the report."""
         if self.on_gpu:
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision.value}"
         processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
@@ -102,23 +102,23 @@ class Machine:
         return f"{self.threads} thread{plural} of {processor}, {self.precision.value}"
 
     def load(self, model: Path | None) -> MagicVideoPipeline:
-        """Return a whole model; None is the one that is shipped."""
+        """Return a complete model; None is the bundled model."""
         dtype = getattr(torch, self.precision.value)
         return MagicVideoPipeline.from_pretrained(model, torch_dtype=dtype).to(self.device)
 
     def wait(self) -> None:
-        """Return when the device has done what it was given."""
+        """Wait until the device has finished."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
     def peak_memory(self) -> int:
-        """Return the most bytes that this process has held so far, on the GPU if it runs there."""
+        """Return the peak memory of this process in bytes, on the GPU if it uses one."""
         return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else peak_on_cpu()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage costs: the least seconds of all rounds, memory in bytes, and what it made."""
+    """The cost of one stage: minimum seconds over the rounds, bytes, and the output shape."""
 
     processor: float
     clock: float
@@ -129,14 +129,14 @@ class Cost:
 
 @torch.no_grad()
 def measure(name: str, model: Path | None, given: Path, machine: Machine, rounds: int) -> Cost:
-    """Run a stage in this process, which has done nothing else, and write what it makes.
+    """Run a stage in this new process and write its output.
 
     Args:
         name: The stage.
-        model: A model folder, or None for the shipped one.
-        given: A safetensors file with what the stage before made; replaced.
-        machine: What to run on.
-        rounds: How many times the stage runs; on a GPU once more, to begin with.
+        model: A model folder, or None for the bundled model.
+        given: A safetensors file with the output of the previous stage, which is replaced.
+        machine: The device.
+        rounds: Number of runs; on a GPU there is one more run as warm-up.
     """
     torch.set_num_threads(machine.threads)
     pipeline = machine.load(model)
@@ -156,9 +156,9 @@ def measure(name: str, model: Path | None, given: Path, machine: Machine, rounds
 
 
 def peak_on_cpu() -> int:
-    """Return the most bytes that this process has held so far."""
+    """Return the peak resident set of this process in bytes."""
     if _STATUS.exists():
-        # what `getrusage` tells begins at the size of the process that started this one
+        # the value of `getrusage` starts at the size of the parent process
         lines = (line.split() for line in _STATUS.read_text().splitlines())
         return next(1024 * int(words[1]) for words in lines if words[0] == "VmHWM:")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -168,7 +168,7 @@ def peak_on_cpu() -> int:
 def measure_all(
     model: Path | None, present: tuple[str, ...], machine: Machine, rounds: int
 ) -> Iterator[tuple[str, Cost]]:
-    """Yield each stage that the model has, by its `present` ones, with its cost."""
+    """Yield each stage of the model with its cost; `present` lists the optional stages."""
     with TemporaryDirectory() as folder:
         given = Path(folder) / "tensor.safetensors"
         for name in STAGES:
@@ -179,16 +179,16 @@ def measure_all(
 
 
 def report(model: Path | None, machine: Machine, rounds: int) -> str:
-    """Return what ran and the costs of all stages, as Markdown without a title."""
+    """Return the costs of all stages as Markdown without a title."""
     pipeline = MagicVideoPipeline.from_pretrained(model, offload_device="cpu")
     request = pipeline.build_requests([_PROMPT], [_SEED], GenerationSettings())[0]
     lines = [
-        f"torch {torch.__version__}, {machine.label}, {rounds} rounds of which the least counts, "
-        f"model {pipeline.model_hash}. Steps: "
-        f"{request.num_inference_steps} of key frames, {request.interpolation_steps} of "
-        f"interpolation, {request.upscaler_steps} of super-resolution.",
+        f"torch {torch.__version__}, {machine.label}, minimum over {rounds} rounds, "
+        f"model {pipeline.model_hash}. Diffusion steps: "
+        f"{request.num_inference_steps} for key frames, {request.interpolation_steps} for "
+        f"interpolation, {request.upscaler_steps} for super-resolution.",
         "",
-        "| stage | makes | CPU seconds | seconds | MiB loaded | MiB at peak |",
+        "| stage | output | CPU seconds | wall seconds | MiB after loading | MiB at peak |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     total = [0.0, 0.0]
@@ -205,18 +205,20 @@ def report(model: Path | None, machine: Machine, rounds: int) -> str:
 
 def main(
     model: Annotated[
-        Path | None, typer.Option(help="A model folder; by default the model that is shipped.")
+        Path | None, typer.Option(help="A model folder; by default the bundled model.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[Precision, typer.Option(help="Of all networks.")] = Precision.FLOAT32,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each stage runs.")] = 2,
+    precision: Annotated[
+        Precision, typer.Option(help="Dtype of all networks.")
+    ] = Precision.FLOAT32,
+    threads: Annotated[int, typer.Option(min=1, help="Number of torch threads.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of runs of each stage.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
-    """Measure what each stage of one video costs."""
+    """Measure the cost of each stage of one video."""
     text = (
         "# Cost of one video\n\n"
-        "Written by `python -m benchmarks.cascade`; `benchmarks/README.md` says how it measures. "
+        "Written by `python -m benchmarks.cascade`; `benchmarks/README.md` describes the method. "
         + report(model, Machine(device, precision, threads), rounds)
     )
     print(text)

@@ -1,4 +1,4 @@
-"""What the paper's scale costs on one GPU: the U-Nets, training of every stage, and one video.
+"""Measure the paper's scale on one GPU: the U-Nets, training of every stage, and one video.
 
     python -m benchmarks.gpu FOLDER --output gpu.md
 
@@ -46,20 +46,20 @@ _WORKS: dict[str, Work] = {"forward": forward, "forward and backward": forward_b
 
 @dataclass(frozen=True)
 class Pass:
-    """One kind of pass through one network: milliseconds of each round, and bytes at its peak."""
+    """The passes of one kind through a network: milliseconds of each round, and peak bytes."""
 
     milliseconds: list[float]
     peak: int
 
 
 def measure_pass(name: str, work: Work, rounds: int, dtype: torch.dtype) -> Pass:
-    """Run one network of Stable Diffusion's width on a clip, its weights in single precision.
+    """Run one network with the channels of Stable Diffusion on a clip, with float32 weights.
 
     Args:
-        name: Of the network.
-        work: What to run.
-        rounds: How often, after one pass to begin with.
-        dtype: Of autocast.
+        name: Name of the network.
+        work: The function to run.
+        rounds: Number of measured passes, after one warm-up pass.
+        dtype: Dtype of autocast.
     """
     network = NETWORKS[name]
     given = make_inputs(PAPER, "cuda")
@@ -82,7 +82,7 @@ def _event() -> torch.cuda.Event:
 
 
 def networks_section(rounds: int) -> str:
-    """Return the table of all networks, ratios against the image network in the same run."""
+    """Return the table of all networks, with ratios to the image network in the same run."""
     rows = []
     for label, work in _WORKS.items():
         taken = {name: measure_pass(name, work, rounds, torch.bfloat16) for name in NETWORKS}
@@ -94,14 +94,14 @@ def networks_section(rounds: int) -> str:
     head = ["pass", "network", "milliseconds", "ratio", "GiB at peak"]
     return (
         "## The U-Nets\n\nOne pass over a clip of 16 frames, 32x32 latents and 77 tokens, in "
-        f"bfloat16 by autocast, weights in float32; the median of {rounds}.\n\n"
+        f"bfloat16 autocast with float32 weights; the median of {rounds}.\n\n"
         f"{table(head, rows)}"
     )
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update of one stage costs, and what the recipe's plan says of its memory."""
+    """The measured cost of an update of one stage, and the memory that the dry run estimates."""
 
     stage: str
     samples: int
@@ -112,9 +112,9 @@ class Update:
 
 
 def prepare_all(folder: Path) -> Recipe:
-    """Make the model to start from and the clips, if they are not there, and return the recipe.
+    """Create the initial model and the clips if they do not exist, and return the recipe.
 
-    What was trained before is removed, since a stage that is done would not be trained again.
+    Earlier training is removed, because a finished stage would be skipped.
     """
     for trained in (RUN, MODEL):
         shutil.rmtree(folder / trained, ignore_errors=True)
@@ -139,7 +139,7 @@ def prepare_all(folder: Path) -> Recipe:
 
 
 def with_updates(recipe: Recipe, updates: int) -> Recipe:
-    """Return the recipe with so many updates of every stage, no pictures and one checkpoint."""
+    """Return the recipe with `updates` steps in every stage, no previews and one checkpoint."""
     few = {"steps": updates, "preview_every": updates + 1, "keep_checkpoints": 1}
     stages: dict[str, StageConfig] = {
         name: stage.model_copy(update=few) for name, stage in recipe.stages().items()
@@ -152,12 +152,12 @@ def _write_line(line: str) -> None:
 
 
 def train_stage(recipe: Recipe, name: StageName, planned: StageEstimate) -> Update:
-    """Train one stage in this process, which has trained nothing else."""
+    """Train one stage in this new process."""
     settings = recipe.stages()[name]
     train(recipe, name, LineReporter(_write_line))
     lines = (recipe.output / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
-    shutil.rmtree(recipe.output / name / CHECKPOINTS)  # 15 GB of each denoiser
+    shutil.rmtree(recipe.output / name / CHECKPOINTS)  # 15 GB for each denoiser
     samples = settings.batch_size * settings.gradient_accumulation_steps
     gflops = samples * planned.training_gflops
     peak = torch.cuda.max_memory_allocated()
@@ -165,7 +165,7 @@ def train_stage(recipe: Recipe, name: StageName, planned: StageEstimate) -> Upda
 
 
 def train_all(recipe: Recipe) -> Iterator[Update]:
-    """Train every stage in a process of its own, in order."""
+    """Train every stage in order, each in a new process."""
     for name, planned in zip(recipe.stages(), estimate_run(recipe), strict=True):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             yield fresh.submit(train_stage, recipe, name, planned).result()
@@ -180,27 +180,31 @@ def training_section(recipe: Recipe, updates: int) -> str:
         numbers = (f"{seconds:.2f}", f"{rate:.0f}", f"{peak / _GIB:.1f}", f"{planned / _GIB:.1f}")
         rows.append([stage, str(samples), *numbers])
         print(rows[-1], flush=True)
-    head = ["stage", "samples an update", "seconds", "TFLOP/s", "GiB at peak", "GiB planned"]
+    head = ["stage", "samples per update", "seconds", "TFLOP/s", "peak GiB", "estimated GiB"]
     return (
-        f"## Training\n\n`recipes/paper.yaml` as it stands, {updates} updates of every stage, of "
-        f"which the first {WARM_UP} do not count; seconds are the median, clips are read by the "
-        "same process. *TFLOP/s*: the operations that the plan counts, over the seconds. "
-        f"*Planned*: what `--dry-run` says.\n\n{table(head, rows)}"
+        f"## Training\n\n`recipes/paper.yaml`, {updates} updates of every stage, of which the "
+        f"first {WARM_UP} are warm-up; seconds are the median, and clips are read in the training "
+        "process. *TFLOP/s*: the FLOPs that `--dry-run` counts, divided by the seconds. "
+        f"*Estimated*: the memory that `--dry-run` prints.\n\n{table(head, rows)}"
     )
 
 
 def video_section(recipe: Recipe, folder: Path, precision: Precision) -> str:
-    """Return what one video of the trained model costs, 61 frames of 1024 pixels."""
+    """Return the section on the cost of one video of 61 frames of 1024x1024."""
     export(recipe.output, folder / MODEL, "fp16")
     costs = report(folder / MODEL, Machine("cuda", precision), rounds=1)
-    return f"## One video\n\nAll stages by the recipe's defaults; {costs}"
+    return f"## One video\n\nAll stages with the defaults of the recipe; {costs}"
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="For models, clips and runs; 60 GB of disk.")],
-    updates: Annotated[int, typer.Option(min=WARM_UP + 1, help="Of every stage.")] = 12,
-    rounds: Annotated[int, typer.Option(min=1, help="Of every pass through a U-Net.")] = 10,
-    precision: Annotated[Precision, typer.Option(help="Of the video.")] = Precision.FLOAT16,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for models, clips and runs; 60 GB of disk.")
+    ],
+    updates: Annotated[int, typer.Option(min=WARM_UP + 1, help="Updates per stage.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured passes per U-Net.")] = 10,
+    precision: Annotated[
+        Precision, typer.Option(help="Dtype of the networks for the video.")
+    ] = Precision.FLOAT16,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
     """Measure the paper's scale on one GPU."""
@@ -208,7 +212,7 @@ def main(
     recipe = with_updates(prepare_all(folder), updates)
     sections = [
         "# The paper's scale on one GPU\n\n"
-        "Written by `python -m benchmarks.gpu`; `benchmarks/README.md` says how it measures. "
+        "Written by `python -m benchmarks.gpu`; `benchmarks/README.md` describes the method. "
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}. Weights are random, in form "
         "and size of Stable Diffusion 1.5, so that seconds and memory are all that is told here."
     ]

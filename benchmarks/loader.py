@@ -1,10 +1,10 @@
-"""How long a training step waits for its batch, at the sizes of recipes/paper.yaml.
+"""Measure how long a training step waits for its batch, at the sizes of recipes/paper.yaml.
 
     python -m benchmarks.loader FOLDER
 
 Clips of noise are written to FOLDER (1.7 GB), as a prepared folder of frames and as shards of
-latents. A step is simulated by a sleep, as a GPU would compute without the CPU's help. What is
-measured is the time from the end of one step to the batch of the next.
+latents. A sleep simulates a step, because a GPU computes without the CPU. The waiting time is
+measured from the end of one step to the batch of the next.
 """
 
 import hashlib
@@ -39,19 +39,19 @@ from magicvideo.data.shards.tar_shard import (
 from magicvideo.training.loader import AnyDataset, DatasetBatches, load_batches
 from magicvideo.training.recipe import Recipe, read_recipe
 
-CLIPS, FRAMES = 64, 128  # frames of a clip: 16 at a stride of 8
+CLIPS, FRAMES = 64, 128  # frames per clip: 16 at a stride of 8
 LATENT_CHANNELS, FACTOR, TOKENS, WIDTH = 4, 8, (77, 768), 768  # of Stable Diffusion 1
 WARM_UP = 10
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How long steps waited.
+    """The waiting time of steps.
 
     Attributes:
-        share: Of the wall time.
-        mean: Milliseconds of a step.
-        worst: Milliseconds of the slowest tenth of the steps, its least.
+        share: Fraction of the wall time.
+        mean: Milliseconds per step.
+        worst: 90th percentile in milliseconds.
     """
 
     share: float
@@ -60,14 +60,16 @@ class Waiting:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="For the clips; kept for the next run.")],
-    recipe: Annotated[Path, typer.Option(help="Whose sizes are taken.")] = Path("paper"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for the clips, which are kept for the next run.")
+    ],
+    recipe: Annotated[Path, typer.Option(help="Recipe with the sizes.")] = Path("paper"),
     steps: Annotated[int, typer.Option(min=20, help="Simulated steps.")] = 60,
-    milliseconds: Annotated[float, typer.Option(help="Of a step.")] = 100.0,
+    milliseconds: Annotated[float, typer.Option(help="Duration of a step.")] = 100.0,
     workers: Annotated[list[int] | None, typer.Option(help="Worker processes; repeatable.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
 ) -> None:
-    """Measure the waiting of steps, with frames and with shards."""
+    """Measure the waiting time of steps, with frames and with shards."""
     torch.set_num_threads(1)
     settings = read_recipe(recipe, [])
     assert settings.keyframes is not None
@@ -120,7 +122,7 @@ def _wait_for(batches: Iterator[object], seconds: float) -> float:
 
 
 def write_frames(folder: Path, size: int) -> ClipDataset:
-    """Write a prepared folder of clips of noise, if it is not there, and open it."""
+    """Write a prepared folder of noise clips if it does not exist, and open it."""
     if not (folder / "manifest.jsonl").is_file():
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         clips = []
@@ -159,7 +161,7 @@ def write_frames(folder: Path, size: int) -> ClipDataset:
 
 
 def write_shards(folder: Path, size: int, clips_per_shard: int = 16) -> ShardDataset:
-    """Write shards of noise as large as Stable Diffusion's latents, and open them."""
+    """Write shards of noise with the shape of Stable Diffusion's latents, and open them."""
     side = size // FACTOR
     shapes = {
         "latents": (FRAMES, LATENT_CHANNELS, side, side),

@@ -1,4 +1,4 @@
-"""The widths at which the networks are compared, and how each is timed."""
+"""The sizes at which the networks are compared, and their timing settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,14 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "emoji.yaml"
 
 @dataclass(frozen=True)
 class Size:
-    """One width of the networks, and how they are timed.
+    """One size of the networks, and the settings of the timing.
 
     Attributes:
-        label: What the report calls it.
-        work: Sizes of the networks, and the videos that they are given.
-        timed_frames: Frames of a video when seconds are measured.
-        rounds: Repetitions.
-        backward: Whether the backward pass is timed, after a pass to warm up, which a long one
-            does not need.
+        label: Its label in the report.
+        work: Sizes of the networks and of their inputs.
+        timed_frames: Frames per video when seconds are measured.
+        rounds: Number of rounds.
+        backward: Whether the backward pass is timed too; there is then a warm-up pass.
     """
 
     label: str
@@ -34,21 +33,21 @@ class Size:
 
 
 def emoji() -> Size:
-    """Return the denoiser of the emoji recipe, with two videos."""
+    """Return the size of the emoji recipe, with a batch of two videos."""
     recipe = read_recipe(RECIPE, [])
     assert recipe.clip is not None
     config, tokens = unet_config(recipe, FrameSize(64, 64)), recipe.clip.max_tokens
     work = Workload(config, videos=2, frames=16, side=8, tokens=tokens, head_width=32)
-    return Size("the emoji recipe's width", work, 16, 8, backward=True)
+    return Size("the channels of the emoji recipe", work, 16, 8, backward=True)
 
 
 def stable_diffusion() -> Size:
-    """Return the denoiser at the width of Stable Diffusion 1.5, with one video."""
-    return Size("the width of Stable Diffusion 1.5", PAPER, 8, 2, backward=False)
+    """Return the size of Stable Diffusion 1.5, with one video."""
+    return Size("the channels of Stable Diffusion 1.5", PAPER, 8, 2, backward=False)
 
 
 class Width(str, Enum):
-    """Names of the widths on the command line."""
+    """Names of the sizes on the command line."""
 
     EMOJI = "emoji"
     SD = "sd"

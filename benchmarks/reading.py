@@ -1,12 +1,12 @@
-"""How fast videos are read, as a ratio to a plain decoding loop in the same run.
+"""Measure the speed of reading videos, relative to a plain decoding loop in the same run.
 
     python -m benchmarks.reading
 
 Three readers take turns on each file, one thread each: a loop of PyAV that decodes every frame to
-RGB, `read_clip` (frames cut to 64 pixels, as for training), and `iter_frames` (whole frames, as for
-single stages). The least time of several rounds counts, in seconds of the processor, so that other
-programs on the machine matter little. The test files are made here: 960x540 H.264 in MP4, VP9 in
-WebM at 480x270, and a transparent animated WebP of 256 pixels.
+RGB, `read_clip` (frames cropped and resized to 64 pixels, as for training), and `iter_frames`
+(whole frames, as for single stages). The minimum CPU time over several rounds counts, which depends
+little on other processes. The test files are generated: 960x540 H.264 in MP4, VP9 in WebM at
+480x270, and a transparent animated WebP of 256 pixels.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from magicvideo.media.video_reader import iter_frames, read_clip
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Of each reader; the fastest counts.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds per reader; the fastest counts.")] = 5,
 ) -> None:
     """Measure and print a table."""
     print("| file | plain loop, s | read_clip / plain | iter_frames / plain |")
@@ -64,7 +64,7 @@ def write_files(folder: Path) -> list[Path]:
 
 
 def plain_loop(path: Path) -> Callable[[], object]:
-    """Return a loop that decodes a file and does nothing else."""
+    """Return a loop that only decodes a file."""
 
     def decode_video() -> None:
         with av.open(str(path)) as container:
@@ -81,13 +81,13 @@ def plain_loop(path: Path) -> Callable[[], object]:
 
 
 def drain(path: Path) -> None:
-    """Read all frames of a file, and keep none."""
+    """Read and discard all frames of a file."""
     for _ in iter_frames(path):
         pass
 
 
 def fastest(readers: tuple[Callable[[], object], ...], rounds: int) -> list[float]:
-    """Return the least seconds of the processor of each reader, which take turns."""
+    """Return the minimum CPU seconds of each reader; the readers take turns."""
     least = [float("inf")] * len(readers)
     for _ in range(rounds):
         for number, read in enumerate(readers):

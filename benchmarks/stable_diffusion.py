@@ -1,4 +1,4 @@
-"""Inflate a network of Stable Diffusion 1.5's full size, compare and run it: seconds and memory.
+"""Inflate a model of the full size of Stable Diffusion 1.5, compare it and run it.
 
 The weights are random and made by diffusers; what is proved is that every tensor finds its place,
 and that the sizes fit. Each step runs in a process of its own, so that its memory is its own.
@@ -52,7 +52,7 @@ CLASSES = {
 
 
 def make(folder: Path) -> str:
-    """Write a folder as diffusers writes Stable Diffusion 1.5, one network after the other."""
+    """Write a folder in diffusers' format with random weights, one network after the other."""
     torch.manual_seed(0)
     source = folder / IMAGE
     config = {name: value for name, value in PAPER.config.items() if name != "num_frames"}
@@ -74,7 +74,7 @@ def make(folder: Path) -> str:
 
 
 def inflate(folder: Path) -> str:
-    """Make the video model."""
+    """Create the video model."""
     accounts = inflate_stable_diffusion(
         folder / IMAGE, folder / VIDEO, num_frames=FRAMES, size=8 * SIDE
     )
@@ -84,7 +84,7 @@ def inflate(folder: Path) -> str:
 
 @torch.no_grad()
 def compare(folder: Path) -> str:
-    """Compare both U-Nets, frame by frame."""
+    """Compare the two U-Nets frame by frame."""
     latents, timestep, tokens = _inputs()
     image = UNet2DConditionModel.from_pretrained(folder / IMAGE / "unet").eval()
     expected = torch.cat([image(x[None], timestep, tokens).sample for x in latents])
@@ -103,7 +103,7 @@ def compare(folder: Path) -> str:
 
 
 def generate(folder: Path) -> str:
-    """Make a video, from the folder to pixels."""
+    """Generate a video from the model folder."""
     pipeline = MagicVideoPipeline.from_pretrained(folder / VIDEO)
     output = pipeline("a red dog", seed=1, num_inference_steps=STEPS)
     assert not isinstance(output, tuple)
@@ -115,7 +115,7 @@ def generate(folder: Path) -> str:
 
 @torch.no_grad()
 def back(folder: Path) -> str:
-    """Take the image network out again and compare it with the one that went in."""
+    """Extract the image network and compare it with the original."""
     export_image_model(folder / VIDEO, folder / BACK, half=False)
     latents, timestep, tokens = _inputs()
     answers = []
@@ -151,12 +151,12 @@ def _measure(name: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run all steps in a folder, or some."""
+    """Run all or some steps in a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="empty, with 16 GB of room")
+    parser.add_argument("folder", type=Path, help="an empty folder with 16 GB of free space")
     parser.add_argument("--steps", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    print("| step | seconds | of a processor | peak memory, GB | what came out |")
+    print("| step | wall time, s | CPU, s | peak memory, GB | result |")
     print("|---|---|---|---|---|", flush=True)
     for name in arguments.steps:
         process = get_context("fork").Process(target=_measure, args=(name, arguments.folder))

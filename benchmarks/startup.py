@@ -1,4 +1,4 @@
-"""CPU time from the start of Python to the first diffusion step, beside that of `import torch`.
+"""Measure CPU time from the start of Python to the first diffusion step, relative to torch.
 
     python -m benchmarks.startup
 
@@ -41,7 +41,7 @@ import json, resource, sys
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([used.ru_utime + used.ru_stime, len(sys.modules)]), file=sys.stderr)
 """
-# in this order each is what the ones before it have not imported
+# in this order, each row counts what the earlier rows have not imported
 _LIBRARIES = {
     "torch": "torch",
     "torch._dynamo, which diffusers.utils imports": "torch._dynamo",
@@ -68,7 +68,7 @@ print(json.dumps(rows), file=sys.stderr)
 
 
 def _run(code: str, *arguments: str) -> str:
-    """Return the last line that a fresh process writes to standard error."""
+    """Return the last line that a new process writes to standard error."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
         capture_output=True,
@@ -80,14 +80,14 @@ def _run(code: str, *arguments: str) -> str:
 
 
 def measure(code: str, repeats: int) -> tuple[float, int]:
-    """Return the least CPU seconds of some runs, and the number of loaded modules."""
+    """Return the minimum CPU seconds over the runs, and the number of loaded modules."""
     found = [json.loads(_run(code + _REPORT)) for _ in range(repeats)]
     seconds, modules = min(found)
     return float(seconds), int(modules)
 
 
 def measure_libraries(repeats: int) -> dict[str, tuple[float, int]]:
-    """Return the least CPU seconds that each library adds, and the number of its modules."""
+    """Return the minimum CPU seconds that each library adds, and the number of its modules."""
     names = json.dumps(list(_LIBRARIES.values()))
     runs = [json.loads(_run(_IMPORT_IN_ORDER, names)) for _ in range(repeats)]
     least = [min(rows) for rows in zip(*runs, strict=True)]
@@ -98,7 +98,7 @@ def measure_libraries(repeats: int) -> dict[str, tuple[float, int]]:
 
 
 def main() -> None:
-    """Print one line for each case and for each library."""
+    """Print one line per case and per library."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats

@@ -1,9 +1,9 @@
-"""What given frames save in sampling, what a preview costs, and how fast a stream of frames is.
+"""Measure sampling with given frames, previews, and a stream of frames.
 
     python -m benchmarks.streaming --output docs/streaming.md
 
-Seconds are CPU time of one thread. A model that has not learned to continue frames costs the same,
-so it is measured, too. README.md in this folder says how to read the numbers.
+Seconds are CPU time of one thread. A model that was not trained to continue frames has the same
+cost, so it can be measured too. README.md in this folder explains the numbers.
 """
 
 import os
@@ -32,7 +32,7 @@ _SEED = 1
 
 
 def seconds_of(work: Callable[[], object], rounds: int) -> float:
-    """Return the least CPU-seconds of some rounds."""
+    """Return the minimum CPU seconds over the rounds."""
     taken = []
     for _ in range(rounds):
         started = time.process_time()
@@ -51,7 +51,7 @@ def sample(
     *,
     use_cache: bool,
 ) -> Latents:
-    """Return new key frames after given ones, by the whole loop over diffusion steps."""
+    """Sample new key frames after given ones, with all diffusion steps."""
     config = pipeline.unet.config
     shape = (1, num_new, config.in_channels, config.sample_size, config.sample_size)
     guided = GuidedDenoiser(
@@ -68,7 +68,7 @@ def sample(
 
 
 def given_section(pipeline: MagicVideoPipeline, request: Request, rounds: int) -> str:
-    """Return what sampling costs with given frames, cached and not."""
+    """Return the section on sampling with given frames, cached and uncached."""
     tokens = pipeline.encode_condition(request)
     frames, side = pipeline.unet.config.num_frames, pipeline.unet.config.sample_size
     shape = (1, frames, pipeline.unet.config.in_channels, side, side)
@@ -93,20 +93,20 @@ def given_section(pipeline: MagicVideoPipeline, request: Request, rounds: int) -
         "new",
         "uncached, s",
         "cached, s",
-        "of a window without",
-        "share of new frames",
+        "cached, relative to 0 given",
+        "fraction of new frames",
     ]
     return (
-        "## Given frames\n\n"
-        f"CPU-seconds of the {request.num_inference_steps} diffusion steps of a window of "
-        f"{frames} key frames, the keys and values of given ones among them. The last two columns "
-        f"would agree if nothing else cost time.\n\n{table(head, rows)}"
+        f"## Given frames\n\nCPU seconds of the {request.num_inference_steps} diffusion steps of a "
+        f"window of {frames} key frames, including the keys and values of the given frames. The "
+        "last two columns would be equal if the cost were proportional to the new "
+        f"frames.\n\n{table(head, rows)}"
     )
 
 
 @torch.no_grad()
 def preview_section(pipeline: MagicVideoPipeline, request: Request, rounds: int) -> str:
-    """Return what a preview of one step costs beside the step."""
+    """Return the section on the cost of a preview relative to a diffusion step."""
     tokens = pipeline.encode_condition(request)
     frames = pipeline.unet.config.num_frames
     one = seconds_of(
@@ -114,22 +114,26 @@ def preview_section(pipeline: MagicVideoPipeline, request: Request, rounds: int)
     )
     step = one / request.num_inference_steps
     latents = sample(pipeline, request, tokens, None, frames, use_cache=True)
-    pipeline.preview(latents)  # a map that the folder lacks is fitted once
+    pipeline.preview(latents)  # the first call fits the map if the folder has none
     linear = seconds_of(lambda: [pipeline.preview(latents) for _ in range(100)], rounds) / 100
     decoder = seconds_of(lambda: pipeline.decode(latents), rounds)
     rows = [
         ["one diffusion step", f"{1000 * step:.1f}", "100 %"],
-        ["preview of all frames by the linear map", f"{1000 * linear:.2f}", f"{linear / step:.2%}"],
+        [
+            "preview of all frames with the linear map",
+            f"{1000 * linear:.2f}",
+            f"{linear / step:.2%}",
+        ],
         ["decoding of all frames", f"{1000 * decoder:.1f}", f"{decoder / step:.0%}"],
     ]
     return (
-        f"## Previews\n\nOf {frames} key frames:\n\n"
-        f"{table(['', 'CPU-milliseconds', 'of a step'], rows)}"
+        f"## Previews\n\nFor {frames} key frames:\n\n"
+        f"{table(['', 'CPU milliseconds', 'relative to a step'], rows)}"
     )
 
 
 def stream_section(pipeline: MagicVideoPipeline, seconds: float) -> str:
-    """Return how fast a stream is, what memory it takes and whether its joints are seen."""
+    """Return the section on speed and memory of a stream, and the change at its joints."""
     model = pipeline.capabilities
     stream = pipeline.stream(_PROMPT, seed=_SEED, output_type="pt")
     rate = float(model.default("fps")) * (model.num_inserted + 1)
@@ -145,20 +149,21 @@ def stream_section(pipeline: MagicVideoPipeline, seconds: float) -> str:
     joints = list(range(first, total, step))
     pixels, colour = change_at_joints(torch.stack(small) * 2 - 1, joints)
     return (
-        f"## A stream\n\n{total} frames, {seconds:g} seconds of video: "
-        f"{total / processor:.1f} frames a CPU-second, {total / clock:.1f} a second of the clock "
-        f"({rate:g} are real time). Peak memory {at_half / 2**20:.0f} MiB after half of them, "
-        f"{peak_on_cpu() / 2**20:.0f} MiB after all. Change at the {len(joints)} joints over "
-        f"elsewhere: {pixels:.2f} of pixels, {colour:.2f} of the mean colour."
+        f"## A stream\n\n{total} frames, {seconds:g} seconds of video: {total / processor:.1f} "
+        f"frames per CPU second, {total / clock:.1f} per second of wall time ({rate:g} are real "
+        f"time). Peak memory is {at_half / 2**20:.0f} MiB after half of the frames and "
+        f"{peak_on_cpu() / 2**20:.0f} MiB after all. The change at the {len(joints)} joints of "
+        f"windows, divided by the change elsewhere, is {pixels:.2f} for pixels and {colour:.2f} "
+        "for the mean colour."
     )
 
 
 def main(
     model: Annotated[
-        Path | None, typer.Option(help="A model folder; by default the model that is shipped.")
+        Path | None, typer.Option(help="A model folder; by default the bundled model.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each part runs.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="Length of the stream; 0 for none.")] = 20.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of runs of each part.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="Length of the stream; 0 skips it.")] = 20.0,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
     """Measure given frames, previews and a stream."""
@@ -168,13 +173,16 @@ def main(
     note = ""
     if not pipeline.capabilities.max_given_frames:
         pipeline.register_to_config(max_given_frames=8)
-        note = " It has not learned to continue given frames: costs hold, joints do not."
+        note = (
+            " The model was not trained to continue given frames: the costs are valid, the change "
+            "at joints is not."
+        )
     (request,) = pipeline.build_requests([_PROMPT], [_SEED], GenerationSettings())
     processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     sections = [
         "# Given frames, previews and streams\n\n"
-        "Written by `python -m benchmarks.streaming`; `benchmarks/README.md` says how it measures. "
-        f"torch {torch.__version__}, one thread of {processor}, float32, the least of {rounds} "
+        "Written by `python -m benchmarks.streaming`; `benchmarks/README.md` describes the method. "
+        f"torch {torch.__version__}, one thread of {processor}, float32, minimum over {rounds} "
         f"rounds, model {pipeline.model_hash}. Load average of the machine at the start: "
         f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} cores.{note}"
     ]

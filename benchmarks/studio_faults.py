@@ -1,4 +1,4 @@
-"""Kill a studio's worker, its server, or both at random moments while clients send jobs.
+"""Kill a studio's worker, its server, or both at random times while clients send jobs.
 
     python -m benchmarks.studio_faults --jobs 200 --clients 10
     python -m benchmarks.studio_faults --database postgresql://... --queue redis://...
@@ -27,7 +27,7 @@ _PROMPTS = ("panda, green background", "fox, blue background", "red heart, white
 
 
 class RunningServer:
-    """A `magicvideo studio` process that is started again after each kill."""
+    """A `magicvideo studio` process that is restarted after each kill."""
 
     def __init__(self, options: list[str], home: Path) -> None:
         self._options, self._home = options, home
@@ -55,7 +55,7 @@ class RunningServer:
         return [int(word) for word in listed.stdout.split()]
 
     def kill(self, what: str) -> None:
-        """Send SIGKILL to the worker, the server or both; a server is started again."""
+        """Send SIGKILL to the worker, the server or both; the server is restarted."""
         pids = self.workers() if what in ("worker", "both") else []
         pids += [self.process.pid] if what in ("server", "both") else []
         for pid in pids:
@@ -66,7 +66,7 @@ class RunningServer:
             self.process, self.url = self._start()
 
     def stop(self) -> None:
-        """End it in order."""
+        """Stop it with SIGTERM."""
         self.process.terminate()
         self.process.wait()
 
@@ -74,12 +74,12 @@ class RunningServer:
 def send_jobs(
     server: RunningServer, token: str, client: int, count: int, ids: dict[str, str]
 ) -> None:
-    """Send a client's jobs; each is sent until it is accepted, under one idempotency key."""
+    """Send a client's jobs; each is repeated with one idempotency key until it is accepted."""
     for number in range(count):
         key = f"{client}-{number}"
         fields = {
             "prompt": _PROMPTS[number // 2 % len(_PROMPTS)],
-            "seed": client * 1000 + number // 2,  # every second job is a twin of the one before
+            "seed": client * 1000 + number // 2,  # every second job repeats the previous one
             "steps": 2,
             "stages": "keyframes",
         }
@@ -99,7 +99,7 @@ def send_jobs(
 
 
 def count_jobs(server: RunningServer, token: str, *states: str) -> int:
-    """Return the number of jobs in some states, as the server's metrics tell it."""
+    """Return the number of jobs in some states from the server's metrics."""
     headers = {"Authorization": f"Bearer {token}"}
     answer = httpx.get(f"{server.url}/metrics", headers=headers, timeout=120)
     answer.raise_for_status()
@@ -109,7 +109,7 @@ def count_jobs(server: RunningServer, token: str, *states: str) -> int:
 
 
 def check(server: RunningServer, tokens: list[str], ids: dict[str, str]) -> list[str]:
-    """Return what is wrong: lost, doubled and broken videos."""
+    """Return all errors: lost, duplicate and broken videos."""
     wrong, digests = [], dict[tuple[str, int], str]()
     for client, token in enumerate(tokens):
         headers = {"Authorization": f"Bearer {token}"}
@@ -125,14 +125,14 @@ def check(server: RunningServer, tokens: list[str], ids: dict[str, str]) -> list
         own = {name for key, name in ids.items() if key.startswith(f"{client}-")}
         found = Counter(str(video["id"]) for video in listed)
         wrong += [f"lost: {name}" for name in own - set(found)]
-        wrong += [f"more than was asked for: {name}" for name in set(found) - own]
+        wrong += [f"more than requested: {name}" for name in set(found) - own]
         for video in listed:
             content = httpx.get(
                 f"{server.url}/v1/videos/{video['id']}/content", headers=headers, timeout=60
             ).content
             digest = hashlib.sha256(content).hexdigest()
             if digest != video["sha256"]:
-                wrong.append(f"not whole: {video['id']} ({video['status']}, {video['error']})")
+                wrong.append(f"not complete: {video['id']} ({video['status']}, {video['error']})")
             twin = (str(video["prompt"]), int(str(video["seed"])))
             if digests.setdefault(twin, digest) != digest:
                 wrong.append(f"other bytes for the same request: {video['id']}")
@@ -140,16 +140,19 @@ def check(server: RunningServer, tokens: list[str], ids: dict[str, str]) -> list
 
 
 def main() -> None:
-    """Run the trial and print its figures as JSON."""
+    """Run the test and print its numbers as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument(
-        "--pause", type=float, default=4.0, help="most seconds from the first work to a kill"
+        "--pause",
+        type=float,
+        default=4.0,
+        help="largest number of seconds from the first job to a kill",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="model folder; by default the shipped one")
+    parser.add_argument("--model", help="model folder; by default the bundled model")
     parser.add_argument("--database")
     parser.add_argument("--queue")
     arguments = parser.parse_args()

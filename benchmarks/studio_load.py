@@ -1,4 +1,4 @@
-"""Status calls of many clients while a video is made: their times, and the server's memory.
+"""Measure status calls of many clients while videos are generated, and the server's memory.
 
 magicvideo studio --no-page --port 7861 &
 python -m benchmarks.studio_load --url http://127.0.0.1:7861 --clients 50 --seconds 120
@@ -15,7 +15,7 @@ import psutil
 
 
 async def ask(client: httpx.AsyncClient, path: str, until: float, pause: float) -> list[float]:
-    """Ask for a video's status again and again, and return the seconds of each answer."""
+    """Request a video's status repeatedly, and return the seconds of each answer."""
     times = []
     while time.monotonic() < until:
         began = time.perf_counter()
@@ -27,7 +27,7 @@ async def ask(client: httpx.AsyncClient, path: str, until: float, pause: float) 
 
 
 async def keep_busy(client: httpx.AsyncClient, until: float, steps: int) -> int:
-    """Have videos made one after the other, and return how many were finished."""
+    """Request videos one after the other, and return the number of finished ones."""
     made = 0
     while time.monotonic() < until:
         answer = await client.post("/v1/videos", json={"prompt": "panda", "steps": steps})
@@ -42,7 +42,7 @@ async def keep_busy(client: httpx.AsyncClient, until: float, steps: int) -> int:
 
 
 async def watch_memory(process: psutil.Process, until: float) -> list[int]:
-    """Return the resident bytes of the server, once a second."""
+    """Record the resident set of the server in bytes, once per second."""
     sizes = []
     while time.monotonic() < until:
         sizes.append(process.memory_info().rss)
@@ -55,11 +55,11 @@ def listener_of(port: int) -> psutil.Process:
     for connection in psutil.net_connections("tcp"):
         if connection.status == "LISTEN" and connection.laddr and connection.laddr.port == port:
             return psutil.Process(connection.pid)
-    raise SystemExit(f"Nobody listens on port {port}.")
+    raise SystemExit(f"No process listens on port {port}.")
 
 
 async def run(url: str, clients: int, seconds: float, pause: float, steps: int) -> None:
-    """Run the load and print its figures as JSON."""
+    """Run the load test and print its numbers as JSON."""
     until = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=clients + 4, max_keepalive_connections=clients + 4)
     async with httpx.AsyncClient(
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--pause", type=float, default=1.0, help="of a client between two calls")
+    parser.add_argument(
+        "--pause", type=float, default=1.0, help="seconds between two calls of a client"
+    )
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     asyncio.run(run(options.url, options.clients, options.seconds, options.pause, options.steps))

@@ -1,10 +1,11 @@
-"""What the video U-Net costs beside the 2D network that it grows from, and beside its peers.
+"""Compare the cost of the video U-Net with the image U-Net it starts from and with other networks.
 
     python -m benchmarks.unet --time emoji --output docs/benchmarks.md
 
-One process, one thread, interleaved repetitions. The floor is diffusers' `UNet2DConditionModel`
-with the frames of all videos as its batch; the peers are diffusers' `UNetMotionModel` (AnimateDiff)
-and `UNet3DConditionModel` (ModelScope). README.md in this folder says how to read the numbers.
+One process, one thread, interleaved repetitions. The image network is diffusers'
+`UNet2DConditionModel` with the frames of all videos as its batch; the other video networks are
+diffusers' `UNetMotionModel` (AnimateDiff) and `UNet3DConditionModel` (ModelScope). README.md in
+this folder explains the numbers.
 """
 
 import gc
@@ -42,13 +43,13 @@ Work: TypeAlias = Callable[[Network, nn.Module, Inputs], None]
 
 
 def forward(network: Network, module: nn.Module, given: Inputs) -> None:
-    """Run what a step of generation runs."""
+    """Run the forward pass, as in a step of generation."""
     with torch.no_grad():
         network.call(module, given)
 
 
 def forward_backward(network: Network, module: nn.Module, given: Inputs) -> None:
-    """Run what a step of training runs, without the optimizer."""
+    """Run the forward and backward pass, as in a training step without the optimizer."""
     torch.autograd.backward(network.call(module, given).square().mean())
     module.zero_grad(set_to_none=True)
 
@@ -57,7 +58,7 @@ def forward_backward(network: Network, module: nn.Module, given: Inputs) -> None
 def built(
     network: Network, work: Workload, memory_format: torch.memory_format, device: str = "cpu"
 ) -> Iterator[nn.Module]:
-    """Yield a network with small random weights, and give its memory back."""
+    """Yield a network with small random weights, and free its memory afterwards."""
     with torch.device("meta"):
         module = network.build(work)
     module = module.to_empty(device=device).train()
@@ -75,7 +76,7 @@ Seconds: TypeAlias = dict[str, dict[str, list[float]]]
 
 
 def measure(work: Work, size: Size) -> Seconds:
-    """Return CPU-seconds by network and memory format, one of each kind a round."""
+    """Return CPU seconds by network and memory format, one value per round."""
     given = make_inputs(replace(size.work, frames=size.timed_frames), "cpu")
     seconds: Seconds = {name: {order: [] for order in FORMATS} for name in NETWORKS}
     for _ in range(size.rounds):
@@ -104,7 +105,7 @@ def seconds_table(seconds: Seconds) -> str:
 
 
 def flops_section(size: Size) -> str:
-    """Return the part of the report that is counted."""
+    """Return the counted part of the report."""
     work = size.work
     given = (
         f"{work.videos} x {work.frames} frames of {work.side}x{work.side} latents and "
@@ -114,35 +115,35 @@ def flops_section(size: Size) -> str:
 
 
 def seconds_section(size: Size) -> str:
-    """Return the part of the report that is timed."""
+    """Return the timed part of the report."""
     works = {"a forward pass": forward}
     if size.backward:
         works["a forward and backward pass"] = forward_backward
     return "\n\n".join(
-        f"CPU-seconds of {name}, {size.work.videos} x {size.timed_frames} frames, "
+        f"CPU seconds of {name}, {size.work.videos} x {size.timed_frames} frames, "
         f"{size.rounds} rounds:\n\n{seconds_table(measure(work, size))}"
         for name, work in works.items()
     )
 
 
 def introduction() -> str:
-    """Return the head of the report: what ran, and on what."""
+    """Return the head of the report, with versions and the processor."""
     processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     return (
         "# Cost of the video U-Net\n\n"
-        "Written by `python -m benchmarks.unet`; `benchmarks/README.md` says how it measures. "
+        "Written by `python -m benchmarks.unet`; `benchmarks/README.md` describes the method. "
         f"torch {torch.__version__}, diffusers {diffusers.__version__}, one thread of {processor}, "
-        "float32. The floor, ratio 1, is the image network with all frames as its batch."
+        "float32. Ratios are relative to the image network with all frames as its batch."
     )
 
 
 def main(
     width: Annotated[
-        list[Width] | None, typer.Option("--time", help="Time this width; may be repeated.")
+        list[Width] | None, typer.Option("--time", help="Time this size; repeatable.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
-    """Count the cost of the networks at both widths, and time them at those that are named."""
+    """Count the cost of the networks at both sizes, and time them at the given sizes."""
     torch.set_num_threads(1)
     sections = [introduction()]
     for key, make in SIZES.items():

@@ -226,7 +226,7 @@ def main(
     """Measure what a whole video costs, in a new process and in a warm one."""
     text = (
         "# Cost of a whole video\n\nWritten by `python -m benchmarks.whole_video`; "
-        "`benchmarks/README.md` says how it measures. "
+        "`benchmarks/README.md` describes the method. "
         + report(model, threads or [1, 2], rounds, peer=peer)
     )
     print(text)
