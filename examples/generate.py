@@ -1,4 +1,4 @@
-"""Make two videos with the bundled model, and recreate one of them from its file.
+"""Generate two videos with the bundled model, and recreate one of them from its file.
 
 Run `python examples/generate.py`; it writes to the current folder.
 """
@@ -23,7 +23,7 @@ def main(model: Path | None = None, folder: Path = Path()) -> None:
     for name, video in zip(("heart", "surfer"), output.videos, strict=True):
         video.save(folder / f"{name}.mp4", overwrite=True)
 
-    # every file stores the request that made it
+    # every file stores its request
     again = pipeline.generate(read_request(folder / "surfer.mp4"))
     assert torch.equal(again.frames, output.videos[1].frames)
 

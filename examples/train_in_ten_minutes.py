@@ -4,14 +4,14 @@
     python examples/train_in_ten_minutes.py train runs/emoji64.pack runs/ten-minutes \
         --base src/magicvideo/weights/emoji --minutes 10
 
-`pack` writes all clips of a prepared folder into one small file: the frames as lossy video, colour
-beside alpha, and the clips' records. `train` keeps every frame on the device and trains the text
-encoder and the denoiser together, first on single frames, then on frames and clips in one batch.
-It replaces `text_encoder`, `tokenizer` and `unet` of the model that it starts from; all other
-components stay, the image condition among them, which this script does not train. On a CPU it runs
-too, with `--device cpu --frames 16 --clips 1`, only slower.
+`pack` writes all clips of a prepared folder into one small file: the records of the clips, and
+their frames as lossy video with colour and alpha side by side. `train` keeps all frames on the
+device and trains the text encoder and the denoiser together, first on single frames, then on
+batches of frames and clips. It replaces `text_encoder`, `tokenizer` and `unet` of the base model
+and copies all other components, including the image conditioner. It also runs on a CPU, more
+slowly, with `--device cpu --frames 16 --clips 1`.
 
-The schedule is one of time, not of updates: a faster device makes more updates.
+The schedule depends on time and not on updates, so a faster device makes more updates.
 """
 
 import json
@@ -53,7 +53,7 @@ from magicvideo.training.tasks.clip_model import train_tokenizer, vocabulary
 app = typer.Typer(add_completion=False, help=__doc__)
 
 NOISE_CORRELATION, NOISE_DECAY, MODE_LIMIT = 0.89, 0.7, 8.0
-MOTION_MEAN, MOTION_STD = -2.26, 0.73  # of the log of the mean change of latents, over all clips
+MOTION_MEAN, MOTION_STD = -2.26, 0.73  # of the log mean change of latents over all clips
 NUM_FRAMES, MAX_TOKENS, VOCABULARY = 16, 32, 3000
 SNR_GAMMA = 5.0
 
@@ -81,7 +81,7 @@ def pack(
                     alpha = frame[..., 3:] if frame.shape[-1] == 4 else np.full_like(frame, 255)
                     wide = np.concatenate([frame[..., :3], alpha[..., :1].repeat(3, -1)], axis=1)
                     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(wide), "rgb24")
-                    if index == 0:  # no clip is predicted from the one before it
+                    if index == 0:  # a clip must not be predicted from the previous one
                         picture.pict_type = av.video.frame.PictureType.I
                     container.mux(stream.encode(picture))
                 kept = {"frames": len(pixels), "fps": record.fps / step}
@@ -98,14 +98,14 @@ def pack(
 
 @dataclass
 class Draw:
-    """Samples of a batch, before their pixels are gathered.
+    """The samples of a batch, before their pixels are read.
 
     Attributes:
-        rows: Places of the frames among all, `b f`.
-        backgrounds: What stands behind each sample; None for clips without transparency.
-        captions: Text of each.
-        fps: Frames a second of each.
-        subjects: Number of each one's subject.
+        rows: Indices of the frames in the packed file, `b f`.
+        backgrounds: Background of each sample; None for clips without transparency.
+        captions: Caption of each sample.
+        fps: Frames per second of each sample.
+        subjects: Index of the subject of each sample.
     """
 
     rows: Tensor
@@ -117,14 +117,14 @@ class Draw:
 
 @dataclass
 class PackedClips:
-    """All frames on the device, and how to make batches of them.
+    """All frames on the device, and the functions that build batches.
 
     Attributes:
         pixels: Premultiplied RGBA, `n 4 h w`, uint8.
-        records: What is known of each clip.
-        starts: Place of each clip's first frame in `pixels`.
-        shares: Cumulative probability of each clip: every subject is as likely as any other.
-        subjects: Number of each clip's subject.
+        records: Record of each clip.
+        starts: Index of the first frame of each clip in `pixels`.
+        shares: Cumulative sampling probability of each clip; all subjects are equally likely.
+        subjects: Index of the subject of each clip.
     """
 
     pixels: Tensor
@@ -161,7 +161,7 @@ class PackedClips:
         )
 
     def draw(self, rng: np.random.Generator, count: int, num_frames: int) -> Draw:
-        """Draw samples of single frames, or of clips at one or two frames a step."""
+        """Sample single frames, or clips with a stride of 1 or 2."""
         rows, backgrounds, captions, rates, subjects = [], [], [], [], []
         for _ in range(count):
             index = min(int(np.searchsorted(self.shares, rng.random())), len(self.records) - 1)
@@ -206,7 +206,7 @@ class PackedClips:
 
 
 class Trainer:
-    """Text encoder and denoiser, trained together until the time is over.
+    """Text encoder and denoiser, trained together for a given time.
 
     Args:
         clips: The data.
@@ -256,7 +256,7 @@ class Trainer:
         self.cholesky = torch.linalg.cholesky(covariance).float().to(device)
 
     def update(self, draws: list[Draw], rate: float) -> dict[str, float]:
-        """Make one update on what was drawn, at a fraction of the learning rates."""
+        """Run one update on sampled batches, with scaled learning rates."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         errors: dict[str, Tensor] = {}
@@ -271,7 +271,7 @@ class Trainer:
         return {name: error.item() for name, error in errors.items()}
 
     def average(self, decay: float) -> None:
-        """Move the averaged weights towards the trained ones."""
+        """Update the EMA weights."""
         current = [
             parameter.detach()
             for network in self.trained.values()
@@ -280,7 +280,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
 
     def save(self, output: Path) -> None:
-        """Write a model folder: the base with the averaged U-Net, text encoder and tokenizer."""
+        """Write a model folder: the base with the EMA U-Net, text encoder and tokenizer."""
         shutil.copytree(self.base, output)
         with torch.no_grad():
             for (part, name), average in self.averages.items():
@@ -297,7 +297,7 @@ class Trainer:
         write_checksums(output)
 
     def _loss(self, drawn: Draw) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the plain squared error of the velocity."""
+        """Return the loss, and the unweighted squared error of the velocity."""
         count, num_frames = drawn.rows.shape
         device = self.device
         with torch.no_grad():
@@ -308,7 +308,7 @@ class Trainer:
             texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         ).to(device)
         tokens = self.text(batch.input_ids).last_hidden_state
-        # a caption must tell its subject by itself, which the denoiser teaches only slowly
+        # the text encoder must distinguish subjects; the denoiser alone teaches this slowly
         kept = batch.attention_mask[..., None]
         pooled = (tokens * kept).sum(dim=1) / kept.sum(dim=1)
         told = (~dropped).to(device)
@@ -342,7 +342,7 @@ class Trainer:
         return loss, error.detach().square().mean()
 
     def _given_frames(self, count: int, num_frames: int) -> Tensor:
-        """Return which frames are given clean: in 3 of 10 clips the first one, or the first few."""
+        """Return the mask of given frames: in 3 of 10 clips the first one, or the first few."""
         lengths = torch.where(torch.rand(count) < 0.5, 1, torch.randint(1, 9, (count,)))
         lengths = torch.where(torch.rand(count) < 0.3, lengths, 0)
         return (torch.arange(num_frames) < lengths[:, None]).to(self.device)
@@ -416,14 +416,14 @@ def train(
     started, step, reported = time.monotonic(), 0, -1
     waiting: list[Future[list[object]]] = []
     has_clips = False
-    with ThreadPoolExecutor(4) as pool:  # batches are drawn while the device computes
+    with ThreadPoolExecutor(4) as pool:  # sample batches while the device computes
         while (part := (time.monotonic() - started) / (60 * minutes)) < 1:
             if not waiting or has_clips != (part >= image_part):
                 has_clips = part >= image_part
                 waiting = [pool.submit(draw, step + ahead, has_clips) for ahead in range(8)]
             draws = waiting.pop(0).result()
             waiting.append(pool.submit(draw, step + 8, has_clips))
-            # each part decays over its second half, the first one not to the end
+            # each phase decays over its second half, the first one not to zero
             inside = (part - image_part) / (1 - image_part) if has_clips else part / image_part
             rate = min(1.0, (step + 1) / 50, 2 * (1 - inside) + (0.0 if has_clips else 0.3))
             values = trainer.update(draws, rate)

@@ -1,4 +1,4 @@
-"""Nodes in ComfyUI's V3 schema; all work is done by `magicvideo.pipelines.staged`."""
+"""Nodes in ComfyUI's V3 schema, which call `magicvideo.pipelines.staged`."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -30,26 +30,26 @@ Latents = io.Custom("MAGICVIDEO_LATENTS")
 
 
 def _settings_inputs() -> list[Any]:
-    """Return the inputs that every sampling node has; 0 is the model's own default."""
+    """Return the inputs of every sampling node; 0 selects the model's default."""
     return [
         io.Int.Input("seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True),
-        io.Int.Input("steps", default=0, min=0, max=1000, tooltip="0 is the model's default."),
+        io.Int.Input("steps", default=0, min=0, max=1000, tooltip="0: the model's default."),
         io.Float.Input(
             "guidance",
             default=-1.0,
             min=-1.0,
             max=100.0,
             step=0.1,
-            tooltip="How closely to follow the prompt; -1 is the model's default, 1 is none.",
+            tooltip="How closely to follow the prompt; -1: the model's default, 1: no guidance.",
         ),
-        io.Int.Input("frames", default=0, min=0, max=10_000, tooltip="Key frames; 0: the most."),
+        io.Int.Input("frames", default=0, min=0, max=10_000, tooltip="0: the maximum."),
         io.Float.Input(
             "fps",
             default=0.0,
             min=0.0,
             max=60.0,
             step=0.5,
-            tooltip="Key frames a second; 0: usual.",
+            tooltip="Key frames per second; 0: the model's default.",
         ),
         io.String.Input("negative_prompt", default="", multiline=True),
         io.Float.Input(
@@ -65,7 +65,7 @@ def _settings_inputs() -> list[Any]:
 
 
 def _progress() -> Callable[[str, int, int], None]:
-    """Return what shows steps in ComfyUI, and stops where its user cancels."""
+    """Return a callback that shows steps in ComfyUI and stops if its user cancels."""
     import comfy.model_management
     import comfy.utils
 
@@ -95,9 +95,9 @@ class LoadModel(io.ComfyNode):
             node_id="MagicVideoLoadModel",
             display_name="Load Model (magicvideo)",
             category=_CATEGORY,
-            description="Load a model folder; without one, the model that comes with magicvideo.",
+            description="Load a model folder, by default the bundled model.",
             inputs=[
-                io.String.Input("folder", default="", tooltip="Empty: the shipped model."),
+                io.String.Input("folder", default="", tooltip="Empty: the bundled model."),
                 io.Combo.Input("device", options=["auto", "cpu", "cuda", "mps"], default="auto"),
             ],
             outputs=[Model.Output(display_name="model")],
@@ -115,7 +115,7 @@ class LoadModel(io.ComfyNode):
 
 
 class _SamplingNode(io.ComfyNode):
-    """Base of the nodes that begin with a prompt: one schema of settings, one way to read them."""
+    """Base of the nodes with a prompt: the schema of the settings and their reader."""
 
     @classmethod
     def execute(
@@ -131,7 +131,7 @@ class _SamplingNode(io.ComfyNode):
         motion: float = _FREE_MOTION,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        """Return what the node samples; `image` is there only where the schema names it."""
+        """Return the output of the node; `image` exists only if the schema has it."""
         settings = GenerationSettings(
             negative_prompt=negative_prompt,
             num_frames=frames or None,
@@ -176,7 +176,7 @@ class TextToKeyframes(_SamplingNode):
 
 
 class ImageToKeyframes(_SamplingNode):
-    """Samples key frames from an image, with a prompt beside it or none."""
+    """Samples key frames from an image and an optional prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -196,7 +196,7 @@ class ImageToKeyframes(_SamplingNode):
 
 
 class Interpolate(io.ComfyNode):
-    """Puts new frames between key frames."""
+    """Inserts new frames between key frames."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -247,7 +247,7 @@ class Decode(io.ComfyNode):
 
 
 class Upscale(io.ComfyNode):
-    """Enlarges decoded frames with the model's super-resolution."""
+    """Upscales decoded frames with the model's super-resolution network."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -259,7 +259,7 @@ class Upscale(io.ComfyNode):
             inputs=[
                 Model.Input("model"),
                 io.Image.Input("images"),
-                Latents.Input("latents", tooltip="Those of the images: they hold the seed."),
+                Latents.Input("latents", tooltip="Latents of the images; they contain the seed."),
                 io.Int.Input("steps", default=0, min=0, max=1000, tooltip="0: the default."),
             ],
             outputs=[
@@ -272,13 +272,13 @@ class Upscale(io.ComfyNode):
     def execute(
         cls, model: MagicVideoPipeline, images: torch.Tensor, latents: StagedLatents, steps: int
     ) -> io.NodeOutput:
-        """Return the large frames, as images and as a video."""
+        """Return the upscaled frames, as images and as a video."""
         large = upscale_images(model, images, latents.request, steps or None, _progress())
         return io.NodeOutput(large, _video(large, latents.fps))
 
 
 class Generate(_SamplingNode):
-    """Goes through all stages of the model, from a prompt, an image or both."""
+    """Runs all stages of the model, from a prompt, an image or both."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -291,7 +291,7 @@ class Generate(_SamplingNode):
                 Model.Input("model"),
                 io.String.Input("prompt", multiline=True),
                 *_settings_inputs(),
-                io.Image.Input("image", optional=True, tooltip="To begin with; may be left out."),
+                io.Image.Input("image", optional=True, tooltip="First frame or condition."),
             ],
             outputs=[
                 io.Video.Output(display_name="video"),
@@ -308,7 +308,7 @@ class Generate(_SamplingNode):
         settings: GenerationSettings,
         image: torch.Tensor | None,
     ) -> io.NodeOutput:
-        """Return the video, as a video and as images."""
+        """Return the result, as a video and as images."""
         picture = None if image is None else to_pil(image)
         (request,) = model.build_requests([prompt], [seed], settings, picture)
         video = model.generate(request, _progress())
@@ -317,7 +317,7 @@ class Generate(_SamplingNode):
 
 
 class ReadRecipe(io.ComfyNode):
-    """Reads how a video of magicvideo was made."""
+    """Reads the request that is stored in a video of magicvideo."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -359,7 +359,7 @@ class MagicVideoExtension(ComfyExtension):
     """The nodes of magicvideo."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Return them."""
+        """Return the node classes."""
         return [
             LoadModel,
             TextToKeyframes,
