@@ -12,7 +12,7 @@ from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"layers_per_block": 10**7}, "layers_per_block is 10000000; it must be a whole number"),
+        ({"layers_per_block": 10**7}, "layers_per_block is 10000000; it must be an integer"),
         ({"decoder_layers": [10**7, 1]}, "decoder_layers is 10000000"),
         ({"estimate_blocks": 10**7}, "estimate_blocks is 10000000"),
         ({"block_out_channels": [8] * 10**6}, "the length of block_out_channels is 1000000"),

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing, folders with SHA-256 sums, locks on outputs."""
+"""Atomic writing of files and folders, SHA-256 checksums, and locks on outputs."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ _STEM = 50  # characters of a file's name in the name of its partial file
 
 @contextmanager
 def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it takes the target's place.
+    """Yield a temporary path next to `target`; on success it replaces the target.
 
     The bytes are flushed to the disk before the rename, so a kill or a full disk leaves either the
     old file or the new one. The temporary path keeps the target's suffix, since encoders choose a
@@ -62,7 +62,7 @@ def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path, *, checksums: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; on success it takes the target's place.
+    """Yield a temporary folder next to `target`; on success it replaces the target.
 
     An existing target is replaced: for the moment between two renames neither is there.
 

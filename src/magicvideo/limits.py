@@ -1,4 +1,4 @@
-"""Limits on what files from elsewhere may claim: one table, read before anything is allocated.
+"""Limits for untrusted files, checked before memory is allocated.
 
 A small file can state a huge frame, a million layers or text nested without end. Each limit lies
 well above what honest files need; what exceeds one is refused with a sentence that names it.
@@ -70,7 +70,7 @@ _LIMITS = (
 
 
 def check_count(name: str, value: object, most: int) -> None:
-    """Refuse a count from a file that is no whole number from 0 to `most`.
+    """Check that a count in a file is an integer from 0 to `most`.
 
     Args:
         name: What is counted, as the start of the sentence.
@@ -81,7 +81,7 @@ def check_count(name: str, value: object, most: int) -> None:
         UserError: If the count is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise UserError(f"{name} is {value!r:.60}; it must be a whole number from 0 to {most:,}.")
+        raise UserError(f"{name} is {value!r:.60}; it must be an integer from 0 to {most:,}.")
 
 
 def check_model_config(source: str, config: Mapping[str, object]) -> None:
@@ -128,7 +128,7 @@ def _entries(value: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def parse_json(text: str | bytes) -> object:
-    """Parse JSON that a stranger may have written.
+    """Parse untrusted JSON.
 
     Raises:
         ValueError: If it is not JSON, or nested too deeply for the parser.

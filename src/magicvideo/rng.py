@@ -1,4 +1,4 @@
-"""Random numbers for a batch in which every sample has a generator of its own."""
+"""Random numbers for a batch in which every sample has its own generator."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Axis letters of all signatures, and aliases of common tensors.
+"""Axis names in signatures, and aliases of common tensors.
 
 b  videos in a batch          f  frames of a video        n  frames of all videos, "(b f)"
 c  channels                   h  height                   w  width
@@ -25,7 +25,7 @@ FoldedFrames: TypeAlias = Float[Tensor, "n c h w"]
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Refuse numbers that are infinite or no numbers, before they are written or shown.
+    """Check that values are finite, before they are written or shown.
 
     Args:
         values: Any floating-point tensor.

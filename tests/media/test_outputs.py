@@ -89,11 +89,11 @@ def test_an_existing_folder_takes_made_names(tmp_path):
         ("x.mp4", ["a", "b"], None, "Several videos would be x.mp4; put {index}"),
         ("{name}.mp4", ["a"], None, r"holds {name}; it can hold {index}, {slug}, {seed}"),
         ("x", ["a"], None, "x has no suffix; end it in .mp4"),
-        ("x.avi", ["a"], None, r"x.avi ends in .avi, which is no format here"),
+        ("x.avi", ["a"], None, r"x.avi ends in .avi, which is not a supported format"),
         ("x.png", ["a"], None, "x.png can hold one frame only"),
         ("x.gif", ["a"], "mp4", "x.gif does not end in .mp4"),
         ("x.gif", ["a"], "png", "PNG frames go into a folder"),
-        ("x.gif", ["a"], "avi", "format 'avi' is not known; choose one of mp4, webm, webp, gif"),
+        ("x.gif", ["a"], "avi", "Unknown format 'avi'; choose one of mp4, webm, webp, gif"),
     ],
 )
 def test_outputs_that_cannot_be_are_refused(output, names, format, sentence):
@@ -127,7 +127,7 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert output_paths(Path("~/x.mp4"), ["fox"], [1], None) == [tmp_path / "x.mp4"]
-    with pytest.raises(UserError, match="write out the home folder's path"):
+    with pytest.raises(UserError, match="give the full path of the home folder"):
         check_output(Path("~nobody-is-called-so/x.mp4"), overwrite=False)
 
 

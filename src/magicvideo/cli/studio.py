@@ -228,7 +228,8 @@ def _read_tokens(path: Path) -> dict[str, str]:
         name, _, token = line.strip().partition(" ")
         if len(token.strip()) < 16:
             raise UserError(
-                f"Line {number} of {path} is no name, space and token of 16 characters or more."
+                f"Line {number} of {path} must be a name, a space and a token of at least 16 "
+                "characters."
             )
         clients[token.strip()] = name
     if not clients:

@@ -35,7 +35,7 @@ CaptionStyle: TypeAlias = Literal["varied", "plain"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Some frames of one clip, pixels in [-1, 1], at `fps` frames a second."""
+    """Some frames of one clip, pixels in [-1, 1], at `fps` frames per second."""
 
     frames: Float[Tensor, "f 3 h w"]
     fps: float

@@ -161,7 +161,7 @@ def _warnings(fitted: FittedClip, frames: FrameSettings, kept: float) -> tuple[s
     if count < FEW_FRAMES:
         found.append(f"only {count} frames, fewer than the {FEW_FRAMES} of a training sample")
     if fitted.fps < FEW_FRAMES_A_SECOND:
-        found.append(f"only {fitted.fps:.3g} frames a second")
+        found.append(f"only {fitted.fps:.3g} frames per second")
     sides = (fitted.source_height / frames.height, fitted.source_width / frames.width)
     # a crop is as large as the side that fits less often, padding as the one that fits more often
     if (min(sides) if frames.fit == "crop" else max(sides)) < 1:

@@ -126,7 +126,7 @@ class FittedClip:
 
     Attributes:
         pixels: Uint8 `f h w c`, c=4 premultiplied RGBA or c=3 RGB.
-        fps: Frames a second.
+        fps: Frames per second.
         source_height: Of the first frame as it is shown, in pixels.
         source_width: Likewise.
         changes: What was done to show the frames, such as "deinterlaced".

@@ -35,7 +35,7 @@ def proportion(hits: Shaped[np.ndarray, " n"]) -> Estimate:
     """Return the proportion of hits with its Wilson score interval.
 
     Raises:
-        UserError: If there is no sample.
+        UserError: If there are no samples.
     """
     if not len(hits):
         raise UserError("A share of no samples is not defined; measure at least one video.")
@@ -52,7 +52,7 @@ def median(values: Shaped[np.ndarray, " n"]) -> Estimate:
     Fewer than six samples have none.
 
     Raises:
-        UserError: If there is no sample.
+        UserError: If there are no samples.
     """
     if not len(values):
         raise UserError("A median of no samples is not defined; measure at least one video.")
@@ -76,7 +76,7 @@ def ratio_of_means(
     Pairs, because sample i of both sides shows the same prompt: its difficulty then cancels.
 
     Raises:
-        UserError: If there is no sample.
+        UserError: If there are no samples.
     """
     if not len(values):
         raise UserError("A mean of no samples is not defined; measure at least one video.")

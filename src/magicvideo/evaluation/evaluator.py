@@ -94,7 +94,7 @@ def _check_size(autoencoder: Autoencoder, dataset: ClipDataset) -> None:
     """Refuse clips that an autoencoder cannot encode.
 
     Raises:
-        UserError: If a side of the frames is no multiple of the autoencoder's factor.
+        UserError: If a side of the frames is not a multiple of the autoencoder's factor.
     """
     size, factor = dataset.info.frame_size, vae_scale_factor(autoencoder)
     if any(side % factor for side in size):
@@ -130,7 +130,7 @@ class SetResult:
         name: Of the set.
         scores: In the order of the table.
         targets: Of the protocol, by score.
-        fps: Frames a second of the generated videos, and of the real clips before the protocol's
+        fps: Frames per second of the generated videos, and of the real clips before the protocol's
             stride thins them: least, mean, most. Empty where no video is generated.
     """
 

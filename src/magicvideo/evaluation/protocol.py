@@ -47,7 +47,7 @@ class _Settings(BaseModel):
 
 
 class TargetRange(_Settings):
-    """The target range of a score; a missing bound is no requirement."""
+    """The target range of a score; a missing bound is not checked."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -111,7 +111,7 @@ def read_protocol(name: str) -> Protocol:
     """Return a protocol of prepared emoji: one of the package, by name, or one by path.
 
     Raises:
-        UserError: If there is no such protocol, it is of another kind, or a value in it is wrong.
+        UserError: If the protocol does not exist, is of another kind, or has an invalid value.
             It names the value.
     """
     found = read_any_protocol(name)
@@ -124,7 +124,7 @@ def read_any_protocol(name: str) -> Protocol | Benchmark:
     """Return a protocol of either kind, which comes with the package, or lies at a path.
 
     Raises:
-        UserError: If there is no such protocol, or a value in it is wrong. It names the value.
+        UserError: If the protocol does not exist or has an invalid value. The message names it.
     """
     shipped = shipped_protocols()
     source = shipped.get(name, Path(name))

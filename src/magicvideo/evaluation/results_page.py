@@ -39,7 +39,7 @@ def check_page(page: Path, name: str) -> None:
     """Raise the errors of `write_section` early, before the section is computed.
 
     Raises:
-        UserError: If the page is no text, or the marks of the section are damaged.
+        UserError: If the page is not a text file, or the section's markers are damaged.
     """
     _bounds(_read(page), name)
 

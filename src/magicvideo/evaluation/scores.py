@@ -190,7 +190,7 @@ def caption_scores(
 ) -> list[Score]:
     """Score the ranks of the own captions: top-1 and top-5 accuracy, and the median rank.
 
-    There is no top-5 accuracy for pools of five captions or fewer.
+    Top-5 accuracy is not defined for pools of at most five captions.
     """
     first, few, middle = names
     scores = [accuracy_score(first, network, top_k(ranking, 1), videos)]
@@ -242,7 +242,7 @@ def power_scores(videos: FeatureSets) -> list[Score]:
 
     Each is the mean over three frequencies of the power as a multiple of the real clips' at that
     frequency. Slow motion is what people see as motion; fast change is what they see as flicker.
-    There are no such scores where clips have fewer than six frequencies, or stand still.
+    These scores are not defined for clips with fewer than six frequencies, or without motion.
     """
     real = videos.real.power.mean(axis=0)
     if len(real) < 2 * _BAND or not real.all():

@@ -1,4 +1,4 @@
-"""How a stored frame is shown: the one place that turns what a file stores into what a viewer sees.
+"""Conversion of stored frames to displayed frames: colours, transparency, orientation.
 
 Videos, animations and pictures pass through here, for training and for single stages alike. In the
 order in which a player applies them:
@@ -131,7 +131,7 @@ class _Deinterlacer:
 
 @dataclass
 class FrameDisplay:
-    """Turns the frames of one video stream into pictures as they are shown.
+    """Converts the frames of one video stream to displayed images.
 
     Attributes:
         pixel_aspect: Width of a stored pixel over its height; None is square.

@@ -101,7 +101,7 @@ _ANIMATED, _WITH_EXIF, _WITH_ALPHA = 0x02, 0x08, 0x10  # bits of a WebP's header
 
 
 def read_animation(path: Path, max_frames: int) -> Generator[Image.Image, None, float]:
-    """Yield the frames of a GIF or WebP in mode RGBa (premultiplied); return frames a second.
+    """Yield the frames of a GIF or WebP in mode RGBa (premultiplied); return frames per second.
 
     A frame of 10 milliseconds or less, or of no stated duration, counts 100, as in browsers. A
     GIF's bytes after its end mark are passed over, and the mark itself may be missing.
@@ -161,7 +161,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _check_total(num_frames: int, max_frames: int, width: int, height: int) -> None:
-    """Refuse animations that take long to decode, however few bytes they have."""
+    """Refuse animations that take long to decode."""
     if num_frames > max_frames:
         raise ClipError(f"more than {max_frames:,} frames; cut it into shorter clips")
     if num_frames * width * height > MAX_ANIMATION_PIXELS:
@@ -220,8 +220,8 @@ def _take(file: io.BufferedReader, size: int) -> bytes:
 def write_gif(path: Path, pixels: UInt8[np.ndarray, "f h w 3"], fps: float, text: str) -> None:
     """Write an endless GIF; one palette for all frames, so that plain areas do not flicker.
 
-    Above 50 frames a second some are left out, since players slow down what is shown for less than
-    20 milliseconds.
+    Above 50 frames per second some are left out, since players slow down what is shown for less
+    than 20 milliseconds.
     """
     kept, durations = _gif_frames(len(pixels), fps)
     pixels = pixels[kept]

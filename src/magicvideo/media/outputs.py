@@ -1,4 +1,4 @@
-"""Where videos go: formats by suffix, names made from prompts or patterns, and checks before work.
+"""Output paths: formats by suffix, names from prompts or patterns, and early checks.
 
 What can fail at the end is tried at the start: the folder, the name's length, and whether the
 output exists.
@@ -36,7 +36,7 @@ def format_of(path: Path, chosen: str | None = None) -> Format:
     """
     suffix = path.suffix.lower().removeprefix(".")
     if chosen is not None and chosen not in FORMATS:
-        raise UserError(f"The format {chosen!r} is not known; choose one of {', '.join(FORMATS)}.")
+        raise UserError(f"Unknown format {chosen!r}; choose one of {', '.join(FORMATS)}.")
     if chosen == "png" or (chosen is None and not suffix):
         if suffix:
             raise UserError(f"PNG frames go into a folder; give {path} a name without a suffix.")
@@ -51,7 +51,7 @@ def format_of(path: Path, chosen: str | None = None) -> Format:
     if chosen is not None:
         raise UserError(f"{path} does not end in .{chosen}, the suffix of the chosen format.")
     raise UserError(
-        f"{path} ends in .{suffix}, which is no format here; end it in "
+        f"{path} ends in .{suffix}, which is not a supported format; use "
         f"{', '.join('.' + name for name in FORMATS if name != 'png')}, or in nothing for a folder "
         "of PNG frames."
     )
@@ -145,7 +145,7 @@ def _fill(pattern: str, values: dict[str, str]) -> str:
 
 
 def check_output(path: Path, *, overwrite: bool, longest_suffix: str = "") -> None:
-    """Find out, before any work, whether an output can be written.
+    """Check, before generating, that an output can be written.
 
     Args:
         path: The output.
@@ -164,19 +164,21 @@ def check_output(path: Path, *, overwrite: bool, longest_suffix: str = "") -> No
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; choose another name, or add --overwrite.")
     if path.exists() and is_folder and not _holds_only_frames(path):
-        raise UserError(f"{path} exists and is no folder of frames alone; choose another name.")
+        raise UserError(f"{path} exists and is not a folder of frames; choose another name.")
 
 
 def check_writable(folder: Path) -> None:
-    """Find out whether files can be made in a folder.
+    """Check that files can be created in a folder.
 
     Raises:
         UserError: If it is missing or not writable.
     """
     if not folder.is_dir():
         if str(folder).startswith("~"):
-            raise UserError(f"There is no folder {folder}; write out the home folder's path.")
-        raise UserError(f"The folder {folder} does not exist; make it first.")
+            raise UserError(
+                f"The folder {folder} does not exist; give the full path of the home folder."
+            )
+        raise UserError(f"The folder {folder} does not exist; create it first.")
     with translate_disk_errors(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
@@ -206,10 +208,10 @@ def _check_name(path: Path, longest_suffix: str) -> None:
 
 @contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses into one sentence.
+    """Report disk errors in one sentence.
 
     Raises:
-        UserError: In place of an `OSError`.
+        UserError: Instead of an `OSError`.
     """
     try:
         yield

@@ -64,14 +64,14 @@ def write_pixels(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write frames and a text that travels in the file; the suffix tells the format.
+    """Write frames and a text to a file; the suffix selects the format.
 
-    The same frames and text give the same bytes. Nothing half-written is ever left. A GIF is
+    The same frames and text give the same bytes. The file is written atomically. A GIF is
     encoded when all frames are there, the others frame by frame.
 
     Args:
         pixels: RGB, one frame or more.
-        fps: Frames a second.
+        fps: Frames per second.
         text: ASCII that `read_text` returns.
         path: `.mp4`, `.webm`, `.webp` or `.gif`; a name without suffix is a folder of PNG frames.
         overwrite: Whether an existing output is replaced.
@@ -97,7 +97,7 @@ def write_pixels(
 
 
 def check_frames(path: Path, num_frames: int, height: int, width: int) -> None:
-    """Find out, before any work, whether the format of an output can hold frames.
+    """Check, before generating, that the format of an output supports the frames.
 
     Raises:
         UserError: If it stores no odd sides and one is odd, or is GIF, which is encoded when all
@@ -145,7 +145,7 @@ def _write_container(
     Args:
         path: File to write.
         pixels: RGB, one frame or more.
-        fps: Frames a second.
+        fps: Frames per second.
         text: Comment of the file.
 
     Raises:
@@ -184,7 +184,7 @@ def _write_container(
 
 
 def _check_even_sides(path: Path, height: int, width: int) -> None:
-    """Find out whether a video container stores frames of a size.
+    """Check that a video format supports a frame size.
 
     Raises:
         UserError: If a side is odd.
@@ -206,7 +206,7 @@ def read_text(path: Path) -> str | None:
     """Return the text in a file that `write_pixels` wrote, or a folder of PNG frames.
 
     Raises:
-        UserError: If there is no such file, or it cannot be read.
+        UserError: If the file does not exist or it cannot be read.
     """
     source = path / FIRST_FRAME if path.is_dir() else path
     if not source.is_file():
@@ -227,14 +227,14 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class VideoStream:
-    """A video of any length, whose frames are made when they are asked for.
+    """A video of any length, whose frames are generated on demand.
 
     Attributes:
-        frames: Pixels in [-1, 1], to be iterated once.
-        num_frames: How many there are.
-        height: Of all of them, in pixels.
+        frames: Pixels in [-1, 1]; can be iterated once.
+        num_frames: Number of frames.
+        height: Height of the frames in pixels.
         width: Likewise.
-        fps: Frames a second.
+        fps: Frames per second.
     """
 
     frames: Iterable[Frame]

@@ -1,4 +1,4 @@
-"""Video files and animations to frames: the one way in, with guards against broken and huge files.
+"""Reading frames of video files and animations, with limits for damaged and huge files.
 
 `open_media` alone opens a container. `FrameReader` yields the frames of a file as they are shown;
 `read_clip`, `read_clip_native`, `probe_video` and `iter_frames` are built on it.
@@ -48,7 +48,7 @@ _MATROSKA_HEADER, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _SLACK = 1.5  # frames by which a file may fall short of the duration that it declares
 _TIME_ROUNDING = 0.0005  # seconds: Matroska states times in whole milliseconds
-_RATES = (0.01, 1000.0)  # frames a second that a file may have
+_RATES = (0.01, 1000.0)  # frames per second that a file may have
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class DecodedClip:
 
     Attributes:
         pixels: Uint8 `f h w c`, c=4 premultiplied RGBA or c=3 RGB.
-        fps: Frames a second; the mean rate where they are of unequal duration.
-        changes: What was done to show the frames, in words for people, such as "deinterlaced".
+        fps: Frames per second; the mean rate where they are of unequal duration.
+        changes: Descriptions of conversions, such as "deinterlaced".
     """
 
     pixels: NDArray[np.uint8]
@@ -68,13 +68,13 @@ class DecodedClip:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What there is to know of a file but for its pixels.
+    """Properties of a video file.
 
     Attributes:
         num_frames: Two or more.
         height: Of all frames as they are shown, in pixels.
         width: Likewise.
-        fps: Frames a second; the mean rate where they are of unequal duration.
+        fps: Frames per second; the mean rate where they are of unequal duration.
     """
 
     num_frames: int
@@ -97,8 +97,8 @@ def read_clip(
     hour's video does not take an hour.
 
     Raises:
-        ClipError: If the file is no video, damaged, cut off, a still, over the limits, has not
-            `expected_frames`, or ends before the time range does.
+        ClipError: If the file is not a video, is damaged, truncated, a still or too large, does not
+            have `expected_frames`, or ends before the time range does.
     """
     clip = _read(path, partial(center_crop_resize, size=size), time_range)
     if expected_frames and len(clip.pixels) != expected_frames:
@@ -128,10 +128,11 @@ def read_clip_native(path: Path) -> DecodedClip:
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Decode a whole file of any length and keep nothing, to find out whether it can be used.
+    """Decode a whole file without keeping its frames, to check that it can be used.
 
     Raises:
-        ClipError: If it is no video, damaged, cut off, a still, or its frames are too large.
+        ClipError: If it is not a video, is damaged, truncated or a still, or its frames are too
+            large.
     """
     reader = FrameReader(path, sys.maxsize)
     num_frames, sizes = 0, set()
@@ -186,7 +187,7 @@ def _read(path: Path, fit: _Fit, time_range: TimeRange | None = None) -> Decoded
 
 
 class FrameReader:
-    """The frames of a file as they are shown, at its own size, to be iterated once.
+    """The displayed frames of a file, at its own size; can be iterated once.
 
     Files with transparency give pictures of mode RGBa (premultiplied), others RGB. What makes a
     file unusable is a `ClipError` where it is noticed, a missing end after the last picture.
@@ -197,8 +198,8 @@ class FrameReader:
         time_range: The part that is wanted, of a video file.
 
     Attributes:
-        fps: Frames a second, set after the last picture.
-        changes: What was done to show the frames, in words for people.
+        fps: Frames per second, set after the last picture.
+        changes: Descriptions of conversions.
     """
 
     fps: float
@@ -218,7 +219,7 @@ class FrameReader:
             self.fps = yield from read_animation(self._path, self._max_frames)
 
     def _read_video(self) -> Generator[Image.Image, None, float]:
-        """Yield the pictures; return frames a second."""
+        """Yield the pictures; return frames per second."""
         with open_media(self._path) as container:
             stream = _choose_stream(container)
             check_frame_size(stream.codec_context.width, stream.codec_context.height)
@@ -251,7 +252,7 @@ class FrameReader:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file, or empty.
+    """Check that a path is a non-empty regular file.
 
     Raises:
         ClipError: If it is missing, a folder, a pipe or a device, or has no bytes.
@@ -275,7 +276,7 @@ def open_media(path: Path) -> Iterator[InputContainer]:
     the demuxers that open no other; frames over the limit are refused by the decoder.
 
     Raises:
-        ClipError: If it is no video or damaged, also where that is noticed inside the context.
+        ClipError: If it is not a video or is damaged, also if detected inside the context.
     """
     check_file(path)
     with _translate_errors():
@@ -329,7 +330,7 @@ def _make_decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 class _Timing:
-    """When the frames of a stream are shown, and how many a second that makes."""
+    """Display times of the frames of a stream, and their frame rate."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._unit = stream.time_base or Fraction(1, av.time_base)
@@ -363,7 +364,7 @@ class _Timing:
         return max(stated, mean)
 
     def rate(self) -> float:
-        """Return the mean number of frames a second.
+        """Return the mean number of frames per second.
 
         It is the stated rate where the times of the frames are that rate's, rounded to the units of
         the file.
@@ -382,7 +383,7 @@ class _Timing:
                 return float(rate)
         measured = float((self._count - 1) / elapsed)
         if not _RATES[0] <= measured <= _RATES[1]:
-            raise ClipError(f"{measured:.3g} frames a second")
+            raise ClipError(f"{measured:.3g} frames per second")
         return measured
 
     def _elapsed(self) -> Fraction:

@@ -188,7 +188,7 @@ class ModelCapabilities:
         if not (math.isfinite(seconds) and 0 < seconds <= longest):
             raise UserError(
                 f"The length is {seconds:g} seconds; it must be a number above 0, up to "
-                f"{longest:.0f} at {fps:g} key frames a second."
+                f"{longest:.0f} at {fps:g} key frames per second."
             )
         if is_added:
             return replace(settings, num_frames=max(1, round(seconds * fps)))

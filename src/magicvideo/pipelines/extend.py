@@ -16,7 +16,7 @@ from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.video import read_request
 from magicvideo.shapes import Frames, Latents
 
-_SLOWEST, _FASTEST = 1.0, 60.0  # key frames a second, as in `GenerationSettings.fps`
+_SLOWEST, _FASTEST = 1.0, 60.0  # key frames per second, as in `GenerationSettings.fps`
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from magicvideo.studio.uploads import Beginning, file_suffix
 _PREVIEW_STRIDE = 4  # of the key frames that are shown while they are sampled
 _LONGEST_SECONDS = 20.0  # of models that continue frames: a job holds all frames in memory
 _LONGEST_EXTENDED = 60.0  # with what it continues
-_SLOWEST_KEYS = 3.0  # key frames a second; the network has seen nothing slower
+_SLOWEST_KEYS = 3.0  # key frames per second; the network has seen nothing slower
 _SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 16, 4, 160
 _PREVIEW_SIDE = 256
 _MAX_SCALE = 8  # times the size that a model makes
@@ -112,7 +112,7 @@ class Engine:
         threads: CPU threads, which decide the last bits of a video.
 
     Raises:
-        UserError: If the folder is no whole model.
+        UserError: If the folder is not a complete model.
     """
 
     def __init__(
@@ -507,7 +507,7 @@ def _frames_and_rate(
         longest = max(longest, _LONGEST_SECONDS) if model.max_given_frames else longest
         raise UserError(
             f"seconds is {parameters.seconds:g}; this model makes at most {longest:.1f} seconds"
-            f"{f' at {fps:g} key frames a second' if parameters.fps else ''}."
+            f"{f' at {fps:g} key frames per second' if parameters.fps else ''}."
         )
     return frames, fps
 

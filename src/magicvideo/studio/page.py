@@ -183,7 +183,7 @@ class Page:
                 16,
                 self._usual_fps,
                 step=0.5,
-                label="Key frames a second",
+                label="Key frames per second",
                 info="Fewer lie further apart and move more.",
             ),
             gr.Checkbox(

@@ -54,7 +54,7 @@ class VideoParameters(BaseModel):
         scheduler: Name of a sampler, such as `ddim` or `dpm++`.
         negative_prompt: What guidance moves away from.
         frames: Number of key frames.
-        fps: Key frames a second, by which the network paces the motion.
+        fps: Key frames per second, by which the network paces the motion.
         motion: How much moves: 0 is the mean of the training clips, 1 a standard deviation more.
         stages: Comma-separated: keyframes, interpolation, upscaler.
         interpolation_steps: Diffusion steps of the interpolation.

@@ -55,7 +55,7 @@ def test_what_a_benchmark_says_of_its_words_is_so(name):
 
 def test_a_list_of_sentences_that_is_not_there_is_refused(values, write):
     values["prompts"]["sentences"] = "hmdb51"
-    with pytest.raises(UserError, match=r"prompts\.sentences is wrong: .*'hmdb51' is no list"):
+    with pytest.raises(UserError, match=r"prompts\.sentences is wrong: .*'hmdb51' is not a list"):
         read_any_protocol(str(write(values)))
 
 

@@ -67,7 +67,7 @@ def test_inception_gives_features_and_probabilities(tmp_path):
 
 def test_a_file_that_is_not_torchscript_or_another_network_is_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"not a network")
-    with pytest.raises(UserError, match=r"x\.pt is no TorchScript file"):
+    with pytest.raises(UserError, match=r"x\.pt is not a TorchScript file"):
         I3D(locate_file(str(tmp_path / "x.pt"), "I3D"), CPU)
     with pytest.raises(UserError, match=r"e\.pt cannot be called with rescale, resize"):
         I3D(scripted(Echo(), tmp_path / "e.pt"), CPU).features(torch.zeros(10, 3, 8, 9))

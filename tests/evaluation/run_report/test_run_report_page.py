@@ -238,7 +238,7 @@ def test_a_damaged_recipe_is_named(tmp_path, content):
 def test_a_sheet_that_is_no_png_is_named(tmp_path):
     write(tmp_path / "results.json", results(5, 4.0, 1.0))
     (tmp_path / "sheet.png").write_bytes(b"<svg onload=alert(1)>")
-    with pytest.raises(UserError, match=r"sheet\.png is no PNG"):
+    with pytest.raises(UserError, match=r"sheet\.png is not a PNG"):
         as_html(read_run(tmp_path, []), 3)
 
 

@@ -101,7 +101,7 @@ def test_the_sheet_shows_the_same_frames_small_enlarged_and_real(words, large_cl
         ({"--clips": 5}, "asks for 5 clips, but"),
         ({"--generated": 5}, "asks for 5 clips, but"),
         ({"--moving": "nowhere"}, "nowhere is not a prepared data set"),
-        ({"--sheet": "nowhere/sheet.png"}, "nowhere is no folder; make it first"),
+        ({"--sheet": "nowhere/sheet.png"}, "nowhere is not a folder; create it first"),
         ({"--steps": 2000}, "num_steps=2000 of the upscaler must be from 1 to 1000"),
     ],
 )

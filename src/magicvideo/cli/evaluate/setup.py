@@ -155,7 +155,7 @@ def check_target(path: Path) -> None:
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; make it first, or choose another place.")
+        raise UserError(f"{folder} is not a folder; create it first, or choose another path.")
     if path.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{path} cannot be written; choose another place.")
 
@@ -229,7 +229,7 @@ def load(model: Path | None) -> "MagicVideoPipeline":
     """Return a model, or the shipped one, on the GPU if there is one.
 
     Raises:
-        UserError: If the folder is no whole model.
+        UserError: If the folder is not a complete model.
     """
     from rich.console import Console
 

@@ -41,7 +41,7 @@ _SHARDS, _CLIPS = 2, 3  # streams of random numbers; 0 and 1 are those of `batch
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Some frames of one clip as latents of the autoencoder, at `fps` frames a second."""
+    """Some frames of one clip as latents of the autoencoder, at `fps` frames per second."""
 
     latents: Float[Tensor, "f c h w"]
     embeddings: Float[Tensor, "f e"]

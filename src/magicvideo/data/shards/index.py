@@ -3,7 +3,7 @@
 A shard is a tar file in WebDataset's layout. A sample is one variant of one clip, under a key of
 the clip's number in the shard and the variant, such as 00003-01, with four members:
 
-    KEY.json            caption, frames a second, scales, provenance (`SampleMetadata`)
+    KEY.json            caption, frames per second, scales, provenance (`SampleMetadata`)
     KEY.latents.npy     float16 `f c h w`
     KEY.embeddings.npy  float16 `f e`: the CLIP embedding of every frame
     KEY.tokens.npy      float16 `l d`: the hidden states of the caption in the text encoder

@@ -156,7 +156,7 @@ class AnnotatedClips:
             wanted: What was looked for, and where.
 
         Raises:
-            UserError: If there is no list.
+            UserError: If the list is missing.
         """
         if not lists:
             raise UserError(f"{folder} has no {wanted}; {summarize_folder(folder)}.")

@@ -60,7 +60,7 @@ def scan(folder: Path, holdout: float = 0.0) -> Source:
             whose entry names a split other than train follow that.
 
     Raises:
-        UserError: If there is no list, one is broken, or not one of the videos is there.
+        UserError: If a list is missing or damaged, or none of its videos exists.
     """
     check_holdout(holdout)
     lists = _lists(folder)

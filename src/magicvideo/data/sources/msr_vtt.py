@@ -48,7 +48,7 @@ def scan(folder: Path) -> Source:
     """Return the clips of all lists in the folder; a clip in several counts once.
 
     Raises:
-        UserError: If there is no list, one is broken, or not one of the videos is there.
+        UserError: If a list is missing or damaged, or none of its videos exists.
     """
     lists = list(_lists(folder))
     wanted = (

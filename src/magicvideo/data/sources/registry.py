@@ -59,7 +59,7 @@ def open_source(
         longest_scene: Whether a clip is only its longest stretch without a cut.
 
     Raises:
-        UserError: If it is no folder, holds no clips in that layout, or a list of them is broken.
+        UserError: If it is not a folder, has no clips in that layout, or a list is damaged.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; name one with clips in it.")

@@ -42,7 +42,7 @@ def scan(folder: Path, holdout: float = 0.0) -> Source:
         holdout: Fraction of the clips in training lists, by the hash of the id, to be held out too.
 
     Raises:
-        UserError: If there is no list, one is broken, or not one of the videos is there.
+        UserError: If a list is missing or damaged, or none of its videos exists.
     """
     check_holdout(holdout)
     lists = _lists(folder)

@@ -130,7 +130,7 @@ def extract_features(
         num_images: Frames of each clip for the networks of single frames.
 
     Raises:
-        UserError: If there is no clip.
+        UserError: If there are no clips.
     """
     digest = hashlib.sha256()
     rows: dict[str, list[np.ndarray | float]] = {}
@@ -213,7 +213,7 @@ class GeneratedSet:
     clips: Iterator[Captioned]
     prompts: list[str]
     rates: list[float]
-    """Frames a second of each; whole when the last clip has been read."""
+    """Frames per second of each; whole when the last clip has been read."""
     about: dict[str, Any]
     caveats: list[str]
 

@@ -50,7 +50,7 @@ def reference_clips(folder: Path, split: Split) -> list[ReferenceClip]:
     """Return the clips of one split that have captions, sorted by id.
 
     Raises:
-        UserError: If the folder is no data set, has no such clip, or its clips are parts of files.
+        UserError: If the folder is not a data set, lacks the clip, or its clips are parts of files.
     """
     if (folder / MANIFEST).is_file():
         clips = _prepared(folder, split)
@@ -245,7 +245,7 @@ def find_external_videos(folder: Path) -> list[ExternalVideo]:
         UserError: If there is none, or one has no prompt.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with videos in it.")
+        raise UserError(f"{folder} is not a folder; name a folder of videos.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise UserError(

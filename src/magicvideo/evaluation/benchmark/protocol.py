@@ -60,7 +60,9 @@ class Prompts(_Settings):
     def _by_readable_name(cls, given: Any) -> Any:  # noqa: ANN401 - it is not checked yet
         if isinstance(given, str):
             if given not in _SENTENCES:
-                raise ValueError(f"{given!r} is no list of sentences; take {', '.join(_SENTENCES)}")
+                raise ValueError(
+                    f"{given!r} is not a list of sentences; use {', '.join(_SENTENCES)}"
+                )
             given = yaml.safe_load(_SENTENCES[given].read_text(encoding="utf-8"))
         if not isinstance(given, dict):
             return given
@@ -92,7 +94,7 @@ class Generation(_Settings):
     stages: tuple[str, ...] | None = None
     num_frames: PositiveInt | None = None
     video_fps: PositiveFloat | None = None
-    """Frames a second of the finished video."""
+    """Frames per second of the finished video."""
     scheduler: Scheduler | None = None
     num_inference_steps: InferenceSteps | None = None
     guidance_scale: GuidanceScale | None = None

@@ -158,7 +158,7 @@ def _method(result: BenchmarkResult) -> str:
 
 
 def _rates(fps: dict[str, float]) -> str:
-    return f"{fps['least']:g} to {fps['most']:g} frames a second"
+    return f"{fps['least']:g} to {fps['most']:g} frames per second"
 
 
 def _marks(result: BenchmarkResult) -> str:

@@ -236,7 +236,7 @@ def _kernel(
 ) -> MetricResult:
     frames = ours.shape[1]
     found = kernel_distance(_rows(ours), _rows(real), group=frames)
-    # frames of a clip are no independent samples, so whole clips are resampled
+    # frames of a clip are not independent samples, so clips are resampled
     first = found.first.reshape(len(ours), -1).mean(axis=1)
     second = found.second.reshape(len(real), -1).mean(axis=1)
     half, other = _halves(len(real), statistics.seed)

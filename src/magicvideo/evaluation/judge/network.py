@@ -302,7 +302,7 @@ def load_judge(folder: Path) -> Judge:
     """Return the judge of a folder, in float32, checked and ready to judge.
 
     Raises:
-        UserError: If the folder is no judge's, or a file is missing, foreign or damaged.
+        UserError: If the folder is not a judge, or a file is missing, unknown or damaged.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(

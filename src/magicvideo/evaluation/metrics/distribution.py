@@ -219,7 +219,7 @@ def inception_score(probabilities: Float[np.ndarray, "n classes"]) -> float:
         probabilities: One row per sample, summing to one.
 
     Raises:
-        UserError: If the rows are no probabilities: a network gave logits, for instance.
+        UserError: If the rows are not probabilities, such as logits.
     """
     posteriors = probabilities.astype(np.float64)
     sums = posteriors.sum(axis=1)

@@ -40,11 +40,11 @@ def change_at_joints(
         The ratio of the mean absolute change of a pixel, and that of the mean colour.
 
     Raises:
-        ValueError: If there is no joint, one is no position behind a frame, or all are joints.
+        ValueError: If `joints` is empty, has an invalid position, or has all positions.
     """
     gaps = torch.zeros(len(video) - 1, dtype=torch.bool)
     if not joints or not all(1 <= joint < len(video) for joint in joints):
-        raise ValueError(f"joints={list(joints)} are no positions from 1 to {len(video) - 1}")
+        raise ValueError(f"joints={list(joints)} must be positions from 1 to {len(video) - 1}")
     gaps[[joint - 1 for joint in joints]] = True
     if bool(gaps.all()):
         raise ValueError("every frame is at a joint; there is nothing to compare with")

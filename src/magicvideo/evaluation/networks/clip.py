@@ -85,7 +85,7 @@ def _load(located: ResolvedFile, tower: type[Any]) -> Any:  # noqa: ANN401 - tra
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{located.name} is no folder of CLIP ({reason}).") from None
+        raise UserError(f"{located.name} is not a CLIP folder ({reason}).") from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{located.name} lacks the tensor {missing[0]}; take a whole CLIP.")
     return network.eval().requires_grad_(False)

@@ -54,7 +54,7 @@ def locate_file(given: str, what: str) -> ResolvedFile:
         what: What it should be, for messages.
 
     Raises:
-        UserError: If there is no such file, or the hub does not give it.
+        UserError: If the file does not exist or the hub does not give it.
     """
     if given.startswith(HUB):
         path = _from_hub(given)
@@ -62,7 +62,7 @@ def locate_file(given: str, what: str) -> ResolvedFile:
     path = Path(given)
     if not path.is_file():
         raise UserError(
-            f"{given} is no file; name the file of {what}, or {HUB}OWNER/REPOSITORY/FILE to "
+            f"{given} is not a file; name the file of {what}, or {HUB}OWNER/REPOSITORY/FILE to "
             "download one."
         )
     return ResolvedFile(path=path, name=path.name, sha256=sha256(path))
@@ -76,7 +76,7 @@ def locate_folder(given: str, what: str) -> ResolvedFile:
         what: What it should be, for messages.
 
     Raises:
-        UserError: If there is no such folder, it has no safetensors, or the hub does not give it.
+        UserError: If the folder does not exist, has no safetensors, or the hub does not give it.
     """
     path = _from_hub(given) if given.startswith(HUB) else Path(given)
     if not (path / CLIP_WEIGHTS).is_file():
@@ -96,7 +96,9 @@ def _from_hub(given: str) -> Path:
     owner, _, rest = place.partition("/")
     repository, _, file = rest.partition("/")
     if not owner or not repository:
-        raise UserError(f"{given} is no hub id; write {HUB}OWNER/REPOSITORY, and /FILE for a file.")
+        raise UserError(
+            f"{given} is not a Hub id; write {HUB}OWNER/REPOSITORY, and /FILE for a file."
+        )
     identity, wanted = f"{owner}/{repository}", revision or None
     try:
         if file:
@@ -123,8 +125,8 @@ def load_weights(network: Network, located: ResolvedFile) -> Network:
         located: The file. Half precision becomes single.
 
     Raises:
-        UserError: If the file is no safetensors file, or a tensor is missing, foreign or of another
-            shape.
+        UserError: If the file is not a safetensors file, or a tensor is missing, unknown or of
+            another shape.
     """
     stored = _without_counters(read_safetensors_header(located.path))
     expected = _without_counters(network.state_dict())
@@ -142,7 +144,7 @@ def load_script(located: ResolvedFile) -> torch.jit.ScriptModule:
     """Return the program of a file, on the CPU.
 
     Raises:
-        UserError: If the file is no TorchScript.
+        UserError: If the file is not TorchScript.
     """
     try:
         with warnings.catch_warnings():
@@ -154,7 +156,7 @@ def load_script(located: ResolvedFile) -> torch.jit.ScriptModule:
         return loaded.eval()
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{located.name} is no TorchScript file ({_first_line(error)}), nor is it called "
+            f"{located.name} is not a TorchScript file ({_first_line(error)}), and not named "
             ".safetensors; docs/evaluation.md names the files that can be read."
         ) from None
 
@@ -235,7 +237,7 @@ class I3D(_Extractor):
         """Return the logits of one clip of pixels in [-1, 1].
 
         Raises:
-            UserError: If it has fewer than 10 frames, or the file is no such network.
+            UserError: If it has fewer than 10 frames, or the file is not such a network.
         """
         if len(video) < _I3D_FRAMES:
             raise UserError(
@@ -281,7 +283,7 @@ class Inception(_Extractor):
         These are without the bias of the last layer, as in the first Inception Score.
 
         Raises:
-            UserError: If the file is no such network.
+            UserError: If the file is not such a network.
         """
         given = frames.to(self._device)
         if isinstance(self._network, FidInception):

@@ -2,7 +2,7 @@
 
 Source: Carreira and Zisserman 2017 (1705.07750), and the state dict `i3d_pretrained_400.pt` of
 VideoGPT and cd-fvd, which is TensorFlow Hub's network of the first FVD. The file `rgb_imagenet.pt`
-has the same names and other weights; it is no network of FVD.
+has the same names and other weights; it is not a network for FVD.
 """
 
 from typing import TypeAlias

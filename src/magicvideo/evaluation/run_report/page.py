@@ -31,7 +31,7 @@ def as_html(run: Run, num_sheets: int) -> str:
         num_sheets: Sample sheets shown of each stage, evenly spaced from the first to the last.
 
     Raises:
-        UserError: If a sheet is no PNG.
+        UserError: If a sheet is not a PNG file.
     """
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -113,7 +113,7 @@ def _row(score: Score) -> dict[str, Any]:
 def _sheet(path: Path) -> dict[str, str]:
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise UserError(f"{path} is no PNG; take it out of the run's folder.")
+        raise UserError(f"{path} is not a PNG file; remove it from the run's folder.")
     encoded = base64.b64encode(content).decode("ascii")
     return {"name": path.stem, "uri": f"data:image/png;base64,{encoded}"}
 

@@ -92,7 +92,7 @@ def read_results(path: Path) -> Results:
 
 
 def find_results(folder: Path, leave_out: str) -> list[Results]:
-    """Return the results among the JSON files of a folder; a file of something else is no error."""
+    """Return the results among the JSON files of a folder; other files are ignored."""
     return [
         read_results(path)
         for path in sorted(folder.glob("*.json"))

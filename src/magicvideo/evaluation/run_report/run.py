@@ -70,7 +70,7 @@ def read_run(folder: Path, results: list[Path]) -> Run:
         UserError: If there is nothing to report, or a file is not what it should be.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name the folder of a run, such as runs/emoji.")
+        raise UserError(f"{folder} is not a folder; name the folder of a run, such as runs/emoji.")
     recipe = _read_recipe(folder / _RECIPE)
     found = [path.parent for path in folder.glob(f"*/{_LOG}")]
     order = list(recipe)
