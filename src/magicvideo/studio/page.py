@@ -463,7 +463,7 @@ class Page:
         if not names:
             gr.HTML(self._markup.note(self._runs.hint()))
             return
-        with gr.Row():
+        with gr.Row(elem_id="choose-run"):
             run = gr.Dropdown(names, value=names[0], label="Run", min_width=280)
             value = gr.Dropdown(
                 self._runs.values(names[0]), value="loss", label="Value", min_width=280
