@@ -49,7 +49,7 @@ def summed(tmp_path):
     return folder
 
 
-def test_a_file_appears_whole(tmp_path):
+def test_a_file_appears_complete(tmp_path):
     target = tmp_path / "clip.tar.gz"
     with atomic_file(target) as partial:
         assert partial.parent == tmp_path
@@ -94,7 +94,7 @@ def test_permissions_are_the_users_own(tmp_path, mask):
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
 
 
-def test_a_folder_appears_whole_and_summed(tmp_path):
+def test_a_folder_appears_complete_and_with_checksums(tmp_path):
     target = tmp_path / "new" / "model"
     with atomic_folder(target) as partial:
         (partial / "unet").mkdir()
@@ -123,7 +123,7 @@ def test_a_failure_keeps_the_old_folder(tmp_path, summed):
     verify_checksums(summed)
 
 
-def test_what_killed_writers_left_is_removed(tmp_path):
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     (tmp_path / f"{PARTIAL}video-1234.mp4").touch()
     (tmp_path / f"{PARTIAL}model-5678" / "unet").mkdir(parents=True)
     (tmp_path / f"{PARTIAL}model-5678" / "unet" / "weights.bin").touch()
@@ -132,7 +132,7 @@ def test_what_killed_writers_left_is_removed(tmp_path):
     assert names(tmp_path) == ["partial-video.mp4"]
 
 
-def test_sums_are_those_of_sha256sum(summed):
+def test_checksums_equal_those_of_sha256sum(summed):
     assert (summed / CHECKSUMS_FILE).read_text().splitlines() == [
         f"{EMPTY}  empty",
         f"{sha256(summed / 'two words.txt')}  two words.txt",
@@ -147,7 +147,7 @@ def test_large_files_are_read_in_pieces(tmp_path):
     assert sha256(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_an_intact_folder_passes_and_has_an_identity(summed):
+def test_an_intact_folder_is_accepted_and_has_a_hash(summed):
     verify_checksums(summed)
     identity = hash_folder(summed)
     write_checksums(summed)
@@ -157,7 +157,7 @@ def test_an_intact_folder_passes_and_has_an_identity(summed):
     assert hash_folder(summed) != identity
 
 
-def test_some_files_have_the_identity_of_their_sums(summed):
+def test_a_selection_of_files_has_the_hash_of_its_checksums(summed):
     text = f"{EMPTY}  empty\n{ABC}  unet/weights.bin\n"
     expected = hashlib.sha256(text.encode()).hexdigest()
     assert hash_files(summed, ["unet/*.bin", "emp*", "*ty", "absent"]) == expected
@@ -181,14 +181,14 @@ def flip(path):
     ],
     ids=["no sums", "missing", "foreign", "flipped bit", "truncated", "damaged sums"],
 )
-def test_a_spoilt_folder_is_refused_by_the_name_of_the_file(summed, spoil, message):
+def test_a_damaged_folder_is_refused_and_names_the_file(summed, spoil, message):
     spoil(summed)
     with pytest.raises(UserError, match=message):
         verify_checksums(summed)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
-def test_a_place_that_refuses_to_change_modes_gives_its_own(tmp_path, monkeypatch, number):
+def test_a_file_system_without_mode_changes_keeps_its_default_mode(tmp_path, monkeypatch, number):
     def refuse(*_, **__):
         raise OSError(number, "refused")
 
@@ -201,7 +201,7 @@ def test_a_place_that_refuses_to_change_modes_gives_its_own(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_a_file_of_another_program_is_not_replaced_unasked(tmp_path, monkeypatch, has_links):
+def test_a_file_of_another_program_is_not_replaced_by_default(tmp_path, monkeypatch, has_links):
     if not has_links:
 
         def refuse(*_):
@@ -218,7 +218,7 @@ def test_a_file_of_another_program_is_not_replaced_unasked(tmp_path, monkeypatch
     assert names(tmp_path) == ["file"]
 
 
-def test_what_pip_compiles_in_a_folder_is_not_foreign(summed):
+def test_bytecode_compiled_by_pip_is_not_unexpected(summed):
     (summed / "unet" / "__pycache__").mkdir()
     (summed / "unet" / "__pycache__" / "pipeline.cpython-311.pyc").write_bytes(b"compiled")
     verify_checksums(summed)
@@ -227,7 +227,7 @@ def test_what_pip_compiles_in_a_folder_is_not_foreign(summed):
         verify_checksums(summed)
 
 
-def test_what_python_compiles_is_neither_listed_nor_foreign(tmp_path):
+def test_bytecode_of_python_is_neither_listed_nor_unexpected(tmp_path):
     (tmp_path / "weights.txt").write_text("1")
     compiled = tmp_path / "__pycache__" / "pipeline.cpython-311.pyc"
     compiled.parent.mkdir()

@@ -216,7 +216,7 @@ def test_the_tree_in_contributing_is_the_tree():
         assert (ROOT / name).is_file(), name
 
 
-def test_departures_are_numbered_in_a_row_and_every_mention_has_its_entry():
+def test_departures_are_numbered_consecutively_and_every_mention_has_an_entry():
     page = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
     entries = [int(number) for number in re.findall(r"^- \*\*D(\d+)\.", page, re.MULTILINE)]
     assert entries == list(range(1, len(entries) + 1))
@@ -225,7 +225,7 @@ def test_departures_are_numbered_in_a_row_and_every_mention_has_its_entry():
         assert {int(number) for number in mentioned} <= set(entries), path
 
 
-def test_samples_are_what_the_readme_says_of_them():
+def test_samples_have_the_size_and_length_of_the_readme():
     samples = sorted((ROOT / "docs" / "samples").glob("*.webp"))
     assert samples
     for path in samples:
@@ -238,7 +238,7 @@ def test_samples_are_what_the_readme_says_of_them():
         assert sum(durations) == pytest.approx(1000 * 61 / 24, abs=2), path
 
 
-def test_shipped_weights_are_as_small_as_the_readme_says():
+def test_bundled_weights_are_as_small_as_the_readme_states():
     files = [path for path in (PACKAGE / "weights").rglob("*") if path.is_file()]
     (most,) = re.findall(r"less than (\d+)\s+MB", prose(ROOT / "README.md"))
     assert 0 < sum(path.stat().st_size for path in files) < 1e6 * int(most)
@@ -284,7 +284,7 @@ def test_pins_are_exact_and_name_no_place():
         assert "torch" in names
 
 
-def test_no_text_names_a_place_on_somebodys_machine():
+def test_no_text_names_a_path_of_a_machine():
     # the slash is in brackets so that these patterns do not find themselves
     private = re.compile(r"(?<![\w.~])[/](work|root|home|opt|Users)[/]\w|[C]o-authored-by", re.I)
     for path in text_files():

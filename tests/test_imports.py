@@ -96,12 +96,12 @@ def test_a_command_is_read_in_few_files(command):
     assert len(found) <= REACHABLE[command], sorted(found)
 
 
-def test_every_part_has_its_rule():
+def test_every_package_has_an_import_rule():
     assert {part_of(path) for path in TREES} == set(ALLOWED)
 
 
 @pytest.mark.parametrize("part", ALLOWED)
-def test_parts_import_only_what_they_may(part):
+def test_packages_import_only_what_they_may(part):
     """Imports inside functions count, too: they hide a dependence, but they are one."""
     wrong = []
     for path, tree in TREES.items():
@@ -146,12 +146,12 @@ def test_importing_the_command_line_loads_nothing_heavy():
     assert HEAVY & set(loaded) == set()
 
 
-def test_there_is_no_drawer():
+def test_there_are_no_modules_named_utils_or_common():
     names = {part for path in TREES for part in path.with_suffix("").parts}
     assert names & DRAWERS == set()
 
 
-def test_a_module_defines_and_does_nothing_more():
+def test_modules_have_no_side_effects_at_import():
     """No loops, contexts, bare calls or star imports at the top level, but in the command line."""
     for path, tree in TREES.items():
         if part_of(path) in {"cli", "__main__"}:

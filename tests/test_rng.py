@@ -14,7 +14,7 @@ def numbers(draws, count):
     ]
 
 
-def test_a_sample_draws_the_same_in_any_batch():
+def test_the_random_numbers_of_a_sample_do_not_depend_on_the_batch():
     together = numbers(per_sample_generators(6, 5, 11, "stage"), 5)
     for first, count in ((6, 2), (8, 3)):
         apart = numbers(per_sample_generators(first, count, 11, "stage"), count)
@@ -25,7 +25,7 @@ def test_a_sample_draws_the_same_in_any_batch():
     assert not torch.equal(together[0], per_sample_generators(6, 5, 12, "stage").uniform(5))
 
 
-def test_draws_of_some_leave_the_others_where_they_are():
+def test_sampling_for_some_does_not_advance_the_others():
     chosen = torch.tensor([True, False, True, False])
     some, all_of = per_sample_generators(0, 4, 7), per_sample_generators(0, 4, 7)
     first = some.select(chosen).normal((2, 6))
@@ -34,7 +34,7 @@ def test_draws_of_some_leave_the_others_where_they_are():
     assert torch.equal(some.uniform(4)[1], fresh.uniform(4)[1])
 
 
-def test_one_stream_serves_any_batch_as_torch_would():
+def test_one_generator_serves_any_batch_like_torch():
     draws = StackedGenerator([torch.Generator().manual_seed(3)])
     expected = torch.Generator().manual_seed(3)
     assert torch.equal(draws.uniform(7), torch.rand(7, generator=expected))

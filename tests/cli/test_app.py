@@ -50,7 +50,7 @@ def raising(error):
         (typer.Exit(7), 7, ""),
     ],
 )
-def test_errors_become_a_sentence_and_a_code(verb, capsys, error, code, sentence):
+def test_errors_become_a_sentence_and_an_exit_code(verb, capsys, error, code, sentence):
     verb(raising(error))
     assert cli.run(["try"]) == code
     said = capsys.readouterr()
@@ -68,13 +68,13 @@ def test_errors_become_a_sentence_and_a_code(verb, capsys, error, code, sentence
         ModuleNotFoundError(name="mypy"),  # an extra of developers
     ],
 )
-def test_a_fault_of_ours_is_not_hidden(verb, error):
+def test_internal_errors_are_not_hidden(verb, error):
     verb(raising(error))
     with pytest.raises(type(error)):
         cli.run(["try"])
 
 
-def test_success_is_nought(verb):
+def test_success_exits_with_0(verb):
     verb(lambda: None)
     assert cli.run(["try"]) == 0
 
@@ -92,7 +92,7 @@ def test_success_is_nought(verb):
         (["data", "doctor", "a", "b"], "unexpected extra argument"),
     ],
 )
-def test_mistyped_commands_name_what_was_meant(capsys, arguments, sentence):
+def test_mistyped_commands_give_suggestions(capsys, arguments, sentence):
     assert cli.run(arguments) == 2
     said = capsys.readouterr()
     assert said.err.startswith("Error: ")
@@ -105,12 +105,12 @@ def test_no_argument_shows_the_help(capsys):
     assert "Commands" in capsys.readouterr().out
 
 
-def test_version_is_the_packages(capsys):
+def test_the_version_is_that_of_the_package(capsys):
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("magicvideo 0.")
 
 
-def test_help_needs_nothing_heavy():
+def test_help_imports_no_heavy_library():
     code = (
         "import sys; from magicvideo.cli import run; run(['--help']); "
         "heavy = {'torch', 'numpy', 'av', 'PIL', 'pydantic', 'diffusers', 'transformers', 'yaml'}; "

@@ -40,7 +40,7 @@ def test_a_bar_waits_for_the_first_stage():
 
 
 @pytest.mark.parametrize(("typed", "found"), [("cpu", "cpu"), (" CPU", "cpu"), (None, "cpu")])
-def test_devices_are_found_by_any_spelling(monkeypatch, typed, found):
+def test_devices_are_found_in_any_spelling(monkeypatch, typed, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(typed) == found
 
@@ -55,7 +55,7 @@ def test_one_of_several_gpus_is_taken_by_its_number(monkeypatch):
         choose_device("cuda:2")
 
 
-def test_a_gpu_that_is_not_there_names_the_variable_that_hides_them(monkeypatch):
+def test_a_missing_gpu_names_the_variable_that_hides_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"no device 'cuda:1' here; .* CUDA_VISIBLE_DEVICES"):
         choose_device("cuda:1")

@@ -40,7 +40,7 @@ def app(calls):
         (["--twice", "--colour", "blue", "5"], (Side(5, "blue"), True)),
     ],
 )
-def test_a_verb_gets_its_options_in_groups(app, calls, arguments, wanted):
+def test_a_command_gets_its_options_in_groups(app, calls, arguments, wanted):
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert calls == [wanted]
 

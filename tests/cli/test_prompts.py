@@ -24,14 +24,14 @@ def test_prompt_files_of_other_encodings_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[b"caf\xe9"], [b"fox", b"--negative-prompt", b"caf\xe9"]])
-def test_bytes_that_are_no_utf_8_are_refused_before_any_work(capsys, words):
+def test_bytes_that_are_not_utf_8_are_refused_before_any_work(capsys, words):
     assert run(["generate", *map(os.fsdecode, words)]) == 2
     said = capsys.readouterr().err
     assert "contains bytes that are not UTF-8 (caf\\xe9)" in said
     assert said.count("\n") == 1
 
 
-def test_a_prompt_with_a_hyphen_is_told_how_to_be_written(capsys):
+def test_a_prompt_with_a_leading_hyphen_gives_a_hint(capsys):
     assert run(["generate", "-fox"]) == 2
     assert "write -- before a prompt that begins with a hyphen" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from magicvideo.evaluation.confidence_intervals import (
 from magicvideo.evaluation.metrics.distribution import kernel_distance
 
 
-def test_wilson_interval_written_out():
+def test_the_wilson_interval_equals_its_formula():
     hits = np.array([True] * 60 + [False] * 40)
     z, n, p = 1.959963984540054, 100, 0.6
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -23,7 +23,7 @@ def test_wilson_interval_written_out():
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
 
 
-def test_a_share_of_all_is_not_certain():
+def test_a_proportion_of_one_has_an_interval():
     found = proportion(np.array([True] * 7))
     assert found.value == 1.0
     assert found.low < 0.7
@@ -36,19 +36,19 @@ def test_the_mean_and_its_bootstrap_cover_the_truth():
     assert found.high - found.low == pytest.approx(2 * 1.96 * 2.0 / 20, rel=0.15)
 
 
-def test_a_ratio_of_equals_is_certain_however_much_they_vary():
+def test_the_ratio_of_equal_samples_has_a_zero_width_interval():
     values = np.random.default_rng(0).exponential(size=31)
     found = ratio_of_means(2 * values, values)
     assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
 
 
-def test_the_median_lies_between_places_of_the_binomial_law():
+def test_the_interval_of_the_median_uses_binomial_ranks():
     found = median(np.random.default_rng(0).permutation(20))
     # 5 or fewer of 20 tosses are heads with 2.07 %, 6 or fewer with 5.77 %
     assert (found.value, found.count, found.low, found.high) == (9.5, 20, 5.0, 14.0)
 
 
-def test_the_interval_of_the_median_holds_it_as_often_as_it_says():
+def test_the_interval_of_the_median_has_the_stated_coverage():
     rng = np.random.default_rng(1)
     found = [median(rng.exponential(size=31)) for _ in range(2000)]
     held = np.mean([each.low <= np.log(2) <= each.high for each in found])
@@ -61,7 +61,7 @@ def test_few_samples_have_a_median_without_an_interval():
     assert median(np.array([1, 2, 9, 9, 9, 10])).low == 1
 
 
-def test_nothing_has_no_share_no_mean_and_no_median():
+def test_empty_samples_have_no_proportion_mean_or_median():
     with pytest.raises(UserError, match="median of no samples"):
         median(np.array([]))
     with pytest.raises(UserError, match="share of no samples"):
@@ -97,7 +97,7 @@ def test_the_interval_of_a_kernel_distance_is_that_of_new_samples():
     assert (interval.high - interval.low) / 2 / 1.96 == pytest.approx(spread, rel=0.35)
 
 
-def test_a_mean_of_differences_moves_twice_as_a_pairwise_sum():
+def test_the_first_order_bootstrap_doubles_the_spread_of_a_pairwise_mean():
     terms = np.array([1.0, 3.0, 3.0, 5.0])
     found = first_order_bootstrap(9.0, terms, np.zeros(2), 4000)
     # the mean of four has a deviation of sqrt(2) / 2, so 95 % of it lie within 1.4, and twice that

@@ -58,7 +58,7 @@ def test_the_error_of_a_network_that_predicts_nothing_is_the_target(every_clip):
     assert found.clips == [every_clip.clips[prompt.index].id for prompt in prompts]
 
 
-def test_the_same_again_and_other_with_another_seed(pipeline, every_clip):
+def test_the_error_depends_only_on_the_seed(pipeline, every_clip):
     first, second = measured(pipeline, every_clip), measured(pipeline, every_clip)
     assert first.error.shape == (CLIPS, len(STEPS))
     assert np.array_equal(first.error, second.error)
@@ -67,6 +67,6 @@ def test_the_same_again_and_other_with_another_seed(pipeline, every_clip):
     assert not np.array_equal(first.error, measured(pipeline, every_clip, seed=6).error)
 
 
-def test_too_few_clips_are_answered(pipeline, every_clip):
+def test_too_few_clips_give_an_error(pipeline, every_clip):
     with pytest.raises(UserError, match="asks for 99 clips"):
         measured(pipeline, every_clip, count=99)

@@ -98,14 +98,14 @@ def test_a_protocol_becomes_a_page_and_a_document(protocol, command, tmp_path, c
     assert (tmp_path / "again.md").read_bytes() == (tmp_path / "results.md").read_bytes()
 
 
-def test_the_document_lies_beside_the_videos_where_no_place_is_named(protocol, command, capsys):
+def test_the_document_is_written_beside_the_videos_by_default(protocol, command, capsys):
     assert evaluate(protocol, without(command, "--json")) == 0
     document = command["--work"] / "tiny.json"
     assert capsys.readouterr().out.split() == [str(command["--output"]), str(document)]
     assert json.loads(document.read_text(encoding="utf-8"))["protocol"]["name"] == "tiny"
 
 
-def test_reference_is_another_name_of_data(protocol, command, emoji, capsys):
+def test_reference_is_an_alias_of_data(protocol, command, emoji, capsys):
     renamed = without(command, "--data") | {"--reference": emoji}
     assert evaluate(protocol, renamed) == 0
     assert "`magicvideo evaluate tiny.yaml --reference data " in command["--output"].read_text()
@@ -143,7 +143,7 @@ def test_processes_share_the_videos_and_the_last_one_scores(
     assert (tmp_path / "alone.json").read_bytes() == command["--json"].read_bytes()
 
 
-def test_of_two_processes_that_end_together_one_scores(protocol, command, monkeypatch, capsys):
+def test_if_two_processes_finish_together_only_one_scores(protocol, command, monkeypatch, capsys):
     command["--work"].mkdir()
     held = threading.Event()
 
@@ -233,7 +233,7 @@ def test_steps_and_guidance_are_swept(protocol, command, capsys):
     assert "training captions, guidance scale 2.5</text>" in report
 
 
-def test_a_named_document_takes_the_values_into_its_name(protocol, command, tmp_path):
+def test_the_name_of_a_swept_document_contains_the_values(protocol, command, tmp_path):
     assert evaluate(protocol, command | {"--steps": 1}) == 0  # of one result it is the name
     read = json.loads(command["--json"].read_text(encoding="utf-8"))
     assert read["protocol"]["num_inference_steps"] == 1
@@ -263,7 +263,7 @@ def test_a_judge_is_trained_saved_and_scored(emoji, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["judge"]
 
 
-def test_a_sheet_is_drawn(model, tmp_path):
+def test_a_sheet_is_written(model, tmp_path):
     prompts, sheet = tmp_path / "prompts.txt", tmp_path / "sheet.png"
     prompts.write_text("a cat\na dog\n", encoding="utf-8")
     words = ["--prompts", prompts, "--output", sheet, "--model", model, "--work", tmp_path / "work"]
@@ -294,13 +294,13 @@ def test_a_mistake_is_answered_in_a_sentence(protocol, command, change, sentence
     assert not command["--json"].exists()
 
 
-def test_an_unknown_protocol_is_answered(command, capsys):
+def test_an_unknown_protocol_gives_an_error(command, capsys):
     assert evaluate("emoji-heldin", command) == 2
     said = capsys.readouterr().err
     assert "'emoji-heldin' is neither a protocol (emoji-heldout, msrvtt-2990, " in said
 
 
-def test_a_protocol_that_asks_for_too_much_is_refused(protocol, command, capsys):
+def test_a_protocol_with_too_many_prompts_is_refused(protocol, command, capsys):
     values = yaml.safe_load(protocol.read_text(encoding="utf-8"))
     values["sets"][1]["prompts"] = 4
     protocol.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -313,7 +313,7 @@ def test_an_existing_judge_is_not_overwritten(emoji, judge_folder, capsys):
     assert "exists; choose a new folder" in capsys.readouterr().err
 
 
-def test_the_verb_imports_nothing_heavy():
+def test_the_command_imports_no_heavy_library():
     code = (
         "import sys, magicvideo.cli.evaluate; "
         "print(sorted({'torch', 'numpy', 'scipy', 'diffusers', 'PIL'} & set(sys.modules)))"

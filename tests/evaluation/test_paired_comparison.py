@@ -21,7 +21,7 @@ def method(real, spoil, decibel):
     return found
 
 
-def test_a_gain_that_all_clips_share_is_told_without_doubt(real):
+def test_a_difference_that_all_clips_share_has_a_narrow_interval(real):
     gains = method(real, 2.0, 0.3).compared_to(method(real, 1.0, 0.0))
     for gain, size in ((gains.psnr, 0.3), (gains.ssim, 0.003)):
         assert [gain.value, gain.low, gain.high] == pytest.approx([size] * 3)
@@ -43,7 +43,7 @@ def test_the_interval_of_a_distance_is_over_clips_with_all_their_rows(real):
     assert gain.value == pytest.approx(far.frechet / near.frechet)
 
 
-def test_a_distance_of_nothing_is_no_reference(real):
+def test_a_zero_distance_gives_no_finite_ratio(real):
     gain = method(real, 1.0, 0.0).compared_to(method(real, 0.0, 0.0)).frechet
     assert gain.value > 1e6 or np.isnan(gain.value)
 

@@ -26,7 +26,7 @@ def _generators(count):
     return [np.random.default_rng(number) for number in range(count)]
 
 
-def test_a_good_code_lies_between_a_flat_picture_and_8_bits(linear, every_clip):
+def test_a_good_autoencoder_scores_between_a_flat_image_and_8_bits(linear, every_clip):
     score = score_autoencoder(linear, every_clip, count=7, num_frames=3, seed=0)
     assert score.measured.count == 7
     assert score.chance.value < 20 < 30 < score.measured.value < score.real.value

@@ -48,7 +48,7 @@ def result():
     )
 
 
-def test_a_row_tells_the_number_its_bounds_and_whether_it_will_do(result):
+def test_a_row_has_the_value_its_interval_and_whether_the_target_is_met(result):
     rows = as_markdown(result, "magicvideo evaluate x").splitlines()
     expected = (
         "| own caption first among 100 | emoji judge, 64 features | 100 "
@@ -67,7 +67,7 @@ def test_a_row_tells_the_number_its_bounds_and_whether_it_will_do(result):
     assert "`magicvideo evaluate x`" in rows
 
 
-def test_json_repeats_the_protocol_and_holds_no_infinity(result):
+def test_json_contains_the_protocol_and_no_infinity(result):
     document = json.loads(as_json(result))
     assert document["protocol"] == result.protocol.model_dump(mode="json")
     assert document["identity"]["versions"] == {"torch": "2.13.0"}

@@ -15,7 +15,7 @@ from magicvideo.evaluation.results_page import (
 )
 
 
-def test_a_section_replaces_its_own_and_leaves_the_others(tmp_path):
+def test_a_section_replaces_only_itself(tmp_path):
     page = tmp_path / "results.md"
     write_section(page, "first", "## First\n\nold")
     write_section(page, "second one", "## Second\n\nnumbers")
@@ -53,7 +53,7 @@ def test_damaged_marks_are_refused_before_and_after_the_work(tmp_path, text):
     assert page.read_text() == text
 
 
-def test_a_page_that_is_no_text_is_refused(tmp_path):
+def test_a_page_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "page.md").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
         check_page(tmp_path / "page.md", "first")

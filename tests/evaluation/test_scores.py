@@ -119,7 +119,7 @@ def test_videos_that_match_their_captions_rank_first_and_shuffled_ones_do_not(
     assert test(matching, 5).mean() < 0.3
 
 
-def test_the_harder_test_gives_nothing_for_the_colour(judge, prompts, pools, real):
+def test_the_same_background_test_gives_no_score_for_the_colour(judge, prompts, pools, real):
     captions = [prompt.caption for prompt in prompts]
     matching = with_features(real, judge.embed_captions(captions).double().numpy())
     test = top_k(ranks(judge, pools.on_one_background), 1)
@@ -129,7 +129,7 @@ def test_the_harder_test_gives_nothing_for_the_colour(judge, prompts, pools, rea
     assert test(colour_alone, 0).mean() < 0.5
 
 
-def test_a_rank_is_the_loop_written_out(judge, prompts, pools, real):
+def test_ranks_equal_a_plain_loop(judge, prompts, pools, real):
     # features that agree a little with every second video's own caption, so that both cases occur
     noise = np.random.default_rng(0).standard_normal((COUNT, 64)) / 20
     own = judge.embed_captions([prompt.caption for prompt in prompts]).double().numpy()
@@ -170,7 +170,7 @@ def test_too_few_frequencies_or_still_clips_have_no_power_score(real, prompts):
         )
 
 
-def test_tones_are_asked_of_those_that_are_named(prompts, real):
+def test_tones_are_scored_only_for_captions_with_a_tone(prompts, real):
     named = [prompt.tone for prompt in prompts if prompt.tone != "default"]
     assert 3 < len(named) < COUNT
     right = VideoFeatures(
@@ -209,7 +209,7 @@ def test_clips_without_colour_or_tone_have_no_such_scores(judge, prepared):
     assert "caption_first_five" not in names  # among three captions it would tell nothing
 
 
-def test_places_of_captions_become_shares_and_a_median(prompts, real, empty):
+def test_ranks_of_captions_become_fractions_and_a_median(prompts, real, empty):
     videos = FeatureSets(prompts=prompts, generated=empty, real=real, empty=empty)
     places = np.array([1, 1, 1, 1, 2, 2, 3, 5, 5, 6, 6, 6, 7, 7, 7, 7, 7])
 

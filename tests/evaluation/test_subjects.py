@@ -6,7 +6,7 @@ from magicvideo.data.manifest import write_info, write_manifest
 from magicvideo.evaluation.subjects import Subjects
 
 
-def test_clips_with_one_name_are_one_subject_the_default_tone_first(every_clip):
+def test_clips_with_one_name_are_one_subject_with_the_default_tone_first(every_clip):
     subjects = Subjects(every_clip)
     names = ["bear", "boat", "man running", "thumbs up", "waving hand", "woman running"]
     assert subjects.names == names
@@ -16,7 +16,7 @@ def test_clips_with_one_name_are_one_subject_the_default_tone_first(every_clip):
         assert every_clip.clips[members[0]].attributes.skin_tone is None
 
 
-def test_different_drawings_are_not_alike_and_have_rivals(every_clip):
+def test_different_drawings_have_hard_negatives(every_clip):
     subjects = Subjects(every_clip)
     assert subjects.alike.sum() == len(subjects)
     for number, families in enumerate(subjects.rivals):
@@ -24,7 +24,7 @@ def test_different_drawings_are_not_alike_and_have_rivals(every_clip):
         assert all(number not in family for family in families)
 
 
-def test_the_same_drawing_under_two_names_is_alike(every_clip, tmp_path):
+def test_the_same_drawing_under_two_names_is_not_a_negative(every_clip, tmp_path):
     (tmp_path / "clips").mkdir()
     clips = []
     for number, name in enumerate(("red heart", "blue heart", "heart")):

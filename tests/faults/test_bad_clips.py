@@ -44,7 +44,7 @@ KINDS = ["late.mp4", "early.mp4", "clip.mkv", "clip.webm", "clip.avi", "clip.web
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_is_never_a_short_clip(good, tmp_path, kind):
+def test_a_truncated_file_is_never_a_shorter_clip(good, tmp_path, kind):
     whole = (good / kind).read_bytes()
     assert len(read_clip(good / kind, 8).pixels) == FRAMES
     path = tmp_path / kind
@@ -74,7 +74,7 @@ def test_flipped_bytes_never_escape_as_another_error(good, tmp_path, kind):
         assert decoded.pixels.shape[1:3] == (8, 8)
 
 
-def test_damage_in_the_middle_that_decoders_pass_over_is_noticed(good, tmp_path):
+def test_damage_that_decoders_skip_is_detected(good, tmp_path):
     avi = (good / "clip.avi").read_bytes()
     place = [found.start() for found in re.finditer(b"00dc", avi)][5]
     (tmp_path / "clip.avi").write_bytes(avi[: place + 208] + bytes(60) + avi[place + 268 :])
@@ -90,7 +90,7 @@ def test_damage_in_the_middle_that_decoders_pass_over_is_noticed(good, tmp_path)
         read_clip(tmp_path / "clip.webm", 8)
 
 
-def test_a_gif_cut_inside_a_frame_is_noticed(tmp_path):
+def test_a_gif_truncated_inside_a_frame_is_detected(tmp_path):
     path = tmp_path / "clip.gif"
     path.write_bytes(GIF_HEAD + GIF_FRAME * 13 + b";")
     assert len(read_clip(path, 8).pixels) == 13
@@ -154,7 +154,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bad_files_are_counted_and_the_rest_trains(mixed, tmp_path, workers):
+def test_bad_files_are_counted_and_the_others_are_used(mixed, tmp_path, workers):
     source = scan(mixed)
     report = prepare(source, tmp_path / "out", FrameSettings.square(8), workers=workers)
     skipped = {skipped.file: skipped.reason for skipped in report.skipped}
@@ -169,7 +169,7 @@ def test_bad_files_are_counted_and_the_rest_trains(mixed, tmp_path, workers):
     assert doctors == skipped.keys()
 
 
-def test_the_command_goes_through_and_the_doctor_refuses_when_nothing_is_left(mixed):
+def test_the_command_skips_bad_files_and_refuses_if_none_is_left(mixed):
     command = [sys.executable, "-m", "magicvideo", "data", "doctor", mixed, "--skipped"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
@@ -237,7 +237,7 @@ for kind, name in (argument.split(":") for argument in sys.argv[2:]):
 """
 
 
-def test_bombs_are_refused_before_they_go_off(good, tmp_path):
+def test_decompression_bombs_are_refused(good, tmp_path):
     write_bombs(tmp_path, good)
     expected = {
         "clip:million.gif": "more than 5,000 frames",
@@ -277,7 +277,7 @@ def test_a_video_at_its_own_size_has_a_limit_of_all_pixels(good, monkeypatch):
             read_clip_native(good / kind)
 
 
-def test_a_full_disk_leaves_nothing_half_written(shapes, tmp_path):
+def test_a_full_disk_leaves_no_partial_files(shapes, tmp_path):
     def limit_file_size():
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 

@@ -37,7 +37,7 @@ def assert_restores(checkpoints, step):
         assert torch.equal(restored.network.state_dict()[name], tensor)
 
 
-def test_a_kill_at_any_step_of_saving_leaves_the_old_or_the_new(tmp_path, killed_at_step):
+def test_a_kill_at_any_step_of_saving_keeps_the_old_or_the_new_checkpoint(tmp_path, killed_at_step):
     before = CheckpointManager(tmp_path / "before", keep=2, stage="image")
     for step in (1, 2):
         before.save(make_state(step))
@@ -108,7 +108,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_really_full_is_named_with_what_is_free(small_disk, shapes, capsys):
+def test_a_full_disk_is_reported_with_the_free_space(small_disk, shapes, capsys):
     folder, make_room = small_disk
     out, source = str(folder / "out"), str(shapes)
     assert run(["data", "prepare", source, out, "--size", "64"]) == 2
@@ -133,7 +133,7 @@ def save_large(checkpoints):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_damaged_checkpoints_of_later_steps_never_push_out_a_good_one(tmp_path, keep):
+def test_damaged_later_checkpoints_never_replace_a_valid_one(tmp_path, keep):
     checkpoints = CheckpointManager(tmp_path, keep=keep, stage="image")
     good = checkpoints.save(make_state(1))
     for step in (7, 8):
@@ -146,7 +146,7 @@ def test_damaged_checkpoints_of_later_steps_never_push_out_a_good_one(tmp_path, 
     assert_restores(checkpoints, 2)
 
 
-def test_a_checkpoint_that_cannot_be_deleted_stops_nothing(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_training(tmp_path, monkeypatch):
     checkpoints = CheckpointManager(tmp_path, keep=1, stage="image")
     checkpoints.save(make_state(1))
     with monkeypatch.context() as patched:
@@ -163,7 +163,7 @@ def refuse(path, ignore_errors=False):
         raise PermissionError(13, "Permission denied", str(path))
 
 
-def test_a_folder_without_sums_is_passed_over(tmp_path):
+def test_a_checkpoint_without_checksums_is_skipped(tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=3, stage="image")
     for step in (1, 2, 3):
         path = checkpoints.save(make_state(step))

@@ -46,7 +46,7 @@ def test_a_reader_that_goes_away(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_names_are_shown_as_far_as_they_can_be(tmp_path, encoding):
+def test_names_that_the_console_cannot_encode_are_escaped(tmp_path, encoding):
     with (tmp_path / "log").open("wb") as log:
         env = {**os.environ, "PYTHONIOENCODING": encoding}
         code, failure = run_work(tmp_path, stdout=log, stderr=subprocess.DEVNULL, env=env)

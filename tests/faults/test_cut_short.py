@@ -83,7 +83,7 @@ def go_on(line):
 
 
 @pytest.mark.parametrize("stage", ["decode", "upscale"])
-def test_a_kill_while_frames_are_made_loses_nothing(command, whole, tiny_model, tmp_path, stage):
+def test_a_kill_during_decoding_loses_nothing(command, whole, tiny_model, tmp_path, stage):
     arguments = ["generate", *WISH, "--output", "cut.webp", "--model", str(tiny_model)]
     process = subprocess.Popen(
         [sys.executable, "-c", STALL, stage, *arguments],
@@ -112,7 +112,7 @@ def test_a_kill_while_frames_are_made_loses_nothing(command, whole, tiny_model, 
         ("upscale", ends_gpu, " (20.00 GiB more were requested)"),
     ],
 )
-def test_the_end_of_memory_is_a_sentence_and_a_command(
+def test_running_out_of_memory_gives_a_sentence_and_a_command(
     command, tmp_path, monkeypatch, capsys, stage, end, asked
 ):
     assert command(*WISH, "--output", "whole", "--format", "png") == 0
@@ -133,7 +133,7 @@ def test_the_end_of_memory_is_a_sentence_and_a_command(
     np.testing.assert_allclose(shown, expected, atol=1)  # levels: the last bits may differ
 
 
-def test_kept_latents_are_not_lost_to_another_video(command, monkeypatch, capsys):
+def test_stored_latents_are_not_replaced_by_another_video(command, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(MagicVideoPipeline, "decode", ends_python)
         assert command(*WISH, "--output", "x.webp") == 2
@@ -147,7 +147,7 @@ def test_kept_latents_are_not_lost_to_another_video(command, monkeypatch, capsys
     assert not latents_path(Path("x.webp")).exists()
 
 
-def test_where_nothing_is_left_to_lower_other_memory_is_advised(command, monkeypatch, capsys):
+def test_with_minimal_chunks_more_memory_is_suggested(command, monkeypatch, capsys):
     monkeypatch.setattr(MagicVideoPipeline, "decode", ends_cpu)
     least = ("--stages", "keyframes", "--decoder-frames", "1", "--output", "x.webp")
     assert command(*WISH, *least) == 2
@@ -156,7 +156,7 @@ def test_where_nothing_is_left_to_lower_other_memory_is_advised(command, monkeyp
     assert error.endswith("; close other programs, or use a machine with more memory.")
 
 
-def test_memory_that_ends_before_there_are_latents_is_a_sentence(
+def test_running_out_of_memory_before_latents_exist_gives_a_sentence(
     command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(MagicVideoPipeline, "sample_keyframes", ends_gpu)
@@ -168,7 +168,7 @@ def test_memory_that_ends_before_there_are_latents_is_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_and_faults_tell_how_to_go_on(command, whole, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_and_errors_report_how_to_continue(command, whole, tmp_path, monkeypatch, capsys):
     whole.rename(tmp_path / "x.webp")
     expected = (tmp_path / "x.webp").read_bytes()
     with monkeypatch.context() as patched:
@@ -186,7 +186,7 @@ def test_ctrl_c_and_faults_tell_how_to_go_on(command, whole, tmp_path, monkeypat
     assert "x.webp.latents does not exist; there is nothing" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_of_the_video_tells_how_to_go_on(
+def test_a_full_disk_during_writing_reports_how_to_continue(
     command, whole, tmp_path, capsys, full_disk
 ):
     with full_disk(whole.stat().st_size // 2):
@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_of_the_video_tells_how_to_go_on(
 @pytest.mark.parametrize(
     "told", [("--seed", "4"), ("a cat",), ("--output", "y.webp"), ("--lora", "x.safetensors")]
 )
-def test_what_is_finished_says_all_but_where_and_in_what_memory(command, capsys, told):
+def test_resume_refuses_prompts_and_settings(command, capsys, told):
     assert command("--resume", "x.webp", *told) == 2
     assert "--resume uses the prompt and all settings" in capsys.readouterr().err
 
@@ -231,14 +231,14 @@ def test_latents_of_one_device_are_finished_on_another(
         (["--upscaler-frames", "2", "--stages", "keyframes"], "has no stage upscaler; omit"),
     ],
 )
-def test_bounds_that_hold_nothing_back_are_refused_at_once(command, capsys, options, sentence):
+def test_chunk_sizes_without_effect_are_refused_at_once(command, capsys, options, sentence):
     assert command(*WISH, "--output", "x.webp", *options) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
 
 
-def test_the_file_of_latents_may_be_named_as_well(tmp_path):
+def test_resume_accepts_the_file_of_latents(tmp_path):
     assert output_of(tmp_path / "x.mp4") == (tmp_path / "x.mp4", tmp_path / "x.mp4.latents")
     kept = tmp_path / "x.mp4.latents"
     kept.write_bytes(b"")

@@ -68,7 +68,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_header_is_one_sentence(tmp_path, content):
+def test_a_hostile_header_gives_one_sentence(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     for read in (read_safetensors_header, read_checkpoint):
@@ -138,7 +138,7 @@ class Trap:
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_no_checkpoint_runs_code_whatever_it_calls(tmp_path, suffix, zipped):
+def test_no_checkpoint_executes_code(tmp_path, suffix, zipped):
     sprung, path = tmp_path / "sprung", tmp_path / f"model{suffix}"
     traps = [
         Trap(sprung),
@@ -171,7 +171,7 @@ def test_a_folder_with_a_pickle_of_any_name_is_refused(tmp_path, name):
     assert not sprung.exists()
 
 
-def test_what_unfolds_to_more_than_the_file_is_refused(tmp_path):
+def test_archives_that_expand_beyond_their_size_are_refused(tmp_path):
     plain, path = tmp_path / "plain.pt", tmp_path / "bomb.pt"
     torch.save({"weight": torch.zeros(2_000_000)}, plain)
     assert read_checkpoint(plain)["weight"].shape == (2_000_000,)
@@ -200,7 +200,7 @@ def summed(tmp_path):
     return folder
 
 
-def test_sums_name_nothing_outside_their_folder(summed, tmp_path):
+def test_checksums_name_no_file_outside_their_folder(summed, tmp_path):
     sums = (summed / "SHA256SUMS").read_text()
     for name in ("../secret", str(tmp_path / "secret"), "./weights", "weights/../weights", "\0"):
         line = f"{sha256(tmp_path / 'secret')}  {name}\n"
@@ -209,7 +209,7 @@ def test_sums_name_nothing_outside_their_folder(summed, tmp_path):
             verify_checksums(summed)
 
 
-def test_links_out_of_a_folder_hold_what_the_sums_say_or_are_refused(summed, tmp_path):
+def test_links_out_of_a_folder_must_match_the_checksums(summed, tmp_path):
     (tmp_path / "stored").write_text("abc")  # as in a cache of downloads, which is made of links
     (summed / "weights").unlink()
     (summed / "weights").symlink_to(tmp_path / "stored")
@@ -230,7 +230,7 @@ def test_links_out_of_a_folder_hold_what_the_sums_say_or_are_refused(summed, tmp
 
 
 @pytest.mark.parametrize("content", [b'{"a":' * 100_000, b"\xff{}", b"[" * 100_000, b'{"a": 1'])
-def test_json_that_is_none_is_one_sentence(tmp_path, content):
+def test_invalid_json_gives_one_sentence(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         read_json(tmp_path / "config.json")

@@ -24,7 +24,7 @@ def second_of(agent):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="needs /proc")
-def test_a_killed_process_ends_the_job_and_one_process_goes_on(prepared, tmp_path):
+def test_a_killed_process_ends_the_job_and_one_process_can_resume(prepared, tmp_path):
     recipe, output = tmp_path / "tiny.yaml", tmp_path / "run"
     write_recipe(recipe, prepared, output, STEPS)
     agent = subprocess.Popen(

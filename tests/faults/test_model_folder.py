@@ -74,13 +74,13 @@ def test_a_file_with_one_flipped_bit(folder, name):
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
-def test_a_file_cut_short(folder, name):
+def test_a_truncated_file(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) - 3])
     assert_refused(folder, f"{name} is damaged")
 
 
-def test_a_foreign_file(folder):
+def test_an_unexpected_file(folder):
     (folder / "unet" / "notes.txt").write_text("mine")
     assert_refused(folder, "unet/notes.txt does not belong to the folder")
 
@@ -108,7 +108,7 @@ def test_no_pickle_is_opened(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT])
-def test_weights_cut_short_with_sums_to_match(folder, name):
+def test_truncated_weights_with_matching_checksums(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-3])
     write_checksums(folder)
@@ -116,7 +116,7 @@ def test_weights_cut_short_with_sums_to_match(folder, name):
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
-def test_weights_that_are_none(folder, content):
+def test_weights_that_are_not_safetensors(folder, content):
     (folder / UNET).write_bytes(content)
     write_checksums(folder)
     assert_refused(folder, f"{UNET} is not a safetensors file")
@@ -133,7 +133,7 @@ def test_a_missing_tensor(folder, name, key):
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT])
-def test_a_foreign_tensor(folder, name):
+def test_an_unexpected_tensor(folder, name):
     edit_tensors(folder / name, lambda tensors: tensors.update(extra=torch.zeros(2)))
     write_checksums(folder)
     assert_refused(folder, f"{name} contains the unknown tensor extra")
@@ -163,7 +163,7 @@ def test_a_configuration_that_is_not_the_weights(folder):
         ("text_encoder", {"dtype": "float17"}),
     ],
 )
-def test_a_configuration_that_is_no_network(folder, name, change):
+def test_a_configuration_of_no_known_network(folder, name, change):
     edit_json(folder / name / "config.json", lambda config: config.update(change))
     write_checksums(folder)
     assert_refused(folder, f"{name}/config.json is not a valid network configuration")
@@ -250,7 +250,7 @@ def test_an_index_that_names_other_things(folder, change, sentence):
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
 @pytest.mark.parametrize("content", ["{", "[1]"])
-def test_files_that_are_no_json_object(folder, name, content):
+def test_files_that_are_not_json_objects(folder, name, content):
     (folder / name).write_text(content)
     write_checksums(folder)
     assert_refused(folder, f"{name} holds no ")
@@ -258,7 +258,7 @@ def test_files_that_are_no_json_object(folder, name, content):
 
 @pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
 @pytest.mark.parametrize("content", ["{", '{"a":' + "[" * 100_000])
-def test_a_tokenizer_or_scheduler_that_is_none(folder, name, content):
+def test_an_invalid_tokenizer_or_scheduler(folder, name, content):
     (folder / name).write_text(content)
     write_checksums(folder)
     assert_refused(folder, name.partition("/")[0])
@@ -282,7 +282,7 @@ def test_words_in_another_encoding_cost_no_more_than_hints(folder):
 
 
 @pytest.mark.parametrize("component", ["unet", "interpolator", "vae", "upscaler"])
-def test_weights_that_overflow_make_no_black_video(folder, component):
+def test_overflowing_weights_give_an_error_and_no_black_video(folder, component):
     path = folder / component / "diffusion_pytorch_model.safetensors"
     edit_tensors(path, lambda tensors: [one.fill_(3e38) for one in tensors.values()])
     write_checksums(folder)
@@ -299,7 +299,7 @@ def test_latents_of_another_shape_are_refused(tiny_model, shape):
         pipeline.decode_and_upscale(request, torch.zeros(shape))
 
 
-def test_a_folder_that_is_no_model(tmp_path):
+def test_a_folder_that_is_not_a_model(tmp_path):
     assert_refused(tmp_path, "is not a model folder: it has no model_index.json")
     assert_refused(tmp_path / "none", "model folder .*none does not exist")
 

@@ -57,7 +57,7 @@ def there(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_mistakes_are_answered_before_the_model_is_looked_for(there, arguments, sentence, capsys):
+def test_mistakes_are_reported_before_the_model_is_loaded(there, arguments, sentence, capsys):
     if sentence == "no model":  # a folder in the way of a file takes the video inside
         sentence = "The model folder none-such does not exist."
     before = sorted(there.rglob("*"))
@@ -96,7 +96,7 @@ def test_a_folder_without_permission(there):
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk, name, overwrite):
+def test_a_full_disk_keeps_the_existing_file(tmp_path, full_disk, name, overwrite):
     target = tmp_path / name
     noise = torch.rand(5, 3, 24, 24) * 2 - 1
     if overwrite:
@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk, name, overwrite)
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
-def test_a_full_disk_keeps_no_half_of_the_latents(tmp_path, full_disk):
+def test_a_full_disk_leaves_no_partial_latents(tmp_path, full_disk):
     latents = torch.zeros(1, 5, 3, 11, 13)
     with (
         full_disk(4000),
@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_no_half_of_the_latents(tmp_path, full_disk):
     assert torch.equal(read_latents(tmp_path / "x.latents")[1], latents)
 
 
-def test_frames_alone_are_replaced(tmp_path):
+def test_only_folders_of_frames_are_replaced(tmp_path):
     frames = torch.zeros(5, 3, 24, 24)
     write_video(frames, PLAIN, tmp_path / "x")
     write_video(frames[:2], PLAIN, tmp_path / "x", overwrite=True)

@@ -70,7 +70,7 @@ def test_a_signal_ends_after_the_step_with_its_checkpoint(
 
 
 @pytest.mark.parametrize("saving", [False, True])
-def test_ctrl_c_twice_ends_at_once_and_leaves_the_checkpoint_before(
+def test_ctrl_c_twice_ends_at_once_and_keeps_the_previous_checkpoint(
     train, folder, at_step, monkeypatch, saving, capsys
 ):
     press = send(signal.SIGINT)
@@ -91,9 +91,7 @@ def test_ctrl_c_twice_ends_at_once_and_leaves_the_checkpoint_before(
     assert "resumes from step 2 of 4" in capsys.readouterr().out
 
 
-def test_damaged_checkpoints_are_named_and_training_never_starts_afresh(
-    train, folder, at_step, capsys
-):
+def test_damaged_checkpoints_are_named_and_training_never_restarts(train, folder, at_step, capsys):
     at_step(3, send(signal.SIGTERM))
     assert train() == 143
     files = [folder / f"checkpoints/step-0000000{step}/network.safetensors" for step in (2, 3)]
@@ -114,7 +112,7 @@ def test_damaged_checkpoints_are_named_and_training_never_starts_afresh(
     assert steps_of(folder) == [3, 4]
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(train, folder, at_step, capsys):
+def test_a_non_finite_gradient_changes_nothing(train, folder, at_step, capsys):
     def spoil(network):
         parameter = next(p for p in network.parameters() if p.requires_grad)
         parameter.register_hook(lambda gradient: gradient * float("inf"))
@@ -134,9 +132,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(train, folder, at_step, c
     assert train() == 0
 
 
-def test_a_clip_that_goes_away_is_named_and_training_goes_on_after(
-    train, folder, at_step, prepared, capsys
-):
+def test_a_deleted_clip_is_named_and_training_can_resume(train, folder, at_step, prepared, capsys):
     files = sorted((prepared / "clips").iterdir())
     whole = {file: file.read_bytes() for file in files}
 

@@ -44,7 +44,7 @@ def holder(tmp_path, monkeypatch):
     process.wait()
 
 
-def test_the_second_is_told_of_the_first(holder, tmp_path):
+def test_the_second_process_is_refused_and_names_the_first(holder, tmp_path):
     expected = rf"x\.mp4 is being written by process {holder.pid} on \S+; wait until it ends"
     with pytest.raises(UserError, match=expected), lock_output(tmp_path / "x.mp4"):
         pass
@@ -55,7 +55,7 @@ def test_the_second_is_told_of_the_first(holder, tmp_path):
         pass
 
 
-def test_generate_refuses_before_it_looks_at_the_others_files(holder, tmp_path):
+def test_generate_refuses_before_it_reads_the_other_process_files(holder, tmp_path):
     write_latents(tmp_path / "x.mp4.latents", torch.zeros(1, 5, 4, 2, 2), PLAIN)
     options = OutputOptions(output=tmp_path / "x.mp4", overwrite=True)
     with pytest.raises(UserError, match=f"process {holder.pid}"), options.reserve(["fox"], [1]):
@@ -63,7 +63,7 @@ def test_generate_refuses_before_it_looks_at_the_others_files(holder, tmp_path):
     assert read_latents(tmp_path / "x.mp4.latents")[0] == PLAIN
 
 
-def test_a_killed_process_holds_no_lock_and_its_litter_goes(holder, tmp_path):
+def test_a_killed_process_holds_no_lock_and_its_temporary_files_are_removed(holder, tmp_path):
     with atomic_file(tmp_path / "x.mp4") as partial:
         litter = tmp_path / partial.name.replace("x-", "x-y-", 1)  # of another output
         litter.touch()
@@ -80,7 +80,7 @@ def test_a_killed_process_holds_no_lock_and_its_litter_goes(holder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["frames", "model.v2"])
-def test_folders_of_killed_writers_go_or_get_their_name_back(tmp_path, name):
+def test_folders_of_killed_writers_are_removed_or_restored(tmp_path, name):
     """Frames as PNG and exported models: a kill between two renames leaves the old one aside."""
     stale, aside, foreign = (
         tmp_path / f".partial-{name}{end}" for end in ("-0123abcd", "-4567cdef-old", "-y-0123abcd")
@@ -101,12 +101,12 @@ def test_folders_of_killed_writers_go_or_get_their_name_back(tmp_path, name):
 
 
 @pytest.mark.parametrize("command", ["export", "export --image-model", "inflate"])
-def test_models_are_written_by_one_process(holder, capsys, command):
+def test_only_one_process_writes_a_model(holder, capsys, command):
     assert cli.run([*command.split(), "source", "x.mp4"]) == 2
     assert f"x.mp4 is being written by process {holder.pid}" in capsys.readouterr().err
 
 
-def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
+def test_a_folder_created_for_the_lock_is_removed_with_it(tmp_path):
     options = OutputOptions(output=tmp_path / "new" / "{index}.webp")
     with options.reserve(["fox", "cat"], [1, 2]) as paths:
         assert [path.name for path in paths] == ["1.webp", "2.webp"]
@@ -115,7 +115,7 @@ def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_latents_are_there_whenever_that_is_said(tiny_model, tmp_path, capsys, overwrite):
+def test_latents_exist_if_the_message_says_so(tiny_model, tmp_path, capsys, overwrite):
     """Also where no lock works: the first that ends removes the latents of the second."""
     pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
     output = tmp_path / "x.webp"

@@ -43,7 +43,7 @@ def test_synthetic_clips_become_batches_whose_captions_are_true(tmp_path):
         assert not torch.equal(frames[0], frames[-1])
 
 
-def test_preparing_again_goes_on_and_says_so(tmp_path):
+def test_preparing_again_continues_and_reports_it(tmp_path):
     shapes, out = tmp_path / "shapes", tmp_path / "out"
     magicvideo("data", "synthetic", shapes, "--clips", 3)
     magicvideo("data", "prepare", shapes, out, "--size", 8)
@@ -84,7 +84,7 @@ def test_clips_of_films_are_examined_and_prepared(tmp_path, capsys):
     assert {clip.frames for clip in ClipDataset(out, ("train", "validation")).clips} == {12, 24}
 
 
-def test_mistakes_are_one_sentence(tmp_path, capsys):
+def test_mistakes_give_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for arguments, sentence in {

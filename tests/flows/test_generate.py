@@ -42,7 +42,7 @@ def command(tiny_model, tmp_path, monkeypatch):
     return lambda *arguments: run(["generate", *arguments, "--model", str(tiny_model)])
 
 
-def test_a_stranger_s_first_command_and_the_one_that_it_prints(tiny_model, tmp_path, monkeypatch):
+def test_the_first_command_and_the_command_that_it_prints_work(tiny_model, tmp_path, monkeypatch):
     first = subprocess.run(
         [*COMMAND, "generate", "a woman sufring", "--model", str(tiny_model)],
         cwd=tmp_path,
@@ -69,7 +69,7 @@ def test_a_stranger_s_first_command_and_the_one_that_it_prints(tiny_model, tmp_p
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
-def test_like_makes_every_format_again_byte_for_byte(command, tmp_path, name):
+def test_reproduce_recreates_every_format_byte_for_byte(command, tmp_path, name):
     png = ["--format", "png"] if name == "x" else []
     assert command("a cat", "--output", name, "--steps", "4", "--output-scale", "3", *png) == 0
     request = read_request(tmp_path / name)
@@ -79,7 +79,7 @@ def test_like_makes_every_format_again_byte_for_byte(command, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webp"])
-def test_a_whole_model_makes_the_bytes_of_the_command(command, tiny_model, tmp_path, name):
+def test_python_and_the_command_write_the_same_bytes(command, tiny_model, tmp_path, name):
     assert command("a cat", "--output", name, "--seed", "3") == 0
     request = read_request(tmp_path / name)
     video = MagicVideoPipeline.from_pretrained(tiny_model).generate(request)
@@ -87,7 +87,7 @@ def test_a_whole_model_makes_the_bytes_of_the_command(command, tiny_model, tmp_p
     assert bytes_of(tmp_path / name) == bytes_of(tmp_path / f"whole-{name}")
 
 
-def test_the_command_never_holds_more_than_the_largest_stage(command, tmp_path, monkeypatch):
+def test_the_command_never_loads_more_than_one_stage(command, tmp_path, monkeypatch):
     loaded, sizes, held = weakref.WeakSet(), {}, []
 
     def watch(folder, component, class_name, dtype, variant):
@@ -106,7 +106,7 @@ def test_the_command_never_holds_more_than_the_largest_stage(command, tmp_path, 
     assert not loaded
 
 
-def test_like_needs_no_picture(command, tmp_path):
+def test_reproduce_needs_no_image(command, tmp_path):
     Image.new("RGB", (7, 5), "red").save(tmp_path / "face.png")
     assert command("--image", "face.png", "--seed", "5") == 0
     (tmp_path / "face.png").unlink()
@@ -115,7 +115,9 @@ def test_like_needs_no_picture(command, tmp_path):
     assert read_request(tmp_path / "again.mp4").image_condition.name == "face.png"
 
 
-def test_like_refuses_another_model_by_both_hashes(command, tmp_path, tiny_model, capsys):
+def test_reproduce_refuses_another_model_and_names_both_hashes(
+    command, tmp_path, tiny_model, capsys
+):
     pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
     pipeline.words = frozenset()
     pipeline.save_pretrained(tmp_path / "other")
@@ -128,7 +130,7 @@ def test_like_refuses_another_model_by_both_hashes(command, tmp_path, tiny_model
     assert not (tmp_path / "y.gif").exists()
 
 
-def test_several_prompts_count_seeds_on_and_do_not_mix(command, tmp_path):
+def test_several_prompts_get_consecutive_seeds_and_are_independent(command, tmp_path):
     (tmp_path / "list.txt").write_text("a dog\n\n  woman surfing \n")
     assert command("a cat", "--prompts", "list.txt", "--output", "out", "--seed", "7") == 0
     names = ["1-a-cat.mp4", "2-a-dog.mp4", "3-woman-surfing.mp4"]
@@ -138,7 +140,7 @@ def test_several_prompts_count_seeds_on_and_do_not_mix(command, tmp_path):
     assert bytes_of(tmp_path / "alone.mp4") == bytes_of(tmp_path / "out" / names[1])
 
 
-def test_outputs_are_replaced_on_demand_alone(command, tmp_path):
+def test_outputs_are_replaced_only_with_overwrite(command, tmp_path):
     assert command("a cat", "--output", "x.webp", "--seed", "1") == 0
     before = bytes_of(tmp_path / "x.webp")
     assert command("a cat", "--output", "x.webp", "--seed", "2") == 2
@@ -147,7 +149,7 @@ def test_outputs_are_replaced_on_demand_alone(command, tmp_path):
     assert read_request(tmp_path / "x.webp").seed == 2
 
 
-def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
+def test_files_are_upscaled_to_256_pixels_or_by_output_scale(command, tmp_path):
     assert command("a cat", "--output", "x.webp") == 0
     small = (
         "--output",
@@ -166,7 +168,7 @@ def test_files_are_enlarged_to_a_pleasant_size_or_as_told(command, tmp_path):
         assert (large.n_frames, small.n_frames) == (VIDEO_FRAMES, 2)
 
 
-def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, capsys):
+def test_the_users_own_videos_are_interpolated_and_upscaled(command, tiny_model, capsys):
     assert (
         command("a cat", "--output", "x.gif", "--stages", "keyframes", "--output-scale", "1") == 0
     )
@@ -188,7 +190,7 @@ def test_footage_of_one_s_own_is_interpolated_and_upscaled(command, tiny_model, 
     assert "none/no.mp4 cannot be used" in capsys.readouterr().err
 
 
-def test_videos_become_others_beside_them(command, tiny_model, tmp_path, capsys):
+def test_outputs_are_written_beside_their_inputs(command, tiny_model, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     small = ("--stages", "keyframes", "--output-scale", "1")
     assert command("a cat", "--output", "mine/in.mp4", *small) == 0
@@ -216,7 +218,7 @@ def test_videos_become_others_beside_them(command, tiny_model, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("verb", ["interpolate", "upscale"])
-def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeypatch, verb):
+def test_ctrl_c_leaves_no_partial_video(command, tiny_model, tmp_path, monkeypatch, verb):
     assert (
         command("a cat", "--output", "in.mp4", "--stages", "keyframes", "--output-scale", "1") == 0
     )
@@ -234,7 +236,7 @@ def test_ctrl_c_leaves_no_half_of_a_video(command, tiny_model, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-def test_over_long_prompts_are_made_and_the_cut_is_shown(command, capsys):
+def test_too_long_prompts_are_truncated_and_the_rest_is_shown(command, capsys):
     assert command("a cat and a dog " * 4 + "on the moon", "--seed", "3") == 0
     hint = capsys.readouterr().err
     assert "longer than the model's 13 tokens" in hint
@@ -246,7 +248,7 @@ def test_unusable_devices_are_refused(command, capsys):
     assert "Device 'abacus' does not exist; available are: cpu" in capsys.readouterr().err
 
 
-def test_info_shows_parts_sizes_and_hash(tiny_model, capsys):
+def test_info_shows_components_sizes_and_hash(tiny_model, capsys):
     assert run(["info", str(tiny_model)]) == 0
     assert run(["info", "--model", str(tiny_model)]) == 0
     shown = capsys.readouterr().out
@@ -258,7 +260,7 @@ def test_info_shows_parts_sizes_and_hash(tiny_model, capsys):
         assert text in shown
 
 
-def test_public_names_are_there_and_wait_until_they_are_used():
+def test_public_names_exist_and_are_imported_lazily():
     for name in magicvideo.__all__:
         assert getattr(magicvideo, name) is not None
     assert set(magicvideo.__all__) == set(dir(magicvideo))

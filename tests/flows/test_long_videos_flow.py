@@ -35,7 +35,7 @@ def bytes_of(path):
     return path.read_bytes()
 
 
-def test_a_long_video_is_written_while_it_is_made(command, continuing, tmp_path, monkeypatch):
+def test_a_long_video_is_written_while_it_is_generated(command, continuing, tmp_path, monkeypatch):
     made = []
 
     def count_windows(self, *arguments):
@@ -126,7 +126,7 @@ def test_an_interrupted_extension_ends_with_what_was_made(command, tmp_path, mon
         assert [path.name for path in tmp_path.iterdir()] == ["cat.mp4"]
 
 
-def test_the_first_frame_needs_no_picture_to_be_made_again(command, tmp_path):
+def test_a_video_with_a_first_frame_is_reproduced_without_the_image(command, tmp_path):
     Image.new("RGB", (40, 31), "red").save(tmp_path / "face.png")
     first = ("--image", "face.png", "--seed", "5", "--motion", "1.5", *SMALL)
     assert command("a cat", *first, "--output", "x.mp4") == 0
@@ -150,7 +150,7 @@ def test_the_first_frame_needs_no_picture_to_be_made_again(command, tmp_path):
         (("a cat", "a dog", "--extend", "a.mp4"), "needs exactly one prompt"),
     ],
 )
-def test_other_models_say_what_they_have_not_learned(
+def test_models_without_given_frames_give_an_error(
     tiny_model, tmp_path, monkeypatch, capsys, arguments, sentence
 ):
     monkeypatch.chdir(tmp_path)

@@ -29,7 +29,7 @@ def command_on_the_path(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default::DeprecationWarning")  # of the client, about event loops
 @pytest.mark.usefixtures("command_on_the_path")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_writes_moving_pictures(path, tmp_path):
+def test_a_notebook_runs_and_writes_videos(path, tmp_path):
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)

@@ -36,14 +36,14 @@ def made_on_gpu(dtype):
 @pytest.mark.parametrize(
     ("dtype", "levels"), [(torch.float32, 1), (torch.float16, 4), (torch.bfloat16, 12)]
 )
-def test_a_video_is_that_of_the_cpu(dtype, levels, exact):
+def test_a_video_equals_that_of_the_cpu(dtype, levels, exact):
     made = made_on_gpu(dtype)
     assert made.shape == exact.shape
     assert made.isfinite().all()
     assert 255 * (made - exact).abs().mean() < levels
 
 
-def test_a_model_loaded_stage_by_stage_makes_the_same_and_lets_go(exact):
+def test_a_lazily_loaded_model_gives_the_same_video_and_frees_memory(exact):
     before = torch.cuda.memory_allocated()
     pipeline = MagicVideoPipeline.from_pretrained(offload_device="cuda")
     made = frames_of(pipeline, PROMPT, seed=3, num_inference_steps=4)
@@ -52,7 +52,7 @@ def test_a_model_loaded_stage_by_stage_makes_the_same_and_lets_go(exact):
     assert torch.cuda.memory_allocated() - before < 2**20
 
 
-def test_the_command_takes_the_gpu_where_there_is_one(tmp_path, monkeypatch):
+def test_the_command_uses_a_gpu_if_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.cuda.reset_peak_memory_stats()
     assert cli.run(["generate", PROMPT, "--output", "x.gif", "--steps", "2"]) == 0
@@ -60,7 +60,7 @@ def test_the_command_takes_the_gpu_where_there_is_one(tmp_path, monkeypatch):
     assert (tmp_path / "x.gif").stat().st_size > 1000
 
 
-def test_the_end_of_its_memory_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_running_out_of_memory_gives_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
@@ -97,7 +97,7 @@ def single(values):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_begins_with_the_loss_of_single_precision(
+def test_half_precision_has_the_initial_loss_of_single_precision(
     precision, values, single, tmp_path
 ):
     for stage in ALL_STAGES:
@@ -111,7 +111,7 @@ def test_half_precision_begins_with_the_loss_of_single_precision(
         assert losses[0] == pytest.approx(losses_of(single.output, stage)[0], rel=0.02), stage
 
 
-def test_checkpointed_activations_keep_the_losses(values, single, tmp_path):
+def test_activation_checkpointing_keeps_the_losses(values, single, tmp_path):
     changed = values | {"output": tmp_path / "run"}
     changed["keyframes"] = {**values["keyframes"], "gradient_checkpointing": True}
     shutil.copytree(single.output, changed["output"])
@@ -121,7 +121,7 @@ def test_checkpointed_activations_keep_the_losses(values, single, tmp_path):
     assert losses_of(changed["output"], "keyframes") == pytest.approx(before, rel=1e-3)
 
 
-def test_a_run_goes_on_from_a_checkpoint(values, single, tmp_path):
+def test_a_run_resumes_from_a_checkpoint(values, single, tmp_path):
     for steps in (2, 4):
         halted = values | {"output": tmp_path / "run"}
         halted["keyframes"] = {**values["keyframes"], "steps": steps, "lr_decay_ratio": 0.0}

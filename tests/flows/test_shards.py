@@ -135,7 +135,7 @@ def train(recipe, *arguments):
     return cli.run(["train", str(recipe), "--threads", "1", *arguments])
 
 
-def test_encoding_that_is_killed_goes_on_to_the_same_bytes(encode, shards, tmp_path, capsys):
+def test_killed_encoding_resumes_to_the_same_bytes(encode, shards, tmp_path, capsys):
     out = tmp_path / "shards"
     child = subprocess.Popen(
         [sys.executable, "-m", "magicvideo", *encode(out)],
@@ -230,7 +230,7 @@ def test_training_on_shards_resumes_and_reads_a_url_the_same(shards, write_recip
     assert losses_of(tmp_path / "remote", "image") == losses_of(tmp_path / "whole", "image")
 
 
-def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys):
+def test_settings_that_do_not_fit_shards_are_refused(shards, write_recipe, tmp_path, capsys):
     recipe = write_recipe(shards, "mistaken")
     changed = tmp_path / "changed"
     shutil.copytree(shards, changed)
@@ -253,7 +253,7 @@ def test_what_does_not_fit_shards_is_said(shards, write_recipe, tmp_path, capsys
         assert sentence in capsys.readouterr().err
 
 
-def test_options_that_could_do_nothing_are_refused(encode, shards, tmp_path, capsys, monkeypatch):
+def test_options_without_an_effect_are_refused(encode, shards, tmp_path, capsys, monkeypatch):
     assert cli.run([*encode(tmp_path / "new"), "--size", "32"]) == 2
     assert "is already prepared, so --size 32 has no effect" in capsys.readouterr().err
     if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ import numpy as np
 from magicvideo.cli import run
 
 
-def test_the_shipped_model_makes_a_whole_video(tmp_path, monkeypatch):
+def test_the_bundled_model_generates_a_complete_video(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = ["--steps", "3", "--interpolation-steps", "1", "--upscaler-steps", "1"]
     prompt = "woman surfing, medium skin tone, blue background"

@@ -19,7 +19,7 @@ def command(tiny_model, tmp_path, monkeypatch):
     return lambda *words: run(["generate", *words, "--model", str(tiny_model)])
 
 
-def test_like_makes_a_styled_video_again_with_the_same_files_alone(command, tmp_path, capsys):
+def test_reproduce_needs_the_same_lora_files(command, tmp_path, capsys):
     key = ("a cat", "--seed", "3", "--stages", "keyframes")
     loras = ("--lora", "style.safetensors:0.5", "--lora", "other.safetensors")
     assert command(*key, *loras, "-o", "x.gif") == 0

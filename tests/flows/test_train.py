@@ -40,7 +40,7 @@ def losses_of(output):
     return [json.loads(line)["loss"] for line in lines]
 
 
-def test_a_killed_run_ends_as_the_unbroken_one(write):
+def test_a_killed_run_ends_like_an_uninterrupted_run(write):
     recipe, output = write("killed")
     train = ("train", recipe, "--threads", "1")
     child = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL)

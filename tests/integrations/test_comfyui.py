@@ -84,7 +84,7 @@ def test_schemas_fit_their_functions(nodes):
                 assert socket.options["min"] <= socket.options["default"] <= socket.options["max"]
 
 
-def test_all_stages_at_once_and_one_by_one_give_the_frames_of_the_pipeline(
+def test_one_node_and_single_stage_nodes_give_the_frames_of_the_pipeline(
     nodes, tiny_model, reference
 ):
     request, expected = reference
@@ -121,7 +121,7 @@ def test_an_image_changes_the_key_frames(nodes, pipeline):
     assert not torch.equal(begun, plain)
 
 
-def test_progress_is_shown_and_cancel_stops(nodes, pipeline, switch):
+def test_progress_is_shown_and_cancel_stops_sampling(nodes, pipeline, switch):
     node = nodes["MagicVideoTextToKeyframes"]
     node.execute(pipeline, "a cat", 5, **COMMON)
     (bar,) = comfy_stub.ProgressBar.made

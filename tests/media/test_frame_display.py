@@ -66,7 +66,7 @@ def quarters(height, width):
         ((0, -1, -1, 0), "WGBR", (48, 32)),
     ],
 )
-def test_display_matrices_turn_and_mirror(tmp_path, matrix, expected, size):
+def test_display_matrices_rotate_and_mirror(tmp_path, matrix, expected, size):
     path = write(tmp_path / "a.mp4", [quarters(32, 48)] * 3, "libx264", "yuv444p")
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 4 + 40
@@ -95,7 +95,7 @@ def test_display_matrices_turn_and_mirror(tmp_path, matrix, expected, size):
         )
     ),
 )
-def test_an_animation_obeys_its_orientation(tmp_path, orientation, way):
+def test_the_orientation_of_an_animation_is_applied(tmp_path, orientation, way):
     shown = Image.fromarray(quarters(16, 24))
     exif = Image.Exif()
     exif[274] = orientation
@@ -143,7 +143,7 @@ ALPHA = [
 
 
 @pytest.mark.parametrize(("name", "codec", "pix_fmt", "options"), ALPHA)
-def test_transparency_is_kept_premultiplied(tmp_path, name, codec, pix_fmt, options):
+def test_transparency_is_premultiplied(tmp_path, name, codec, pix_fmt, options):
     sticker = np.zeros((64, 64, 4), np.uint8)
     sticker[..., 1] = 255  # green, but clear
     sticker[16:48, 16:48] = 230, 60, 40, 255
@@ -154,7 +154,7 @@ def test_transparency_is_kept_premultiplied(tmp_path, name, codec, pix_fmt, opti
     assert np.abs(pixels[2, 32, 32].astype(int) - (230, 60, 40, 255)).max() < 8
 
 
-def test_the_padding_of_uncompressed_captures_is_no_transparency(tmp_path):
+def test_the_padding_byte_of_uncompressed_video_is_not_transparency(tmp_path):
     frame = np.zeros((16, 24, 4), np.uint8)
     frame[..., 0] = 200
     path = write(tmp_path / "a.avi", [frame] * 3, "rawvideo", "bgra")
@@ -272,7 +272,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path, name, codec, options):
     assert np.abs(np.diff(rows, axis=0)).mean() < 5  # combed, it is 32
 
 
-def test_progressive_video_is_not_touched(tmp_path, write_video):
+def test_progressive_video_is_not_changed(tmp_path, write_video):
     frames = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), np.uint8)
     path = write_video(tmp_path / "a.mp4", frames)
     with av.open(str(path)) as container:

@@ -27,7 +27,7 @@ WAYS = {
 
 @pytest.mark.parametrize("orientation", WAYS)
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
-def test_pictures_stand_as_viewers_show_them(tmp_path, shown, orientation, suffix):
+def test_images_are_oriented_as_viewers_show_them(tmp_path, shown, orientation, suffix):
     exif = Image.Exif()
     exif[274] = orientation
     way = WAYS[orientation]
@@ -40,7 +40,7 @@ def test_pictures_stand_as_viewers_show_them(tmp_path, shown, orientation, suffi
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_orientations_that_do_not_exist_are_none(tmp_path, shown, orientation):
+def test_invalid_orientations_are_ignored(tmp_path, shown, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     shown.save(tmp_path / "a.png", exif=exif)
@@ -63,7 +63,7 @@ def test_grey_of_sixteen_bits(tmp_path, shown, suffix):
         ([[0, 128 * 257, 65535]], np.int32),
     ],
 )
-def test_the_range_of_other_grey_pictures_is_told_by_their_largest_value(tmp_path, values, kind):
+def test_the_range_of_other_grey_images_follows_from_their_maximum(tmp_path, values, kind):
     Image.fromarray(np.array(values, kind)).save(tmp_path / "a.tif")
     assert np.asarray(load_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255]
 
@@ -87,7 +87,7 @@ def test_colour_profiles_are_converted_and_damaged_ones_are_not(tmp_path, shown)
     np.testing.assert_array_equal(load_image(tmp_path / "c.png"), shown)
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_files_that_are_not_images_are_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     for name, sentence in {"a.png": "not a picture", "b.png": "does not exist"}.items():
         with pytest.raises(UserError, match=sentence):

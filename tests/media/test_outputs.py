@@ -17,7 +17,7 @@ from magicvideo.media.outputs import (
 
 
 @given(st.text())
-def test_no_prompt_leads_out_of_the_folder(prompt):
+def test_no_prompt_gives_a_path_outside_the_folder(prompt):
     path = Path("folder") / f"{slugify(prompt)}.mp4"
     assert path.parent == Path("folder")
     assert path.name.isascii()
@@ -41,7 +41,7 @@ def test_slugs_are_readable():
         ("in", "in-upscaled.mp4"),
     ],
 )
-def test_what_is_made_of_a_video_lies_beside_it(video, expected):
+def test_outputs_derived_from_a_video_are_written_beside_it(video, expected):
     assert sibling_path(Path(video), "upscaled") == Path(expected)
 
 
@@ -54,7 +54,7 @@ def test_what_is_made_of_a_video_lies_beside_it(video, expected):
         ("in.gif", (47, 33), "in.gif"),
     ],
 )
-def test_a_made_name_is_one_that_stores_odd_sides(name, sides, expected):
+def test_a_default_name_has_a_format_that_stores_odd_sides(name, sides, expected):
     assert ensure_encodable_size(Path(name), *sides) == Path(expected)
 
 
@@ -79,7 +79,7 @@ def test_names_of_outputs(output, names, format, expected):
     assert [path.as_posix() for path in paths] == expected
 
 
-def test_an_existing_folder_takes_made_names(tmp_path):
+def test_an_existing_folder_gets_files_with_default_names(tmp_path):
     assert output_paths(tmp_path, ["a cat"], [5], None) == [tmp_path / "a-cat-5.mp4"]
 
 
@@ -96,12 +96,12 @@ def test_an_existing_folder_takes_made_names(tmp_path):
         ("x.gif", ["a"], "avi", "Unknown format 'avi'; choose one of mp4, webm, webp, gif"),
     ],
 )
-def test_outputs_that_cannot_be_are_refused(output, names, format, sentence):
+def test_impossible_outputs_are_refused(output, names, format, sentence):
     with pytest.raises(UserError, match=sentence):
         output_paths(Path(output), names, list(range(len(names))), format)
 
 
-def test_every_format_is_told_by_its_suffix():
+def test_every_format_is_recognised_by_its_suffix():
     for name in FORMATS:
         path = Path("Frames") if name == "png" else Path(f"x.{name.upper()}")
         assert format_of(path) == name
@@ -131,7 +131,7 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
         check_output(Path("~nobody-is-called-so/x.mp4"), overwrite=False)
 
 
-def test_braces_are_written_twice():
+def test_literal_braces_are_doubled():
     paths = output_paths(Path("x{{1}}-{seed}.mp4"), ["fox"], [7], None)
     assert paths == [Path("x{1}-7.mp4")]
     with pytest.raises(UserError, match=r"\{\{ or \}\} for a brace"):

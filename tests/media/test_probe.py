@@ -39,7 +39,7 @@ def test_a_stream_has_the_frames_of_the_whole(path):
     assert (streamed[..., 3:] == 255).all()
 
 
-def test_no_length_is_too_long(path, monkeypatch):
+def test_a_stream_has_no_maximum_length(path, monkeypatch):
     monkeypatch.setattr(video_reader, "MAX_CLIP_FRAMES", FRAMES - 1)
     monkeypatch.setattr(video_reader, "MAX_CLIP_BYTES", 1)
     with pytest.raises(ClipError, match="more than"):
@@ -47,7 +47,7 @@ def test_no_length_is_too_long(path, monkeypatch):
     assert probe_video(path).num_frames == len(list(iter_frames(path))) == FRAMES
 
 
-def test_frames_are_decoded_when_they_are_asked_for(frames, tmp_path, write_video):
+def test_frames_are_decoded_on_demand(frames, tmp_path, write_video):
     path = write_video(tmp_path / "clip.avi", frames, 12, "mpeg4")
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ClipError, match=r"damaged|cut off"):

@@ -39,7 +39,7 @@ SLIDES = [2.5 * k for k in range(8)]
     ("name", "codec"),
     [("a.webm", "libvpx"), ("a.mkv", "libx264"), ("a.mp4", "libx264"), ("a.ts", "libx264")],
 )
-def test_varying_rates_become_their_mean(tmp_path, times, name, codec):
+def test_variable_frame_rates_become_their_mean(tmp_path, times, name, codec):
     path = write_at(tmp_path / name, times, codec)
     mean = (len(times) - 1) / (times[-1] - times[0])
     assert probe_video(path).fps == pytest.approx(mean, rel=0.01)
@@ -80,7 +80,7 @@ def test_avi_with_b_frames_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("key_distance", [10, 40])
-def test_an_edit_list_shows_its_part_alone(tmp_path, key_distance):
+def test_only_the_part_in_the_edit_list_is_read(tmp_path, key_distance):
     path = tmp_path / "a.mp4"
     options = {"g": str(key_distance), "bf": "0", "crf": "1"}
     with av.open(str(path), "w") as container:
@@ -149,7 +149,7 @@ def write_gif(path, delay):
     ],
     ids=["zeros", "a line end", "text", "no end mark", "zeros before the mark"],
 )
-def test_the_end_of_a_gif_may_be_untidy(tmp_path, change):
+def test_a_gif_with_a_damaged_end_is_read(tmp_path, change):
     path = write_gif(tmp_path / "a.gif", 100)
     path.write_bytes(change(path.read_bytes()))
     assert len(read_clip(path, 32).pixels) == 6
@@ -192,7 +192,7 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
-def test_a_list_of_files_is_no_video(tmp_path, write_video, kind, monkeypatch):
+def test_a_playlist_is_not_a_video(tmp_path, write_video, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_video("secret.mp4", np.zeros((4, 16, 16, 3), np.uint8))
     (tmp_path / "a.mp4").write_text(PLAYLISTS[kind].format("secret.mp4"))

@@ -38,7 +38,7 @@ def bytes_of(path):
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_every_format_gives_the_text_back(tmp_path, moving_square, name):
+def test_every_format_stores_the_text(tmp_path, moving_square, name):
     text = json.dumps({"prompt": "a cät\nsays \"hi\"; it's 'fine' \\ = # 猫", "long": "x" * 4000})
     write(moving_square, tmp_path / name, text=text)
     assert read_text(tmp_path / name) == text
@@ -53,7 +53,7 @@ def test_the_same_video_gives_the_same_bytes(tmp_path, moving_square, name):
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm"])
-def test_containers_hold_what_browsers_play(tmp_path, moving_square, name):
+def test_containers_use_codecs_that_browsers_play(tmp_path, moving_square, name):
     write(moving_square, tmp_path / name, fps=7.5, enlarge=2)
     with av.open(str(tmp_path / name)) as container:
         stream = container.streams.video[0]
@@ -78,7 +78,7 @@ def test_the_index_of_an_mp4_comes_first(tmp_path, moving_square):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("x.gif", 3), ("x.webp", 12)])
-def test_animations_loop_and_keep_time_and_colours(tmp_path, moving_square, name, tolerance):
+def test_animations_loop_and_keep_timing_and_colours(tmp_path, moving_square, name, tolerance):
     write(moving_square, tmp_path / name)
     with Image.open(tmp_path / name) as animation:
         assert animation.info["loop"] == 0
@@ -90,7 +90,7 @@ def test_animations_loop_and_keep_time_and_colours(tmp_path, moving_square, name
     assert np.ptp(background, axis=0).max() <= tolerance
 
 
-def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path):
+def test_a_plain_background_does_not_flicker_in_a_gif_of_many_colours(tmp_path):
     frames = torch.full((5, 3, 18, 26), 0.37)
     frames[:, :, :, :11] = torch.rand(5, 3, 18, 11) * 2 - 1
     write(frames, tmp_path / "x.gif")
@@ -100,7 +100,7 @@ def test_a_plain_background_stands_still_in_a_gif_of_many_colours(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "unit"), [("x.gif", 10), ("x.webp", 1)])
-def test_frames_that_are_equal_or_nearly_stay_frames(tmp_path, moving_square, name, unit):
+def test_equal_and_similar_frames_are_not_merged(tmp_path, moving_square, name, unit):
     stops = moving_square[[0, 0, 0, 1, 1, 2, 3, 3]]
     stops[4] += 2 / 255  # a level: less than the coding changes
     write(stops, tmp_path / name, fps=24.0)
@@ -111,7 +111,7 @@ def test_frames_that_are_equal_or_nearly_stay_frames(tmp_path, moving_square, na
     assert np.abs(np.subtract(durations, 1000 / 24)).max() < unit
 
 
-def test_a_gif_shows_no_frame_for_less_than_players_do(tmp_path, moving_square):
+def test_gif_delays_are_not_shorter_than_players_support(tmp_path, moving_square):
     frames = to_uint8(moving_square[[0, 1, 2, 3, 4, 0, 1, 2]])
     for fps, kept in ((50, 8), (100, 4), (120, 4), (33, 8)):
         write_pixels(frames, float(fps), "", tmp_path / f"{fps}.gif")
@@ -130,7 +130,7 @@ def clip_of(background):
     return rearrange(torch.from_numpy(background).float() / 127.5 - 1, "f h w c -> f c h w")
 
 
-def test_a_webp_has_no_pulse(tmp_path):
+def test_a_webp_does_not_pulse(tmp_path):
     slope = np.linspace(20, 220, 64 * 96).reshape(64, 96, 1).repeat(3, axis=2).astype(np.uint8)
     clip = clip_of(np.stack([slope] * 21))
     write(clip, tmp_path / "x.webp")
@@ -163,7 +163,7 @@ def test_pixels_are_rounded_and_clamped():
     assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_enlargement_keeps_plain_areas_and_the_place_of_things(moving_square):
+def test_upscaling_keeps_plain_areas_and_positions(moving_square):
     small, large = to_uint8(moving_square), to_uint8(moving_square, 3)
     assert large.shape == (5, 54, 78, 3)
     assert (large[:, 45:] == (30, 60, 200)).all()
@@ -185,7 +185,7 @@ def test_odd_sides_are_refused_where_the_codec_has_none(tmp_path, moving_square)
     write(odd, tmp_path / "x.gif")
 
 
-def test_files_without_a_text_and_unreadable_ones_are_told_apart(tmp_path, write_video):
+def test_files_without_metadata_and_unreadable_files_are_distinguished(tmp_path, write_video):
     Image.new("RGB", (3, 5)).save(tmp_path / "plain.gif")
     write_video(tmp_path / "plain.mp4", np.zeros((3, 16, 32, 3), np.uint8))
     for name in ("plain.gif", "plain.mp4"):
@@ -205,7 +205,7 @@ def test_files_without_a_text_and_unreadable_ones_are_told_apart(tmp_path, write
 
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_frames_that_are_not_finite_are_never_written(tmp_path, moving_square, name, bad):
+def test_non_finite_frames_are_never_written(tmp_path, moving_square, name, bad):
     frames = moving_square.clone()
     frames[2, 1, 3, 4] = bad
     with pytest.raises(UserError, match=r"The frames hold 1 of 7,020 numbers that are not finite"):

@@ -77,7 +77,7 @@ def test_small_pictures_are_enlarged(tmp_path, frames, write_video):
     assert read_clip(path, 96).pixels.shape == (FRAMES, 96, 96, 3)
 
 
-def test_phone_videos_are_turned_upright(tmp_path, write_video):
+def test_rotated_phone_videos_are_shown_upright(tmp_path, write_video):
     pixels = np.zeros((5, 32, 32, 3), np.uint8)
     pixels[:, :, :16] = 255  # bright on the left
     path = write_video(tmp_path / "clip.mp4", pixels)
@@ -93,7 +93,7 @@ def test_phone_videos_are_turned_upright(tmp_path, write_video):
     assert shown[5:].max() < 50
 
 
-def test_a_wrong_number_of_frames_is_noticed(tmp_path, frames, write_video):
+def test_a_wrong_number_of_frames_is_detected(tmp_path, frames, write_video):
     path = write_video(tmp_path / "clip.mp4", frames)
     assert len(read_clip(path, 8, expected_frames=FRAMES).pixels) == FRAMES
     with pytest.raises(ClipError, match="has 11 frames instead of 12"):
@@ -115,7 +115,7 @@ def levels():
     ("span", "first", "count"),
     [((0.0, 0.6), 0, 4), ((1.0, 2.25), 6, 8), ((3.3, 3.7), 20, 3), ((4.1, 5.0), 25, 5)],
 )
-def test_a_span_is_cut_to_the_frame(
+def test_a_time_range_is_exact_to_the_frame(
     tmp_path, levels, write_video, suffix, codec, span, first, count
 ):
     path = write_video(tmp_path / f"clip{suffix}", levels, Fraction(6), codec)
@@ -126,7 +126,7 @@ def test_a_span_is_cut_to_the_frame(
     assert abs(np.median(decoded.pixels.mean(axis=(1, 2, 3)) - expected)) < 4
 
 
-def test_a_span_is_spoilt_by_damage_after_its_key_frame_alone(tmp_path, write_video):
+def test_only_damage_after_its_key_frame_affects_a_time_range(tmp_path, write_video):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1, 16, 24, 3), np.uint8).repeat(30, 0)
     pixels[:, :8, :8] = 8 * np.arange(30, dtype=np.uint8)[:, None, None, None]
@@ -144,7 +144,7 @@ def test_a_span_is_spoilt_by_damage_after_its_key_frame_alone(tmp_path, write_vi
             read_clip(path, 8, time_range=span)
 
 
-def test_spans_beyond_a_file_are_refused(tmp_path, levels, write_video):
+def test_time_ranges_beyond_a_file_are_refused(tmp_path, levels, write_video):
     path = write_video(tmp_path / "clip.mp4", levels, 6, movflags="faststart")
     assert len(read_clip(path, 8, time_range=(4.5, 5.2)).pixels) == 3  # off by a rounded list
     with pytest.raises(ClipError, match=r"ends at 5\.3 seconds, and the video at 5\.00"):
@@ -154,7 +154,7 @@ def test_spans_beyond_a_file_are_refused(tmp_path, levels, write_video):
         read_clip(path, 8, time_range=(4.0, 5.0))
 
 
-def test_pictures_have_no_spans(tmp_path, frames):
+def test_images_have_no_time_ranges(tmp_path, frames):
     pictures = [Image.fromarray(frame) for frame in frames]
     path = tmp_path / "clip.gif"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)

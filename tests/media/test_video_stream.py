@@ -35,7 +35,7 @@ def test_files_are_read_at_their_own_size(tmp_path, square, moving_square):
     assert (frames - moving_square).abs().mean() < 0.05
 
 
-def test_transparent_pictures_lie_on_white(tmp_path):
+def test_transparent_images_are_composited_on_white(tmp_path):
     clear = Image.new("RGBA", (6, 4), (200, 0, 0, 0))
     solid = Image.new("RGBA", (6, 4), (200, 0, 0, 255))
     path = tmp_path / "a.webp"
@@ -47,7 +47,7 @@ def test_transparent_pictures_lie_on_white(tmp_path):
     assert np.allclose((second[:, 0, 0] + 1) * 127.5, [200, 0, 0], atol=1e-3)
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def test_files_that_are_not_videos_are_named(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"a\.mp4 cannot be used"):
         open_video_stream(tmp_path / "a.mp4")
@@ -55,7 +55,7 @@ def test_what_is_no_video_is_named(tmp_path):
         open_video_stream(tmp_path / "b.mp4")
 
 
-def test_damage_is_noticed_before_any_work_and_after_it_began(tmp_path, square):
+def test_damage_is_detected_before_and_during_the_work(tmp_path, square):
     path = tmp_path / "a.webm"
     write_video_stream(square, path)
     stream, whole = open_video_stream(path), path.read_bytes()
@@ -67,7 +67,7 @@ def test_damage_is_noticed_before_any_work_and_after_it_began(tmp_path, square):
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
-def test_frame_by_frame_and_at_once_give_the_same_bytes(tmp_path, square, moving_square, name):
+def test_streaming_and_whole_videos_give_the_same_bytes(tmp_path, square, moving_square, name):
     one, two = tmp_path / "one" / name, tmp_path / "two" / name
     one.parent.mkdir()
     two.parent.mkdir()
@@ -79,7 +79,7 @@ def test_frame_by_frame_and_at_once_give_the_same_bytes(tmp_path, square, moving
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x"])
-def test_all_but_gif_hold_no_frame(tmp_path, square, moving_square, name):
+def test_only_gif_keeps_frames_in_memory(tmp_path, square, moving_square, name):
     handed, written = [], []
 
     def frames():
@@ -94,7 +94,7 @@ def test_all_but_gif_hold_no_frame(tmp_path, square, moving_square, name):
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
-def test_an_interruption_leaves_what_was_there(tmp_path, square, moving_square, name):
+def test_an_interruption_keeps_the_existing_file(tmp_path, square, moving_square, name):
     target = tmp_path / name
     write_video_stream(square, target)
 
@@ -130,12 +130,12 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(
     ("height", "width", "expected"),
     [(1, 1, 16), (256, 256, 16), (240, 320, 13), (512, 512, 4), (720, 1280, 1), (4000, 4000, 1)],
 )
-def test_of_large_frames_fewer_are_taken_at_a_time(square, height, width, expected):
+def test_batches_of_large_frames_are_smaller(square, height, width, expected):
     stream = replace(square, height=height, width=width)
     assert stream.frames_per_batch(16) == expected
 
 
-def test_parts_have_all_frames(square, moving_square):
+def test_batches_contain_all_frames(square, moving_square):
     parts = list(square.batches(2))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat(parts), moving_square)

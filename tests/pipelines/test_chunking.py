@@ -38,7 +38,7 @@ def watched(network, argument):
 
 
 @torch.no_grad()
-def test_no_network_sees_more_than_its_bounds_and_the_video_is_the_same(pipeline, request_):
+def test_no_network_exceeds_the_chunk_sizes_and_the_video_is_the_same(pipeline, request_):
     frames = torch.rand(1, 5, 3, WIDE, WIDE) * 2 - 1
     chunks = ChunkSizes(decoder_frames=3, upscaler_frames=2, upscaler_tile=40)
     latents = pipeline.generate_latents(request_)
@@ -60,7 +60,7 @@ def test_no_network_sees_more_than_its_bounds_and_the_video_is_the_same(pipeline
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_bounds_reach_the_whole_flow(pipeline, request_):
+def test_chunk_sizes_apply_to_all_stages(pipeline, request_):
     handle, shapes = watched(pipeline.upscaler, 1)
     video = pipeline.generate(request_, chunks=ChunkSizes(upscaler_frames=1))
     handle.remove()
@@ -69,25 +69,25 @@ def test_bounds_reach_the_whole_flow(pipeline, request_):
 
 
 @pytest.mark.parametrize("tile", [26, WIDE - 1, DEFAULT_CHUNKS.upscaler_tile])
-def test_tiles_that_divide_the_frames_are_taken(capabilities, wide, tile):
+def test_valid_tile_sizes_are_accepted(capabilities, wide, tile):
     assert capabilities.min_tile_size == 26
     capabilities.check_chunks(wide, ChunkSizes(upscaler_tile=tile))
 
 
 @pytest.mark.parametrize("tile", [25, WIDE])
-def test_tiles_that_do_not_are_refused(capabilities, wide, tile):
+def test_invalid_tile_sizes_are_refused(capabilities, wide, tile):
     with pytest.raises(UserError, match=f"tile is {tile}; it must be an integer from 26 to 59"):
         capabilities.check_chunks(wide, ChunkSizes(upscaler_tile=tile))
 
 
-def test_frames_below_the_least_tile_have_none(pipeline, request_):
+def test_frames_below_the_minimum_tile_are_not_tiled(pipeline, request_):
     with pytest.raises(
         UserError, match=f"needs tiles of 26 pixels or more, and the frames have only {SIDE}"
     ):
         pipeline.capabilities.check_chunks(request_, ChunkSizes(upscaler_tile=20))
 
 
-def test_bounds_are_lowered_until_nothing_is_left(capabilities, wide):
+def test_chunk_sizes_are_reduced_to_their_minimum(capabilities, wide):
     lowered = [capabilities.reduce_memory(wide, DEFAULT_CHUNKS)]
     while (after := capabilities.reduce_memory(wide, lowered[-1])) != lowered[-1]:
         lowered.append(after)

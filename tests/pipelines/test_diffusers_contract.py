@@ -63,7 +63,7 @@ def test_the_output_is_a_base_output_with_frames_of_every_type(pipe):
     assert torch.equal(as_tuple[0], pt.frames)
 
 
-def test_a_generator_gives_one_video_again_and_others_as_it_moves_on(pipe):
+def test_a_generator_gives_reproducible_and_then_different_videos(pipe):
     def make(generator, prompt="a cat"):
         return pipe(prompt, generator=generator, output_type="pt", **KEYS)
 
@@ -78,7 +78,7 @@ def test_a_generator_gives_one_video_again_and_others_as_it_moves_on(pipe):
     assert torch.equal(again, second.videos[0].frames)
 
 
-def test_latents_take_the_place_of_the_noise(pipe):
+def test_given_latents_replace_the_noise(pipe):
     given = noise(2)
     both = pipe(["a cat", "a dog"], latents=given, output_type="latent", **KEYS).frames
     alone = pipe("a dog", latents=given[1:], output_type="latent", **KEYS).frames
@@ -92,14 +92,14 @@ def test_latents_take_the_place_of_the_noise(pipe):
         pipe("a cat", latents=given, **KEYS)
 
 
-def test_a_file_says_what_it_does_not_hold(pipe):
+def test_a_file_records_which_inputs_it_does_not_contain(pipe):
     request = pipe("a cat", latents=noise(), **KEYS).videos[0].request
     assert request.unrecorded == ("latents",)
     with pytest.raises(UserError, match="was made with latents, which its file does not hold"):
         pipe.generate(request)
 
 
-def test_embeddings_take_the_place_of_the_texts(pipe):
+def test_given_embeddings_replace_the_texts(pipe):
     positive, negative = pipe.encode_prompt(["a cat", "a dog"], ["a dog", ""])
     assert positive.shape == negative.shape
     expected = pipe(
@@ -113,7 +113,7 @@ def test_embeddings_take_the_place_of_the_texts(pipe):
         pipe("a cat", prompt_embeds=positive, **KEYS)
 
 
-def test_the_text_encoder_may_be_absent_where_embeddings_are_given(pipe):
+def test_the_text_encoder_is_optional_with_given_embeddings(pipe):
     positive, negative = pipe.encode_prompt("a cat")
     expected = pipe("a cat", seed=3, output_type="pt", **KEYS).frames
     parts = {**pipe.components, "text_encoder": None, "tokenizer": None}
@@ -184,7 +184,7 @@ def test_sizes_are_those_of_the_finished_video(pipe):
         {"seed": 3, "negative_prompt": None},
     ],
 )
-def test_any_sequence_and_any_integer_will_do(pipe, changes):
+def test_any_sequence_and_any_integer_type_is_accepted(pipe, changes):
     expected = pipe("a cat", seed=3, output_type="pt", **KEYS).frames
     values = {"prompt": "a cat", "output_type": "pt", **KEYS, **changes}
     assert torch.equal(pipe(**values).frames, expected)
@@ -193,7 +193,7 @@ def test_any_sequence_and_any_integer_will_do(pipe, changes):
 # ---------------------------------------------------------------------------- callbacks
 
 
-def test_a_callback_gets_what_it_asks_for_at_every_step(pipe):
+def test_a_callback_gets_the_requested_tensors_at_every_step(pipe):
     seen = []
 
     def watch(pipeline, step, timestep, tensors):
@@ -247,7 +247,7 @@ def test_guidance_ends_by_diffusers_own_callback(pipe):
     torch.testing.assert_close(made, stopped, atol=1e-5, rtol=0)
 
 
-def test_an_interrupted_call_ends_with_the_video_that_it_was_at(pipe):
+def test_an_interrupted_call_returns_the_videos_so_far(pipe):
     steps = []
 
     def stop(pipeline, step, _timestep, tensors):
@@ -325,7 +325,7 @@ def test_solvers_converge_to_the_same_video(pipe, name, share):
 
 @numpy_habit
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc", "euler", "lcm"])
-def test_every_sampler_ends_at_the_only_video_of_a_perfect_denoiser(pipe, name):
+def test_every_sampler_converges_with_a_perfect_denoiser(pipe, name):
     """Of data that is one point x, the exact velocity at (z, t) is (a z - x) / s; LCM's too."""
     target = noise()
     schedule = pipe._trained_scheduler.alphas_cumprod
@@ -409,7 +409,7 @@ def test_diffusion_pipeline_loads_the_folder_by_its_declaration(tiny_model, pipe
     )
 
 
-def test_a_replaced_network_makes_it_another_model(pipe):
+def test_a_replaced_network_changes_the_model_hash(pipe):
     assert pipe.model_hash is not None
     pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
     assert pipe.model_hash is None
@@ -436,7 +436,7 @@ def test_from_pipe_shares_the_components(pipe):
         ),
     ],
 )
-def test_offloading_changes_no_video(pipe, method, device):
+def test_offloading_does_not_change_the_video(pipe, method, device):
     pytest.importorskip("accelerate")
     settings = {"seed": 3, "num_inference_steps": 1, "interpolation_steps": 1, "upscaler_steps": 1}
     expected = pipe("a cat", image=Image.new("RGB", (9, 31), "red"), output_type="pt", **settings)

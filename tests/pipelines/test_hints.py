@@ -5,7 +5,7 @@ from magicvideo.pipelines.hints import cut_text, prompt_hints, unknown_words
 WORDS = frozenset(("cat", "surfing", "woman", "blue", "background"))
 
 
-def test_what_is_cut_is_what_the_encoder_never_reads(pipeline):
+def test_the_truncated_words_are_those_that_the_encoder_does_not_read(pipeline):
     tokenizer = pipeline.tokenizer
     prompt = "A cat, a dog, a WOMAN surfing on café ponds, blue background"
     cut = cut_text(prompt, tokenizer)
@@ -18,19 +18,19 @@ def test_what_is_cut_is_what_the_encoder_never_reads(pipeline):
 
 
 @pytest.mark.parametrize("prompt", ["", "a cat", "a cat  "])
-def test_a_short_prompt_loses_nothing(pipeline, prompt):
+def test_a_short_prompt_is_not_truncated(pipeline, prompt):
     assert cut_text(prompt, pipeline.tokenizer) == ""
 
 
-def test_words_that_training_never_had_are_named_once_in_order():
+def test_words_unknown_to_training_are_named_once_in_order():
     assert unknown_words("A Zebra and a CAT: zebra, blue-green e", WORDS) == ["zebra", "green"]
 
 
-def test_without_a_list_of_words_nothing_is_said(pipeline):
+def test_without_a_word_list_there_are_no_hints(pipeline):
     assert prompt_hints("zebra", pipeline.tokenizer, frozenset()) == []
 
 
-def test_hints_name_the_nearest_word_where_one_is_near(pipeline):
+def test_hints_name_the_nearest_word_if_one_is_similar(pipeline):
     hints = prompt_hints("sufring xylophone", pipeline.tokenizer, WORDS)
     assert any(
         '"sufring" is not in the training captions; the most similar known word is "surfing"'
@@ -70,13 +70,13 @@ def test_emoji_and_words_of_one_character_are_words(prompt, unknown):
         ("<lora:style> cat", "add --lora style.safetensors."),
     ],
 )
-def test_the_syntax_of_web_interfaces_is_pointed_out(pipeline, prompt, hint):
+def test_the_weighting_syntax_of_web_interfaces_gives_a_hint(pipeline, prompt, hint):
     hints = prompt_hints(prompt, pipeline.tokenizer, WORDS)
     assert any(hint in one for one in hints)
     assert not any('"lora"' in one or '"style"' in one for one in hints)
 
 
 @pytest.mark.parametrize("prompt", ["a cat (blue background)", "woman, [cat]", "A CAT AND A WOMAN"])
-def test_plain_punctuation_is_no_syntax(pipeline, prompt):
+def test_plain_punctuation_gives_no_hint(pipeline, prompt):
     hints = prompt_hints(prompt, pipeline.tokenizer, WORDS)
     assert not any("not read" in hint for hint in hints)

@@ -102,7 +102,7 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
-def test_a_model_goes_to_the_hub_and_comes_back(pipeline, hub):
+def test_a_model_is_uploaded_to_the_hub_and_downloaded(pipeline, hub):
     pipeline.push_to_hub(REPOSITORY, commit_message="The tiny one", token="hf_test", private=True)
     assert hub.message == "The tiny one"
     assert {"model_index.json", "SHA256SUMS", "pipeline.py"} <= set(hub.files)
@@ -117,7 +117,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(pipeline, hub):
 
 
 @pytest.mark.usefixtures("hub")
-def test_what_the_hub_lacks_is_said_in_a_sentence():
+def test_a_missing_file_on_the_hub_gives_one_sentence():
     with pytest.raises(UserError, match="Neither a model folder somebody/tiny nor a repository"):
         MagicVideoPipeline.from_pretrained(REPOSITORY)
     with pytest.raises(UserError, match="is not cached and cannot be downloaded"):

@@ -38,7 +38,7 @@ def keys_of(pipeline, **settings):
 # ---------------------------------------------------------------------------- motion
 
 
-def test_the_motion_score_matters_and_travels_in_the_file(continuing):
+def test_the_motion_score_has_an_effect_and_is_stored_in_the_file(continuing):
     calm, wild = (
         continuing("a cat", seed=3, motion=np.float32(score), stages=("keyframes",)).videos[0]
         for score in (-1.0, 2.0)
@@ -66,7 +66,7 @@ def picture(width=31, height=24):
     return Image.fromarray(pixels).resize((4 * width, 4 * height), Image.Resampling.BICUBIC)
 
 
-def test_a_picture_is_the_first_frame_scaled_to_cover_it(continuing):
+def test_an_image_is_the_first_frame_resized_to_cover_it(continuing):
     image = picture()
     video = continuing("a cat", image=image, seed=3, stages=("keyframes",)).videos[0]
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
@@ -87,13 +87,13 @@ def keys_of_request(pipeline, request):
     return pipeline.sample_keyframes(request, *pipeline.encode_condition(request))
 
 
-def test_a_picture_alone_takes_the_place_of_the_text_too(continuing):
+def test_an_image_without_a_prompt_also_replaces_the_text(continuing):
     video = continuing(image=picture(), seed=3, stages=("keyframes",)).videos[0]
     assert video.request.first_frame is not None
     assert video.request.image_condition is not None
 
 
-def test_fitting_covers_the_frame_and_keeps_the_centre():
+def test_resizing_covers_the_frame_and_keeps_the_centre():
     frame = torch.linspace(-1, 1, 40).expand(1, 3, 20, 40)
     fitted = fit_frames(frame, 10, 10)
     assert fitted.shape == (1, 3, 10, 10)
@@ -112,7 +112,7 @@ def test_damaged_latents_of_a_first_frame_are_refused(continuing):
         latents_of(replace(first, latents="?"), (3, 4, 4))
 
 
-def test_one_key_frame_is_the_picture_alone(continuing):
+def test_one_key_frame_is_only_the_image(continuing):
     frames = frames_of(continuing, "a cat", image=picture(), num_frames=1, stages=("keyframes",))
     assert frames.shape[1] == 1
 
@@ -170,7 +170,7 @@ def test_given_frames_are_computed_once(continuing, monkeypatch):
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 13, 40])
 @pytest.mark.parametrize("given", [0, 1, 3])
-def test_windows_sample_each_frame_once_after_frames_that_are_there(num_frames, given):
+def test_windows_sample_each_frame_once_after_existing_frames(num_frames, given):
     num_frames = max(num_frames, given)
     windows = list(plan_windows(num_frames, 5, given, 2))
     sampled = [frame for window in windows for frame in range(window.first, window.stop)]
@@ -184,7 +184,7 @@ def test_windows_sample_each_frame_once_after_frames_that_are_there(num_frames, 
     assert covered[-1].stop == num_frames
 
 
-def test_a_long_video_begins_as_the_short_one_and_goes_on(continuing):
+def test_a_long_video_starts_with_the_short_one(continuing):
     short = keys_of(continuing)
     long = keys_of(continuing, num_frames=LONG)
     assert long.shape[1] == LONG
@@ -194,7 +194,7 @@ def test_a_long_video_begins_as_the_short_one_and_goes_on(continuing):
     assert long[:, FRAMES:].std() > 0.1
 
 
-def test_a_window_is_sampled_after_the_last_frames_of_the_one_before(continuing):
+def test_a_window_continues_the_last_frames_of_the_previous_one(continuing):
     keys = keys_of(continuing, num_frames=FRAMES + 1, overlap=MOST_GIVEN)
     request = continuing.build_requests(
         ["a cat"], [3], GenerationSettings(num_frames=FRAMES + 1, overlap=MOST_GIVEN)
@@ -240,7 +240,7 @@ def test_a_long_video_streams_the_frames_that_the_call_returns(continuing):
     assert continuing.capabilities.num_windows(video.request) == 3
 
 
-def test_key_frames_of_an_earlier_attempt_are_not_made_again(continuing, monkeypatch):
+def test_key_frames_of_an_earlier_attempt_are_reused(continuing, monkeypatch):
     request = continuing.build_requests(["a cat"], [3], GenerationSettings(num_frames=LONG))[0]
     kept = []
     whole = torch.stack(list(continuing.iter_frames(request, on_keys=kept.append)))
@@ -256,7 +256,7 @@ def test_key_frames_of_an_earlier_attempt_are_not_made_again(continuing, monkeyp
     assert len(sampled) == len(kept) - 2
 
 
-def test_a_stream_has_no_end_and_holds_no_frames_back(continuing):
+def test_a_stream_is_endless_and_yields_frames_immediately(continuing):
     stream = continuing.stream("a cat", seed=3, output_type="pt", stages="keyframes")
     frames = [next(stream) for _ in range(LONG)]
     assert frames[0].shape == (3, SIDE, SIDE)
@@ -264,7 +264,7 @@ def test_a_stream_has_no_end_and_holds_no_frames_back(continuing):
     torch.testing.assert_close(torch.stack(frames), (video.frames + 1) / 2)
 
 
-def test_seconds_tell_the_length(continuing):
+def test_seconds_set_the_length(continuing):
     model = continuing.capabilities
     for seconds in (0.5, 2.0, 3.3):
         video = model.with_length(GenerationSettings(fps=6.0), seconds)
@@ -283,7 +283,7 @@ def test_seconds_tell_the_length(continuing):
         ({"num_frames": 4, "overlap": 1}, "it only applies to videos of more than 5 key frames"),
     ],
 )
-def test_overlaps_that_cannot_be_are_refused(continuing, settings, sentence):
+def test_impossible_overlaps_are_refused(continuing, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         continuing("a cat", **settings)
 
@@ -329,7 +329,7 @@ def test_a_video_is_extended_from_its_end(continuing, tmp_path):
         continuing.generate(longer.request)
 
 
-def test_what_is_extended_must_fit_the_model(continuing, tmp_path):
+def test_a_video_to_extend_must_fit_the_model(continuing, tmp_path):
     path = write_cat(continuing, tmp_path)
     with pytest.raises(UserError, match="the video has 7 key frames per second"):
         continuing(extend=path, fps=9)
@@ -342,7 +342,7 @@ def test_what_is_extended_must_fit_the_model(continuing, tmp_path):
 # ---------------------------------------------------------------------------- model folders
 
 
-def test_the_folder_says_what_the_model_has_learned(continuing):
+def test_the_folder_records_given_frames_and_motion_support(continuing):
     model = continuing.capabilities
     assert (model.max_given_frames, model.has_motion, model.default_overlap) == (
         MOST_GIVEN,

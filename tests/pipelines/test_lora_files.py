@@ -29,7 +29,7 @@ def style(pipeline, tmp_path_factory):
     return write_style(tmp_path_factory.mktemp("loras") / "style.safetensors", pipeline)
 
 
-def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tmp_path):
+def test_loras_add_up_are_recorded_and_can_be_unloaded(model, pipeline, style, tmp_path):
     other = write_style(tmp_path / "other.safetensors", model, alpha=3.0)
     plain = frames_of(model, "a cat", seed=3, stages=STAGES)
     model.load_lora_weights(style, scale=0.5)
@@ -57,7 +57,7 @@ def test_loras_add_up_are_recorded_and_come_out_again(model, pipeline, style, tm
         model.generate(first.request)
 
 
-def test_a_model_loaded_stage_by_stage_makes_the_same(model, tiny_model, style):
+def test_a_lazily_loaded_model_gives_the_same_video(model, tiny_model, style):
     stagewise = MagicVideoPipeline.from_pretrained(tiny_model, offload_device="cpu")
     for each in (model, stagewise):
         each.load_lora_weights(style, scale=-0.4)
@@ -67,7 +67,7 @@ def test_a_model_loaded_stage_by_stage_makes_the_same(model, tiny_model, style):
     assert found.request == expected.request
 
 
-def test_a_saved_model_has_its_loras_inside(model, style, tmp_path):
+def test_a_saved_model_contains_its_merged_loras(model, style, tmp_path):
     model.load_lora_weights(style)
     styled = model("a cat", seed=3, stages=STAGES).videos[0]
     model.save_pretrained(tmp_path / "styled")
@@ -78,7 +78,7 @@ def test_a_saved_model_has_its_loras_inside(model, style, tmp_path):
         assert (video.request.loras, video.request.model) == ((), hash_folder(tmp_path / "styled"))
 
 
-def test_peft_keeps_alpha_in_a_file_beside(pipeline, tmp_path):
+def test_alpha_is_read_from_the_adapter_config_of_peft(pipeline, tmp_path):
     updates = random_updates(pipeline.unet, SPATIAL)
     tensors = {
         name.replace("unet.", "base_model.model."): tensor.contiguous()
@@ -98,7 +98,7 @@ def test_peft_keeps_alpha_in_a_file_beside(pipeline, tmp_path):
         read_lora(path, 1.0, networks)
 
 
-def test_another_base_is_a_hint_and_alpha_in_the_header_counts(model, tmp_path, caplog):
+def test_another_base_model_gives_a_hint_and_alpha_is_read_from_the_header(model, tmp_path, caplog):
     tensors = in_peft_names("unet", random_updates(model.unet, ["attn2.to_k"]))
     path = tmp_path / "x.safetensors"
     notes = json.dumps({"unet.r": 3, "unet.lora_alpha": 7})
@@ -177,7 +177,7 @@ def test_fused_loras_stay_until_they_are_unfused(model, style):
     assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES), plain)
 
 
-def test_tensors_are_a_lora_as_well(model, style):
+def test_a_lora_can_be_given_as_tensors(model, style):
     model.load_lora_weights(style)
     expected = frames_of(model, "a cat", seed=3, stages=STAGES)
     model.unload_lora_weights()

@@ -34,7 +34,7 @@ def in_memory(model: MagicVideoPipeline) -> set[str]:
     return {name for name in NETWORKS if not next(getattr(model, name).parameters()).is_meta}
 
 
-def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
+def test_no_weights_are_in_memory_before_and_after_and_the_video_is_the_same(
     stagewise, pipeline, moving_square
 ):
     assert in_memory(stagewise) == set()
@@ -58,7 +58,7 @@ def test_nothing_is_in_memory_before_and_after_and_the_video_is_the_same(
         assert in_memory(stagewise) == set()
 
 
-def test_each_stage_holds_its_own_networks(stagewise, monkeypatch):
+def test_each_stage_loads_only_its_networks(stagewise, monkeypatch):
     seen = []
 
     def watch(folder, component, class_name, dtype, variant):
@@ -77,7 +77,7 @@ def test_each_stage_holds_its_own_networks(stagewise, monkeypatch):
     ]
 
 
-def test_weights_are_let_go_when_a_stage_fails(stagewise):
+def test_weights_are_freed_when_a_stage_fails(stagewise):
     def fail():
         with stagewise.load_components("unet"):
             assert in_memory(stagewise) == {"unet"}
@@ -88,7 +88,7 @@ def test_weights_are_let_go_when_a_stage_fails(stagewise):
     assert in_memory(stagewise) == set()
 
 
-def test_a_tensor_that_does_not_fit_is_named_before_anything_is_made(tiny_model, tmp_path):
+def test_a_tensor_that_does_not_fit_is_named_before_generation(tiny_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     file = folder / "upscaler" / "diffusion_pytorch_model.safetensors"

@@ -49,7 +49,7 @@ def test_every_scheduler_has_the_same_first_estimate(pipe, scheduler):
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
 
 
-def test_looking_at_an_estimate_changes_nothing(pipe):
+def test_reading_an_estimate_does_not_change_the_video(pipe):
     _, latents = estimates(pipe)
     plain = pipe("a cat", output_type="latent", progress=lambda *_: None, **KEYS)
     assert torch.equal(latents, plain.frames)

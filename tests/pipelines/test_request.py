@@ -22,7 +22,7 @@ from magicvideo.pipelines.request import (
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=st.text(min_size=1).filter(str.strip), seed=st.integers(0, MAX_SEED))
-def test_any_prompt_survives_the_trip_through_a_file(request_of, prompt, seed):
+def test_any_prompt_is_unchanged_in_a_file(request_of, prompt, seed):
     request = request_of(prompt=prompt, seed=seed)
     text = request.to_json()
     assert text.isascii()
@@ -30,7 +30,7 @@ def test_any_prompt_survives_the_trip_through_a_file(request_of, prompt, seed):
     assert request_from_json(text) == request
 
 
-def test_a_picture_keeps_every_bit_of_its_embedding(request_of):
+def test_the_embedding_of_an_image_is_stored_exactly(request_of):
     embedding = np.random.default_rng(0).standard_normal(7).astype(np.float32)
     request = request_of(prompt="", image_condition=to_image_condition("face.png", embedding))
     restored = request_from_json(request.to_json())
@@ -44,7 +44,7 @@ def test_a_damaged_embedding_is_refused():
 
 
 @pytest.mark.parametrize("text", ["", "a holiday", "[1, 2]", '{"software": "other"}', "17"])
-def test_a_foreign_comment_is_no_request(text):
+def test_a_comment_of_another_program_is_not_a_request(text):
     assert request_from_json(text) is None
 
 
@@ -94,12 +94,12 @@ def test_schedulers_are_those_of_the_sampler():
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t"])
-def test_an_empty_prompt_needs_a_picture(request_of, prompt):
+def test_an_empty_prompt_needs_an_image(request_of, prompt):
     with pytest.raises(UserError, match="prompt is empty"):
         request_of(prompt=prompt)
 
 
-def test_seeds_count_on_or_are_given_or_differ_from_call_to_call():
+def test_seeds_count_up_are_given_or_are_random():
     assert resolve_seeds(5, 3) == [5, 6, 7]
     assert resolve_seeds([9, 2], 2) == [9, 2]
     assert resolve_seeds(None, 1) != resolve_seeds(None, 1)

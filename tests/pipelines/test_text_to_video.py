@@ -38,7 +38,7 @@ numpy_habit = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprec
 RED = Image.new("RGB", (9, 31), "red")
 
 
-def test_a_seed_gives_the_same_video_in_any_company(pipeline):
+def test_a_seed_gives_the_same_video_in_any_batch(pipeline):
     together = frames_of(pipeline, ["a cat", "a dog", "woman surfing"], seed=[3, 8, 3])
     assert together.shape == (3, VIDEO_FRAMES, 3, UPSCALING * SIDE, UPSCALING * SIDE)
     for index, (prompt, seed) in enumerate([("a cat", 3), ("a dog", 8), ("woman surfing", 3)]):
@@ -65,7 +65,7 @@ def test_prompt_seed_fps_frames_and_settings_all_matter(pipeline):
     assert frames_of(pipeline, "a cat", seed=3, num_frames=2).shape[1] == 2 + INSERTED
 
 
-def test_the_flow_is_condition_then_key_frames_then_gaps_then_pixels(pipeline):
+def test_the_stages_are_condition_key_frames_interpolation_and_pixels(pipeline):
     video = pipeline("a cat", seed=3, negative_prompt="a dog", guidance_scale=2.5).videos[0]
     prompts = ["a cat", "a dog"]
     tokens, negative = (
@@ -132,7 +132,7 @@ def test_stages_that_cannot_be_are_refused(pipeline, stages, words):
         pipeline("a cat", stages=stages)
 
 
-def test_a_model_has_the_stages_that_it_has_networks_for(pipeline):
+def test_the_stages_of_a_model_follow_from_its_networks(pipeline):
     parts = {**pipeline.components, "upscaler": None, "upscaler_scheduler": None}
     defaults = {"num_inference_steps": 2, "interpolation_steps": 1}
     smaller = MagicVideoPipeline(**parts, generation_defaults=defaults)
@@ -142,13 +142,13 @@ def test_a_model_has_the_stages_that_it_has_networks_for(pipeline):
         smaller("a cat", stages=("keyframes", "upscaler"))
 
 
-def test_one_key_frame_has_no_gap(pipeline):
+def test_one_key_frame_is_not_interpolated(pipeline):
     with pytest.raises(UserError, match="at least two key frames"):
         pipeline("a cat", num_frames=1)
     assert len(frames_of(pipeline, "a cat", num_frames=1, stages=("keyframes",))[0]) == 1
 
 
-def test_kept_latents_are_finished_to_the_same_video(pipeline, tmp_path):
+def test_stored_latents_give_the_same_video(pipeline, tmp_path):
     request = pipeline.build_requests(["a cat"], [3], GenerationSettings())[0]
     write_latents(tmp_path / "a.latents", pipeline.generate_latents(request), request)
     kept, latents = read_latents(tmp_path / "a.latents")
@@ -192,7 +192,7 @@ def test_both_schedulers_solve_the_same_equation(pipeline):
     assert (frames("dpm++", 25) - fine).abs().mean() < 0.5 * coarse
 
 
-def test_a_picture_takes_the_place_of_the_text_or_joins_it(pipeline, tmp_path):
+def test_an_image_replaces_the_text_or_is_combined_with_it(pipeline, tmp_path):
     RED.save(tmp_path / "red.png")
     alone = frames_of(pipeline, image=RED, seed=3)
     assert torch.equal(alone, frames_of(pipeline, image=tmp_path / "red.png", seed=3))
@@ -202,7 +202,7 @@ def test_a_picture_takes_the_place_of_the_text_or_joins_it(pipeline, tmp_path):
     assert (joined - alone).abs().mean() > 1e-4
 
 
-def test_transparent_pictures_lie_on_white(pipeline):
+def test_transparent_images_are_composited_on_white(pipeline):
     clear = Image.new("RGBA", (9, 31), (255, 0, 0, 0))
     white = Image.new("RGB", (9, 31), "white")
     assert torch.equal(
@@ -210,7 +210,7 @@ def test_transparent_pictures_lie_on_white(pipeline):
     )
 
 
-def test_a_request_is_all_that_is_needed(pipeline):
+def test_a_request_determines_the_video(pipeline):
     video = pipeline(image=RED, fps=13.0, num_frames=3).videos[0]
     again = pipeline.generate(video.request)
     assert torch.equal(again.frames, video.frames)
@@ -220,7 +220,7 @@ def test_a_request_is_all_that_is_needed(pipeline):
 
 
 @pytest.mark.parametrize("offload_device", [None, "cpu"])
-def test_precision_that_the_caller_set_for_others_changes_nothing(
+def test_default_dtype_and_autocast_of_the_caller_have_no_effect(
     pipeline, tiny_model, offload_device
 ):
     options = {"num_frames": 2, "num_inference_steps": 2, "seed": 3, "output_type": "pt"}
@@ -239,7 +239,7 @@ def test_precision_that_the_caller_set_for_others_changes_nothing(
     assert torch.equal(found, expected)
 
 
-def test_progress_tells_every_step(pipeline):
+def test_progress_reports_every_step(pipeline):
     told = []
     pipeline("a cat", seed=3, progress=lambda *event: told.append(event))
     assert told == [
@@ -256,7 +256,7 @@ def test_hints_are_logged(pipeline, caplog):
     assert '"zebra" is not in the training captions' in caplog.text
 
 
-def test_a_saved_model_is_the_model(pipeline, tmp_path):
+def test_a_saved_model_loads_unchanged(pipeline, tmp_path):
     before = frames_of(pipeline, "a cat", seed=3)
     other = MagicVideoPipeline(
         **pipeline.components,
@@ -274,7 +274,7 @@ def test_a_saved_model_is_the_model(pipeline, tmp_path):
     assert torch.equal(frames_of(loaded, "a cat", seed=3), before)
 
 
-def test_saving_never_replaces_what_is_no_model(pipeline, tmp_path):
+def test_saving_never_replaces_a_folder_that_is_not_a_model(pipeline, tmp_path):
     (tmp_path / "diary.txt").write_text("dear diary")
     with pytest.raises(UserError, match="exists and is not a model folder"):
         pipeline.save_pretrained(tmp_path)
@@ -327,7 +327,7 @@ def test_networks_in_bfloat16_leave_latents_and_frames_in_float32(pipeline, tiny
         ({"image": "none.png"}, "picture none.png does not exist"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused(pipeline, change, sentence):
+def test_unsupported_requests_are_refused(pipeline, change, sentence):
     with pytest.raises(UserError, match=sentence):
         pipeline(**{"prompt": "a cat", **change})
 
@@ -339,7 +339,7 @@ def test_a_request_for_another_model_names_both(pipeline, request_of):
         pipeline.generate(request_of())
 
 
-def test_the_index_names_only_classes_of_ours(tiny_model):
+def test_the_index_names_only_known_classes(tiny_model):
     index = json.loads((tiny_model / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "MagicVideoPipeline"]
     assert index["unet"][1] == "VideoUNet"

@@ -39,7 +39,7 @@ def upscaler():
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3])
-def test_a_prediction_of_nothing_gives_the_enlarged_frames(level):
+def test_a_zero_prediction_gives_the_upsampled_frames(level):
     frames = make_frames()
     made = run(make_upscaler(), frames, num_steps=1, noise_level=level)
     assert made.shape == (VIDEOS, FRAMES, 3, 4 * HEIGHT, 4 * WIDTH)
@@ -48,7 +48,7 @@ def test_a_prediction_of_nothing_gives_the_enlarged_frames(level):
     torch.testing.assert_close(made, expected.clamp(-1, 1))
 
 
-def test_what_is_predicted_is_added_at_its_scale():
+def test_the_prediction_is_added_at_its_scale():
     """One step from pure noise: the residual is minus the velocity."""
     upscaler, frames = make_upscaler(), make_frames()
     upscaler.conv_out.bias.data.fill_(-0.7)
@@ -59,7 +59,7 @@ def test_what_is_predicted_is_added_at_its_scale():
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_tiles_and_chunks_give_the_whole(upscaler, sampler):
+def test_tiled_and_chunked_output_equals_the_whole(upscaler, sampler):
     """Tiles of several sizes, along both axes and at all borders, over several steps."""
     frames = make_frames(height=41, width=75)
     made = [
@@ -79,7 +79,7 @@ def test_tiles_and_chunks_give_the_whole(upscaler, sampler):
     assert (made[2] - made[0]).abs().max() < 1e-4
 
 
-def test_no_call_of_the_network_sees_more_than_it_may(upscaler):
+def test_no_call_of_the_network_exceeds_the_chunk_sizes(upscaler):
     seen = set()
     upscaler.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[1].shape)))
     run(upscaler, make_frames(height=41, width=75), tile=32, frames_at_once=2)
@@ -87,7 +87,7 @@ def test_no_call_of_the_network_sees_more_than_it_may(upscaler):
     assert max(max(shape[2:]) for shape in seen) <= 32
 
 
-def test_a_still_video_stays_still_and_its_pixels_are_sampled(upscaler):
+def test_a_static_video_stays_static_and_its_pixels_are_sampled(upscaler):
     still = make_frames(frames=1).expand(-1, 4, -1, -1, -1)
     made = run(upscaler, still, frames_at_once=3)
     torch.testing.assert_close(made, made[:, :1].expand_as(made), atol=1e-5, rtol=0)
@@ -95,7 +95,7 @@ def test_a_still_video_stays_still_and_its_pixels_are_sampled(upscaler):
     assert (made - other).abs().mean() > 1e-3
 
 
-def test_a_seed_gives_the_same_video_in_any_company(upscaler):
+def test_a_seed_gives_the_same_video_in_any_batch(upscaler):
     frames = make_frames()
     together = run(upscaler, frames)
     for i, seed in enumerate(SEEDS):
@@ -105,7 +105,7 @@ def test_a_seed_gives_the_same_video_in_any_company(upscaler):
     torch.testing.assert_close(cut, together[:, :2], atol=1e-5, rtol=0)
 
 
-def test_the_level_is_told_and_its_noise_seen(upscaler):
+def test_the_network_gets_the_noise_level_and_the_noisy_frames(upscaler):
     given = []
     upscaler.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
     frames = make_frames(height=60, width=64, videos=1)
@@ -126,7 +126,7 @@ def test_frames_of_any_size_are_taken(upscaler, height, width):
     assert made.abs().max() <= 1
 
 
-def test_padding_adds_to_the_far_border_alone(upscaler):
+def test_padding_is_added_only_at_the_bottom_and_right(upscaler):
     """An odd frame is the corner of the frame that repeats its last row and column."""
     odd = make_frames(height=19, width=21)
     even = torch.nn.functional.pad(odd.flatten(0, 1), (0, 1, 0, 1), mode="replicate")
@@ -136,14 +136,14 @@ def test_padding_adds_to_the_far_border_alone(upscaler):
     )
 
 
-def test_progress_is_told_to_the_end(upscaler):
+def test_progress_is_reported_up_to_the_total(upscaler):
     told = []
     frames = make_frames()
     run(upscaler, frames, num_steps=3, frames_at_once=2, on_step=lambda *now: told.append(now))
     assert told == [(done, 18) for done in range(19)]  # 2 videos, 3 chunks, 3 steps
 
 
-def test_half_precision_is_the_networks_own_affair():
+def test_only_the_network_uses_half_precision():
     upscaler = randomise(make_upscaler()).to(torch.bfloat16)
     made = run(upscaler, make_frames())
     assert made.dtype == torch.float32
@@ -163,13 +163,13 @@ def test_half_precision_is_the_networks_own_affair():
         ({"tile": 12}, "tile=12 is too small for this upscaler; give 26 or more"),
     ],
 )
-def test_mistakes_are_one_sentence(upscaler, changes, sentence):
+def test_mistakes_give_one_sentence(upscaler, changes, sentence):
     with pytest.raises(UserError) as raised:
         run(upscaler, make_frames(), **changes)
     assert sentence in str(raised.value)
 
 
-def test_the_smallest_tile_that_is_named_works(upscaler):
+def test_the_smallest_tile_in_the_message_works(upscaler):
     frames = make_frames(height=4, width=39, frames=1)
     whole, tiled = run(upscaler, frames), run(upscaler, frames, tile=26)
     assert (whole - tiled).abs().max() < 1e-4

@@ -8,7 +8,7 @@ from magicvideo.pipelines.video import read_request, write_video
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.webp", "x.gif", "x"])
-def test_every_format_gives_the_request_back(tmp_path, moving_square, request_of, name):
+def test_every_format_stores_the_request(tmp_path, moving_square, request_of, name):
     long = to_image_condition(
         "a.png", np.random.default_rng(0).standard_normal(768).astype(np.float32)
     )

@@ -50,7 +50,7 @@ def remembering(pipeline):
     )
 
 
-def test_footage_of_any_length_and_size_gets_its_frames(pipeline, monkeypatch):
+def test_videos_of_any_length_and_size_are_interpolated(pipeline, monkeypatch):
     footage = random_frames(8, 31, 45)
     made = interpolate_video(pipeline, footage_of(footage))
     assert (made.num_frames, made.height, made.width, made.fps) == (7 * STEP + 1, 31, 45, 5 * STEP)
@@ -63,7 +63,7 @@ def test_footage_of_any_length_and_size_gets_its_frames(pipeline, monkeypatch):
     torch.testing.assert_close(in_parts[::STEP], whole[::STEP], atol=1e-5, rtol=0)
 
 
-def test_of_large_frames_fewer_gaps_are_filled_at_a_time(pipeline, monkeypatch):
+def test_batches_of_large_frames_have_fewer_gaps(pipeline, monkeypatch):
     seen = []
     fill = video_to_video.interpolate_latents
 
@@ -81,7 +81,7 @@ def test_of_large_frames_fewer_gaps_are_filled_at_a_time(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize("gaps_at_once", [15, 4])
-def test_windows_decode_to_what_the_whole_does(remembering, monkeypatch, gaps_at_once):
+def test_chunks_decode_to_the_same_frames_as_the_whole(remembering, monkeypatch, gaps_at_once):
     frames, length = random_frames(8, 26, 24), 8
     monkeypatch.setattr(video_to_video, "_GAPS_AT_ONCE", gaps_at_once)
     monkeypatch.setattr(video_to_video, "DEFAULT_CHUNKS", ChunkSizes(decoder_frames=3))
@@ -122,7 +122,7 @@ def test_the_prompt_the_seed_and_the_steps_matter(pipeline):
         torch.testing.assert_close(other[::STEP], base[::STEP], atol=1e-5, rtol=0)
 
 
-def test_footage_is_made_larger(pipeline):
+def test_a_video_is_upscaled(pipeline):
     frames = random_frames(3, 13, 22)
     made = upscale_video(pipeline, footage_of(frames))
     sizes = (made.num_frames, made.height, made.width, made.fps)
@@ -134,7 +134,7 @@ def test_footage_is_made_larger(pipeline):
         assert (upscaled(pipeline, frames, **change) - large).abs().mean() > 1e-5
 
 
-def test_parts_are_enlarged_to_what_the_whole_is(pipeline):
+def test_upscaling_in_batches_equals_upscaling_the_whole(pipeline):
     frames = random_frames(10, 13, 22)
     expected = upscale_frames(
         pipeline.upscaler,
@@ -147,14 +147,14 @@ def test_parts_are_enlarged_to_what_the_whole_is(pipeline):
     assert torch.equal(upscaled(pipeline, frames, seed=6, num_steps=2), expected)
 
 
-def test_a_stage_goes_on_from_another(pipeline):
+def test_a_stage_continues_from_another_stage(pipeline):
     between = interpolate_video(pipeline, footage_of(random_frames(3)))
     made = upscale_video(pipeline, between)
     assert (made.num_frames, made.height) == (2 * STEP + 1, UPSCALING * 24)
     assert len(list(made.frames)) == 2 * STEP + 1
 
 
-def test_a_model_without_the_stage_says_so(pipeline):
+def test_a_model_without_the_stage_gives_an_error(pipeline):
     footage = footage_of(random_frames(2))
     for part, stage, run in (
         ("interpolator", "interpolation", interpolate_video),
@@ -165,7 +165,7 @@ def test_a_model_without_the_stage_says_so(pipeline):
             run(without, footage)
 
 
-def test_every_stage_tells_its_progress_from_nothing_to_its_total(pipeline, monkeypatch):
+def test_every_stage_reports_progress_from_zero_to_its_total(pipeline, monkeypatch):
     monkeypatch.setattr(video_to_video, "_GAPS_AT_ONCE", 3)
     monkeypatch.setattr(video_to_video, "DEFAULT_CHUNKS", ChunkSizes(decoder_frames=4))
     told = {}
@@ -185,7 +185,7 @@ def test_every_stage_tells_its_progress_from_nothing_to_its_total(pipeline, monk
 
 
 @pytest.mark.parametrize("run", [interpolate_video, upscale_video])
-def test_longer_footage_holds_no_more_frames(pipeline, run):
+def test_longer_videos_keep_no_more_frames_in_memory(pipeline, run):
     """Neither those that were given nor those that networks see in one pass."""
 
     def most_of(length):
@@ -242,7 +242,7 @@ for length in (30, 150):
 
 
 @pytest.mark.slow
-def test_longer_footage_takes_no_more_memory(tiny_model, tmp_path):
+def test_longer_videos_take_no_more_memory(tiny_model, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, tiny_model],
         cwd=tmp_path,

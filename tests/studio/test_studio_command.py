@@ -12,7 +12,7 @@ def refused(capsys, *words):
     return capsys.readouterr().err
 
 
-def test_tokens_that_cannot_be_are_refused(capsys, tmp_path):
+def test_invalid_tokens_are_refused(capsys, tmp_path):
     file = tmp_path / "tokens.txt"
     common = ("--home", tmp_path / "home", "--device", "cpu", "--tokens", file)
     assert "cannot be read" in refused(capsys, *common)
@@ -22,7 +22,7 @@ def test_tokens_that_cannot_be_are_refused(capsys, tmp_path):
     assert "holds no client" in refused(capsys, *common)
 
 
-def test_limits_that_admit_nothing_are_refused(capsys, tmp_path):
+def test_limits_that_are_not_positive_are_refused(capsys, tmp_path):
     home = ("--home", tmp_path / "home")
     assert "above 0" in refused(capsys, *home, "--job-minutes", 0)
     assert "above 0" in refused(capsys, *home, "--keep-hours", -1)

@@ -8,7 +8,7 @@ from magicvideo.errors import UserError
 from magicvideo.evaluation.judge.network import SHIPPED, load_judge
 
 
-def test_a_judge_comes_back_as_it_was_to_half_precision(judge, judge_folder):
+def test_a_saved_judge_is_equal_in_half_precision(judge, judge_folder):
     again = load_judge(judge_folder)
     assert again.config == judge.config
     assert not again.training
@@ -16,12 +16,12 @@ def test_a_judge_comes_back_as_it_was_to_half_precision(judge, judge_folder):
         assert torch.equal(again.state_dict()[name], tensor.half().float()), name
 
 
-def test_a_judge_is_called_by_its_folder_and_the_shipped_one_by_what_it_knows(judge_folder):
+def test_a_judge_is_named_by_its_folder_and_the_bundled_one_by_its_data(judge_folder):
     assert load_judge(judge_folder).name == "judge judge"
     assert load_judge(SHIPPED).name == "emoji judge"
 
 
-def test_the_folder_carries_its_sums(judge_folder):
+def test_the_folder_has_its_checksums(judge_folder):
     verify_checksums(judge_folder)
     assert sorted(path.name for path in judge_folder.iterdir()) == [
         "SHA256SUMS",
@@ -31,12 +31,12 @@ def test_the_folder_carries_its_sums(judge_folder):
     ]
 
 
-def test_a_folder_without_a_judge_is_answered(tmp_path):
+def test_a_folder_without_a_judge_gives_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no judge; train one with"):
         load_judge(tmp_path)
 
 
-def test_a_flipped_bit_is_found(judge_folder):
+def test_a_flipped_bit_is_detected(judge_folder):
     path = judge_folder / "model.safetensors"
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1

@@ -15,7 +15,7 @@ def test_features_are_unit_vectors_of_any_size_and_length(judge):
     torch.testing.assert_close(captions.norm(dim=1), torch.ones(2))
 
 
-def test_a_caption_is_read_alike_in_any_company(judge):
+def test_the_features_of_a_caption_do_not_depend_on_the_batch(judge):
     caption, longer = "woman running", "bear, boat, thumbs up, waving hand, dark skin tone"
     together = judge.embed_captions([caption, longer])[0]
     torch.testing.assert_close(together, judge.embed_captions([caption])[0])
@@ -26,7 +26,7 @@ def test_word_order_and_words_matter(judge):
     assert torch.pdist(features).min() > 1e-3
 
 
-def test_a_video_is_judged_alike_in_any_company(judge):
+def test_the_features_of_a_video_do_not_depend_on_the_batch(judge):
     videos = torch.rand(B, FRAMES, 3, 64, 64)
     torch.testing.assert_close(judge.embed_videos(videos)[1:2], judge.embed_videos(videos[1:2]))
 
@@ -37,7 +37,7 @@ def test_the_order_of_frames_matters(judge):
     assert (forth - back).abs().amax(dim=1).min() > 1e-4
 
 
-def test_frames_are_picked_evenly_from_first_to_last(judge):
+def test_frames_are_selected_evenly_from_first_to_last(judge):
     few = Judge(judge.config.model_copy(update={"num_frames": 3}))
     few.load_state_dict(judge.state_dict())
     videos = torch.rand(B, 9, 3, 64, 64)
@@ -55,5 +55,5 @@ def test_forward_is_the_scaled_cosine_of_the_features(judge):
 
 
 @pytest.mark.parametrize("tone", ["default", "light", "medium", "dark"])
-def test_the_tone_head_knows_the_tones_of_the_data(judge, tone):
+def test_the_tone_head_has_the_tones_of_the_data(judge, tone):
     assert tone in judge.config.tones

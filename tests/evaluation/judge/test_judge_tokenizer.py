@@ -3,7 +3,7 @@ import pytest
 from magicvideo.evaluation.judge.network import UNKNOWN, WordTokenizer, count_words, split_words
 
 
-def test_hyphens_join_and_commas_part():
+def test_hyphens_join_words_and_commas_separate_them():
     caption = "Woman surfing, medium-light skin tone (one o'clock)"
     words = ["woman", "surfing", "medium-light", "skin", "tone", "one", "o'clock"]
     assert split_words(caption) == words
@@ -24,5 +24,5 @@ def test_captions_become_padded_rows():
 
 
 @pytest.mark.parametrize("caption", ["", " , "])
-def test_a_caption_without_words_is_one_unknown_word(caption):
+def test_a_caption_without_words_is_one_unknown_token(caption):
     assert WordTokenizer(("cat",), max_words=3)([caption]).tolist() == [[UNKNOWN]]

@@ -59,7 +59,7 @@ def save_every_step(monkeypatch):
 
 
 @pytest.mark.usefixtures("save_every_step")
-def test_a_killed_run_that_goes_on_equals_the_unbroken_one(every_clip, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(every_clip, tmp_path):
     unbroken = train_judge(every_clip, SETTINGS, tmp_path / "one", ignore)
     with pytest.raises(KilledError):
         train_judge(every_clip, SETTINGS, tmp_path / "two", kill_at(4))
@@ -98,7 +98,7 @@ def sampler_of(dataset, seed=2):
     return JudgeBatchSampler(dataset, Subjects(dataset), judge_config(dataset).tones, seed)
 
 
-def test_it_learns_a_batch_by_heart(every_clip):
+def test_it_overfits_a_batch(every_clip):
     torch.manual_seed(0)
     judge = Judge(judge_config(every_clip))
     batch = sampler_of(every_clip).batch(0, 6)
@@ -112,7 +112,7 @@ def test_it_learns_a_batch_by_heart(every_clip):
     assert losses["contrast"].item() < 0.3 * before["contrast"]
 
 
-def test_a_batch_is_a_function_of_its_step(every_clip):
+def test_a_batch_depends_only_on_its_step(every_clip):
     first, second = sampler_of(every_clip, 5), sampler_of(every_clip, 5)
     first.batch(0, 3)
     one, two, other = first.batch(7, 3), second.batch(7, 3), second.batch(8, 3)
@@ -121,7 +121,7 @@ def test_a_batch_is_a_function_of_its_step(every_clip):
     assert one.captions != other.captions
 
 
-def test_captions_that_are_true_or_cannot_be_told_apart_are_marked(every_clip):
+def test_true_and_indistinguishable_captions_are_masked(every_clip):
     sampler, undecided = sampler_of(every_clip), 0
     for step in range(12):
         batch = sampler.batch(step, 4)
@@ -138,7 +138,7 @@ def test_captions_that_are_true_or_cannot_be_told_apart_are_marked(every_clip):
     assert undecided > 5
 
 
-def test_a_shifted_figure_shows_no_tone_and_all_kinds_occur(every_clip):
+def test_a_colour_shifted_figure_has_no_tone_and_all_kinds_occur(every_clip):
     sampler = sampler_of(every_clip)
     batches = [sampler.batch(step, 8) for step in range(6)]
     tones = torch.cat([batch.tones for batch in batches])
@@ -161,7 +161,7 @@ def batch_of(captions, **changes):
     return JudgeBatch(**(values | changes))
 
 
-def test_undecided_captions_count_neither_way(judge):
+def test_masked_captions_do_not_count(judge):
     undecided = torch.zeros(2, 4, dtype=torch.bool)
     undecided[:, 2:] = True
 
@@ -174,7 +174,7 @@ def test_undecided_captions_count_neither_way(judge):
     assert first == pytest.approx(contrast("thumbs up", "man", undecided=undecided), abs=1e-6)
 
 
-def test_the_losses_are_their_formulas_written_out(judge):
+def test_the_losses_equal_their_formulas(judge):
     captions = ["bear", "boat", "waving hand"]
     batch = batch_of(captions)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_the_losses_are_their_formulas_written_out(judge):
     assert "flat" not in losses
 
 
-def test_an_unrecognisable_video_must_fit_the_captions_of_its_background_alike(judge):
+def test_an_unrecognisable_video_must_match_all_captions_of_its_background_equally(judge):
     captions = ["bear", "boat", "waving hand", "thumbs up"]
     on_background = torch.tensor([[True] * 4, [True, True, False, True]])
     recognisable = torch.tensor([True, False])
@@ -207,7 +207,7 @@ def test_an_unrecognisable_video_must_fit_the_captions_of_its_background_alike(j
     torch.testing.assert_close(losses["flat"], 0.5 * divergence)
 
 
-def test_the_rate_rises_then_falls():
+def test_the_learning_rate_rises_then_falls():
     rates = [lr_scale(step, 200) for step in range(200)]
     assert rates[0] == pytest.approx(1 / 30)
     assert rates[29:102] == [1.0] * 73
@@ -215,7 +215,7 @@ def test_the_rate_rises_then_falls():
     assert rates[199] == pytest.approx(0.03)
 
 
-def test_grey_stays_under_every_colour_shift_but_a_tint():
+def test_grey_is_unchanged_by_every_colour_shift_except_a_tint():
     grey = torch.full((3,), 0.5)
     kept = 0
     for seed in range(40):
@@ -225,7 +225,7 @@ def test_grey_stays_under_every_colour_shift_but_a_tint():
     assert 20 < kept < 40
 
 
-def test_shifts_leave_the_outline_and_change_the_colour():
+def test_colour_shifts_keep_the_outline_and_change_the_colour():
     figure = torch.zeros(2, 4, 16, 16)
     figure[:, :, 4:9, 5:11] = torch.tensor([0.9, 0.5, 0.1, 1.0])[:, None, None]
     for seed in range(10):
@@ -235,7 +235,7 @@ def test_shifts_leave_the_outline_and_change_the_colour():
         assert (shifted[:, :3, 0, 0] == 0).all()
 
 
-def test_warping_moves_all_channels_alike():
+def test_warping_moves_all_channels_equally():
     figure = torch.zeros(3, 4, 20, 24)
     figure[:, :, 6:14, 8:16] = 1.0
     moved = 0
@@ -259,7 +259,7 @@ def test_blur_keeps_the_mean_of_a_constant_and_spreads_a_point():
     assert variance == pytest.approx(9, rel=0.1)
 
 
-def test_data_without_transparency_or_tones_can_be_judged(prepared, tmp_path):
+def test_a_judge_can_be_trained_without_transparency_or_tones(prepared, tmp_path):
     dataset = ClipDataset(prepared, ("train", "heldout"), captioned=True)
     judge = train_judge(dataset, SETTINGS.model_copy(update={"steps": 1}), tmp_path / "x", ignore)
     assert judge.config.tones == ("default",)

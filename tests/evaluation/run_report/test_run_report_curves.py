@@ -9,7 +9,7 @@ def series(values):
     return Series(np.arange(1, len(values) + 1), np.array(values, dtype=float))
 
 
-def test_an_outline_keeps_every_peak_at_its_step():
+def test_downsampling_a_curve_keeps_every_peak_at_its_step():
     values = np.sin(np.arange(30_011) / 500)
     values[[17, 20_000]] = [9.0, -7.0]
     found = minmax_downsample(series(values))
@@ -19,7 +19,7 @@ def test_an_outline_keeps_every_peak_at_its_step():
     assert found.values[found.steps == 20_001] == -7
 
 
-def test_a_short_log_is_left_as_it_is():
+def test_a_short_log_is_not_downsampled():
     found = minmax_downsample(series(range(123)))
     assert found.values.tolist() == list(range(123))
 
@@ -40,5 +40,5 @@ def test_one_value_is_its_own_curve():
     assert start_end_mean(series([3.5])) == (3.5, 3.5)
 
 
-def test_ends_are_means_of_a_fiftieth():
+def test_start_and_end_are_means_of_a_fiftieth_of_the_log():
     assert start_end_mean(series([1, 3, *[50] * 146, 7, 9])) == ((1 + 3 + 50) / 3, (50 + 7 + 9) / 3)

@@ -161,7 +161,7 @@ def test_labels_with_marks_do_not_touch(benchmark, tmp_path, monkeypatch):
             assert lower.y1 < upper.y0
 
 
-def test_what_real_clips_get_has_its_own_count(page, benchmark):
+def test_scores_of_real_clips_have_their_own_count(page, benchmark):
     text = page(benchmark())
     assert cells(text, "distance")["n"] == "7"
     assert cells(text, "distance")["real clips [n]"] == "412.5 [3]"
@@ -175,7 +175,7 @@ def test_a_distance_has_its_value_for_endless_samples(page, benchmark):
     assert "Infinite samples: a line over 1/n, read at zero." in text
 
 
-def test_that_of_an_evaluation_stands_beside_that_of_real_clips(page):
+def test_the_extrapolated_score_is_shown_with_that_of_real_clips(page):
     text = page(evaluation(steps=14))
     assert cells(text, "frechet") == {
         "n": "61",
@@ -190,7 +190,7 @@ def test_that_of_an_evaluation_stands_beside_that_of_real_clips(page):
     assert "infinite samples" not in cells(text, "psnr")
 
 
-def test_where_no_score_has_endless_samples_there_is_no_column(page, benchmark):
+def test_without_extrapolated_scores_there_is_no_column_for_them(page, benchmark):
     assert "ndless samples" not in page(benchmark())
 
 
@@ -218,14 +218,14 @@ def test_benchmarks_with_and_without_a_network_are_two_lines(lines, benchmark, i
     }
 
 
-def test_device_versions_and_threads_part_no_line(lines, benchmark):
+def test_results_of_other_devices_versions_and_threads_share_a_line(lines, benchmark):
     here, elsewhere = benchmark(5), benchmark(20, device="cuda")
     elsewhere["identity"]["versions"]["torch"] += ".1"
     elsewhere["identity"]["threads"] += 1
     assert lines([here, elsewhere]) == {"tiny": points(5, 20)}
 
 
-def test_evaluations_whose_judges_read_otherwise_are_two_lines(lines):
+def test_evaluations_with_other_judge_preprocessing_are_two_lines(lines):
     documents = [evaluation(20), evaluation(5), evaluation(10, frames=16)]
     found = {label: line for label, line in lines(documents).items() if "captions" in label}
     assert found == {

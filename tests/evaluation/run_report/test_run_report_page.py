@@ -87,7 +87,7 @@ def test_numbers_of_the_log_are_there(page, trained):
     assert '<th scope="row">unet.block_out_channels</th><td>[8, 12]</td>' in page
 
 
-def test_the_page_needs_nothing_beside_it(page):
+def test_the_page_is_self_contained(page):
     loads = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert loads
     assert [load[:30] for load in loads if not load.startswith(("data:", "#"))] == []
@@ -195,7 +195,7 @@ def test_a_benchmark_has_one_set(tmp_path):
     assert found.sets[0].scores[0].measured.high == 3
 
 
-def test_a_cut_line_of_a_log_is_passed_over(tmp_path):
+def test_a_truncated_log_line_is_skipped(tmp_path):
     (tmp_path / "image").mkdir()
     lines = [
         '{"step": 1, "loss": 2.5}',
@@ -235,13 +235,13 @@ def test_a_damaged_recipe_is_named(tmp_path, content):
         read_run(tmp_path, [])
 
 
-def test_a_sheet_that_is_no_png_is_named(tmp_path):
+def test_a_sheet_that_is_not_a_png_is_named(tmp_path):
     write(tmp_path / "results.json", results(5, 4.0, 1.0))
     (tmp_path / "sheet.png").write_bytes(b"<svg onload=alert(1)>")
     with pytest.raises(UserError, match=r"sheet\.png is not a PNG"):
         as_html(read_run(tmp_path, []), 3)
 
 
-def test_settings_become_one_level():
+def test_nested_settings_are_flattened():
     nested = {"a": 1, "b": {"c": {"d": None}, "e": [2, 3]}, "f": "text"}
     assert flatten(nested) == {"a": "1", "b.c.d": "null", "b.e": "[2, 3]", "f": "text"}
