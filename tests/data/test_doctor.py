@@ -92,7 +92,7 @@ def test_suspicious_clips_give_a_warning(tmp_path, write_video):
     assert finding.detail == ("56x24 pixels, 3 frames at 4 a second, opaque, cropped to 43% of it")
     assert finding.warnings == (
         "only 3 frames, fewer than the 16 of a training sample",
-        "only 4 frames a second",
+        "only 4 frames per second",
         "enlarged to 32x32 pixels, which adds no detail",
         "more than half of each frame is cut off; --fit pad keeps all of it",
         'the model has not seen "ferret"',

@@ -129,7 +129,7 @@ def test_what_scores_depend_on_is_in_the_document(values, write, command, networ
     assert document["generated"]["prompts_sha256"] in asked
     known = {prompts_hash(list(some)) for some in combinations(captions, 6)}
     assert document["real"]["captions_sha256"] in known
-    assert "4 videos of tiny (from 8-bit arrays) at 24 to 24 frames a second against" in page
+    assert "4 videos of tiny (from 8-bit arrays) at 24 to 24 frames per second against" in page
     assert "means 2000 times and the rest 2 times" in page
 
 
@@ -250,7 +250,7 @@ def test_real_clips_that_were_prepared_are_marked(values, write, command, prepar
     assert document["real"]["prepared_side"] == 24
     assert "**Not the whole protocol:** real clips were prepared at 24 pixels." in page
     assert "measured here, 4 videos; real clips were prepared at 24 pixels |" in page
-    assert "against 6 real clips of data (from .npy) at 24 to 24 frames a second." in page
+    assert "against 6 real clips of data (from .npy) at 24 to 24 frames per second." in page
 
 
 def test_videos_for_vbench(tiny_model, tmp_path, capsys):
