@@ -69,6 +69,7 @@ class TemporalDecoderMixin(ABC):
         """
         before_mid, before_up = cache or (None, None)
         x = self._to_mid(z)
+        # x + T-Attn(x): residual temporal attention, zero at initialization
         update, after_mid = self.temporal_mid.forward_chunk(x, num_frames, before_mid)
         x = self._to_up(x + update)
         update, after_up = self.temporal_up.forward_chunk(x, num_frames, before_up)
@@ -151,6 +152,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def encode(self, x: FoldedFrames) -> AutoencoderKLOutput:
         """Return the posterior over unscaled latents of pixels in [-1, 1]."""
+        # linear code plus convolutional residual, which starts as zero
         mean = self.encoder_linear(x) + self.encoder(x)
         # relative to the latents' standard deviation, 1 / scaling_factor
         std = self.config.noise_std / self.config.scaling_factor
@@ -185,6 +187,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         size = self.config.patch_size
         patches = rearrange(frames, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size).double()
         mean = patches.mean(dim=0)
+        # PCA minimizes the squared reconstruction error of all linear codes of this size
+        # (Eckart-Young)
         covariance = torch.cov(patches.T, correction=0)
         variances, vectors = torch.linalg.eigh(covariance)
         # eigh sorts eigenvalues in ascending order: the principal components come last

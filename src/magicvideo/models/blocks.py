@@ -97,6 +97,7 @@ class Conv2Plus1d(nn.Conv2d):
         """Return the convolution of videos of `num_frames` frames."""
         # the temporal kernel covers one pixel: a linear layer over channels, faster on a CPU
         rows = rearrange(super().forward(x), "n c h w -> n h w c")
+        # taps of the current and the two other frames, shifted along time and summed
         taps = rearrange(F.linear(rows, self.temporal_weight), "n h w c -> n c h w")
         return _sum_taps(taps, num_frames, self.shifts) + self.temporal_bias[:, None, None]
 
@@ -232,6 +233,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(config.num_groups, out_channels, eps=1e-5)
         self.conv2 = config.build_conv(out_channels, out_channels)
         self.adaptor2 = build_adaptor(frames, out_channels, enabled=enabled)
+        # 1x1 convolution where the number of channels changes, as in Stable Diffusion
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
@@ -278,6 +280,7 @@ class SpatioTemporalTransformer(SpatialTransformer):
         """Return the sum of both branches."""
         frames = context.num_frames
         spatial = super().forward(x, context.tokens, frames)
+        # Figure 3b: y = Adaptor(x + S-Attn(x)) + T-Attn(x)
         spatial = self.adaptor(spatial, frames, first_frame=context.first_frame)
         if self.temporal is None:
             return spatial

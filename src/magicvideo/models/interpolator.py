@@ -224,6 +224,7 @@ class Interpolator(ModelMixin, ConfigMixin):
             tokens: Condition of each of these gaps.
             fps: Frames per second of the finished video, for each of these gaps.
         """
+        # s uses the noisy keys, because sampling only has generated, inaccurate keys
         scale = self.residual_scale_for(noisy_keys)
         # (x - l) / s
         target = (middle - lerp_keyframes(keys, self.config.num_inserted)) / scale
@@ -280,6 +281,8 @@ class Interpolator(ModelMixin, ConfigMixin):
         """
         num_frames = self.config.num_inserted + 2
         at_keys = torch.zeros_like(keys[:, :1])
+        # input per frame: residual (c channels), first and second key (2 c), and the mask of known
+        # frames (1)
         both = repeat(keys, "g two c h w -> g f (two c) h w", f=num_frames)
         mask = torch.zeros_like(both[:, :, :1])
         mask[:, 0] = mask[:, -1] = 1.0

@@ -74,6 +74,7 @@ class LatentPreview:
         )
         seen = rearrange(latents.double(), "b f c h w -> (b f h w) c")
         wanted = rearrange(small, "n rgb (h p) (w q) -> (n h w) (rgb p q)", p=side, q=side)
+        # a column of ones for the bias
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
         # normal equations with a small ridge, which keeps them solvable for constant channels
         square = seen.T @ seen

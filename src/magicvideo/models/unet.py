@@ -142,6 +142,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         heads = _per_level(attention_head_dim, len(channels))
         down = _heads_of(down_block_types, heads, "down_block_types")
         up = _heads_of(up_block_types, heads[::-1], "up_block_types")
+        # as in Stable Diffusion, the time embedding is four times as wide as the first level
         block_config = BlockConfig(
             time_embed_dim=4 * channels[0],
             cross_attention_dim=cross_attention_dim,
@@ -154,6 +155,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
             convolutions=convolutions,
         )
         first, width = channels[0], block_config.time_embed_dim
+        # one sinusoidal projection for all scalar conditions; each has its own two-layer MLP
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(first, width)
         self.fps_embedding = _silent_embedding(first, width)
@@ -231,6 +233,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         # fold frames into the batch, so 2D convolutions and spatial attention process images
         x = rearrange(sample, "b f c h w -> (b f) c h w").to(self.conv_in.weight.dtype)
         x = self.conv_in_adaptor(self.conv_in(x, num_frames), num_frames, first_frame=first)
+        # U-Net: the encoder's outputs are concatenated to the decoder's inputs at equal resolution
         skips = [x]
         for down in self.down_blocks:
             skips.extend(down(skips[-1], context))
@@ -328,12 +331,14 @@ class VideoUNet(ModelMixin, ConfigMixin):
             if self.motion_embedding is None:
                 raise ValueError("motion is for networks with motion_condition=True")
             embedded = self.time_proj(_MOTION_SCALE * motion.nan_to_num()).to(dtype)
+            # unknown motion scores contribute nothing, like a model without motion condition
             known = (~motion.isnan()).to(dtype)[:, None]
             total = total + repeat_for_frames(self.motion_embedding(embedded) * known, len(steps))
         if target is not None and self.interval_embedding is None:
             raise ValueError("target_timestep is for networks with flow_map=True")
         if self.interval_embedding is not None:
             # given frames have step 0, and stay at step 0 whatever the target
+            # a flow map u(y, t, r) is conditioned on t - r besides t
             interval = _interval(timestep, timestep if target is None else target).flatten()
             total = total + self.interval_embedding(self.time_proj(interval).to(dtype))
         return F.silu(total)

@@ -65,6 +65,7 @@ class Upscaler(ModelMixin, ConfigMixin):
         folded, first = channels * factor * factor, widths[0]
         embed_dim = 4 * first
         self.frequencies = Timesteps(_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        # the diffusion step and the noise level have separate embeddings, which are summed
         self.time_embedding = TimestepEmbedding(_FREQUENCIES, embed_dim)
         self.level_embedding = TimestepEmbedding(_FREQUENCIES, embed_dim)
         self.conv_in = nn.Conv2d(folded + channels, first, 3, padding=1)
@@ -156,6 +157,7 @@ class Upscaler(ModelMixin, ConfigMixin):
         x = self.mid_blocks(x, embedding)
         halves = list(zip(self.up_blocks, self.upsamplers, skips, strict=True))
         for blocks, upsample, skip in reversed(halves):
+            # skip connections are added, not concatenated: fewer channels at high resolution
             x = blocks(upsample(x) + skip, embedding)
         x = F.silu(self.norm_out(x))
         # Where the residual r is 0, the input is sigma * e and the velocity alpha * e is a multiple

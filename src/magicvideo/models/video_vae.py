@@ -218,6 +218,7 @@ class VideoAutoencoderKL(TemporalDecoderMixin, AutoencoderKL):
         return _reconstruct(self, x, generator, num_frames, noise_levels, common_noise)
 
     def _to_mid(self, z: FoldedFrames) -> Features:
+        # diffusers' decoder up to the middle block, split so that temporal attention can follow
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
         return self._pass(self.decoder.mid_block, self.decoder.conv_in(z))

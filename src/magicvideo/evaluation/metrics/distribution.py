@@ -47,6 +47,7 @@ def fit_gaussian(features: Features, divisor: Divisor = "n-1") -> Gaussian:
         raise UserError(
             f"A Frechet distance needs at least 2 samples on each side, not {len(features)}."
         )
+    # float64, because covariances of thousands of dimensions lose digits in float32
     centred = features.astype(np.float64)
     mean = centred.mean(axis=0)
     centred -= mean
@@ -66,6 +67,7 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     # A S2 A has the eigenvalues of A A S2 = S1 S2, and is symmetric
     product = np.linalg.eigvalsh(root @ second.covariance @ root)
+    # |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)) (Heusel et al., 1706.08500, equation 6)
     shift = np.square(first.mean - second.mean).sum()
     traces = np.trace(first.covariance) + np.trace(second.covariance)
     # two equal sets can come out below 0 by rounding
@@ -135,6 +137,8 @@ def kernel_distance(
         raise UserError(f"A kernel distance needs at least 2 samples on each side, not {fewest}.")
     first, second = first.astype(np.float64), second.astype(np.float64)
     left_out = group if unbiased else 0
+    # MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y) (Binkowski et al., 1801.01401), split into the
+    # contributions of both sides
     ours = _within(first, kernel, left_out) - _between(first, second, kernel)
     theirs = _within(second, kernel, left_out) - _between(second, first, kernel)
     return KernelDistance(value=float(ours.mean() + theirs.mean()), first=ours, second=theirs)
@@ -189,6 +193,7 @@ def inside_manifold(
     )
     inside = [
         (distances <= radii).any(axis=1)
+        # improved precision and recall (Kynkäänniemi et al., 1904.06991, equation 1)
         for distances in _distances(samples.astype(np.float64), points)
     ]
     return np.concatenate(inside)
@@ -228,6 +233,7 @@ def inception_score(probabilities: Float[np.ndarray, "n classes"]) -> float:
             "An Inception Score needs probabilities that sum to 1 for each picture; give a network "
             "that ends in a softmax."
         )
+    # IS = exp(E_x KL(p(y|x) || p(y))) (Salimans et al., 1606.03498, section 4)
     marginal = posteriors.mean(axis=0)
     # the mean divergence KL(p(y|x) || p(y)) equals H(p(y)) - mean H(p(y|x))
     return float(np.exp(entr(marginal).sum() - entr(posteriors).sum(axis=1).mean()))

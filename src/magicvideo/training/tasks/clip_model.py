@@ -85,6 +85,8 @@ class CLIPTask:
             pixel_values=clip_pixels(batch.frames[:, 0].to(device), self.image_size),
         )
         logits = output.logits_per_image
+        # row i is frame i, column j caption j: cross-entropy with the diagonal as target, in both
+        # directions
         own = torch.arange(len(logits), device=device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         return {"loss": loss, "found": (logits.argmax(dim=1) == own).float().mean()}

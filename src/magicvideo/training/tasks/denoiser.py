@@ -251,6 +251,8 @@ class DenoiserTask:
                 embeddings = encode_frame_embeds(self.encoders, batch, shown, device)
             else:
                 embeddings = latents.new_zeros(size, self.network.image_embed_dim)
+        # noise is partly shared by the frames of a clip (D14); the paper's independent noise has
+        # correlation 0
         noise = correlated_noise(
             tuple(latents.shape), generator, self.noise_correlation, self.noise_decay
         )
@@ -272,6 +274,7 @@ class DenoiserTask:
         motion = None
         if is_clip and self.has_motion:
             motion = draw_motion(latents, self.network.unet.config, self.motion_dropout, generator)
+        # the network gets one timestep per frame if some frames are given, otherwise one per clip
         prediction = network(
             noisy,
             frame_timesteps,
@@ -330,6 +333,7 @@ class DenoiserTask:
     def _temporal_mode_weights(self, config: VideoStageConfig | None) -> Tensor | None:
         if config is None or config.mode_weight_limit is None:
             return None
+        # W = s U diag(min(1 / l, limit)) U^T of the noise's covariance over frames
         covariance = noise_covariance(self.num_frames, self.noise_correlation, self.noise_decay)
         return temporal_mode_weights(covariance, config.mode_weight_limit)
 
@@ -364,6 +368,8 @@ class DenoiserTask:
         for name, parameter in self.network.named_parameters():
             if name in self._initial_weights:
                 learnt[name] = parameter.detach().clone()
+                # w <- (1 - a) w + a w_0: keeps abilities of the image model that fine-tuning would
+                # lose
                 parameter.data.lerp_(
                     self._initial_weights[name].to(parameter.device), self.weight_interpolation
                 )

@@ -146,9 +146,12 @@ class DistillTask:
         conditions = ClipConditions(tokens, batch.fps.to(device), motion, latents, given)
         rows = to_device(over_interval.nonzero()[:, 0], device)
         over_interval = to_device(over_interval, device)
+        # y = (1 - t) x + t e, a point on the straight line between data and noise (D17)
         points = torch.lerp(latents, noise, time[:, None, None, None, None])
 
         with torch.no_grad():
+            # r = t: the mean velocity over an interval of zero length is the teacher's guided
+            # velocity w
             target = self._guided_direction(points, time, conditions, empty)
             if len(rows):
                 # a finite difference needs float32
@@ -158,6 +161,8 @@ class DistillTask:
                     def direction(points: Tensor, time: Tensor, target_time: Tensor) -> Tensor:
                         return self._direction(network, points, time, target_time, selected)
 
+                    # r < t: u = w - (t - r) du/dt, with the student's own derivative, without
+                    # gradient
                     over = flow_map_target(
                         direction,
                         points[rows],
@@ -168,6 +173,7 @@ class DistillTask:
                         self.path.last,
                     )
                 target = target.index_copy(0, rows, over)
+            # compare in the network's prediction type, in which it was pretrained
             target = self.path.prediction(target, points, time)
         prediction = self._predict(network, points, time, target_time, conditions)
         errors = self._squared_errors(prediction - target, given)
@@ -190,6 +196,8 @@ class DistillTask:
         last, config = self.scheduler.config.num_train_timesteps - 1, self.config
         steps, kind, share = (generator.uniform(size) for _ in range(3))
         over_interval = kind >= config.diagonal_prob
+        # with probability to_data_prob r = 0 (one step to the data), with diagonal_prob r = t,
+        # otherwise r is uniform in [0, t]
         share = share.masked_fill(kind < config.diagonal_prob + config.to_data_prob, 0.0)
         share = share.masked_fill(~over_interval, 1.0)
         time = self.path.time_at(last * to_device(steps, device))
@@ -204,6 +212,7 @@ class DistillTask:
         conditions: ClipConditions,
     ) -> Latents:
         """Return the velocity that a network predicts; a target of None is for the teacher."""
+        # z = (alpha + sigma) y is the network's input; given frames are clean and have step 0
         noisy = points * self.path.scale(time)[:, None, None, None, None]
         steps = self.path.step_at(time).clamp_min(0)
         if conditions.given is not None:
@@ -249,6 +258,8 @@ class DistillTask:
         direction = self._direction(self.teacher, points[both], time[both], None, twice)
         plain, conditional = direction.chunk(2)
         total = self.scheduler.config.num_train_timesteps
+        # the sampler applies guidance during the first guidance_stop of its steps, which are the
+        # highest timesteps
         is_guided = self.path.step_at(time) >= (1 - self.guidance_stop) * total
         scale = torch.where(is_guided, self.guidance_scale, 1.0)[:, None, None, None, None]
         return plain + scale * (conditional - plain)
@@ -261,6 +272,7 @@ class DistillTask:
             error = error.masked_fill(given[:, :, None, None, None], 0)
         weighted = error
         if self.mode_weights is not None:
+            # e^T W e over frames
             weighted = torch.einsum("fg,bgchw->bfchw", self.mode_weights.to(error), error)
         return (error * weighted).flatten(1).mean(dim=1)
 

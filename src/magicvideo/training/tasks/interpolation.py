@@ -80,6 +80,7 @@ class InterpolationTask:
         for position in range(_WINDOWS_FOR_SCALE):
             latents = self._latents(self.batches.get_other_batch(1, position, 1), device)
             keys, middle = latents[:, [0, -1]], latents[:, 1:-1]
+            # (x - l) / d, with d the RMS distance of the keys: its RMS is the residual scale
             residuals = (middle - lerp_keyframes(keys, middle.shape[1])) / keyframe_rms_distance(
                 keys
             )
@@ -99,6 +100,7 @@ class InterpolationTask:
         timesteps = sample_timesteps(
             size, steps, config.terminal_step_prob, generator, config.timestep_power
         )[few].to(device)
+        # noise level of the keys as a diffusion step; clean keys have level 0
         levels = generator.integers(self.config.max_noise_level, size)
         levels = levels.masked_fill(generator.uniform(size) < self.config.clean_prob, 0)
         timesteps, levels = to_device(timesteps, device), to_device(levels, device)
@@ -107,6 +109,7 @@ class InterpolationTask:
         key_noise = to_device(generator.normal(clean.shape), device)
         noised = self.scheduler.add_noise(clean, key_noise, levels)
         noisy_keys = torch.where((levels > 0)[:, None, None, None, None], noised, clean)
+        # the noise of the few windows that the U-Net processes
         noise = to_device(
             correlated_noise(tuple(middle.shape), generator, self.noise_correlation)[few], device
         )
@@ -122,11 +125,12 @@ class InterpolationTask:
             tokens,
             batch.fps[few].to(device),
         )
+        # the U-Net's loss is the denoiser's, on the residuals r
         target = prediction_target(self.scheduler, output.diffusion_target, noise, timesteps)
         denoising = denoising_loss(
             self.scheduler, output.diffusion_prediction, target, timesteps, self.config.snr_gamma
         )
-        # L1 instead of the square, because unpredictable gaps would dominate
+        # smooth L1 instead of the square, because unpredictable gaps would dominate the mean
         estimate = F.smooth_l1_loss(
             output.residual_estimate.float(), output.residual_target.float()
         )

@@ -94,8 +94,11 @@ class UpscalerTask:
             self.config.crop // self.network.config.factor,
             generator,
         )
+        # r = (x - up(s)) / k has unit variance
         residuals, device = residuals / self.network.config.residual_scale, small.device
         size = len(small)
+        # conditioning augmentation: noise on the network's small frames only, in units of pixels in
+        # [-1, 1]
         levels = self.config.max_noise_level * generator.uniform(size)
         steps = self.scheduler.config.num_train_timesteps
         timesteps = to_device(generator.integers(steps, size), device)
@@ -153,9 +156,11 @@ class UpscalerTask:
             chosen = to_device(rebuilt.nonzero().flatten(), device)
             latents = encode_frames(self.vae.to(device), small[chosen][:, None])
             noise = generator.select(rebuilt).normal(latents.shape)
+            # noise on latents simulates the errors of generated latents
             noise *= amounts[rebuilt][:, None, None, None, None]
             latents = latents + to_device(noise, device)
             small[chosen] = decode_latents(self.vae, latents)[:, 0]
+        # k r = x - up(s), with s degraded but without the noise of the conditioning augmentation
         return frames - upsample_bicubic(small, factor), small
 
     def _check_sizes(self) -> None:
