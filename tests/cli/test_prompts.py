@@ -7,6 +7,7 @@ import pytest
 from magicvideo.cli import run
 from magicvideo.cli.generate import ConditionOptions, PromptOptions
 from magicvideo.errors import UserError
+from magicvideo.pipelines.request import check_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -29,6 +30,11 @@ def test_bytes_that_are_not_utf_8_are_refused_before_any_work(capsys, words):
     said = capsys.readouterr().err
     assert "contains bytes that are not UTF-8 (caf\\xe9)" in said
     assert said.count("\n") == 1
+
+
+def test_half_a_character_of_utf_16_is_refused_like_bytes():
+    with pytest.raises(UserError, match=r"not UTF-8 \(fox \\ud83d\)"):
+        check_text("The prompt", "fox \ud83d")
 
 
 def test_a_prompt_with_a_leading_hyphen_gives_a_hint(capsys):

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from magicvideo.cli import run
 from magicvideo.data.doctor import (
     check_prepared,
     check_source,
@@ -114,3 +115,12 @@ def test_reasons_that_differ_only_in_numbers_are_counted_together():
         ("the model has not seen a word", 2),
         ("no caption", 1),
     ]
+
+
+def test_words_that_the_bundled_model_has_not_seen_are_named(shapes, tmp_path, capsys):
+    shutil.copy(shapes / "clip000.mp4", tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_text("a red zorblax")
+    assert run(["data", "doctor", str(tmp_path), "--model", "bundled"]) == 0
+    said = capsys.readouterr().out
+    assert "zorblax" in said
+    assert "red" not in said

@@ -125,7 +125,9 @@ def mixed(good, shapes, tmp_path):
         container.start_encoding()
     (folder / "words.mkv").write_text("these are words\n" * 100)
     write_sound(folder / "sound.mp4")
-    (folder / "video.gif").write_bytes(whole)
+    (folder / "pointer.mp4").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
     Image.new("RGB", (16, 16)).save(folder / "still.webp")
     os.mkfifo(folder / "endless.mp4")
     (folder / "gone.mp4").symlink_to(tmp_path / "nowhere")
@@ -141,14 +143,14 @@ EXPECTED = {
     "empty.mp4": "empty file",
     "endless.mp4": "not a regular file",
     "garbage.mp4": "damaged or no video",
-    "garbage.webp": "not a picture file",
+    "garbage.webp": "damaged or no video",
     "gone.mp4": "cannot be read (No such file or directory)",
     "noframes.avi": "no frame can be decoded",
     "nohead.mp4": "damaged or no video",
     "notail.mp4": "damaged or no video",
+    "pointer.mp4": "a pointer of Git LFS in place of the video; run git lfs pull",
     "sound.mp4": "only sound",
     "still.webp": "a still picture",
-    "video.gif": "not a GIF file",
     "words.mkv": "damaged or no video",
 }
 

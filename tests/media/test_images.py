@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -89,6 +91,13 @@ def test_colour_profiles_are_converted_and_damaged_ones_are_not(tmp_path, shown)
 
 def test_files_that_are_not_images_are_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    for name, sentence in {"a.png": "not a picture", "b.png": "does not exist"}.items():
+    os.mkfifo(tmp_path / "c.png")
+    sentences = {
+        "a.png": "not a picture",
+        "b.png": "does not exist",
+        "c.png": "a pipe",
+        "": "is no file",
+    }
+    for name, sentence in sentences.items():
         with pytest.raises(UserError, match=sentence):
             load_image(tmp_path / name)

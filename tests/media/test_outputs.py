@@ -136,3 +136,10 @@ def test_literal_braces_are_doubled():
     assert paths == [Path("x{1}-7.mp4")]
     with pytest.raises(UserError, match=r"\{\{ or \}\} for a brace"):
         output_paths(Path("x{1}.mp4"), ["fox"], [7], None)
+
+
+def test_a_link_to_nothing_is_in_the_way_before_any_work(tmp_path):
+    (tmp_path / "x.mp4").symlink_to("nowhere.mp4")
+    with pytest.raises(UserError, match="exists; choose another name, or add --overwrite"):
+        check_output(tmp_path / "x.mp4", overwrite=False)
+    check_output(tmp_path / "x.mp4", overwrite=True)

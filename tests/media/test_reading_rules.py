@@ -76,7 +76,7 @@ def test_avi_with_b_frames_is_whole(tmp_path):
         container.mux(stream.encode())
     found = probe_video(tmp_path / "a.avi")
     assert found.num_frames == 20
-    assert found.fps == pytest.approx(25, rel=0.06)
+    assert found.fps == 25
 
 
 @pytest.mark.parametrize("key_distance", [10, 40])
@@ -196,7 +196,7 @@ def test_a_playlist_is_not_a_video(tmp_path, write_video, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_video("secret.mp4", np.zeros((4, 16, 16, 3), np.uint8))
     (tmp_path / "a.mp4").write_text(PLAYLISTS[kind].format("secret.mp4"))
-    with pytest.raises(ClipError, match="damaged or no video"):
+    with pytest.raises(ClipError, match=r"damaged or no video|a list of other files"):
         probe_video(Path("a.mp4"))
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -378,6 +379,26 @@ def test_dtypes_are_one_or_one_for_each_component(tiny_model):
     assert (mixed.unet.dtype, mixed.text_encoder.dtype) == (torch.bfloat16, torch.float32)
     mixed.to(torch.float32)
     assert mixed.unet.dtype == torch.float32
+
+
+def test_a_change_of_dtype_warns_of_nothing(tiny_model):
+    pipe = MagicVideoPipeline.from_pretrained(tiny_model)
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addHandler(handler)
+    try:
+        pipe.to(torch.bfloat16)
+    finally:
+        logger.removeHandler(handler)
+    assert pipe.unet.dtype == torch.bfloat16
+    assert told == []
+
+
+def test_a_model_is_not_spread_over_devices(tiny_model):
+    with pytest.raises(UserError, match="The device is 'balanced'; it must be one device"):
+        MagicVideoPipeline.from_pretrained(tiny_model, device_map="balanced")
 
 
 def test_variants_and_shards_are_written_and_read(pipe, tmp_path):

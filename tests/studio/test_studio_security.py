@@ -11,6 +11,7 @@ import time
 import zlib
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -240,6 +241,13 @@ def test_a_picture_is_kept_upright_small_and_without_metadata():
     assert b"secret" not in png
     with pytest.raises(UserError, match="4000x1000"):
         normalize_picture(holder.getvalue(), most_pixels=3_999_999)
+
+
+def test_a_picture_of_sixteen_bits_is_kept_as_viewers_show_it():
+    holder = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(holder, format="PNG")
+    with Image.open(io.BytesIO(normalize_picture(holder.getvalue(), most_pixels=64))) as kept:
+        assert kept.convert("RGB").getpixel((4, 4)) == (100, 100, 100)
 
 
 def until_closed(connection):

@@ -15,7 +15,7 @@ from magicvideo.training.export import CARD, write_model_card
 @pytest.fixture
 def folder(tmp_path):
     index = {
-        "_class_name": "MagicVideoPipeline",
+        "_class_name": ["pipeline", "MagicVideoPipeline"],
         "unet": ["magicvideo", "VideoUNet"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "default_steps": 7,
@@ -44,6 +44,7 @@ def test_the_model_card_has_the_metadata_of_the_hub(folder, tmp_path):
     for said in ("`unet` | VideoUNet (magicvideo)", "`keyframes` | 1,300", "recipe `emoji`"):
         assert said in card.text
     assert "default_steps" not in card.text
+    assert "_class_name" not in card.text
     assert card.text.endswith("## Data\n\nClips of shapes.\n")
 
 

@@ -171,6 +171,23 @@ def test_many_mistakes_give_a_few_short_sentences(tmp_path):
         load_yaml(path)
 
 
+def test_a_setting_that_is_given_twice_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nclip:\n  steps: 1\nname: y\n")
+    with pytest.raises(UserError, match=r"valid YAML: name is given twice, .* in line 4"):
+        load_yaml(path)
+    path.write_text("clip:\n  steps: 1\n  warmup_steps: 2\n  steps: 3\n")
+    with pytest.raises(UserError, match="steps is given twice"):
+        load_yaml(path)
+
+
+def test_a_truth_value_is_no_number():
+    with pytest.raises(UserError, match=r"seed=True is invalid: a number is wanted"):
+        parse_recipe({"name": "x", "seed": True}, "it")
+    with pytest.raises(UserError, match=r"clip\.steps=True is invalid: a number is wanted"):
+        parse_recipe({"clip": {"steps": True}}, "it")
+
+
 @pytest.mark.parametrize("value", ["[[[[", "2020-99-99", "!!python/name:os.system"])
 def test_a_change_that_is_not_yaml_is_refused(value):
     with pytest.raises(UserError, match="not valid YAML"):

@@ -217,7 +217,7 @@ def test_a_finished_stage_refuses_other_settings_and_data_by_name(trained, recip
         train(recipe.model_copy(update={"seed": 6}), "autoencoder")
     fewer = shutil.copytree(recipe.data, tmp_path / "fewer")
     write_manifest(fewer, read_manifest(fewer)[:-1])
-    with pytest.raises(UserError, match=r"have changed \(they were 7 clips and are 6\)"):
+    with pytest.raises(UserError, match=r"others than before \(they were 7 clips and are 6\)"):
         train(recipe.model_copy(update={"data": fewer}), "autoencoder")
     shutil.rmtree(fewer)  # a stage that is done needs its data no more
     said = []

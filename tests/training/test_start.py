@@ -15,7 +15,7 @@ from magicvideo.models.video_vae import VideoPatchAutoencoder
 from magicvideo.training.dry_run import estimate_run
 from magicvideo.training.export import export
 from magicvideo.training.recipe import Recipe
-from magicvideo.training.resolve import component_source, image_vae_source
+from magicvideo.training.resolve import component_source, image_vae_source, plan_stages
 from magicvideo.training.run import train
 
 
@@ -169,6 +169,9 @@ def test_other_sizes_are_refused_by_name(model, prepared, tmp_path):
     recipe = starting(model, prepared, tmp_path, "clip", clip=clip)
     with pytest.raises(UserError, match="do not have the sizes of the recipe's clip"):
         task_of(recipe, "clip")
+    recipe = starting(model, tmp_path / "none", tmp_path, "clip", size=48)
+    with pytest.raises(UserError, match=r"sees squares of 24 pixels, .* 48; prepare .*--size 24"):
+        plan_stages(recipe)
 
 
 def test_a_folder_that_is_damaged_or_not_a_model_is_refused(model, prepared, tmp_path):

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicvideo.errors import UserError
+from magicvideo.printable import printable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from rich.console import Console
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+_LAYOUT = "\n\t"  # of sentences and tables
 
 # torch's out-of-memory messages: CUDA and MPS, cuBLAS, the CPU on Linux and elsewhere
 _SIGNS = (
@@ -79,20 +82,13 @@ def tolerate_broken_streams() -> Callable[[], OSError | None]:
     return failure
 
 
-def printable(text: object) -> str:
-    """Escape the control characters of a text."""
-    return "".join(
-        one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in str(text)
-    )
-
-
 def say(text: object, *, err: bool = False) -> None:
     """Print a line to the standard output, or to standard error, in the stream's own encoding."""
     stream = sys.stderr if err else sys.stdout
     if stream is None:  # no console
         return
     # not with click, which writes UTF-8 to an ASCII stream
-    stream.write(f"{printable(text)}\n")
+    stream.write(f"{printable(text, keep=_LAYOUT)}\n")
     stream.flush()
 
 
@@ -104,7 +100,7 @@ def make_console() -> "Console":
 
     class Hints(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            console.print(f"Hint: {printable(record.getMessage())}", markup=False)
+            console.print(f"Hint: {printable(record.getMessage(), keep=_LAYOUT)}", markup=False)
 
     logging.getLogger("magicvideo").handlers = [Hints()]
     return console

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicvideo.cli.console import printable, say
+from magicvideo.cli.console import say
 from magicvideo.cli.encode import (
     DecodeOptions,
     EncodeOptions,
@@ -16,6 +16,7 @@ from magicvideo.cli.encode import (
     explicit_options,
 )
 from magicvideo.cli.options import with_option_groups
+from magicvideo.printable import printable
 
 if TYPE_CHECKING:
     from magicvideo.data.doctor import Finding
@@ -134,7 +135,8 @@ def doctor(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A model: report caption words that are not in its training captions.",
+            help="A model, or `bundled`: report caption words that are not in its training "
+            "captions.",
             show_default=False,
         ),
     ] = None,
@@ -268,11 +270,13 @@ def _word_check(model: Path) -> Callable[[str], list[str]]:
     from magicvideo.data.text_files import TextFileError, read_text
     from magicvideo.errors import UserError
     from magicvideo.pipelines.hints import WORDS_FILE, unknown_words
+    from magicvideo.pipelines.model_folder import find_model_folder
 
+    file = find_model_folder(model) / WORDS_FILE
     try:
-        words = frozenset(read_text(model / WORDS_FILE).split())
+        words = frozenset(read_text(file).split())
     except TextFileError as error:
-        raise UserError(f"{model / WORDS_FILE} {error}; choose a model that has one.") from None
+        raise UserError(f"{file} {error}; choose a model that has one.") from None
     return partial(unknown_words, words=words)
 
 

@@ -239,9 +239,11 @@ def _open_inputs(source: Path, decoding: DecodeOptions) -> "EncodeInputs":
 
 def _encoder_paths(model: Path) -> "FrozenEncoderPaths":
     from magicvideo.models.pretrained_encoders import resolve_frozen_encoders
+    from magicvideo.pipelines.model_folder import find_model_folder
     from magicvideo.training.resolve import frozen_encoder_paths
     from magicvideo.training.run import RECIPE_FILE, read_run_recipe
 
+    model = find_model_folder(model)
     is_run = (model / RECIPE_FILE).is_file()
     return (
         frozen_encoder_paths(read_run_recipe(model)) if is_run else resolve_frozen_encoders(model)

@@ -37,9 +37,9 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
-    from magicvideo.pipelines.model_folder import BUNDLED_MODEL_DIR, summarize
+    from magicvideo.pipelines.model_folder import find_model_folder, summarize
 
-    summary = summarize(folder or model or BUNDLED_MODEL_DIR)
+    summary = summarize(find_model_folder(folder or model))
     table = Table("component", "class", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("bytes", justify="right")

@@ -74,7 +74,7 @@ def _options_of(group: type[Any]) -> dict[str, Parameter]:
 
 
 Model = Annotated[
-    Path | None, typer.Option(help="Model folder.", show_default="the included model")
+    Path | None, typer.Option(help="Model folder.", show_default="bundled, the included model")
 ]
 Device = Annotated[
     str | None,

@@ -35,7 +35,8 @@ def train(
         typer.Option("--set", help="Change one setting: keyframes.learning_rate=1e-4."),
     ] = None,
     scale: Annotated[
-        float, typer.Option(min=1e-6, help="Factor on the number of updates of all stages.")
+        float,
+        typer.Option(min=1e-6, max=1e6, help="Factor on the number of updates of all stages."),
     ] = 1.0,
     threads: Annotated[
         int | None,

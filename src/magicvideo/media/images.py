@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Int16, UInt8
@@ -19,22 +20,17 @@ from magicvideo.limits import (
     MAX_FRAME_PIXELS,
     MAX_IMAGE_PIXELS,
 )
-from magicvideo.media.frame_display import (
-    apply_orientation,
-    check_frame_size,
-    exif_orientation,
-    show_image,
-)
+from magicvideo.media.frame_display import check_frame_size, show_image
 
 
 @contextmanager
 def open_image_limited(
-    path: Path, max_pixels: int, formats: tuple[str, ...] | None = None
+    file: Path | BinaryIO, max_pixels: int, formats: tuple[str, ...] | None = None
 ) -> Iterator[Image.Image]:
     """Open a picture file as `PIL.Image.open` does; too many pixels are refused before decoding.
 
     Args:
-        path: The file.
+        file: Its path, or its content.
         max_pixels: Pixels that a frame of it may have.
         formats: The names of the formats that are tried; None tries all of Pillow's.
 
@@ -47,7 +43,7 @@ def open_image_limited(
         # says of damaged metadata is nothing that a viewer would show
         warnings.simplefilter("ignore")
         try:
-            picture = Image.open(path, formats=formats)
+            picture = Image.open(file, formats=formats)
         except Image.DecompressionBombError:
             raise ValueError(f"it has more than {max_pixels:,} pixels") from None
         with picture:
@@ -69,8 +65,11 @@ def load_image(image: Image.Image | str | Path) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return _on_white(show_image(image))
+    path = Path(image)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"The picture {image} is no file, but a folder, a pipe or a device.")
     try:
-        with open_image_limited(Path(image), MAX_IMAGE_PIXELS) as opened:
+        with open_image_limited(path, MAX_IMAGE_PIXELS) as opened:
             return _on_white(show_image(opened))
     except FileNotFoundError:
         raise UserError(f"The picture {image} does not exist.") from None
@@ -89,6 +88,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
+_GIF = b"GIF8"
 _TEXT_TAG = 270  # EXIF's ImageDescription
 _PNG_KEY = "Comment"
 _CLEAR = 255  # in the palette of a GIF: what was there stays
@@ -100,40 +100,47 @@ _DEFAULT_DELAY = 100
 _ANIMATED, _WITH_EXIF, _WITH_ALPHA = 0x02, 0x08, 0x10  # bits of a WebP's header
 
 
-def read_animation(path: Path, max_frames: int) -> Generator[Image.Image, None, float]:
-    """Yield the frames of a GIF or WebP in mode RGBa (premultiplied); return frames per second.
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is a GIF, WebP or PNG by its first bytes, whatever its name says."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    is_webp = head.startswith(b"RIFF") and head.endswith(b"WEBP")
+    return is_webp or head.startswith((_GIF, b"\x89PNG\r\n"))
 
-    A frame of 10 milliseconds or less, or of no stated duration, counts 100, as in browsers. A
-    GIF's bytes after its end mark are passed over, and the mark itself may be missing.
+
+def read_animation(path: Path, max_frames: int) -> Generator[Image.Image, None, float]:
+    """Yield the frames of an animation in mode RGBa (premultiplied); return frames per second.
+
+    The file is a GIF, WebP or PNG. A frame of 10 milliseconds or less, or of no stated duration,
+    counts 100, as in browsers. A GIF's bytes after its end mark are passed over, and the mark
+    itself may be missing.
 
     Args:
         path: The file.
         max_frames: Frames that it may have.
 
     Raises:
-        ClipError: If it is none, damaged, cut off, or over the limits.
+        ClipError: If it is no picture, damaged, cut off, or over the limits.
     """
     max_frames = min(max_frames, MAX_ANIMATION_FRAMES)
-    if path.suffix.lower() == ".gif":
-        with _translate_errors():
-            _check_gif(path, max_frames)
+    with _translate_errors():
+        _check_gif(path, max_frames)
     durations: list[float] = []
     with _translate_errors():
-        animation = Image.open(path, formats=("GIF", "WEBP"))
+        animation = Image.open(path, formats=("GIF", "WEBP", "PNG"))
     with animation:
         with _translate_errors():
             check_frame_size(*animation.size)
             num_frames = getattr(animation, "n_frames", 1)
-            orientation = exif_orientation(animation)
         _check_total(num_frames, max_frames, *animation.size)
-        for number in range(num_frames):
+        # the first picture of some PNGs is for viewers that show no animation
+        for number in range(1 if animation.info.get("default_image") else 0, num_frames):
             with _translate_errors():
                 animation.seek(number)
-                animation.load()
+                frame = show_image(animation).convert("RGBA").convert("RGBa")
                 shown = float(animation.info.get("duration") or 0)
                 durations.append(shown if shown > _SLOWED_DELAY else _DEFAULT_DELAY)
-                frame = animation.convert("RGBA").convert("RGBa")
-            yield apply_orientation(frame, orientation)
+            yield frame
     return 1000 / float(np.mean(durations))
 
 
@@ -172,14 +179,14 @@ def _check_total(num_frames: int, max_frames: int, width: int, height: int) -> N
 
 
 def _check_gif(path: Path, max_frames: int) -> None:
-    """Go through the blocks of a GIF without decoding any, and refuse one that was cut off.
+    """Go through the blocks of a file, if it is a GIF, and refuse one that was cut off.
 
-    Pillow would walk through a million frames before it says how many there are, and shows the part
-    of a frame that is there.
+    Nothing is decoded. Pillow would walk through a million frames before it says how many there
+    are, and shows the part of a frame that is there.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"GIF8":
-            raise ClipError("not a GIF file")
+        if file.read(4) != _GIF:
+            return
         file.read(2)
         screen = _take(file, 7)
         width, height = (int.from_bytes(screen[at : at + 2], "little") for at in (0, 2))

@@ -161,7 +161,7 @@ def check_output(path: Path, *, overwrite: bool, longest_suffix: str = "") -> No
     _check_name(path, longest_suffix)
     if path.is_dir() and not is_folder:
         raise UserError(f"{path} is a folder; choose another name.")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:  # a link to nothing is there, too
         raise UserError(f"{path} exists; choose another name, or add --overwrite.")
     if path.exists() and is_folder and not _holds_only_frames(path):
         raise UserError(f"{path} exists and is not a folder of frames; choose another name.")

@@ -29,11 +29,14 @@ from PIL import Image
 from magicvideo.errors import ClipError
 from magicvideo.limits import MAX_CLIP_BYTES, MAX_CLIP_FRAMES, MAX_FRAME_PIXELS
 from magicvideo.media.frame_display import FrameDisplay, check_frame_size, deinterlace
-from magicvideo.media.images import read_animation
+from magicvideo.media.images import is_image_file, read_animation
 
-ANIMATION_SUFFIXES = frozenset({".gif", ".webp"})
-MATROSKA_SUFFIXES = frozenset({".mkv", ".webm"})
-VIDEO_SUFFIXES = MATROSKA_SUFFIXES | {".mp4", ".m4v", ".mov", ".avi"}
+ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".apng"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
+    | {".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"}
+)
+"""Names by which folders are searched for videos; how a file is read depends on its content."""
 
 TimeRange: TypeAlias = tuple[float, float]
 """Start and end in seconds from the first frame of a file; the end is no longer shown."""
@@ -44,6 +47,15 @@ _Fit: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
 # (concat, hls, dash, image2, sdp), devices, and demuxers that take any text for a video.
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,dv,mxf,nut,ivf,yuv4mpegpipe"
 _MATROSKA_HEADER, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_LIST = "a list of other files, which is not followed"
+_NO_VIDEOS = {
+    b"version https://git-lfs": "a pointer of Git LFS in place of the video; run git lfs pull",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"#extm3u": _LIST,
+    b"ffconcat": _LIST,
+    b"\xff\xd8\xff": "a still picture",
+}
 # FFmpeg's own decoders of VP8 and VP9 drop the alpha channel, libvpx keeps it
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _SLACK = 1.5  # frames by which a file may fall short of the duration that it declares
@@ -211,10 +223,10 @@ class FrameReader:
     def __iter__(self) -> Iterator[Image.Image]:
         """Yield the pictures."""
         check_file(self._path)
-        if self._path.suffix.lower() not in ANIMATION_SUFFIXES:
+        if not is_image_file(self._path):
             self.fps = yield from self._read_video()
         elif self._time_range:
-            raise ClipError("a GIF or WebP, of which no part can be taken")
+            raise ClipError("a GIF, WebP or PNG, of which no part can be taken")
         else:
             self.fps = yield from read_animation(self._path, self._max_frames)
 
@@ -280,8 +292,7 @@ def open_media(path: Path) -> Iterator[InputContainer]:
     """
     check_file(path)
     with _translate_errors():
-        if path.suffix.lower() in MATROSKA_SUFFIXES:
-            _check_segment(path)
+        _check_start(path)
         container = av.open(
             f"file:{path}",
             options={
@@ -302,6 +313,18 @@ def _translate_errors() -> Iterator[None]:
         raise ClipError(f"damaged or no video ({error.strerror})") from None
     except (ValueError, MemoryError, OverflowError) as error:
         raise ClipError(f"damaged or no video ({error})") from None
+
+
+def _check_start(path: Path) -> None:
+    """Refuse what often lies under the name of a video, and a Matroska file that was cut off."""
+    with path.open("rb") as file:
+        head = file.read(40)
+    words = head.lstrip().lower()
+    for start, reason in _NO_VIDEOS.items():
+        if words.startswith(start):
+            raise ClipError(reason)
+    if head.startswith(_MATROSKA_HEADER):
+        _check_segment(path)
 
 
 def _choose_stream(container: InputContainer) -> VideoStream:
@@ -341,14 +364,15 @@ class _Timing:
         ]
         self._count = 0
         self._first: Fraction | None = None
-        self._last = Fraction(0)
+        self._last = Fraction(0)  # not that of the last frame in AVI, whose times are of decoding
 
     def add(self, frame: VideoFrame) -> None:
         """Take the time of a frame into account."""
         pts = frame.dts if frame.pts is None else frame.pts
         if pts is not None:
-            self._last = pts * self._unit
-            self._first = self._last if self._first is None else self._first
+            time = pts * self._unit
+            self._last = time if self._first is None else max(self._last, time)
+            self._first = time if self._first is None else min(self._first, time)
             self._count += 1
 
     @property
@@ -383,7 +407,9 @@ class _Timing:
                 return float(rate)
         measured = float((self._count - 1) / elapsed)
         if not _RATES[0] <= measured <= _RATES[1]:
-            raise ClipError(f"{measured:.3g} frames per second")
+            raise ClipError(
+                f"{measured:.3g} frames per second; allowed are {_RATES[0]:g} to {_RATES[1]:,.0f}"
+            )
         return measured
 
     def _elapsed(self) -> Fraction:

@@ -105,8 +105,8 @@ def find_model_folder(
     """Locate a model folder; download it if it is a repository on the Hub.
 
     Args:
-        name_or_path: A folder; or, as a string, `owner/name` of a repository; None for the model
-            included in the package.
+        name_or_path: A folder; or, as a string, `owner/name` of a repository; None, or `bundled`
+            unless a folder has that name, for the model included in the package.
         revision: Branch, tag or commit of the repository.
         cache_dir: Download cache.
         token: Access token of the Hub.
@@ -119,6 +119,8 @@ def find_model_folder(
     if name_or_path is None:
         return BUNDLED_MODEL_DIR
     folder = Path(name_or_path)
+    if folder == Path("bundled") and not folder.exists():
+        return BUNDLED_MODEL_DIR
     is_repository = isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name_or_path)
     if folder.exists() or not is_repository:
         return folder

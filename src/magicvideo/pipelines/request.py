@@ -16,6 +16,7 @@ from typing import Any, ClassVar, SupportsIndex, TypeAlias, TypeVar
 
 from magicvideo.errors import UserError
 from magicvideo.limits import parse_json
+from magicvideo.printable import printable
 
 MAX_SEED = 2**63 - 1
 MAX_LORA_SCALE = 10.0
@@ -466,10 +467,9 @@ def check_text(label: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         raise UserError(
-            f"{label} contains bytes that are not UTF-8 ({shown}); type it in UTF-8 or give a text "
-            "file in UTF-8 with --prompts."
+            f"{label} contains bytes that are not UTF-8 ({printable(text)}); type it in UTF-8 or "
+            "give a text file in UTF-8 with --prompts."
         ) from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging as diffusers_logging
 from diffusers.video_processor import VideoProcessor
@@ -315,7 +315,13 @@ class MagicVideoPipeline(DiffusionPipeline):
                 f"from_pretrained has no argument {unknown[0]}; besides its own arguments it "
                 f"accepts the components {', '.join(COMPONENTS)}, and {', '.join(values)}."
             )
-        device = torch.device(offload_device or device_map or "cpu")
+        try:
+            device = torch.device(offload_device or device_map or "cpu")
+        except RuntimeError:
+            raise UserError(
+                f"The device is {offload_device or device_map!r}; it must be one device, such as "
+                "'cuda': a model is not spread over several."
+            ) from None
         dtypes = resolve_dtypes(dtype if dtype is not None else torch_dtype)
         loader = LazyComponentLoader(folder, index, dtypes, device, variant)
         parts: dict[str, Any] = {}
@@ -471,7 +477,8 @@ class MagicVideoPipeline(DiffusionPipeline):
     def to(self: P, *args: Any, **kwargs: Any) -> P:  # noqa: ANN401 - as torch.nn.Module.to
         """Move the networks to a device or dtype, like `torch.nn.Module.to`."""
         if self.loader is None:
-            moved: P = super().to(*args, **kwargs)
+            with _without_empty_warnings():
+                moved: P = super().to(*args, **kwargs)
             return moved
         kwargs.pop("silence_dtype_warnings", None)
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
@@ -1669,6 +1676,21 @@ class MagicVideoPipeline(DiffusionPipeline):
                 bars.pop(stage).close()
 
         return show
+
+
+@contextmanager
+def _without_empty_warnings() -> Iterator[None]:
+    """Leave out diffusers' warning about modules to keep in float32 where it names none."""
+
+    def names_modules(record: logging.LogRecord) -> bool:
+        return "kept in float32: []" not in record.getMessage()
+
+    told = logging.getLogger(ModelMixin.__module__)
+    told.addFilter(names_modules)
+    try:
+        yield
+    finally:
+        told.removeFilter(names_modules)
 
 
 def _pair_prompts(

@@ -1,14 +1,15 @@
 """Uploads, limited before they are decoded: pictures, and videos that are continued."""
 
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from magicvideo.atomic_io import sha256
 from magicvideo.errors import ClipError, UserError
+from magicvideo.media.frame_display import show_image
+from magicvideo.media.images import open_image_limited
 from magicvideo.media.video_reader import FrameReader, VideoInfo, validate_clip
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -88,7 +89,7 @@ def _probe_clip(path: Path) -> VideoInfo:
 
 
 def normalize_picture(content: bytes, *, most_pixels: int) -> bytes:
-    """Return an uploaded picture as PNG without metadata, upright and of bounded size.
+    """Return an uploaded picture as PNG without metadata, as viewers show it, of bounded size.
 
     Args:
         content: The upload, bounded in bytes by the server.
@@ -98,24 +99,15 @@ def normalize_picture(content: bytes, *, most_pixels: int) -> bytes:
         UserError: If it is no picture, damaged or too large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content), formats=_FORMATS)
-    except Image.DecompressionBombError:
-        raise UserError(f"The picture has more than {most_pixels:,} pixels.") from None
-    except Exception:  # decoders of damaged files raise many kinds
-        raise UserError("The upload is no picture; send PNG, JPEG or WebP.") from None
-    with picture:
-        if picture.width * picture.height > most_pixels:
-            raise UserError(
-                f"The picture has {picture.width}x{picture.height} pixels; at most "
-                f"{most_pixels:,} are allowed."
-            )
-        try:
+        with open_image_limited(io.BytesIO(content), most_pixels, _FORMATS) as picture:
             picture.draft("RGB", (_LONGEST_SIDE, _LONGEST_SIDE))
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
-        except Exception:
-            raise UserError("The picture is damaged or cut off.") from None
+            upright = show_image(picture).convert("RGBA")
+    except ValueError as error:
+        raise UserError(f"The picture cannot be used: {error}.") from None
+    except UnidentifiedImageError:
+        raise UserError("The upload is no picture; send PNG, JPEG or WebP.") from None
+    except Exception:  # decoders of damaged files raise many kinds
+        raise UserError("The picture is damaged or cut off.") from None
     upright.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     holder = io.BytesIO()
     Image.frombytes(upright.mode, upright.size, upright.tobytes()).save(holder, format="PNG")

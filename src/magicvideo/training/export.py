@@ -107,7 +107,7 @@ def _components(index: dict[str, Any]) -> str:
     rows = [
         f"| `{name}` | {value[1]} ({value[0]}) |"
         for name, value in index.items()
-        if isinstance(value, list)
+        if isinstance(value, list) and not name.startswith("_")
     ]
     return "\n".join(["## Components", "", "| component | class |", "|---|---|", *rows])
 

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import re
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -63,10 +65,26 @@ PrecisionSetting: TypeAlias = Annotated[
 ]
 
 
+def _types_in(annotation: object) -> Iterator[object]:
+    """Yield an annotation, and all inside of it."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types_in(inner)
+
+
 class StrictModel(BaseModel):
     """Immutable settings that refuse unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_truth_value(cls, value: object, info: Any) -> object:  # noqa: ANN401 (ValidationInfo)
+        """Refuse a truth value for a number: Python would take `steps: yes` for 1."""
+        types = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, bool) and types & {int, float} and bool not in types:
+            raise ValueError(f"a number is wanted; YAML reads yes, on and true as {True}")
+        return value
 
 
 class StageConfig(StrictModel):
@@ -686,12 +704,29 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return _load_on_base(path, ())
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML of safe types, in which no mapping has a name twice: one value would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            if key.value in seen:
+                again = f"the second time in line {key.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice, {again}"
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _load_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     file = find_recipe(path)
     if file.resolve() in above:
         raise UserError(f"The recipe {path} is its own base.")
     try:
-        values = yaml.safe_load(read_text(file, MAX_RECIPE_BYTES))
+        values = yaml.load(read_text(file, MAX_RECIPE_BYTES), _RecipeLoader)
     except TextFileError as error:
         raise UserError(f"The recipe {path} {error}.") from None
     except RecursionError:

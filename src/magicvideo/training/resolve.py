@@ -134,7 +134,7 @@ def check_frame_size(recipe: Recipe, size: FrameSize) -> None:
 
     Raises:
         UserError: If a side is not a multiple of the autoencoder's patch size, or CLIP's input size
-            not a multiple of CLIP's patch size.
+            not a multiple of CLIP's patch size, or not that of the image encoder it starts from.
     """
     _, factor = latent_shape(recipe)
     units = [("the autoencoder", factor, size)]
@@ -147,6 +147,14 @@ def check_frame_size(recipe: Recipe, size: FrameSize) -> None:
             raise UserError(
                 f"Frames of the size {size} do not fit {network}, which needs multiples of {unit} "
                 f"pixels; prepare the data with --size {fitting}."
+            )
+    if recipe.clip is not None and init_has(recipe, "image_encoder"):
+        side = init_config(recipe, "image_encoder").get("image_size")
+        if side not in (None, min(size)):
+            raise UserError(
+                f"The image encoder of init_from={recipe.init_from} sees squares of {side} pixels, "
+                f"and stage clip trains it on the shorter side of the frames, {min(size)}; prepare "
+                f"the data with --size {side}, or with a longer width or height beside {side}."
             )
 
 

@@ -219,10 +219,9 @@ def _changes(about: dict[str, Any], plan: StagePlan) -> list[str]:
     except UserError:  # the data may have been deleted; a finished stage does not need them
         return changes
     if about["data"] != data:
-        changes.append(
-            f"the data in {plan.data.location} have changed (they were "
-            f"{about['data']['clips']:,} clips and are {data['clips']:,})"
-        )
+        before, now = about["data"]["clips"], data["clips"]
+        counts = f" (they were {before:,} clips and are {now:,})" if before != now else ""
+        changes.append(f"the clips in {plan.data.location} are others than before{counts}")
     return changes
 
 

@@ -4,8 +4,8 @@ import os
 import pytest
 
 from magicvideo.data.sources.folder import scan
-from magicvideo.data.sources.video_index import printable
 from magicvideo.errors import UserError
+from magicvideo.printable import printable
 
 
 def make(folder, **files):
@@ -51,7 +51,7 @@ def test_captions_are_read_from_text_files_beside_clips(tmp_path):
     assert found.pop("notes.txt") == (
         "text, and no video of the same name beside it, or another text file counts"
     )
-    assert found.pop("photo.jpg").startswith("no video by its suffix (.avi, .gif")
+    assert found.pop("photo.jpg").startswith("no video by its suffix (.3gp, .apng, .avi")
     assert found == {}
 
 
@@ -109,7 +109,11 @@ def test_metadata_gives_captions_and_splits(tmp_path, form):
     ("name", "content", "message"),
     [
         ("metadata.jsonl", '{"file_name": "a.mp4"}', "line 1 has no text"),
-        ("metadata.jsonl", '{"file_name": 3, "text": "x"}', "line 1 has no file_name"),
+        (
+            "metadata.jsonl",
+            '{"file_name": 3, "text": "x"}',
+            "file_name is 3, which is no",
+        ),
         ("metadata.jsonl", '\n{"file_name": "a', "line 2 is not JSON"),
         ("metadata.jsonl", "[1]", "line 1 is not a JSON object"),
         ("metadata.jsonl", b"\xff\xff", "is not UTF-8"),

@@ -128,3 +128,35 @@ def test_a_caption_that_is_too_long_is_refused(tmp_path):
     put(tmp_path, a_DOT_mp4="", a_DOT_txt="word " * 5000)
     (skipped,) = scan(tmp_path).skipped
     assert skipped.reason == "its caption has 24,999 characters, more than 20,000"
+
+
+def test_headings_in_capitals_and_with_spaces_are_read(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text("File_Name, Text\na.mp4, a fox\n")
+    assert [clip.text for clip in scan(tmp_path).clips] == ["a fox"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("metadata.csv", 'file_name,text\na.mp4,"a fox\nb.mp4,a cat\n', "is not CSV"),
+        ("metadata.csv", "file_name,text,text\na.mp4,a fox,\n", "has the column text twice"),
+        ("metadata.jsonl", '{"file_name": "a.mp4", "text": null}\n', "text is null, which is no"),
+        ("metadata.jsonl", '{"file_name": 5, "text": "a fox"}\n', "file_name is 5, which is no"),
+    ],
+)
+def test_lists_that_would_lose_a_text_are_refused(tmp_path, name, content, sentence):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        scan(tmp_path)
+
+
+def test_what_is_no_list_no_text_and_no_video_says_what_to_do(tmp_path):
+    for name in ("a.mp4", "data.jsonl", "train.parquet", "00000.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a.txt").write_bytes(b"\x00\x01fox")
+    found = {skipped.file: skipped.reason for skipped in scan(tmp_path).skipped}
+    assert found.pop("a.mp4").startswith("its caption has control characters")
+    assert found.pop("00000.tar") == "an archive; unpack it first"
+    assert set(found) == {"data.jsonl", "train.parquet"}
+    assert all("metadata.jsonl, metadata.csv, metadata.json at" in text for text in found.values())

@@ -94,7 +94,11 @@ def test_a_fraction_of_train_can_be_held_out(tmp_path, put_clips):
     ("name", "content", "message"),
     [
         ("metadata.jsonl", '{"file_name": "a.mp4"}', "line 1 has no text"),
-        ("metadata.jsonl", '{"file_name": "a.mp4", "text": 3}', "line 1 has no text"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.mp4", "text": 3}',
+            "line 1: text is 3, which is",
+        ),
         ("metadata.jsonl", '{"text": "x"}\n', "line 1 has no file_name"),
         ("metadata.jsonl", '{"file_name": "a.mp4", "text": "x"}\n{', "line 2 is not JSON"),
         ("metadata.csv", "file_name,text\na.mp4,x,y\n", "line 2 has more fields"),

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,12 +15,12 @@ from magicvideo.data.sources.video_index import (
     VideoIndex,
     display_path,
     is_utf8,
-    printable,
     summarize_folder,
 )
 from magicvideo.data.text_files import TextFileError, iter_lines, read_text
 from magicvideo.errors import UserError
 from magicvideo.media.video_reader import TimeRange
+from magicvideo.printable import printable
 
 Row: TypeAlias = dict[str, Any]
 
@@ -54,6 +56,8 @@ def check_caption(caption: str) -> str | None:
         return "its caption is empty"
     if not is_utf8(caption):
         return "its caption is not UTF-8 text"
+    if any(unicodedata.category(char) == "Cc" for char in caption):
+        return "its caption has control characters, as a file that is no text has"
     if len(caption) > MAX_CAPTION:
         return f"its caption has {len(caption):,} characters, more than {MAX_CAPTION:,}"
     return None
@@ -109,6 +113,12 @@ def text_column(path: Path, where: str, row: Row, columns: Sequence[str]) -> str
         values = value if isinstance(value, list) and value else [value]
         if all(isinstance(one, str) for one in values):
             return column
+    for column in columns:
+        if column in row:
+            value = json.dumps(row[column])
+            raise UserError(
+                f"{path}, {where}: {column} is {value:.60}, which is no text; correct it."
+            )
     raise UserError(
         f"{path}, {where} has no {columns[0]} (it has "
         f"{', '.join(printable(str(name)) for name in row)}); every line needs a text in "
@@ -126,7 +136,7 @@ def captions_of_row(row: Row, column: str) -> list[str]:
 def csv_columns(path: Path) -> list[str]:
     """Return the heading of a CSV file, or nothing if it has none that can be read."""
     try:
-        return next(csv.reader(iter_lines(path), delimiter=_delimiter(path)), [])
+        return _clean_heading(next(csv.reader(iter_lines(path), delimiter=_delimiter(path)), []))
     except (TextFileError, csv.Error):
         return []
 
@@ -265,19 +275,30 @@ class AnnotatedClips:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(iter_lines(path), delimiter=_delimiter(path))
+    # strict: a quote that is never closed would take the rest of the file for one text
+    reader = csv.DictReader(iter_lines(path), delimiter=_delimiter(path), strict=True)
     try:
+        reader.fieldnames = _clean_heading(reader.fieldnames or [])
+        for name, count in Counter(reader.fieldnames).items():
+            if name and count > 1:
+                raise UserError(f"{path} has the column {printable(name)} twice; remove one.")
         for row in reader:
             if None in row:
                 raise UserError(
                     f"{path}, line {reader.line_num} has more fields than the heading; put "
                     "quotes around texts with commas."
                 )
-            yield f"line {reader.line_num}", row
+            given = {name: text for name, text in row.items() if text is not None}
+            yield f"line {reader.line_num}", given
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.reader.line_num} is not CSV ({error}); correct it."
         ) from None
+
+
+def _clean_heading(names: Sequence[str]) -> list[str]:
+    """Return the names of columns in small letters, without spaces around them."""
+    return [name.strip().lower() for name in names]
 
 
 def _delimiter(path: Path) -> str:

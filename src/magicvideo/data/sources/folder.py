@@ -45,10 +45,10 @@ from magicvideo.data.sources.video_index import (
     display_path,
     is_utf8,
     name_key,
-    printable,
 )
 from magicvideo.data.text_files import TextFileError, iter_lines, read_text
 from magicvideo.errors import UserError
+from magicvideo.printable import printable
 
 NAME = "folder"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
@@ -56,6 +56,8 @@ VIDEO_LIST = "videos.txt"
 PROMPT_LISTS = ("prompts.txt", "prompt.txt", "captions.txt")
 
 _CAPTION_SUFFIXES = (".txt", ".caption")
+_LIST_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+_ARCHIVE_SUFFIXES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
 _MAX_CAPTION_FILE = 1 << 20
 
 
@@ -214,6 +216,10 @@ def why_no_video(path: Path) -> str | None:
         return "a folder that cannot be opened, or that contains this one"
     if path.name.lower() in (VIDEO_LIST, *PROMPT_LISTS):
         return f"a list of captions has two files, {VIDEO_LIST} and {PROMPT_LISTS[0]}"
+    if path.suffix.lower() in _LIST_SUFFIXES:
+        return f"no list of captions by its name; {', '.join(METADATA)} at the top are read"
+    if path.suffix.lower() in _ARCHIVE_SUFFIXES:
+        return "an archive; unpack it first"
     if path.suffix.lower() in _CAPTION_SUFFIXES:
         return "text, and no video of the same name beside it, or another text file counts"
     return f"no video by its suffix ({', '.join(sorted(SUFFIXES))})"

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from magicvideo.errors import UserError
 from magicvideo.media.video_reader import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+from magicvideo.printable import printable
 
 SUFFIXES = VIDEO_SUFFIXES | ANIMATION_SUFFIXES
 
@@ -16,7 +17,6 @@ MAX_FILES = 5_000_000
 """Most files of one source; a link to a whole disk is a mistake."""
 
 _ABSOLUTE = re.compile(r"/|\\\\|[A-Za-z]:[\\/]")
-_JOINERS = "\u200c\u200d"  # invisible, and part of emoji and of Persian words
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -70,14 +70,6 @@ def is_utf8(text: str) -> bool:
 def display_path(path: Path, folder: Path) -> str:
     """Return a file's path inside its source in a form that is safe to print."""
     return printable(os.path.relpath(path, folder))
-
-
-def printable(text: str) -> str:
-    r"""Return a text in which control characters, which a terminal would obey, are escaped.
-
-    Bytes that are not UTF-8 become `\xe9`, an escape character becomes `\x1b`.
-    """
-    return "".join(map(_escape, text))
 
 
 def summarize_folder(folder: Path, most: int = 5) -> str:
@@ -180,15 +172,6 @@ class VideoIndex:
 
     def _parents(self, path: Path) -> tuple[str, ...]:
         return PurePosixPath(name_key(self._name(path))).parent.parts
-
-
-def _escape(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # a byte that is not UTF-8, as Python reads file names
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    is_control = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    if is_control and char not in _JOINERS:
-        return char.encode("unicode_escape").decode()
-    return char
 
 
 def _nearest(paths: Iterable[Path], name: str) -> Path:

@@ -37,10 +37,10 @@ from magicvideo.data.sources.video_index import (
     SUFFIXES,
     VideoIndex,
     display_path,
-    printable,
     summarize_folder,
 )
 from magicvideo.errors import UserError
+from magicvideo.printable import printable
 
 NAME = "videofolder"
 LICENCE = "not stated; the owners of the videos decide"
