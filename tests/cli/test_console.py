@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from magicvideo.cli.console import progress_bar
+from magicvideo.cli.console import is_out_of_memory, progress_bar
 from magicvideo.cli.options import choose_device
 from magicvideo.errors import UserError
 
@@ -59,3 +59,17 @@ def test_a_missing_gpu_names_the_variable_that_hides_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"no device 'cuda:1' here; .* CUDA_VISIBLE_DEVICES"):
         choose_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("could not create a primitive"), True),  # oneDNN where memory ends
+        (RuntimeError("could not create a memory object"), True),
+        (MemoryError(), True),
+        (RuntimeError("could not create a window"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_the_end_of_memory_is_told_by_what_libraries_say(error, expected):
+    assert is_out_of_memory(error) is expected

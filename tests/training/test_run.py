@@ -79,9 +79,13 @@ def test_every_stage_changed_what_it_trains(trained):
 
 def test_a_finished_stage_is_skipped_and_more_steps_continue_it(trained, recipe):
     shutil.copytree(trained.output / "autoencoder", recipe.output / "autoencoder")
+    litter = recipe.output / "autoencoder" / "samples" / ".partial-step-0123abcd.png"
+    litter.parent.mkdir(exist_ok=True)
+    litter.touch()  # of a killed run
     said = []
     train(recipe, "autoencoder", report_to(said.append))
-    assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/output"]
+    assert not litter.exists()
+    assert said == [f"autoencoder: already finished, {recipe.output}/autoencoder/output"]
     longer = recipe.model_copy(
         update={"autoencoder": recipe.autoencoder.model_copy(update={"steps": 6})}
     )
@@ -223,7 +227,7 @@ def test_a_finished_stage_refuses_other_settings_and_data_by_name(trained, recip
     said = []
     gone = recipe.model_copy(update={"data": fewer, "size": 24})
     train(gone, "autoencoder", report_to(said.append))
-    assert said == [f"autoencoder: already done, {recipe.output}/autoencoder/output"]
+    assert said == [f"autoencoder: already finished, {recipe.output}/autoencoder/output"]
 
 
 def test_clips_updates_and_epochs_are_reported_before_training(recipe):
