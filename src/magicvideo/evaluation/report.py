@@ -125,9 +125,9 @@ def _method(protocol: Protocol, sampled: str) -> str:
     until = "" if stop == 1 else f" in the first {stop:.0%} of them"
     return (
         f"{protocol.num_frames} frames at the rate of real clips at stride {protocol.stride}, "
-        f"{protocol.scheduler} with {sampled}{until}, one video a prompt, seed of prompt k is k; "
-        f"prompts, backgrounds and pools drawn with seed {protocol.seed}. All videos are read in "
-        "8 bits."
+        f"{protocol.scheduler} with {sampled}{until}. There is one video per prompt, with seed k "
+        f"for prompt k. Prompts, backgrounds and pools are sampled with seed {protocol.seed}. All "
+        "videos are rounded to 8 bits."
     )
 
 
@@ -168,19 +168,19 @@ def _label(name: ScoreName, protocol: Protocol) -> str:
         "caption_first": f"own caption first among {size}",
         "caption_first_five": f"own caption in the first five of {size}",
         "caption_median_rank": f"median rank of the own caption among {size}",
-        "caption_first_same_background": f"own caption first among {size}, all on its background",
+        "caption_first_same_background": f"own caption first among {size} on the same background",
         "caption_first_five_same_background": (
-            f"own caption in the first five of {size}, all on its background"
+            f"own caption in the first five of {size} on the same background"
         ),
         "caption_median_rank_same_background": (
-            f"median rank of the own caption among {size}, all on its background"
+            f"median rank of the own caption among {size} on the same background"
         ),
         "background_colour": "background colour, exact",
         "skin_tone": "skin tone",
-        "temporal_change": "temporal change, times the real clips'",
-        "temporal_power_low": "power of slow motion, times the real clips'",
-        "temporal_power_high": "power of fast change, times the real clips'",
-        "flicker": "flicker of the corners, times the real clips'",
+        "temporal_change": "temporal change, relative to real clips",
+        "temporal_power_low": "power of slow motion, relative to real clips",
+        "temporal_power_high": "power of fast change, relative to real clips",
+        "flicker": "flicker of the corners, relative to real clips",
         "frechet": "Frechet distance",
         "psnr": "PSNR in dB",
     }
@@ -188,14 +188,17 @@ def _label(name: ScoreName, protocol: Protocol) -> str:
 
 
 def _columns_explained(protocol: Protocol) -> str:
-    endless = " *Infinite samples*: a line over 1/n, read at zero." if protocol.extrapolate else ""
+    infinite = (
+        " *Infinite samples*: the intercept of a line over 1/n." if protocol.extrapolate else ""
+    )
     return (
-        "*Real clips*: the same code on the real clips of the same captions; for PSNR, frames "
-        "rounded to 8 bits. *Chance*: what is named beside it. Intervals of shares are Wilson's, "
-        "those of medians go from rank to rank, all others are bootstrapped. The Frechet distance "
-        f"is that to {protocol.reference_clips} other real clips, covariance divided by "
-        f"{protocol.covariance_divisor}, both sides resampled {protocol.resamples} times; the real "
-        f"clips' own distance is its floor, and grows as their count falls.{endless}"
+        "*Real clips*: the same measure on the real clips of the same captions; for PSNR, on "
+        "frames rounded to 8 bits. *Chance*: the value of the baseline in brackets. Intervals of "
+        "fractions are Wilson's, those of medians are order statistics, all others are "
+        f"bootstrapped. The Frechet distance is to {protocol.reference_clips} other real clips; "
+        f"the covariance is divided by {protocol.covariance_divisor}, and both sides are resampled "
+        f"{protocol.resamples} times. The distance of the real clips is the lower bound; it "
+        f"increases for fewer clips.{infinite}"
     )
 
 
