@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Int16, UInt8
@@ -25,7 +24,7 @@ from magicvideo.media.frame_display import check_frame_size, show_image
 
 @contextmanager
 def open_image_limited(
-    file: Path | BinaryIO, max_pixels: int, formats: tuple[str, ...] | None = None
+    file: Path | io.BytesIO, max_pixels: int, formats: tuple[str, ...] | None = None
 ) -> Iterator[Image.Image]:
     """Open a picture file as `PIL.Image.open` does; too many pixels are refused before decoding.
 
