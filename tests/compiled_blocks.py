@@ -1,4 +1,4 @@
-"""A script: the video U-Net, compiled block by block, computes what it computed before."""
+"""A script: the video U-Net, compiled block by block, computes the same as before."""
 
 import torch
 from networks import make_inputs, make_unet

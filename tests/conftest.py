@@ -1,4 +1,4 @@
-"""What several kinds of test share: seeds, and a small prepared data set out of real files."""
+"""Shared fixtures: seeds, and a small prepared data set of real files."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Small models of Stable Diffusion's shape with random weights, made by diffusers itself."""
+"""Small models with the structure of Stable Diffusion and random weights, made by diffusers."""
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel

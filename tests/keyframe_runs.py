@@ -1,4 +1,4 @@
-"""Runs of the tiny recipe's key-frame stage, by one process or, as a script, by two at once."""
+"""Runs of the tiny key-frame stage, in one process or, as a script, in two."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Launches of two processes, of one thread each, and the recipe that such tests train."""
+"""Launches of two single-threaded processes, and the recipe that they train."""
 
 import os
 import subprocess

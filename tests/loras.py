@@ -1,4 +1,4 @@
-"""Random LoRAs for tests, and the layouts in which files hold them."""
+"""Random LoRAs for tests in all file layouts."""
 
 import torch
 from safetensors.torch import save_file

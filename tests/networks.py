@@ -1,4 +1,4 @@
-"""Small networks for tests: sizes that all differ, and weights that hide nothing."""
+"""Small networks for tests: all sizes differ, and zero-initialised weights are randomised."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A request of a video in which nothing is special; tests replace what matters to them."""
+"""A request with default values, which tests change as needed."""
 
 from magicvideo.pipelines.request import Request
 

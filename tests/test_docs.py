@@ -1,4 +1,4 @@
-"""What the repository says of itself is true: its pages, their commands, the pins."""
+"""The statements of the repository about itself are true: pages, commands, pins."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source of the whole package."""
+"""The import rules between packages, read from the source."""
 
 import ast
 import gc

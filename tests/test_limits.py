@@ -1,4 +1,4 @@
-"""Configs that ask for absurd sizes are refused before anything is built."""
+"""Configurations with absurd sizes are refused before anything is built."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the built packages carry, and that the files about the package agree with it."""
+"""The contents of the built packages, and the files about the package."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Names of strangers move no cursor, and names in any script stay as they are."""
+"""Names cannot control a terminal, and names in any script stay unchanged."""
 
 import pytest
 

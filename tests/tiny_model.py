@@ -1,4 +1,4 @@
-"""A whole model with random weights: every class real, every size small and different."""
+"""A complete model with random weights: every class is real, all sizes are small and differ."""
 
 import torch
 from diffusers import DDIMScheduler

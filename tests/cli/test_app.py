@@ -1,4 +1,4 @@
-"""What the command line promises whatever the verb: exit codes, one sentence, a quick --help."""
+"""The contract of every command: exit codes, one-sentence errors, a fast --help."""
 
 import errno
 import os

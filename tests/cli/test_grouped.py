@@ -1,4 +1,4 @@
-"""Groups of options: the command line is flat, and the verb gets them whole."""
+"""Option groups: the command line is flat, and the command gets the groups."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Prompts as files and terminals give them: byte order marks, bytes of other encodings, hyphens."""
+"""Prompts from files and terminals: byte order marks, other encodings, hyphens."""
 
 import os
 

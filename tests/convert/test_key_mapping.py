@@ -1,4 +1,4 @@
-"""Our names of the original layout against diffusers' own, and the published networks' sizes."""
+"""Our key mapping against that of diffusers, and the sizes of published networks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Whatever bytes stand in lists, manifests and indexes: they are read, or refused in a sentence."""
+"""Lists, manifests and indexes with any bytes are read, or refused in a sentence."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The held-out error, beside the formula written out."""
+"""The held-out error against its formula."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`evaluate own` as a user types it: few clips of one's own, with and without a judge of them."""
+"""The command `evaluate own`: few clips, with and without a judge trained on them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Faults that several files of tests make: a disk without room, a process killed in the middle."""
+"""Faults that several test files inject: a full disk, a process killed during its work."""
 
 import contextlib
 import os

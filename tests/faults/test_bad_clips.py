@@ -1,4 +1,4 @@
-"""Files as the world has them: each is named and skipped with its reason, none stops the rest."""
+"""Invalid files: each is named and skipped with its reason, and the others are used."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Checkpoints under every fault of a disk: a published one loads, and the last good one stays."""
+"""Checkpoints under disk faults: a published one loads, and the last valid one is kept."""
 
 import os
 import shutil

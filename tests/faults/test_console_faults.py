@@ -1,4 +1,4 @@
-"""A console that fails, or that cannot show a name, ends nothing."""
+"""A console that fails or cannot encode a name does not stop a command."""
 
 import os
 import subprocess

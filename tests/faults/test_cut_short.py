@@ -1,4 +1,4 @@
-"""A video that is cut short after its latents: nothing is lost, and one line says how to go on."""
+"""A video interrupted after its latents: nothing is lost, and one line says how to continue."""
 
 import os
 import shlex

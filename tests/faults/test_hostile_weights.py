@@ -1,4 +1,4 @@
-"""Weights from strangers: no code runs, no memory fills, nothing outside the folder is touched."""
+"""Untrusted weights: no code runs, memory is bounded, no other file is changed."""
 
 import json
 import os

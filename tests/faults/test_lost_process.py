@@ -1,4 +1,4 @@
-"""One of two processes is killed: the job ends, says why, and goes on from its checkpoint."""
+"""One of two processes is killed: the job ends with a reason and can resume."""
 
 import json
 import os

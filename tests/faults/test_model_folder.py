@@ -1,4 +1,4 @@
-"""A model folder with any one thing wrong is refused by name; no pickle is ever opened."""
+"""A model folder with one error is refused by name; no pickle is ever opened."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Outputs that cannot be written: one sentence before any sampling, and nothing half-written."""
+"""Outputs that cannot be written: one sentence before sampling, and no partial files."""
 
 import os
 import signal

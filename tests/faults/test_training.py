@@ -1,4 +1,4 @@
-"""Training that is stopped, fed with damage or led astray: it says so, and goes on exactly."""
+"""Interrupted or damaged training: the error is reported, and training resumes exactly."""
 
 import json
 import os

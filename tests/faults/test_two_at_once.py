@@ -1,4 +1,4 @@
-"""Two processes that write one output: the second is refused at its start, and names the first."""
+"""Two processes that write one output: the second is refused at once and names the first."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""From an empty disk to a training batch, through the real command line."""
+"""From raw videos to a training batch, through the real command line."""
 
 import json
 import re

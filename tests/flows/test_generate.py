@@ -1,4 +1,4 @@
-"""The first flow through the real command line: a prompt to a file, and the file to itself."""
+"""Generation through the real command line: from a prompt to a file, and reproducing it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Every stage with mixed precision: it trains, and its loss is that of single precision."""
+"""Every stage trains in mixed precision with the loss of single precision."""
 
 import json
 

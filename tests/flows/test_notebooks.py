@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, as their readers run them."""
+"""The notebooks run from top to bottom."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What a GPU must do as a CPU does; all of it is left out where there is no CUDA device."""
+"""A GPU gives the results of a CPU; skipped without a CUDA device."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Shards through the real command line: encoding that is killed, and training that reads them."""
+"""Shards through the real command line: killed encoding, and training that reads shards."""
 
 import json
 import os

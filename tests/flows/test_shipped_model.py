@@ -1,4 +1,4 @@
-"""The model that is shipped, through the real command line: the video that the README shows."""
+"""The bundled model through the real command line: a video of the README."""
 
 from fractions import Fraction
 

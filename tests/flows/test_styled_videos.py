@@ -1,4 +1,4 @@
-"""LoRAs on the command line: a styled video, and the same bytes again out of its file."""
+"""LoRAs on the command line: a video with LoRAs, and its reproduction."""
 
 import shutil
 

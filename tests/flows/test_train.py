@@ -1,4 +1,4 @@
-"""Training through the real command line: killed at once, it goes on as if nothing had happened."""
+"""Training through the real command line: a killed run resumes exactly."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files that are opened for writing are watched while hostile files are read."""
+"""Files opened for writing are recorded while hostile files are read."""
 
 import sys
 

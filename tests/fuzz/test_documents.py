@@ -1,4 +1,4 @@
-"""Settings, lists and headers from elsewhere: each is read, or refused by a sentence."""
+"""Settings, lists and headers from untrusted files are read, or refused in a sentence."""
 
 import json
 from pathlib import Path

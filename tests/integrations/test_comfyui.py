@@ -1,4 +1,4 @@
-"""The ComfyUI nodes, against a small stand-in of the interface that they are written for."""
+"""The ComfyUI nodes against a small stand-in for ComfyUI's interface."""
 
 import asyncio
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a player shows of a file is what is read, whatever the container says of showing it."""
+"""Frames are read as a player shows them, whatever the container states."""
 
 import struct
 from fractions import Fraction

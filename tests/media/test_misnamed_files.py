@@ -1,4 +1,4 @@
-"""A file is read by what it holds, whatever its name says."""
+"""A file is read by its content, whatever its name."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Timing, missing ends and streams: what files of other programs are like."""
+"""Timing, missing ends and streams in files of other programs."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""The fused attention that all layers share."""
+"""The fused attention of all layers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The counter, against counts made by hand."""
+"""The FLOP counter against manual counts."""
 
 import pytest
 import torch

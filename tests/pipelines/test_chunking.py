@@ -1,4 +1,4 @@
-"""What decoder and upscaler see at a time is bounded, and decides nothing else."""
+"""Chunk sizes bound the inputs of decoder and upscaler and change nothing else."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a user of diffusers expects of a pipeline, tried on a whole tiny model."""
+"""The interface that users of diffusers expect, on a complete tiny model."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Upload to and download from a stand-in of the Hub's HTTP interface on this machine."""
+"""Upload to and download from a local stand-in for the Hub's HTTP interface."""
 
 import base64
 import hashlib

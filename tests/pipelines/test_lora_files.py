@@ -1,4 +1,4 @@
-"""LoRAs in the pipeline: merged, recorded, taken out again, and refused where they do not fit."""
+"""LoRAs in the pipeline: merged, recorded, unloaded, and refused if they do not fit."""
 
 import json
 import pickle

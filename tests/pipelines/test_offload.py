@@ -1,4 +1,4 @@
-"""A model whose stages load their networks: the same videos, one stage in memory at a time."""
+"""A model that loads networks per stage: the same videos, one stage in memory at a time."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Previews of the clean latents that a diffusion step expects."""
+"""Previews of the estimated clean latents."""
 
 import pytest
 import torch

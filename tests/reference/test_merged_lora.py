@@ -1,4 +1,4 @@
-"""LoRAs beside peft, which adds adapters to layers, and diffusers, which knows the layouts."""
+"""LoRAs against peft, which adds adapters to layers, and diffusers, which reads the layouts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The video decoders against diffusers' own, and against their formula with torch's attention."""
+"""The video decoders against diffusers' decoder, and against the formula with torch's attention."""
 
 import pytest
 import torch

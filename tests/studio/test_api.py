@@ -1,4 +1,4 @@
-"""`/v1/videos` over real HTTP: what clients send, and what they get back."""
+"""`/v1/videos` over real HTTP: requests and answers."""
 
 import hashlib
 import io

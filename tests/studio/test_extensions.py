@@ -1,4 +1,4 @@
-"""Videos that are continued, and what else a model can do that has learned to continue frames."""
+"""Extended videos, and other abilities of models that continue frames."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The official `openai` client against the server: what it sends must be understood."""
+"""The official `openai` client against the server."""
 
 import warnings
 

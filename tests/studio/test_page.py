@@ -1,4 +1,4 @@
-"""The page in Debian's Chromium, with the shipped model: what a person does, start to end."""
+"""The page in Debian's Chromium with the bundled model, from start to end."""
 
 import re
 import shutil

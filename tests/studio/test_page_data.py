@@ -1,4 +1,4 @@
-"""What the Train and Data tabs show: real folders, and damaged ones."""
+"""The Train and Data tabs, with real and damaged folders."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Cancels, restarts and kills: nothing is lost, nothing is made twice, every file is whole."""
+"""Cancels, restarts and kills: nothing is lost or duplicated, and every file is complete."""
 
 import hashlib
 import json

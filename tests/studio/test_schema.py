@@ -1,4 +1,4 @@
-"""schemathesis sends what the schema allows, and what it does not, to every route."""
+"""schemathesis sends valid and invalid requests to every route."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`magicvideo studio`: options that cannot be, and who may speak to what it opens."""
+"""`magicvideo studio`: invalid options, and access to the server."""
 
 from filelock import FileLock
 

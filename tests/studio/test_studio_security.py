@@ -1,4 +1,4 @@
-"""Attacks on the server: what a hostile client or page sends, over real connections."""
+"""Attacks of hostile clients and pages on the server, over real connections."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""News of finished videos: signed as the official client checks it, and sent until accepted."""
+"""Events of finished videos: signed as the official client expects, and sent until accepted."""
 
 import http.server
 import threading

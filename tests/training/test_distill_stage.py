@@ -1,4 +1,4 @@
-"""Stage `distill`: what it learns, from whom, and the model that comes of it."""
+"""Stage `distill`: its target, its teacher, and the resulting model."""
 
 import json
 import subprocess

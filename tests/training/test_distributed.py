@@ -1,4 +1,4 @@
-"""Two processes train what one trains: the same samples, the same curve, the same files."""
+"""Two processes train like one: the same samples, the same loss curve, the same files."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The dry run: the sizes of the real networks, without data and without weights."""
+"""The dry run: the sizes of the real networks, without data and weights."""
 
 import json
 from pathlib import Path

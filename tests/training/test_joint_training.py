@@ -1,4 +1,4 @@
-"""Text encoder trained with the denoiser, batches of clips and single frames, several averages."""
+"""The text encoder trained with the denoiser, mixed batches, and several EMA weights."""
 
 import json
 

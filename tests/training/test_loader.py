@@ -1,4 +1,4 @@
-"""Batches in worker processes are those of the training process, in the same order."""
+"""Batches of worker processes equal those of the training process, in the same order."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Learning in part: adapters of a finished model, or what a video network has of its own."""
+"""Training adapters of a finished model, or only the temporal layers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The log of a stage: what is damaged or cannot be written ends no training."""
+"""The log of a stage: damage and write errors do not stop training."""
 
 import json
 import os

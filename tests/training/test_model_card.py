@@ -1,4 +1,4 @@
-"""The card of a model folder, read back by the library of the Hugging Face Hub."""
+"""The card of a model folder, read by the library of the Hugging Face Hub."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Muon against torch's own, AdamW against torch's own, and the iteration against an SVD."""
+"""Muon and AdamW against those of torch, and the iteration against an SVD."""
 
 import copy
 

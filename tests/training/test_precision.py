@@ -1,4 +1,4 @@
-"""Which precision a stage is trained in, where the recipe leaves it to the machine."""
+"""The precision of a stage if the recipe does not set it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every stage through the real loop: broken off by a real signal, it ends as the unbroken run."""
+"""Every stage in the real loop: a run stopped by a signal ends like an uninterrupted one."""
 
 import json
 import os

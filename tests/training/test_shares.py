@@ -1,4 +1,4 @@
-"""What lets many processes train as one: samples apart, and every weight with a gradient."""
+"""Properties that let many processes train as one: independent samples, gradients everywhere."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which clips a stage learns from, where some or all have no caption."""
+"""The clips that a stage uses if some or all have no caption."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""A recipe that starts from a finished model: what it trains begins there, the rest stays."""
+"""A recipe that starts from a model: what it trains starts there, the rest is copied."""
 
 import shutil
 from pathlib import Path

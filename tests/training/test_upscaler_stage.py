@@ -1,4 +1,4 @@
-"""The upscaler's stage: its examples, its loss, and training through the real loop."""
+"""The stage `upscaler`: its samples, its loss, and training in the real loop."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The stage of the video autoencoder: its losses, what it leaves alone, and what it learns."""
+"""The stage `video_vae`: its losses, its frozen encoder, and what it learns."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A model without an image encoder, as Stable Diffusion is, trains on text alone."""
+"""A model without an image encoder, such as Stable Diffusion, trains on text only."""
 
 import json
 import shutil

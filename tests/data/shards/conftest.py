@@ -1,4 +1,4 @@
-"""Shards written without any network, and clips to encode with the parts of the tiny model."""
+"""Shards written without networks, and clips to encode with the tiny model."""
 
 import shutil
 

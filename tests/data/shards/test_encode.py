@@ -1,4 +1,4 @@
-"""Encoding through the real networks of the tiny model."""
+"""Encoding with the real networks of the tiny model."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Shards from a server that nobody here controls: no file outside the cache, no endless reading."""
+"""Shards from an untrusted server: no file outside the cache, no endless reading."""
 
 import io
 import json

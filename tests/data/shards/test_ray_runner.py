@@ -1,4 +1,4 @@
-"""Encoding on a Ray instance of this machine."""
+"""Encoding on a local Ray instance."""
 
 import gc
 

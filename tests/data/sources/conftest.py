@@ -1,4 +1,4 @@
-"""A tiny real video, to be put wherever a layout wants one."""
+"""A tiny real video for data sets of any layout."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The npm client is stood in for by a small program of the same name; everything else is real."""
+"""A small program replaces the npm client; everything else is real."""
 
 import hashlib
 import io

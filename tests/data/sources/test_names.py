@@ -1,4 +1,4 @@
-"""Names in lists and on disks that differ for people of different systems, and links."""
+"""File names and list entries that differ between systems, and links."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Folders as other trainers read them: each gives the clips and captions that it gives there."""
+"""Layouts of other trainers give the same clips and captions as there."""
 
 import json
 

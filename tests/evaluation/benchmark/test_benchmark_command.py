@@ -1,4 +1,4 @@
-"""Benchmarks as a user runs them, on a tiny model, tiny networks and seven tiny videos."""
+"""Benchmarks through the command line, on a tiny model, tiny networks and seven tiny videos."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which scores bear the names of papers, by hand-made features of networks of several sizes."""
+"""Which scores get the names of the literature, for features of several sizes."""
 
 from pathlib import Path
 

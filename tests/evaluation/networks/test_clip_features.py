@@ -1,4 +1,4 @@
-"""Our two towers of CLIP against `CLIPModel` and the processor of transformers."""
+"""Our CLIP encoders against `CLIPModel` and the processor of transformers."""
 
 import numpy as np
 import pytest

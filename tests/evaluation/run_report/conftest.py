@@ -1,4 +1,4 @@
-"""The first stages of a run, trained by the real loop; and the lines that results make."""
+"""The first stages of a real run, and the lines of plotted results."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a report shows of the documents that evaluations and benchmarks write."""
+"""Reports of the documents of evaluations and benchmarks."""
 
 import json
 import re

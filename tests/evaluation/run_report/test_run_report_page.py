@@ -1,4 +1,4 @@
-"""The page of a run that the real loop has trained, and of results made by hand."""
+"""The page of a real run and of hand-written results."""
 
 import base64
 import json
