@@ -23,7 +23,7 @@ UNSETTLED = ("studio/test_page.py",)
 
 
 def pytest_collection_modifyitems(items):
-    """Skip, with the reason, what is not settled yet."""
+    """Skip tests of undecided behaviour, with the reason."""
     if os.environ.get("MAGICVIDEO_UNSETTLED"):
         return
     skip = pytest.mark.skip(reason="not settled yet; run it with MAGICVIDEO_UNSETTLED=1")

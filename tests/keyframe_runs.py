@@ -68,7 +68,7 @@ class TerminatingBatches(BatchSource):
 
 
 def main(folder: Path) -> None:
-    """Do in each of two processes what `test_distributed.py` looks at."""
+    """Run the parts of `test_distributed.py` in each of two processes."""
     rank = int(os.environ["RANK"])
     assert run(folder / "ddp", batch_size=2) == 0
     assert run(folder / "onward", batch_size=2) == 0

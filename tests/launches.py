@@ -15,7 +15,7 @@ STAGE = "autoencoder"
 
 
 def launch(launcher, *arguments, timeout=600):
-    """Run a launcher with arguments to its end, and return what it answered."""
+    """Run a launcher with arguments and return its result."""
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     return subprocess.run(
         [*launcher, *map(str, arguments)],
@@ -49,6 +49,6 @@ def write_recipe(path, data, output, steps):
 
 
 def steps_logged(output):
-    """Return how many updates a run has logged."""
+    """Return the number of updates that a run has logged."""
     log = output / STAGE / "log.jsonl"
     return log.read_text().count("\n") if log.is_file() else 0

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 
 @torch.no_grad()
 def randomise(network: nn.Module) -> nn.Module:
-    """Move every parameter: one that starts at zero hides what passes through it."""
+    """Change every parameter: one that is initialised to zero hides the layers before it."""
     for parameter in network.eval().parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     return network

@@ -24,7 +24,7 @@ ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 class BrokenError(Exception):
-    """What interrupts a writer."""
+    """An error that interrupts a writer."""
 
 
 def write_and_break(writing, name=None):
@@ -39,7 +39,7 @@ def names(folder):
 
 @pytest.fixture
 def summed(tmp_path):
-    """A folder of three files, one of them in a subfolder, with its sums."""
+    """A folder of three files, one of them in a subfolder, with checksums."""
     folder = tmp_path / "model"
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "weights.bin").write_bytes(b"abc")
@@ -80,7 +80,7 @@ def test_a_long_name_fits(tmp_path):
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_permissions_are_the_users_own(tmp_path, mask):
-    """Temporary files are private; what appears must not be."""
+    """Temporary files are private; the final file must not be."""
     before = os.umask(mask)
     try:
         with atomic_file(tmp_path / "file") as partial:

@@ -81,7 +81,7 @@ REACHABLE = {"cli.generate": 45, "cli.train": 67}
 
 @pytest.mark.parametrize("command", REACHABLE)
 def test_a_command_is_read_in_few_files(command):
-    """A file holds one idea, whole: splitting one adds to what is read together."""
+    """A file holds one complete idea; splitting it increases the number of files to read."""
     modules = {".".join(path.with_suffix("").parts): path for path in TREES}
     found, waiting = set(), [command]
     while waiting:
@@ -103,7 +103,7 @@ def test_every_package_has_an_import_rule():
 
 @pytest.mark.parametrize("part", ALLOWED)
 def test_packages_import_only_what_they_may(part):
-    """Imports inside functions count, too: they hide a dependence, but they are one."""
+    """Imports inside functions count too, because they are dependencies."""
     wrong = []
     for path, tree in TREES.items():
         for name in imported(ast.walk(tree)):

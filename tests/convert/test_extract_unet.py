@@ -19,7 +19,7 @@ FPS = 9.0
 
 @torch.no_grad()
 def spatial_only(unet, *, neutral):
-    """Silence temporal attention; with `neutral`, adaptors of spatial transformers scale by 1."""
+    """Zero the temporal attention; with `neutral`, adaptors of spatial transformers scale by 1."""
     for module in unet.modules():
         if isinstance(module, SpatioTemporalTransformer):
             module.temporal.to_out.weight.zero_()

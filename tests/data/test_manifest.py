@@ -75,7 +75,7 @@ def test_info_is_read_and_other_formats_are_refused(tmp_path):
 
 
 def test_folders_of_the_first_format_are_read(tmp_path):
-    """They had square frames, and called the frame step `every`."""
+    """They had square frames, and the frame step was named `every`."""
     first = {"format": 1, "source": "s", "origin": "o", "size": 16, "every": 3}
     content = json.dumps({**first, "licence": "l", "split_rule": "r"})
     (tmp_path / "dataset.json").write_text(content)

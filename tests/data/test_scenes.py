@@ -6,7 +6,7 @@ from magicvideo.data.sources.synthetic import Scene, render_frame
 
 
 def film(*scenes):
-    """Join scenes of given lengths into one film."""
+    """Join scenes of given lengths into one clip."""
     parts = []
     for scene, frames in scenes:
         parts += [render_frame(scene, time, 40) for time in np.linspace(0, 1, frames)]

@@ -72,7 +72,7 @@ def test_steps_of_a_straight_trajectory_are_exact_whatever_their_number():
 
 
 def test_small_steps_equal_ddim():
-    """The trajectory is the one that DDIM follows: both meet as steps become small."""
+    """The trajectory is that of DDIM: both agree as steps become small."""
     ddim = DDIMScheduler(**COSINE)
     ours = FlowMapScheduler.of_process(ddim.config)
     assert torch.equal(ours.alphas_cumprod, ddim.alphas_cumprod)
@@ -112,7 +112,7 @@ def deviation(time):
 
 
 def exact_mean_direction(points, time, target_time):
-    """Of Gaussian data: trajectories keep their place in the spread of all of them."""
+    """For Gaussian data: trajectories keep their quantile."""
     factor = (deviation(target_time) / deviation(time))[:, None]
     return points * (1 - factor) / (time - target_time)[:, None]
 
@@ -134,7 +134,7 @@ def test_the_exact_flow_map_is_its_own_target():
 
 
 class MeanDirection(nn.Module):
-    """A direction that is linear in the point, with a learned factor of both times."""
+    """A velocity that is linear in the point, with a learned factor of both times."""
 
     def __init__(self):
         super().__init__()

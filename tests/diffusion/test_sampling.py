@@ -33,7 +33,7 @@ def run(denoise, scheduler, num_steps=8, guidance_scale=1.0, noise=None, **chang
 
 
 def oracle(config, clean_of):
-    """A right denoiser: `clean_of(noisy, alpha, sigma)` tells the expected clean latents."""
+    """A perfect denoiser: `clean_of(noisy, alpha, sigma)` gives the expected clean latents."""
     kept = DDIMScheduler.from_config(config).alphas_cumprod
 
     def denoise(noisy, timestep, *_):
@@ -50,7 +50,7 @@ def oracle(config, clean_of):
 
 
 def toy(latents, timestep, tokens, fps):
-    """A denoiser without a meaning that reads all it is given."""
+    """An arbitrary denoiser that depends on all of its inputs."""
     told = tokens.mean(dim=(1, 2)) + 0.01 * fps + 0.001 * timestep
     return torch.tanh(latents) * told[:, None, None, None, None]
 
@@ -72,7 +72,7 @@ def test_a_perfect_denoiser_recovers_the_clean_latents(sampler, changes):
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 250), ("dpm++", 60)])
 def test_samplers_solve_the_flow_of_a_gaussian(sampler, steps):
-    """Of latents around `mean` with deviation `std` the ideal denoiser and its flow are known."""
+    """For Gaussian latents, the ideal denoiser and its flow are known."""
     config, mean, std, noise = stored(), 0.8, 0.4, torch.randn(SHAPE)
 
     def expected_clean(noisy, alpha, sigma):

@@ -35,7 +35,7 @@ def measured(pipeline, dataset, **changes):
 
 @torch.no_grad()
 def test_the_error_of_a_network_that_predicts_nothing_is_the_target(every_clip):
-    """At the last step nothing of the clip is left, and its velocity is the negative clip."""
+    """At the last timestep no signal is left, and the velocity is the negative clip."""
     silent = make_tiny_pipeline()
     for name in ("weight", "bias"):
         torch.nn.init.zeros_(getattr(silent.unet.conv_out, name))

@@ -39,7 +39,7 @@ def protocol(tmp_path):
 
 @pytest.fixture
 def command(emoji, model, judge_folder, tmp_path):
-    """The words of a command that works, as pairs that a test can change."""
+    """The options of a valid command, which a test can change."""
     return {
         "--data": emoji,
         "--model": model,
@@ -59,7 +59,7 @@ def without(command, option):
 
 
 def kept(command):
-    """When each video was made, by its place."""
+    """Modification time of each cached video by its index."""
     return {path: path.stat().st_mtime_ns for path in command["--work"].rglob("*.npy")}
 
 

@@ -14,7 +14,7 @@ def real():
 
 
 def method(real, spoil, decibel):
-    """Clips of very different difficulty, all of them `decibel` better than the same baseline."""
+    """Clips of very different difficulty, all `decibel` better than the same baseline."""
     found = MethodSamples(real)
     for place, features in enumerate(real):
         found.add(20 + 5 * place + decibel, 0.9 - 0.1 * place + decibel / 100, features + spoil)

@@ -8,7 +8,7 @@ from magicvideo.models.autoencoder import PatchAutoencoder
 
 @pytest.fixture
 def linear(every_clip):
-    """An autoencoder that is the best linear code of the very clips, and nothing more."""
+    """An autoencoder with only the best linear code of these clips."""
     autoencoder = PatchAutoencoder(
         latent_channels=40, patch_size=4, widths=(8, 12), norm_num_groups=4
     )

@@ -25,7 +25,7 @@ FRAMES = 13
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory, write_video):
-    """One good file of every kind, 13 frames that all differ."""
+    """One valid file of every format, with 13 different frames."""
     folder = tmp_path_factory.mktemp("good")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (FRAMES, 6, 10, 3), np.uint8).repeat(8, 1).repeat(8, 2)
@@ -111,7 +111,7 @@ def write_sound(path):
 
 @pytest.fixture
 def mixed(good, shapes, tmp_path):
-    """Seven good clips among thirteen bad ones."""
+    """Seven valid clips among thirteen invalid ones."""
     folder = shutil.copytree(shapes, tmp_path / "mixed")
     whole = (good / "early.mp4").read_bytes()
     (folder / "empty.mp4").touch()

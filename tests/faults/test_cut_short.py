@@ -50,7 +50,7 @@ def command(tiny_model, tmp_path, monkeypatch):
 
 @pytest.fixture
 def whole(command, tmp_path, capsys):
-    """The video that nothing cut short."""
+    """The video of an uninterrupted run."""
     assert command(*WISH, "--output", "whole.webp") == 0
     capsys.readouterr()
     return tmp_path / "whole.webp"
@@ -77,7 +77,7 @@ def frames_of(folder):
 
 
 def go_on(line):
-    """Run the command that a line tells."""
+    """Run the command that a line contains."""
     assert line.startswith(GO_ON)
     return run(shlex.split(line.removeprefix(GO_ON)))
 

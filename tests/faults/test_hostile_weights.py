@@ -191,7 +191,7 @@ def test_archives_that_expand_beyond_their_size_are_refused(tmp_path):
 
 @pytest.fixture
 def summed(tmp_path):
-    """A folder with sums, and a secret beside it."""
+    """A folder with checksums, and a secret file outside it."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights").write_text("abc")

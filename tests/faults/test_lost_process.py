@@ -15,7 +15,7 @@ STEPS = 400
 
 
 def second_of(agent):
-    """The number of the process that the launcher gave rank 1."""
+    """The id of the process with rank 1."""
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     for child in children:
         if b"RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):

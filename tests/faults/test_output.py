@@ -16,7 +16,7 @@ from magicvideo.pipelines.video import read_latents, read_request, write_latents
 
 @pytest.fixture
 def there(tmp_path, monkeypatch):
-    """The present folder, with files in the way."""
+    """The current folder, with files at the output paths."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.mp4").write_text("precious")
     (tmp_path / "folder.mp4").mkdir()

@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """A function that has something done in the middle of a step, once."""
+    """A function that runs an action in the middle of a step, once."""
     losses, plan = AutoencoderTask.losses, {}
 
     def watched(task, network, batch, generator):

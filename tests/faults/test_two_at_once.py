@@ -81,7 +81,7 @@ def test_a_killed_process_holds_no_lock_and_its_temporary_files_are_removed(hold
 
 @pytest.mark.parametrize("name", ["frames", "model.v2"])
 def test_folders_of_killed_writers_are_removed_or_restored(tmp_path, name):
-    """Frames as PNG and exported models: a kill between two renames leaves the old one aside."""
+    """Folders of PNG and exported models: a kill between two renames leaves the old one renamed."""
     stale, aside, foreign = (
         tmp_path / f".partial-{name}{end}" for end in ("-0123abcd", "-4567cdef-old", "-y-0123abcd")
     )
@@ -116,7 +116,7 @@ def test_a_folder_created_for_the_lock_is_removed_with_it(tmp_path):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_latents_exist_if_the_message_says_so(tiny_model, tmp_path, capsys, overwrite):
-    """Also where no lock works: the first that ends removes the latents of the second."""
+    """Also without working locks: the first process to end removes the latents of the second."""
     pipeline = MagicVideoPipeline.from_pretrained(tiny_model)
     output = tmp_path / "x.webp"
     settings = GenerationSettings(stages=("keyframes",), num_frames=2, num_inference_steps=1)

@@ -24,7 +24,7 @@ ALL_STAGES = (*STAGES, "upscaler")
 
 @pytest.fixture(scope="module")
 def exact():
-    """The frames that the shipped model makes on the CPU."""
+    """The frames of the bundled model on the CPU."""
     return frames_of(MagicVideoPipeline.from_pretrained(), PROMPT, seed=3, num_inference_steps=4)
 
 
@@ -90,7 +90,7 @@ def losses_of(output, stage):
 
 @pytest.fixture(scope="module")
 def single(values):
-    """All stages trained in single precision, each from the products of those before it."""
+    """All stages trained in single precision, each from the outputs of earlier stages."""
     recipe = Recipe.model_validate(values)
     train(recipe, None, report_to(print))
     return recipe

@@ -36,7 +36,7 @@ STAGES = ("image", "unsupervised", "keyframes", "interpolation")
 
 @pytest.fixture(scope="module")
 def clips(prepared, tmp_path_factory):
-    """Seven prepared videos, and four transparent clips that each are more work than they all."""
+    """Seven prepared videos, and four transparent clips that each take longer than all of these."""
     folder = tmp_path_factory.mktemp("clips") / "data"
     shutil.copytree(prepared, folder)
     known = read_manifest(folder)
@@ -81,7 +81,7 @@ def shards(encode, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(tiny_model, tmp_path_factory):
-    """The tiny model without its interpolator, which has other sizes than the recipe's."""
+    """The tiny model without its interpolator, whose sizes differ from those of the recipe."""
     folder = tmp_path_factory.mktemp("start") / "model"
     shutil.copytree(tiny_model, folder)
     shutil.rmtree(folder / "interpolator")

@@ -23,7 +23,7 @@ VIDEOS = {
 
 
 def encode(kind):
-    """The bytes of a small honest file."""
+    """The bytes of a small valid file."""
     file = io.BytesIO()
     if kind in VIDEOS:
         codec, pix_fmt = VIDEOS[kind]

@@ -39,7 +39,7 @@ def socket_type(name, allowed):
 
 @dataclass
 class Schema:
-    """What a node says of itself."""
+    """The schema of a node."""
 
     node_id: str
     display_name: str
@@ -86,7 +86,7 @@ class VideoFromComponents:
 
 
 class ProgressBar:
-    """Records what it is told."""
+    """Records its calls."""
 
     made: ClassVar[list] = []
 
@@ -99,7 +99,7 @@ class ProgressBar:
 
 
 class InterruptedByUserError(Exception):
-    """What ComfyUI raises where its user cancels."""
+    """The exception that ComfyUI raises if its user cancels."""
 
 
 def install(monkeypatch):

@@ -14,7 +14,7 @@ CHANNELS, PATCH = 5, 8
 
 
 def autoencoder():
-    """An autoencoder whose convolutions are silent, so that its decoder is linear."""
+    """An autoencoder whose convolutions are zero, so its decoder is linear."""
     return PatchAutoencoder(
         latent_channels=CHANNELS,
         patch_size=PATCH,

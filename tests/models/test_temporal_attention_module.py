@@ -66,7 +66,7 @@ def test_consecutive_chunks_equal_the_whole_video(window_size, lengths):
 
 
 def by_hand(attention, x):
-    """Each frame against the frames that it may see, one frame at a time."""
+    """Attention of each frame to its visible frames, one frame at a time."""
     window_size = attention.window_size or FRAMES
     updates = [
         DirectedTemporalAttention.forward(

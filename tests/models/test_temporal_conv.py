@@ -74,7 +74,7 @@ def test_each_starts_as_the_2d_convolution(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_the_network_starts_as_the_image_network(kind):
-    """Every tensor of the image network is taken over, and frames do not see each other yet."""
+    """Every tensor of the image network is copied, and frames are still independent."""
     image = make_unet(temporal_attention="none", frame_adaptor=False)
     weights = {name: x for name, x in image.state_dict().items() if not is_temporal_key(name)}
     network = VideoUNet(**SMALL, convolutions=kind).eval()

@@ -43,7 +43,7 @@ def test_without_temporal_attention_frames_are_independent():
 
 @torch.no_grad()
 def test_each_frame_can_have_its_own_timestep(unet):
-    """Equal steps are the step of the video; a frame's own step changes it and later frames."""
+    """Equal timesteps equal a common one; a frame's own timestep changes it and later frames."""
     latents, timestep, tokens, fps = make_inputs()
     together = unet(latents, timestep, tokens, fps).sample
     each = timestep[:, None].repeat(1, FRAMES)
@@ -164,7 +164,7 @@ def test_every_parameter_learns(unet):
 
 
 def test_temporal_layers_have_gradients_from_the_first_step():
-    """What starts at zero must not hold back the gradient of its last layer."""
+    """Zero initialisation must not block the gradient of the last layer."""
     fresh = VideoUNet(**SMALL)
     fresh(*make_inputs()).sample.square().mean().backward()
     gradients = {

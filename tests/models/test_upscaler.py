@@ -40,7 +40,7 @@ def test_every_input_is_read(place):
 
 @torch.no_grad()
 def test_every_level_has_a_skip_connection():
-    """With nothing from below, each half of the remaining levels still sees the small frame."""
+    """Without the lower levels, both halves of the other levels still depend on the small frame."""
     network, inputs = randomise(make_upscaler()), list(make_inputs())
     for level in (1, 0):
         for parameter in network.upsamplers[level].parameters():
@@ -65,7 +65,7 @@ def test_frames_are_independent():
 )
 @torch.no_grad()
 def test_the_receptive_field_is_the_stated_one(widths, num_blocks, radius):
-    """One small pixel is changed, at every place of the network's grid: how far is that seen?"""
+    """Change one small pixel at every position of the network's grid, and measure its effect."""
     network = randomise(make_upscaler(widths=widths, num_blocks=num_blocks)).double()
     assert network.receptive_radius == radius
     multiple, length = network.size_divisor, 2 * radius + 2 * network.size_divisor

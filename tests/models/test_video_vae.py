@@ -57,7 +57,7 @@ def fresh(image):
 
 @pytest.fixture
 def video(fresh):
-    """With temporal layers that do something."""
+    """With temporal layers that have an effect."""
     return randomise(fresh)
 
 

@@ -12,7 +12,7 @@ def pipeline(tiny_model):
 
 @pytest.fixture(autouse=True)
 def _keep_model_hash(request):
-    """A pipeline takes the hash of the folder that it is saved to; other tests want its own."""
+    """Saving changes a pipeline's hash to that of the folder; this restores it for other tests."""
     if "pipeline" not in request.fixturenames:
         yield
         return

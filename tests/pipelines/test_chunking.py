@@ -29,7 +29,7 @@ def wide(request_):
 
 
 def watched(network, argument):
-    """The shapes of an argument in all calls of a network that come."""
+    """The shapes of an argument in all following calls of a network."""
     shapes = []
     handle = network.register_forward_pre_hook(
         lambda _, given: shapes.append(given[argument].shape)

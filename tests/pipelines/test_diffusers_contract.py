@@ -32,7 +32,7 @@ numpy_habit = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprec
 
 @pytest.fixture
 def pipe(tiny_model):
-    """A pipeline of the test's own, which it may change."""
+    """A separate pipeline, which the test may change."""
     loaded = MagicVideoPipeline.from_pretrained(tiny_model)
     loaded.set_progress_bar_config(disable=True)
     return loaded

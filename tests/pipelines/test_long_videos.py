@@ -214,7 +214,7 @@ def test_a_window_continues_the_last_frames_of_the_previous_one(continuing):
 
 
 def test_the_noise_of_every_window_has_the_covariance_of_training(continuing):
-    """Also of frames after given ones, since the noise of those is nowhere in the input."""
+    """Also for frames after given ones, whose noise is not part of the input."""
     settings = GenerationSettings(num_frames=LONG)
     windows = list(plan_windows(LONG, FRAMES, 0, 1))
     samples = []

@@ -12,7 +12,7 @@ numpy_habit = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprec
 
 @pytest.fixture
 def pipe(tiny_model):
-    """A pipeline of the test's own, which it may change."""
+    """A separate pipeline, which the test may change."""
     return MagicVideoPipeline.from_pretrained(tiny_model)
 
 
@@ -43,7 +43,7 @@ def test_the_estimate_of_the_last_step_is_what_it_makes(pipe):
 @numpy_habit
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "euler", "lcm"])
 def test_every_scheduler_has_the_same_first_estimate(pipe, scheduler):
-    """All start from the same noise at the same step, so the network says the same of it."""
+    """All start from the same noise and timestep, so the network's first output is the same."""
     (expected, *_), _ = estimates(pipe)
     (found, *_), _ = estimates(pipe, scheduler=scheduler)
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)

@@ -186,7 +186,7 @@ def test_every_stage_reports_progress_from_zero_to_its_total(pipeline, monkeypat
 
 @pytest.mark.parametrize("run", [interpolate_video, upscale_video])
 def test_longer_videos_keep_no_more_frames_in_memory(pipeline, run):
-    """Neither those that were given nor those that networks see in one pass."""
+    """Neither input frames nor batches of frames accumulate in memory."""
 
     def most_of(length):
         alive, held, seen = weakref.WeakSet(), [], []

@@ -64,7 +64,7 @@ def make_image_network(**changes):
 
 
 def by_frame(image, latents, timestep, tokens):
-    """What the image network makes of every frame, `b f c h w`."""
+    """The output of the image network for every frame, `b f c h w`."""
     frames = latents.shape[1]
     folded = image(
         latents.flatten(0, 1),

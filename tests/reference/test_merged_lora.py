@@ -51,7 +51,7 @@ def by_peft(network, updates):
 @pytest.mark.parametrize("linear", [False, True])
 @torch.no_grad()
 def test_the_merged_video_network_equals_the_one_with_adapters(linear):
-    """Style LoRAs have spatial layers; temporal attention and adaptors work on as they are."""
+    """Image LoRAs have spatial layers; temporal attention and adaptors are unchanged."""
     network, inputs = make_unet(use_linear_projection=linear), make_inputs()
     updates = random_updates(network, (*SPATIAL, *CONVOLUTIONS))
     plain = network(*inputs).sample

@@ -13,7 +13,7 @@ def make(mode):
 
 
 def by_position(x):
-    """Yield the tracks `b f c` of a feature map, with where they are."""
+    """Yield the sequences `b f c` of a feature map with their positions."""
     videos = x.view(VIDEOS, FRAMES, CHANNELS, HEIGHT, WIDTH)
     for row in range(HEIGHT):
         for column in range(WIDTH):

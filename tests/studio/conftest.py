@@ -87,7 +87,7 @@ def engines(tiny_model):
 
 @pytest.fixture
 def open_studio(engines, tiny_model, tmp_path):
-    """A function that opens a studio with limits of its own; closed after the test."""
+    """A function that opens a studio with other limits; it is closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def start(name="home", limits=None, **options):
@@ -103,7 +103,7 @@ def open_studio(engines, tiny_model, tmp_path):
 
 @pytest.fixture(scope="session")
 def shared(engines, tiny_model, tmp_path_factory):
-    """One studio for all tests that need no limits of their own."""
+    """One studio for all tests that need no special limits."""
     config = StudioConfig(home=tmp_path_factory.mktemp("studio"), model=tiny_model)
     running = RunningStudio(config, engines)
     yield running
@@ -120,7 +120,7 @@ def picture():
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    """A run of two stages, one of them with samples and a line that was cut short."""
+    """A run of two stages, one of them with samples and a truncated log line."""
     home = tmp_path_factory.mktemp("runs")
     for stage, scale in (("vae", 1.0), ("keyframes", 2.0)):
         folder = home / "emoji" / stage

@@ -92,7 +92,7 @@ def screen(browser):
 
 
 def serious(page):
-    """What axe finds of serious and critical faults."""
+    """The serious and critical problems that axe finds."""
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
     )
@@ -105,7 +105,7 @@ def serious(page):
 
 
 def fits(page):
-    """Whether nothing sticks out to the right."""
+    """Return whether no element exceeds the width of the page."""
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
 
 

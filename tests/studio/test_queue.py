@@ -24,7 +24,7 @@ def test_ids_come_out_in_order_and_once(queue_url):
 
 
 class Exploit:
-    """What would write a file if somebody unpickled it."""
+    """A pickle that would write a file if it were loaded."""
 
     def __init__(self, path):
         self.path = path

@@ -32,7 +32,7 @@ def until(condition, seconds=900):
 
 
 def started(studio, **fields):
-    """Create a video and wait until its worker is in it."""
+    """Create a video and wait until its worker has started it."""
     video = studio.create(prompt="a cat", **fields).json()
     until(lambda: studio.studio.store.get(video["id"]).stage)
     return video["id"]
@@ -251,7 +251,7 @@ def test_another_version_of_the_table_is_refused(tmp_path):
 
 
 class Command:
-    """`magicvideo studio` as a process of its own."""
+    """A separate `magicvideo studio` process."""
 
     def __init__(self, home, model, *options):
         command = [sys.executable, "-m", "magicvideo", "studio", "--no-page", "--port", "0"]
@@ -295,7 +295,7 @@ def commands():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds processes as Linux lists them")
 def test_kills_of_worker_and_server_lose_and_double_nothing(tiny_model, tmp_path, commands):
-    """`benchmarks/studio_faults.py` is the long form: many kills, many clients."""
+    """`benchmarks/studio_faults.py` is the long version: many kills, many clients."""
     home, random_source = tmp_path / "home", random.Random(4)
     server = Command(home, tiny_model)
     commands.append(server)

@@ -45,7 +45,7 @@ def listener():
 
 
 def raw(studio, data, seconds=5.0):
-    """Send bytes as they are and return what comes back until the end."""
+    """Send raw bytes and return the whole answer."""
     with socket.create_connection(("127.0.0.1", studio.port), timeout=seconds) as connection:
         connection.sendall(data)
         answer = b""
@@ -198,7 +198,7 @@ def test_a_body_of_one_byte_too_many_is_refused(open_studio):
 
 
 def bomb(side):
-    """A PNG of huge sides in few bytes, whose pixels are never to be decoded."""
+    """A small PNG file with huge sides, whose pixels must not be decoded."""
 
     def chunk(name, data):
         body = name + data
@@ -251,7 +251,7 @@ def test_a_picture_of_sixteen_bits_is_kept_as_viewers_show_it():
 
 
 def until_closed(connection):
-    """Return all that comes until the other side closes."""
+    """Return all bytes until the other side closes the connection."""
     connection.settimeout(300)
     answer = b""
     while part := connection.recv(65536):

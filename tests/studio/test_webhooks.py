@@ -14,7 +14,7 @@ SECRET = "whsec_" + "c2VjcmV0LW9mLXRoaXJ0eS10d28tYnl0ZXMtaGVyZSE="
 
 @pytest.fixture
 def receiver():
-    """A server that refuses the first event and keeps what it gets."""
+    """A server that refuses the first event and records all events."""
     got = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -25,7 +25,7 @@ def receiver():
             self.end_headers()
 
         def log_message(self, *_):
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)

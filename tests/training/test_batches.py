@@ -23,7 +23,7 @@ def frozen(tiny_model):
 
 @pytest.fixture
 def batches(frozen):
-    """Three clips of four frames, and the same encoded as shards hold them."""
+    """Three clips of four frames, as frames and as encoded in shards."""
     captions = ["a cat", "a dog", "a woman surfing"]
     frames = torch.rand(3, 4, 3, 24, 24) * 2 - 1
     shared = {"fps": torch.ones(3), "captions": captions, "clip_ids": ["x", "y", "z"]}

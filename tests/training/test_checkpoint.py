@@ -159,7 +159,7 @@ def test_a_changed_json_of_the_state_is_detected(tmp_path):
 
 
 def test_a_kill_at_any_time_during_saving_leaves_a_complete_checkpoint(tmp_path):
-    """A child saves again and again and is killed; what it leaves must load, 50 times."""
+    """A child process saves repeatedly and is killed; its last checkpoint must load, 50 times."""
     state = make_state(2)
     checkpoints = CheckpointManager(tmp_path, keep=2, stage="image")
     checkpoints.save(state)

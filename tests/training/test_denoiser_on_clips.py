@@ -30,7 +30,7 @@ def losses_of(task, position=0):
 
 
 class Recording(torch.nn.Module):
-    """A denoiser that keeps what it was called with, and returns one learned number a frame."""
+    """A denoiser that records its inputs and returns one learned number per frame."""
 
     def __init__(self, network):
         super().__init__()

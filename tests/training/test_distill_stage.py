@@ -80,7 +80,7 @@ def test_given_frames_are_cached_for_a_flow_map_too():
 
 
 def test_at_the_start_the_direction_is_the_teachers(tiny_model, prepared, tmp_path):
-    """Over no interval, and without guidance, the student has nothing to learn; else it has."""
+    """At equal times and without guidance, the student has no error; otherwise it has one."""
     alone = {"diagonal_prob": 1.0, "to_data_prob": 0.0}
     task = task_of(recipe_of(tiny_model, prepared, tmp_path, guidance_scale=1, **alone), "distill")
     assert losses_of(task)["loss"] < 1e-9

@@ -19,7 +19,7 @@ LEFT_OUT = ("keyframes", "interpolation", "video_vae", "checkpoints", "tensorboa
 
 @pytest.fixture(scope="module")
 def runs(trained, tmp_path_factory):
-    """Folders of finished runs: by one process, by two, and begun by one and ended by the other."""
+    """Folders of finished runs: by one process, by two, and by both in turn."""
     folder = tmp_path_factory.mktemp("processes")
     for name in ("single", *RUNS):
         shutil.copytree(trained.output, folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
@@ -60,7 +60,7 @@ def test_one_process_writes_and_the_output_is_complete(runs, name):
 
 
 def test_a_signal_to_the_second_process_stops_both(runs):
-    """Both saved and ended after the step; what they saved is what `back` went on from."""
+    """Both processes saved and ended after the step, and `back` resumed from this checkpoint."""
     steps = [p.name for p in (runs / "back" / "keyframes" / "checkpoints").iterdir()]
     assert f"step-{STOPPED_AT:08d}" in steps
     about = json.loads(

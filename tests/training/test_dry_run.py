@@ -25,7 +25,7 @@ SIZE = FrameSize(SIDE, SIDE)
 
 
 def recipe_of(tmp_path, **changes):
-    """A recipe like the paper's, smaller, in folders that are not there."""
+    """A smaller version of the paper's recipe, with folders that do not exist."""
     values = {
         "name": "small",
         "data": str(tmp_path / "data"),
@@ -246,7 +246,7 @@ def test_the_command_prints_json_with_clips_passes_and_measured_times(prepared, 
 
 
 def test_the_dry_run_counts_the_losses_of_the_task(trained, monkeypatch):
-    """A loss that computes twice as much is counted twice: nothing imitates it."""
+    """A loss that computes twice as much is counted twice, because the real loss runs."""
     (once,) = [row for row in estimate_run(trained) if row.name == "autoencoder"]
     losses = AutoencoderTask.losses
 

@@ -19,7 +19,7 @@ def source(prepared):
 
 
 class Processes(BatchSource):
-    """Says as its batch which process reads."""
+    """Returns the process id as its batch."""
 
     size, batch_size, num_frames = 1, 1, 1
 

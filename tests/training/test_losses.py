@@ -30,7 +30,7 @@ def tower():
 
 @pytest.fixture
 def pictures():
-    """Coarse blocks of colour: edges that a blur takes away."""
+    """Coarse blocks of colour, whose edges a blur removes."""
     blocks = torch.rand(PICTURES, 3, 5, 7) * 1.8 - 0.9
     return F.interpolate(blocks, size=(HEIGHT, WIDTH), mode="nearest")
 

@@ -42,7 +42,7 @@ def passed(network, given):
 
 
 def saved_other_bytes(network, given):
-    """Bytes that a forward pass keeps: saved tensors but weights, and the inputs of all layers."""
+    """Bytes that a forward pass saves: tensors other than weights, and the inputs of all layers."""
     storages = {}
 
     def note(tensor):

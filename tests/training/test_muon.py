@@ -31,7 +31,7 @@ def test_singular_values_approach_one_and_directions_stay(shape):
 
 
 def test_wide_matrices_give_the_result_of_padded_square_matrices():
-    """Both ways of the iteration: on the Gram matrix for wide matrices, plain for others."""
+    """Both forms of the iteration: on the Gram matrix for wide matrices, plain for others."""
     narrow = torch.randn(1, 9, 10, generator=torch.Generator().manual_seed(2))
     wide = torch.cat([narrow, torch.zeros(1, 9, 50)], dim=2)
     torch.testing.assert_close(

@@ -58,7 +58,7 @@ def test_weight_decay_applies_only_to_kernels_and_frozen_parameters_are_excluded
 
 
 def test_fused_update_in_channels_last_equals_the_plain_one():
-    """The fused kernel walks memory; this holds only while moments lie as the parameter does."""
+    """The fused kernel iterates over memory, so moments need the memory format of the parameter."""
     fused, plain = Network(), Network()
     plain.load_state_dict(fused.state_dict())
     fused.to(memory_format=torch.channels_last)

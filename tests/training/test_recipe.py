@@ -134,7 +134,7 @@ def test_a_recipe_can_start_from_the_bundled_model():
 
 
 def test_the_schema_and_the_page_of_settings_are_those_of_the_code():
-    """Write them anew with `magicvideo train --schema` and `--reference`."""
+    """Update them with `magicvideo train --schema` and `--reference`."""
     root = Path(__file__).parents[2]
     assert json.loads((root / "recipes" / "recipe.schema.json").read_text()) == recipe_schema()
     page = (root / "docs" / "recipe_settings.md").read_text()

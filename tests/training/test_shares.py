@@ -13,7 +13,7 @@ BATCH = 3  # of the tiny recipe
 
 
 def losses_of(task, position, half=None):
-    """The losses of two batches, or those of the one batch that both are together."""
+    """The losses of two batches, or of their concatenation."""
     count = BATCH if half is not None else 2 * BATCH
     task.batches = replace(task.batches, batch_size=count)
     batch = task.batches.get_batch(2 * position + half if half is not None else position)
@@ -40,7 +40,7 @@ def test_two_halves_of_a_batch_have_its_loss_and_all_weights_have_gradients(trai
 
 @pytest.mark.parametrize("name", STAGES)
 def test_losses_use_the_network_that_is_passed(trained, name):
-    """Where weights are sharded, the task's own network stays behind as it was."""
+    """If weights are sharded, the task's original network stays unchanged."""
     task = task_of(trained, name)
     batch, count = task.batches.get_batch(0), task.config.batch_size
     handed = copy.deepcopy(task.network)

@@ -63,7 +63,7 @@ def finished(prepared, large, tmp_path_factory):
 
 @pytest.fixture
 def make(prepared, large, finished):
-    """A function that makes a task with other settings, beside the trained autoencoder."""
+    """A function that builds a task with other settings and the trained autoencoder."""
 
     def make(**changes):
         recipe = recipe_of(prepared, large, finished.output, **changes)
@@ -78,7 +78,7 @@ def log_of(recipe):
 
 
 class KnowsAll(nn.Module):
-    """Predicts rightly, since it looks up where in the known frames a small crop is from."""
+    """Predicts perfectly, because it looks up the position of a crop in the known frames."""
 
     def __init__(self, task, large, small):
         super().__init__()
@@ -154,7 +154,7 @@ def test_small_frames_are_degraded_in_every_way(make):
 
 
 def test_two_halves_of_a_batch_have_its_loss(make):
-    """Some samples pass the autoencoder: what they draw must not shift what the others draw."""
+    """Some samples pass through the autoencoder: others keep their random numbers."""
 
     def loss(first, count):
         task = make(batch_size=count, degradation_prob=0.5, vae_roundtrip_prob=0.5)

@@ -39,7 +39,7 @@ def with_settings(recipe, **changes):
 
 
 def still_in(clips):
-    """Where a pixel has the colour of the frame before."""
+    """Mask of the pixels with the colour of the previous frame."""
     still = (clips[:, 1:] == clips[:, :-1]).all(dim=2, keepdim=True)
     assert still.any()
     assert not still.all()
@@ -124,7 +124,7 @@ def test_noise_has_the_sampled_level_and_some_clips_have_none(trained, batch, cl
 
 
 def test_temporal_differences_do_not_cross_clips(task, batch):
-    """Clips that stand still, of other colours."""
+    """Static clips of other colours."""
     still = batch.frames[:, :1].expand(-1, FRAMES, -1, -1, -1).clone()
     still[1] *= -1
     found = task.losses(
@@ -152,7 +152,7 @@ def test_learning_rates_are_those_of_the_recipe(trained):
 
 
 def test_learns_to_reduce_flicker_from_earlier_frames(trained):
-    """With the image weights held, only attention to earlier frames can lower the flicker."""
+    """With frozen image weights, only attention to earlier frames can reduce flicker."""
     others = dict.fromkeys(("perceptual_weight", "squared_weight", "gradient_weight"), 0.0)
     changes = {"temporal_weight": 4.0, "max_latent_noise": 0.2, "clean_prob": 0.0}
     recipe = with_settings(trained, **others, **changes)

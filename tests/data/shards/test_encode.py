@@ -24,7 +24,7 @@ from magicvideo.models.conditioning import embed_frames, encode_text
 
 
 def contents(folder):
-    """The bytes of everything but the notes of single shards, which know dates."""
+    """The bytes of all files except the records of single shards, which contain dates."""
     return {
         path.name: path.read_bytes()
         for path in sorted(folder.iterdir())

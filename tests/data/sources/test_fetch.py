@@ -63,7 +63,7 @@ def members_of(package):
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """What the stand-in for npm has to give."""
+    """The packages of the stand-in for npm."""
     folder = tmp_path / "shelf"
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/npm").write_text(NPM)

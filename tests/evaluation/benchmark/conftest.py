@@ -13,7 +13,7 @@ PROJECTION = 9
 
 
 class TinyI3D(nn.Module):
-    """400 numbers out of a clip; anything but the raw logits is something else."""
+    """400 logits of a clip; other outputs differ from the raw logits."""
 
     def __init__(self) -> None:
         super().__init__()

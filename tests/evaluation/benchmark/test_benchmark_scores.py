@@ -38,7 +38,7 @@ class NamedInception(Inception):
 
 
 class SizedClip(CLIPEncoder):
-    """Without weights: a name is given by the settings alone."""
+    """Without weights: names follow from the settings."""
 
     def __init__(self, **changes):
         self.located = located("clip")

@@ -32,7 +32,7 @@ SETTINGS = JudgeTraining(steps=6, batch_size=5, seed=11)
 
 
 class KilledError(Exception):
-    """Stands for a kill at a step."""
+    """Simulates a kill at a step."""
 
 
 def kill_at(last):

@@ -37,7 +37,7 @@ def clip(folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """Functions of transformers: frames to prepared pixels, to embeddings, and a caption's."""
+    """Functions of transformers that preprocess frames and embed frames and captions."""
     model = CLIPModel.from_pretrained(folder).eval()
     pictures = CLIPImageProcessorPil.from_pretrained(folder)
     words = AutoTokenizer.from_pretrained(folder)

@@ -93,7 +93,7 @@ def test_only_a_hub_id_reaches_the_hub(tmp_path, monkeypatch):
 
 
 def test_earlier_downloads_are_found_in_the_hub_cache(tmp_path, monkeypatch):
-    """The hub's own code, on a cache such as it leaves; nothing is asked of a network."""
+    """The hub's own code on a cache in its format; no network access."""
     revision = "0123456789" * 4
     folder = tmp_path / "models--owner--name" / "snapshots" / revision
     (folder / "sub").mkdir(parents=True)
