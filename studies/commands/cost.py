@@ -25,7 +25,7 @@ def cost(
     from studies.cost.page import cost_page
 
     if not output.parent.is_dir():
-        raise UserError(f"The folder {output.parent} for --output does not exist; make it first.")
+        raise UserError(f"The folder {output.parent} for --output does not exist; create it first.")
     page = cost_page()
     with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -30,8 +30,8 @@ def there(tmp_path, monkeypatch):
     [
         (["--output", "taken.mp4"], "taken.mp4 exists; choose another name, or add --overwrite."),
         (["--output", "folder.mp4", "--format", "mp4", "--overwrite"], "no model"),
-        (["--output", "none/x.mp4"], "The folder none does not exist; make it first."),
-        (["--output", "taken.mp4/x.mp4"], "The folder taken.mp4 does not exist; make it first."),
+        (["--output", "none/x.mp4"], "The folder none does not exist; create it first."),
+        (["--output", "taken.mp4/x.mp4"], "The folder taken.mp4 does not exist; create it first."),
         (["--output", "x.avi"], "x.avi ends in .avi, which is not a supported format"),
         (["--output", "x"], "x has no suffix"),
         (["--output", "album", "--format", "png"], "album exists; choose another name"),

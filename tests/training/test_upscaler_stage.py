@@ -255,7 +255,7 @@ def test_a_crop_that_does_not_fit_is_named(make, crop):
 def test_frames_that_the_autoencoder_cannot_take_are_named(prepared, finished):
     # a quarter of 24 pixels is less than a patch of the autoencoder
     recipe = recipe_of(prepared, prepared, finished.output, crop=24)
-    with pytest.raises(UserError, match=r"have the size 24; .* must be multiples of 32"):
+    with pytest.raises(UserError, match=r"have size 24; .* must be multiples of 32"):
         task_of(recipe, "upscaler")
 
 

@@ -43,5 +43,5 @@ def test_videos_of_magicvideo_contain_their_prompt(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no video"):
         find_external_videos(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         find_external_videos(tmp_path / "nowhere")

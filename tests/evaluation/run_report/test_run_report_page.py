@@ -211,7 +211,7 @@ def test_a_truncated_log_line_is_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["nowhere"], "nowhere is no folder; name the folder of a run"),
+        (["nowhere"], "nowhere is not a folder; name the folder of a run"),
         (["{empty}"], "holds no run and no results; name a folder in which `magicvideo train`"),
         (["{empty}", "--results", "nowhere.json"], "nowhere.json cannot be read"),
         (["{empty}", "--results", "{wrong}"], "wrong.json holds no results of an evaluation"),

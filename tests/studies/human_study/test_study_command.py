@@ -107,7 +107,7 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
         (["--steps", "3"], "A study needs A, B and --prompts"),
         (["--study", "nowhere"], "nowhere holds no study"),
         (["one", "two", "--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
-        (["{a}", "nowhere", "--prompts", "{prompts}"], "nowhere is no folder"),
+        (["{a}", "nowhere", "--prompts", "{prompts}"], "nowhere is not a folder"),
         (["{a}", "{b}", "--prompts", "{prompts}", "--seed", "3"], "no seed and no setting"),
         (
             ["one", "two", "--prompts", "{prompts}", "--scheduler", "eulr"],
