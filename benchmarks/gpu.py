@@ -213,8 +213,8 @@ def main(
     sections = [
         "# The paper's scale on one GPU\n\n"
         "Written by `python -m benchmarks.gpu`; `benchmarks/README.md` describes the method. "
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}. Weights are random, in form "
-        "and size of Stable Diffusion 1.5, so that seconds and memory are all that is told here."
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}. Weights are random, with "
+        "the form and size of Stable Diffusion 1.5, so only seconds and memory are meaningful."
     ]
     parts: list[Callable[[], str]] = [
         partial(networks_section, rounds),

@@ -1,7 +1,7 @@
 """Inflate a model of the full size of Stable Diffusion 1.5, compare it and run it.
 
-The weights are random and made by diffusers; what is proved is that every tensor finds its place,
-and that the sizes fit. Each step runs in a process of its own, so that its memory is its own.
+The weights are random, from diffusers. The benchmark shows that every tensor is mapped and that the
+sizes fit. Each step runs in a new process, so that its peak memory is separate.
 """
 
 import argparse

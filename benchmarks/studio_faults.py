@@ -78,7 +78,7 @@ def call(
     fields: dict[str, object] | None = None,
     key: str | None = None,
 ) -> httpx.Response:
-    """Send one request, on a connection of its own."""
+    """Send one request on a new connection."""
     headers = {"Authorization": f"Bearer {token}"}
     headers |= {} if key is None else {"Idempotency-Key": key}
     # plain HTTP: reading the certificates of HTTPS would take longer than the call
