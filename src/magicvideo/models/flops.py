@@ -98,6 +98,7 @@ class TrainingCost:
     backward: int
     saved_activation_numel: int
     saved_other_bytes: int
+    by_module: dict[str, int]
 
 
 def profile_training_step(network: nn.Module, loss: Callable[[], Tensor]) -> TrainingCost:
@@ -115,7 +116,7 @@ def profile_training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Tra
         forward = count_flops(network, lambda: results.append(loss()))
     backward = count_flops(network, results[0].backward)
     numbers, others = kept.sizes()
-    return TrainingCost(forward.total, backward.total, numbers, others)
+    return TrainingCost(forward.total, backward.total, numbers, others, forward.by_module)
 
 
 class _Kept:

@@ -17,6 +17,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from magicvideo.diffusion.sampling import Scheduler
 from magicvideo.errors import UserError
@@ -173,7 +174,7 @@ def component_from_config_meta(
     place = folder / component
     config = _read_config(place / "config.json")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():  # weights that are not there yet
             if class_name in _ENCODERS:
                 kind = _ENCODERS[class_name]
                 return kind(kind.config_class.from_dict(config)).to(dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from magicvideo.data.dataset import Batch
 from magicvideo.data.manifest import FrameSize
@@ -17,7 +18,6 @@ from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.errors import UserError
 from magicvideo.models.flops import (
     TrainingCost,
-    count_flops,
     count_parameters,
     profile_training_step,
 )
@@ -194,7 +194,7 @@ def estimate_stage(plan: StagePlan, hardware: HardwareConfig | None = None) -> S
         UserError: If settings are inconsistent.
     """
     config, batches = plan.config, _meta_batches(plan)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         task = assemble_task(plan, batches, pretrained=False)
     network = task.network
     networks = nn.ModuleList([network, *(v for v in _frozen_networks(task))])
@@ -203,9 +203,8 @@ def estimate_stage(plan: StagePlan, hardware: HardwareConfig | None = None) -> S
         generator = per_sample_generators(0, config.batch_size, plan.seed, plan.name, "sample")
         return task.losses(network, batches.get_batch(0), generator)["loss"]
 
-    with torch.no_grad():
-        forward = count_flops(networks, losses).by_module.get(type(network).__name__, 0)
     passed = profile_training_step(networks, losses)
+    forward = passed.by_module.get(type(network).__name__, 0)
     is_pretrained = _pretrained_names(plan)
     parameters = list(network.named_parameters())
     return StageEstimate(
