@@ -1,5 +1,6 @@
 """Shared fixtures: seeds, and a small prepared data set of real files."""
 
+import gc
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from jaxtyping import config
 
 from magicvideo.data.prepare import FrameSettings, prepare
 from magicvideo.data.sources import folder
@@ -30,6 +32,39 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if any(item.nodeid.startswith(f"tests/{name}") for name in UNSETTLED):
             item.add_marker(skip)
+
+
+# Whole commands and runs call the same functions thousands of times; the other tests, and the run
+# of all stages that tests of training share, call them with checks of all shapes.
+UNCHECKED_SHAPES = (
+    "evaluation/test_evaluate_command.py",
+    "faults/",
+    "flows/",
+    "studies/ablations/",
+    "studio/",
+    "training/test_distill_stage.py",
+    "training/test_dry_run.py",
+    "training/test_emoji_v2.py",
+    "training/test_joint_training.py",
+    "training/test_lora_stage.py",
+    "training/test_run.py",
+    "training/test_start.py",
+)
+
+
+@pytest.fixture(autouse=True)
+def _shape_checks(request):
+    """Leave the checks of shapes out of the tests that are named above."""
+    path = Path(request.node.path).relative_to(Path(__file__).parent).as_posix()
+    config.update("jaxtyping_disable", path.startswith(UNCHECKED_SHAPES))
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_finish():
+    """Take what importing has created, which all stays, out of the garbage collector's way."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
