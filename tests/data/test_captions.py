@@ -157,8 +157,9 @@ def test_every_emoji_has_phrases_and_held_out_ones_that_training_never_uses():
     for number, record in enumerate(LISTED):
         clip = make_clip(attributes_of(record))
         rng = np.random.default_rng(number)
+        is_first = record.activity not in seen  # the others differ in tones and the like alone
         seen.setdefault(record.activity, set()).update(
-            random_caption(clip, None, rng) for _ in range(30)
+            random_caption(clip, None, rng) for _ in range(30 if is_first else 3)
         )
         held.setdefault(record.activity, set()).add(heldout_caption(clip, None, rng))
     assert min(map(len, seen.values())) >= 5

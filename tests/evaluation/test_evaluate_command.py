@@ -98,16 +98,17 @@ def test_a_protocol_becomes_a_page_and_a_document(protocol, command, tmp_path, c
     assert (tmp_path / "again.md").read_bytes() == (tmp_path / "results.md").read_bytes()
 
 
-def test_the_document_is_written_beside_the_videos_by_default(protocol, command, capsys):
-    assert evaluate(protocol, without(command, "--json")) == 0
+def test_the_document_is_written_beside_the_videos_and_reference_is_an_alias(
+    protocol, command, emoji, capsys
+):
+    """The options may come before the protocol."""
+    renamed = without(command, "--data") | {"--reference": emoji}
+    unplaced = without(renamed, "--json")
+    words = [str(word) for pair in unplaced.items() for word in pair]
+    assert run(["evaluate", *words, str(protocol)]) == 0
     document = command["--work"] / "tiny.json"
     assert capsys.readouterr().out.split() == [str(command["--output"]), str(document)]
     assert json.loads(document.read_text(encoding="utf-8"))["protocol"]["name"] == "tiny"
-
-
-def test_reference_is_an_alias_of_data(protocol, command, emoji, capsys):
-    renamed = without(command, "--data") | {"--reference": emoji}
-    assert evaluate(protocol, renamed) == 0
     assert "`magicvideo evaluate tiny.yaml --reference data " in command["--output"].read_text()
     capsys.readouterr()
     assert evaluate(protocol, command | renamed) == 2
@@ -242,12 +243,6 @@ def test_the_name_of_a_swept_document_contains_the_values(protocol, command, tmp
     names = {"results.json", "results-steps-1.json", "results-steps-3.json"}
     assert {path.name for path in tmp_path.glob("*.json")} == names
     assert (tmp_path / "results-steps-1.json").read_bytes() == command["--json"].read_bytes()
-
-
-def test_options_may_come_first(protocol, command, tmp_path):
-    words = [str(word) for pair in command.items() for word in pair]
-    assert run(["evaluate", *words, str(protocol)]) == 0
-    assert (tmp_path / "results.md").is_file()
 
 
 def test_a_judge_is_trained_saved_and_scored(emoji, tmp_path, capsys):

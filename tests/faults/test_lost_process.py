@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from launches import TORCHRUN, steps_logged, write_recipe
+
+from magicvideo import cli
 
 STEPS = 400
 
@@ -24,7 +25,7 @@ def second_of(agent):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="needs /proc")
-def test_a_killed_process_ends_the_job_and_one_process_can_resume(prepared, tmp_path):
+def test_a_killed_process_ends_the_job_and_one_process_can_resume(prepared, tmp_path, capsys):
     recipe, output = tmp_path / "tiny.yaml", tmp_path / "run"
     write_recipe(recipe, prepared, output, STEPS)
     agent = subprocess.Popen(
@@ -46,15 +47,9 @@ def test_a_killed_process_ends_the_job_and_one_process_can_resume(prepared, tmp_
 
     changes = ("--set", "autoencoder.batch_size=4", "--set", f"autoencoder.steps={steps}")
     alone = ("train", recipe, "--threads", "1", *changes)
-    resumed = subprocess.run(
-        [sys.executable, "-m", "magicvideo", *map(str, alone)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumes from step" in resumed.stdout
-    assert "in place of" not in resumed.stdout  # the same samples an update
+    assert cli.run(list(map(str, alone))) == 0
+    said = capsys.readouterr().out
+    assert "resumes from step" in said
+    assert "in place of" not in said  # the same samples an update
     lines = (output / "autoencoder" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, steps + 1))

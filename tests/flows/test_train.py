@@ -12,7 +12,9 @@ import pytest
 from launches import ACCELERATE, PORT, launch, steps_logged, write_recipe
 from safetensors.torch import load_file
 
-STEPS = 300
+from magicvideo import cli
+
+STEPS = 160
 EXAMPLES = Path(__file__).parents[2] / "examples" / "accelerate"
 
 
@@ -54,8 +56,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_run(write):
     assert "resumes from step" in resumed.stdout
 
     recipe, whole = write("whole")
-    unbroken = run("train", recipe, "--threads", "1", "--set", "autoencoder.checkpoint_minutes=9")
-    assert unbroken.returncode == 0, unbroken.stderr
+    unbroken = ("train", recipe, "--threads", "1", "--set", "autoencoder.checkpoint_minutes=9")
+    assert cli.run(list(map(str, unbroken))) == 0
     weights = "autoencoder/output/vae/diffusion_pytorch_model.safetensors"
     first, second = load_file(output / weights), load_file(whole / weights)
     assert first.keys() == second.keys()
@@ -65,28 +67,31 @@ def test_a_killed_run_ends_like_an_uninterrupted_run(write):
     assert losses[0] == losses[1]
 
 
-def test_mistakes_end_with_code_2_and_one_sentence(write, tmp_path):
+def test_mistakes_end_with_code_2_and_one_sentence(write, tmp_path, capsys):
     recipe, output = write("mistaken")
+    answer = run("train", tmp_path / "absent.yaml")
+    assert answer.returncode == 2
+    assert "absent.yaml does not exist" in answer.stderr
+    assert "Traceback" not in answer.stderr
     mistakes = {
-        ("train", tmp_path / "absent.yaml"): "absent.yaml does not exist",
         ("train", recipe, "--stage", "autoencode"): "did you mean autoencoder?",
         ("train", recipe, "--set", "autoencoder.step=3"): "did you mean steps?",
         ("train", recipe, "--set", f"data={tmp_path}"): "prepare",
     }
     for arguments, sentence in mistakes.items():
-        answer = run(*arguments)
-        assert answer.returncode == 2, arguments
-        assert sentence in answer.stderr
-        assert "Traceback" not in answer.stderr
+        assert cli.run(list(map(str, arguments))) == 2, arguments
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert "Traceback" not in error
     assert not (output / "autoencoder" / "checkpoints").exists()
 
 
-def test_a_dry_run_shows_settings_and_cost_and_trains_nothing(write):
+def test_a_dry_run_shows_settings_and_cost_and_trains_nothing(write, capsys):
     recipe, output = write("planned")
-    answer = run("train", recipe, "--dry-run")
-    assert answer.returncode == 0, answer.stderr
-    assert "passes" in answer.stdout
-    assert "600" in answer.stdout  # samples: 300 updates of 2
+    assert cli.run(["train", str(recipe), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "passes" in shown
+    assert f"{2 * STEPS}" in shown  # samples: updates of 2
     assert not output.exists()
 
 

@@ -1,8 +1,6 @@
 """Stage `distill`: its target, its teacher, and the resulting model."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from networks import make_inputs, make_unet, randomise
 from safetensors.torch import load_file
 from tiny_recipe import SHARED, task_of, tiny_values
 
+from magicvideo import cli
 from magicvideo.diffusion.noise import per_sample_generators
 from magicvideo.errors import UserError
 from magicvideo.models.unet import FlowMapUNet, VideoUNet
@@ -129,15 +128,7 @@ def test_a_stopped_distillation_ends_like_an_uninterrupted_one(tiny_model, prepa
 
 
 def command(*arguments):
-    answer = subprocess.run(
-        [sys.executable, "-m", "magicvideo", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return answer
+    assert cli.run(list(map(str, arguments))) == 0
 
 
 def test_one_command_distils_a_model_folder_that_generates_videos(tiny_model, prepared, tmp_path):

@@ -14,9 +14,9 @@ from magicvideo.data.manifest import FrameSize
 from magicvideo.errors import UserError
 from magicvideo.models.flops import count_parameters
 from magicvideo.models.unet import VideoUNet
-from magicvideo.training.dry_run import clip_bytes, estimate_run
+from magicvideo.training.dry_run import clip_bytes, estimate_run, estimate_stage
 from magicvideo.training.recipe import HardwareConfig, Recipe, read_recipe
-from magicvideo.training.resolve import PRESETS, frame_size, unet_config
+from magicvideo.training.resolve import PRESETS, frame_size, plan_stage, unet_config
 from magicvideo.training.tasks.autoencoder import AutoencoderTask
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper.yaml"
@@ -183,7 +183,7 @@ def test_the_interpolation_requires_one_kind_of_denoiser(tmp_path):
     for change in ({"convolutions": "2+1d"}, {"spatial_attention": False}):
         recipe = Recipe.model_validate(values | {"unet": {**values["unet"], **change}})
         with pytest.raises(UserError, match="the stage interpolation, which needs a"):
-            estimate_run(recipe)
+            plan_stage(recipe, "interpolation")
 
 
 def test_the_interpolation_may_attend_on_fewer_levels(tmp_path):
@@ -193,7 +193,7 @@ def test_the_interpolation_may_attend_on_fewer_levels(tmp_path):
     def planned(levels):
         stage = values["interpolation"] | {"attention_levels": levels}
         recipe = Recipe.model_validate(values | {"interpolation": stage})
-        return {row.name: row for row in estimate_run(recipe)}["interpolation"]
+        return estimate_stage(plan_stage(recipe, "interpolation"))
 
     assert planned([False, True]).parameters < planned(None).parameters
     assert planned([True, True]) == planned(None)
@@ -247,7 +247,7 @@ def test_the_command_prints_json_with_clips_passes_and_measured_times(prepared, 
 
 def test_the_dry_run_counts_the_losses_of_the_task(trained, monkeypatch):
     """A loss that computes twice as much is counted twice, because the real loss runs."""
-    (once,) = [row for row in estimate_run(trained) if row.name == "autoencoder"]
+    once = estimate_stage(plan_stage(trained, "autoencoder"))
     losses = AutoencoderTask.losses
 
     def twice(task, network, batch, generator):
@@ -255,6 +255,6 @@ def test_the_dry_run_counts_the_losses_of_the_task(trained, monkeypatch):
         return {"loss": first + losses(task, network, batch, generator)["loss"]}
 
     monkeypatch.setattr(AutoencoderTask, "losses", twice)
-    (doubled,) = [row for row in estimate_run(trained) if row.name == "autoencoder"]
+    doubled = estimate_stage(plan_stage(trained, "autoencoder"))
     assert doubled.training_gflops == pytest.approx(2 * once.training_gflops)
     assert doubled.parameters == once.parameters
