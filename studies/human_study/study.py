@@ -172,7 +172,7 @@ def match_videos(folder: Path, prompts: list[str]) -> list[Path]:
         UserError: If there is no such folder, or a prompt has too few videos or too many.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name a model folder or one of finished videos.")
+        raise UserError(f"{folder} is not a folder; name a model folder or one of finished videos.")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(
