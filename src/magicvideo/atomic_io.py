@@ -20,7 +20,7 @@ from magicvideo.errors import UserError
 CHECKSUMS_FILE = "SHA256SUMS"
 PARTIAL = ".partial-"
 LOCK = ".magicvideo-lock"
-"""Name of the lock inside a folder, and the beginning of the name of one beside a file."""
+"""Name of the lock inside a folder, and the beginning of the name of one next to a file."""
 
 _STEM = 50  # characters of a file's name in the name of its partial file
 
@@ -156,7 +156,7 @@ def lock_outputs(targets: Sequence[Path]) -> Iterator[None]:
 
 
 def _remove_stale(target: Path) -> None:
-    """Delete what killed writers of a file or folder left beside it; its lock is held.
+    """Delete what killed writers of a file or folder left next to it; its lock is held.
 
     A folder that was moved aside, and not replaced before the kill, gets its name back.
     """
@@ -238,7 +238,7 @@ def verify_checksums(folder: Path) -> None:
     present = {path.relative_to(folder).as_posix() for path in _files_below(folder)}
     if missing := sorted(set(expected) - present):
         raise UserError(f"{folder} lacks {missing[0]}; take a complete copy of the folder.")
-    # a repository on the Hub has files of its own beside those of the folder
+    # a repository on the Hub has files of its own next to those of the folder
     foreign = sorted(
         name for name in present - set(expected) if name != "README.md" and name[0] != "."
     )

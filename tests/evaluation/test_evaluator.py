@@ -74,7 +74,9 @@ def test_the_reference_is_as_large_as_the_protocol_says(evaluation):
 def test_too_small_a_reference_is_refused_before_anything_is_made(evaluation, emoji):
     sets = (asked(2), asked(14))
     evaluation = replace(evaluation, protocol=evaluation.protocol.model_copy(update={"sets": sets}))
-    sentence = f"asks for 5 reference clips, but {emoji} has 4 beside those of the 14 prompts; prep"
+    sentence = (
+        f"asks for 5 reference clips, but {emoji} has 4 besides those of the 14 prompts; prep"
+    )
     with pytest.raises(UserError, match=sentence):
         evaluation.requests()
 

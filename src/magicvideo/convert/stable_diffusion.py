@@ -138,7 +138,7 @@ def build_video_pipeline(
         accounts += [of_image, TransferReport("image_conditioner", 0, new, 0, {})]
     if parts.refused:
         reasons = dict(Counter(parts.refused.values()))
-        accounts.append(TransferReport("(beside them)", 0, 0, len(parts.refused), reasons))
+        accounts.append(TransferReport("(next to them)", 0, 0, len(parts.refused), reasons))
     pipeline = MagicVideoPipeline(
         vae=vae,
         text_encoder=text,

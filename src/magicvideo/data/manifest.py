@@ -1,6 +1,6 @@
 """The files that describe a prepared folder: `dataset.json`, and `manifest.jsonl` for the clips.
 
-A prepared folder holds `clips/*.npy` beside these two files: uint8 arrays `f h w c`, where c=4 is
+A prepared folder holds `clips/*.npy` next to these two files: uint8 arrays `f h w c`, where c=4 is
 premultiplied RGBA and c=3 is RGB. `manifest.jsonl` is written last, so its presence means that the
 folder is complete.
 """

@@ -1,4 +1,4 @@
-"""Text files that people write: prompts, captions and lists, with limits on their size.
+"""Text files of users: prompts, captions and lists, with limits on their size.
 
 Editors on Windows save UTF-8 with a byte order mark, and PowerShell writes UTF-16. Both marks name
 the encoding, so both are read; everything else must be UTF-8.

@@ -285,7 +285,7 @@ class Evaluator:
         if len(others) < protocol.reference_clips:
             raise UserError(
                 f"The protocol asks for {protocol.reference_clips} reference clips, but "
-                f"{self.data} has {len(others)} beside those of the {len(prompts)} prompts; "
+                f"{self.data} has {len(others)} besides those of the {len(prompts)} prompts; "
                 "prepare more data or ask for fewer."
             )
         return EvaluationSet(

@@ -76,7 +76,7 @@ def own_protocol(
     return (
         Protocol(
             name=NAME,
-            about="Key frames on the captions of prepared clips, beside these clips themselves.",
+            about="Key frames on the captions of prepared clips, next to these clips themselves.",
             seed=1,
             num_frames=num_frames,
             stride=_stride(whole, num_frames),

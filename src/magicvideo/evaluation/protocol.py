@@ -181,7 +181,7 @@ class SweepPoint:
         return protocol.model_copy(update=changes)
 
     def document(self, base: Path) -> Path:
-        """Return the path of its results, beside the path without changes."""
+        """Return the path of its results, next to the path without changes."""
         return base.with_stem("-".join(filter(None, (base.stem, self.name))))
 
 

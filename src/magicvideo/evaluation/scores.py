@@ -1,4 +1,4 @@
-"""Scores of generated videos, each beside those of real clips and of chance."""
+"""Scores of generated videos, each next to those of real clips and of chance."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -282,7 +282,7 @@ def write_webp(
 
 
 def write_png(path: Path, frame: UInt8[np.ndarray, "h w 3"], text: str) -> None:
-    """Write one frame, with the text beside it."""
+    """Write one frame, with the text next to it."""
     info = PngInfo()
     info.add_text(_PNG_KEY, text)
     Image.fromarray(frame).save(path, format="PNG", pnginfo=info)

@@ -65,7 +65,7 @@ def slugify(prompt: str) -> str:
 
 
 def sibling_path(video: Path, made: str) -> Path:
-    """Return a name for what is made of a video: beside it, in its format or else as MP4."""
+    """Return a name for what is made of a video: next to it, in its format or else as MP4."""
     suffix = video.suffix.lower()
     if suffix.removeprefix(".") not in FORMATS or suffix == ".png":
         suffix = ".mp4"
@@ -150,7 +150,7 @@ def check_output(path: Path, *, overwrite: bool, longest_suffix: str = "") -> No
     Args:
         path: The output.
         overwrite: Whether it may exist.
-        longest_suffix: What is put after its name for files beside it, which must fit as well.
+        longest_suffix: What is put after its name for files next to it, which must fit as well.
 
     Raises:
         UserError: If its format is unknown, its folder is missing or not writable, its name is too
@@ -201,7 +201,7 @@ def _check_name(path: Path, longest_suffix: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
             f"The name {path.name!r:.60}{'...' if len(path.name) > 60 else ''} cannot be used "
-            f"({reason}, {len(os.fsencode(longest.name))} bytes with what is kept beside it); "
+            f"({reason}, {len(os.fsencode(longest.name))} bytes with what is kept next to it); "
             "choose a shorter name."
         ) from None
 

@@ -259,7 +259,7 @@ class BatchSource(TorchDataset[TrainingBatch], ABC):
         size: Height and width of the frames in pixels.
         batch_size: Samples of a batch.
         num_frames: Frames of a sample.
-        frame_batch_size: Single frames beside the samples of a batch; 0: none.
+        frame_batch_size: Single frames next to the samples of a batch; 0: none.
     """
 
     size: FrameSize
@@ -311,7 +311,7 @@ class DatasetBatches(BatchSource):
         num_frames: Frames of a sample.
         strides: Minimal and maximal stride between frames.
         subject_balance: 0: all clips are sampled equally often; 1: all subjects are.
-        frame_batch_size: Single frames beside the samples of a batch; 0: none.
+        frame_batch_size: Single frames next to the samples of a batch; 0: none.
     """
 
     dataset: AnyDataset

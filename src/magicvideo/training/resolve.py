@@ -154,7 +154,7 @@ def check_frame_size(recipe: Recipe, size: FrameSize) -> None:
             raise UserError(
                 f"The image encoder of init_from={recipe.init_from} sees squares of {side} pixels, "
                 f"and stage clip trains it on the shorter side of the frames, {min(size)}; prepare "
-                f"the data with --size {side}, or with a longer width or height beside {side}."
+                f"the data with --size {side}, or with a longer width or height next to {side}."
             )
 
 

@@ -49,7 +49,7 @@ def test_captions_are_read_from_text_files_beside_clips(tmp_path):
     assert found.pop("d.mkv") == "its caption is empty"
     assert found.pop("e.avi") == "e.txt is not UTF-8 text; save it as UTF-8"
     assert found.pop("notes.txt") == (
-        "text, and no video of the same name beside it, or another text file counts"
+        "text, and no video of the same name next to it, or another text file counts"
     )
     assert found.pop("photo.jpg").startswith("no video by its suffix (.3gp, .apng, .avi")
     assert found == {}

@@ -53,7 +53,7 @@ def test_what_is_missing_is_named(places, tmp_path):
         match_videos(places["b"], [*PROMPTS, "a bee"])
     with pytest.raises(UserError, match="is not a model folder and contains no video"):
         match_videos(tmp_path, PROMPTS)
-    with pytest.raises(UserError, match="is no folder; name a model folder"):
+    with pytest.raises(UserError, match="is not a folder; name a model folder"):
         describe_source(tmp_path / "nowhere", PROMPTS)
 
 

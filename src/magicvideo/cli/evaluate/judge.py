@@ -22,7 +22,7 @@ def judge(
     """Train an independent judge: a matcher of videos and captions. Never train a model with it.
 
     It learns from all clips, held-out ones included. A stopped run continues with the same command
-    from its state of the last two minutes, which lies beside OUT until the judge is done.
+    from its state of the last two minutes, which lies next to OUT until the judge is done.
 
     Example:
       magicvideo evaluate judge data/emoji64 runs/judge

@@ -1,4 +1,4 @@
-"""Encoding clips into shards, by processes that need not know of each other.
+"""Encoding clips into shards, by independent processes.
 
 Which clip belongs into which shard depends on the clips alone, and the bytes of a shard on its
 clips and the settings. So process r of n writes every nth shard from the rth on, shards of a killed

@@ -1,6 +1,6 @@
 """Writing one shard: its clips are encoded one after the other into a tar file.
 
-The bytes of a shard depend on its clips and the settings alone, whatever is encoded beside it.
+The bytes of a shard depend on its clips and the settings alone, whatever is encoded next to it.
 """
 
 import hashlib
@@ -250,7 +250,7 @@ def open_encoder(paths: FrozenEncoderPaths, device: str, threads: int) -> Latent
 
 
 class ShardManifest(BaseModel):
-    """The file beside a finished shard: its entry in the index, and what it was made of."""
+    """The file next to a finished shard: its entry in the index, and what it was made of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

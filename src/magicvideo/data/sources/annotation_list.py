@@ -1,4 +1,4 @@
-"""Lists of clips as people write them (CSV, JSON Lines and JSON), and the clips that they name."""
+"""Lists of clips (CSV, JSON Lines and JSON), and the clips that they name."""
 
 import csv
 import json

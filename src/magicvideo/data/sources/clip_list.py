@@ -1,4 +1,4 @@
-"""Lists of clips within long videos, as HD-VILA-100M has them: which video, from when to when.
+"""Lists of clips within long videos, as in HD-VILA-100M: video, start and end.
 
 A list is a JSON Lines file, or a JSON file with one list, at the top of the folder. Its entries are
 one clip each:

@@ -40,7 +40,7 @@ def fetch(
 ) -> int:
     """Download every listed clip into `folder/clips`; complete ones are kept.
 
-    Tarballs are removed once their clips are extracted. The licence notice is written beside them.
+    Tarballs are removed once their clips are extracted. The licence notice is written next to them.
 
     Args:
         folder: A new folder, or one that an earlier call began.

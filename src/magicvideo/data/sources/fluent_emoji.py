@@ -1,6 +1,6 @@
 """Fluent animated emoji by Microsoft (MIT): 2,014 short clips with transparency and attributes.
 
-`fluent_emoji_mit.jsonl` beside this module lists them. The clips come from the npm packages
+`fluent_emoji_mit.jsonl` next to this module lists them. The clips come from the npm packages
 `@lobehub/fluent-emoji-anim-1` to `-4` (1.0.0), of which it keeps those that Microsoft publishes
 itself, in https://github.com/microsoft/fluentui-emoji-animated, matched by code points. Names,
 groups and part of the keywords are those of npm `emojibase-data` 17.0.0 (MIT, Miles Johnson), the

@@ -1,4 +1,4 @@
-"""Any folder of video files with captions beside them, as other trainers read them, too.
+"""Any folder of video files with captions next to them, as other trainers read them, too.
 
 A caption is the text file of the clip's name, `clip.txt`, `clip.mp4.txt` or `clip.caption`. Or one
 list at the top of the folder has all captions:
@@ -221,7 +221,7 @@ def why_no_video(path: Path) -> str | None:
     if path.suffix.lower() in _ARCHIVE_SUFFIXES:
         return "an archive; unpack it first"
     if path.suffix.lower() in _CAPTION_SUFFIXES:
-        return "text, and no video of the same name beside it, or another text file counts"
+        return "text, and no video of the same name next to it, or another text file counts"
     return f"no video by its suffix ({', '.join(sorted(SUFFIXES))})"
 
 

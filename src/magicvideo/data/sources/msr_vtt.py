@@ -1,4 +1,4 @@
-"""MSR-VTT's layout: JSON files with `videos` and `sentences`, about 20 captions a clip.
+"""MSR-VTT's layout: JSON files with `videos` and `sentences`, about 20 captions per clip.
 
 The files lie at the top of the folder or in `annotation`, such as `train_val_videodatainfo.json`
 and `test_videodatainfo.json`. Videos lie anywhere below as `video0.mp4`, already cut: `start time`

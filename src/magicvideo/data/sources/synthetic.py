@@ -1,6 +1,6 @@
 """A small procedural source: moving shapes with exact captions.
 
-It is written as MP4 files with captions beside them, so that it is read like a user's own clips.
+It is written as MP4 files with captions next to them, so that it is read like a user's own clips.
 Tests and the documentation use it; nothing is downloaded.
 """
 
@@ -77,7 +77,7 @@ def render_frame(scene: Scene, time: float, size: int = SIZE) -> NDArray[np.uint
 
 
 def write_clips(folder: Path, count: int) -> list[Scene]:
-    """Write `count` clips with captions beside them, always the same for the same count.
+    """Write `count` clips with captions next to them, always the same for the same count.
 
     Raises:
         UserError: If there are fewer different scenes, or the folder is not empty.

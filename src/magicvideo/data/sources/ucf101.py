@@ -1,4 +1,4 @@
-"""UCF-101's layout: `trainlist01.txt`, `testlist01.txt` and `classInd.txt`, and a folder a class.
+"""UCF-101's layout: `trainlist01.txt`, `testlist01.txt` and `classInd.txt`, and one folder per class.
 
 The lists lie at the top of the folder or in `ucfTrainTestlist`. Their lines are paths such as
 `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi`, in training lists followed by the number that
@@ -37,7 +37,7 @@ def scan(folder: Path) -> Source:
     lists = _lists(folder)
     if not lists:
         raise UserError(
-            f"{folder} has no {_CLASSES} beside trainlist01.txt and testlist01.txt, at its top or "
+            f"{folder} has no {_CLASSES} next to trainlist01.txt and testlist01.txt, at its top or "
             f"in {_PLACES[1]}; {summarize_folder(folder)}."
         )
     classes, train, test = lists

@@ -1,4 +1,4 @@
-"""The `videofolder` layout of Hugging Face's `datasets`: a folder a split, and metadata or classes.
+"""The `videofolder` layout of Hugging Face's `datasets`: one folder per split, and metadata or classes.
 
     train/metadata.jsonl   train/a.mp4   train/more/b.mp4      captions by file_name and text
     train/dog/a.mp4        test/cat/b.mp4                      captions from the names of classes
@@ -53,7 +53,7 @@ _NEITHER = {"videos", "data"}  # names of folders that are no label
 def matches(folder: Path) -> bool:
     """Return whether a folder has this layout: folders of splits, whose videos have no .txt beside.
 
-    Metadata at the top marks a plain folder, as does a caption beside a video.
+    Metadata at the top marks a plain folder, as does a caption next to a video.
     """
     if any((folder / name).is_file() for name in _METADATA):
         return False

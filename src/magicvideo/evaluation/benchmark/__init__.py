@@ -1,1 +1,1 @@
-"""Benchmarks on public data sets, beside published results."""
+"""Benchmarks on public data sets, next to published results."""

@@ -238,7 +238,7 @@ class ExternalVideo:
 def find_external_videos(folder: Path) -> list[ExternalVideo]:
     """Return the videos of a folder and its subfolders, sorted by name.
 
-    The prompt is in `video.txt` beside `video.mp4`, or in the file as magicvideo writes it, or is
+    The prompt is in `video.txt` next to `video.mp4`, or in the file as magicvideo writes it, or is
     the name, in VBench's manner: `PROMPT-0.mp4`.
 
     Raises:

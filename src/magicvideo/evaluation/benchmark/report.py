@@ -1,4 +1,4 @@
-"""The result of a benchmark as JSON and as a section of the page beside published results."""
+"""The result of a benchmark as JSON and as a section of the page next to published results."""
 
 import json
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def as_markdown(
     title: str,
     command: str,
 ) -> str:
-    """Return results as a section of a Markdown page, beside published rows.
+    """Return results as a section of a Markdown page, next to published rows.
 
     Args:
         results: One, or several that differ in steps and guidance alone. Where the title is not
@@ -189,7 +189,7 @@ def _figure_row(figure: MetricResult) -> tuple[str, ...]:
 
 
 def _beside_published(labelled: Sequence[tuple[str, BenchmarkResult]]) -> str:
-    """Return our rows beside the published ones."""
+    """Return our rows next to the published ones."""
     published = published_rows(labelled[0][1].benchmark.data)
     if not published:
         return ""

@@ -1,4 +1,4 @@
-"""Scores of generated clips with intervals, beside those of real clips."""
+"""Scores of generated clips with intervals, next to those of real clips."""
 
 from dataclasses import dataclass
 from functools import partial

@@ -1,1 +1,1 @@
-"""The independent judge: a small video-text matcher that never meets the generator."""
+"""The independent judge: a small video-text matcher, trained separately from the generator."""

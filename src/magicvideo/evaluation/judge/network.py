@@ -1,4 +1,4 @@
-"""The judge: its networks, its tokenizer and its folder on the disk.
+"""The judge: its networks, its tokenizer and its folder.
 
 It maps videos and captions to unit features that agree where a caption is true of a video. It
 shares nothing with the generator: words instead of byte pairs, and networks that see whole clips.

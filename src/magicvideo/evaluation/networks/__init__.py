@@ -1,1 +1,1 @@
-"""Feature networks, loaded from given paths and never downloaded unasked."""
+"""Feature networks, loaded from given paths and never downloaded automatically."""

@@ -1,4 +1,4 @@
-"""Inception-v3 as FID knows it: that of TensorFlow's release of 2015-12-05, with 1008 classes.
+"""Inception-v3 of FID: TensorFlow's release of 2015-12-05, with 1008 classes.
 
 The names are those of the state dict that pytorch-fid and torch-fidelity load. It is not
 torchvision's network: averages leave the padding out, the last block takes a maximum where the

@@ -29,7 +29,7 @@ class Measured(_Lenient):
 
 
 class Score(_Lenient):
-    """One measure of a set, beside what real clips and chance get."""
+    """One measure of a set, next to what real clips and chance get."""
 
     name: str
     """With the network whose features it is computed on, if there is one."""

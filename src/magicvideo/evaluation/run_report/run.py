@@ -1,4 +1,4 @@
-"""A training run on the disk: logs, samples and settings of its stages."""
+"""A training run on disk: logs, samples and settings of its stages."""
 
 import json
 import math
@@ -56,7 +56,7 @@ class Run:
     stages: list[StageRun]
     results: list[Results]
     sheets: list[Path]
-    """Pictures beside the stages, such as contact sheets of generated videos."""
+    """Pictures next to the stages, such as contact sheets of generated videos."""
 
 
 def read_run(folder: Path, results: list[Path]) -> Run:
