@@ -1,4 +1,4 @@
-"""UCF-101's layout: `trainlist01.txt`, `testlist01.txt` and `classInd.txt`, and one folder per class.
+"""UCF-101's layout: `trainlist01.txt`, `testlist01.txt`, `classInd.txt`, one folder per class.
 
 The lists lie at the top of the folder or in `ucfTrainTestlist`. Their lines are paths such as
 `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi`, in training lists followed by the number that

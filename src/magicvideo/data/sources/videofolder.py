@@ -1,4 +1,4 @@
-"""The `videofolder` layout of Hugging Face's `datasets`: one folder per split, and metadata or classes.
+"""The `videofolder` layout of Hugging Face `datasets`: a folder per split, metadata or classes.
 
     train/metadata.jsonl   train/a.mp4   train/more/b.mp4      captions by file_name and text
     train/dog/a.mp4        test/cat/b.mp4                      captions from the names of classes
