@@ -13,7 +13,7 @@ from magicvideo.training.progress import SilentReporter
 from magicvideo.training.recipe import Recipe
 from magicvideo.training.trainer import Interrupted, Trainer
 
-STEPS, STOPPED_AT, PREVIEWED_AT = 20, 10, 15
+STEPS, STOPPED_AT, PREVIEWED_AT = 12, 6, 9
 GLOBAL_BATCH = 4
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
