@@ -119,7 +119,7 @@ def read_animation(path: Path, max_frames: int) -> Generator[Image.Image, None, 
         max_frames: Frames that it may have.
 
     Raises:
-        ClipError: If it is no picture, damaged, cut off, or over the limits.
+        ClipError: If it is not an image, is damaged, truncated, or exceeds the limits.
     """
     max_frames = min(max_frames, MAX_ANIMATION_FRAMES)
     with _translate_errors():

@@ -206,7 +206,7 @@ class Page:
                 usual("guidance_scale"),
                 step=0.5,
                 label="Guidance",
-                info="How closely to follow the prompt; 1 is no guidance.",
+                info="How closely to follow the prompt; 1 disables guidance.",
             ),
             gr.Textbox("", label="Negative prompt", lines=1),
             gr.Radio(_FORMATS, value="mp4", label="Format"),

@@ -49,7 +49,7 @@ class VideoParameters(BaseModel):
         size: Width and height of the frames, such as `256x256`.
         seed: Of the noise; by default a random one, which the answer contains.
         steps: Diffusion steps of the key frames.
-        guidance: How closely to follow the prompt; 1 is no guidance.
+        guidance: How closely to follow the prompt; 1 disables guidance.
         guidance_stop: Fraction of the steps after which guidance ends.
         scheduler: Name of a sampler, such as `ddim` or `dpm++`.
         negative_prompt: What guidance moves away from.

@@ -85,7 +85,7 @@ AVERAGES = "averages"
 _HELDOUT_BATCHES = 16
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error: the run can continue
+class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
     """A signal stopped the run after a checkpoint was written.
 
     Args:

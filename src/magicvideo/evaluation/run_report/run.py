@@ -52,7 +52,7 @@ class Run:
 
     name: str
     settings: Mapping[str, Any]
-    """Those of the recipe that are no stage's."""
+    """Settings of the recipe that belong to no stage."""
     stages: list[StageRun]
     results: list[Results]
     sheets: list[Path]
