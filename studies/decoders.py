@@ -24,7 +24,7 @@ from magicvideo.shapes import Frames, Latents
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEASURES = ("flicker", "temporal error", "psnr")
-_SAME_LATENTS = 0.02  # in the latents' unit: what half precision of the weights may change
+_SAME_LATENTS = 0.02  # largest difference that half-precision weights can cause; latents have std 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class DecoderComparison:
     """One measure of both decoders.
 
     Attributes:
-        name: `flicker`: mean absolute change in time of pixels that never change in the real clip.
-            `temporal error`: mean absolute difference between the changes in time and the real
-            ones. Both in units of pixels, which span 2. `psnr`: in dB.
+        name: `flicker`: mean absolute change between frames of pixels that never change in the
+            real clip. `temporal error`: mean absolute difference between the changes from frame to
+            frame and those of the real clip. Both for pixels in [-1, 1]. `psnr`: in dB.
         first: Mean over clips of the first decoder.
-        second: Mean over clips of the second.
-        gain: The second over the first, or of `psnr` the second less the first in dB, with an
-            interval over clips, which both share.
+        second: Mean over clips of the second decoder.
+        gain: The second divided by the first, or for `psnr` the second minus the first in dB, with
+            an interval over the clips, which both share.
     """
 
     name: str
@@ -60,23 +60,22 @@ def compare_decoders(
     seed: int,
     on_clip: Callable[[int], None],
 ) -> list[DecoderComparison]:
-    """Decode the same latents of clips on plain backgrounds with both, and measure the pixels.
+    """Decode the same latents with both decoders, and measure the pixels.
 
     Args:
         first: The autoencoder that encodes.
         second: One with the same encoder.
-        dataset: Clips that neither was trained on.
-        count: How many clips; each once.
-        num_frames: Frames of each.
-        stride: Between frames.
-        noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
-            generated latents are not clean.
-        seed: Of the draw of clips and backgrounds, and of the noise.
-        on_clip: Called with the number of clips that are done.
+        dataset: Clips on which neither was trained, shown on plain backgrounds.
+        count: Number of clips; each is used once.
+        num_frames: Frames per clip.
+        stride: Distance between frames.
+        noise: Standard deviation of the noise that is added to the latents of every frame, relative
+            to that of the latents: generated latents contain errors.
+        seed: Seed of the choice of clips and backgrounds, and of the noise.
+        on_clip: Called with the number of finished clips.
 
     Raises:
-        UserError: If the encoders differ, there are too few clips, or none has a pixel that never
-            changes.
+        UserError: If the encoders differ, there are too few clips, or no clip has static pixels.
     """
     prompts = sample_prompts(dataset, count, seed)
     rows = []
@@ -94,17 +93,26 @@ def compare_decoders(
 
 
 def decoders_table(found: Mapping[float, list[DecoderComparison]]) -> str:
-    """Return comparisons by the noise on the latents as a Markdown table; changes are in levels."""
+    """Return the comparisons for each noise as a Markdown table; changes are in levels of 255."""
     rows = []
     for noise, comparisons in found.items():
         for row in comparisons:
             in_decibel = row.name == "psnr"
             scale, label = (1, "PSNR, dB") if in_decibel else (LEVELS, f"{row.name}, levels")
             numbers = (f"{scale * value:.3f}" for value in (row.first, row.second))
-            gain = f"{'plus' if in_decibel else 'times'} {format_estimate(row.gain, 3)}"
+            kind = "difference" if in_decibel else "ratio"
+            gain = f"{kind} {format_estimate(row.gain, 3)}"
             rows.append((f"{noise:g}", label, *numbers, gain, str(row.gain.count)))
     return markdown_table(
-        ("noise", "measure", "per frame", "video", "video is per frame [95 %]", "n"), rows
+        (
+            "noise",
+            "measure",
+            "frame decoder",
+            "video decoder",
+            "video to frame decoder [95 %]",
+            "n",
+        ),
+        rows,
     )
 
 
@@ -112,8 +120,8 @@ def _check_same(latents: Latents, others: Latents) -> None:
     same = latents.shape == others.shape
     if not same or (latents - others).abs().max() > _SAME_LATENTS:
         raise UserError(
-            "These autoencoders code the same clip differently, so that their decoders cannot be "
-            "compared on the same latents; take a video autoencoder and the one it was made from."
+            "These autoencoders encode the same clip differently, so their decoders cannot be "
+            "compared on the same latents; use a video autoencoder and the one it started from."
         )
 
 
@@ -129,7 +137,7 @@ def _measures(made: Frames, real: Frames) -> list[float]:
 def _compare(name: str, figures: Float[np.ndarray, "clips two"]) -> DecoderComparison:
     known = figures[np.isfinite(figures).all(axis=1)]
     if not len(known):
-        raise UserError(f"None of these clips has a {name}: in all of them everything moves.")
+        raise UserError(f"None of these clips has a value of {name}: no clip has static pixels.")
     first, second = known.T
     return DecoderComparison(
         name=name,

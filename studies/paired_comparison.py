@@ -1,4 +1,4 @@
-"""Paired comparison of methods on the same clips, in which the difficulty of clips cancels."""
+"""Paired comparison of methods on the same clips, which cancels the difficulty of the clips."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,15 @@ from magicvideo.evaluation.confidence_intervals import Estimate, centred_bootstr
 from magicvideo.evaluation.metrics.distribution import fit_gaussian, frechet_distance
 from magicvideo.evaluation.results_page import format_estimate, markdown_table
 
-PAIRED_COLUMNS = ("PSNR, plus dB [95 %]", "SSIM, plus [95 %]", "Frechet distance, times [95 %]")
+PAIRED_COLUMNS = (
+    "PSNR difference, dB [95 %]",
+    "SSIM difference [95 %]",
+    "Frechet distance ratio [95 %]",
+)
 _RESAMPLES = 200
 
 Rows: TypeAlias = Float[np.ndarray, "_ d"]
-"""Features of one clip, whose number may differ from that of another."""
+"""Features of one clip; clips may have different numbers of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +27,9 @@ class PairedDifference:
     """The difference of two methods with intervals over their common clips.
 
     Attributes:
-        psnr: Its PSNR less the other's, in dB.
-        ssim: Its SSIM less the other's.
-        frechet: Its Frechet distance over the other's; not a number where the other's is zero.
+        psnr: PSNR of the first minus that of the second, in dB.
+        ssim: SSIM of the first minus that of the second.
+        frechet: Frechet distance of the first divided by that of the second; NaN if that is zero.
     """
 
     psnr: Estimate
@@ -35,13 +39,13 @@ class PairedDifference:
 
 @dataclass
 class MethodSamples:
-    """The measures of one method, clip by clip in one order for all methods.
+    """The measurements of one method on each clip, in the same order for all methods.
 
     Attributes:
-        real: Features of the real clips: what Frechet distances are from.
+        real: Features of the real clips, to which Frechet distances are computed.
         psnr: In dB.
         ssim: Structural similarity.
-        features: Of what the method made.
+        features: Features of the method's output.
     """
 
     real: list[Rows]
@@ -51,18 +55,18 @@ class MethodSamples:
     _known: dict[bytes, float] = field(default_factory=dict, repr=False)
 
     def add(self, psnr: float, ssim: float, features: Rows) -> None:
-        """Note one more clip."""
+        """Add the measurements of one more clip."""
         self.psnr.append(psnr)
         self.ssim.append(ssim)
         self.features.append(features)
 
     @property
     def frechet(self) -> float:
-        """Return the Frechet distance on all clips."""
+        """Return the Frechet distance over all clips."""
         return self._distance(np.arange(len(self.features)))
 
     def compared_to(self, other: "MethodSamples") -> PairedDifference:
-        """Return the difference of this method to another."""
+        """Return the difference between this method and another."""
 
         def ratio(places: Int[np.ndarray, " n"], _: Int[np.ndarray, " one"]) -> float:
             below = other._distance(places)
@@ -75,7 +79,7 @@ class MethodSamples:
         )
 
     def _distance(self, places: Int[np.ndarray, " n"]) -> float:
-        # the bootstrap draws the same places for every pair of methods
+        # the bootstrap samples the same indices for every pair of methods
         key = places.tobytes()
         if key not in self._known:
             made, real = (
@@ -87,13 +91,13 @@ class MethodSamples:
 
 
 def paired_table(methods: Mapping[str, MethodSamples], reference: str) -> str:
-    """Return the differences of all methods to `reference` as a Markdown table."""
+    """Return the differences between all methods and `reference` as a Markdown table."""
     rows = [
         (name, str(len(samples.psnr)), *paired_cells(samples.compared_to(methods[reference])))
         for name, samples in methods.items()
         if name != reference
     ]
-    return markdown_table((f"against {reference}", "n", *PAIRED_COLUMNS), rows)
+    return markdown_table((f"compared with {reference}", "n", *PAIRED_COLUMNS), rows)
 
 
 def paired_cells(paired: PairedDifference) -> tuple[str, str, str]:

@@ -1,9 +1,9 @@
-"""The denoising error on held-out clips at equal noise and steps for all models.
+"""The denoising error on held-out clips, with the same noise and timesteps for all models.
 
-The scores of generated videos contain much chance. The denoising error is the training objective
-itself, so it separates two networks after little training, long before their videos differ. All
-draws depend only on the seed and the clip, so that networks with the same autoencoder, text encoder
-and noise can be compared clip by clip.
+The scores of generated videos vary much by chance. The denoising error is the training objective
+itself, so it distinguishes two networks after little training, long before their videos differ. All
+random numbers depend only on the seed and the clip, so networks with the same autoencoder, text
+encoder and noise can be compared on each clip.
 """
 
 import time
@@ -24,20 +24,20 @@ from magicvideo.models.conditioning import encode_text
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.shapes import Latents
 
-_APART = 1_000_000  # between the noise of two seeds
+_SEED_STRIDE = 1_000_000  # distance between the noise seeds of two evaluation seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingErrors:
-    """Mean squared errors of what the network predicts, noise or velocity.
+    """Mean squared errors of the network's prediction, which is noise or velocity.
 
     Attributes:
         clips: Names of the clips.
-        timesteps: Diffusion steps, of which each clip was shown at every one.
-        error: The whole error.
-        deviation: The part of it that differs from frame to frame: the error less that of its mean
-            over the frames. It is what flickers.
-        seconds: CPU seconds of one pass of the network over one clip, the median.
+        timesteps: The timesteps, the same for every clip.
+        error: Mean squared error.
+        deviation: The part that differs from frame to frame: the error minus the squared mean of
+            the residual over the frames. This part causes flicker.
+        seconds: CPU seconds of a forward pass over one clip, median.
     """
 
     clips: list[str]
@@ -59,17 +59,17 @@ def measure_denoising_errors(
     seed: int,
     on_clip: Callable[[int], None],
 ) -> DenoisingErrors:
-    """Noise clips, conditioned on their captions, and measure how far the denoiser is off.
+    """Add noise to clips and measure the error of the denoiser, conditioned on their captions.
 
     Args:
         pipeline: The model.
-        dataset: Clips that it was not trained on.
-        count: How many; each once, on a plain background.
-        num_frames: Frames of each.
-        stride: Between frames.
-        timesteps: Diffusion steps.
-        seed: Of the draw of clips and backgrounds, and of the noise.
-        on_clip: Called with the number of clips that are done.
+        dataset: Clips on which it was not trained.
+        count: Number of clips; each is used once, on a plain background.
+        num_frames: Frames per clip.
+        stride: Distance between frames.
+        timesteps: The timesteps.
+        seed: Seed of the choice of clips and backgrounds, and of the noise.
+        on_clip: Called with the number of finished clips.
 
     Raises:
         UserError: If there are too few clips.
@@ -84,7 +84,7 @@ def measure_denoising_errors(
         fps = torch.tensor([dataset.clips[prompt.index].fps / stride], device=pipeline.device)
         errors.append([])
         for number, step in enumerate(timesteps):
-            chosen = (seed * _APART + place) * len(timesteps) + number
+            chosen = (seed * _SEED_STRIDE + place) * len(timesteps) + number
             started = time.process_time()
             errors[-1].append(_errors(pipeline, latents, step, tokens, fps, chosen))
             seconds.append(time.process_time() - started)
@@ -107,7 +107,7 @@ def _errors(
     fps: Float[Tensor, "1"],
     seed: int,
 ) -> tuple[float, float]:
-    """Return the error at one step, and its deviation from its mean over the frames."""
+    """Return the error at one timestep, and the part that differs between frames."""
     noise = initial_latent_noise(
         seed,
         tuple(latents.shape[1:]),
@@ -116,7 +116,9 @@ def _errors(
     ).to(latents)
     timestep = torch.tensor([step], device=latents.device)
     noisy = pipeline.scheduler.add_noise(latents, noise, timestep)
-    off = pipeline.unet(noisy, timestep, tokens, fps).sample
-    off = off.float() - prediction_target(pipeline.scheduler, latents, noise, timestep).float()
-    whole, common = off.square().mean().item(), off.mean(dim=1).square().mean().item()
+    predicted = pipeline.unet(noisy, timestep, tokens, fps).sample
+    residual = (
+        predicted.float() - prediction_target(pipeline.scheduler, latents, noise, timestep).float()
+    )
+    whole, common = residual.square().mean().item(), residual.mean(dim=1).square().mean().item()
     return whole, whole - common

@@ -1,4 +1,4 @@
-"""The training runs of a file of ablations: a recipe for each variant and seed."""
+"""The training runs of ablations: a recipe for each variant and seed."""
 
 import hashlib
 import json
@@ -21,16 +21,16 @@ from magicvideo.training.recipe import Recipe, StageName, load_yaml, parse_recip
 from magicvideo.training.run import RECIPE_FILE, train
 from studies.ablations.settings import Ablations, Kind
 
-# stages that know nothing of videos: variants with the same image network share their products
-_STILL: tuple[StageName, ...] = ("autoencoder", "clip", "image")
+# stages that train on single frames: variants with the same image network share their outputs
+_FRAME_STAGES: tuple[StageName, ...] = ("autoencoder", "clip", "image")
 _SHARED = "shared"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRun:
-    """One model of one variant and one seed, trained into the recipe's `output`.
+    """The training run of one variant with one seed, in the recipe's `output`.
 
-    Its scores are kept in a file of their own, apart from the folder of the run.
+    Its scores are stored in a separate file, outside the folder of the run.
     """
 
     experiment: str
@@ -42,16 +42,16 @@ class AblationRun:
 
     @property
     def name(self) -> str:
-        """Return what the console calls it."""
+        """Return its name in console messages."""
         return f"{self.experiment}/{self.variant}/{self.seed}"
 
 
 def expand_runs(ablations: Ablations, only: tuple[str, ...] = ()) -> list[AblationRun]:
-    """Return all runs of the experiments, each once, the seeds of a variant in a row.
+    """Return all runs of the experiments, each once, with the seeds of a variant side by side.
 
     Args:
-        ablations: The file.
-        only: Names of experiments; none for all.
+        ablations: The settings.
+        only: Names of experiments; empty for all.
 
     Raises:
         UserError: If there is no such experiment, or a recipe is not allowed.
@@ -59,7 +59,8 @@ def expand_runs(ablations: Ablations, only: tuple[str, ...] = ()) -> list[Ablati
     for name in only:
         if name not in ablations.experiments:
             raise UserError(
-                f"There is no experiment {name!r}; there are {', '.join(ablations.experiments)}."
+                f"There is no experiment {name!r}; the experiments are "
+                f"{', '.join(ablations.experiments)}."
             )
     places = dict.fromkeys(
         ablations.resolve_alias(name, variant)
@@ -82,10 +83,10 @@ def expand_runs(ablations: Ablations, only: tuple[str, ...] = ()) -> list[Ablati
 
 
 def select_shard(runs: list[AblationRun], shard: str) -> list[AblationRun]:
-    """Return every N-th run from the K-th on, for a shard written as `K/N`.
+    """Return every Nth run from the Kth on, for a shard written as `K/N`.
 
-    The seeds of a variant are neighbours, so that as many processes as there are seeds have one
-    each, and none waits for what it shares with others.
+    The seeds of a variant are neighbours. With as many processes as seeds, each process has one
+    seed, so no process waits for the shared stages of another.
 
     Raises:
         UserError: If the shard is not of this form.
@@ -100,13 +101,13 @@ def train_run(run: AblationRun, output: Path, say: Callable[[str], None]) -> Non
     """Train a run, its shared stages first; finished stages are kept.
 
     Args:
-        run: What to train.
-        output: Of all ablations.
+        run: The run.
+        output: Output folder of all ablations.
         say: Called with lines for the console.
 
     Raises:
         UserError: If its folder was trained with other settings, or training fails.
-        Interrupted: If a signal came.
+        Interrupted: After a signal.
     """
     recipe = run.recipe
     base = shared_base_recipe(recipe, output / _SHARED)
@@ -115,37 +116,37 @@ def train_run(run: AblationRun, output: Path, say: Callable[[str], None]) -> Non
             _check_settings(base)
             train(base, None, LineReporter(lambda line: say(f"{base.name}: {line}")))
         for stage in base.stages():
-            _take_over(stage_output(base.output, stage), recipe.output / stage / OUTPUT)
+            _copy_output(stage_output(base.output, stage), recipe.output / stage / OUTPUT)
     _check_settings(recipe)
     train(recipe, None, LineReporter(lambda line: say(f"{run.name}: {line}")))
 
 
 def locked(folder: Path) -> FileLock:
-    """Return the lock of a run's folder; other processes wait for it."""
+    """Return the lock of a run's folder, for which other processes wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{folder}.lock")
 
 
 def match_compute(recipe: Recipe, baseline: Recipe) -> Recipe:
-    """Return a recipe whose last stage is shortened or extended to the baseline's FLOPs.
+    """Return a recipe with the steps of its last stage adjusted to the FLOPs of the baseline.
 
     Raises:
-        UserError: If the stages before cost more than the baseline does.
+        UserError: If the earlier stages already cost more than the baseline.
     """
     *before, last = training_flops(recipe)
     name, stage = list(recipe.stages().items())[-1]
     steps = round(stage.steps * (sum(training_flops(baseline)) - sum(before)) / last)
     if steps < 1:
         raise UserError(
-            f"{recipe.name} costs more than its baseline before its stage {name} begins; give its "
-            "earlier stages fewer steps."
+            f"The stages of {recipe.name} before {name} already cost more than the baseline; "
+            "reduce their steps."
         )
     return recipe.model_copy(update={name: stage.model_copy(update={"steps": steps})})
 
 
 def training_flops(recipe: Recipe) -> list[float]:
     """Return the training cost of each stage in GFLOPs."""
-    # what recipes differ in by seed costs nothing, and counting takes seconds
+    # the cost does not depend on the seed, so the seeds of a variant are counted only once
     return list(_operations(recipe.model_copy(update={"name": "", "output": Path(), "seed": 0})))
 
 
@@ -155,7 +156,7 @@ def _operations(recipe: Recipe) -> tuple[float, ...]:
 
 
 def deep_merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with changes: mappings are merged, other values replaced."""
+    """Return the settings with changes: mappings are merged, other values are replaced."""
     result = dict(values)
     for name, change in changes.items():
         before = result.get(name)
@@ -192,12 +193,12 @@ def _plain_recipe(
 
 
 def shared_base_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
-    """Return the recipe of the stages that a run shares with others; None where it has none.
+    """Return the recipe of the stages that a run shares with others, or None if there are none.
 
-    Its folder is named by all that decides their products. Of the denoiser that is the image
-    network: what only videos have is left out, so that variants which differ in it share.
+    The name of its folder is a hash of all settings on which their outputs depend. Settings of the
+    temporal layers are excluded, so variants that differ only in those share the image network.
     """
-    stages = [stage for stage in recipe.stages() if stage in _STILL]
+    stages = [stage for stage in recipe.stages() if stage in _FRAME_STAGES]
     if not stages:
         return None
     changes: dict[str, Any] = {name: None for name in get_args(StageName) if name not in stages}
@@ -209,15 +210,15 @@ def shared_base_recipe(recipe: Recipe, folder: Path) -> Recipe | None:
     return base.model_copy(update={"name": f"{_SHARED}/{key}", "output": folder / key})
 
 
-def _take_over(product: Path, target: Path) -> None:
+def _copy_output(output: Path, target: Path) -> None:
     if target.is_dir():
         return
     with atomic_folder(target) as partial:
-        shutil.copytree(product, partial, dirs_exist_ok=True)
+        shutil.copytree(output, partial, dirs_exist_ok=True)
 
 
 def _check_settings(recipe: Recipe) -> None:
-    """Refuse to continue a run that began with other settings."""
+    """Refuse to continue a run that was started with other settings."""
     path = recipe.output / RECIPE_FILE
     if not path.is_file():
         return
@@ -227,6 +228,6 @@ def _check_settings(recipe: Recipe) -> None:
         same = False
     if not same:
         raise UserError(
-            f"{recipe.output} was trained with other settings than are asked for now; move the "
-            "folder away, or give the ablations another output."
+            f"{recipe.output} was trained with settings other than the current ones; move the "
+            "folder away, or set another output for the ablations."
         )

@@ -28,30 +28,30 @@ _VIDEOS = {
     "temporal_change": (2, 1.0),
     "flicker": (2, 1.0),
 }
-"""Digits and scale of what is measured of generated videos."""
+"""Digits and scale of each measure of generated videos."""
 _DECODER_MEASURES = {
     "flicker": ("flicker, levels", 3, LEVELS),
     "temporal error": ("temporal error, levels", 3, LEVELS),
     "psnr": ("PSNR, dB", 2, 1.0),
 }
-_GAINS = {"flicker, times [95 %]": "flicker", "PSNR, plus [95 %]": "psnr"}
-"""What is compared clip by clip with the decoder that all began as."""
+_GAINS = {"flicker ratio [95 %]": "flicker", "PSNR difference [95 %]": "psnr"}
+"""Comparisons with the initial decoder on the same clips."""
 MISSING = "missing"
 
 
 def denoiser_table(
     experiment: Experiment, scoring: ScoringConfig, rows: Sequence[VariantResult]
 ) -> str:
-    """Return the quality of denoisers: the held-out error, and what is measured of videos."""
+    """Return the table of denoisers: the held-out error, and the scores of generated videos."""
     baseline = next(row for row in rows if row.variant == experiment.baseline)
     columns = (
         "variant",
         "seeds",
         "held-out error",
-        f"more than {baseline.label} [95 %]",
-        "of it between frames",
+        f"difference to {baseline.label} [95 %]",
+        "error between frames",
         f"own caption first among {scoring.pool_size}, % [95 %]",
-        "the same, same background, % [95 %]",
+        "first among captions with the same background, % [95 %]",
         "Frechet distance, judge's features",
         "temporal change",
         "flicker",
@@ -65,15 +65,15 @@ def denoiser_table(
 
 
 def cost_table(rows: Sequence[VariantResult], *, with_pass: bool) -> str:
-    """Return size and cost of what is trained last; `with_pass`, what a pass over a clip takes."""
+    """Return the table of sizes and training costs; `with_pass` adds the cost of a forward pass."""
     columns = (
         "variant",
         "parameters (10^6)",
-        *(("GFLOPs of a pass over a clip", "CPU seconds of a pass") if with_pass else ()),
-        "memory of training, GB",
-        "seconds of an update",
+        *(("GFLOPs per forward pass", "CPU seconds per forward pass") if with_pass else ()),
+        "training memory, GB",
+        "seconds per update",
         "updates",
-        "training in all, TFLOPs",
+        "TFLOPs of all training",
     )
     missing = [MISSING, *[""] * (len(columns) - 2)]
     cells = [
@@ -84,7 +84,7 @@ def cost_table(rows: Sequence[VariantResult], *, with_pass: bool) -> str:
 
 
 def decoder_table(scoring: ScoringConfig, rows: Sequence[VariantResult]) -> str:
-    """Return the quality of decoders on clean and on noisy latents."""
+    """Return the table of decoders on clean and on noisy latents."""
     columns = (
         "noise",
         "decoder",
@@ -98,7 +98,7 @@ def decoder_table(scoring: ScoringConfig, rows: Sequence[VariantResult]) -> str:
         if trained:
             before = [_decoder_cell(trained[0], place, name, "first") for name in _DECODER_MEASURES]
             still = [""] * len(_GAINS)
-            cells.append([f"{noise:g}", "of single frames, as all began", "", *before, *still])
+            cells.append([f"{noise:g}", "initial frame decoder", "", *before, *still])
         for row in rows:
             values = (
                 [
@@ -113,15 +113,15 @@ def decoder_table(scoring: ScoringConfig, rows: Sequence[VariantResult]) -> str:
 
 
 def upscaler_table(rows: Sequence[VariantResult]) -> str:
-    """Return the quality of upscalers by their steps, and of resizing by the same scale."""
+    """Return the table of upscalers by number of steps, and of resizing by the same scale."""
     columns = (
         "scale",
         "seeds",
-        "enlarged by",
+        "method",
         "PSNR, dB",
         "SSIM",
         "Frechet distance",
-        "CPU seconds a frame",
+        "CPU seconds per frame",
         "flicker, levels",
     )
     cells = []
@@ -130,13 +130,13 @@ def upscaler_table(rows: Sequence[VariantResult]) -> str:
             cells.append([row.label, MISSING, *[""] * (len(columns) - 2)])
             continue
         first = next(iter(row.scores.values()))["upscaler"]
-        for place, way in enumerate(first["ways"]):
-            cells.append([row.label, seeds_cell(row), way["name"], *_way_cells(row, place)])
+        for place, method in enumerate(first["methods"]):
+            cells.append([row.label, seeds_cell(row), method["name"], *_method_cells(row, place)])
     return markdown_table(columns, cells)
 
 
 def seeds_cell(row: VariantResult) -> str:
-    """Return how many seeds have scores."""
+    """Return the number of seeds that have scores."""
     if not row.scores:
         return MISSING
     there, wanted = len(row.scores), len(row.seeds)
@@ -180,7 +180,7 @@ def _video_cell(row: VariantResult, name: str) -> str:
 
 
 def _share_cell(seeds: Sequence[Scores]) -> str:
-    """Return the share of hits among the videos of all seeds, in percent, with its interval."""
+    """Return the percentage of hits among the videos of all seeds, with its interval."""
     counts = [(round(found["measured"] * found["count"]), found["count"]) for found in seeds]
     hits, total = (sum(column) for column in zip(*counts, strict=True))
     found = proportion(np.arange(total) < hits)
@@ -226,7 +226,7 @@ def _decoder_cell(row: VariantResult, place: int, name: str, side: str) -> str:
 
 
 def _gain_cell(row: VariantResult, place: int, name: str) -> str:
-    """Return the mean of all seeds, and the outermost ends of their intervals."""
+    """Return the mean over the seeds, with the union of their intervals."""
     gains = [
         found["gain"]
         for scores in row.scores.values()
@@ -237,58 +237,61 @@ def _gain_cell(row: VariantResult, place: int, name: str) -> str:
     return f"{np.mean([gain['value'] for gain in gains]):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _way_cells(row: VariantResult, place: int) -> list[str]:
-    ways = [scores["upscaler"]["ways"][place] for scores in row.scores.values()]
+def _method_cells(row: VariantResult, place: int) -> list[str]:
+    methods = [scores["upscaler"]["methods"][place] for scores in row.scores.values()]
     digits = {"psnr": 2, "ssim": 4, "frechet": 5, "seconds": 3}
     cells = [
-        mean_and_range([way[name] for way in ways], figures) for name, figures in digits.items()
+        mean_and_range([method[name] for method in methods], figures)
+        for name, figures in digits.items()
     ]
-    flickers = [way["flicker"] for way in ways]
+    flickers = [method["flicker"] for method in methods]
     return [*cells, "" if None in flickers else mean_and_range(flickers, 4)]
 
 
 _BUDGETS = {
-    "updates": "All variants have the updates of their recipe, whatever an update costs.",
-    "cost": "The training of every variant has the FLOPs of {baseline}: a variant whose updates "
-    "cost more, or that has one more stage, has fewer updates in its last stage.",
+    "updates": "All variants are trained for the number of updates in their recipe, whatever an "
+    "update costs.",
+    "cost": "All variants are trained with the same number of FLOPs as {baseline}: a variant whose "
+    "updates cost more, or that has one more stage, has fewer updates in its last stage.",
 }
 _DENOISER = (
     "*Held-out error*: the mean squared error of the prediction on {clips} clips of the {split} "
-    "split, conditioned on their captions, at the steps {timesteps} of 1000 and the same noise "
-    "for all variants; lower is better. *More than*: its difference from the baseline's, clip by "
-    "clip and averaged over the seeds, with an interval bootstrapped over clips. *Of it between "
-    "frames*: the part of the error that differs from frame to frame. The other columns are of "
-    "{prompts} videos of the same split's captions ({scheduler}, {steps} steps, guidance "
-    "{guidance:g}): the share whose own caption the judge ranks first, the Frechet distance on "
-    "the judge's features, and change in time of the whole picture and of its corners as "
-    "multiples of the real clips'. *Same background*: among captions of the same colour behind "
-    "the figure, which then tells nothing. Shares are of the videos of all seeds with Wilson's "
-    "interval, a little too narrow, since all seeds have the same captions. The Frechet distance "
-    "of {prompts} clips is mostly what so few of them cost, as the real clips' own row says."
+    "split, conditioned on their captions, at the timesteps {timesteps} of 1000 and with the same "
+    "noise for all variants; lower is better. *Difference*: to the error of the baseline on the "
+    "same clips, averaged over the seeds, with an interval bootstrapped over clips. *Error between "
+    "frames*: the part of the error that differs from frame to frame. The other columns are "
+    "measured on {prompts} videos of captions of the same split ({scheduler}, {steps} steps, "
+    "guidance {guidance:g}): the fraction whose own caption the judge ranks first, the Frechet "
+    "distance on the judge's features, and the temporal change of whole frames and of the corners "
+    "relative to real clips. *Same background*: all captions have the same background colour, "
+    "which then gives no information. Fractions are over the videos of all seeds with Wilson "
+    "intervals; these are slightly too narrow, because all seeds have the same captions. The "
+    "Frechet distance of {prompts} clips is mostly the bias of a small sample, as the row of the "
+    "real clips shows."
 )
 _DECODER = (
-    "{clips} clips of the {split} split, {frames} frames in a row, on the same latents; *noise* is "
-    "its standard deviation on them, anew in every frame. *Flicker*: mean absolute change of "
-    "pixels that never change in the real clip. *Temporal error*: between the changes in time and "
-    "the real ones. *Times* and *plus*: of the decoder that all began as, clip by clip, the mean "
-    "of the seeds and the outermost ends of their bootstrapped intervals."
+    "{clips} clips of the {split} split, {frames} consecutive frames, on the same latents. "
+    "*Noise*: standard deviation of the noise that is added to the latents of every frame. "
+    "*Flicker*: mean absolute change of pixels that never change in the real clip. *Temporal "
+    "error*: mean absolute difference between the changes from frame to frame and those of the "
+    "real clip. *Ratio* and *difference*: to the initial decoder on the same clips, the mean over "
+    "the seeds with the union of their bootstrapped intervals."
 )
 _UPSCALER = (
-    "{clips} large frames of the held-out split, shrunk by the scale and enlarged again. The "
-    "Frechet distance is on CLIP's embeddings of crops at full resolution. *Flicker*: the mean "
-    "absolute change where no pixel of the small frames changes, of the way with the default "
-    "number of steps and of resizing alone."
+    "{clips} large frames of the held-out split, downsampled by the scale and upscaled again. The "
+    "Frechet distance is on CLIP embeddings of crops at full resolution. *Flicker*: the mean "
+    "absolute change of pixels that never change in the small frames; it is measured for the "
+    "default number of steps and for resizing."
 )
 _PASS = (
-    "*Pass*: the denoiser's forward pass over one clip, its operations counted and its CPU seconds "
-    "the median of those above."
+    "*Forward pass*: of the denoiser over one clip; FLOPs are counted, and CPU seconds are the "
+    "median over the passes of the held-out error."
 )
 _COST = (
-    "*Memory*: counted, of training with the recipe's batch: weights, gradients, moments, averages "
-    "and what is kept for the backward pass. *Seconds of an update*: of the last stage, on the "
-    "clock; nine updates in ten took longer. Seconds are the least of the seeds', since other work "
-    "on the machine only adds to them. *In all*: of all stages, those that several variants share "
-    "too."
+    "*Training memory*: counted for the recipe's batch: weights, gradients, optimizer state, EMA "
+    "weights and saved activations. *Seconds per update*: wall time in the last stage, the 10th "
+    "percentile. All seconds are the minimum over the seeds, because other processes on the "
+    "machine only increase them. *All training*: all stages, including stages that variants share."
 )
 
 
@@ -302,9 +305,9 @@ def write_page(ablations: Ablations, page: Path, command: str, judge_hash: str) 
         "# Ablations",
         f"Written by `{command}`.",
         ablations.about.strip(),
-        f"Every variant has {len(ablations.seeds)} seeds. A number is the mean over them, "
-        "with the least and the greatest in brackets. Scores come from the bundled judge and the "
-        "emoji clips; they can be compared only with each other.",
+        f"Every variant has {len(ablations.seeds)} seeds. A number is the mean over the seeds, "
+        "with the minimum and the maximum in brackets. Scores come from the bundled judge and the "
+        "emoji clips, so they can be compared only with each other.",
     ]
     identities: dict[str, Any] = {}
     for name in ablations.experiments:
@@ -313,7 +316,7 @@ def write_page(ablations: Ablations, page: Path, command: str, judge_hash: str) 
             identities.setdefault(json.dumps(scores["identity"]), scores["identity"])
         parts += _section(ablations, name, rows, page)
     if identities:
-        parts += ["## What the numbers depend on", *map(provenance_table, identities.values())]
+        parts += ["## Provenance", *map(provenance_table, identities.values())]
     with atomic_file(page) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -340,7 +343,7 @@ def _section(ablations: Ablations, name: str, rows: list[VariantResult], page: P
     if absent := [
         f"{row.label} (seed {s})" for row in rows for s in row.seeds if s not in row.scores
     ]:
-        parts.append(f"**Not there yet**: {'; '.join(absent)}. Their cells say {MISSING}.")
+        parts.append(f"**Without scores yet**: {'; '.join(absent)}. Their cells say {MISSING}.")
     if any(row.scores for row in rows):
         plot = page.with_name(f"{page.stem}-{name}.svg")
         draw_plot(experiment, scoring, rows, plot)
@@ -349,14 +352,14 @@ def _section(ablations: Ablations, name: str, rows: list[VariantResult], page: P
 
 
 def _updates(experiment: Experiment, rows: list[VariantResult]) -> str:
-    """Return how long the baseline was trained, stage by stage; the tables say it of the last."""
+    """Return updates and batch size of each stage of the baseline."""
     recipe = next(row.recipe for row in rows if row.variant == experiment.baseline)
     stages = [
-        f"{name} {stage.steps:,} of {stage.batch_size * stage.gradient_accumulation_steps}"
+        f"{name} {stage.steps:,} x {stage.batch_size * stage.gradient_accumulation_steps}"
         for name, stage in recipe.stages().items()
     ]
     label = experiment.variants[experiment.baseline].label
-    return f"Updates of {label}, and samples in each: {', '.join(stages)}."
+    return f"Updates x samples per update of {label}: {', '.join(stages)}."
 
 
 def _method(ablations: Ablations, experiment: Experiment) -> str:

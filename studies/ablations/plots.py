@@ -31,7 +31,7 @@ def require_matplotlib() -> None:
 def draw_plot(
     experiment: Experiment, scoring: ScoringConfig, rows: Sequence[VariantResult], path: Path
 ) -> None:
-    """Draw the scores of one experiment, of which there must be some.
+    """Draw the scores of one experiment, which must have some.
 
     Raises:
         UserError: If matplotlib is missing.
@@ -42,7 +42,7 @@ def draw_plot(
     from matplotlib.figure import Figure
 
     known = [row for row in rows if row.scores]
-    # element ids are drawn at random without a salt
+    # without a salt, element ids are random
     with mpl.rc_context({"svg.hashsalt": "magicvideo", "font.size": 9}):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         FigureCanvasSVG(figure)
@@ -62,27 +62,27 @@ def draw_plot(
 
 
 def _dots(axes: "Axes", rows: Sequence[VariantResult]) -> None:
-    """One dot a seed: the held-out error of each variant."""
+    """Plot the held-out error of each variant, one dot per seed."""
     for place, row in enumerate(rows):
         values = row.values(lambda scores: _mean(scores["denoising"]["error"]))
         axes.plot(values, [place] * len(values), "o", color=f"C{place}")
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     for place, label in enumerate(axes.get_yticklabels()):
-        label.set_color(f"C{place}")  # the names of the lines beside it, too
+        label.set_color(f"C{place}")  # also serves as legend of the lines in the second plot
     axes.invert_yaxis()
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("held-out error, one dot a seed")
+    axes.set_xlabel("held-out error, one dot per seed")
     axes.grid(axis="x", alpha=0.3)
 
 
 def _by_timestep(axes: "Axes", scoring: ScoringConfig, rows: Sequence[VariantResult]) -> None:
-    """Lines over the diffusion steps: each variant's error, as a multiple of the first one's."""
+    """Plot the error of each variant over the timesteps, relative to the first variant."""
     first = _mean_curve(rows[0])
     for place, row in enumerate(rows):
         curve = [one / base for one, base in zip(_mean_curve(row), first, strict=True)]
         axes.plot(scoring.timesteps, curve, "o-", color=f"C{place}", markersize=3)
-    axes.set_xlabel("diffusion step")
-    axes.set_ylabel(f"error, times that of {rows[0].label}")
+    axes.set_xlabel("timestep")
+    axes.set_ylabel(f"error relative to {rows[0].label}")
     axes.grid(alpha=0.3)
 
 
@@ -94,7 +94,7 @@ def _by_noise(
     scale: float,
     label: str,
 ) -> None:
-    """Lines over the noise on the latents: one measure of each decoder, the mean over seeds."""
+    """Plot one measure of each decoder over the noise on the latents, averaged over seeds."""
     for place, row in enumerate(rows):
         curve = [
             scale
@@ -118,12 +118,12 @@ def _by_noise(
 def _by_steps(
     axes: "Axes", scoring: ScoringConfig, rows: Sequence[VariantResult], name: str, label: str
 ) -> None:
-    """Lines over the diffusion steps of upscalers, the mean over seeds."""
+    """Plot one measure of the upscalers over the number of diffusion steps, averaged over seeds."""
     for place, row in enumerate(rows):
-        ways = [scores["upscaler"]["ways"] for scores in row.scores.values()]
-        stepped = [found for found in zip(*ways, strict=True) if found[0]["steps"] is not None]
+        methods = [scores["upscaler"]["methods"] for scores in row.scores.values()]
+        stepped = [found for found in zip(*methods, strict=True) if found[0]["steps"] is not None]
         steps = [found[0]["steps"] for found in stepped]
-        curve = [_mean([way[name] for way in found]) for found in stepped]
+        curve = [_mean([method[name] for method in found]) for found in stepped]
         axes.plot(steps, curve, "o-", color=f"C{place}", label=row.label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(scoring.upscaler_steps, [str(step) for step in scoring.upscaler_steps])

@@ -14,14 +14,14 @@ from studies.ablations.settings import Ablations, ScoringConfig
 
 @dataclass(frozen=True, kw_only=True)
 class VariantResult:
-    """One variant with the scores that are there.
+    """One variant with its available scores.
 
     Attributes:
         variant: Its name.
-        label: What the page calls it.
-        recipe: How it is trained, with the first seed.
-        scores: By seed; a seed without scores is not in it.
-        seeds: All seeds that it should have.
+        label: Its label on the page.
+        recipe: The recipe of the run with the first seed.
+        scores: Scores by seed; a seed without scores is missing.
+        seeds: All seeds of the ablations.
     """
 
     variant: str
@@ -31,14 +31,14 @@ class VariantResult:
     seeds: tuple[int, ...]
 
     def values(self, read: Callable[[Scores], float]) -> list[float]:
-        """Return one number of each seed."""
+        """Return one number for each seed."""
         return [read(scores) for scores in self.scores.values()]
 
 
 def collect_results(ablations: Ablations, name: str, judge_hash: str) -> list[VariantResult]:
-    """Return the variants of an experiment, in the file's order, those of other experiments too.
+    """Return the variants of an experiment, in the order of the file, aliases included.
 
-    Scores count if they are by the judge of this hash.
+    Only scores by the judge with this hash count.
     """
     runs = {(run.experiment, run.variant, run.seed): run for run in expand_runs(ablations, (name,))}
     variants = ablations.experiments[name].variants.items()
@@ -55,14 +55,14 @@ def collect_results(ablations: Ablations, name: str, judge_hash: str) -> list[Va
 
 
 def paired_difference(row: VariantResult, baseline: VariantResult, measure: str) -> Estimate | None:
-    """Return how much larger a held-out error is than the baseline's, clip by clip.
+    """Return the difference between the held-out error of a variant and that of the baseline.
 
-    Clips are averaged over the seeds that both have, so that the bootstrapped interval is over
-    clips alone.
+    The difference of each clip is averaged over the seeds that both have, so the bootstrapped
+    interval is over clips only.
 
     Args:
         row: A variant.
-        baseline: What it is compared with.
+        baseline: The variant with which it is compared.
         measure: `error` or `deviation`.
     """
     shared = row.scores.keys() & baseline.scores.keys()
@@ -78,7 +78,7 @@ def paired_difference(row: VariantResult, baseline: VariantResult, measure: str)
 
 
 def mean_and_range(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
-    """Return the mean over seeds and, of several, the least and the greatest."""
+    """Return the mean over seeds and, if there are several, the minimum and the maximum."""
     scaled = [scale * value for value in values]
     shown = f"{np.mean(scaled):,.{digits}f}"
     if len(scaled) < 2:

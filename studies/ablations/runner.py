@@ -17,10 +17,10 @@ class AblationRunner:
     """Trains and scores runs and writes the page.
 
     Attributes:
-        ablations: The file of ablations.
+        ablations: The settings.
         judge: Folder of the judge.
-        page: The Markdown page; its plots lie beside it.
-        command: The command that the page names.
+        page: The Markdown page; the plots are written to the same folder.
+        command: The command, as the page shows it.
     """
 
     ablations: Ablations
@@ -29,13 +29,13 @@ class AblationRunner:
     command: str
 
     def run(self, runs: list[AblationRun], say: Callable[[str], None], progress: Progress) -> None:
-        """Train and score some runs, one after the other, and write the page after each.
+        """Train and score runs one after the other, and write the page after each.
 
-        A run that has its scores is not touched. One that another process works on is waited for.
+        A run that already has scores is skipped. If another process works on a run, this waits.
 
         Raises:
             UserError: If a run cannot be trained or scored.
-            Interrupted: If a signal came; the same command continues.
+            Interrupted: After a signal; the same command continues.
         """
         judge, judge_hash = load_judge(self.judge), hash_folder(self.judge)
         for run in runs:
@@ -47,5 +47,5 @@ class AblationRunner:
             self.write()
 
     def write(self) -> None:
-        """Write the page and its plots from the scores that are there."""
+        """Write the page and its plots from the available scores."""
         write_page(self.ablations, self.page, self.command, hash_folder(self.judge))

@@ -1,4 +1,4 @@
-"""The scores of one run, cached as JSON beside it."""
+"""The scores of one run, cached as a JSON file."""
 
 import hashlib
 import json
@@ -32,42 +32,42 @@ from studies.upscaler.evaluation import UpscalerEvaluation
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 Scores: TypeAlias = dict[str, Any]
-"""What a file of scores holds: `of`, `identity`, `cost`, and what is measured of the run's kind."""
+"""Content of a score file: `of`, `identity`, `cost`, and the measurements for the model kind."""
 
 _MODEL, _VIDEOS = "model", "videos"
-_QUICK = 0.1  # share of updates
+_FAST_QUANTILE = 0.1
 
 
 def read_scores(run: AblationRun, scoring: ScoringConfig, judge_hash: str) -> Scores | None:
     """Return the cached scores of a run, or None if there are none for these settings.
 
     Args:
-        run: What was trained.
-        scoring: How it is to be scored.
-        judge_hash: Of the judge's folder, by which it is to be scored.
+        run: The trained run.
+        scoring: Settings of the scoring.
+        judge_hash: Hash of the judge's folder.
     """
     try:
         scores: Scores = json.loads(run.scores.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    is_asked = scores.get("of") == _settings_key(run, scoring)
-    return scores if is_asked and scores["identity"]["judge"] == judge_hash else None
+    is_current = scores.get("of") == _settings_key(run, scoring)
+    return scores if is_current and scores["identity"]["judge"] == judge_hash else None
 
 
 def score_run(
     run: AblationRun, scoring: ScoringConfig, judge: Judge, judge_hash: str, progress: Progress
 ) -> None:
-    """Score a finished run and keep the scores.
+    """Score a finished run and store the scores.
 
     Args:
-        run: What was trained.
-        scoring: How it is scored.
-        judge: An independent video-text matcher.
-        judge_hash: Of its folder.
-        progress: Called with what is being done, the count done and the count in all.
+        run: The trained run.
+        scoring: Settings of the scoring.
+        judge: The independent video-text network.
+        judge_hash: Hash of its folder.
+        progress: Called with a label, the number of finished items and their total.
 
     Raises:
-        UserError: If the data are too few for what is asked.
+        UserError: If there are too few clips for the settings.
     """
     if run.kind == "denoiser":
         found = _score_denoiser(run, scoring, judge, progress)
@@ -112,8 +112,8 @@ def _score_denoiser(
         data=frames_folder(run.recipe.data, run.name),
         work=run.recipe.output / _VIDEOS,
     )
-    asked = PromptSet(name=run.name, split=scoring.split, prompts=scoring.prompts)
-    videos = evaluation.score_set(asked, progress)
+    prompt_set = PromptSet(name=run.name, split=scoring.split, prompts=scoring.prompts)
+    videos = evaluation.score_set(prompt_set, progress)
     return {
         "denoising": {
             "clips": errors.clips,
@@ -134,7 +134,7 @@ def _score_denoiser(
 
 
 def _score_decoder(run: AblationRun, scoring: ScoringConfig, progress: Progress) -> Scores:
-    """Compare the run's video decoder with the decoder of single frames that it began as."""
+    """Compare the run's video decoder with the frame decoder from which it was initialised."""
     first = load_autoencoder(image_vae_source(run.recipe).path())
     second = load_autoencoder(component_source(run.recipe, "vae").path())
     dataset = ClipDataset(frames_folder(run.recipe.data, run.name), (scoring.split,))
@@ -179,14 +179,14 @@ def _score_upscaler(run: AblationRun, scoring: ScoringConfig, progress: Progress
         seed=scoring.seed,
     ).run(lambda what, done, total: progress(f"{run.name}: {what}", done, total))
     flicker = {row.name: row.flicker.value for row in scores.static_flicker}
-    # the network's ways come first, by their steps, and resizing after them
+    # the network comes first, once for each number of steps, then resizing
     steps = sorted({*scoring.upscaler_steps, pipeline.capabilities.default("upscaler_steps")})
     return {
         "upscaler": {
             "factor": scores.large_side // scores.small_side,
             "small_side": scores.small_side,
             "default": scores.default,
-            "ways": [
+            "methods": [
                 {
                     "name": row.name,
                     "steps": step,
@@ -203,7 +203,7 @@ def _score_upscaler(run: AblationRun, scoring: ScoringConfig, progress: Progress
 
 
 def _pipeline_of(run: AblationRun) -> MagicVideoPipeline:
-    """Return the run's model, which is put together beside it."""
+    """Return the run's model, which is exported to a folder in the run if necessary."""
     folder = run.recipe.output / _MODEL
     if not folder.is_dir():
         export(run.recipe.output, folder, "fp32")
@@ -211,7 +211,7 @@ def _pipeline_of(run: AblationRun) -> MagicVideoPipeline:
 
 
 def _cost_of(run: AblationRun) -> dict[str, int | float]:
-    """Return what all stages cost, and the size and speed of the last."""
+    """Return the cost of all stages, and the size and speed of the last."""
     rows = estimate_run(run.recipe)
     last = rows[-1]
     return {
@@ -225,17 +225,17 @@ def _cost_of(run: AblationRun) -> dict[str, int | float]:
 
 
 def _fastest_decile_seconds(log: Path) -> float:
-    """Return the 10th percentile of seconds per update, since other work only adds to them."""
+    """Return the 10th percentile of seconds per update; other processes only increase them."""
     lines = log.read_text(encoding="utf-8").splitlines()
     if not lines:
         raise UserError(f"{log} is empty; remove its folder and run the command again.")
-    return float(np.quantile([json.loads(line)["seconds"] for line in lines], _QUICK))
+    return float(np.quantile([json.loads(line)["seconds"] for line in lines], _FAST_QUANTILE))
 
 
 def _protocol_of(scoring: ScoringConfig) -> Protocol:
     return Protocol(
         name="ablations",
-        about="The scores of ablations.",
+        about="Scores of the ablations.",
         seed=scoring.seed,
         num_frames=scoring.num_frames,
         stride=scoring.stride,
@@ -251,6 +251,6 @@ def _protocol_of(scoring: ScoringConfig) -> Protocol:
 
 
 def _settings_key(run: AblationRun, scoring: ScoringConfig) -> str:
-    """Return a hash of all settings that decide the scores."""
+    """Return a hash of all settings on which the scores depend."""
     material = run.recipe.model_dump_json(exclude={"name", "output"}) + scoring.model_dump_json()
     return hashlib.sha256(material.encode()).hexdigest()

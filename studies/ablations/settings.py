@@ -1,4 +1,4 @@
-"""A file of ablations: which models are trained, from which recipe, and how they are scored."""
+"""Settings of ablations: the models to train, the recipe they change, and the scoring."""
 
 import re
 from pathlib import Path
@@ -17,66 +17,67 @@ _NAME = r"^[a-z0-9+.]+(-[a-z0-9+.]+)*$"
 
 
 class ScoringConfig(StrictModel):
-    """How models are scored; after a change all scores are computed again."""
+    """Settings of the scoring. If they change, all scores are computed again."""
 
     seed: int = Field(
-        default=1, ge=0, description="of the draws of clips, backgrounds, pools and noise"
+        default=1, ge=0, description="seed of the choice of clips, backgrounds, pools and noise"
     )
     split: Split = "heldout"
     num_frames: int = Field(default=16, ge=2)
-    stride: PositiveInt = Field(default=4, description="between the frames of clips")
-    loss_clips: int = Field(
-        default=146, ge=2, description="on which the held-out error is measured"
-    )
+    stride: PositiveInt = Field(default=4, description="distance between the frames of clips")
+    loss_clips: int = Field(default=146, ge=2, description="clips for the held-out error")
     timesteps: tuple[int, ...] = Field(
         default=(99, 249, 399, 549, 699, 849, 949, 999),
         min_length=1,
-        description="of the held-out error",
+        description="timesteps of the held-out error",
     )
-    prompts: int = Field(default=100, ge=2, description="of which a video each is generated")
+    prompts: int = Field(
+        default=100, ge=2, description="number of videos to generate, one per prompt"
+    )
     num_inference_steps: InferenceSteps = 20
     guidance_scale: GuidanceScale = 4.0
     scheduler: Scheduler = "ddim"
-    pool_size: int = Field(
-        default=50, ge=2, description="captions among which the own one is to be first"
-    )
+    pool_size: int = Field(default=50, ge=2, description="number of captions that the judge ranks")
     reference_clips: int = Field(
-        default=1000, ge=2, description="real clips of the Frechet distance"
+        default=1000, ge=2, description="real clips for the Frechet distance"
     )
     decoder_clips: PositiveInt = 60
     decoder_noise: tuple[float, ...] = Field(
         default=(0.0, 0.1),
         min_length=1,
-        description="deviations of noise on latents that are decoded",
+        description="standard deviations of the noise on the latents to decode",
     )
     upscaler_clips: int = Field(default=60, ge=2)
     upscaler_steps: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    moving_clips: PositiveInt = Field(default=20, description="for the flicker of enlarged frames")
+    moving_clips: PositiveInt = Field(
+        default=20, description="clips for the flicker of upscaled frames"
+    )
     moving_frames: int = Field(default=12, ge=2)
 
 
 class Variant(StrictModel):
-    """One kind of model: what it changes in the recipe, or which other it is the same as."""
+    """One variant: its changes to the recipe, or the other variant whose runs it uses."""
 
     label: str
     changes: dict[str, Any] = Field(default_factory=dict)
-    same_as: str | None = Field(None, description="EXPERIMENT/VARIANT, whose runs are taken")
+    same_as: str | None = Field(None, description="EXPERIMENT/VARIANT whose runs are used")
 
 
 class Experiment(StrictModel):
-    """Models that differ in one thing."""
+    """Variants that differ in one respect."""
 
     title: str
     about: str
-    paper: str | None = Field(None, description="what the paper says of it")
-    found: str | None = Field(None, description="what came out, in words, once it is known")
+    paper: str | None = Field(None, description="the claim of the paper")
+    found: str | None = Field(None, description="the result in words, once it is known")
     model_kind: Kind = "denoiser"
     budget: Literal["updates", "cost"] = Field(
         "updates",
-        description="what the variants have alike: updates as their recipes say, or operations in "
-        "all, for which the steps of the last stage are set",
+        description="what is equal for all variants: the updates in the recipe, or the FLOPs of "
+        "all "
+        "training, to which the steps of the last stage are adjusted",
     )
-    baseline: str = Field(description="the variant that the others are compared with")
+    baseline: str = Field(description="the variant with which the others are compared")
     common: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, Variant] = Field(min_length=1)
 
@@ -84,9 +85,9 @@ class Experiment(StrictModel):
 class Ablations(StrictModel):
     """All experiments of one page.
 
-    `recipe`, `output` and `scores` are relative to the folder in which the command is run. Changes
-    are nested as recipes are; `null` takes a stage out. The scores of a run are one small file,
-    which is enough for the page: a run that has them needs no folder in `output` any more.
+    `recipe`, `output` and `scores` are relative to the current folder. Changes have the structure
+    of a recipe; `null` removes a stage. The scores of a run are one small file, from which the page
+    is written, so the run's folder in `output` may be deleted afterwards.
     """
 
     name: str = Field(pattern=_NAME)
@@ -100,7 +101,7 @@ class Ablations(StrictModel):
     experiments: dict[str, Experiment] = Field(min_length=1)
 
     def resolve_alias(self, experiment: str, variant: str) -> tuple[str, str]:
-        """Return the experiment and the variant whose runs a variant shows: its own or others'."""
+        """Return the experiment and variant whose runs a variant uses: its own or its alias's."""
         same_as = self.experiments[experiment].variants[variant].same_as
         if same_as is None:
             return experiment, variant
@@ -109,14 +110,14 @@ class Ablations(StrictModel):
 
 
 def read_ablations(path: Path) -> Ablations:
-    """Read a file of ablations.
+    """Read the settings of ablations.
 
     Raises:
-        UserError: If the file is missing or not YAML, a name or a value is not allowed, or a
-            variant that another one names is not there.
+        UserError: If the file is missing or not YAML, a name or a value is not allowed, or
+            `same_as` names a variant that does not exist.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; recipes/ablations.yaml comes along.")
+        raise UserError(f"{path} does not exist; the repository has recipes/ablations.yaml.")
     try:
         found = Ablations.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -135,21 +136,23 @@ def _mistake(ablations: Ablations) -> str | None:
     for name, experiment in ablations.experiments.items():
         for part in (name, *experiment.variants):
             if re.match(_NAME, part) is None:
-                return f"{part!r} names folders; take small letters, digits, and - between words."
+                return (
+                    f"{part!r} cannot be the name of a folder; use lowercase letters, digits, and "
+                    "- between words."
+                )
         if experiment.baseline not in experiment.variants:
             known = ", ".join(experiment.variants)
-            return f"{name} has no variant {experiment.baseline!r} as its baseline, but {known}."
+            return f"{name}: the baseline {experiment.baseline!r} is not one of {known}."
         for variant, settings in experiment.variants.items():
-            if settings.same_as is not None and not _is_shown(ablations, name, variant):
+            if settings.same_as is not None and not _is_valid_alias(ablations, name, variant):
                 return (
-                    f"{name}.{variant} is the same as {settings.same_as!r}, which is no "
-                    "EXPERIMENT/VARIANT with runs of its own that are measured alike, or it has "
-                    "changes."
+                    f"{name}.{variant}: same_as {settings.same_as!r} must be an EXPERIMENT/VARIANT "
+                    "of the same model_kind without same_as, and the variant must have no changes."
                 )
     return None
 
 
-def _is_shown(ablations: Ablations, experiment: str, variant: str) -> bool:
+def _is_valid_alias(ablations: Ablations, experiment: str, variant: str) -> bool:
     settings = ablations.experiments[experiment].variants[variant]
     first, second = ablations.resolve_alias(experiment, variant)
     other = ablations.experiments.get(first)

@@ -1,4 +1,4 @@
-"""`python -m studies ablations`: the paper's ablations, trained, scored and put on one page."""
+"""`python -m studies ablations`: train and score the paper's ablations and write a page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,28 +17,28 @@ from studies import PROGRAM
 
 
 def ablations(
-    file: Annotated[Path, typer.Argument(help="Such as recipes/ablations.yaml.")],
+    file: Annotated[Path, typer.Argument(help="Settings, such as recipes/ablations.yaml.")],
     only: Annotated[
-        list[str] | None, typer.Option(help="One experiment alone; may be repeated.")
+        list[str] | None, typer.Option(help="Run only this experiment; repeatable.")
     ] = None,
     shard: Annotated[
-        str, typer.Option(help="K/N: every N-th run from the K-th on, to share them out.")
+        str, typer.Option(help="K/N: every Nth run from the Kth on, for several processes.")
     ] = "1/1",
     table_only: Annotated[
-        bool, typer.Option("--table-only", help="Train nothing: write the page from what is there.")
+        bool, typer.Option("--table-only", help="Only write the page from existing scores.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="The page, replaced; plots go beside it.")] = Path(
-        "docs/ablations.md"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="The page, which is replaced, with its plots.")
+    ] = Path("docs/ablations.md"),
     judge: JudgeFolder = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; a run repeats exactly with equal ones.")
+        int | None, typer.Option(min=1, help="CPU threads; the same number gives the same results.")
     ] = None,
 ) -> None:
-    """Train and score every variant and seed of a file, and write the page. It takes hours.
+    """Train and score every variant and seed of a file, and write the page. This takes hours.
 
-    The same command continues after a stop; what is done is not done again. Several processes share
-    the runs by --shard, or take what the others do not work on.
+    The same command continues after an interruption and skips finished runs. Several processes can
+    work at the same time, with --shard or without it.
 
     Examples:
       python -m studies ablations recipes/ablations.yaml
@@ -69,7 +69,7 @@ def ablations(
             try:
                 work.run(runs, lambda line: say(line, err=True), report)
             except Interrupted as stopped:
-                say(f"{stopped}; run the same command to go on.", err=True)
+                say(f"{stopped}; run the same command to continue.", err=True)
                 raise typer.Exit(stopped.exit_code) from None
     work.write()
     say(output)

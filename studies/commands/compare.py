@@ -1,4 +1,4 @@
-"""`python -m studies compare` and `compare-report`: a blind study by people, and what it says."""
+"""`python -m studies compare` and `compare-report`: a blind human study, and its results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,28 +23,32 @@ _BUNDLED = Path("bundled")
 def compare(
     a: _Place = None,
     b: _Place = None,
-    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file with one prompt per line.")
+    ] = None,
     study: Annotated[
-        Path, typer.Option(help="Folder of the study: its videos and its votes.")
+        Path, typer.Option(help="Folder of the study, with its videos and votes.")
     ] = Path("runs/compare"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first; the others count on.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first video; the next ones follow.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(help="Diffusion steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim or dpm++.")] = None,
     stages: Annotated[
-        str | None, typer.Option(help="Comma-separated, as for `generate`; by default all.")
+        str | None, typer.Option(help="Comma-separated stages, as for `generate`; by default all.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to serve the page on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0 selects a free one.")
     ] = 8000,
     prepare_only: Annotated[
-        bool, typer.Option("--prepare-only", help="Make the videos and serve no page.")
+        bool, typer.Option("--prepare-only", help="Only generate the videos.")
     ] = False,
 ) -> None:
     """Run a blind pairwise study of two models on a local web page.
 
-    Without A and B the study that is there is served again.
+    Without A and B, the existing study is served again.
 
     Examples:
       python -m studies compare models/old models/new --prompts prompts.txt
@@ -73,8 +77,8 @@ def compare(
         opened = read_study(study)
     else:
         raise UserError(
-            "A study needs A, B and --prompts; leave all of them and the settings out to serve "
-            "the study that is in --study."
+            "A study needs A, B and --prompts; to serve the existing study in --study, omit all of "
+            "them and the settings."
         )
     if prepare_only:
         say(study)
@@ -89,7 +93,7 @@ def compare_report(
         typer.Option(help="The Markdown page; by default results.md in the study's folder."),
     ] = None,
 ) -> None:
-    """Count the votes of a study: win rates, intervals, agreement. Prints and writes a table.
+    """Count the votes of a study, and print and write a table of win rates and agreement.
 
     Example:
       python -m studies compare-report runs/compare
@@ -106,8 +110,7 @@ def compare_report(
     votes = Votes(study).all()
     if not votes:
         raise UserError(
-            f"{study} holds no vote yet; serve it with `python -m studies compare --study "
-            f"{study}` and let people answer."
+            f"{study} has no votes yet; serve it with `python -m studies compare --study {study}`."
         )
     name = slugify(study.resolve().name)
     text = as_markdown(
@@ -128,40 +131,40 @@ def _prepare(
     from studies.human_study.study import (
         SIDES,
         describe_source,
-        finished_clips,
-        generated_clips,
+        generate_videos,
         missing_pairs,
         open_study,
-        write_clips,
+        read_videos,
+        write_videos,
     )
 
     texts = read_prompts(prompts)
     places = [BUNDLED_MODEL_DIR if place == _BUNDLED else place for place in (a, b)]
     first, second = (describe_source(place, texts) for place in places)
     if "model" not in (first.kind, second.kind) and (seed, settings) != (0, GenerationSettings()):
-        raise UserError("Both sides are finished videos, which no seed and no setting changes.")
+        raise UserError("Both sides are finished videos, so a seed or settings have no effect.")
     study = open_study(folder, first, second, texts, seed, settings)
     for side, place in zip(SIDES, places, strict=True):
         if not (pairs := missing_pairs(study, folder, side)):
             continue
         if study.arm(side).kind == "model":
-            clips = generated_clips(study, load(place), pairs)
+            clips = generate_videos(study, load(place), pairs)
         else:
-            clips = finished_clips(study, place, pairs)
+            clips = read_videos(study, place, pairs)
         with progress() as report:
-            for done in write_clips(study, folder, side, pairs, clips):
+            for done in write_videos(study, folder, side, pairs, clips):
                 report(f"videos of {place.name}", done, len(pairs))
     return study
 
 
 def _serve(study: "Study", folder: Path, host: str, port: int) -> None:
-    """Serve a study until Ctrl-C, which is how a study is meant to end."""
+    """Serve a study until Ctrl-C."""
     from magicvideo.studio.config import LOOPBACK_HOSTS
     from studies.human_study.server import serve_study
 
     server = serve_study(study, folder, host, port)
-    say(f"{server.address} shows the study; Ctrl-C ends it, and votes are kept.")
+    say(f"The study is at {server.address}; stop with Ctrl-C, votes are kept.")
     if host not in LOOPBACK_HOSTS:
-        say("Hint: everybody who reaches this machine can vote, unencrypted.", err=True)
+        say("Hint: everybody who can reach this address can vote, without encryption.", err=True)
     server.run()
     say(f"Count the votes: python -m studies compare-report {folder}")

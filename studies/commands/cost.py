@@ -1,4 +1,4 @@
-"""`python -m studies cost`: what the paper's network costs beside others, counted."""
+"""`python -m studies cost`: the counted cost of the paper's network and of other networks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +9,13 @@ from magicvideo.cli.console import say
 
 
 def cost(
-    output: Annotated[Path, typer.Option(help="The Markdown page, replaced.")] = Path(
+    output: Annotated[Path, typer.Option(help="The Markdown page, which is replaced.")] = Path(
         "docs/cost.md"
     ),
 ) -> None:
-    """Count parameters and operations of the denoiser at the paper's size, and of its peers.
+    """Count parameters and FLOPs of the denoiser at the paper's size and of other networks.
 
-    It needs no data and no weights, and takes a minute or two.
+    This needs neither data nor weights, and takes one or two minutes.
 
     Example:
       python -m studies cost

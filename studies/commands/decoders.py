@@ -1,4 +1,4 @@
-"""`python -m studies decoders`: the video decoder against the decoder of single frames."""
+"""`python -m studies decoders`: the video decoder against the frame-by-frame decoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,44 +21,50 @@ from studies import PROGRAM
 _SECTION = "decoders"
 _ABOUT = (
     "{clips} held-out clips of {frames} frames at stride {stride}, on plain backgrounds, encoded "
-    "once and decoded by both. *Flicker*: mean absolute change from frame to frame of the pixels "
-    "that never change in the real clip. *Temporal error*: mean absolute difference between the "
-    "changes from frame to frame and the real ones. Both in levels of 255. *Noise*: its standard "
-    "deviation on the latents, which have 1, anew in every frame: generated latents are not "
-    "clean. Intervals are bootstrapped over clips, which both decoders share."
+    "once and decoded by both decoders. *Flicker*: mean absolute change from frame to frame of the "
+    "pixels that never change in the real clip. *Temporal error*: mean absolute difference between "
+    "the changes from frame to frame and those of the real clip. Both are in levels of 255. "
+    "*Noise*: standard deviation of the noise that is added to the latents of every frame, "
+    "relative to that of the latents, because generated latents contain errors. Intervals are "
+    "bootstrapped over clips, which both decoders share."
 )
 
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """What is decoded."""
+    """Clips and noise of the comparison."""
 
-    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 60
-    frames: Annotated[int, typer.Option(min=2, help="Of each clip.")] = 16
-    stride: Annotated[int, typer.Option(min=1, help="Between frames.")] = 1
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 60
+    frames: Annotated[int, typer.Option(min=2, help="Frames per clip.")] = 16
+    stride: Annotated[int, typer.Option(min=1, help="Distance between frames.")] = 1
     noise: Annotated[
         list[float] | None,
         typer.Option(
-            min=0, help="Deviation of noise on the latents; may be repeated. [default: 0 and 0.1]"
+            min=0,
+            help="Standard deviation of the noise on the latents; repeatable. [default: 0 and 0.1]",
         ),
     ] = None
     seed: Seed = 0
 
     @property
     def levels(self) -> list[float]:
-        """Return the deviations of noise that are tried."""
+        """Return the standard deviations of the noise."""
         return self.noise or [0.0, 0.1]
 
 
 @with_option_groups
 def decoders(
-    image_vae: Annotated[Path, typer.Argument(help="Folder of the autoencoder of single frames.")],
-    video_vae: Annotated[Path, typer.Argument(help="Folder of the one with the video decoder.")],
+    image_vae: Annotated[
+        Path, typer.Argument(help="Folder of the autoencoder with the frame decoder.")
+    ],
+    video_vae: Annotated[
+        Path, typer.Argument(help="Folder of the autoencoder with the video decoder.")
+    ],
     data: Data,
     trial: DecoderOptions,
     output: Page = DEFAULT_PAGE,
 ) -> None:
-    """Compare two decoders on the same latents: flicker where nothing moves, and nearness.
+    """Compare two decoders on the same latents: flicker of static pixels, and accuracy.
 
     Example:
       python -m studies decoders image/vae video/vae --data data/emoji64

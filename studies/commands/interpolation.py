@@ -25,23 +25,23 @@ _SECTION = "interpolation"
 
 @dataclass(frozen=True)
 class InterpolationOptions:
-    """What is interpolated, and how."""
+    """Clips, methods and measures of the comparison."""
 
-    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 50
-    keys: Annotated[int, typer.Option(min=2, help="Key frames of each clip.")] = 16
+    clips: Annotated[int, typer.Option(min=2, help="Number of clips.")] = 50
+    keys: Annotated[int, typer.Option(min=2, help="Key frames per clip.")] = 16
     steps: Annotated[
-        list[int] | None, typer.Option(min=1, help="Diffusion steps to try; repeatable.")
+        list[int] | None, typer.Option(min=1, help="Diffusion steps to compare; repeatable.")
     ] = None
     generated: Annotated[
-        int, typer.Option(min=0, help="Videos to generate for the pulse at keys; 0 leaves it out.")
+        int, typer.Option(min=0, help="Videos to generate for the pulse at key frames; 0 skips it.")
     ] = 30
     noise_level: Annotated[
         list[int] | None,
         typer.Option(
             min=0,
             max=999,
-            help="Diffusion step up to which generated keys are noised; repeatable. "
-            "[default: the model's]",
+            help="Timestep of the noise on generated key frames; repeatable. [default: the "
+            "model's]",
         ),
     ] = None
     seed: Seed = 0
@@ -55,9 +55,9 @@ def interpolation(
     judge: JudgeFolder = None,
     output: Page = DEFAULT_PAGE,
 ) -> None:
-    """Compare the interpolation network with blending and frame repetition on real clips.
+    """Compare the interpolation network with linear interpolation and frame repetition.
 
-    On generated key frames, also measure whether videos pulse at the key-frame rate.
+    Also measure whether generated videos pulse at the keyframe rate.
 
     Example:
       python -m studies interpolation --data data/emoji64 --noise-level 0 --noise-level 30

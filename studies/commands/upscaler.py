@@ -1,4 +1,4 @@
-"""`python -m studies upscaler`: super-resolution against resizing, and its steps."""
+"""`python -m studies upscaler`: super-resolution against resizing, by number of steps."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,46 +27,48 @@ _SECTION = "upscaler"
 
 @dataclass(frozen=True)
 class UpscalerOptions:
-    """What is enlarged, and how."""
+    """Clips, methods and measures of the comparison."""
 
-    clips: Annotated[int, typer.Option(min=2, help="How many.")] = 100
-    frames: Annotated[int, typer.Option(min=1, help="Of each clip.")] = 1
+    clips: Annotated[int, typer.Option(min=2, help="Number of clips.")] = 100
+    frames: Annotated[int, typer.Option(min=1, help="Consecutive frames per clip.")] = 1
     steps: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="Diffusion steps of the curve; may be repeated. [default: 1, 2, 4, 8, 16]"
+            min=1, help="Diffusion steps to compare; repeatable. [default: 1, 2, 4, 8, 16]"
         ),
     ] = None
     noise: Annotated[
         list[float] | None,
         typer.Option(
             min=0,
-            help="Deviation of noise on the latents of frames that pass the autoencoder first; may "
-            "be repeated. [default: 0 and 0.1]",
+            help="Standard deviation of the noise on the latents of frames that pass through the "
+            "autoencoder first; repeatable. [default: 0 and 0.1]",
         ),
     ] = None
     moving: Annotated[
         Path | None,
         typer.Option(
             help="Folder of clips prepared at the small size with all their frames, for flicker "
-            "and beside generated videos; by default the large frames, shrunk for flicker."
+            "and the comparison with generated videos; by default the large frames, downsampled."
         ),
     ] = None
-    moving_clips: Annotated[int, typer.Option(min=1, help="How many for flicker.")] = 40
-    moving_frames: Annotated[int, typer.Option(min=2, help="Of each of these.")] = 12
+    moving_clips: Annotated[int, typer.Option(min=1, help="Number of clips for flicker.")] = 40
+    moving_frames: Annotated[
+        int, typer.Option(min=2, help="Consecutive frames per clip for flicker.")
+    ] = 12
     generated: Annotated[
-        int, typer.Option(min=0, help="Finished videos to generate; 0 leaves them out.")
+        int, typer.Option(min=0, help="Finished videos to generate; 0 skips them.")
     ] = 30
     seed: Seed = 0
 
     @property
     def curve(self) -> list[int]:
-        """Return the numbers of diffusion steps that are compared."""
+        """Return the numbers of diffusion steps to compare."""
         return self.steps or [1, 2, 4, 8, 16]
 
     @property
     def levels(self) -> list[float]:
-        """Return the deviations of noise that are tried."""
+        """Return the standard deviations of the noise on the latents."""
         return self.noise or [0.0, 0.1]
 
 
@@ -78,10 +80,13 @@ def upscaler(
     output: Page = DEFAULT_PAGE,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="A PNG to write: a few frames small, enlarged in every way, and real."),
+        typer.Option(
+            help="A PNG to write: a few small frames, upscaled by every method, and the real "
+            "frames."
+        ),
     ] = None,
 ) -> None:
-    """Compare the upscaler with resizing on large frames, and its steps with each other.
+    """Compare the upscaler at several numbers of steps with resizing.
 
     Example:
       python -m studies upscaler --data data/emoji256 --moving data/emoji64

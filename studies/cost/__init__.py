@@ -1,1 +1,1 @@
-"""The cost of the paper's network beside others, counted in FLOPs."""
+"""The cost of the paper's network and of other networks, counted in FLOPs."""

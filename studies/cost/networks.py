@@ -1,4 +1,4 @@
-"""The networks that are compared: ours, the image network that it grows from, and its peers."""
+"""The networks to compare: ours, the image network it starts from, and other video networks."""
 
 import inspect
 from collections.abc import Callable
@@ -18,14 +18,14 @@ FLOOR, OURS = "UNet2DConditionModel", "VideoUNet (ours)"
 
 @dataclass(frozen=True)
 class Workload:
-    """One width of the networks, and the videos that they are given.
+    """One size of the networks and of their inputs.
 
     Attributes:
         config: Arguments of `VideoUNet`.
-        videos: Videos in a batch.
-        frames: Frames of a video.
+        videos: Videos per batch.
+        frames: Frames per video.
         side: Side of the latents.
-        tokens: Tokens of a condition.
+        tokens: Number of text tokens.
         head_width: Channels of an attention head in ModelScope's network.
     """
 
@@ -45,12 +45,12 @@ PAPER = Workload(
     tokens=77,
     head_width=64,
 )
-"""16 frames of 256x256 pixels, in the latents of Stable Diffusion 1.x and at its width."""
+"""16 frames of 256x256 pixels as latents of Stable Diffusion 1.x, with its channels."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Noisy latents `b f c h w`, and what conditions them."""
+    """Noisy latents `b f c h w`, and the conditions."""
 
     latents: Tensor
     timestep: Tensor
@@ -60,14 +60,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Network:
-    """One network to measure: how it is built for a workload, and how called."""
+    """One network to measure: functions that build it for a workload and call it."""
 
     build: Callable[[Workload], nn.Module]
     call: Callable[[nn.Module, Inputs], Tensor]
 
 
 def _shared(config: dict[str, Any], kind: str, network: type[nn.Module]) -> dict[str, Any]:
-    """Return the arguments that a network has too; heads have another name in each."""
+    """Return the arguments that a network shares; the number of heads is named differently."""
     theirs = inspect.signature(network.__init__).parameters.keys()
     shared = {
         name: value
@@ -97,26 +97,26 @@ def _modelscope(work: Workload) -> nn.Module:
     return UNet3DConditionModel(**shared, attention_head_dim=work.head_width)
 
 
-def _call_ours(network: nn.Module, given: Inputs) -> Tensor:
-    return network(given.latents, given.timestep, given.tokens, given.fps).sample
+def _call_ours(network: nn.Module, inputs: Inputs) -> Tensor:
+    return network(inputs.latents, inputs.timestep, inputs.tokens, inputs.fps).sample
 
 
-def _call_2d(network: nn.Module, given: Inputs) -> Tensor:
-    frames = given.latents.shape[1]
-    latents = rearrange(given.latents, "b f c h w -> (b f) c h w")
-    timestep = given.timestep.repeat_interleave(frames)
-    return network(latents, timestep, given.tokens.repeat_interleave(frames, dim=0)).sample
+def _call_2d(network: nn.Module, inputs: Inputs) -> Tensor:
+    frames = inputs.latents.shape[1]
+    latents = rearrange(inputs.latents, "b f c h w -> (b f) c h w")
+    timestep = inputs.timestep.repeat_interleave(frames)
+    return network(latents, timestep, inputs.tokens.repeat_interleave(frames, dim=0)).sample
 
 
-def _call_animatediff(network: nn.Module, given: Inputs) -> Tensor:
-    latents = rearrange(given.latents, "b f c h w -> b c f h w")
-    tokens = given.tokens.repeat_interleave(given.latents.shape[1], dim=0)
-    return network(latents, given.timestep, tokens).sample
+def _call_animatediff(network: nn.Module, inputs: Inputs) -> Tensor:
+    latents = rearrange(inputs.latents, "b f c h w -> b c f h w")
+    tokens = inputs.tokens.repeat_interleave(inputs.latents.shape[1], dim=0)
+    return network(latents, inputs.timestep, tokens).sample
 
 
-def _call_modelscope(network: nn.Module, given: Inputs) -> Tensor:
-    latents = rearrange(given.latents, "b f c h w -> b c f h w")
-    return network(latents, given.timestep, given.tokens).sample
+def _call_modelscope(network: nn.Module, inputs: Inputs) -> Tensor:
+    latents = rearrange(inputs.latents, "b f c h w -> b c f h w")
+    return network(latents, inputs.timestep, inputs.tokens).sample
 
 
 NETWORKS = {

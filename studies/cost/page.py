@@ -1,4 +1,4 @@
-"""The page of what networks and convolutions cost."""
+"""The page with the cost of networks and convolutions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -37,11 +37,11 @@ class ConvolutionCost:
     """The cost of a network with one kind of 3x3 convolution.
 
     Attributes:
-        kind: What stands at every 3x3 convolution.
-        kernel_parameters: Of what stands there, adaptors included.
-        kernel_flops: Of the same.
-        parameters: Of the whole network.
-        flops: Of the whole network.
+        kind: The kind of convolution.
+        kernel_parameters: Parameters of these convolutions and their adaptors.
+        kernel_flops: FLOPs of the same.
+        parameters: Parameters of the whole network.
+        flops: FLOPs of the whole network.
     """
 
     kind: Kind
@@ -52,7 +52,7 @@ class ConvolutionCost:
 
 
 def cost_of(kind: Kind, work: Workload) -> ConvolutionCost:
-    """Return what our network costs with one kind of convolution; it keeps its attentions.
+    """Return the cost of our network with one kind of convolution and unchanged attention.
 
     The network is built on the meta device.
     """
@@ -68,60 +68,61 @@ def cost_of(kind: Kind, work: Workload) -> ConvolutionCost:
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
     ]
     adaptors = [module for module in network.modules() if isinstance(module, FrameAdaptor)]
-    # the counter sees matrix products alone
-    adapted: list[int] = []
+    # the counter counts only matrix products and convolutions, so adaptors are added here
+    adaptor_flops: list[int] = []
     for adaptor in adaptors:
-        adaptor.register_forward_hook(lambda _, __, made: adapted.append(2 * made.numel()))
-    given = make_inputs(work, "meta")
-    counted = count_flops(network, lambda: NETWORKS[OURS].call(network, given))
+        adaptor.register_forward_hook(lambda _, __, made: adaptor_flops.append(2 * made.numel()))
+    inputs = make_inputs(work, "meta")
+    counted = count_flops(network, lambda: NETWORKS[OURS].call(network, inputs))
     kernels = [network.get_submodule(name) for name in places]
     return ConvolutionCost(
         kind=kind,
         kernel_parameters=sum(map(count_parameters, [*kernels, *adaptors])),
-        kernel_flops=sum(counted.by_module[f"VideoUNet.{name}"] for name in places) + sum(adapted),
+        kernel_flops=sum(counted.by_module[f"VideoUNet.{name}"] for name in places)
+        + sum(adaptor_flops),
         parameters=count_parameters(network),
-        flops=counted.total + sum(adapted),
+        flops=counted.total + sum(adaptor_flops),
     )
 
 
-_STRETCHED = replace(LARGE, side=256)
-# what is counted of VDM: its three published forms, and the large one in pixels of our side
+_LARGE_256 = replace(LARGE, side=256)
+# VDM's three published configurations, and hypothetical ones at the resolution of our videos
 _VDM_FORMS = {
     "small, 16 x 64x64": SMALL,
     "large, 16 x 64x64": LARGE,
     "large, 9 x 128x128": LARGE_128,
-    "large, stretched to 16 x 256x256, attention at 1/2, 1/4 and 1/8 of the side": replace(
-        _STRETCHED, attention_sides=frozenset({128, 64, 32})
+    "large, scaled to 16 x 256x256, attention at 1/2, 1/4 and 1/8 of the side": replace(
+        _LARGE_256, attention_sides=frozenset({128, 64, 32})
     ),
-    "the same, attention at 32 alone": _STRETCHED,
-    "the same, no attention": replace(_STRETCHED, attention_sides=frozenset()),
+    "the same, attention only at 32": _LARGE_256,
+    "the same, no attention": replace(_LARGE_256, attention_sides=frozenset()),
 }
 _OUR_STEPS, _VDM_STEPS = 50, 256
 
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the most that an unstated choice allows."""
+    """The smallest and the largest value for an unstated setting."""
 
     least: float
     most: float
 
     def __str__(self) -> str:
-        """Return both, or one where they do not differ as they are shown."""
+        """Return both, or one if they are equal after rounding."""
         shown = [_significant(number) for number in (self.least, self.most)]
         return shown[0] if shown[0] == shown[1] else " to ".join(shown)
 
 
 def cost_page() -> str:
-    """Return the whole page; it takes a minute or two."""
+    """Return the whole page; this takes one or two minutes."""
     _, ours = _network(OURS, PAPER)
     sections = (
         _introduction(),
-        "## One step of the denoiser\n\n"
-        "GFLOPs for 16 frames of 256x256, as latents of 16 x 4 x 32 x 32, and 77 tokens of width "
-        "768. UNetMotionModel is AnimateDiff's network, UNet3DConditionModel ModelScope's. "
-        "Channels and layers are those of Stable Diffusion 1.x in all four; ratio 1 is the image "
-        f"network with all frames as its batch.\n\n{networks_table(PAPER)}",
+        "## One step of the denoiser\n\nGFLOPs for 16 frames of 256x256, as latents of 16 x 4 x 32 "
+        "x 32, and 77 tokens of width 768. UNetMotionModel is AnimateDiff's network, "
+        "UNet3DConditionModel ModelScope's. All four have the channels and layers of Stable "
+        "Diffusion 1.x. Ratios are relative to the image network with all frames as its "
+        f"batch.\n\n{networks_table(PAPER)}",
         _claim_section(ours.total),
         _convolutions_section(),
     )
@@ -149,7 +150,7 @@ def networks_table(work: Workload) -> str:
 
 
 def count_vdm(settings: VdmSettings) -> tuple[Range, Range]:
-    """Return parameters and operations of a step of VDM, with 2 and 3 blocks a decoder level."""
+    """Return parameters and FLOPs of a step of VDM with 2 and with 3 blocks per decoder level."""
     counts = [_count_vdm(replace(settings, up_blocks=blocks)) for blocks in (2, 3)]
     parameters, flops = [float(n) for n, _ in counts], [float(f.total) for _, f in counts]
     return Range(*parameters), Range(*flops)
@@ -170,13 +171,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def _introduction() -> str:
     return (
-        "# Cost\n\n"
-        "Written by `python -m studies cost`. All numbers are counted and none is timed: "
-        f"torch {torch.__version__}, diffusers {diffusers.__version__}, one counter for all "
-        "networks, on the meta device, where attention is counted too. An operation is a "
-        "multiplication or an addition, so a multiplication with its addition is 2 FLOPs. Norms, "
-        "activations and adaptors count nothing in the first table; the last one adds the "
-        "adaptors. Attention is counted in full, so the directed mask shows no saving."
+        "# Cost\n\nWritten by `python -m studies cost`. All numbers are counted, none is measured: "
+        f"torch {torch.__version__}, diffusers {diffusers.__version__}, the same counter for all "
+        "networks, on the meta device, where attention is counted as well. A multiply-add is 2 "
+        "FLOPs. Norms, activations and adaptors are not counted in the first table; the last table "
+        "adds the adaptors. Attention is counted in full, without the saving of the directed mask."
     )
 
 
@@ -198,25 +197,25 @@ def _claim_section(ours: int) -> str:
         ]
         for label, (parameters, flops) in counts.items()
     ]
-    header = ["VDM", "parameters (10^6)", "TFLOPs a step", "times ours"]
+    header = ["VDM", "parameters (10^6)", "TFLOPs per step", "relative to ours"]
     measured = counts["large, 16 x 64x64"][1]
     return "\n\n".join(
         (
             '## The paper\'s "64 times"',
             'The paper says "around 64x fewer computations" than Video Diffusion Models (VDM, Ho '
-            "et al., 2204.03458), and shows no derivation that we could read. Three things can be "
+            "et al., 2204.03458). Its derivation is not known to us. Three quantities can be "
             "counted.",
-            f"**By area.** {_area_text()}",
-            f"**By counting both networks.** Ours is {ours / 1e12:.2f} TFLOPs a step. VDM "
-            "published its sizes and no code; the network here is built from them, for counting "
-            "alone. How many residual blocks a level of its decoder half has is not stated; where "
-            "two numbers stand, they are for 2 and for 3.",
+            f"**Area.** {_area_text()}",
+            f"**Both networks.** Ours has {ours / 1e12:.2f} TFLOPs per step. For VDM, sizes were "
+            "published but no code; the network here is built from these sizes, only for counting. "
+            "The number of residual blocks per decoder level is not stated. Two numbers are for 2 "
+            "and for 3 blocks.",
             table(header, rows),
             "At VDM's own size, 64x64 pixels, the ratio is "
-            f"{Range(measured.least / ours, measured.most / ours)}. It comes near 64 only where "
-            "VDM's network at 256x256 is hypothetical: VDM itself generates small "
-            "frames and upscales them. So 64 is the saving of a convolution by area, not that of "
-            "one published model against the other.",
+            f"{Range(measured.least / ours, measured.most / ours)}. It approaches 64 only for a "
+            "hypothetical VDM network at 256x256; VDM itself generates small frames and upscales "
+            "them. So 64 is the saving of a convolution by area, not the ratio of two published "
+            "models.",
             _video_text(ours, measured),
         )
     )
@@ -225,11 +224,12 @@ def _claim_section(ours: int) -> str:
 def _area_text() -> str:
     pixels, latents = (_convolution_flops(side) for side in (256, 32))
     return (
-        "A convolution costs as much as the positions that it works on. One of 320 to 320 channels "
-        f"takes {pixels / 1e9:,.1f} GFLOPs on a frame of 256x256 pixels and {latents / 1e9:,.2f} "
-        f"on its latents of 32x32: {pixels / latents:.0f} times. That is the identity 8 x 8 of "
-        "the autoencoder's factor. It holds for equal networks on pixels and on latents, and for "
-        "convolutions and linear layers; self-attention over positions saves its square, 4,096."
+        "The cost of a convolution is proportional to the number of positions. A convolution from "
+        f"320 to 320 channels has {pixels / 1e9:,.1f} GFLOPs on a frame of 256x256 pixels and "
+        f"{latents / 1e9:,.2f} on its latents of 32x32, a ratio of {pixels / latents:.0f}. This is "
+        "8 x 8, the square of the autoencoder's scale factor. It holds for convolutions and linear "
+        "layers of equal networks on pixels and on latents; for self-attention over positions the "
+        "ratio is the square, 4,096."
     )
 
 
@@ -249,13 +249,12 @@ def _video_text(ours: int, vdm: Range) -> str:
     theirs = Range(_VDM_STEPS * vdm.least, _VDM_STEPS * vdm.most)
     ratio = Range(theirs.least / whole, theirs.most / whole)
     return (
-        f"**A whole video.** Ours at {_OUR_STEPS} steps takes {whole / 1e12:,.0f} TFLOPs, of "
-        f"which {decoder.total / 1e12:.2f} decode the 16 frames. VDM at its own 64x64 and its "
-        f"{_VDM_STEPS} steps takes {Range(theirs.least / 1e12, theirs.most / 1e12)}: {ratio} "
-        "times ours, for a sixteenth of the pixels. Neither is counted with guidance, which "
-        "doubles every step; nor are interpolation and enlarging, on either side. "
-        "The number of steps is the sampler's and not the network's: VDM's network could be "
-        "sampled in fewer."
+        f"**A whole video.** With {_OUR_STEPS} steps, ours takes {whole / 1e12:,.0f} TFLOPs, of "
+        f"which decoding the 16 frames takes {decoder.total / 1e12:.2f}. VDM at its own 64x64 with "
+        f"its {_VDM_STEPS} steps takes {Range(theirs.least / 1e12, theirs.most / 1e12)}: {ratio} "
+        "times ours, for a sixteenth of the pixels. Both are counted without guidance, which "
+        "doubles every step, and without interpolation and super-resolution. The number of steps "
+        "is a choice of the sampler: VDM's network could be sampled with fewer."
     )
 
 
@@ -278,17 +277,17 @@ def _convolutions_section() -> str:
     header = ["convolutions", "parameters (10^6)", "GFLOPs", "ratio"]
     header += ["whole network (10^6)", "GFLOPs", "ratio"]
     return (
-        "## Adaptors against convolutions over time\n\n"
-        "Our denoiser with another kind of convolution at every 3x3 one, for the same input. The "
-        "first numbers are of these convolutions alone, with the adaptors where there are any; "
-        "the last are of the whole network. 2+1D is the 2D convolution and one over 3 frames after "
-        "it, 3D a kernel of 3x3x3. Adaptors are counted by hand, a multiplication and an addition "
-        f"for every value.\n\n{table(header, rows)}"
+        "## Adaptors and temporal convolutions\n\nOur denoiser with another kind of convolution in "
+        "place of every 3x3 convolution, for the same input. The first columns count only these "
+        "convolutions and their adaptors; the last columns count the whole network. 2+1D is the 2D "
+        "convolution followed by a convolution over 3 frames, 3D has a kernel of 3x3x3. For "
+        "adaptors, one multiplication and one addition per value are "
+        f"counted.\n\n{table(header, rows)}"
     )
 
 
 def _significant(number: float) -> str:
-    """Return three significant digits, or all digits before the point where there are more."""
+    """Return three significant digits, or all integer digits if there are more."""
     if number >= 100:
         return f"{number:,.0f}"
     return f"{number:.1f}" if number >= 10 else f"{number:.2f}"

@@ -1,8 +1,8 @@
-"""The network of Video Diffusion Models (Ho et al., 2204.03458), for counting alone.
+"""The network of Video Diffusion Models (Ho et al., 2204.03458), only for counting.
 
-No code was published. This is the network that its appendix describes, so far as that decides the
-count of operations; it was never trained, and nothing else in the package uses it. Not stated is
-how many residual blocks a level of the decoder half has, so that number is an argument.
+No code was published. The network follows the description in the paper's appendix in everything
+that affects the FLOPs; it was never trained. The number of residual blocks per decoder level is not
+stated, so it is an argument.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ Resized = Float[Tensor, "b _ f _ _"]
 
 @dataclass(frozen=True)
 class VdmSettings:
-    """One published configuration, or a change of one.
+    """One published configuration, or a variation of one.
 
     Attributes:
         channels: Base channels.
         multipliers: Channels of each level, as multiples of the base, outermost first.
-        frames: Frames of a video.
-        side: Its side in pixels.
-        attention_sides: Sides of feature maps at which the attentions stand.
+        frames: Frames per video.
+        side: Side of the video in pixels.
+        attention_sides: Sides of the feature maps with attention.
         head_width: Channels of an attention head.
-        down_blocks: Residual blocks a level in the encoder half.
-        up_blocks: Residual blocks a level in the decoder half, 2 or 3.
+        down_blocks: Residual blocks per level of the encoder half.
+        up_blocks: Residual blocks per level of the decoder half, 2 or 3.
     """
 
     channels: int
@@ -51,7 +51,7 @@ LARGE_128 = VdmSettings(128, (1, 2, 4, 8, 16), 9, 128, _PUBLISHED_SIDES, 128)
 
 
 class VdmUNet(nn.Module):
-    """A U-Net in pixels: 1x3x3 convolutions; spatial, then temporal attention after each block.
+    """A U-Net on pixels: 1x3x3 convolutions; spatial, then temporal attention after each block.
 
     Args:
         settings: Its sizes.
@@ -81,7 +81,7 @@ class VdmUNet(nn.Module):
         )
         self.up, self.upsamplers = nn.ModuleList(), nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
-            # with fewer blocks than skips, what came from the level above is left out
+            # with fewer blocks than skip connections, the one from the level above is omitted
             level = [skips.pop() for _ in range(settings.down_blocks + 1)][: settings.up_blocks]
             incoming = [before, *[width] * (settings.up_blocks - 1)]
             self.up.append(
@@ -100,22 +100,22 @@ class VdmUNet(nn.Module):
     def forward(
         self, noisy: Float[Tensor, "b 3 f h w"], log_snr: Shaped[Tensor, "b"]
     ) -> Float[Tensor, "b 3 f h w"]:
-        """Return the prediction of the noise."""
-        given = self.mlp(self.sinusoid(log_snr).to(noisy.dtype))
+        """Return the predicted noise."""
+        emb = self.mlp(self.sinusoid(log_snr).to(noisy.dtype))
         x = self.conv_in(noisy)
         skips = [x]
         for layer in self.down:
-            x = layer(x, given)
+            x = layer(x, emb)
             skips.append(x)
         for layer in self.middle:
-            x = layer(x, given)
+            x = layer(x, emb)
         for i, level in enumerate(self.up):
             assert isinstance(level, nn.ModuleList)
             held = [skips.pop() for _ in range(self.settings.down_blocks + 1)]
             for layer, skip in zip(level, held, strict=False):
-                x = layer(torch.cat([x, skip], dim=1), given)
+                x = layer(torch.cat([x, skip], dim=1), emb)
             if i < len(self.upsamplers):
-                x = self.upsamplers[i](x, given)
+                x = self.upsamplers[i](x, emb)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -125,14 +125,14 @@ class _ResidualBlock(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(_GROUPS, before), _convolution(before, after)
-        self.given = nn.Linear(_EMBED_DIM, after)
+        self.emb = nn.Linear(_EMBED_DIM, after)
         self.norm2, self.conv2 = nn.GroupNorm(_GROUPS, after), _convolution(after, after)
         self.shortcut = nn.Conv3d(before, after, 1) if before != after else nn.Identity()
 
-    def forward(self, x: Videos, given: Float[Tensor, "b e"]) -> Videos:
+    def forward(self, x: Videos, emb: Float[Tensor, "b e"]) -> Videos:
         """Return the block's output."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.given(F.silu(given))[:, :, None, None, None]
+        h = h + self.emb(F.silu(emb))[:, :, None, None, None]
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
@@ -147,7 +147,7 @@ class _Attention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def attend(self, rows: Float[Tensor, "n l c"], bias: Tensor | None) -> Float[Tensor, "n l c"]:
-        """Return what each position gathers from its row."""
+        """Return the attention output for each position of its row."""
         q, k, v = rearrange(
             self.to_qkv(rows), "n l (three m d) -> three n m l d", three=3, m=self.heads
         ).unbind()
@@ -165,7 +165,7 @@ class _SpatialAttention(_Attention):
 
 
 class _TemporalAttention(_Attention):
-    """Each position attends to its place in all frames, with a relative position embedding."""
+    """Each position attends to itself in all frames, with a relative position embedding."""
 
     def __init__(self, channels: int, head_width: int, frames: int) -> None:
         super().__init__(channels, head_width)
@@ -181,7 +181,7 @@ class _TemporalAttention(_Attention):
 
 
 class _Layer(nn.Module):
-    """A residual block and, at some sides, both attentions after it."""
+    """A residual block, followed at some sides by both attention layers."""
 
     def __init__(self, before: int, after: int, side: int, settings: VdmSettings) -> None:
         super().__init__()
@@ -191,19 +191,19 @@ class _Layer(nn.Module):
             self.attentions.append(_SpatialAttention(after, settings.head_width))
             self.attentions.append(_TemporalAttention(after, settings.head_width, settings.frames))
 
-    def forward(self, x: Videos, given: Float[Tensor, "b e"]) -> Videos:
+    def forward(self, x: Videos, emb: Float[Tensor, "b e"]) -> Videos:
         """Return the layer's output."""
-        return self.attentions(self.residual(x, given))
+        return self.attentions(self.residual(x, emb))
 
 
 class _Resample(nn.Module):
-    """Half the side by a stride of 2, or twice the side by repetition before the convolution."""
+    """Downsampling by a stride of 2, or nearest upsampling by 2 before the convolution."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, channels, (1, 3, 3), (1, stride, stride), (0, 1, 1))
 
-    def forward(self, x: Videos, given: Float[Tensor, "b e"]) -> Resized:  # noqa: ARG002 - as layers
+    def forward(self, x: Videos, emb: Float[Tensor, "b e"]) -> Resized:  # noqa: ARG002 - as layers
         """Return the resized features."""
         if self.conv.stride[-1] == 1:
             x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest")

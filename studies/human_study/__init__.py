@@ -1,1 +1,1 @@
-"""Human judgement of two models: a blind study of pairs, its page, its votes and its report."""
+"""Human evaluation: a blind pairwise study of two models, with its page, votes and report."""

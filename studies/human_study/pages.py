@@ -1,4 +1,4 @@
-"""What a rater is shown and what becomes of the answers, apart from how they travel."""
+"""The pages for raters, and the processing of their answers, independent of HTTP."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ _ANSWERS = {"left": "left", "same": "about the same", "right": "right"}
 
 
 class StudyPages:
-    """The pages of one study. None of them says which model made which video.
+    """The pages of one study. None of them reveals which model generated a video.
 
     Args:
-        study: What is compared.
-        votes: Where answers are kept.
+        study: The study.
+        votes: The store of the answers.
     """
 
     def __init__(self, study: Study, votes: Votes) -> None:
@@ -28,19 +28,19 @@ class StudyPages:
         )
 
     def welcome(self, problem: str = "") -> str:
-        """Return the first page, where raters name themselves."""
+        """Return the first page, on which raters enter their name."""
         return self._render("welcome.html", {"problem": problem, "longest": LONGEST_NAME})
 
     def pair(self, rater: str, place: int | None) -> str:
-        """Return the page of a pair, with the answers that the rater gave it before.
+        """Return the page of a pair, with the rater's earlier answers.
 
         Args:
-            rater: As typed.
-            place: In the rater's own order, from 1; None for the first pair that lacks an answer,
-                and for thanks where none does.
+            rater: The name as typed.
+            place: Position in the rater's order, from 1; None for the first pair without all
+                answers, or for the final page if there is none.
 
         Raises:
-            UserError: If the name or the place cannot be.
+            UserError: If the name or the position is not valid.
         """
         rater = check_rater(rater)
         order, given = self._study.order(rater), self._votes.of(rater)
@@ -54,7 +54,7 @@ class StudyPages:
             if place is None:
                 return self._render("done.html", {"rater": rater})
         if not 1 <= place <= len(order):
-            raise UserError(f"There is no pair {place}; there are {len(order)}.")
+            raise UserError(f"There is no pair {place}; the last is {len(order)}.")
         pair = order[place - 1]
         left = self._study.left(rater, pair)
         shown = {
@@ -75,16 +75,16 @@ class StudyPages:
         return self._render("pair.html", shown)
 
     def vote(self, form: Mapping[str, str]) -> str:
-        """Keep the answers of a form and return the rater's name.
+        """Store the answers of a form and return the rater's name.
 
         Raises:
-            UserError: If a field is missing or cannot be.
+            UserError: If a field is missing or not valid.
         """
         rater = check_rater(form.get("rater", ""))
         pairs = {str(pair): pair for pair in range(len(self._study.prompts))}
         pair = pairs.get(form.get("pair", ""))
         if pair is None:
-            raise UserError("There is no such pair; begin again at the first page.")
+            raise UserError("There is no such pair; start again at the first page.")
         answers = {question: form.get(question) for question in QUESTIONS}
         if any(answer not in _ANSWERS for answer in answers.values()):
             raise UserError("An answer is missing; go back and answer every question.")

@@ -18,17 +18,17 @@ from studies.human_study.study import Study
 
 
 def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
-    """Return Krippendorff's alpha of nominal values: 1 is full agreement, 0 is that of chance.
+    """Return Krippendorff's alpha for nominal values: 1 is full agreement, 0 is chance agreement.
 
     Source: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section D:
     nominal data, any number of observers, missing data.
 
     Args:
-        units: The values that each unit was given, one a rater who judged it. Those of a unit that
-            one rater judged alone are paired with nothing and count nothing.
+        units: The values of each unit, one per rater. A unit with a single value has no pairs and
+            does not count.
 
     Returns:
-        None where alpha is not defined: nothing is paired, or all paired values are the same.
+        None if alpha is not defined: there are no pairs, or all paired values are equal.
     """
     pairable = [Counter(values) for values in units if len(values) > 1]
     totals = Counter[str]()
@@ -53,9 +53,9 @@ QUESTIONS = {
     "text": "Which video shows better what the text says?",
     "motion": "Which video moves better?",
 }
-"""What raters are asked, by the names under which votes are kept."""
+"""The questions, by the names under which votes are stored."""
 LONGEST_NAME = 40
-_PATIENCE = 30.0  # seconds that a vote waits for others to be written
+_LOCK_TIMEOUT = 30.0  # seconds
 _TABLE = f"""CREATE TABLE IF NOT EXISTS votes (
     rater TEXT NOT NULL,
     pair INTEGER NOT NULL,
@@ -67,7 +67,7 @@ _TABLE = f"""CREATE TABLE IF NOT EXISTS votes (
 
 @dataclass(frozen=True)
 class Vote:
-    """What one rater answered to one question on one pair."""
+    """One rater's answer to one question on one pair."""
 
     rater: str
     pair: int
@@ -76,7 +76,7 @@ class Vote:
 
 
 class Votes:
-    """The votes of a study: one a rater, pair and question; a second replaces the first.
+    """The votes of a study: one per rater, pair and question; a second one replaces the first.
 
     Args:
         folder: The study's folder.
@@ -88,13 +88,13 @@ class Votes:
             connection.execute(_TABLE)
 
     def put(self, rater: str, pair: int, choices: Mapping[str, Choice]) -> None:
-        """Keep the answers of a rater on a pair, all of them or, if the disk fails, none."""
+        """Store a rater's answers on a pair in one transaction."""
         rows = [(rater, pair, question, choice) for question, choice in choices.items()]
         with self._connection() as connection:
             connection.executemany("INSERT OR REPLACE INTO votes VALUES (?, ?, ?, ?)", rows)
 
     def all(self) -> list[Vote]:
-        """Return every vote, sorted."""
+        """Return all votes, sorted."""
         return self._select("SELECT * FROM votes ORDER BY rater, pair, question", ())
 
     def of(self, rater: str) -> dict[int, dict[str, Choice]]:
@@ -110,8 +110,8 @@ class Votes:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection for one transaction, since the server answers on many threads."""
-        connection = sqlite3.connect(self._path, timeout=_PATIENCE)
+        """Open a connection for one transaction, because the server uses several threads."""
+        connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT)
         try:
             with connection:
                 yield connection
@@ -120,14 +120,14 @@ class Votes:
 
 
 def check_rater(name: str) -> str:
-    """Return a rater's name in the form in which it is kept.
+    """Return a rater's name in the form in which it is stored.
 
     Raises:
-        UserError: If it is empty, too long, or holds what cannot be read.
+        UserError: If it is empty, too long, or contains unprintable characters.
     """
     clean = " ".join(unicodedata.normalize("NFC", name).split())
     if not 1 <= len(clean) <= LONGEST_NAME or not clean.isprintable():
-        raise UserError(f"A name has 1 to {LONGEST_NAME} letters; write yours in another way.")
+        raise UserError(f"A name has 1 to {LONGEST_NAME} printable characters; enter another one.")
     return clean
 
 
@@ -141,10 +141,11 @@ _COLUMNS = (
     "agreement",
 )
 _LEGEND = (
-    "*Win rate*: the share of A among the votes for one of both, with Wilson's interval; it takes "
-    "votes as independent, and those of one rater or on one pair are not quite. *Pairs*: each pair "
-    "counted once, by the majority of its votes for one of both. *Agreement*: Krippendorff's alpha "
-    "of the three answers as nominal values, 1 for full agreement and 0 for chance."
+    "*Win rate*: the fraction of A among the votes for either side, with a Wilson interval. The "
+    "interval assumes independent votes, but votes of one rater or on one pair are correlated. "
+    "*Pairs*: each pair counts once, by the majority of its votes for either side. *Agreement*: "
+    "Krippendorff's alpha of the three answers as nominal values, 1 for full agreement and 0 for "
+    "chance."
 )
 
 
@@ -156,11 +157,11 @@ class VoteSummary:
     choices: Counter[Choice]
     raters: int
     win_rate: Estimate | None
-    """The share of A among the votes for A or B; None where there is no such vote."""
+    """The fraction of A among the votes for A or B; None if there are none."""
     pairs: Counter[Choice]
-    """Pairs by what the majority chose."""
+    """Number of pairs for each choice of the majority."""
     agreement: float | None
-    """Krippendorff's alpha; None where it is not defined."""
+    """Krippendorff's alpha; None if it is not defined."""
 
 
 def summarize_votes(votes: Iterable[Vote], question: str) -> VoteSummary:
@@ -180,24 +181,24 @@ def summarize_votes(votes: Iterable[Vote], question: str) -> VoteSummary:
 
 
 def left_bias(study: Study, votes: Iterable[Vote]) -> Estimate | None:
-    """Return the share of the left video among all votes for one of both: about half is fair."""
+    """Return the fraction of votes for the left video among votes for either; about 0.5 is fair."""
     return _share(
         vote.choice == study.left(vote.rater, vote.pair) for vote in votes if vote.choice != "same"
     )
 
 
 def as_markdown(study: Study, votes: list[Vote], command: str) -> str:
-    """Return the report as a section of a Markdown page, with the command that made it."""
+    """Return the report as a section of a Markdown page, with the command that wrote it."""
     left = left_bias(study, votes)
     sections = [
-        f"## {study.a.name} and {study.b.name}, judged by people",
+        f"## Human evaluation of {study.a.name} and {study.b.name}",
         f"`{command}`",
         _method(study),
         markdown_table(
             _COLUMNS, [_row(summarize_votes(votes, question)) for question in QUESTIONS]
         ),
         _LEGEND,
-        f"The left video was chosen in {_percent(left)} of the votes for one of both; sides were "
+        f"The left video was chosen in {_percent(left)} of the votes for either side; sides were "
         "shuffled for each rater and pair.",
     ]
     return "\n\n".join(sections) + "\n"
@@ -213,9 +214,9 @@ def _method(study: Study) -> str:
     }
     settings = ", ".join(f"{name} {value}" for name, value in changed.items())
     return (
-        f"{'; '.join(sources)}. {len(study.prompts)} pairs, one a prompt; videos that were "
-        f"generated have seed {study.seed} for the first prompt and the next for each further one, "
-        f"on both sides. Settings: {settings or 'the defaults of each model'}."
+        f"{'; '.join(sources)}. {len(study.prompts)} pairs, one per prompt. Generated videos have "
+        f"the seed {study.seed} for the first prompt and the following seeds for the next ones, on "
+        f"both sides. Settings: {settings or 'the defaults of each model'}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The page of a study as an app, behind the same gate and server as the studio's."""
+"""The web app of a study. It uses the HTTP server and the access checks of the studio."""
 
 import sqlite3
 from pathlib import Path
@@ -19,7 +19,7 @@ from studies.human_study.study import Study
 
 _LARGEST_FORM = 4096  # bytes
 _MOST_FIELDS = 8
-_SECONDS = 30.0  # that a browser may be silent for
+_SECONDS = 30.0  # timeout for receiving a request
 _CONNECTIONS = 300
 _STATIC = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
 _HEADERS = {
@@ -32,13 +32,13 @@ _HEADERS = {
 
 
 def serve_study(study: Study, folder: Path, host: str, port: int) -> HttpServer:
-    """Return a server of one study; nothing of a request becomes a path or a part of a query.
+    """Return the server of one study. No part of a request is used as a path or in a query.
 
     Args:
-        study: What is compared.
-        folder: Its folder, with all videos made.
+        study: The study.
+        folder: Its folder, with all videos.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 selects a free one.
 
     Raises:
         UserError: If the address cannot be used.
@@ -65,7 +65,7 @@ def create_study_app(study: Study, folder: Path) -> FastAPI:
 
     @app.exception_handler(sqlite3.Error)
     async def _unavailable(_: Request, __: sqlite3.Error) -> Response:
-        sentence = "The answers cannot be reached now; send them again."
+        sentence = "The answers could not be stored; send them again."
         return PlainTextResponse(sentence, 503, headers={**_HEADERS, "Retry-After": "5"})
 
     @app.get("/")
@@ -86,7 +86,7 @@ def create_study_app(study: Study, folder: Path) -> FastAPI:
 
     @app.post("/vote")
     async def keep_vote(request: Request) -> Response:
-        body = await request.body()  # one that is cut before its end raises and is not kept
+        body = await request.body()  # an incomplete body raises and is not stored
         try:
             fields = _fields(body.decode("ascii", "replace"))
             rater = await to_thread.run_sync(pages.vote, fields)
@@ -120,9 +120,9 @@ def _fields(text: str) -> dict[str, str]:
     """Return the fields of a form or a query.
 
     Raises:
-        UserError: If there are too many, or they are no UTF-8.
+        UserError: If there are too many, or they are not UTF-8.
     """
     try:
         return dict(parse_qsl(text, errors="strict", max_num_fields=_MOST_FIELDS))
     except ValueError:
-        raise UserError("The form cannot be read; begin again at the first page.") from None
+        raise UserError("The form cannot be read; start again at the first page.") from None

@@ -1,4 +1,4 @@
-"""A study: two sets of videos of the same prompts, shown in pairs to people."""
+"""A study: two sets of videos of the same prompts, which raters compare in pairs."""
 
 import hashlib
 import re
@@ -33,14 +33,14 @@ class StudyArm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """The folder's name, for the report alone."""
+    """Name of the folder, used only in the report."""
     kind: Literal["model", "videos"]
     hash: str
-    """Of the model folder, or over the finished videos."""
+    """Hash of the model folder, or of the finished videos."""
 
 
 class Study(BaseModel):
-    """The settings and videos of a study; votes are stored beside it."""
+    """The settings and videos of a study; votes are stored separately."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,10 +48,10 @@ class Study(BaseModel):
     b: StudyArm
     prompts: tuple[str, ...]
     seed: int
-    """Of the first video of both models; the others count on."""
+    """Seed of the first video of both models; the next videos have the following seeds."""
     settings: GenerationSettings
     salt: str
-    """Decides names of files, orders and sides, and is never served."""
+    """Determines file names, orders and sides; it is never sent to a browser."""
 
     def arm(self, side: Side) -> StudyArm:
         """Return where the videos of a side come from."""
@@ -72,7 +72,7 @@ class Study(BaseModel):
         return f"{self._digest('video', side, str(pair))[:32]}.mp4"
 
     def videos(self, folder: Path) -> dict[str, Path]:
-        """Return where each video of the study is, by its name."""
+        """Return the path of each video of the study by its name."""
         names = [self.video_name(s, pair) for s in SIDES for pair in range(len(self.prompts))]
         return {name: folder / _VIDEOS / name for name in names}
 
@@ -96,7 +96,7 @@ def open_study(
     """Return the study in a folder; create it if there is none.
 
     Raises:
-        UserError: If the folder holds a study of something else.
+        UserError: If the folder holds another study.
     """
     wanted = Study(
         a=a,
@@ -111,8 +111,8 @@ def open_study(
         for field in ("a", "b", "prompts", "seed", "settings"):
             if getattr(found, field) != getattr(wanted, field):
                 raise UserError(
-                    f"{folder} holds a study that differs in {field}; its votes would not fit, so "
-                    "choose another folder with --study."
+                    f"{folder} holds a study with another value of {field}, to which its votes "
+                    "belong; choose another folder with --study."
                 )
         return found
     (folder / _VIDEOS).mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def read_study(folder: Path) -> Study:
         return Study.model_validate_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder} holds no study; begin one with `python -m studies compare A B --prompts "
+            f"{folder} holds no study; create one with `python -m studies compare A B --prompts "
             f"FILE --study {folder}`."
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:
@@ -143,17 +143,15 @@ _SUFFIXES = (".mp4", ".webm", ".webp", ".gif")
 
 
 def describe_source(folder: Path, prompts: list[str]) -> StudyArm:
-    """Return what a folder is and the hash of what would be shown of it.
+    """Return the kind of a folder and the hash of its content.
 
     Raises:
-        UserError: If it is neither a whole model folder nor one with a video for every prompt.
+        UserError: If it is neither a complete model folder nor has a video for every prompt.
     """
     name = folder.resolve().name
     if (folder / INDEX_FILE).is_file():
         if not (folder / CHECKSUMS_FILE).is_file():
-            raise UserError(
-                f"{folder} has no {CHECKSUMS_FILE}; take a complete copy of the folder."
-            )
+            raise UserError(f"{folder} has no {CHECKSUMS_FILE}; use a complete copy of the folder.")
         return StudyArm(name=name, kind="model", hash=hash_folder(folder))
     digest = hashlib.sha256()
     for path in match_videos(folder, prompts):
@@ -164,37 +162,37 @@ def describe_source(folder: Path, prompts: list[str]) -> StudyArm:
 def match_videos(folder: Path, prompts: list[str]) -> list[Path]:
     """Return the finished video of each prompt.
 
-    A video belongs to the prompt that its file carries. One that carries none belongs to the
-    prompt that it is named after, as `generate` names files: `a-cat`, `a-cat-7` or `3-a-cat`. A
-    prompt that stands in the list several times takes its videos in the order of their names.
+    A video belongs to the prompt that is stored in its file. If there is none, it belongs to the
+    prompt from which its name is made, as `generate` names files: `a-cat`, `a-cat-7` or `3-a-cat`.
+    A prompt that is listed several times gets its videos in the order of their names.
 
     Raises:
-        UserError: If there is no such folder, or a prompt has too few videos or too many.
+        UserError: If the folder does not exist, or the number of videos of a prompt is wrong.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name a model folder or one of finished videos.")
+        raise UserError(f"{folder} is not a folder; give a model folder or a folder of videos.")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(
-            f"{folder} is not a model folder and contains no video ({', '.join(_SUFFIXES)})."
+            f"{folder} is not a model folder and has no video ({', '.join(_SUFFIXES)})."
         )
-    carried = {path: _carried_prompt(path) for path in files}
+    stored = {path: _stored_prompt(path) for path in files}
     waiting: dict[str, Iterator[Path]] = {}
     for prompt, wanted in Counter(prompts).items():
-        found = [path for path in files if carried[path] == prompt] or [
-            path for path in files if carried[path] is None and slugify(prompt) in _slugs(path)
+        found = [path for path in files if stored[path] == prompt] or [
+            path for path in files if stored[path] is None and slugify(prompt) in _slugs(path)
         ]
         if len(found) != wanted:
             raise UserError(
-                f"{folder} holds {len(found)} videos of {prompt!r} and the prompts name it "
-                f"{wanted} times; a video is found by the prompt that its file carries, or by a "
-                f"name like {slugify(prompt)}.mp4."
+                f"{folder} has {len(found)} videos of {prompt!r}, but the prompts list it {wanted} "
+                "times; a video is found by the prompt stored in its file, or by a name like "
+                f"{slugify(prompt)}.mp4."
             )
         waiting[prompt] = iter(found)
     return [next(waiting[prompt]) for prompt in prompts]
 
 
-def _carried_prompt(path: Path) -> str | None:
+def _stored_prompt(path: Path) -> str | None:
     try:
         return read_request(path).prompt
     except UserError:
@@ -202,7 +200,7 @@ def _carried_prompt(path: Path) -> str | None:
 
 
 def _slugs(path: Path) -> set[str]:
-    """Return what prompts a file can be named after, with or without its index and its seed."""
+    """Return the prompt slugs that a file name may contain, with or without index and seed."""
     unnumbered = re.sub(r"^\d+-", "", path.stem)
     stems = {
         stem for name in (path.stem, unnumbered) for stem in (name, re.sub(r"-\d+$", "", name))
@@ -210,14 +208,14 @@ def _slugs(path: Path) -> set[str]:
     return {slugify(stem) for stem in stems}
 
 
-Clip: TypeAlias = tuple[Iterable[UInt8[np.ndarray, "h w 3"]], float]
-"""The frames of a video, and its frames a second."""
+VideoFrames: TypeAlias = tuple[Iterable[UInt8[np.ndarray, "h w 3"]], float]
+"""The frames of a video, and its frames per second."""
 
-_PLEASANT_SIDE = 256  # pixels, which files of `generate` have by default
+_MIN_SHOWN_SIDE = 256  # pixels, the default size of files of `generate`
 
 
 def missing_pairs(study: Study, folder: Path, side: Side) -> list[int]:
-    """Return the pairs whose video of a side is not made yet."""
+    """Return the pairs whose video of a side does not exist yet."""
     videos = study.videos(folder)
     return [
         pair
@@ -226,10 +224,10 @@ def missing_pairs(study: Study, folder: Path, side: Side) -> list[int]:
     ]
 
 
-def generated_clips(
+def generate_videos(
     study: Study, pipeline: MagicVideoPipeline, pairs: Sequence[int]
-) -> Iterator[Clip]:
-    """Yield the video of each of some pairs, made by a model with the seed of the pair."""
+) -> Iterator[VideoFrames]:
+    """Yield the videos of some pairs, generated with the seeds of the pairs."""
     prompts = list(study.prompts)
     requests = pipeline.build_requests(
         prompts, resolve_seeds(study.seed, len(prompts)), study.settings
@@ -238,8 +236,8 @@ def generated_clips(
         yield to_uint8(pipeline.generate(request).frames, request.output_scale), request.video_fps
 
 
-def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator[Clip]:
-    """Yield the finished video of each of some pairs.
+def read_videos(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator[VideoFrames]:
+    """Yield the existing videos of some pairs.
 
     Raises:
         UserError: If a video cannot be read.
@@ -250,16 +248,16 @@ def finished_clips(study: Study, folder: Path, pairs: Sequence[int]) -> Iterator
         yield _enlarged(video), video.fps
 
 
-def write_clips(
-    study: Study, folder: Path, side: Side, pairs: Sequence[int], clips: Iterable[Clip]
+def write_videos(
+    study: Study, folder: Path, side: Side, pairs: Sequence[int], videos: Iterable[VideoFrames]
 ) -> Iterator[int]:
-    """Write the videos of some pairs of a side, and yield how many are there after each.
+    """Write the videos of some pairs of a side, and yield the number of finished ones.
 
-    All are encoded alike, and carry no text: that of a finished video names its model.
+    All are encoded with the same settings and without metadata, which could reveal the model.
     """
-    videos = study.videos(folder)
-    for done, (pair, (pixels, fps)) in enumerate(zip(pairs, clips, strict=True), start=1):
-        write_pixels(pixels, fps, "", videos[study.video_name(side, pair)])
+    paths = study.videos(folder)
+    for done, (pair, (pixels, fps)) in enumerate(zip(pairs, videos, strict=True), start=1):
+        write_pixels(pixels, fps, "", paths[study.video_name(side, pair)])
         yield done
 
 
@@ -270,6 +268,6 @@ def _enlarged(video: VideoStream) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def _enlargement(height: int, width: int) -> int:
-    """Return the factor for frames of a user's, whose sides must become even for MP4."""
-    factor = max(1, _PLEASANT_SIDE // min(height, width))
+    """Return the factor for a user's frames; the resulting sides must be even for MP4."""
+    factor = max(1, _MIN_SHOWN_SIDE // min(height, width))
     return factor + (factor * height % 2 or factor * width % 2)

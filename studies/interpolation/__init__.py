@@ -1,1 +1,1 @@
-"""Interpolation against blending and frame repetition on held-out clips."""
+"""Interpolation against linear interpolation and frame repetition on held-out clips."""

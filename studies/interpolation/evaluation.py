@@ -1,7 +1,7 @@
-"""Evaluate the interpolator: inserted frames against real ones, and the pulse at keyframes.
+"""Evaluate the interpolator: inserted frames against real frames, and the pulse at key frames.
 
-The pulse is the change at keyframes against the change elsewhere. It is measured on generated
-keyframes, since each of them has an error of its own that the inserted frames must bridge.
+The pulse is the change at key frames divided by the change elsewhere. It is measured on generated
+key frames, because each of them has an independent error that the inserted frames must bridge.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,13 +38,13 @@ from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.shapes import Frames, Latents
 from studies.paired_comparison import MethodSamples, Rows
 
-LATENT_BLEND, PIXEL_BLEND = "blend of latents", "blend of pixels"
+LATENT_BLEND, PIXEL_BLEND = "linear interpolation of latents", "linear interpolation of pixels"
 ESTIMATE, NEAREST, UPPER_BOUND = "estimate alone", "nearest key frame", "decoded real frames"
 REAL = "real clips"
 
 
 def network_label(steps: int) -> str:
-    """Return the name of our method with a number of diffusion steps."""
+    """Return the name of the interpolation network with a number of diffusion steps."""
     return f"interpolation network, {steps} step{'s' if steps > 1 else ''}"
 
 
@@ -55,7 +55,7 @@ def run_all_methods(
     fps: float,
     steps: Sequence[int],
 ) -> dict[str, Float[Tensor, "1 f 3 h w"]]:
-    """Return the clip as interpolated by every method."""
+    """Return the clip interpolated by every method."""
     assert pipeline.interpolator is not None
     inserted = pipeline.interpolator.config.num_inserted
     latents = encode_frames(pipeline.vae, real)
@@ -65,7 +65,7 @@ def run_all_methods(
     nearest = torch.arange(real.shape[1]).add((inserted + 1) // 2) // (inserted + 1)
     found = {
         network_label(count): decode_latents(
-            pipeline.vae, _ours(pipeline, keys, prompt, fps, count)
+            pipeline.vae, _interpolate(pipeline, keys, prompt, fps, count)
         )
         for count in steps
     }
@@ -79,11 +79,11 @@ def run_all_methods(
 
 
 def blend_keys(keys: Float[Tensor, "b keys c h w"], inserted: int) -> Float[Tensor, "b all c h w"]:
-    """Return keys, latents or pixels, and between them their linear blends."""
+    """Return key frames, as latents or pixels, and linear interpolations between them."""
     return interleave_frames(keys, lerp_keyframes(pair_keyframes(keys), inserted))
 
 
-def _ours(
+def _interpolate(
     pipeline: MagicVideoPipeline, keys: Latents, prompt: Prompt, fps: float, steps: int
 ) -> Float[Tensor, "b all c h w"]:
     settings = GenerationSettings(
@@ -100,7 +100,7 @@ def _ours(
 def _estimate(
     pipeline: MagicVideoPipeline, keys: Latents, seed: int
 ) -> Float[Tensor, "b all c h w"]:
-    """Return the network's estimate without diffusion, with the usual noise on the keys."""
+    """Return the network's estimate without diffusion, with the default noise on the key frames."""
     assert pipeline.interpolator is not None
     level = pipeline.config.interpolation_noise_level
     seen = noise_keyframes(keys, pipeline.scheduler, level, seeded_generator("estimate", seed))
@@ -112,13 +112,13 @@ def _estimate(
 
 @dataclass(frozen=True, kw_only=True)
 class PulseScore:
-    """The pulse of one way to fill the gaps between generated keys, or that of the real clips.
+    """The pulse of one method between generated key frames, or that of the real clips.
 
     Attributes:
-        name: The way, or `REAL`.
-        whole: Mean change between frames at the keys, over that elsewhere.
-        in_corners: The same of the corners alone; not a number where nothing changes elsewhere.
-        flicker: Mean change of the corners from frame to frame, keys or not, in levels of 255.
+        name: The method, or `REAL`.
+        whole: Mean change between frames at key frames, divided by that elsewhere.
+        in_corners: The same for the corners; NaN if nothing changes elsewhere.
+        flicker: Mean change of the corners from frame to frame, in levels of 255.
     """
 
     name: str
@@ -139,17 +139,17 @@ def score_pulse(
 ) -> list[PulseScore]:
     """Generate key frames with the default settings, interpolate them, and measure the pulse.
 
-    The key frames of a prompt are made once, for all ways. Videos are measured as decoded, in 8
-    bits and the size of the key frames, and no codec touches them.
+    The key frames of a prompt are generated once, for all methods. Videos are decoded at the size
+    of the key frames, rounded to 8 bits, and not encoded.
 
     Args:
         pipeline: A model with an interpolator.
-        dataset: Gives the prompts, and the real clips at the end of the list.
-        count: How many videos.
-        noise_levels: Diffusion steps up to which the network's view of the keys is noised; each is
-            a way of its own.
-        seed: Of the draw of prompts; the noise of video k has the seed k.
-        on_video: Called with the number of prompts that are done.
+        dataset: Has the prompts and the real clips, whose row is the last.
+        count: Number of videos.
+        noise_levels: Timesteps of the noise on the key frames on which the network is conditioned;
+            each is a separate method.
+        seed: Seed of the choice of prompts; the noise of video k has the seed k.
+        on_video: Called with the number of finished prompts.
 
     Raises:
         UserError: If the model has no interpolator, or there are too few clips.
@@ -161,14 +161,17 @@ def score_pulse(
     figures: dict[str, list[list[float]]] = {}
     reals = real_videos(dataset, prompts, num_frames, 1)
     for done, (request, real) in enumerate(zip(requests, reals, strict=True), start=1):
-        for name, video in (*_filled(pipeline, request, noise_levels), (REAL, real)):
+        for name, video in (
+            *_interpolated_videos(pipeline, request, noise_levels),
+            (REAL, real),
+        ):
             figures.setdefault(name, []).append(_figures(video, inserted))
         on_video(done)
     return [_pulse_summary(name, np.array(found)) for name, found in figures.items()]
 
 
 def check_interpolator(pipeline: MagicVideoPipeline) -> int:
-    """Return how many frames a model puts between two keys.
+    """Return how many frames a model inserts between two key frames.
 
     Raises:
         UserError: If the model has no interpolator.
@@ -181,13 +184,15 @@ def check_interpolator(pipeline: MagicVideoPipeline) -> int:
 def changes_at_keys(
     video: Float[Tensor, "f 3 h w"], inserted: int, region: Bool[Tensor, "h w"] | None = None
 ) -> tuple[float, float]:
-    """Return the mean absolute change to the next frame where one of both is a key, and elsewhere.
+    """Return the mean absolute change between frames at key frames, and elsewhere.
+
+    A change is at a key frame if one of the two frames is a key frame.
 
     Args:
-        video: Pixels in [-1, 1]; the first frame is a key.
-        inserted: Frames between two keys. Of a single one all changes are at keys, and the change
-            elsewhere is not a number.
-        region: Which pixels count; None is all.
+        video: Pixels in [-1, 1]; the first frame is a key frame.
+        inserted: Frames between two key frames. If it is 1, all changes are at key frames, and the
+            change elsewhere is NaN.
+        region: Mask of the pixels that count; None is all.
     """
     seen = video.flatten(start_dim=-2) if region is None else video[..., region]
     changes = seen.double().diff(dim=0).abs().mean(dim=(1, 2))
@@ -201,19 +206,20 @@ def _request(pipeline: MagicVideoPipeline, prompt: Prompt) -> Request:
     return pipeline.build_requests([prompt.caption], [prompt.seed], settings)[0]
 
 
-def _filled(
+def _interpolated_videos(
     pipeline: MagicVideoPipeline, request: Request, noise_levels: Sequence[int]
 ) -> Iterator[tuple[str, Float[Tensor, "f 3 h w"]]]:
-    """Yield one video for each way, all with the same key frames."""
+    """Yield one video for each method, all with the same key frames."""
     tokens, negative_tokens = pipeline.encode_condition(request)
     keys = pipeline.sample_keyframes(request, tokens, negative_tokens)
     for level in noise_levels:
         latents = pipeline.interpolate(request, keys, tokens, noise_level=level)
-        yield f"interpolation network, noise level {level}", _shown(pipeline, latents)
-    yield LATENT_BLEND, _shown(pipeline, blend_keys(keys, request.num_inserted))
+        yield f"interpolation network, noise level {level}", _decode_to_8_bits(pipeline, latents)
+    blended = blend_keys(keys, request.num_inserted)
+    yield LATENT_BLEND, _decode_to_8_bits(pipeline, blended)
 
 
-def _shown(
+def _decode_to_8_bits(
     pipeline: MagicVideoPipeline, latents: Float[Tensor, "1 all c h w"]
 ) -> Float[Tensor, "all 3 tall wide"]:
     return from_uint8(to_uint8(pipeline.decode(latents)[0].cpu()))
@@ -246,12 +252,12 @@ class MethodScores:
         name: The method, or `REAL`.
         psnr: In dB, of the inserted frames, mean over clips; None for the real clips themselves.
         ssim: Structural similarity of the inserted frames; None for the real clips themselves.
-        samples: Both clip by clip, and the features of `of_gaps`: what methods are compared by.
-        of_gaps: Frechet distance to the real clips, whose samples are gaps: the judge's features of
-            all their frames in order, keys included.
-        of_clips: Frechet distance whose samples are whole clips. Of their frames it sees few, and
-            hardly the order.
-        pulse: Mean change between frames at the keys, over that elsewhere.
+        samples: PSNR and SSIM of each clip and the features of `of_gaps`, for paired comparisons.
+        of_gaps: Frechet distance to the real clips. A sample is a gap: the judge's features of all
+            its frames in order, with both key frames.
+        of_clips: Frechet distance to the real clips. A sample is a clip; its features depend on few
+            of the frames and hardly on their order.
+        pulse: Mean change between frames at key frames, divided by that elsewhere.
     """
 
     name: str
@@ -277,19 +283,19 @@ def score_interpolation(
 ) -> list[MethodScores]:
     """Interpolate real key frames with every method and compare with the real frames.
 
-    Keys are real frames that passed the autoencoder, the same for all methods. The last rows are
-    the ceiling of all that work on latents, which is the real frames through the autoencoder, and
-    the real clips, whose pulse is what the others' are to be compared with.
+    Key frames are real frames after encoding and decoding, the same for all methods. The last two
+    rows are the decoded latents of the real frames, which is the upper bound for methods on
+    latents, and the real clips, whose pulse is the reference.
 
     Args:
         pipeline: A model with an interpolator.
-        judge: Gives the features of the Frechet distances.
-        dataset: Clips on which nothing was trained but the judge.
-        count: How many clips; each once, on a plain background.
-        num_keys: Key frames of each.
-        steps: Numbers of diffusion steps to try; each is a method of its own.
-        seed: Of the draw, and of the networks' noise.
-        on_clip: Called with the number of clips that are done.
+        judge: Computes the features of the Frechet distances.
+        dataset: Clips on which only the judge was trained.
+        count: Number of clips; each is used once, on a plain background.
+        num_keys: Key frames per clip.
+        steps: Numbers of diffusion steps to compare; each is a separate method.
+        seed: Seed of the choice of clips and of the networks' noise.
+        on_clip: Called with the number of finished clips.
 
     Raises:
         UserError: If the model has no interpolator, or there are too few clips.
@@ -299,30 +305,31 @@ def score_interpolation(
     prompts = sample_prompts(dataset, count, seed)
     videos = real_videos(dataset, prompts, num_frames, 1)
     real_gaps: list[Rows] = []
-    seen: dict[str, _Seen] = {}
+    measured: dict[str, _Measurements] = {}
     for done, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=1):
         real = video[None]
         fps = dataset.clips[prompt.index].fps / (inserted + 1)
         filled = run_all_methods(pipeline, real.to(pipeline.device), prompt, fps, steps)
         for name, made in {**filled, REAL: real}.items():
             read = from_uint8(to_uint8(made[0].cpu()))[None]
-            seen.setdefault(name, _Seen(MethodSamples(real_gaps))).add(read, real, inserted, judge)
-        real_gaps.append(seen[REAL].samples.features[-1])
+            found = measured.setdefault(name, _Measurements(MethodSamples(real_gaps)))
+            found.add(read, real, inserted, judge)
+        real_gaps.append(measured[REAL].samples.features[-1])
         on_clip(done)
-    return [_summary(name, found, seen[REAL]) for name, found in seen.items()]
+    return [_summary(name, found, measured[REAL]) for name, found in measured.items()]
 
 
 @dataclass
-class _Seen:
-    """What was measured of one method, clip after clip."""
+class _Measurements:
+    """The measurements of one method on all clips."""
 
     samples: MethodSamples
     changes: list[tuple[float, float]] = field(default_factory=list)
-    """That at keys and that elsewhere."""
+    """Change at key frames and elsewhere, per clip."""
     clips: list[Rows] = field(default_factory=list)
 
     def add(self, made: Frames, real: Frames, inserted: int, judge: Judge) -> None:
-        """Measure one more clip; the sizes are 1 x frames x 3 x h x w."""
+        """Measure one more clip; both videos have a batch size of 1."""
         of_frames = judge.embed_videos(made[0, :, None])
         gaps = of_frames.unfold(0, inserted + 2, inserted + 1).flatten(start_dim=1)
         between = torch.arange(made.shape[1]) % (inserted + 1) != 0
@@ -332,10 +339,10 @@ class _Seen:
         self.clips.append(judge.embed_videos(made).double().numpy())
 
 
-def _summary(name: str, found: _Seen, real: _Seen) -> MethodScores:
+def _summary(name: str, found: _Measurements, real: _Measurements) -> MethodScores:
     samples, is_real = found.samples, found is real
     at_keys, elsewhere = np.array(found.changes).T
-    made, goal = (fit_gaussian(np.concatenate(seen.clips)) for seen in (found, real))
+    made, goal = (fit_gaussian(np.concatenate(each.clips)) for each in (found, real))
     return MethodScores(
         name=name,
         psnr=None if is_real else mean(np.array(samples.psnr)),
@@ -352,8 +359,9 @@ class InterpolationScores:
     """All scores.
 
     Attributes:
-        methods: Of every way to fill the gaps between real key frames, and of the real clips.
-        pulses: Of the ways between generated key frames, and of the real clips; may be empty.
+        methods: Scores of every method between real key frames, and of the real clips.
+        pulses: Pulse of the methods between generated key frames, and of the real clips; may be
+            empty.
     """
 
     methods: list[MethodScores]
@@ -366,14 +374,15 @@ class InterpolationEvaluation:
 
     Attributes:
         pipeline: A model with an interpolator.
-        judge: Gives the features of the Frechet distances.
-        data: Folder of clips; the held-out are used.
-        clips: How many, each once and on a plain background.
-        keys: Key frames of each.
-        steps: Numbers of diffusion steps that are compared.
-        generated: How many videos are generated for `pulses`.
-        noise_levels: Diffusion steps up to which the network's view of generated keys is noised.
-        seed: Of the draw of clips; the noise of clip or video k has the seed k.
+        judge: Computes the features of the Frechet distances.
+        data: Folder of clips; the held-out clips are used.
+        clips: Number of clips, each used once and on a plain background.
+        keys: Key frames per clip.
+        steps: Numbers of diffusion steps to compare.
+        generated: Number of videos to generate for `pulses`.
+        noise_levels: Timesteps of the noise on generated key frames on which the network is
+            conditioned.
+        seed: Seed of the choice of clips; the noise of clip or video k has the seed k.
     """
 
     pipeline: MagicVideoPipeline
@@ -393,7 +402,7 @@ class InterpolationEvaluation:
             UserError: If the model has no interpolator, or there are too few clips.
         """
         dataset = ClipDataset(self.data, ("heldout",))
-        # too few clips for one half are refused before hours are spent on the other
+        # fail now rather than after the first half if there are too few clips for the second
         sample_prompts(dataset, max(self.clips, self.generated), self.seed)
         methods = score_interpolation(
             self.pipeline,

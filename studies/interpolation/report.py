@@ -1,4 +1,4 @@
-"""The interpolation's scores as a section of the page of results."""
+"""The interpolation's scores as a section of the results page."""
 
 from collections.abc import Sequence
 
@@ -20,24 +20,23 @@ _PAIRED_ABOUT = (
     "comparison with the estimate alone shows what diffusion adds."
 )
 _ABOUT = (
-    "{clips} held-out clips of {frames} frames in a row on plain backgrounds, of which one in "
-    "{apart} is a key frame; a finished video takes {steps}. The *estimate alone* is the network's "
-    "one pass without the diffusion after it. PSNR and SSIM are those of the {inserted} inserted "
-    "frames. The Frechet distances are from the same real clips, on the judge's features. *Of "
-    "gaps*: a sample is a key, the frames after it and the next key, the features of all {window} "
-    "side by side, so that their order counts. *Of clips*: a sample is a whole clip, of which the "
-    "judge sees {looked} frames; the order of frames has little influence, and repeating a real "
-    "frame costs almost nothing. *At keys*: the mean change from a frame to the next where one of "
-    "both is a key, as a multiple of the change elsewhere. All videos are read in 8 bits; "
-    "intervals are bootstrapped over clips."
+    "{clips} held-out clips of {frames} consecutive frames on plain backgrounds. Every {apart}th "
+    "frame is a key frame. Generation uses {steps} by default. *Estimate alone* is the network's "
+    "regression estimate without diffusion. PSNR and SSIM are those of the {inserted} inserted "
+    "frames. The Frechet distances are to the same real clips, on the judge's features. *Of gaps*: "
+    "a sample is the concatenated features of {window} frames, from one key frame to the next, so "
+    "their order counts. *Of clips*: a sample is a whole clip, of which the judge reads {looked} "
+    "frames; the order of frames has little influence, and repeating a real frame costs almost "
+    "nothing. *Change at key frames*: the mean change between two frames of which one is a key "
+    "frame, divided by the change elsewhere. All videos are rounded to 8 bits; intervals are "
+    "bootstrapped over clips."
 )
 _PULSE_ABOUT = (
-    "Generated key frames, on which a video could pulse: {videos} held-out captions at the model's "
-    "default settings, {frames} frames each, decoded to {side} pixels and never in a codec. The "
-    "key frames of a caption are the same for all rows but the last, which has the captions' own "
-    "clips. *Noise level*: the diffusion step up to which the network's view of the keys is "
-    "noised; a finished video has {level}. The corners are those of the protocol emoji-heldout, an "
-    "eighth of each side long."
+    "Pulse at generated key frames: {videos} held-out captions with the model's default settings, "
+    "{frames} frames each, decoded to {side} pixels, without a codec. The key frames of a caption "
+    "are the same for all rows except the last, which has the captions' real clips. *Noise level*: "
+    "the timestep of the noise on the key frames on which the network is conditioned; the default "
+    "is {level}. The corners are those of the protocol emoji-heldout, an eighth of each side long."
 )
 
 
@@ -57,13 +56,13 @@ def section_parts(evaluation: InterpolationEvaluation, scores: InterpolationScor
 def methods_table(scores: Sequence[MethodScores]) -> str:
     """Return the scores as a Markdown table."""
     columns = (
-        "between the keys",
+        "method",
         "n",
         "PSNR, dB [95 %]",
         "SSIM [95 %]",
         "Frechet distance of gaps",
         "Frechet distance of clips",
-        "change at keys / elsewhere [95 %]",
+        "change at key frames / elsewhere [95 %]",
     )
     rows = [
         (
@@ -81,11 +80,11 @@ def methods_table(scores: Sequence[MethodScores]) -> str:
 
 
 def paired_tables(scores: Sequence[MethodScores], steps: Sequence[int]) -> list[str]:
-    """Return two Markdown tables: all methods against the blend of latents, diffusion against none.
+    """Return two tables: all methods against linear interpolation, diffusion against the estimate.
 
     Args:
-        scores: Those of all methods.
-        steps: Numbers of diffusion steps that were tried.
+        scores: The scores of all methods.
+        steps: Numbers of diffusion steps that were compared.
     """
     methods = {row.name: row.samples for row in scores if row.psnr}
     networks = {name: methods[name] for name in (*map(network_label, steps), ESTIMATE)}
@@ -95,9 +94,9 @@ def paired_tables(scores: Sequence[MethodScores], steps: Sequence[int]) -> list[
 def pulse_table(pulses: Sequence[PulseScore]) -> str:
     """Return the pulse of generated videos as a Markdown table."""
     columns = (
-        "between generated keys",
+        "method, between generated key frames",
         "n",
-        "change at keys / elsewhere [95 %]",
+        "change at key frames / elsewhere [95 %]",
         "in corners [95 %]",
         "flicker of corners, levels [95 %]",
     )

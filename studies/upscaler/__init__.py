@@ -1,1 +1,1 @@
-"""Super-resolution against resizing: quality by steps, flicker, and the seams of tiles."""
+"""Super-resolution against resizing: quality by steps, flicker, and differences at tile borders."""

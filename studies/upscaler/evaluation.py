@@ -1,4 +1,4 @@
-"""Evaluate the upscaler: quality, flicker, seams of tiles, and a comparison sheet."""
+"""Evaluate the upscaler: quality, flicker, differences at tile borders, and a comparison sheet."""
 
 import math
 import time
@@ -49,18 +49,18 @@ SmallVideo: TypeAlias = Float[Tensor, "f 3 h w"]
 LargeVideo: TypeAlias = Float[Tensor, "f 3 tall wide"]
 
 BICUBIC, LANCZOS = "bicubic", "Lanczos"
-_TILE = 256  # in pixels of the small frame: no more than one for what is measured here
+_TILE = 256  # pixels of the small frame; larger than any small frame here, so there is one tile
 
 
 class UpscaleMethod(NamedTuple):
-    """One way to enlarge, called with a small video and the seed of its noise."""
+    """A method of upscaling: a function of a small video and a noise seed."""
 
     name: str
     enlarge: Callable[[SmallVideo, int], LargeVideo]
 
 
 def network_method(pipeline: MagicVideoPipeline, num_steps: int) -> UpscaleMethod:
-    """Return the way of a model's upscaler, by its default scheduler and noise level.
+    """Return the method that uses a model's upscaler with its default scheduler and noise level.
 
     Raises:
         UserError: If the model has no upscaler.
@@ -71,7 +71,7 @@ def network_method(pipeline: MagicVideoPipeline, num_steps: int) -> UpscaleMetho
 
 
 def resize_methods(pipeline: MagicVideoPipeline) -> list[UpscaleMethod]:
-    """Return bicubic and Lanczos resizing by a model's factor.
+    """Return bicubic and Lanczos resizing by a model's scale factor.
 
     Raises:
         UserError: If the model has no upscaler.
@@ -84,42 +84,42 @@ def resize_methods(pipeline: MagicVideoPipeline) -> list[UpscaleMethod]:
 
 
 def with_vae_roundtrip(
-    pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float
+    pipeline: MagicVideoPipeline, method: UpscaleMethod, noise: float
 ) -> UpscaleMethod:
-    """Return a way that is shown frames as the model decodes them, in place of clean ones.
+    """Return a method whose input passes through the model's autoencoder first.
 
     Args:
         pipeline: Its autoencoder encodes and decodes the small frames, as one video.
-        way: How they are enlarged then.
-        noise: Standard deviation of noise on the latents, in their unit and anew in every frame:
-            generated latents are not clean.
+        method: The method that upscales the decoded frames.
+        noise: Standard deviation of the noise that is added to the latents of every frame, relative
+            to that of the latents: generated latents contain errors.
     """
-    return UpscaleMethod(way.name, partial(_decoded_first, pipeline, way, noise))
+    return UpscaleMethod(method.name, partial(_decoded_first, pipeline, method, noise))
 
 
 def check_vae_divisible(pipeline: MagicVideoPipeline, side: int) -> None:
     """Refuse small frames that a model's autoencoder cannot take.
 
     Raises:
-        UserError: If their side in pixels is no multiple of what one latent stands for.
+        UserError: If their side in pixels is not a multiple of the autoencoder's factor.
     """
     multiple = vae_scale_factor(pipeline.vae)
     if side % multiple:
         raise UserError(
-            f"The small frames are {side} pixels wide, and this model's autoencoder needs a "
-            f"multiple of {multiple}; prepare the large ones with another --size."
+            f"The small frames are {side} pixels wide, but this model's autoencoder requires a "
+            f"multiple of {multiple}; prepare the large frames with another --size."
         )
 
 
 def downsample(large: LargeVideo, factor: int) -> SmallVideo:
-    """Return frames of a whole fraction of the side, as preparation would have made them.
+    """Return frames downsampled by an integer factor and rounded to 8 bits, as in preparation.
 
     Raises:
-        UserError: If the side is no multiple of the factor.
+        UserError: If the side is not a multiple of the factor.
     """
     if large.shape[-1] % factor:
         raise UserError(
-            f"Frames of {large.shape[-1]} pixels cannot be shrunk {factor} times; prepare them "
+            f"Frames of {large.shape[-1]} pixels cannot be downsampled by {factor}; prepare them "
             f"with a --size that is a multiple of {factor}."
         )
     return from_uint8(to_uint8(degrade.downsample(large, factor)))
@@ -128,12 +128,12 @@ def downsample(large: LargeVideo, factor: int) -> SmallVideo:
 def nearest_upsample(
     small: Shaped[Tensor, "*lead h w"], factor: int
 ) -> Shaped[Tensor, "*lead tall wide"]:
-    """Return pixels, or marks of them, each repeated to a square of `factor` a side."""
+    """Return pixels or a mask, each value repeated to a square of `factor` x `factor`."""
     return small.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
 def check_upscaler(pipeline: MagicVideoPipeline) -> int:
-    """Return the factor by which a model enlarges.
+    """Return the scale factor of a model's upscaler.
 
     Raises:
         UserError: If the model has no upscaler.
@@ -146,14 +146,14 @@ def check_upscaler(pipeline: MagicVideoPipeline) -> int:
 def upscale(
     pipeline: MagicVideoPipeline, small: SmallVideo, num_steps: int, seed: int, tile: int
 ) -> LargeVideo:
-    """Return frames by a model's upscaler, on the CPU and not yet rounded.
+    """Upscale frames with a model's upscaler; the result is on the CPU and not rounded.
 
     Args:
         pipeline: A model with an upscaler.
-        small: What is enlarged.
+        small: The frames.
         num_steps: Diffusion steps.
-        seed: Of the noise.
-        tile: Longest side that the network sees at a time, in pixels of the small frames.
+        seed: Seed of the noise.
+        tile: Longest side of a tile, in pixels of the small frames.
     """
     assert pipeline.upscaler is not None
     assert pipeline.upscaler_scheduler is not None
@@ -177,12 +177,12 @@ def _by_network(
 
 
 def _decoded_first(
-    pipeline: MagicVideoPipeline, way: UpscaleMethod, noise: float, small: SmallVideo, seed: int
+    pipeline: MagicVideoPipeline, method: UpscaleMethod, noise: float, small: SmallVideo, seed: int
 ) -> LargeVideo:
     latents = encode_frames(pipeline.vae, small[None].to(pipeline.device))
     drawn = torch.randn(latents.shape, generator=seeded_generator("small frames", seed)).to(latents)
     decoded = decode_latents(pipeline.vae, latents + noise * drawn)[0].cpu()
-    return way.enlarge(from_uint8(to_uint8(decoded)), seed)
+    return method.enlarge(from_uint8(to_uint8(decoded)), seed)
 
 
 def _by_kernel(factor: int, kernel: Image.Resampling, small: SmallVideo, _seed: int) -> LargeVideo:
@@ -192,7 +192,7 @@ def _by_kernel(factor: int, kernel: Image.Resampling, small: SmallVideo, _seed: 
     return from_uint8(torch.from_numpy(resized))
 
 
-_HIGHEST = 10 * math.log10(12 * 255**2)  # dB that rounding to 8 bits leaves; empty frames have more
+_HIGHEST = 10 * math.log10(12 * 255**2)  # PSNR after rounding to 8 bits, whose MSE is 1/12 level^2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,13 +200,14 @@ class Quality:
     """The scores of one method.
 
     Attributes:
-        name: The way.
-        psnr: In dB, mean over clips; of a clip at most what rounding to 8 bits leaves, 58.9.
+        name: Name of the method.
+        psnr: In dB, mean over clips. The value of a clip is limited to 58.9, the PSNR after
+            rounding to 8 bits.
         ssim: Structural similarity, mean over clips.
-        frechet: Between the features of crops of its frames and of the real frames, so that
-            frames equal to the real ones have 0.
-        seconds: CPU seconds a frame.
-        samples: All of this clip by clip, by which ways are compared.
+        frechet: Frechet distance between the features of crops of its frames and of the real
+            frames; 0 if the frames are equal.
+        seconds: CPU seconds per frame.
+        samples: The values of each clip, for paired comparisons.
     """
 
     name: str
@@ -219,7 +220,7 @@ class Quality:
 
 @torch.no_grad()
 def score_quality(
-    ways: Sequence[UpscaleMethod],
+    methods: Sequence[UpscaleMethod],
     image_encoder: CLIPVisionModelWithProjection,
     videos: Iterable[Float[Tensor, "_ 3 _ _"]],
     factor: int,
@@ -228,37 +229,37 @@ def score_quality(
     """Downsample real large frames, upscale them with every method, and compare.
 
     Args:
-        ways: What is compared.
-        image_encoder: CLIP's image tower: the fixed map from crops to features.
-        videos: Real large frames, some a clip.
-        factor: How many times smaller they are made first.
-        on_clip: Called with the number of clips that are done.
+        methods: The methods to compare.
+        image_encoder: CLIP's image encoder, which computes the features of crops.
+        videos: Real large frames; one item is the frames of one clip.
+        factor: The factor by which they are downsampled first.
+        on_clip: Called with the number of finished clips.
 
     Raises:
-        UserError: If the frames cannot be shrunk or are smaller than a crop.
+        UserError: If the frames cannot be downsampled or are smaller than a crop.
     """
     real_features: list[Rows] = []
-    samples = {way.name: MethodSamples(real_features) for way in ways}
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    samples = {method.name: MethodSamples(real_features) for method in methods}
+    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
     for place, real in enumerate(videos):
         small = downsample(real, factor)
         real_features.append(crop_features(image_encoder, real))
-        for way in ways:
+        for method in methods:
             started = time.process_time()
-            made = way.enlarge(small, place)
-            seconds[way.name].append((time.process_time() - started) / len(real))
+            made = method.enlarge(small, place)
+            seconds[method.name].append((time.process_time() - started) / len(real))
             features = crop_features(image_encoder, made)
-            samples[way.name].add(*_nearness(made, real), features)
+            samples[method.name].add(*_nearness(made, real), features)
         on_clip(place + 1)
     return [_summary(name, found, seconds[name]) for name, found in samples.items()]
 
 
 @torch.no_grad()
 def crop_features(image_encoder: CLIPVisionModelWithProjection, video: LargeVideo) -> Features:
-    """Return the CLIP embeddings, at unit length, of all whole crops of the encoder's own side.
+    """Return the normalised CLIP embeddings of crops of the encoder's input size.
 
-    Whole frames would be made smaller for the encoder, and what an upscaler adds would be gone.
-    Crops lie side by side from the top left corner, and are seen at full resolution.
+    Whole frames would be downsampled for the encoder, which would remove the detail that an
+    upscaler adds. So frames are cropped at full resolution, side by side from the top left corner.
 
     Raises:
         UserError: If a frame is smaller than a crop.
@@ -267,7 +268,7 @@ def crop_features(image_encoder: CLIPVisionModelWithProjection, video: LargeVide
     if min(video.shape[-2:]) < side:
         raise UserError(
             f"Frames of {min(video.shape[-2:])} pixels are smaller than the {side} that the "
-            "model's image encoder sees; prepare larger frames."
+            "model's image encoder takes; prepare larger frames."
         )
     squares = video.unfold(2, side, side).unfold(3, side, side)
     crops = rearrange(squares, "f c rows columns h w -> (f rows columns) c h w")
@@ -296,13 +297,13 @@ REAL = "real clips"
 
 @dataclass(frozen=True, kw_only=True)
 class FlickerScore:
-    """The flicker of one way to enlarge, or of the real clips.
+    """The flicker of one method, or of the real clips.
 
     Attributes:
-        name: The way, or `REAL`.
-        flicker: Mean absolute change from frame to frame where the small clip stands still, in
-            levels of 255, mean over clips.
-        in_corners: That in the corners of the frames, times the real clips' there; None where
+        name: The method, or `REAL`.
+        flicker: Mean absolute change from frame to frame where the small clip is static, in levels
+            of 255, mean over clips.
+        in_corners: The change in the corners of the frames, relative to the real clips'; None if
             theirs is zero.
     """
 
@@ -313,7 +314,7 @@ class FlickerScore:
 
 @torch.no_grad()
 def score_static_flicker(
-    ways: Sequence[UpscaleMethod],
+    methods: Sequence[UpscaleMethod],
     videos: Iterable[SmallVideo],
     factor: int,
     *,
@@ -323,41 +324,42 @@ def score_static_flicker(
     """Upscale clips with every method and measure the change where the small clips are static.
 
     Args:
-        ways: What is compared.
-        videos: Real frames in a row. Clips in which everything moves are left out.
-        factor: How many times the side grows.
-        is_large: Whether the videos are large ones, to be shrunk first.
-        on_clip: Called with the number of clips that are done.
+        methods: The methods to compare.
+        videos: Consecutive real frames. Clips without static pixels are skipped.
+        factor: The scale factor.
+        is_large: Whether the videos are large and must be downsampled first.
+        on_clip: Called with the number of finished clips.
 
     Returns:
-        One entry a way, and the real clips' own at the end; none where all clips were left out.
+        One entry per method, and that of the real clips at the end; empty if all clips were
+        skipped.
     """
-    names = [*(way.name for way in ways), REAL]
+    names = [*(method.name for method in methods), REAL]
     figures = []
     for place, real in enumerate(videos):
         small = downsample(real, factor) if is_large else real
         still = static_mask(small)
         if still.any():
             large = nearest_upsample(still, factor)
-            made = [_flickers(way.enlarge(small, place), large) for way in ways]
+            made = [_flickers(method.enlarge(small, place), large) for method in methods]
             figures.append([*made, _flickers(real, large if is_large else still)])
         on_clip(place + 1)
     if not figures:
         return []
-    by_way = np.array(figures).transpose(1, 2, 0)
-    real_corners = by_way[-1, 1]
+    by_method = np.array(figures).transpose(1, 2, 0)
+    real_corners = by_method[-1, 1]
     return [
         FlickerScore(
             name=name,
             flicker=mean(LEVELS * still),
             in_corners=ratio_of_means(cornered, real_corners) if real_corners.any() else None,
         )
-        for name, (still, cornered) in zip(names, by_way, strict=True)
+        for name, (still, cornered) in zip(names, by_method, strict=True)
     ]
 
 
 def _flickers(video: Float[Tensor, "f rgb h w"], still: Bool[Tensor, "h w"]) -> tuple[float, float]:
-    """Return the flicker where a clip stands still, and that of the corners."""
+    """Return the flicker of static pixels, and that of the corners."""
     regions = (still, corner_mask(*video.shape[-2:]))
     where_still, in_corners = (flicker(video[None], region).item() for region in regions)
     return where_still, in_corners
@@ -372,10 +374,10 @@ class TemporalStats:
 
     Attributes:
         name: `BEFORE`, `FINISHED` or `REAL`.
-        flicker: Mean absolute change in the corners, in levels of 255.
-        change: That of whole frames.
-        times_flicker: `flicker` as a multiple of the real clips'; None where theirs is zero.
-        times_change: `change` likewise.
+        flicker: Mean absolute change of the corners, in levels of 255.
+        change: Mean absolute change of whole frames, in levels of 255.
+        times_flicker: `flicker` relative to the real clips'; None if theirs is zero.
+        times_change: `change` relative to the real clips'; None if theirs is zero.
     """
 
     name: str
@@ -392,19 +394,19 @@ def score_generated_flicker(
     prompts: Sequence[Prompt],
     on_video: Callable[[int], None],
 ) -> list[TemporalStats]:
-    """Generate videos by all stages at the model's default settings, and measure their frames.
+    """Generate videos with all stages and the model's default settings, and measure their frames.
 
-    Frames are read in 8 bits, and no codec touches them.
+    Frames are rounded to 8 bits and not encoded.
 
     Args:
         pipeline: A model with an upscaler.
-        dataset: Clips that the prompts are captions of.
+        dataset: The clips whose captions are the prompts.
         prompts: One for each video.
-        on_video: Called with the number of videos that are done.
+        on_video: Called with the number of finished videos.
 
     Returns:
-        The videos before super-resolution, after it, and as many frames in a row of the real clips;
-        nothing where there is no prompt.
+        The values of the videos before and after super-resolution, and of the same number of
+        consecutive frames of the real clips; empty if there is no prompt.
     """
     if not prompts:
         return []
@@ -428,7 +430,7 @@ def score_generated_flicker(
 
 
 def _figures(video: Float[Tensor, "f 3 h w"]) -> tuple[float, float]:
-    """Return the flicker of the corners and the change of the whole."""
+    """Return the change of the corners and that of whole frames."""
     whole = video[None]
     return flicker(whole, corner_mask(*video.shape[-2:])).item(), temporal_change(whole).item()
 
@@ -447,43 +449,44 @@ def _temporal_summary(
     )
 
 
-_TILES_A_SIDE = 3  # so that there are tiles with others on all sides
+_TILES_A_SIDE = 3  # the middle tile then has neighbours on all sides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How a frame that was made in tiles differs from the same frame made whole.
+    """The difference between tiled and untiled output.
 
     Attributes:
-        side: Of the small frame in pixels.
-        tile: Of the tiles in pixels of the small frame, what they see of others included.
+        side: Side of the small frame in pixels.
+        tile: Side of a tile with its overlap, in pixels of the small frame.
         greatest: The largest difference of any pixel, in levels of 255.
-        seam: Mean absolute difference of neighbours across the borders of tiles, in levels of 255.
-        whole_seam: The same of the frame that was made whole.
+        border: Mean absolute difference of neighbouring pixels across tile borders, in levels of
+            255.
+        untiled_border: The same difference at the same places of the untiled output.
     """
 
     side: int
     tile: int
     greatest: float
-    seam: float
-    whole_seam: float
+    border: float
+    untiled_border: float
 
 
 @torch.no_grad()
 def score_tiles(
     pipeline: MagicVideoPipeline, small: SmallVideo, num_steps: int, seed: int
 ) -> Tiling | None:
-    """Upscale square frames whole and in three by three tiles, and compare.
+    """Upscale square frames untiled and in three by three tiles, and compare the results.
 
     Args:
         pipeline: A model with an upscaler.
-        small: What is enlarged.
+        small: The frames.
         num_steps: Diffusion steps.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
-        The comparison, or None where the network sees so far that tiles would be no smaller than
-        the frame.
+        The comparison, or None if the receptive field is so large that a tile would not be smaller
+        than the frame.
 
     Raises:
         UserError: If the model has no upscaler.
@@ -502,12 +505,12 @@ def score_tiles(
         side=small.shape[-1],
         tile=tile,
         greatest=LEVELS * (tiled - whole).abs().max().item(),
-        seam=_jump(tiled, borders),
-        whole_seam=_jump(whole, borders),
+        border=_step_across(tiled, borders),
+        untiled_border=_step_across(whole, borders),
     )
 
 
-def _jump(frames: LargeVideo, borders: Tensor) -> float:
+def _step_across(frames: LargeVideo, borders: Tensor) -> float:
     columns = (frames[..., borders] - frames[..., borders - 1]).abs().mean()
     rows = (frames[..., borders, :] - frames[..., borders - 1, :]).abs().mean()
     return LEVELS * (columns + rows).item() / 2
@@ -522,16 +525,17 @@ class UpscalerScores:
     """All scores.
 
     Attributes:
-        default: Name of the way that the model takes by default.
-        quality: Of the network at all numbers of steps, and of resizing.
-        decoded: By the noise on the latents: of the network at its default and of resizing, all on
-            small frames that passed the model's autoencoder; may be empty.
-        static_flicker: Of the network at its default, resizing and the real clips; may be empty.
+        default: Name of the method that the model uses by default.
+        quality: Quality of the network at every number of steps, and of resizing.
+        decoded: For each noise on the latents, the quality of the network with its default steps
+            and of resizing, on small frames that passed through the autoencoder; may be empty.
+        static_flicker: Of the network with its default steps, resizing and the real clips; may be
+            empty.
         generated_flicker: Of generated videos and of the real clips; may be empty.
-        tiling: What tiles change; None where the frames are too small for them.
-        large_side: Of the real frames in pixels.
-        small_side: Of the frames that are enlarged for `quality`.
-        moving_side: Of the frames that are enlarged for `static_flicker`.
+        tiling: The effect of tiles; None if the frames are too small for tiles.
+        large_side: Side of the real frames in pixels.
+        small_side: Side of the small frames of `quality` in pixels.
+        moving_side: Side of the small frames of `static_flicker` in pixels.
     """
 
     default: str
@@ -551,18 +555,18 @@ class UpscalerEvaluation:
 
     Attributes:
         pipeline: A model with an upscaler.
-        data: Folder of large clips; the held-out are used.
-        clips: How many, each once and on a plain background.
-        frames: Frames in a row of each.
-        steps: Numbers of diffusion steps that are compared; the default is added.
-        moving: Folder of small clips with all their frames, for flicker; None shrinks `data`.
-        moving_clips: How many of these.
-        moving_frames: Frames in a row of each of these.
-        seed: Of the draw of clips and of frames; the noise of clip k has the seed k.
-        latent_noises: Deviations of noise on the latents through which small frames pass for
-            `decoded`; of none it is left out.
-        generated: Videos that are generated for `generated_flicker`, of captions of `moving`; if 0,
-            it is left out.
+        data: Folder of large clips; the held-out clips are used.
+        clips: Number of clips, each used once and on a plain background.
+        frames: Consecutive frames per clip.
+        steps: Numbers of diffusion steps to compare; the model's default is added.
+        moving: Folder of small clips with all their frames, for flicker; None downsamples `data`.
+        moving_clips: Number of clips of `moving`.
+        moving_frames: Consecutive frames per clip of `moving`.
+        seed: Seed of the choice of clips and frames; the noise of clip k has the seed k.
+        latent_noises: Standard deviations of the noise on the latents for `decoded`; empty skips
+            it.
+        generated: Number of videos to generate from captions of `moving` for `generated_flicker`; 0
+            skips it.
     """
 
     pipeline: MagicVideoPipeline
@@ -595,9 +599,9 @@ class UpscalerEvaluation:
         if self.latent_noises:
             check_vae_divisible(pipeline, dataset.info.size // factor)
 
-        def score(ways: Sequence[UpscaleMethod], what: str) -> list[Quality]:
+        def score(methods: Sequence[UpscaleMethod], what: str) -> list[Quality]:
             return score_quality(
-                ways,
+                methods,
                 pipeline.image_encoder,
                 real_videos(dataset, prompts, self.frames, 1),
                 factor,
@@ -607,7 +611,7 @@ class UpscalerEvaluation:
         quality = score([*curve, *resized], "quality")
         decoded = {
             noise: score(
-                [with_vae_roundtrip(pipeline, way, noise) for way in (chosen, *resized)],
+                [with_vae_roundtrip(pipeline, method, noise) for method in (chosen, *resized)],
                 f"quality of decoded frames, noise {noise:g}",
             )
             for noise in self.latent_noises
@@ -622,7 +626,7 @@ class UpscalerEvaluation:
         generated_flicker = score_generated_flicker(
             pipeline, moving, asked, lambda done: progress("generated", done, self.generated)
         )
-        # a large frame in the part of a small one: frames of the small size have no need of tiles
+        # a large frame serves as the small one, because small frames fit in one tile
         large = next(real_videos(dataset, prompts[:1], 1, 1))
         side = moving.info.size
         return UpscalerScores(
@@ -638,7 +642,7 @@ class UpscalerEvaluation:
         )
 
 
-_SHOWN = 5  # clips, side by side at full size
+_SHOWN = 5  # clips, one column each
 
 
 @torch.no_grad()
@@ -646,8 +650,8 @@ def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
     """Write a PNG that compares all methods on a frame of a few clips with the real frame.
 
     Args:
-        evaluation: Names the model and the clips, of which the first are shown.
-        path: The file, replaced.
+        evaluation: Has the model and the clips, of which the first are shown.
+        path: The file, which is replaced.
 
     Raises:
         UserError: If the model has no upscaler, or the data do not fit it or are too few.
@@ -656,14 +660,14 @@ def write_comparison_sheet(evaluation: UpscalerEvaluation, path: Path) -> None:
     dataset = ClipDataset(evaluation.data, ("heldout",))
     prompts = sample_prompts(dataset, evaluation.clips, evaluation.seed)[:_SHOWN]
     reals = list(real_videos(dataset, prompts, 1, 1))
-    ways = [
+    methods = [
         UpscaleMethod("small, pixels repeated", lambda small, _: nearest_upsample(small, factor)),
         *resize_methods(pipeline),
         network_method(pipeline, pipeline.capabilities.default("upscaler_steps")),
     ]
     rows = [
-        (way.name, [way.enlarge(downsample(real, factor), k) for k, real in enumerate(reals)])
-        for way in ways
+        (method.name, [method.enlarge(downsample(real, factor), k) for k, real in enumerate(reals)])
+        for method in methods
     ]
     strips = [(name, torch.cat(frames)) for name, frames in (*rows, ("real", reals))]
     write_sheet(strips, len(reals), path, cell=dataset.info.size)

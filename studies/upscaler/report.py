@@ -1,4 +1,4 @@
-"""The upscaler's scores as a section of the page of results."""
+"""The upscaler's scores as a section of the results page."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,34 +17,36 @@ from studies.upscaler.evaluation import (
 )
 
 _QUALITY = (
-    "{clips} held-out clips, {frames} of {large} pixels from each, on plain backgrounds, shrunk to "
-    "{small} pixels by the mean of squares and enlarged again. The Frechet distance is from the "
-    "same real frames, on the embeddings that the model's own CLIP image tower gives to crops of "
-    "{crop} pixels at full resolution, so that it sees detail; compare these with each other "
-    "alone. The network runs with {scheduler} and with noise of {noise:g} on the small frames. All "
-    "frames are read in 8 bits; intervals are bootstrapped over clips."
+    "{clips} held-out clips, {frames} of {large} pixels from each, on plain backgrounds, "
+    "downsampled to {small} pixels by averaging squares and upscaled again. The Frechet distance "
+    "is to the same real frames. Its features are the embeddings of the model's CLIP image encoder "
+    "for crops of {crop} pixels at full resolution, which keep detail; they can be compared only "
+    "with each other. The network runs with {scheduler} and noise of {noise:g} on the small "
+    "frames. All frames are rounded to 8 bits; intervals are bootstrapped over clips."
 )
 _PAIRED = (
     "The same frames, relative to one method: differences of PSNR and SSIM, and the ratio of "
     "Frechet distances. The difficulty of a frame affects all methods and cancels."
 )
 _DECODED = (
-    "The same frames, but the small ones first pass the model's autoencoder, as those do that the "
-    "key-frame model makes; the frames of a clip are one video to it. *Noise*: its standard "
-    "deviation on the latents, which have 1, anew in every frame: generated latents are not clean. "
-    "*Over Lanczos*: on the same decoded frames."
+    "The same frames, but the small frames first pass through the model's autoencoder, as in "
+    "generation; the frames of a clip are encoded as one video. *Noise*: standard deviation of the "
+    "noise that is added to the latents of every frame, relative to that of the latents, because "
+    "generated latents contain errors. *Over Lanczos*: compared with Lanczos on the same decoded "
+    "frames."
 )
 _STATIC_FLICKER = (
-    "Flicker of {clips} held-out clips of {frames} frames in a row, enlarged from {side} pixels: "
-    "the mean absolute change from frame to frame, in levels of 255, where no colour of the small "
-    "frames ever changes. Clips without such a place are left out. The corners are those of the "
-    "protocol emoji-heldout, an eighth of each side long, moving or not."
+    "Flicker of {clips} held-out clips of {frames} consecutive frames, upscaled from {side} "
+    "pixels: the mean absolute change from frame to frame, in levels of 255, of pixels that never "
+    "change in the small frames. Clips without such pixels are skipped. The corners are those of "
+    "the protocol emoji-heldout, an eighth of each side long, whether they are static or not."
 )
 _FINISHED = (
-    "Finished videos: {videos} held-out captions at the model's default settings, {frames} frames "
-    "at {fps:g} a second, by the stages {stages}, in no codec; beside them as many frames in a row "
-    "of the captions' own clips, of {side} pixels. *Flicker*: the mean absolute change of those "
-    "corners from frame to frame, in levels of 255; *change*: that of whole frames."
+    "Finished videos: {videos} held-out captions with the model's default settings, {frames} "
+    "frames at {fps:g} per second, by the stages {stages}, without a codec. They are compared with "
+    "the same number of consecutive frames of the captions' real clips, of {side} pixels. "
+    "*Flicker*: the mean absolute change of the corners from frame to frame, in levels of 255; "
+    "*change*: that of whole frames."
 )
 
 
@@ -54,10 +56,10 @@ def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> lis
     assert pipeline.image_encoder is not None  # the evaluation reads its features
     data = {"data": evaluation.data}
     if evaluation.moving is not None:
-        data["clips in a row"] = evaluation.moving
+        data["clips with all frames"] = evaluation.moving
     quality = _QUALITY.format(
         clips=evaluation.clips,
-        frames="one frame" if evaluation.frames == 1 else f"{evaluation.frames} frames in a row",
+        frames="one frame" if evaluation.frames == 1 else f"{evaluation.frames} consecutive frames",
         large=scores.large_side,
         small=scores.small_side,
         crop=pipeline.image_encoder.config.image_size,
@@ -90,8 +92,8 @@ def section_parts(evaluation: UpscalerEvaluation, scores: UpscalerScores) -> lis
 
 
 def quality_table(rows: Sequence[Quality], default: str) -> str:
-    """Return the quality of every way, the one called `default` in bold letters."""
-    columns = ("enlarged by", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
+    """Return the quality of every method, with the default method in bold."""
+    columns = ("method", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
     cells = [
         (
             f"**{row.name} (default)**" if row.name == default else row.name,
@@ -103,11 +105,11 @@ def quality_table(rows: Sequence[Quality], default: str) -> str:
         )
         for row in rows
     ]
-    return markdown_table((*columns, "CPU seconds a frame"), cells)
+    return markdown_table((*columns, "CPU seconds per frame"), cells)
 
 
 def decoded_table(found: Mapping[float, Sequence[Quality]]) -> str:
-    """Return the quality on frames that were decoded, by the noise on their latents."""
+    """Return the quality on decoded frames for each noise on their latents."""
     cells = []
     for noise, rows in found.items():
         lanczos = next(row.samples for row in rows if row.name == LANCZOS)
@@ -124,14 +126,14 @@ def decoded_table(found: Mapping[float, Sequence[Quality]]) -> str:
                     *(("", "", "") if same else paired_cells(row.samples.compared_to(lanczos))),
                 )
             )
-    columns = ("noise", "enlarged by", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
+    columns = ("noise", "method", "n", "PSNR, dB [95 %]", "SSIM [95 %]", "Frechet distance")
     return markdown_table((*columns, *(f"over Lanczos: {name}" for name in PAIRED_COLUMNS)), cells)
 
 
 def static_flicker_table(rows: Sequence[FlickerScore]) -> str:
-    """Return the flicker of every way."""
+    """Return the flicker of every method."""
     if not rows:
-        return "In all of these clips everything moves, so that there is no flicker to measure."
+        return "None of these clips has static pixels, so flicker cannot be measured."
     cells = [
         (
             row.name,
@@ -141,12 +143,12 @@ def static_flicker_table(rows: Sequence[FlickerScore]) -> str:
         )
         for row in rows
     ]
-    columns = ("enlarged by", "n", "flicker, levels [95 %]", "in corners, times real clips' [95 %]")
+    columns = ("method", "n", "flicker, levels [95 %]", "in corners, relative to real clips [95 %]")
     return markdown_table(columns, cells)
 
 
 def generated_flicker_table(rows: Sequence[TemporalStats]) -> str:
-    """Return flicker and change of generated videos beside those of real clips."""
+    """Return flicker and change of generated videos and of real clips."""
     cells = [
         (
             row.name,
@@ -162,22 +164,22 @@ def generated_flicker_table(rows: Sequence[TemporalStats]) -> str:
         "videos",
         "n",
         "flicker, levels [95 %]",
-        "times real clips' [95 %]",
+        "relative to real clips [95 %]",
         "change, levels [95 %]",
-        "times real clips' [95 %]",
+        "relative to real clips [95 %]",
     )
     return markdown_table(columns, cells)
 
 
 def tiling_sentence(tiling: Tiling | None) -> str:
-    """Return what tiles change."""
+    """Return a sentence on the effect of tiles."""
     if tiling is None:
-        return "Tiles: these frames are smaller than what one output pixel of the network sees."
+        return "Tiles: these frames are smaller than the receptive field of one output pixel."
     return (
-        f"Tiles: a frame of {tiling.side} pixels made in tiles of {tiling.tile} differs from the "
-        f"same frame made whole by at most {tiling.greatest:.5f} levels. Across the borders of "
-        f"tiles neighbours differ by {tiling.seam:.4f} levels on average, and by "
-        f"{tiling.whole_seam:.4f} at the same places of the whole."
+        f"Tiles: a frame of {tiling.side} pixels upscaled in tiles of {tiling.tile} differs from "
+        f"the untiled output by at most {tiling.greatest:.5f} levels. Neighbouring pixels across "
+        f"tile borders differ by {tiling.border:.4f} levels on average, and by "
+        f"{tiling.untiled_border:.4f} at the same places of the untiled output."
     )
 
 

@@ -51,6 +51,8 @@ def test_a_zero_distance_gives_no_finite_ratio(real):
 def test_a_table_has_all_but_the_reference(real):
     methods = {"a": method(real, 2.0, 0.3), "b": method(real, 1.0, 0.0)}
     lines = paired_table(methods, "b").splitlines()
-    assert lines[0].startswith("| against b | n | PSNR, plus dB [95 %] | SSIM, plus [95 %] |")
+    assert lines[0].startswith(
+        "| compared with b | n | PSNR difference, dB [95 %] | SSIM difference"
+    )
     row = "| a | 6 | 0.300 [0.300, 0.300] | 0.00300 [0.00300, 0.00300] | 4.000 [4.000, 4.000] |"
     assert lines[2:] == [row]

@@ -39,7 +39,7 @@ def compare(first, second, dataset, **changes):
     return {row.name: row for row in found}
 
 
-def test_a_fresh_video_form_is_no_better_and_no_worse(image, heldout):
+def test_an_untrained_video_decoder_equals_the_frame_decoder(image, heldout):
     found = compare(image, inflate_autoencoder(image, 2, FRAMES), heldout)
     assert list(found) == ["flicker", "temporal error", "psnr"]
     for row in found.values():
@@ -68,7 +68,7 @@ def test_a_decoder_that_fades_scores_by_its_factor(image, heldout):
     assert noisy.first > 2 * found["flicker"].first
 
 
-def test_noise_is_the_same_for_both_and_for_every_run(image, heldout):
+def test_the_noise_is_the_same_for_both_decoders_and_every_run(image, heldout):
     first, again = (compare(image, image, heldout) for _ in range(2))
     assert first == again
     assert [row.gain.value for row in first.values()] == [1, 1, 0]
@@ -79,7 +79,7 @@ def test_other_encoders_are_refused(image, heldout):
     other = PatchAutoencoder(
         latent_channels=40, patch_size=4, widths=(8, 12), norm_num_groups=4
     ).eval()
-    with pytest.raises(UserError, match="code the same clip differently"):
+    with pytest.raises(UserError, match="encode the same clip differently"):
         compare(image, other, heldout)
 
 
@@ -102,7 +102,7 @@ def test_the_command_fills_its_section(image, emoji, tmp_path, capsys):
         "PSNR, dB",
     ]
     assert all(row.endswith("| times 1.000 [1.000, 1.000] | 3 |") for row in rows[:2])
-    assert "| plus " in rows[2]
+    assert "| difference " in rows[2]
     assert run(["decoders", *folders, *options]) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("\n| 0 |") == text.count("\n| 0.1 |") == 3

@@ -29,20 +29,20 @@ def ablations(values, write, judge_folder, tmp_path):
     return lambda *more: run(["ablations", str(write(values)), *words, *more])
 
 
-def test_the_page_grows_with_the_runs_and_is_the_same_again(ablations, tmp_path, capsys):
+def test_the_page_grows_with_the_runs_and_is_reproducible(ablations, tmp_path, capsys):
     page, runs = tmp_path / "page.md", tmp_path / "runs"
     assert ablations("--table-only") == 0
-    assert "**Not there yet**: both kinds (seed 3); no time (seed 3)." in page.read_text()
+    assert "**Without scores yet**: both kinds (seed 3); no time (seed 3)." in page.read_text()
     assert not (tmp_path / "page-attention.svg").exists()
     assert not runs.exists()
 
     assert ablations("--shard", "1/2") == 0
-    assert "**Not there yet**: no time (seed 3)." in page.read_text()
+    assert "**Without scores yet**: no time (seed 3)." in page.read_text()
     assert (tmp_path / "page-attention.svg").is_file()
 
     assert ablations() == 0
     text = page.read_text()
-    assert "Not there yet" not in text
+    assert "Without scores yet" not in text
     assert "](page-attention.svg)" in text
     folders = [runs / "attention" / name / "3" for name in ("both", "spatial")]
     scores = [scores_of(tmp_path, "attention", name) for name in ("both", "spatial")]
@@ -74,7 +74,7 @@ def scores_of(tmp_path, experiment, variant):
     return json.loads((tmp_path / "scores" / f"{experiment}-{variant}-3.json").read_text())
 
 
-def test_decoders_are_trained_alike_and_scored_on_the_same_latents(
+def test_decoders_are_trained_equally_and_scored_on_the_same_latents(
     ablations, values, decoders, tmp_path
 ):
     values["experiments"] = {"decoder": decoders}
@@ -91,7 +91,7 @@ def test_decoders_are_trained_alike_and_scored_on_the_same_latents(
     )
     text = (tmp_path / "page.md").read_text()
     assert "**The paper**: Less dithering.\n\n**Here**: Nothing yet." in text
-    assert "samples in each: autoencoder 1 of 3, clip 1 of 3, video_vae 2 of 3." in text
+    assert "autoencoder 1 x 3, clip 1 x 3, video_vae 2 x 3." in text
     assert "| 0.2 | four | 1 | " in text
 
 
@@ -102,9 +102,9 @@ def test_upscalers_are_scored_by_scale_and_steps(ablations, values, upscalers, t
         scores = scores_of(tmp_path, "upscaler", name)
         found = scores["upscaler"]
         assert (found["factor"], found["small_side"]) == (factor, 64 // factor)
-        steps = {way["name"]: way["steps"] for way in found["ways"]}
-        for way, count in steps.items():
-            assert count is None or f" {count} step" in way
+        steps = {row["name"]: row["steps"] for row in found["methods"]}
+        for method, count in steps.items():
+            assert count is None or f" {count} step" in method
         assert set(steps.values()) == {1, 2, 3, None}  # 2 is the default
         assert scores["cost"]["updates"] == 2
     assert "| times 2 | 1 | " in (tmp_path / "page.md").read_text()
@@ -118,7 +118,7 @@ def test_scores_of_another_judge_do_not_count(ablations, decoders, values, tmp_p
     scores["identity"]["judge"] = "another"
     path.write_text(json.dumps(scores))
     assert ablations("--table-only") == 0
-    assert "**Not there yet**: four (seed 3)." in (tmp_path / "page.md").read_text()
+    assert "**Without scores yet**: four (seed 3)." in (tmp_path / "page.md").read_text()
 
 
 def test_mistakes_are_answered_in_a_sentence(ablations, tmp_path, capsys):

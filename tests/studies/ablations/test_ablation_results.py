@@ -49,12 +49,12 @@ def decoder_scores(second):
 
 
 def upscaler_scores(psnr):
-    ways = [
+    methods = [
         {"name": name, "steps": steps, "psnr": psnr, "ssim": 0.9, "frechet": 0.1, "seconds": 0.2}
         | {"flicker": flicker}
         for name, steps, flicker in (("network, 1 step", 1, None), ("bicubic", None, 0.03))
     ]
-    return {"upscaler": {"ways": ways}}
+    return {"upscaler": {"methods": methods}}
 
 
 def row(label, scores):
@@ -86,7 +86,7 @@ def cells(table, label):
     return next(line for line in lines if label in line)
 
 
-def test_differences_are_paired_by_clip_over_the_seeds_that_both_have(denoisers):
+def test_differences_are_paired_by_clip_over_common_seeds(denoisers):
     first, second, third = denoisers
     found = paired_difference(second, first, "error")
     assert found.count == 3
@@ -98,12 +98,12 @@ def test_differences_are_paired_by_clip_over_the_seeds_that_both_have(denoisers)
     assert (same.low, same.high) == (0.0, 0.0)
 
 
-def test_a_spread_shows_the_least_and_the_greatest_seed():
+def test_a_range_shows_the_minimum_and_the_maximum_over_seeds():
     assert mean_and_range([0.25], 2) == "0.25"
     assert mean_and_range([0.5, 0.25], 1, 100.0) == "37.5 (25.0 to 50.0)"
 
 
-def test_what_is_missing_is_said_plainly(denoisers):
+def test_missing_scores_are_marked(denoisers):
     table = denoiser_table(experiment("denoiser"), ScoringConfig(), denoisers)
     assert cells(table, "first")[1:4] == ["2", "0.5000 (0.5000 to 0.5000)", ""]
     assert cells(table, "second")[1] == "1, 1 missing"
@@ -119,17 +119,17 @@ def test_what_is_missing_is_said_plainly(denoisers):
     assert cells(costs, "third")[1] == "missing"
 
 
-def test_decoders_stand_beside_the_one_that_they_began_as():
+def test_decoders_are_shown_with_the_initial_decoder():
     rows = [row("first", {1: decoder_scores(0.04), 2: decoder_scores(0.02)}), row("third", {})]
     scoring = ScoringConfig(decoder_noise=(0.0, 0.1))
     table = decoder_table(scoring, rows)
     assert cells(table, "first")[3] == "3.825 (2.550 to 5.100)"  # levels of 127.5
     assert cells(table, "first")[-1] == "1.500 [0.800, 2.100]"  # from both seeds' outermost ends
-    assert cells(table, "of single frames, as all began")[5] == "0.02 (0.02 to 0.02)"
+    assert cells(table, "initial frame decoder")[5] == "0.02 (0.02 to 0.02)"
     assert table.count("missing") == 2  # at both levels of noise
 
 
-def test_upscalers_are_told_by_scale_and_way():
+def test_upscalers_are_shown_by_scale_and_method():
     rows = [row("times 4", {1: upscaler_scores(30.0), 2: upscaler_scores(32.0)})]
     table = upscaler_table(rows)
     assert cells(table, "bicubic")[3] == "31.00 (30.00 to 32.00)"
@@ -138,7 +138,7 @@ def test_upscalers_are_told_by_scale_and_way():
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "decoder", "upscaler"])
-def test_a_plot_has_the_same_bytes_again(kind, denoisers, tmp_path):
+def test_a_plot_is_reproducible(kind, denoisers, tmp_path):
     rows = {
         "denoiser": denoisers,
         "decoder": [row("first", {1: decoder_scores(0.04)}), row("third", {})],

@@ -27,7 +27,7 @@ def foundation(recipe):
     return shared_base_recipe(recipe, Path("shared"))
 
 
-def test_changes_merge_where_both_sides_nest():
+def test_nested_changes_are_merged():
     before = {"image": {"steps": 5, "batch_size": 3}, "clip": None, "seed": 1}
     changes = {"image": {"steps": 7}, "clip": {"steps": 2}, "seed": None}
     assert deep_merge(before, changes) == {
@@ -38,7 +38,7 @@ def test_changes_merge_where_both_sides_nest():
     assert before["image"] == {"steps": 5, "batch_size": 3}
 
 
-def test_a_recipe_for_every_variant_with_runs_of_its_own(found, tmp_path):
+def test_every_variant_with_its_own_runs_has_a_recipe(found, tmp_path):
     runs = expand_runs(found)
     assert [run.name for run in runs] == [
         "attention/both/3",
@@ -50,11 +50,11 @@ def test_a_recipe_for_every_variant_with_runs_of_its_own(found, tmp_path):
     assert (recipe.seed, recipe.unet.temporal_attention) == (3, "none")
     assert list(recipe.stages()) == ["autoencoder", "clip", "image", "keyframes"]
     assert [run.variant for run in expand_runs(found, ("convolutions",))] == ["both", "3d"]
-    with pytest.raises(UserError, match="no experiment 'atention'; there are attention, convol"):
+    with pytest.raises(UserError, match="no experiment 'atention'; the experiments are attent"):
         expand_runs(found, ("atention",))
 
 
-def test_parts_share_out_all_runs(found):
+def test_shards_cover_all_runs(found):
     runs = expand_runs(found)
     parts = [select_shard(runs, f"{number}/2") for number in (1, 2)]
     assert [run.name for part in parts for run in part] == [runs[i].name for i in (0, 2, 1)]
@@ -63,7 +63,7 @@ def test_parts_share_out_all_runs(found):
             select_shard(runs, wrong)
 
 
-def test_variants_share_what_knows_nothing_of_videos(found):
+def test_variants_share_the_stages_on_single_frames(found):
     both = recipe_of(found, "attention", "both")
     shared = foundation(both)
     assert list(shared.stages()) == ["autoencoder", "clip", "image"]
@@ -84,25 +84,31 @@ def test_equal_cost_is_equal_to_an_update(found):
     assert abs(sum(costs) - sum(training_flops(baseline))) <= update / 2
 
 
-def test_a_run_of_other_settings_is_not_gone_on_with(found):
+def test_a_run_with_other_settings_is_not_continued(found):
     run = expand_runs(found, ("attention",))[0]
     shared = shared_base_recipe(run.recipe, found.output / "shared")
     shared.output.mkdir(parents=True)
     changed = shared.model_copy(update={"size": 24})
     (shared.output / "recipe.json").write_text(changed.model_dump_json())
-    with pytest.raises(UserError, match="trained with other settings"):
+    with pytest.raises(UserError, match="trained with settings other than"):
         train_run(run, found.output, lambda _: None)
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda v: v["experiments"]["attention"].update(baseline="no"), "no variant 'no'"),
+        (
+            lambda v: v["experiments"]["attention"].update(baseline="no"),
+            "the baseline 'no' is not",
+        ),
         (
             lambda v: v["experiments"]["convolutions"]["variants"]["plain"].update(same_as="a/b"),
-            "convolutions.plain is the same as 'a/b', which is no",
+            "convolutions.plain: same_as 'a/b' must be",
         ),
-        (lambda v: v["experiments"].update({"A b": v["experiments"]["attention"]}), "'A b' names"),
+        (
+            lambda v: v["experiments"].update({"A b": v["experiments"]["attention"]}),
+            "'A b' cannot",
+        ),
         (lambda v: v["scoring"].update(prompt=3), "scoring.prompt is wrong: Extra inputs"),
         (lambda v: v.update(seeds=[]), "seeds is wrong"),
     ],
@@ -113,7 +119,7 @@ def test_a_mistake_in_the_file_is_named(values, write, spoil, sentence):
         read_ablations(write(values))
 
 
-def test_the_shipped_file_asks_for_recipes_that_exist(monkeypatch):
+def test_the_ablations_in_the_repository_have_valid_recipes(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = read_ablations(Path("recipes/ablations.yaml"))
     assert len(found.seeds) > 1

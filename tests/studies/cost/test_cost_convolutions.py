@@ -30,7 +30,7 @@ def test_a_kernel_over_three_frames_costs_three_times(costs):
     assert costs["3D"].kernel_flops == 3 * costs["2D"].kernel_flops
 
 
-def test_an_adaptor_costs_an_addition_and_a_multiplication_a_value(costs):
+def test_an_adaptor_costs_one_addition_and_one_multiplication_per_value(costs):
     # conv_in, 2 of the first level's block, its transformer's; the side of 10 throughout
     outside = 8 + 2 * 8 + 8
     # the same in the decoder half, with 2 blocks and the convolution after enlarging; conv_out

@@ -28,7 +28,7 @@ def rows(counted):
 
 
 @pytest.mark.slow
-def test_the_peers_cost_what_they_are_known_to_cost(rows):
+def test_the_other_networks_have_their_known_cost(rows):
     known = {
         "UNet2DConditionModel": (859.5, 2882),
         "UNetMotionModel": (1312.7, 4106),
@@ -44,7 +44,7 @@ def test_ours_costs_at_most_a_tenth_more_than_the_image_network(rows):
     assert 1.0 < rows["VideoUNet (ours)"][-1] < 1.10
 
 
-def test_a_recipe_says_what_its_network_and_the_peers_cost():
+def test_a_workload_from_a_recipe_gives_the_cost_of_all_networks():
     config = unet_config(read_recipe(ROOT / "recipes" / "emoji.yaml", []), FrameSize(64, 64))
     work = Workload(config, videos=1, frames=16, side=8, tokens=32, head_width=32)
     lines = [line.strip("| ").split(" | ") for line in networks_table(work).splitlines()[2:]]
@@ -67,7 +67,7 @@ def test_the_kinds_sum_to_the_whole(rows):
 
 
 @pytest.mark.slow
-def test_the_page_in_the_repository_says_the_same(counted):
+def test_the_page_in_the_repository_has_the_same_numbers(counted):
     assert counted in (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
 
 
@@ -79,6 +79,6 @@ def test_a_range_shows_three_digits_and_one_number_where_there_is_one(least, mos
     assert str(Range(least, most)) == shown
 
 
-def test_a_page_into_no_folder_is_refused_before_anything_is_counted(tmp_path, capsys):
+def test_a_missing_output_folder_is_refused_before_counting(tmp_path, capsys):
     assert run(["cost", "--output", str(tmp_path / "none" / "cost.md")]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_blocks_of_both_halves():
     assert flops.most == flops.least + wide
 
 
-def test_attentions_stand_after_each_block_at_their_sides():
+def test_attention_follows_each_block_at_the_given_sides():
     _, without = count_vdm(TINY)
     _, everywhere = count_vdm(replace(TINY, attention_sides=frozenset({4})))
     # two blocks of the encoder, one in the middle, two or three of the decoder

@@ -18,11 +18,11 @@ from studies.human_study.study import (
     SIDES,
     Study,
     describe_source,
-    finished_clips,
     missing_pairs,
     open_study,
     read_study,
-    write_clips,
+    read_videos,
+    write_videos,
 )
 
 PROMPTS = ["a cat", "a dog", "a red heart", "two <b>boats</b>", "fox & hen"]
@@ -70,8 +70,8 @@ def made(places, tmp_path_factory) -> Path:
     study = open_study(folder, *sources, PROMPTS, 0, GenerationSettings())
     for side in SIDES:
         pairs = missing_pairs(study, folder, side)
-        clips = finished_clips(study, places[side], pairs)
-        assert list(write_clips(study, folder, side, pairs, clips)) == [1, 2, 3, 4, 5]
+        clips = read_videos(study, places[side], pairs)
+        assert list(write_videos(study, folder, side, pairs, clips)) == [1, 2, 3, 4, 5]
     return folder
 
 

@@ -13,7 +13,7 @@ def study_with(salt):
     return Study(a=A, b=B, prompts=tuple(PROMPTS), seed=3, settings=WANTED["settings"], salt=salt)
 
 
-def test_orders_and_sides_follow_from_the_salt_and_the_rater_alone():
+def test_orders_and_sides_depend_only_on_the_salt_and_the_rater():
     study = study_with("salt")
     assert study.order("Ada") == study_with("salt").order("Ada")
     assert sorted(study.order("Ada")) == list(range(40))
@@ -29,13 +29,13 @@ def test_orders_and_sides_follow_from_the_salt_and_the_rater_alone():
         assert 10 <= row.count("a") <= 30  # 40 fair coins leave this once in 1000 times
 
 
-def test_names_of_videos_all_differ_and_depend_on_the_salt(tmp_path):
+def test_video_names_differ_and_depend_on_the_salt(tmp_path):
     names = set(study_with("salt").videos(tmp_path))
     assert len(names) == 80
     assert not names & set(study_with("pepper").videos(tmp_path))
 
 
-def test_a_study_is_kept_and_found_again(tmp_path):
+def test_a_study_is_stored_and_found_again(tmp_path):
     begun = open_study(tmp_path / "new", **WANTED)
     assert open_study(tmp_path / "new", **WANTED) == begun == read_study(tmp_path / "new")
     assert open_study(tmp_path / "other", **WANTED).salt != begun.salt
@@ -51,14 +51,14 @@ def test_a_study_is_kept_and_found_again(tmp_path):
         {"settings": GenerationSettings(fps=8.0)},
     ],
 )
-def test_another_study_is_not_mixed_in(tmp_path, change):
+def test_another_study_in_the_same_folder_is_refused(tmp_path, change):
     open_study(tmp_path, **WANTED)
-    with pytest.raises(UserError, match=f"differs in {next(iter(change))}; its votes would not"):
+    with pytest.raises(UserError, match=f"another value of {next(iter(change))}, to which"):
         open_study(tmp_path, **WANTED | change)
 
 
-def test_a_folder_without_a_study_is_answered(tmp_path):
-    with pytest.raises(UserError, match="holds no study; begin one with"):
+def test_a_folder_without_a_study_gives_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no study; create one with"):
         read_study(tmp_path / "nowhere")
     (tmp_path / "study.json").write_text('{"salt": 3}')
     with pytest.raises(UserError, match=r"study\.json is damaged"):

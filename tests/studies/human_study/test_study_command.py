@@ -59,7 +59,7 @@ def test_a_model_and_its_own_videos_are_compared(tiny_model, prompts, tmp_path, 
     assert sum(path.stat().st_mtime_ns != before for path, before in kept.items()) == 1
     capsys.readouterr()
     assert compare(*words, "--steps", "3") == 2
-    assert "differs in settings" in capsys.readouterr().err
+    assert "another value of settings" in capsys.readouterr().err
 
 
 def test_a_served_study_is_reported(made, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
     for name in ("study.json", "videos"):
         (study / name).symlink_to(made / name)
     assert run(["compare-report", str(study)]) == 2
-    assert "holds no vote yet" in capsys.readouterr().err
+    assert "has no votes yet" in capsys.readouterr().err
     words = [sys.executable, "-m", "studies", "compare"]
     words += ["--study", str(study), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
@@ -87,7 +87,7 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
     page = tmp_path / "results.md"
     assert run(["compare-report", str(study), "--output", str(page)]) == 0
     said = capsys.readouterr().out
-    assert "secretive-alpha and cunning-beta, judged by people" in said
+    assert "Human evaluation of secretive-alpha and cunning-beta" in said
     written = page.read_text(encoding="utf-8")
     assert written.startswith("# Results")
     assert "`python -m studies compare-report study --output results.md`" in written
@@ -108,7 +108,10 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
         (["--study", "nowhere"], "nowhere holds no study"),
         (["one", "two", "--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["{a}", "nowhere", "--prompts", "{prompts}"], "nowhere is not a folder"),
-        (["{a}", "{b}", "--prompts", "{prompts}", "--seed", "3"], "no seed and no setting"),
+        (
+            ["{a}", "{b}", "--prompts", "{prompts}", "--seed", "3"],
+            "so a seed or settings",
+        ),
         (
             ["one", "two", "--prompts", "{prompts}", "--scheduler", "eulr"],
             "Unknown scheduler 'eulr'",

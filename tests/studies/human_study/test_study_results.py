@@ -31,7 +31,7 @@ def test_votes_are_counted():
     assert found.agreement == pytest.approx(1 - 11 * 6 / 88)
 
 
-def test_without_a_decided_vote_nothing_is_claimed(study):
+def test_without_a_decided_vote_there_is_no_win_rate(study):
     motion, text = summarize_votes(VOTES, "motion"), summarize_votes(VOTES, "text")
     assert (motion.win_rate, motion.agreement) == (None, None)
     assert motion.choices == {"same": 5}
@@ -39,7 +39,7 @@ def test_without_a_decided_vote_nothing_is_claimed(study):
     assert left_bias(study, votes_of("motion", {"Ada": "sss"})) is None
 
 
-def test_a_rater_who_always_takes_the_left_is_seen(study):
+def test_a_rater_who_always_chooses_left_is_detected(study):
     votes = [Vote("Ada", pair, "quality", study.left("Ada", pair)) for pair in range(5)]
     assert left_bias(study, votes).value == 1
 
@@ -47,7 +47,7 @@ def test_a_rater_who_always_takes_the_left_is_seen(study):
 def test_the_report_has_the_numbers(study):
     page = as_markdown(study, VOTES, "python -m studies compare-report runs/compare")
     lines = page.splitlines()
-    assert lines[0] == "## secretive-alpha and cunning-beta, judged by people"
+    assert lines[0] == "## Human evaluation of secretive-alpha and cunning-beta"
     assert "`python -m studies compare-report runs/compare`" in lines
     assert (
         "| Which video looks better? | **60.0 % [31.3 %, 83.2 %]** | 6 / 2 / 4 | 12 | 3 "
@@ -58,4 +58,4 @@ def test_the_report_has_the_numbers(study):
         "| not defined |"
     ) in lines
     assert f"A is secretive-alpha (finished videos, {study.a.hash[:12]})" in page
-    assert "5 pairs, one a prompt" in page
+    assert "5 pairs, one per prompt" in page

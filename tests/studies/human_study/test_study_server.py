@@ -99,7 +99,7 @@ def test_an_answer_can_be_changed(server, study, tmp_path):
     assert len(Votes(tmp_path).all()) == 3
 
 
-def test_nothing_that_is_served_tells_a_side(server, study, telling, tmp_path):
+def test_nothing_that_is_served_reveals_a_side(server, study, telling, tmp_path):
     served = [get(server, path) for path in ("/", "/page.css", "/page.js")]
     served += [
         get(server, f"/pair?{urlencode({'rater': rater, 'place': place})}")
@@ -112,7 +112,7 @@ def test_nothing_that_is_served_tells_a_side(server, study, telling, tmp_path):
     assert b"a cat" in everything  # the prompt is there, so the search would find
 
 
-def test_videos_carry_no_text_and_no_date(server, study, tmp_path):
+def test_videos_contain_no_text_and_no_date(server, study, tmp_path):
     for number, path in enumerate(addresses(study, tmp_path)):
         file = tmp_path / f"{number}.mp4"
         file.write_bytes(get(server, path)[2])
@@ -121,7 +121,7 @@ def test_videos_carry_no_text_and_no_date(server, study, tmp_path):
             assert set(container.streams[0].metadata) <= {"language", "handler_name", "vendor_id"}
 
 
-def test_pages_need_nothing_from_elsewhere(server):
+def test_pages_load_nothing_from_other_hosts(server):
     pages = ["/", "/page.css", "/page.js", "/pair?rater=Ada&place=2"]
     for _, headers, body in (get(server, path) for path in pages):
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -129,7 +129,7 @@ def test_pages_need_nothing_from_elsewhere(server):
         assert not re.search(rb"https?://|@import|url\(", body)
 
 
-def test_prompts_and_names_are_never_markup(server, study):
+def test_prompts_and_names_are_escaped(server, study):
     rater = "<script>alert(1)</script>"
     page = page_of(server, rater=rater, place=study.order(rater).index(3) + 1)
     assert "two &lt;b&gt;boats&lt;/b&gt;" in page
@@ -148,7 +148,7 @@ def test_prompts_and_names_are_never_markup(server, study):
         "/video/%2e%2e%2fstudy.json",
         "/video/..%2Fvotes.sqlite",
         "//video//etc/passwd",
-        "/page.css/../../booth.py",
+        "/page.css/../../results.py",
         "/pages/pair.html",
         "/../conftest.py",
         "/video/" + "0" * 32 + ".mp4",
@@ -167,17 +167,17 @@ def test_no_path_leads_out(server, path):
 
 
 @pytest.mark.parametrize("place", ["0", "6", "-1", "x", "1e3", "9" * 9, "\u0663"])
-def test_a_place_that_is_not_there_is_answered(server, place):
+def test_an_invalid_pair_number_gives_an_error(server, place):
     code, page = refused(page_of, server, rater="Ada", place=place)
     assert code == 400
     assert "There is no" in page
 
 
-def test_a_name_that_cannot_be_is_answered(server):
+def test_an_invalid_name_gives_an_error(server):
     for query in ({}, {"rater": ""}, {"rater": "x" * 41}, {"rater": "\a"}):
         code, page = refused(page_of, server, **query)
         assert code == 400
-        assert "A name has 1 to 40 letters" in page
+        assert "A name has 1 to 40 printable characters" in page
     assert refused(get, server, "/pair?rater=%ff")[0] == 400
     assert refused(get, server, "/pair?rater=Ada" + "&x=1" * 9)[0] == 400
 
@@ -194,14 +194,14 @@ def test_a_name_that_cannot_be_is_answered(server):
         ({f"x{n}": "1" for n in range(9)}, "cannot be read"),
     ],
 )
-def test_a_form_that_cannot_be_is_not_kept(server, tmp_path, change, sentence):
+def test_an_invalid_form_is_not_stored(server, tmp_path, change, sentence):
     code, page = refused(post, server, ANSWERS | {"rater": "Ada", "pair": "3"} | change)
     assert code == 400
     assert sentence in page
     assert Votes(tmp_path).all() == []
 
 
-def test_a_form_of_another_site_or_size_is_not_kept(server, tmp_path):
+def test_a_form_of_another_site_or_size_is_not_stored(server, tmp_path):
     form = ANSWERS | {"rater": "Ada", "pair": "3"}
     assert refused(post, server, form, Origin="http://elsewhere.example")[0] == 403
     assert refused(post, server, form, Host="elsewhere.example")[0] == 403
@@ -214,7 +214,7 @@ def test_a_form_of_another_site_or_size_is_not_kept(server, tmp_path):
     assert len(Votes(tmp_path).all()) == 3
 
 
-def test_a_piece_of_a_video_can_be_asked_for(server, study, tmp_path):
+def test_a_range_of_a_video_can_be_requested(server, study, tmp_path):
     path = addresses(study, tmp_path)[0]
     whole = get(server, path)[2]
     status, headers, piece = get(server, path, Range="bytes=7-30")
@@ -244,18 +244,18 @@ def test_many_raters_vote_at_once(server, tmp_path):
     assert len(Votes(tmp_path).all()) == 6 * 5 * len(QUESTIONS)
 
 
-def test_an_address_in_use_is_answered(server, study, tmp_path):
+def test_an_address_in_use_gives_an_error(server, study, tmp_path):
     with pytest.raises(UserError, match="cannot be listened on"):
         serve_study(study, tmp_path, "127.0.0.1", server.port)
 
 
-def test_pages_of_a_foreign_name_read_nothing(server):
+def test_pages_of_another_host_name_read_nothing(server):
     """A page whose name was bound to this address afterwards gets neither prompts nor videos."""
     for path in ("/", "/pair?rater=Ada", "/page.css"):
         assert refused(get, server, path, Host="evil.example")[0] == 403
 
 
-def test_a_vote_that_is_cut_before_its_end_is_not_kept(server, tmp_path):
+def test_a_truncated_vote_is_not_stored(server, tmp_path):
     body = urlencode(ANSWERS | {"rater": "Ada", "pair": "3"}).encode()
     head = f"POST /vote HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body) + 5}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
@@ -266,7 +266,7 @@ def test_a_vote_that_is_cut_before_its_end_is_not_kept(server, tmp_path):
     assert Votes(tmp_path).all() == []
 
 
-def test_a_locked_table_is_answered(server, monkeypatch):
+def test_a_locked_table_gives_an_error(server, monkeypatch):
     def refuse(*_):
         raise sqlite3.OperationalError("database is locked")
 
@@ -275,12 +275,12 @@ def test_a_locked_table_is_answered(server, monkeypatch):
     assert (code, "send them again" in sentence) == (503, True)
 
 
-def test_a_missing_video_is_answered(server, study, tmp_path):
+def test_a_missing_video_gives_an_error(server, study, tmp_path):
     (tmp_path / "videos").unlink()
     assert refused(get, server, addresses(study, tmp_path)[0])[0] == 404
 
 
-def test_everybody_on_the_network_may_vote_but_no_bound_name(study, made, tmp_path):
+def test_with_any_address_everybody_can_vote_but_only_with_known_host_names(study, made, tmp_path):
     (tmp_path / "videos").symlink_to(made / "videos")
     running = serve_study(study, tmp_path, "0.0.0.0", 0)
     thread = threading.Thread(target=running.run)

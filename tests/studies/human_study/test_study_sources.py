@@ -13,7 +13,7 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def test_videos_are_found_by_the_prompt_they_carry(places):
+def test_videos_are_found_by_their_stored_prompt(places):
     assert names(match_videos(places["a"], PROMPTS[::-1])) == [
         f"clip{number}.mp4" for number in (4, 3, 2, 1, 0)
     ]
@@ -36,7 +36,7 @@ def test_a_number_at_an_end_may_belong_to_the_prompt(places, tmp_path):
     assert names(found) == ["7-hens-9.mp4", "room-101.mp4", "3-room-102.mp4"]
 
 
-def test_a_repeated_prompt_takes_its_videos_in_order(places, tmp_path):
+def test_a_repeated_prompt_gets_its_videos_in_order(places, tmp_path):
     for seed in (5, 6, 7):
         shutil.copy(places["b"] / "a-cat-0.mp4", tmp_path / f"a-cat-{seed}.mp4")
     assert names(match_videos(tmp_path, ["a cat"] * 3)) == [
@@ -44,20 +44,20 @@ def test_a_repeated_prompt_takes_its_videos_in_order(places, tmp_path):
         "a-cat-6.mp4",
         "a-cat-7.mp4",
     ]
-    with pytest.raises(UserError, match="holds 3 videos of 'a cat' and the prompts name it 2"):
+    with pytest.raises(UserError, match="has 3 videos of 'a cat', but the prompts list it 2"):
         match_videos(tmp_path, ["a cat"] * 2)
 
 
 def test_what_is_missing_is_named(places, tmp_path):
-    with pytest.raises(UserError, match=r"holds 0 videos of 'a bee'.* a name like a-bee\.mp4"):
+    with pytest.raises(UserError, match=r"has 0 videos of 'a bee'.* a name like a-bee\.mp4"):
         match_videos(places["b"], [*PROMPTS, "a bee"])
-    with pytest.raises(UserError, match="is not a model folder and contains no video"):
+    with pytest.raises(UserError, match="is not a model folder and has no video"):
         match_videos(tmp_path, PROMPTS)
-    with pytest.raises(UserError, match="is not a folder; name a model folder"):
+    with pytest.raises(UserError, match="is not a folder; give a model folder"):
         describe_source(tmp_path / "nowhere", PROMPTS)
 
 
-def test_a_source_changes_with_its_videos(places, tmp_path):
+def test_the_hash_of_a_source_depends_on_its_videos(places, tmp_path):
     before = describe_source(places["b"], PROMPTS)
     assert (before.name, before.kind) == ("cunning-beta", "videos")
     copy = tmp_path / "cunning-beta"
@@ -70,7 +70,7 @@ def test_a_source_changes_with_its_videos(places, tmp_path):
     assert describe_source(copy, PROMPTS).hash != before.hash
 
 
-def test_a_model_is_known_by_its_hash(tiny_model, tmp_path):
+def test_a_model_is_identified_by_its_hash(tiny_model, tmp_path):
     source = describe_source(tiny_model, PROMPTS)
     assert (source.kind, source.hash) == ("model", hash_folder(tiny_model))
     (tmp_path / "model_index.json").write_text("{}")

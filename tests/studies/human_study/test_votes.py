@@ -28,7 +28,7 @@ def test_names_are_values_and_never_sql(tmp_path):
     assert votes.of("x' OR '1'='1") == {}
 
 
-def test_votes_at_the_same_time_are_all_kept(tmp_path):
+def test_simultaneous_votes_are_all_stored(tmp_path):
     votes = Votes(tmp_path)
 
     def vote(rater):
@@ -43,12 +43,12 @@ def test_votes_at_the_same_time_are_all_kept(tmp_path):
     assert len(votes.all()) == 7 * 5 * 3
 
 
-def test_a_name_is_kept_in_one_form():
+def test_a_name_is_stored_in_one_normal_form():
     assert check_rater("  Ada\t  Lovelace ") == "Ada Lovelace"
     assert check_rater("Ame\u0301lie") == "Am\u00e9lie"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 41, "bell\a", "\u202egnihtemos"])
-def test_a_name_that_cannot_be_is_refused(name):
-    with pytest.raises(UserError, match="A name has 1 to 40 letters"):
+def test_an_invalid_name_is_refused(name):
+    with pytest.raises(UserError, match="A name has 1 to 40 printable characters"):
         check_rater(name)

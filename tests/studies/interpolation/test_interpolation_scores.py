@@ -42,7 +42,9 @@ def score(pipeline, judge, dataset):
     return {row.name: row for row in scores}
 
 
-def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline, judge, every_clip):
+def test_every_method_is_scored_and_an_untrained_network_interpolates_linearly(
+    pipeline, judge, every_clip
+):
     with torch.no_grad():
         pipeline.interpolator.unet.conv_out.weight.zero_()
         pipeline.interpolator.unet.conv_out.bias.zero_()
@@ -75,14 +77,14 @@ def test_every_method_is_scored_and_a_network_that_adds_nothing_blends(pipeline,
     assert names == [f"| {name}" for name in METHODS if name != LATENT_BLEND]
     names = [line.split(" | ")[0] for line in against_estimate.splitlines()]
     assert names == [
-        "| against estimate alone",
+        "| compared with estimate alone",
         "| ---",
         *(f"| {network_label(step)}" for step in STEPS),
     ]
 
 
 @pytest.mark.parametrize("level", [0, 30])
-def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeypatch):
+def test_the_estimate_alone_is_one_pass_without_diffusion(every_clip, level, monkeypatch):
     pipeline = make_tiny_pipeline()
     pipeline.register_to_config(interpolation_noise_level=level)
     (prompt,) = sample_prompts(every_clip, 1, 1)
@@ -110,7 +112,7 @@ def test_the_estimate_alone_is_one_pass_over_the_keys(every_clip, level, monkeyp
     assert torch.allclose(found[:, :: INSERTED + 1], decoded, atol=1e-5)
 
 
-def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
+def test_the_pulse_of_real_clips_is_that_of_their_own_changes(pipeline, judge, every_clip):
     found = score(pipeline, judge, every_clip)[REAL].pulse.value
     clips = list(real_videos(every_clip, sample_prompts(every_clip, 2, 1), 3 + 2 * INSERTED, 1))
     changes = torch.stack(clips).diff(dim=1).abs().mean(dim=(0, 2, 3, 4)).tolist()
@@ -120,7 +122,7 @@ def test_the_seam_of_real_clips_is_that_of_their_own_changes(pipeline, judge, ev
     assert found == pytest.approx(np.mean(at_keys) / np.mean(elsewhere), rel=1e-5)
 
 
-def test_the_distance_of_gaps_takes_the_frames_from_key_to_key_in_order(
+def test_the_distance_of_gaps_uses_the_frames_between_key_frames_in_order(
     pipeline, judge, every_clip
 ):
     found = score(pipeline, judge, every_clip)[PIXEL_BLEND].of_gaps
@@ -153,12 +155,12 @@ def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path
     assert "interpolation: 3 of 3" in said
     assert "generated: 2 of 2" in said
     text = page.read_text(encoding="utf-8")
-    assert "3 held-out clips of 10 frames in a row" in text
+    assert "3 held-out clips of 10 consecutive frames" in text
     assert "those of the 6 inserted frames" in text
     assert "--steps 1 --steps 3 --generated 2 --noise-level 0 --noise-level 7 --seed 0`" in text
-    assert "2 held-out captions at the model's default settings, 13 frames each" in text
+    assert "2 held-out captions with the model's default settings, 13 frames each" in text
     assert "decoded to 24 pixels" in text
-    assert "a finished video has 30" in text
+    assert "the default is 30" in text
     names = [line.split(" | ")[0] for line in text.splitlines() if " | 2 | " in line]
     networks = [f"| interpolation network, noise level {level}" for level in (0, 7)]
     assert names == [*networks, f"| {LATENT_BLEND}", f"| {REAL}"]
@@ -166,7 +168,7 @@ def test_the_command_fills_its_section(tiny_model, emoji, judge_folder, tmp_path
     assert text.count("| 3 |") == 2 * len(METHODS) + len(STEPS)
 
 
-def test_generated_videos_can_be_left_out_and_too_many_are_refused_at_once(
+def test_generated_videos_can_be_skipped_and_too_many_are_refused_at_once(
     tiny_model, emoji, judge_folder, tmp_path, capsys
 ):
     page = tmp_path / "results.md"
@@ -179,8 +181,8 @@ def test_generated_videos_can_be_left_out_and_too_many_are_refused_at_once(
     assert "interpolation: " not in said
     assert run([*command, "--generated", "0"]) == 0
     text = page.read_text(encoding="utf-8")
-    assert "between the keys" in text
-    assert "between generated keys" not in text
+    assert "| method | n |" in text
+    assert "between generated key frames" not in text
 
 
 def test_a_model_without_the_network_is_refused(pipeline, judge, every_clip):

@@ -30,7 +30,7 @@ def changes(video, region):
     return (pixels[1:] - pixels[:-1]).abs().mean(dim=(1, 2)).tolist()
 
 
-def test_changes_are_told_apart_by_their_keys_and_region():
+def test_changes_are_separated_by_key_frames_and_region():
     video = torch.zeros(7, 3, 16, 16)
     # keys are frames 0, 3 and 6; each frame is brighter than the one before by its number
     video += torch.arange(7).cumsum(0)[:, None, None, None] / 10
@@ -77,7 +77,7 @@ def test_generated_videos_are_those_of_the_pipeline_and_their_pulse_is_measured(
     assert len({found[name].whole.value for name in (*networks, LATENT_BLEND)}) == 3
 
 
-def test_the_corners_of_plain_real_clips_stand_still(pipeline, every_clip):
+def test_the_corners_of_real_clips_on_plain_backgrounds_are_static(pipeline, every_clip):
     row = score(pipeline, every_clip, 0)[REAL]
     assert row.flicker.value == 0
     line = pulse_table([row]).splitlines()[-1]

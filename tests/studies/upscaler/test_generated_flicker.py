@@ -21,9 +21,7 @@ def levels(videos):
     return 127.5 * np.mean(changes)
 
 
-def test_finished_videos_are_what_a_user_gets_before_and_after_they_are_enlarged(
-    pipeline, every_clip
-):
+def test_finished_videos_are_measured_before_and_after_super_resolution(pipeline, every_clip):
     prompts, done = sample_prompts(every_clip, 2, 1), []
     found = score_generated_flicker(pipeline, every_clip, prompts, done.append)
     assert done == [1, 2]
@@ -54,5 +52,5 @@ def test_finished_videos_are_what_a_user_gets_before_and_after_they_are_enlarged
     )
 
 
-def test_without_prompts_nothing_is_made(pipeline, every_clip):
+def test_without_prompts_nothing_is_generated(pipeline, every_clip):
     assert score_generated_flicker(pipeline, every_clip, [], pytest.fail) == []

@@ -28,13 +28,13 @@ def blink(small, _seed):
 
 def score(videos, *, is_large):
     done = []
-    ways = [UpscaleMethod("blink", blink)]
-    found = score_static_flicker(ways, videos, FACTOR, is_large=is_large, on_clip=done.append)
+    methods = [UpscaleMethod("blink", blink)]
+    found = score_static_flicker(methods, videos, FACTOR, is_large=is_large, on_clip=done.append)
     assert done == list(range(1, len(videos) + 1))
     return {row.name: row.flicker for row in found}
 
 
-def test_only_what_stands_still_counts_and_clips_without_it_are_left_out(half_still):
+def test_only_static_pixels_count_and_clips_without_them_are_skipped(half_still):
     moving = shown(torch.rand(FRAMES, 3, HEIGHT, WIDTH))
     found = score([half_still, moving], is_large=False)
     assert list(found) == ["blink", REAL]
@@ -44,7 +44,7 @@ def test_only_what_stands_still_counts_and_clips_without_it_are_left_out(half_st
     assert score([moving], is_large=False) == {}
 
 
-def test_large_clips_are_shrunk_and_their_own_flicker_is_told(half_still):
+def test_large_clips_are_downsampled_and_their_own_flicker_is_reported(half_still):
     """In a region whose mean stands still, what is in it may still move."""
     large = half_still.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     large[1::2, :, ::2, :2] += 2 / 255
@@ -54,7 +54,7 @@ def test_large_clips_are_shrunk_and_their_own_flicker_is_told(half_still):
     assert found[REAL].value == pytest.approx(1 / 5, rel=0.1)
 
 
-def test_bicubic_flickers_by_its_reach_alone(half_still, pipeline):
+def test_bicubic_flickers_only_within_its_kernel(half_still, pipeline):
     bicubic, lanczos = score_static_flicker(
         resize_methods(pipeline), [half_still], FACTOR, is_large=False, on_clip=lambda _: None
     )[:2]
@@ -62,7 +62,7 @@ def test_bicubic_flickers_by_its_reach_alone(half_still, pipeline):
     assert lanczos.flicker.value != bicubic.flicker.value
 
 
-def test_flicker_in_corners_is_told_in_terms_of_the_real_clips():
+def test_flicker_in_corners_is_relative_to_the_real_clips():
     video = torch.zeros(FRAMES, 3, 16, 24)
     video[1::2, :, :2, :3] = 0.1
     video[1::2, :, 8, 12] = 0.9  # no corner
@@ -70,12 +70,12 @@ def test_flicker_in_corners_is_told_in_terms_of_the_real_clips():
     def repeat(small, _seed):
         return small.repeat_interleave(FACTOR, dim=2).repeat_interleave(FACTOR, dim=3)
 
-    ways = [
+    methods = [
         UpscaleMethod("as it is", repeat),
         UpscaleMethod("twice", lambda small, _: 2 * repeat(small, 0)),
     ]
-    found = score_static_flicker(ways, [video], FACTOR, is_large=False, on_clip=lambda _: None)
+    found = score_static_flicker(methods, [video], FACTOR, is_large=False, on_clip=lambda _: None)
     assert [row.in_corners.value for row in found] == pytest.approx([1, 2, 1])
     still = torch.zeros(FRAMES, 3, 16, 24)
-    found = score_static_flicker(ways, [still], FACTOR, is_large=False, on_clip=lambda _: None)
+    found = score_static_flicker(methods, [still], FACTOR, is_large=False, on_clip=lambda _: None)
     assert [row.in_corners for row in found] == [None] * 3

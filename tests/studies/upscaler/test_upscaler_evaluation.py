@@ -39,43 +39,43 @@ def test_the_command_fills_its_section(words, tiny_model, emoji, capsys):
     page = words["--output"].read_text(encoding="utf-8")
     assert "--frames 2 --steps 3 --noise 0.5 --moving data --moving-clips 2" in page
     assert "--moving-frames 4 --generated 2 --seed 0`" in page
-    assert "3 held-out clips, 2 frames in a row of 48 pixels from each" in page
-    assert "2 held-out clips of 4 frames in a row, enlarged from 24 pixels" in page
+    assert "3 held-out clips, 2 consecutive frames of 48 pixels from each" in page
+    assert "2 held-out clips of 4 consecutive frames, upscaled from 24 pixels" in page
     names = [line.split(" | ")[0] for line in page.splitlines() if line.endswith(" |")]
     default, other, *resized = "| network, 2 steps", "| network, 3 steps", "| bicubic", "| Lanczos"
     bicubic, lanczos = resized
     assert [name for name in names[: names.index("| depends on")] if name != "| ---"] == [
-        "| enlarged by",
+        "| method",
         "| **network, 2 steps (default)**",
         *(other, *resized),
-        *("| against network, 2 steps", other, *resized),
-        *("| against Lanczos", default, other, bicubic),
-        *("| against bicubic", default, other, lanczos),
+        *("| compared with network, 2 steps", other, *resized),
+        *("| compared with Lanczos", default, other, bicubic),
+        *("| compared with bicubic", default, other, lanczos),
         "| noise",
         *["| 0.5"] * 3,
-        "| enlarged by",
+        "| method",
         *(default, *resized, "| real clips"),
         *("| videos", f"| {BEFORE}", f"| {FINISHED}", "| real clips"),
     ]
     assert "| 0.5 | Lanczos | 3 | " in page
-    assert "2 held-out captions at the model's default settings, 13 frames at 21 a second" in page
-    assert "by the stages keyframes, interpolation, upscaler, in no codec" in page
+    assert "2 held-out captions with the model's default settings, 13 frames at 21 per " in page
+    assert "by the stages keyframes, interpolation, upscaler, without a codec" in page
     assert "| real clips | 2 | 0.0000 [0.0000, 0.0000] |" in page
     assert f"| model | {hash_folder(tiny_model)} |" in page
-    assert "| clips in a row | " in page
-    assert "Tiles: a frame of 48 pixels made in tiles of 40" in page
+    assert "| clips with all frames | " in page
+    assert "Tiles: a frame of 48 pixels upscaled in tiles of 40" in page
 
 
-def test_without_small_clips_the_large_ones_are_shrunk_for_flicker(words):
+def test_without_small_clips_the_large_ones_are_downsampled_for_flicker(words):
     assert evaluate(words | {"--steps": 1, "--generated": 0}) == 0
     page = words["--output"].read_text(encoding="utf-8")
-    assert "4 frames in a row, enlarged from 24 pixels" in page
-    assert "| clips in a row | " not in page
+    assert "4 consecutive frames, upscaled from 24 pixels" in page
+    assert "| clips with all frames | " not in page
     assert "Finished videos" not in page
     assert [page.count(f"| {noise} | bicubic | 3 | ") for noise in (0, 0.1)] == [1, 1]
 
 
-def test_the_sheet_shows_the_same_frames_small_enlarged_and_real(words, large_clips, tmp_path):
+def test_the_sheet_shows_the_same_frames_small_upscaled_and_real(words, large_clips, tmp_path):
     sheet = tmp_path / "sheet.png"
     assert evaluate(words | {"--steps": 1, "--generated": 0, "--sheet": sheet}) == 0
     pixels = np.array(Image.open(sheet)).astype(int)

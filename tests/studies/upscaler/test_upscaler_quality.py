@@ -32,18 +32,18 @@ def videos():
     return [from_uint8(to_uint8(video)) for video in ((blobs + noise)[:2], (blobs + noise)[2:])]
 
 
-def test_the_truth_is_near_and_resizing_is_as_far_as_its_own_frames_say(pipeline, videos):
+def test_real_frames_score_best_and_resizing_scores_as_computed(pipeline, videos):
     truths = dict(enumerate(videos))
-    ways = [UpscaleMethod("truth", lambda _, seed: truths[seed]), *resize_methods(pipeline)]
+    methods = [UpscaleMethod("truth", lambda _, seed: truths[seed]), *resize_methods(pipeline)]
     done = []
     truth, bicubic, lanczos = score_quality(
-        ways, pipeline.image_encoder, videos, FACTOR, done.append
+        methods, pipeline.image_encoder, videos, FACTOR, done.append
     )
     assert done == [1, 2]
     assert truth.frechet == pytest.approx(0, abs=1e-9)
     assert truth.psnr.value == pytest.approx(58.92, abs=0.01)
     assert truth.ssim.value == pytest.approx(1)
-    made = [ways[1].enlarge(downsample(video, FACTOR), 0) for video in videos]
+    made = [methods[1].enlarge(downsample(video, FACTOR), 0) for video in videos]
     errors = [(a - b).square().mean().item() for a, b in zip(made, videos, strict=True)]
     assert bicubic.psnr.value == pytest.approx(np.mean([10 * np.log10(4 / e) for e in errors]))
     assert bicubic.psnr.count == 2
@@ -57,7 +57,7 @@ def test_the_truth_is_near_and_resizing_is_as_far_as_its_own_frames_say(pipeline
     assert gains.frechet.value == pytest.approx(lanczos.frechet / bicubic.frechet)
 
 
-def test_crops_are_seen_at_full_resolution_side_by_side(pipeline):
+def test_crops_are_taken_at_full_resolution_side_by_side(pipeline):
     video = torch.rand(2, 3, 36, 52) * 2 - 1
     found = crop_features(pipeline.image_encoder, video)
     assert found.shape == (2 * 2 * 3, 14)
@@ -69,19 +69,19 @@ def test_crops_are_seen_at_full_resolution_side_by_side(pipeline):
         crop_features(pipeline.image_encoder, video[..., :15])
 
 
-def test_resizing_is_what_its_name_says(pipeline):
+def test_resizing_equals_that_of_torch(pipeline):
     """Away from the frame's edges PIL's bicubic is torch's, but for the cubic's parameter."""
-    assert [way.name for way in resize_methods(pipeline)] == ["bicubic", "Lanczos"]
+    assert [method.name for method in resize_methods(pipeline)] == ["bicubic", "Lanczos"]
     small = from_uint8(to_uint8(F.interpolate(torch.rand(1, 3, 4, 5), size=(12, 15))))
-    for way in resize_methods(pipeline):
-        made = way.enlarge(small, 0)
+    for method in resize_methods(pipeline):
+        made = method.enlarge(small, 0)
         assert made.shape == (1, 3, 24, 30)
         assert (made - upsample_bicubic(small, 2).clamp(-1, 1)).abs()[..., 4:-4, 4:-4].mean() < 0.03
-        flat = way.enlarge(small[..., :1, :1].expand_as(small), 0)
+        flat = method.enlarge(small[..., :1, :1].expand_as(small), 0)
         assert torch.equal(flat, small[..., :1, :1].expand_as(flat))
 
 
-def test_the_network_makes_large_8_bit_frames_that_follow_its_seed_and_steps(pipeline):
+def test_the_network_output_is_8_bit_and_depends_on_seed_and_steps(pipeline):
     small = torch.rand(2, 3, 9, 11)
     one, two = network_method(pipeline, 1), network_method(pipeline, 2)
     assert (one.name, two.name) == ("network, 1 step", "network, 2 steps")
@@ -93,7 +93,7 @@ def test_the_network_makes_large_8_bit_frames_that_follow_its_seed_and_steps(pip
     assert not torch.equal(two.enlarge(small, 5), made)
 
 
-def test_frames_pass_the_autoencoder_as_one_video_before_they_are_enlarged(pipeline):
+def test_frames_pass_through_the_autoencoder_as_one_video_first(pipeline):
     small = from_uint8(to_uint8(torch.rand(3, 3, 12, 18) * 2 - 1))
     seen = []
 
@@ -101,9 +101,9 @@ def test_frames_pass_the_autoencoder_as_one_video_before_they_are_enlarged(pipel
         seen.append((frames, seed))
         return nearest_upsample(frames, FACTOR)
 
-    way = UpscaleMethod("as it is", enlarge_noted)
+    method = UpscaleMethod("as it is", enlarge_noted)
     for noise in (0.0, 0.1, 0.1, 0.5):
-        noted = with_vae_roundtrip(pipeline, way, noise)
+        noted = with_vae_roundtrip(pipeline, method, noise)
         assert noted.name == "as it is"
         with torch.no_grad():
             assert noted.enlarge(small, 4).shape == (3, 3, 24, 36)
@@ -120,17 +120,17 @@ def test_frames_pass_the_autoencoder_as_one_video_before_they_are_enlarged(pipel
 
 def test_frames_that_the_autoencoder_cannot_take_are_refused(pipeline):
     check_vae_divisible(pipeline, 24)
-    with pytest.raises(UserError, match="26 pixels wide, and this model's autoencoder needs a mu"):
+    with pytest.raises(UserError, match="26 pixels wide, but this model's autoencoder requires"):
         check_vae_divisible(pipeline, 26)
 
 
-def test_small_frames_are_means_in_8_bits():
+def test_small_frames_are_block_means_in_8_bits():
     large = torch.full((1, 3, 4, 4), -1.0)
     large[..., 0, 0] = 1.0
     small = downsample(large, 2)
     assert torch.allclose(small[0, 2], torch.tensor([[-0.5, -1], [-1, -1]]), atol=1 / 255)
     assert torch.equal(from_uint8(to_uint8(small)), small)
-    with pytest.raises(UserError, match="Frames of 4 pixels cannot be shrunk 3 times"):
+    with pytest.raises(UserError, match="Frames of 4 pixels cannot be downsampled by 3"):
         downsample(large, 3)
 
 
