@@ -1,4 +1,4 @@
-"""The fixtures that tests of evaluation and of studies share."""
+"""Fixtures that tests of evaluation and studies share."""
 
 from toned_clips import emoji, every_clip, judge, judge_folder
 

@@ -1,4 +1,4 @@
-"""A file of ablations so small that its models train and are scored in seconds."""
+"""Ablations so small that their models are trained and scored in seconds."""
 
 import pytest
 import yaml

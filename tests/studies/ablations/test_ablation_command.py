@@ -1,4 +1,4 @@
-"""The ablations as a user runs them: trained, scored, on a page, and gone on with after a stop."""
+"""The ablations through the command line: training, scores, page, and resuming."""
 
 import json
 import shutil

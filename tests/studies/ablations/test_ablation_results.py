@@ -1,4 +1,4 @@
-"""What scores of several seeds say, and how a page speaks of those that are missing."""
+"""Summaries of the scores of several seeds, and the display of missing ones."""
 
 import numpy as np
 import pytest

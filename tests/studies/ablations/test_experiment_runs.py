@@ -1,4 +1,4 @@
-"""Which models a file asks for, what they share, and what they may cost."""
+"""The runs of an ablations file: recipes, shared stages, and equal cost."""
 
 from pathlib import Path
 

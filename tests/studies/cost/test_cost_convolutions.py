@@ -1,4 +1,4 @@
-"""Kinds of convolutions: what they compute, and what they cost by hand."""
+"""Kinds of convolutions: their cost against manual counts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The counts of the page: known values of the peers, the target of ours, and what is written."""
+"""The counts of the page: known values of other networks, our target, and the written page."""
 
 from pathlib import Path
 

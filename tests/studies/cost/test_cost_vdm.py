@@ -1,4 +1,4 @@
-"""VDM's network, counted by hand at a small size."""
+"""VDM's network against a manual count at a small size."""
 
 from dataclasses import replace
 

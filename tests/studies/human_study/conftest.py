@@ -1,4 +1,4 @@
-"""A study of finished videos whose colours tell the sides apart, and its server."""
+"""A study of finished videos whose colours identify the sides, and its server."""
 
 import threading
 from collections.abc import Iterator

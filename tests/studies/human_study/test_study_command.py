@@ -1,4 +1,4 @@
-"""The verbs as a user types them; models are tiny and finished videos are there."""
+"""The commands of a human study, with tiny models and finished videos."""
 
 import os
 import re

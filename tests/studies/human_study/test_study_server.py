@@ -1,4 +1,4 @@
-"""The page as raters and others meet it, over real connections."""
+"""The pages of a study over real connections."""
 
 import html
 import http.client

@@ -1,4 +1,4 @@
-"""The verb as a user types it, on a tiny model and tiny data."""
+"""The command `upscaler` on a tiny model and tiny data."""
 
 import numpy as np
 import pytest
