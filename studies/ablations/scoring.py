@@ -251,6 +251,11 @@ def _protocol_of(scoring: ScoringConfig) -> Protocol:
 
 
 def _settings_key(run: AblationRun, scoring: ScoringConfig) -> str:
-    """Return a hash of all settings on which the scores depend."""
-    material = run.recipe.model_dump_json(exclude={"name", "output"}) + scoring.model_dump_json()
+    """Return a hash of all settings on which the scores depend.
+
+    Settings at their default are left out, so that a new setting whose default keeps the old
+    behaviour leaves the scores valid.
+    """
+    recipe = run.recipe.model_dump_json(exclude={"name", "output"}, exclude_defaults=True)
+    material = recipe + scoring.model_dump_json(exclude_defaults=True)
     return hashlib.sha256(material.encode()).hexdigest()
