@@ -1,7 +1,6 @@
 """Shared fixtures: seeds, and a small prepared data set of real files."""
 
 import gc
-import os
 import random
 import signal
 from pathlib import Path
@@ -18,20 +17,6 @@ from magicvideo.data.sources import folder
 from magicvideo.data.sources.synthetic import write_clips
 
 TINY_CLIPS, TINY_SIZE = 7, 24
-
-
-# Not yet seen to pass as a whole: they run with MAGICVIDEO_UNSETTLED=1 only.
-UNSETTLED = ("studio/test_page.py",)
-
-
-def pytest_collection_modifyitems(items):
-    """Skip tests of undecided behaviour, with the reason."""
-    if os.environ.get("MAGICVIDEO_UNSETTLED"):
-        return
-    skip = pytest.mark.skip(reason="not settled yet; run it with MAGICVIDEO_UNSETTLED=1")
-    for item in items:
-        if any(item.nodeid.startswith(f"tests/{name}") for name in UNSETTLED):
-            item.add_marker(skip)
 
 
 # Whole commands and runs call the same functions thousands of times; the other tests, and the run

@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,6 +16,8 @@ from magicvideo.media.video_io import to_uint8, write_pixels
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 from magicvideo.studio.config import StudioConfig
 from magicvideo.studio.engine import Engine
+from magicvideo.studio.page import Page
+from magicvideo.studio.security import CLIENT_HEADER, LOCAL_CLIENT
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 FAST = {"steps": 1, "interpolation_steps": 1, "upscaler_steps": 1}
@@ -189,6 +192,28 @@ def test_a_picture_is_the_first_frame(studio, picture):
     request = request_of(studio, done)
     assert request["first_frame"] is not None
     assert request["image_condition"] is None
+
+
+def labels_of(studio):
+    """Labels of the page's visible components."""
+    parts = Page(studio).build().get_config_file()["components"]
+    shown = [part["props"] for part in parts if part["props"].get("visible", True)]
+    return {props["label"] for props in shown if props.get("label")}
+
+
+def test_the_page_offers_what_the_model_can_do(studio, shared, source):
+    assert {"Motion", "Choose the motion"} <= labels_of(studio.studio)
+    assert not {"Motion", "Choose the motion"} & labels_of(shared.studio)
+    video, _ = source
+    page, request = Page(studio.studio), SimpleNamespace(headers={CLIENT_HEADER: LOCAL_CLIENT})
+    gallery = page._look("", [], 24, "", request)[0]
+    assert 'data-action="extend"' in gallery
+    press = SimpleNamespace(_data={"action": "extend", "id": video["id"]})
+    *_, (shown, longer) = page._act([], press, request)
+    assert shown == video["id"]
+    done = studio.wait(longer)
+    assert done["extended_from_video_id"] == video["id"]
+    assert float(done["seconds"]) > float(video["seconds"])
 
 
 def test_motion_is_taken_by_models_that_learned_it(studio, shared):
