@@ -36,6 +36,8 @@ NOTE_PREVIEWS = """() => {
 PATIENCE = 900_000  # milliseconds: a browser and a model share what may be one busy core
 pytestmark = [
     pytest.mark.slow,
+    # Gradio leaves event loops of its own for the garbage collector to close
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
