@@ -82,13 +82,13 @@ def test_success_exits_with_0(verb):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["dat"], "No such command 'dat'; did you mean 'data'; `magicvideo --help` shows"),
-        (["data", "docter"], "did you mean 'doctor'; `magicvideo data --help` shows"),
+        (["dat"], "No such command 'dat'; did you mean 'data'; see `magicvideo --help`"),
+        (["data", "docter"], "did you mean 'doctor'; see `magicvideo data --help`"),
         (["data", "prepare", "--siez", "3"], "--size"),
         (["--verson"], "--version"),
         (["data", "prepare", "--size", "x", "a", "b"], "--size 'x'"),
         (["data", "prepare", "a"], "Missing argument"),
-        (["data"], "Missing command; `magicvideo data --help` shows"),
+        (["data"], "Missing command; see `magicvideo data --help`"),
         (["data", "doctor", "a", "b"], "unexpected extra argument"),
     ],
 )

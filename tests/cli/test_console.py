@@ -57,7 +57,7 @@ def test_one_of_several_gpus_is_taken_by_its_number(monkeypatch):
 
 def test_a_missing_gpu_names_the_variable_that_hides_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"no device 'cuda:1' here; .* CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(UserError, match=r"Device 'cuda:1' does not exist; .* CUDA_VISIBLE_DEVICES"):
         choose_device("cuda:1")
 
 

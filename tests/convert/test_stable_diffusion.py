@@ -127,7 +127,7 @@ def test_every_kind_of_folder_gives_the_same_model(
         "text_encoder": False,
         "image_encoder": False,
         "image_conditioner": True,
-        "(beside them)": False,
+        "(next to them)": False,
     }
 
 

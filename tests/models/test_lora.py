@@ -155,7 +155,7 @@ def changed(**entries):
         (changed(lora_down__weight=torch.ones(RANK, 16)), r"\[3, 16\] and .*\[12, 12\]"),
         (changed(lora_down__weight=torch.ones(0, 12)), "has rank 0"),
         (changed(lora_up__weight=torch.full((12, RANK), torch.nan)), "are not finite"),
-        (changed(lora_up__weight=torch.ones(12, RANK).int()), "holds torch.int32"),
+        (changed(lora_up__weight=torch.ones(12, RANK).int()), "has dtype torch.int32"),
         (changed(alpha=torch.tensor(torch.inf)), "alpha contains values that are not finite"),
         (
             {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(RANK, 12)},

@@ -110,7 +110,7 @@ def test_given_embeddings_replace_the_texts(pipe):
         prompt_embeds=positive, negative_prompt_embeds=negative, seed=3, output_type="pt", **KEYS
     )
     assert torch.equal(made.frames, expected.frames)
-    with pytest.raises(UserError, match="Both prompt and prompt_embeds are given"):
+    with pytest.raises(UserError, match="Both prompt and prompt_embeds were given"):
         pipe("a cat", prompt_embeds=positive, **KEYS)
 
 
@@ -167,7 +167,7 @@ def test_sizes_are_those_of_the_finished_video(pipe):
         output_type="pt",
     )
     assert large.frames.shape[-2:] == (UPSCALING * SIDE, UPSCALING * 2 * SIDE)
-    with pytest.raises(UserError, match=f"height is 25; .* multiples of {PATCH}, such as 24"):
+    with pytest.raises(UserError, match=f"height is 25; .* a multiple of {PATCH}, such as 24"):
         pipe("a cat", height=25, **KEYS)
 
 

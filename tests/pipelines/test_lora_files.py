@@ -46,7 +46,7 @@ def test_loras_add_up_are_recorded_and_can_be_unloaded(model, pipeline, style, t
     assert request_from_json(both.request.to_json()) == both.request
     with pytest.raises(UserError, match=r"other\.safetensors is already loaded"):
         model.load_lora_weights(other, scale=0.2)
-    with pytest.raises(UserError, match=r"made with the LoRA style\.safetensors .* at 0\.5, and "):
+    with pytest.raises(UserError, match=r"made with the LoRA style\.safetensors .* at 0\.5, but "):
         model.generate(first.request)
     (unstyled,) = pipeline.build_requests(["a cat"], [3], GenerationSettings(stages=STAGES))
     with pytest.raises(UserError, match="made with no LoRA, but the model has the LoRA style"):
@@ -158,7 +158,7 @@ def test_adapters_are_chosen_scaled_and_switched_off_as_in_diffusers(model, styl
     model.delete_adapters("default_1")
     model.set_adapters("style", 0.5)
     assert torch.equal(frames_of(model, "a cat", seed=3, stages=STAGES)[0], half.frames)
-    with pytest.raises(UserError, match=r"no LoRA 'colour'; loaded are: style"):
+    with pytest.raises(UserError, match=r"Unknown LoRA 'colour'; loaded are: style"):
         model.set_adapters("colour")
     with pytest.raises(UserError, match="2 weights were given for 1 adapters"):
         model.set_adapters("style", [1.0, 2.0])

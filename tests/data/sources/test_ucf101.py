@@ -83,5 +83,5 @@ def test_lists_that_are_not_text_are_refused(tmp_path):
 def test_a_folder_without_lists_is_refused(tmp_path):
     write_lists(tmp_path)
     (tmp_path / "classInd.txt").unlink()
-    with pytest.raises(UserError, match=r"no classInd\.txt beside .*holds testlist01\.txt, train"):
+    with pytest.raises(UserError, match=r"no classInd\.txt next to .*holds testlist01\.txt, train"):
         open_source(tmp_path, kind="ucf101")

@@ -308,7 +308,7 @@ def test_a_video_of_unknown_origin_is_no_part_of_an_export(tiny_model, shapes, t
         ({"--data": "here"}, "--data and --reference name the same folder"),
         ({"--generated": "here"}, "takes the place of a model"),
         ({"--samples": "4"}, "add --allow-fewer"),
-        ({"--i3d": "nowhere.pt"}, "nowhere.pt is no file"),
+        ({"--i3d": "nowhere.pt"}, "nowhere.pt is not a file"),
         ({"--i3d": "hub:one"}, "hub:one is not a Hub id"),
         ({"--clip": "nowhere"}, "nowhere has no model.safetensors"),
     ],
