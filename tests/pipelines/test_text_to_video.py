@@ -320,7 +320,7 @@ def test_networks_in_bfloat16_leave_latents_and_frames_in_float32(pipeline, tiny
             f"frames is {FRAMES + 1}; this model supports at most {FRAMES}",
         ),
         ({"scheduler": "heun"}, "Unknown scheduler 'heun'"),
-        ({"prompt": []}, "no prompt"),
+        ({"prompt": []}, "No prompt"),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": ["a cat", " "]}, "prompt is empty"),
         ({"seed": [1, 2]}, "2 seeds were given for 1 videos"),

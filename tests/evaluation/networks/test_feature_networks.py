@@ -83,7 +83,7 @@ def test_only_a_hub_id_reaches_the_hub(tmp_path, monkeypatch):
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
-    with pytest.raises(UserError, match=r"owner/name/i3d\.pt is no file"):
+    with pytest.raises(UserError, match=r"owner/name/i3d\.pt is not a file"):
         locate_file("owner/name/i3d.pt", "I3D")
     assert asked == []
     found = locate_file("hub:owner/name/sub/i3d.pt@v2", "I3D")
