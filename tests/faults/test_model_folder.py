@@ -249,11 +249,13 @@ def test_an_index_that_names_other_things(folder, change, sentence):
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
-@pytest.mark.parametrize("content", ["{", "[1]"])
-def test_files_that_are_not_json_objects(folder, name, content):
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("{", "is not valid JSON"), ("[1]", "is not a JSON object")]
+)
+def test_files_that_are_not_json_objects(folder, name, content, sentence):
     (folder / name).write_text(content)
     write_checksums(folder)
-    assert_refused(folder, f"{name} holds no ")
+    assert_refused(folder, f"{name} {sentence}")
 
 
 @pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])

@@ -184,8 +184,14 @@ def test_every_tensor_is_copied_or_new(image, fresh):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda weights: weights | {"decoder.extra": torch.zeros(2)}, "decoder.extra .* does not exist"),
-        (lambda weights: weights | {"encoder.odd": torch.zeros(2)}, "encoder.odd .* does not exist"),
+        (
+            lambda weights: weights | {"decoder.extra": torch.zeros(2)},
+            "decoder.extra .* does not exist",
+        ),
+        (
+            lambda weights: weights | {"encoder.odd": torch.zeros(2)},
+            "encoder.odd .* does not exist",
+        ),
         (lambda weights: dict(list(weights.items())[1:]), "image network lacks"),
     ],
     ids=["foreign", "foreign in the encoder", "missing"],

@@ -101,7 +101,7 @@ def test_the_command_fills_its_section(image, emoji, tmp_path, capsys):
         "temporal error, levels",
         "PSNR, dB",
     ]
-    assert all(row.endswith("| times 1.000 [1.000, 1.000] | 3 |") for row in rows[:2])
+    assert all(row.endswith("| ratio 1.000 [1.000, 1.000] | 3 |") for row in rows[:2])
     assert "| difference " in rows[2]
     assert run(["decoders", *folders, *options]) == 0
     text = page.read_text(encoding="utf-8")

@@ -73,7 +73,7 @@ def test_a_served_study_is_reported(made, tmp_path, capsys):
     words += ["--study", str(study), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
         try:
-            address = re.match(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
+            address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
             answers = {"quality": "left", "text": "left", "motion": "same"}
             for pair in range(5):
                 form = urlencode(answers | {"rater": "Ada", "pair": pair}).encode()
