@@ -95,7 +95,7 @@ def test_mistakes_give_one_sentence(tmp_path, capsys):
         ("synthetic", tmp_path / "file"): "not an empty folder",
         ("prepare", tmp_path / "empty", tmp_path / "out", "--source", "webvid"): "it is empty.",
         ("doctor", tmp_path / "empty", "--source", "films"): "'films' is not known; take fluent-",
-        ("fetch", "fluent-emojis", tmp_path / "new"): "take fluent-emoji",
+        ("fetch", "fluent-emojis", tmp_path / "new"): "use fluent-emoji",
         ("fetch", "fluent-emoji", tmp_path / "file"): "is a file",
     }.items():
         assert cli.run(["data", *map(str, arguments)]) == 2

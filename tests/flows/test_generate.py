@@ -185,9 +185,9 @@ def test_the_users_own_videos_are_interpolated_and_upscaled(command, tiny_model,
     assert rates[1:] == pytest.approx([rates[0] * (INSERTED + 1), rates[0]], rel=0.1)
     assert run(["upscale", "x.gif", "--output", "z.webp", *model]) == 2
     assert run(["interpolate", "no.mp4", "--output", "w.webp", *model]) == 2
-    assert "no.mp4 cannot be used" in capsys.readouterr().err
+    assert "no.mp4 does not exist" in capsys.readouterr().err
     assert run(["upscale", "none/no.mp4", *model]) == 2
-    assert "none/no.mp4 cannot be used" in capsys.readouterr().err
+    assert "none/no.mp4 does not exist" in capsys.readouterr().err
 
 
 def test_outputs_are_written_beside_their_inputs(command, tiny_model, tmp_path, capsys):
