@@ -37,7 +37,7 @@ def test_reproduce_needs_the_same_lora_files(command, tmp_path, capsys):
         ((), "made with the LoRA style.safetensors of SHA-256"),
         (named[:2], "which is none of those named; name its file with --lora"),
         ((*named, "--lora", "third.safetensors"), "third.safetensors does not exist"),
-        (("--lora", "style.safetensors:0.7", *named[:2]), "is 0.7 and was 0.5 in the video"),
+        (("--lora", "style.safetensors:0.7", *named[:2]), "is 0.7, but the video has 0.5"),
     ):
         assert command("--reproduce", "x.gif", *words, "-o", "z.gif") == 2
         assert sentence in " ".join(capsys.readouterr().err.split())

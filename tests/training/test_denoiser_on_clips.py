@@ -37,8 +37,8 @@ class Recording(torch.nn.Module):
         self.image_embed_dim = network.image_embed_dim
         self.level = torch.nn.Parameter(torch.zeros(network.unet.config.num_frames))
 
-    def forward(self, latents, timestep, *_conditions, motion=None):
-        self.latents, self.timestep, self.motion = latents, timestep, motion
+    def forward(self, latents, timestep, *conditions):
+        self.latents, self.timestep, self.motion = latents, timestep, conditions[-1]
         return torch.zeros_like(latents) + self.level[None, :, None, None, None]
 
 
