@@ -372,7 +372,7 @@ class Trainer:
             if not math.isfinite(value) and not is_scaled:
                 raise UserError(
                     f"{self.name}: the {what} of step {step} is {value} (clips "
-                    f"{', '.join(clip_ids[:8])}); it was not saved. Reduce learning_rate or check "
+                    f"{', '.join(clip_ids[:8])}); the weights were not changed. Reduce learning_rate or check "
                     "these clips, and run the command again."
                 )
 
