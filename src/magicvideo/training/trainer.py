@@ -372,8 +372,8 @@ class Trainer:
             if not math.isfinite(value) and not is_scaled:
                 raise UserError(
                     f"{self.name}: the {what} of step {step} is {value} (clips "
-                    f"{', '.join(clip_ids[:8])}); the weights were not changed. Reduce learning_rate or check "
-                    "these clips, and run the command again."
+                    f"{', '.join(clip_ids[:8])}); the step was discarded. Reduce learning_rate or "
+                    "check these clips, and run the command again."
                 )
 
     def _preview(
