@@ -45,5 +45,5 @@ def test_reproduce_needs_the_same_lora_files(command, tmp_path, capsys):
     assert command("--reproduce", "plain.gif", "--lora", "other.safetensors", "-o", "z.gif") == 2
     assert "made without the LoRA other.safetensors" in " ".join(capsys.readouterr().err.split())
     assert command(*key, "--lora", "style.safetensors:strong", "-o", "z.gif") == 2
-    assert "'strong' of the LoRA style.safetensors is no number" in capsys.readouterr().err
+    assert "'strong' of the LoRA style.safetensors is not a number" in capsys.readouterr().err
     assert not (tmp_path / "z.gif").exists()
