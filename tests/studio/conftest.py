@@ -1,6 +1,7 @@
 """A studio with a tiny model: real server, real HTTP, and a worker in a thread."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,3 +214,12 @@ def _empty(url):
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def _close_event_loops():
+    """Collect the event loops that Gradio leaves open, whose warnings would fail later tests."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

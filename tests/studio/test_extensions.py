@@ -203,6 +203,7 @@ def labels_of(studio):
 
 # Gradio leaves event loops of its own for the garbage collector to close
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("_close_event_loops")
 def test_the_page_offers_what_the_model_can_do(studio, shared, source):
     assert {"Motion", "Choose the motion"} <= labels_of(studio.studio)
     assert not {"Motion", "Choose the motion"} & labels_of(shared.studio)

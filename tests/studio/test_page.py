@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.slow,
     # Gradio leaves event loops of its own for the garbage collector to close
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("_close_event_loops"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
