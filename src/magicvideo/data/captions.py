@@ -82,7 +82,7 @@ class _Words(BaseModel):
     gender: dict[Kind, tuple[str, ...]]
     who_without_article: tuple[str, ...]
     who_not_for: dict[str, tuple[str, ...]]
-    """Words that do not fit activities of a prefix: a judge is no girl."""
+    """Words that do not fit activities of a prefix, such as "girl" and "judge"."""
     tone_before_who: dict[str, tuple[str, ...]]
     tone_after: dict[str, tuple[str, ...]]
     colours: dict[str, tuple[str, ...]]
@@ -179,7 +179,7 @@ def _canonical_subject(clip: ClipRecord) -> str:
 
 def _draw_text(clip: ClipRecord, rng: np.random.Generator) -> str:
     texts = (_canonical_subject(clip), *clip.alt_captions)
-    # No draw where there is no choice, so that a run with one caption a clip repeats as before
+    # no random number is drawn without a choice, so runs with one caption per clip do not change
     return texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
 
 

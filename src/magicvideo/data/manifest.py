@@ -48,7 +48,7 @@ class Attributes(BaseModel):
     """The name without the skin tone: "woman running"."""
     keywords: tuple[str, ...] = ()
     skin_tone: str | None = None
-    """None where there is no tone or the default one, which captions leave unnamed."""
+    """None for no tone or the default tone, which captions do not name."""
     gender: str | None = None
     group: str = ""
     subgroup: str = ""

@@ -66,7 +66,7 @@ def load_image(image: Image.Image | str | Path) -> Image.Image:
         return _on_white(show_image(image))
     path = Path(image)
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"The picture {image} is no file, but a folder, a pipe or a device.")
+        raise UserError(f"The picture {image} is not a file but a folder, a pipe or a device.")
     try:
         with open_image_limited(path, MAX_IMAGE_PIXELS) as opened:
             return _on_white(show_image(opened))

@@ -28,7 +28,7 @@ def format_of(path: Path, chosen: str | None = None) -> Format:
     """Return the format of an output.
 
     Args:
-        path: A file whose suffix tells the format; a folder, for PNG frames, has no suffix.
+        path: A file, whose suffix selects the format, or a folder of PNG frames, without a suffix.
         chosen: The format by name, where the caller gave one.
 
     Raises:
@@ -187,7 +187,7 @@ def expand_home(path: Path) -> Path:
     """Return a path whose leading ~ or ~user is a home folder; shells leave it in `--output=~`."""
     try:
         return path.expanduser()
-    except RuntimeError:  # there is no such user, so it is a name
+    except RuntimeError:  # no such user exists, so it is a name
         return path
 
 

@@ -272,7 +272,7 @@ def open_video_stream(path: Path) -> VideoStream:
 def write_video_stream(
     stream: VideoStream, path: Path, *, overwrite: bool = False, progress: Progress | None = None
 ) -> None:
-    """Write a video while its frames are made; the suffix tells the format, as for `write_video`.
+    """Write a video while its frames are made; the suffix selects the format, as in `write_video`.
 
     A GIF holds all frames until the last is there, as bytes; the others hold a few.
 

@@ -1,1 +1,1 @@
-"""Flow 1: a prompt or a picture goes in, a video file that knows how it was made comes out."""
+"""Flow 1: from a prompt or a picture to a video file that records how it was made."""

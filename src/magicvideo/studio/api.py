@@ -79,7 +79,7 @@ def _add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def _client_left(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it, and it is no failure of the server
+        return Response(status_code=499)  # the client is gone, and the server did not fail
 
     @app.exception_handler(Exception)
     async def _failure(_: Request, __: Exception) -> JSONResponse:

@@ -166,7 +166,7 @@ class Engine:
         """Return the request in a job's record.
 
         Raises:
-            UserError: If the text is no request.
+            UserError: If the text is not a request.
         """
         request = request_from_json(text)
         if request is None:
@@ -463,7 +463,7 @@ def _settings(
 ) -> GenerationSettings:
     """Return the pipeline's settings; `seconds` and `size` become frames, rate and enlargement.
 
-    The seconds of an extension are left to the pipeline, which knows the rate of the video.
+    The seconds of an extension are left to the pipeline, which has the frame rate of the video.
     """
     stages = None if parameters.stages is None else tuple(parameters.stages.split(","))
     frames, fps = parameters.frames, parameters.fps

@@ -109,7 +109,7 @@ class FileStore:
         return Path(self._path(name)) if self.is_local else None
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; one that is not there is no error."""
+        """Remove files; missing files are ignored."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(name))
@@ -133,7 +133,7 @@ class FileStore:
 
     def _path(self, name: str) -> str:
         if not (_NAME.fullmatch(name) or _PARTIAL_NAME.fullmatch(name)):
-            raise ValueError(f"{name!r} is no name of a stored file")
+            raise ValueError(f"{name!r} is not the name of a stored file")
         return f"{self._root}/{name}"
 
     def _open_source(self, source: Path | bytes) -> io.BufferedReader | io.BytesIO:

@@ -71,7 +71,7 @@ def _json_fields(body: bytes, file_field: str) -> Fields:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
-        raise ApiError(400, "The body is no JSON.", code="malformed_json") from None
+        raise ApiError(400, "The body is not JSON.", code="malformed_json") from None
     if not isinstance(fields, dict):
         raise ApiError(422, "The body must be a JSON object.", code="invalid_value")
     reference = fields.pop(file_field, None)

@@ -139,7 +139,7 @@ class Gate:
             return 403, error_body(403, message, code="foreign_origin")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            return 400, error_body(400, "Content-Length is no number.", code="invalid_length")
+            return 400, error_body(400, "Content-Length is not a number.", code="invalid_length")
         if int(length) > self._limits.body_bytes:
             return 413, error_body(413, _too_large(self._limits), code="request_too_large")
         return None

@@ -42,7 +42,7 @@ class Beginning:
 
 
 def read_beginning(path: Path) -> Beginning:
-    """Return a stored upload as what a video begins with; the suffix tells its kind.
+    """Return a stored upload as the start of a video; the suffix determines its kind.
 
     Raises:
         UserError: If it is a video that cannot be used.
@@ -96,7 +96,7 @@ def normalize_picture(content: bytes, *, most_pixels: int) -> bytes:
         most_pixels: Refused beyond it, before a pixel is decoded.
 
     Raises:
-        UserError: If it is no picture, damaged or too large.
+        UserError: If it is not a picture, is damaged or is too large.
     """
     try:
         with open_image_limited(io.BytesIO(content), most_pixels, _FORMATS) as picture:
@@ -105,7 +105,7 @@ def normalize_picture(content: bytes, *, most_pixels: int) -> bytes:
     except ValueError as error:
         raise UserError(f"The picture cannot be used: {error}.") from None
     except UnidentifiedImageError:
-        raise UserError("The upload is no picture; send PNG, JPEG or WebP.") from None
+        raise UserError("The upload is not a picture; send PNG, JPEG or WebP.") from None
     except Exception:  # decoders of damaged files raise many kinds
         raise UserError("The picture is damaged or cut off.") from None
     upright.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))

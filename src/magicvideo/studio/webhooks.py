@@ -37,7 +37,7 @@ class Webhook:
 
     def __init__(self, url: str, secret: str) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"The webhook {url!r} is no http:// or https:// address.")
+            raise UserError(f"The webhook {url!r} is not an http:// or https:// address.")
         try:
             self._key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
         except ValueError:

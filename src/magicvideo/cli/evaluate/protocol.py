@@ -153,7 +153,7 @@ class EvaluationJob:
                 return
             section, texts = score()
             write_section(self.page, self.section, section)
-            # the last document comes last of all: it tells other processes that all is written
+            # the last document is written last: other processes take it as the end of the work
             for path, text in zip(self.documents, texts, strict=True):
                 with atomic_file(path) as partial:
                     partial.write_text(text, encoding="utf-8")

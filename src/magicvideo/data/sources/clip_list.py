@@ -78,7 +78,7 @@ def scan(folder: Path, holdout: float = 0.0) -> Source:
 
 
 def parse_time(value: Any) -> float | None:  # noqa: ANN401 (whatever a list holds)
-    """Return seconds for a number, "17.759", "04:17.759" or "00:04:17.759"; None if it is no time.
+    """Return seconds for a number, "17.759", "04:17.759" or "00:04:17.759"; None if not a time.
 
     Minutes and seconds after a colon are below 60.
     """

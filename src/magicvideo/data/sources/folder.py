@@ -104,7 +104,7 @@ def _find_lists(index: VideoIndex) -> list[Path]:
     """Return the metadata file, or the two text files, at the top of a folder.
 
     Raises:
-        UserError: If there are several, so that nobody knows which counts.
+        UserError: If there are several, since it is ambiguous which one applies.
     """
     top = {name_key(path.name): path for path in index.files if path.parent == index.folder}
     metadata = [top[name] for name in METADATA if name in top]

@@ -47,7 +47,7 @@ LICENCE = "not stated; the owners of the videos decide"
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _UNREAD = "metadata.parquet"
-_NEITHER = {"videos", "data"}  # names of folders that are no label
+_NEITHER = {"videos", "data"}  # folder names that are not labels
 
 
 def matches(folder: Path) -> bool:

@@ -19,7 +19,7 @@ def draw_pools(
 
     Args:
         own: The number of each row.
-        alike: Numbers that cannot be told apart; they never share a pool with the own one.
+        alike: Numbers that cannot be distinguished; they never share a pool with the own one.
         pool_size: Numbers in a pool.
         seed: Of the draw; each row is drawn apart.
 

@@ -193,7 +193,7 @@ _I3D_SIDE, _I3D_FRAMES = 224, 10
 
 
 class _Extractor:
-    """A network out of a file; the suffix `.safetensors` tells weights from a program.
+    """A network out of a file; the suffix `.safetensors` distinguishes weights from a program.
 
     Raises:
         UserError: If the file holds no such network.

@@ -75,7 +75,7 @@ def sweep_curves(rows: Sequence[Row], setting: str) -> list[SweepCurve]:
         setting: The attribute of the protocol that differs along a line.
 
     Returns:
-        Lines with labels of the set and of whatever tells one line from another.
+        Lines with labels of the set and of whatever distinguishes the lines.
     """
     facts = [_facts(row, setting) for row in rows]
     names = dict.fromkeys(name for found in facts for name in found)
