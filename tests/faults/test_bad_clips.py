@@ -129,6 +129,7 @@ def mixed(good, shapes, tmp_path):
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     )
     Image.new("RGB", (16, 16)).save(folder / "still.webp")
+    (folder / "moving.mp4").write_bytes(b"\0\0\0\x1cftypavis\0\0\0\0" + bytes(64))
     os.mkfifo(folder / "endless.mp4")
     (folder / "gone.mp4").symlink_to(tmp_path / "nowhere")
     for path in list(folder.iterdir()):
@@ -145,6 +146,7 @@ EXPECTED = {
     "garbage.mp4": "damaged or no video",
     "garbage.webp": "damaged or no video",
     "gone.mp4": "cannot be read (No such file or directory)",
+    "moving.mp4": "an AVIF or HEIC picture; convert it",
     "noframes.avi": "no frame can be decoded",
     "nohead.mp4": "damaged or no video",
     "notail.mp4": "damaged or no video",
@@ -176,12 +178,12 @@ def test_the_command_skips_bad_files_and_refuses_if_none_is_left(mixed):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
     assert "clip000" not in done.stdout
-    assert "13 skipped, 7 train" in done.stdout
+    assert "14 skipped, 7 train" in done.stdout
     for path in mixed.glob("clip00*"):
         path.unlink()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: None of the 13 files in ")
+    assert done.stderr.startswith("Error: None of the 14 files in ")
     assert done.stderr.count("\n") == 1
 
 

@@ -56,6 +56,8 @@ _NO_VIDEOS = {
     b"ffconcat": _LIST,
     b"\xff\xd8\xff": "a still picture",
 }
+# brands of the file type box of ISO/IEC 23008-12, which AVIF and HEIC share with MP4
+_PICTURE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}
 # FFmpeg's own decoders of VP8 and VP9 drop the alpha channel, libvpx keeps it
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _SLACK = 1.5  # frames by which a file may fall short of the duration that it declares
@@ -323,6 +325,8 @@ def _check_start(path: Path) -> None:
     for start, reason in _NO_VIDEOS.items():
         if words.startswith(start):
             raise ClipError(reason)
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+        raise ClipError("an AVIF or HEIC picture; convert it to PNG, or an animation to WebP")
     if head.startswith(_MATROSKA_HEADER):
         _check_segment(path)
 
