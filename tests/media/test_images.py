@@ -96,7 +96,7 @@ def test_files_that_are_not_images_are_named(tmp_path):
         "a.png": "not a picture",
         "b.png": "does not exist",
         "c.png": "a pipe",
-        "": "is no file",
+        "": "is not a file",
     }
     for name, sentence in sentences.items():
         with pytest.raises(UserError, match=sentence):

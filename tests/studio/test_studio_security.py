@@ -161,7 +161,7 @@ def test_names_in_a_request_make_no_files(open_studio, picture, tmp_path):
     names = studio.studio.files.names()
     assert len(names) == len(prompts)
     assert all(name.startswith("upload_") and name.endswith(".png") for name in names)
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not the name"):
         FileStore(str(tmp_path / "files")).read("../home/jobs.sqlite")
 
 

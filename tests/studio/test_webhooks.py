@@ -81,5 +81,5 @@ def test_a_weak_secret_is_refused(secret):
 
 
 def test_other_addresses_are_refused():
-    with pytest.raises(UserError, match="no http"):
+    with pytest.raises(UserError, match="not an http"):
         Webhook("file:///etc/passwd", SECRET)
