@@ -206,3 +206,11 @@ def test_names_are_never_protocols(tmp_path, write_video, name, monkeypatch):
     write_video("secret.mp4", np.zeros((4, 16, 16, 3), np.uint8))
     with pytest.raises(ClipError, match="cannot be read"):
         probe_video(Path(name))
+
+
+@pytest.mark.parametrize("first_byte", [b"\x01", b"\x02", b"\x7f"])
+def test_a_matroska_header_larger_than_the_file_is_refused(tmp_path, first_byte):
+    # sizes up to 2^56 bytes, to which no file system seeks
+    (tmp_path / "x.webm").write_bytes(b"\x1a\x45\xdf\xa3" + first_byte + b"\xff" * 6 + b"\xfe")
+    with pytest.raises(ClipError, match="its Matroska header is not readable"):
+        read_clip(tmp_path / "x.webm", 8)

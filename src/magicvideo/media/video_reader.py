@@ -554,6 +554,7 @@ def _declared_size(path: Path) -> int | None:
     Raises:
         ValueError: If it does not begin as such a file does.
     """
+    whole = path.stat().st_size
     with path.open("rb") as file:
         for element in (_MATROSKA_HEADER, _MATROSKA_SEGMENT):
             head = file.read(5)
@@ -564,6 +565,8 @@ def _declared_size(path: Path) -> int | None:
             size = int.from_bytes(head[4:] + file.read(more), "big") & unknown
             end = file.tell() + size
             if element == _MATROSKA_HEADER:
+                if end > whole:  # up to 2^56: no file system seeks that far
+                    raise ValueError("its Matroska header is not readable")
                 file.seek(end)
     return None if size == unknown else end
 
