@@ -141,18 +141,29 @@ def read_clip_native(path: Path) -> DecodedClip:
     return _read(path, keep)
 
 
-def probe_video(path: Path) -> VideoInfo:
+def probe_video(
+    path: Path,
+    max_frames: int = sys.maxsize,
+    on_frame: Callable[[Image.Image, int], None] | None = None,
+) -> VideoInfo:
     """Decode a whole file without keeping its frames, to check that it can be used.
+
+    Args:
+        path: The file.
+        max_frames: Frames that it may have.
+        on_frame: Called with each frame and the number of frames so far; may raise to stop.
 
     Raises:
         ClipError: If it is not a video, is damaged, truncated or a still, or its frames are too
             large.
     """
-    reader = FrameReader(path, sys.maxsize)
+    reader = FrameReader(path, max_frames)
     num_frames, sizes = 0, set()
     for picture in reader:
         num_frames += 1
         sizes.add(picture.size)
+        if on_frame is not None:
+            on_frame(picture, num_frames)
     validate_clip(num_frames, len(sizes))
     width, height = sizes.pop()
     return VideoInfo(num_frames, height, width, reader.fps)

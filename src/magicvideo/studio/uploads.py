@@ -10,7 +10,7 @@ from magicvideo.atomic_io import sha256
 from magicvideo.errors import ClipError, UserError
 from magicvideo.media.frame_display import show_image
 from magicvideo.media.images import open_image_limited
-from magicvideo.media.video_reader import FrameReader, VideoInfo, validate_clip
+from magicvideo.media.video_reader import VideoInfo, probe_video
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _LONGEST_SIDE = 2048  # pixels that are kept: no network here sees as many
@@ -70,22 +70,18 @@ def file_suffix(content: bytes) -> str:
 
 def _probe_clip(path: Path) -> VideoInfo:
     try:
-        reader = FrameReader(path, _MOST_CLIP_FRAMES)
-        num_frames, sizes = 0, set[tuple[int, int]]()
-        for picture in reader:
-            num_frames += 1
-            sizes.add(picture.size)
-            area = picture.width * picture.height
-            if area > _MOST_FRAME_PIXELS or num_frames * area > _MOST_CLIP_PIXELS:
-                raise UserError(
-                    f"The video has frames of {picture.width}x{picture.height}; it may have at "
-                    f"most {_MOST_FRAME_PIXELS:,} pixels a frame and {_MOST_CLIP_PIXELS:,} in all."
-                )
-        validate_clip(num_frames, len(sizes))
+        return probe_video(path, _MOST_CLIP_FRAMES, _check_pixels)
     except ClipError as error:
         raise UserError(f"The video cannot be used: {error}.") from None
-    width, height = sizes.pop()
-    return VideoInfo(num_frames, height, width, reader.fps)
+
+
+def _check_pixels(picture: Image.Image, num_frames: int) -> None:
+    area = picture.width * picture.height
+    if area > _MOST_FRAME_PIXELS or num_frames * area > _MOST_CLIP_PIXELS:
+        raise UserError(
+            f"The video has frames of {picture.width}x{picture.height}; it may have at "
+            f"most {_MOST_FRAME_PIXELS:,} pixels a frame and {_MOST_CLIP_PIXELS:,} in all."
+        )
 
 
 def normalize_picture(content: bytes, *, most_pixels: int) -> bytes:

@@ -57,7 +57,7 @@ def check_caption(caption: str) -> str | None:
     if not is_utf8(caption):
         return "its caption is not UTF-8 text"
     if any(unicodedata.category(char) == "Cc" for char in caption):
-        return "its caption has control characters, as a file that is no text has"
+        return "its caption has control characters, as binary files have"
     if len(caption) > MAX_CAPTION:
         return f"its caption has {len(caption):,} characters, more than {MAX_CAPTION:,}"
     return None
@@ -117,7 +117,7 @@ def text_column(path: Path, where: str, row: Row, columns: Sequence[str]) -> str
         if column in row:
             value = json.dumps(row[column])
             raise UserError(
-                f"{path}, {where}: {column} is {value:.60}, which is no text; correct it."
+                f"{path}, {where}: {column} is {value:.60}, which is not text; correct it."
             )
     raise UserError(
         f"{path}, {where} has no {columns[0]} (it has "
