@@ -25,7 +25,7 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicvideo.atomic_io import atomic_file
+from benchmarks.page import publish
 from magicvideo.pipelines.request import GenerationSettings, Request
 from magicvideo.pipelines.text_to_video import MagicVideoPipeline
 
@@ -221,10 +221,7 @@ def main(
         "Written by `python -m benchmarks.cascade`; `benchmarks/README.md` describes the method. "
         + report(model, Machine(device, precision, threads), rounds)
     )
-    print(text)
-    if output is not None:
-        with atomic_file(output) as partial:
-            partial.write_text(text, encoding="utf-8")
+    publish(text, output)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import typer
 from torch import nn
 
 from benchmarks.networks import SIZES, Size, Width
-from magicvideo.atomic_io import atomic_file
+from benchmarks.page import publish
 from studies.cost.networks import (
     FLOOR,
     NETWORKS,
@@ -152,10 +152,7 @@ def main(
         if key in (width or []):
             sections.append(seconds_section(size))
     text = "\n\n".join(sections) + "\n"
-    print(text)
-    if output is not None:
-        with atomic_file(output) as partial:
-            partial.write_text(text, encoding="utf-8")
+    publish(text, output)
 
 
 if __name__ == "__main__":

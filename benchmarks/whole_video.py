@@ -26,8 +26,8 @@ import typer
 from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler
 
 from benchmarks.cascade import peak_on_cpu
+from benchmarks.page import publish
 from magicvideo import MagicVideoPipeline
-from magicvideo.atomic_io import atomic_file
 from magicvideo.models.flops import count_parameters
 from studies.cost.networks import NETWORKS, Workload
 from studies.cost.page import table
@@ -229,10 +229,7 @@ def main(
         "`benchmarks/README.md` describes the method. "
         + report(model, threads or [1, 2], rounds, peer=peer)
     )
-    print(text)
-    if output is not None:
-        with atomic_file(output) as partial:
-            partial.write_text(text, encoding="utf-8")
+    publish(text, output)
 
 
 if __name__ == "__main__":
